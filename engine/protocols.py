@@ -1,0 +1,135 @@
+"""What the engine needs of a batch, a batch source, an objective and a backbone: nothing more than is written here.
+
+`engine` imports neither `data` nor `models`; their classes satisfy these protocols by shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Protocol, TypeVar, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class BatchLike(Protocol):
+    """One rank's micro-batch."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Names of the samples, for messages."""
+        ...
+
+    @property
+    def num_samples(self) -> int:
+        """Samples in the batch."""
+        ...
+
+    @property
+    def num_points(self) -> int:
+        """Points of all samples together."""
+        ...
+
+    def to(self, device: torch.device | str) -> BatchLike:
+        """The same batch on another device."""
+        ...
+
+
+class PointBatch(BatchLike, Protocol):
+    """A batch of labelled sweeps, as downstream protocols use it. Fields as in `data.sample.Batch`."""
+
+    @property
+    def point_sample(self) -> Int[Tensor, " N"]:
+        """Sample of each point."""
+        ...
+
+    @property
+    def point_voxel(self) -> Int[Tensor, " N"]:
+        """Voxel of each point."""
+        ...
+
+    @property
+    def voxel_coords(self) -> Int[Tensor, "M 4"]:
+        """(sample, x, y, z) cell of each voxel."""
+        ...
+
+    @property
+    def voxel_features(self) -> Float[Tensor, "M F"]:
+        """Network input of each voxel."""
+        ...
+
+    @property
+    def labels(self) -> Int[Tensor, " N"] | None:
+        """Semantic class of each point."""
+        ...
+
+    def to(self, device: torch.device | str) -> PointBatch:
+        """The same batch on another device."""
+        ...
+
+
+class LossTermsLike(Protocol):
+    """What an objective's forward pass gives back."""
+
+    @property
+    def total(self) -> Float[Tensor, ""]:
+        """Scalar to differentiate."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, Float[Tensor, ""]]:
+        """Named scalars for the log."""
+        ...
+
+    @property
+    def watch(self) -> Mapping[str, Float[Tensor, ""]]:
+        """Collapse watch: contrastive accuracy, alignment, uniformity, effective rank."""
+        ...
+
+
+BatchT_co = TypeVar("BatchT_co", bound=BatchLike, covariant=True)
+
+
+class BatchSource(Protocol[BatchT_co]):
+    """An endless stream of this rank's micro-batches, addressable by position: the n-th batch is a pure function
+    of (seed, n, rank, world size), so the whole state of the stream is n.
+    """  # noqa: D205
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples of all ranks in one epoch."""
+        ...
+
+    def batches(self, start: int) -> Iterator[BatchT_co]:
+        """Micro-batches number `start`, `start` + 1, ... of this rank."""
+        ...
+
+    def state(self, position: int) -> dict[str, int | str]:
+        """What a checkpoint must hold to continue at `position` (a handful of integers and a fingerprint)."""
+        ...
+
+    def check_state(self, state: Mapping[str, int | str]) -> None:
+        """Refuse (ValueError naming the field) a state that this source cannot continue."""
+        ...
+
+
+@runtime_checkable
+class HasParamGroups(Protocol):
+    """Optional ability of an objective: its own parameter groups (per-tower rates, no decay on norms, ...)."""
+
+    def param_groups(self) -> list[dict[str, object]]:
+        """Groups as torch optimizers take them; `lr_scale` multiplies the run's rate."""
+        ...
+
+
+class Backbone(Protocol):
+    """A 3D network: features of each voxel."""
+
+    num_features: int
+
+    def __call__(
+        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
+    ) -> Float[Tensor, "M C"]:
+        """Features of each voxel, in the order of the input rows."""
+        ...
