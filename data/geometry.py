@@ -6,9 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 
-def rigid(
-    rotation: Float[np.ndarray, "3 3"], translation_m: Float[np.ndarray, " 3"]
-) -> Float[np.ndarray, "4 4"]:
+def rigid(rotation: Float[np.ndarray, "3 3"], translation_m: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "4 4"]:
     """Homogeneous matrix of x -> rotation @ x + translation."""
     T = np.eye(4)
     T[:3, :3] = rotation
@@ -24,7 +22,7 @@ def yaw_rotation(yaw: float) -> Float[np.ndarray, "3 3"]:
 
 def transform(T: Float[np.ndarray, "4 4"], points: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
     """Apply a homogeneous transform to points, in double precision."""
-    return points.astype(np.float64) @ T[:3, :3].T + T[:3, 3]
+    return np.asarray(points.astype(np.float64) @ T[:3, :3].T + T[:3, 3])
 
 
 def project(
@@ -64,7 +62,5 @@ def visible(
     height, width = image_size
     u, v = pixels_uv[:, 0], pixels_uv[:, 1]
     with np.errstate(invalid="ignore"):
-        inside = (
-            (u >= border_px) & (u <= width - 1 - border_px) & (v >= border_px) & (v <= height - 1 - border_px)
-        )
+        inside = (u >= border_px) & (u <= width - 1 - border_px) & (v >= border_px) & (v <= height - 1 - border_px)
         return np.asarray((depth_m > min_depth_m) & inside)

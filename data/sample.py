@@ -10,7 +10,9 @@ Letters: B samples, I images of all samples, N points of all samples, M voxels, 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,10 +103,10 @@ class Sample:
 
     def T_cam_lidar(self, camera: CameraView) -> Float[np.ndarray, "4 4"]:  # noqa: N802
         """Pose chain LiDAR -> ego at the sweep's time -> world -> ego at the camera's time -> camera."""
-        return camera.T_cam_ego @ np.linalg.inv(camera.T_world_ego) @ self.T_world_ego @ self.T_ego_lidar
+        T_cam_world = camera.T_cam_ego @ np.linalg.inv(camera.T_world_ego)
+        return np.asarray(T_cam_world @ self.T_world_ego @ self.T_ego_lidar) @ dataclass(frozen=True, kw_only=True)
 
 
-@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What one rank's forward pass sees. Ragged parts of all samples lie one after another.
 
@@ -159,11 +161,14 @@ class Batch:
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = True) -> Batch:
+    def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        moved = {name: t.to(device, non_blocking=non_blocking) for name, t in self.tensors().items()}
-        return dataclasses.replace(self, **moved)
+        return self._map(lambda t: t.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
-        return dataclasses.replace(self, **{name: t.pin_memory() for name, t in self.tensors().items()})
+        return self._map(lambda t: t.pin_memory())
+
+    def _map(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        moved: dict[str, Any] = {name: f(t) for name, t in self.tensors().items()}
+        return dataclasses.replace(self, **moved)
