@@ -104,9 +104,10 @@ class Sample:
     def T_cam_lidar(self, camera: CameraView) -> Float[np.ndarray, "4 4"]:  # noqa: N802
         """Pose chain LiDAR -> ego at the sweep's time -> world -> ego at the camera's time -> camera."""
         T_cam_world = camera.T_cam_ego @ np.linalg.inv(camera.T_world_ego)
-        return np.asarray(T_cam_world @ self.T_world_ego @ self.T_ego_lidar) @ dataclass(frozen=True, kw_only=True)
+        return np.asarray(T_cam_world @ self.T_world_ego @ self.T_ego_lidar)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What one rank's forward pass sees. Ragged parts of all samples lie one after another.
 
