@@ -1,0 +1,207 @@
+"""YAML + dotted overrides -> one frozen, typed dataclass. The only user of OmegaConf.
+
+A mistake is a `ConfigError` that gives the dotted path, the value, what was expected and the nearest valid name.
+Sections that can be one of several dataclasses (`method`) are chosen by their `name` key from an explicit table.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+T = TypeVar("T")
+Choices = Mapping[str, Mapping[str, type]]
+"""Section -> name -> the dataclass that the name stands for."""
+
+
+class ConfigError(ValueError):
+    """A config file or an override that cannot be used; the message names the place and the remedy."""
+
+
+def load(
+    kind: type[T],
+    path: str | Path | None,
+    overrides: Sequence[str] = (),
+    *,
+    choices: Choices | None = None,
+    defaults: Mapping[str, object] | None = None,
+) -> T:
+    """Merge defaults < YAML file < overrides into an instance of `kind`.
+
+    Args:
+        kind: a frozen dataclass, sections nested.
+        path: YAML file that holds differences from the defaults, or None for defaults and overrides alone.
+        overrides: `section.field=value`, the value in YAML syntax.
+        choices: for sections with several possible dataclasses, name -> dataclass; the section's `name` key picks.
+        defaults: weaker than the file, stronger than the dataclass (a default that depends on the file's name, say).
+
+    Raises:
+        ConfigError: unreadable file, unknown key, wrong type or a value out of range.
+    """
+    sources = [OmegaConf.create(dict(defaults or {})), _read_yaml(path), *(_parse_override(o) for o in overrides)]
+    schema = OmegaConf.structured(kind)
+    for section, table in (choices or {}).items():
+        _choose(schema, section, table, sources)
+    for source in sources:
+        try:
+            schema = OmegaConf.merge(schema, source)
+        except OmegaConfBaseException as error:
+            raise _explain(error, schema, source) from error
+    missing = sorted(OmegaConf.missing_keys(schema))
+    if missing:
+        raise ConfigError(f"{missing[0]}: no value given and there is no default (add `{missing[0]}=...`)")
+    instance: T = _instantiate(schema, "")
+    return instance
+
+
+def dump(config: object, *, choices: Choices | None = None) -> str:
+    """The config as YAML that `load` reads back to an equal object."""
+    tree = OmegaConf.to_container(OmegaConf.structured(config))
+    assert isinstance(tree, dict)
+    for section, table in (choices or {}).items():
+        kind = type(getattr(config, section))
+        name = next(name for name, known in table.items() if known is kind)
+        tree[section] = {"name": name, **tree[section]}
+    return yaml.safe_dump(_plain(tree), sort_keys=False, allow_unicode=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _read_yaml(path: str | Path | None) -> DictConfig:
+    if path is None:
+        return OmegaConf.create({})
+    try:
+        tree = OmegaConf.load(path)
+    except FileNotFoundError:
+        known = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
+        near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{path}: no such config file{hint}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+    if not isinstance(tree, DictConfig):
+        raise ConfigError(f"{path}: expected a mapping of sections, got a list")
+    return tree
+
+
+def _parse_override(text: str) -> DictConfig:
+    key, equals, _ = text.partition("=")
+    if not equals or not key or key.startswith("-"):
+        raise ConfigError(f"override {text!r}: expected section.field=value")
+    try:
+        return OmegaConf.from_dotlist([text])
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise ConfigError(f"override {text!r}: the value is not valid YAML ({error})") from error
+
+
+def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources: Sequence[DictConfig]) -> None:
+    """Put the dataclass that `<section>.name` asks for into the schema, and take the key out of the sources."""
+    name = None
+    for source in sources:
+        node = source.get(section)
+        if isinstance(node, DictConfig) and "name" in node:
+            name = str(node.pop("name"))
+    if name is None:
+        return
+    if name not in table:
+        raise ConfigError(
+            f"{section}.name: got {name!r}, expected one of {', '.join(sorted(table))}{_near(name, table)}"
+        )
+    with read_write(schema):
+        schema[section] = OmegaConf.structured(table[name])
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConfig) -> ConfigError:
+    """Turn OmegaConf's exception into path, value, expectation and nearest name."""
+    for path, value in _leaves(OmegaConf.to_container(source), ()):
+        node = schema
+        for depth, key in enumerate(path):
+            kind = OmegaConf.get_type(node)
+            dotted = ".".join(path[: depth + 1])
+            if kind is None or not dataclasses.is_dataclass(kind):
+                break
+            hints = typing.get_type_hints(kind)
+            if key not in hints:
+                known = ", ".join(sorted(hints)) or "nothing"
+                return ConfigError(f"{dotted}: unknown name{_near(key, hints)} (got {value!r}; valid here: {known})")
+            if depth + 1 == len(path) and not _accepts(schema, path, value):
+                return ConfigError(f"{dotted}: got {value!r}, expected {_describe(hints[key])}")
+            child = node._get_node(key)
+            if not isinstance(child, DictConfig) or child._is_none():
+                if depth + 1 < len(path):
+                    return ConfigError(f"{dotted}: got a section, expected {_describe(hints[key])}")
+                break
+            node = child
+    return ConfigError(str(error).splitlines()[0])
+
+
+def _leaves(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _leaves(value, (*path, str(key)))
+    else:
+        yield path, tree
+
+
+def _accepts(schema: DictConfig, path: tuple[str, ...], value: Any) -> bool:
+    for key in reversed(path):
+        value = {key: value}
+    try:
+        OmegaConf.merge(schema, value)
+    except OmegaConfBaseException:
+        return False
+    return True
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return "one of " + ", ".join(repr(a) for a in arguments)
+    if origin is tuple:
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return f"a list of {_describe(arguments[0])}"
+        return f"a list of {len(arguments)}: " + ", ".join(_describe(a) for a in arguments)
+    if arguments:
+        return " or ".join("null" if a is type(None) else _describe(a) for a in arguments)
+    if dataclasses.is_dataclass(hint):
+        return "a section with " + ", ".join(f.name for f in dataclasses.fields(hint))
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
+
+
+def _instantiate(node: Any, path: str) -> Any:
+    """Build the dataclasses from the leaves up, so that a range check's message gets its dotted path."""
+    if isinstance(node, ListConfig):
+        return tuple(_instantiate(item, f"{path}[{i}]") for i, item in enumerate(node))
+    if not isinstance(node, DictConfig) or node._is_none():
+        return None if isinstance(node, DictConfig) else node
+    dot = f"{path}." if path else ""
+    values = {str(key): _instantiate(value, f"{dot}{key}") for key, value in node.items()}
+    kind = OmegaConf.get_type(node)
+    assert kind is not None
+    if kind is dict:
+        return values
+    try:
+        return kind(**values)
+    except ConfigError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{path or 'config'}: {error}") from error
