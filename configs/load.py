@@ -194,7 +194,7 @@ def _instantiate(node: Any, path: str) -> Any:
     if not isinstance(node, DictConfig) or node._is_none():
         return None if isinstance(node, DictConfig) else node
     dot = f"{path}." if path else ""
-    values = {str(key): _instantiate(value, f"{dot}{key}") for key, value in node.items()}
+    values = {key: _instantiate(node[key], f"{dot}{key}") for key in map(str, node)}
     kind = OmegaConf.get_type(node)
     assert kind is not None
     if kind is dict:

@@ -1,0 +1,71 @@
+"""The command `tandem`: finds the verb's module and turns known errors into one clear message and an exit code.
+
+Each verb also runs as `python -m launchers.<verb>`, alone, under torchrun or under srun.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+VERBS = {
+    "prepare": "raw logs -> WebDataset shards, with superpixels",
+    "pretrain": "train a method on shards; continues where it stopped",
+    "evaluate": "linear probe, fine-tuning at label fractions, kNN; beside random initialisation",
+    "report": "gather results of any number of runs into one table and one HTML file",
+    "inspect": "look into shards or a run: numbers and pictures",
+    "export": "write trained weights for other code bases",
+    "demo": "the whole main job on the built-in street world",
+}
+
+USAGE_ERROR = 2
+FAILURE = 1
+
+
+def usage() -> str:
+    """The text of `tandem --help`."""
+    lines = [f"  {verb:<9} {text}" for verb, text in VERBS.items()]
+    return "\n".join(["usage: tandem VERB ... (tandem VERB --help says more)", "", *lines])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `tandem VERB ARGUMENTS`; returns the process's exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(usage())
+        return 0 if arguments else USAGE_ERROR
+    verb, *rest = arguments
+    if verb not in VERBS:
+        import difflib
+
+        close = difflib.get_close_matches(verb, VERBS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        print(f"tandem: no verb {verb!r}{hint}\n\n{usage()}", file=sys.stderr)
+        return USAGE_ERROR
+    module = importlib.import_module(f"launchers.{verb}")
+    return guarded(module.main, rest)
+
+
+def guarded(verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
+    """Call a verb; errors that are made for people are printed without a traceback.
+
+    Returns:
+        The verb's own code; 2 for a mistake in config or arguments, 1 for a named failure.
+    """
+    from configs.load import ConfigError
+    from data.shards import ShardError
+    from engine.errors import CheckpointError, DivergenceError
+
+    try:
+        return verb_main(argv)
+    except ConfigError as error:
+        print(f"config error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except (ShardError, CheckpointError, DivergenceError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return FAILURE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
