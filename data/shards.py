@@ -1,0 +1,383 @@
+"""The manifest of a prepared set, and random access to its samples.
+
+A set is a folder of WebDataset tars with `manifest.json` (what the set is, its shards and logs) and `samples.npz` (one
+row a sample) beside them; docs/shards.md describes both. A sample is read with one `pread` at its (shard, offset), so
+any order costs the same. Per sample only numpy rows are held: Python objects would be copied into every worker as
+their reference counts change.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import tarfile
+import zlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from data.codec import MAX_SAMPLE_BYTES, SCHEMA_VERSION, DamagedError, Wanted, decode_sample
+from data.sample import Sample
+
+MANIFEST_NAME = "manifest.json"
+TABLE_NAME = "samples.npz"
+_OPEN_SHARDS = 32
+"""Tars that one reader keeps open."""
+
+
+class ShardError(RuntimeError):
+    """A prepared set is absent, incomplete, of another schema, or too damaged to go on."""
+
+
+class SampleError(ShardError):
+    """One sample cannot be used; the loader skips and counts it.
+
+    Attributes:
+        reason: one of `data.codec.REASONS`, or the loader's own "zero-pairs".
+        key: the sample's key.
+        shard: file name of its tar.
+    """
+
+    def __init__(self, reason: str, key: str, shard: str, detail: str = "") -> None:
+        super().__init__(reason, key, shard, detail)
+        self.reason = reason
+        self.key = key
+        self.shard = shard
+        self.detail = detail
+
+    def __str__(self) -> str:
+        """One line for a log."""
+        return f"sample {self.key} in {self.shard}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One tar of the set."""
+
+    file: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Manifest:
+    """What a prepared set holds. Rows of the sample tables are in shard order, inside a shard in tar order.
+
+    Attributes:
+        root: folder of the set.
+        set_name: e.g. "kitti-raw".
+        class_names: of `Sample.labels`, () if unlabelled.
+        box_class_names: of `Boxes.classes`, () without boxes.
+        camera_names: in the fixed order of `Sample.cameras`.
+        shards: the tars.
+        logs: names of the drives.
+        splits: split of each log, e.g. "train" or "val".
+        notes: what the converter had to assume, for people.
+        skipped: source samples left out when the set was made, keys by reason.
+        keys: of each sample.
+        sample_shard: index into `shards`.
+        sample_offset: byte offset of the sample's first tar header.
+        sample_size: bytes from there to the end of its last member.
+        sample_crc32: CRC-32 of those bytes.
+        sample_log: index into `logs`.
+        sample_timestamp_us: time of the sweep.
+        num_points: points of the sweep.
+        num_pairs: (point, camera) pairs, see `data.codec.count_pairs`.
+    """
+
+    root: str
+    set_name: str
+    class_names: tuple[str, ...]
+    box_class_names: tuple[str, ...]
+    camera_names: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    logs: tuple[str, ...]
+    splits: tuple[str, ...]
+    notes: tuple[str, ...]
+    skipped: dict[str, tuple[str, ...]]
+    keys: Shaped[np.ndarray, " n"]
+    sample_shard: Int[np.ndarray, " n"]
+    sample_offset: Int[np.ndarray, " n"]
+    sample_size: Int[np.ndarray, " n"]
+    sample_crc32: Int[np.ndarray, " n"]
+    sample_log: Int[np.ndarray, " n"]
+    sample_timestamp_us: Int[np.ndarray, " n"]
+    num_points: Int[np.ndarray, " n"]
+    num_pairs: Int[np.ndarray, " n"]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return int(self.sample_shard.shape[0])
+
+    def indices(self, split: str | None = None, log: str | None = None) -> Int[np.ndarray, " k"]:
+        """Samples of a split, of a log, of both or of the whole set, ordered by log and then by time.
+
+        Raises:
+            ShardError: the set has no such split or log.
+        """
+        chosen = np.ones(len(self), dtype=bool)
+        if split is not None:
+            _known("split", split, self.splits, self.root)
+            in_split = np.array([name == split for name in self.splits], dtype=bool)
+            chosen &= in_split[self.sample_log]
+        if log is not None:
+            _known("log", log, self.logs, self.root)
+            chosen &= self.sample_log == self.logs.index(log)
+        order = np.lexsort((self.sample_timestamp_us, self.sample_log))
+        return np.asarray(order[chosen[order]], dtype=np.int64)
+
+    def key(self, index: int) -> str:
+        """The sample's key as text."""
+        return bytes(self.keys[index]).decode()
+
+    def shard_path(self, shard: int) -> str:
+        """Path of a tar."""
+        return os.path.join(self.root, self.shards[shard].file)
+
+    def fingerprint(self) -> str:
+        """Changes when any stored byte of any sample changes; caches beside the shards are keyed by it."""
+        content = [SCHEMA_VERSION, [[shard.file, shard.sha256] for shard in self.shards]]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def damaged_shards(self) -> list[str]:
+        """Reads every tar whole and names those whose checksum differs from the manifest's, or that are gone."""
+        return [shard.file for shard in self.shards if file_sha256(Path(self.root) / shard.file) != shard.sha256]
+
+
+def _known(what: str, name: str, names: tuple[str, ...], root: str) -> None:
+    if name not in names:
+        shown = sorted(set(names))
+        listed = ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
+        raise ShardError(f"{what} {name!r} is not in the set {root}; it has {listed or 'none'}")
+
+
+def file_sha256(path: Path) -> str | None:
+    """Hex digest of a file, None if it is not there."""
+    if not path.is_file():
+        return None
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# ---------------------------------------------------------------------------------------------- manifest
+SAMPLE_COLUMNS = {
+    "sample_shard": np.int32,
+    "sample_offset": np.int64,
+    "sample_size": np.int64,
+    "sample_crc32": np.int64,
+    "sample_log": np.int32,
+    "sample_timestamp_us": np.int64,
+    "num_points": np.int32,
+    "num_pairs": np.int32,
+}
+"""Columns of samples.npz beside `keys`."""
+
+
+def load_manifest(root: str) -> Manifest:
+    """Read the manifest of a prepared set.
+
+    Raises:
+        ShardError: not a finished set, another schema version, or a damaged manifest or table.
+    """
+    path = Path(root) / MANIFEST_NAME
+    if not path.is_file():
+        raise ShardError(
+            f"{root} holds no finished shard set: {MANIFEST_NAME} is missing; run `tandem prepare` (again) into it"
+        )
+    try:
+        content = json.loads(path.read_bytes())
+        version = content["schema_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{path} is damaged ({error!r}); run `tandem prepare` into a new folder") from error
+    if version != SCHEMA_VERSION:
+        raise ShardError(
+            f"{path} has schema version {version}, this code reads {SCHEMA_VERSION}; prepare the set again"
+        )
+    try:
+        manifest = _manifest_from(root, content, _read_table(Path(root) / TABLE_NAME, content["table_sha256"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ShardError(f"{path} is damaged ({error!r}); run `tandem prepare` into a new folder") from error
+    return manifest
+
+
+def _read_table(path: Path, sha256: str) -> dict[str, np.ndarray]:
+    if file_sha256(path) != sha256:
+        raise ShardError(f"{path} is missing or not the one of {MANIFEST_NAME}; prepare the set again")
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in ("keys", *SAMPLE_COLUMNS)}
+
+
+def _manifest_from(root: str, content: dict[str, Any], table: dict[str, np.ndarray]) -> Manifest:
+    return Manifest(
+        root=root,
+        set_name=content["set_name"],
+        class_names=tuple(content["class_names"]),
+        box_class_names=tuple(content["box_class_names"]),
+        camera_names=tuple(content["camera_names"]),
+        shards=tuple(Shard(**shard) for shard in content["shards"]),
+        logs=tuple(log["name"] for log in content["logs"]),
+        splits=tuple(log["split"] for log in content["logs"]),
+        notes=tuple(content["notes"]),
+        skipped={reason: tuple(keys) for reason, keys in content["skipped"].items()},
+        **table,
+    )
+
+
+def write_manifest(manifest: Manifest) -> None:
+    """Write `samples.npz` and then `manifest.json`, each whole or not at all; the set is finished with the latter.
+
+    Raises:
+        ShardError: two samples share a key.
+    """
+    unique, counts = np.unique(manifest.keys, return_counts=True)
+    if (counts > 1).any():
+        twice = bytes(unique[counts > 1][0]).decode()
+        raise ShardError(f"{manifest.root}: key {twice!r} belongs to {counts.max()} samples; keys must be unique")
+    buffer = io.BytesIO()
+    columns: dict[str, Any] = {"keys": manifest.keys}
+    columns |= {name: getattr(manifest, name).astype(kind) for name, kind in SAMPLE_COLUMNS.items()}
+    np.savez(buffer, **columns)
+    table = buffer.getvalue()
+    content = {
+        "schema_version": SCHEMA_VERSION,
+        "set_name": manifest.set_name,
+        "num_samples": len(manifest),
+        "class_names": manifest.class_names,
+        "box_class_names": manifest.box_class_names,
+        "camera_names": manifest.camera_names,
+        "table_sha256": hashlib.sha256(table).hexdigest(),
+        "notes": manifest.notes,
+        "skipped": manifest.skipped,
+        "logs": [{"name": name, "split": split} for name, split in zip(manifest.logs, manifest.splits, strict=True)],
+        "shards": [dataclasses.asdict(shard) for shard in manifest.shards],
+    }
+    replace_file(Path(manifest.root) / TABLE_NAME, table)
+    replace_file(Path(manifest.root) / MANIFEST_NAME, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+# ------------------------------------------------------------------------------------------------ reader
+class SampleReader:
+    """Reads samples by their row in the manifest.
+
+    Safe to pickle and to use on both sides of a fork (`pread` shares no file position); one reader a thread.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self._open: OrderedDict[int, int] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """File descriptors mean nothing in another process."""
+        return {"manifest": self.manifest, "_open": OrderedDict()}
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the tars; the next read opens them again."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def read(
+        self,
+        index: int,
+        *,
+        images: bool = True,
+        superpixels: bool = True,
+        labels: bool = True,
+        depth: bool = False,
+    ) -> Sample:
+        """One sample; what is not asked for is not decoded and None.
+
+        Raises:
+            SampleError: the sample is damaged. Its bytes are compared with their checksum even where the damaged
+                part was not asked for.
+            IndexError: no such sample.
+        """
+        if not 0 <= index < len(self.manifest):
+            raise IndexError(f"sample {index} of a set of {len(self.manifest)}")
+        key = self.manifest.key(index)
+        wanted = Wanted(images=images, superpixels=superpixels, labels=labels, depth=depth)
+        try:
+            data = self._sample_bytes(index)
+            sample = decode_sample(key, _members(key, data), wanted)
+            # Last, so that damage that has a name gets it.
+            if zlib.crc32(data) != int(self.manifest.sample_crc32[index]):
+                raise DamagedError("checksum", "the bytes are not those that were written")
+        except DamagedError as error:
+            shard = self.manifest.shards[int(self.manifest.sample_shard[index])].file
+            raise SampleError(error.reason, key, shard, error.detail) from error
+        return sample
+
+    def _sample_bytes(self, index: int) -> bytes:
+        offset, size = int(self.manifest.sample_offset[index]), int(self.manifest.sample_size[index])
+        if not (offset >= 0 and 0 < size <= MAX_SAMPLE_BYTES):
+            raise DamagedError("tar-broken", f"the manifest states {size} bytes at {offset}")
+        try:
+            file = self._file(int(self.manifest.sample_shard[index]))
+            data = _pread(file, size, offset)
+        except OSError as error:
+            raise DamagedError("shard-missing", str(error)) from error
+        if len(data) != size:
+            raise DamagedError("tar-broken", f"truncated: {len(data)} of {size} bytes at {offset}")
+        return data
+
+    def _file(self, shard: int) -> int:
+        file = self._open.pop(shard, None)
+        if file is None:
+            file = os.open(self.manifest.shard_path(shard), os.O_RDONLY | os.O_CLOEXEC)
+        self._open[shard] = file
+        if len(self._open) > _OPEN_SHARDS:
+            os.close(self._open.popitem(last=False)[1])
+        return file
+
+
+def _pread(file: int, size: int, offset: int) -> bytes:
+    """All bytes up to the end of the file: one call may return fewer on network file systems."""
+    data = os.pread(file, size, offset)
+    while data and len(data) < size:
+        more = os.pread(file, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def _members(key: str, data: bytes) -> dict[str, bytes]:
+    """Files of one sample by name without the key.
+
+    Raises:
+        DamagedError: not a whole tar, or it holds files of another sample.
+    """
+    members: dict[str, bytes] = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as archive:
+            for info in archive:
+                file = archive.extractfile(info)
+                if file is None or not info.name.startswith(key + "."):
+                    raise DamagedError("tar-broken", f"{info.name!r} is no file of this sample")
+                members[info.name[len(key) + 1 :]] = file.read()
+    except (tarfile.TarError, EOFError, ValueError) as error:
+        raise DamagedError("tar-broken", str(error)) from error
+    return members
