@@ -7,3 +7,7 @@ class CheckpointError(RuntimeError):
 
 class DivergenceError(RuntimeError):
     """Loss or gradient stayed non-finite for more steps in a row than the run allows."""
+
+
+class DryBatchError(RuntimeError):
+    """The forward and backward pass before step 1 failed: out of memory, or an error in objective or data."""

@@ -1,0 +1,345 @@
+"""Checkpoints on disk: written beside their final place and renamed, checked by sha256, oldest removed.
+
+    <run>/checkpoints/step_00000120/
+        weights.safetensors   parameters (fp32) and buffers of the objective; all that evaluation and export need
+        rank_0000.pt          that rank's random states and shard of the optimizer; loaded with weights_only
+        state.json            step, loader state, fingerprint of the model, skip counts, versions
+        config.json           resolved configuration
+        files.json            size and sha256 of the files above, written last
+
+Nothing here executes what a file contains. A folder without a valid files.json does not count as a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from engine.distributed import World, agree_any
+from engine.errors import CheckpointError
+
+FORMAT = 1
+WEIGHTS = "weights.safetensors"
+logger = logging.getLogger("tandem.checkpoint")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When checkpoints are written and how many stay.
+
+    Attributes:
+        every_steps: updates between checkpoints; 0 = not by steps.
+        every_min: minutes between checkpoints; 0 = not by time. The end of a run always writes one.
+        keep: newest checkpoints that stay on disk.
+    """
+
+    every_steps: int = 1000
+    every_min: float = 30.0
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.every_steps < 0:
+            raise ValueError(f"every_steps={self.every_steps}, expected 0 (off) or more updates")
+        if self.every_min < 0:
+            raise ValueError(f"every_min={self.every_min}, expected 0 (off) or more minutes")
+        if self.keep < 1:
+            raise ValueError(f"keep={self.keep}, expected at least 1")
+
+
+# --- writing ---
+
+
+def save_checkpoint(
+    run_dir: Path,
+    step: int,
+    *,
+    weights: Mapping[str, Tensor],
+    rank_state: Mapping[str, Any],
+    state: Mapping[str, Any],
+    config: Mapping[str, Any],
+    world: World,
+    keep: int,
+) -> Path:
+    """Write one checkpoint; all ranks call it.
+
+    Args:
+        run_dir: folder of the run, shared by all ranks.
+        step: updates done.
+        weights: what goes into weights.safetensors (rank 0's counts).
+        rank_state: this rank's tensors and plain values.
+        state: JSON values, the same on all ranks.
+        config: resolved configuration of the run.
+        world: the run's processes.
+        keep: newest checkpoints that stay.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: a file could not be written, on any rank; earlier checkpoints are untouched.
+    """
+    root = run_dir / "checkpoints"
+    final, temp = root / f"step_{step:08d}", root / f".tmp_step_{step:08d}"
+    error: OSError | None = None
+    if world.is_main:
+        try:
+            shutil.rmtree(temp, ignore_errors=True)
+            temp.mkdir(parents=True)
+        except OSError as e:
+            error = e
+    _agree_written(error, temp, world)
+    try:
+        torch.save(dict(rank_state), temp / f"rank_{world.rank:04d}.pt")
+        if world.is_main:
+            save_file(dict(weights), temp / WEIGHTS)
+            _write_json(temp / "state.json", {"format": FORMAT, "step": step, **state})
+            _write_json(temp / "config.json", config)
+    except (OSError, RuntimeError) as e:  # torch and safetensors report a full disk in their own ways
+        error = e if isinstance(e, OSError) else OSError(str(e))
+    _agree_written(error, temp, world)
+    if world.is_main:
+        try:
+            _publish(temp, final)
+            _prune(root, keep)
+        except OSError as e:
+            error = e
+    _agree_written(error, temp, world)
+    return final
+
+
+def _agree_written(error: OSError | None, temp: Path, world: World) -> None:
+    """Raise on all ranks when one of them failed, so that none waits for it for ever."""
+    (failed,) = agree_any([error is not None], world)
+    if failed:
+        here = f": {error}" if error is not None else " on another rank (see its log)"
+        raise CheckpointError(
+            f"writing the checkpoint {temp} failed{here}; free disk space or mend the folder's rights and start the "
+            "run again: it continues from the checkpoint before"
+        )
+
+
+def _publish(temp: Path, final: Path) -> None:
+    files = {}
+    for path in sorted(temp.iterdir()):
+        _fsync(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    _write_json(temp / "files.json", files)
+    _fsync(temp / "files.json")
+    _fsync(temp)
+    if final.exists():  # a damaged one of the same step that a resumed run passed again
+        shutil.rmtree(final)
+    temp.rename(final)
+    _fsync(final.parent)
+
+
+def _prune(root: Path, keep: int) -> None:
+    for old in list_checkpoints(root.parent)[keep:]:
+        shutil.rmtree(old)
+
+
+def _fsync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+# --- reading ---
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """Folders of a run's checkpoints, newest first, unchecked.
+
+    Args:
+        run_dir: folder of the run.
+    """
+    return sorted((run_dir / "checkpoints").glob("step_*"), reverse=True)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None if nothing.
+
+    Args:
+        checkpoint: its folder.
+    """
+    try:
+        files = json.loads((checkpoint / "files.json").read_text())
+        for name, expected in files.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, expected {expected['bytes']}"
+            if _sha256(path) != expected["sha256"]:
+                return f"{name} does not match its sha256"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        return f"files.json cannot be used ({type(e).__name__}: {e})"
+    return None
+
+
+def newest_intact(run_dir: Path) -> Path | None:
+    """The newest checkpoint whose files are whole; damaged ones are passed over with a warning.
+
+    Args:
+        run_dir: folder of the run.
+
+    Raises:
+        CheckpointError: there are checkpoints, and every one is damaged.
+    """
+    found = list_checkpoints(run_dir)
+    problems = []
+    for checkpoint in found:
+        problem = damage(checkpoint)
+        if problem is None:
+            return checkpoint
+        problems.append(f"{checkpoint.name}: {problem}")
+        logger.warning("checkpoint %s is damaged (%s); trying the one before it", checkpoint, problem)
+    if found:
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints in {run_dir / 'checkpoints'} is intact ({'; '.join(problems)}); "
+            "restore one from a copy, or start again in an empty run folder"
+        )
+    return None
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """state.json of a checkpoint.
+
+    Args:
+        checkpoint: its folder.
+
+    Raises:
+        CheckpointError: written in another format.
+    """
+    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    if state.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{checkpoint}: checkpoint format {state.get('format')}, this version reads {FORMAT}; "
+            "continue with the version that wrote it (state.json: versions)"
+        )
+    return state
+
+
+def read_rank_state(checkpoint: Path, rank: int) -> dict[str, Any]:
+    """Random states and optimizer shard of one rank.
+
+    Args:
+        checkpoint: its folder.
+        rank: whose.
+    """
+    path = checkpoint / f"rank_{rank:04d}.pt"
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return loaded
+
+
+def load_weights(path: Path, *, prefix: str = "") -> dict[str, Tensor]:
+    """Weights of a checkpoint, for evaluation and export.
+
+    Args:
+        path: a .safetensors file, a checkpoint's folder, or a run's folder (its newest intact checkpoint).
+        prefix: keep names that begin with it, and take it off ("backbone." gives the 3D network).
+
+    Raises:
+        CheckpointError: no weights there, damaged, or no name begins with the prefix.
+    """
+    file = path
+    if path.is_dir():
+        folder = path if (path / WEIGHTS).is_file() else newest_intact(path)
+        if folder is None:
+            raise CheckpointError(
+                f"{path}: expected a .safetensors file, a checkpoint folder or a run folder with checkpoints/; "
+                "found none of them"
+            )
+        problem = damage(folder) if folder == path and (path / "files.json").exists() else None
+        if problem is not None:
+            raise CheckpointError(f"{path} is damaged: {problem}; name another checkpoint or the run folder")
+        file = folder / WEIGHTS
+    if not file.is_file():
+        raise CheckpointError(f"{file}: no such file; expected a .safetensors file, a checkpoint or a run folder")
+    tensors: dict[str, Tensor] = load_file(file)
+    chosen = {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+    if not chosen:
+        heads = sorted({name.split(".")[0] for name in tensors})
+        raise CheckpointError(f"{file}: no weight begins with {prefix!r}; the file holds {', '.join(heads)}")
+    return chosen
+
+
+def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """Refuse to continue a run whose model or method was changed.
+
+    Args:
+        saved: fingerprint in the checkpoint.
+        now: fingerprint of this run.
+        where: the checkpoint, for the message.
+
+    Raises:
+        CheckpointError: names each differing field with both values.
+    """
+    # Through JSON, so that tuples and lists of equal content are equal.
+    before, after = (_flat(json.loads(json.dumps(x))) for x in (saved, now))
+    lines = [
+        f"  {name}: {before.get(name, 'absent')!r} in the checkpoint, {after.get(name, 'absent')!r} now"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name, "absent") != after.get(name, "absent")
+    ]
+    if lines:
+        text = "\n".join(lines)
+        raise CheckpointError(
+            f"{where} belongs to another model or method:\n{text}\nundo the change, or start in another run folder"
+        )
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= _flat(item, f"{name}.{key}" if name else str(key))
+    return flat
+
+
+def check_readable_by(state: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
+    """Refuse a checkpoint whose optimizer shards do not fit this run's processes.
+
+    Args:
+        state: state.json of the checkpoint.
+        now: world_size, zero_stage, precision, optimizer, accumulation_steps and micro_batch_size of this run.
+        where: the checkpoint, for the message.
+
+    Raises:
+        CheckpointError: names the differing settings.
+    """
+    differ = [
+        f"{key}={now[key]}, the checkpoint has {state['engine'][key]}"
+        for key in now
+        if state["engine"][key] != now[key]
+    ]
+    if differ:
+        raise CheckpointError(
+            f"{where} cannot be continued exactly: {'; '.join(differ)}; start with the checkpoint's settings, or begin a "
+            f"new run from its {WEIGHTS}"
+        )

@@ -1,0 +1,172 @@
+"""EngineConfig -> DeepSpeed's dictionary. The only place that knows DeepSpeed's keys and how it is imported.
+
+Mixed precision is `torch_autocast` (weights stay fp32, products run in bf16 or fp16). DeepSpeed's native bf16 casts the
+whole module, and its ZeRO stages 1-3 then fail on BatchNorm (dtype mismatch, DeepSpeed 0.19.8), so "bf16_native" is an
+option for networks without BatchNorm only.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+BUCKET_NUMEL = 50_000_000
+"""Elements that ZeRO reduces or gathers at a time. DeepSpeed's default of 5e8 asks for a 2 GB buffer a rank."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How a step runs.
+
+    Attributes:
+        zero_stage: what DeepSpeed splits over ranks: 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights.
+        precision: "fp32"; "bf16" or "fp16" = fp32 weights, products in 16 bits (fp16 with loss scaling, GPU only);
+            "bf16_native" = the whole module in bf16 with fp32 master weights (stage 1-3, no BatchNorm).
+        accumulation_steps: micro-batches of one update.
+        clip_norm: gradients are scaled down to this L2 norm; 0 = never.
+        sync_bn: BatchNorm statistics over all ranks.
+        device: "auto" takes CUDA where there is one.
+        dry_batch: one forward and backward pass without update before step 1, to find errors early.
+        max_nonfinite_in_a_row: skipped updates in a row after which the run stops.
+        loss_scale_power: fp16 starts with the loss multiplied by 2 to this power.
+        zero3_persistent_numel: at stage 3, parameters with fewer elements stay whole on every rank.
+        timeout_min: how long a collective waits for a peer, minutes.
+    """
+
+    zero_stage: int = 0
+    precision: Literal["fp32", "bf16", "bf16_native", "fp16"] = "fp32"
+    accumulation_steps: int = 1
+    clip_norm: float = 0.0
+    sync_bn: bool = True
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dry_batch: bool = True
+    max_nonfinite_in_a_row: int = 10
+    loss_scale_power: int = 16
+    zero3_persistent_numel: int = 100_000
+    timeout_min: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise ValueError(f"zero_stage={self.zero_stage}, expected 0, 1, 2 or 3")
+        if self.accumulation_steps < 1:
+            raise ValueError(f"accumulation_steps={self.accumulation_steps}, expected at least 1 micro-batch")
+        if self.clip_norm < 0:
+            raise ValueError(f"clip_norm={self.clip_norm}, expected 0 (off) or a positive L2 norm")
+        if self.max_nonfinite_in_a_row < 1:
+            raise ValueError(f"max_nonfinite_in_a_row={self.max_nonfinite_in_a_row}, expected at least 1")
+        if not 0 <= self.loss_scale_power <= 24:
+            raise ValueError(f"loss_scale_power={self.loss_scale_power}, expected 0 to 24 (2 to this power)")
+        if self.zero3_persistent_numel < 0:
+            raise ValueError(f"zero3_persistent_numel={self.zero3_persistent_numel}, expected 0 or more elements")
+        if self.timeout_min <= 0:
+            raise ValueError(f"timeout_min={self.timeout_min}, expected a positive number of minutes")
+
+
+def check_precision(config: EngineConfig, module: nn.Module, device: torch.device) -> None:
+    """Refuse a precision that this network or machine cannot train in.
+
+    Args:
+        config: the engine's settings.
+        module: the objective.
+        device: where it will live.
+
+    Raises:
+        ValueError: names the setting, the reason and the fix.
+    """
+    if config.precision == "fp16" and device.type == "cpu":
+        raise ValueError(
+            "engine.precision=fp16 needs a GPU, and this run is on the CPU; set engine.precision=bf16 or fp32"
+        )
+    if config.precision == "bf16_native" and config.zero_stage == 0:
+        raise ValueError(
+            "engine.precision=bf16_native needs engine.zero_stage 1, 2 or 3, which hold the fp32 master weights; "
+            "set one of them, or engine.precision=bf16"
+        )
+    if config.precision == "bf16_native":
+        norms = [name for name, m in module.named_modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        if norms:
+            raise ValueError(
+                f"engine.precision=bf16_native at engine.zero_stage={config.zero_stage} does not work with BatchNorm, "
+                f"and the objective has {len(norms)} (the first: {norms[0]}); set engine.precision=bf16, which keeps "
+                "the weights in fp32"
+            )
+
+
+def deepspeed_dict(config: EngineConfig, *, micro_batch_size: int, device: torch.device) -> dict[str, Any]:
+    """DeepSpeed's configuration.
+
+    Args:
+        config: the engine's settings.
+        micro_batch_size: samples a rank in a forward pass (DeepSpeed's book-keeping only).
+        device: where the network lives.
+    """
+    zero: dict[str, Any] = {"stage": config.zero_stage}
+    if config.zero_stage > 0:
+        zero |= {"reduce_bucket_size": BUCKET_NUMEL, "allgather_bucket_size": BUCKET_NUMEL}
+        # Overlap needs CUDA streams; on the CPU it only costs a second buffer.
+        zero |= {"overlap_comm": device.type == "cuda"}
+    if config.zero_stage == 3:
+        zero |= {"stage3_param_persistence_threshold": config.zero3_persistent_numel}
+    result: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": config.accumulation_steps,
+        "gradient_clipping": config.clip_norm,
+        "zero_optimization": zero,
+        # SGD is "untested" to DeepSpeed; tests/engine compares it with one process at every stage.
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+    if config.precision == "bf16":
+        result["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    elif config.precision == "fp16":
+        # The loss is scaled by engine/zero.py: see LossScale there for why.
+        result["torch_autocast"] = {"enabled": True, "dtype": "float16"}
+    elif config.precision == "bf16_native":
+        result["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    return result
+
+
+def import_deepspeed(device_type: str) -> Any:
+    """DeepSpeed, without its noise, told which device it is for.
+
+    Args:
+        device_type: "cpu" or "cuda".
+    """
+    os.environ.setdefault("DS_ACCELERATOR", device_type)
+    with quiet_deepspeed():
+        import deepspeed
+    # The shared-memory all-reduce is for inference only, and building it takes a C++ compiler and 27 s.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logger = logging.getLogger("DeepSpeed")
+    if not any(isinstance(f, _DropKnownNoise) for f in logger.filters):
+        logger.addFilter(_DropKnownNoise())
+    return deepspeed
+
+
+class _DropKnownNoise(logging.Filter):
+    """Warnings of DeepSpeed 0.19.8 that say nothing to our users."""
+
+    KNOWN = ("untested optimizer",)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to keep the record."""
+        return not any(text in record.getMessage() for text in self.KNOWN)
+
+
+@contextmanager
+def quiet_deepspeed() -> Iterator[None]:
+    """Hush the deprecations that DeepSpeed 0.19.8 causes in torch 2.13; every other warning passes."""
+    with warnings.catch_warnings():
+        for what in ("torch.jit.script", "torch.distributed.all_gather_into_tensor"):
+            warnings.filterwarnings("ignore", message=f".*`{what}", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=f".*`{what}", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*`torch.distributed.reduce_scatter_tensor`", category=FutureWarning)
+        yield

@@ -1,0 +1,240 @@
+"""Who this process is among its peers, and the few things that all ranks must agree on.
+
+A run is started by torchrun, by srun, or alone. All three end in the same `World`; nothing else in the code base reads
+a launcher's variables. Collectives here are small (a handful of numbers an update).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+from engine.deepspeed_config import import_deepspeed
+
+Device = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """This process among its peers.
+
+    Attributes:
+        rank: 0 to world_size - 1.
+        world_size: processes of the run.
+        local_rank: number of this process on its machine; chooses the GPU.
+        device: where the network lives.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes logs and the shared files."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What a launcher tells a process through the environment.
+
+    Attributes:
+        launcher: who started the process.
+        rank: of this process.
+        world_size: processes in all.
+        local_rank: on this machine.
+        master_addr: host of rank 0.
+        master_port: TCP port of the rendezvous on that host; 0 = any free one.
+    """
+
+    launcher: Literal["torchrun", "srun", "alone"]
+    rank: int
+    world_size: int
+    local_rank: int
+    master_addr: str
+    master_port: int
+
+
+def read_launch(env: Mapping[str, str]) -> Launch:
+    """Work out from the environment how this process was started.
+
+    torchrun's variables win. srun is recognised by SLURM_STEP_NUM_TASKS: it is absent in a batch script's own shell,
+    where the other SLURM variables promise peers that were never started.
+
+    Args:
+        env: environment variables.
+
+    Raises:
+        ValueError: some of torchrun's variables are set and others missing.
+    """
+    if "WORLD_SIZE" in env or "RANK" in env:
+        needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        missing = [name for name in needed if name not in env]
+        if missing:
+            raise ValueError(
+                f"environment: {' and '.join(n for n in needed if n in env)} set, but {', '.join(missing)} missing; "
+                "start the run with torchrun or srun, or unset them to run alone"
+            )
+        return Launch(
+            launcher="torchrun",
+            rank=int(env["RANK"]),
+            world_size=int(env["WORLD_SIZE"]),
+            local_rank=int(env["LOCAL_RANK"]),
+            master_addr=env["MASTER_ADDR"],
+            master_port=int(env["MASTER_PORT"]),
+        )
+    if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return Launch(
+            launcher="srun",
+            rank=int(env["SLURM_PROCID"]),
+            world_size=int(env["SLURM_STEP_NUM_TASKS"]),
+            local_rank=int(env["SLURM_LOCALID"]),
+            master_addr=first_host(env["SLURM_STEP_NODELIST"]),
+            # Two jobs on one machine must not meet: the job and step number choose the port.
+            master_port=20000 + (int(env["SLURM_JOB_ID"]) * 31 + int(env.get("SLURM_STEP_ID", "0"))) % 20000,
+        )
+    return Launch(launcher="alone", rank=0, world_size=1, local_rank=0, master_addr="127.0.0.1", master_port=0)
+
+
+def first_host(nodelist: str) -> str:
+    """First host of a SLURM node list: "gpu[003-010,12],x1" gives "gpu003".
+
+    Args:
+        nodelist: compressed list as in SLURM_STEP_NODELIST.
+
+    Raises:
+        ValueError: the text is no node list.
+    """
+    match = re.match(r"^([^\[\],]+)(?:\[([^\]]+)\])?([^,\[]*)", nodelist)
+    if match is None:
+        raise ValueError(f"SLURM node list {nodelist!r} cannot be read; expected e.g. 'gpu[003-010,12]'")
+    prefix, ranges, suffix = match.groups()
+    number = re.split(r"[-,]", ranges)[0] if ranges else ""
+    return f"{prefix}{number}{suffix}"
+
+
+def free_port() -> int:
+    """A TCP port on this machine that nobody listens on at this moment."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def choose_device(device: Device, local_rank: int) -> torch.device:
+    """Turn the config's device word into a device.
+
+    Args:
+        device: "auto" takes CUDA where there is one.
+        local_rank: chooses the GPU.
+
+    Raises:
+        ValueError: CUDA asked for and not available, or fewer GPUs than processes on this machine.
+    """
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise ValueError(
+            f"engine.device={device}: process {local_rank} of this machine needs a GPU of its own, but torch sees "
+            f"{count}; start fewer processes or set engine.device=cpu"
+        )
+    return torch.device("cuda", local_rank)
+
+
+def init_distributed(device: Device = "auto", *, timeout_min: float = 30.0) -> World:
+    """Join the run's process group (nccl on CUDA, gloo on CPU); calling it again gives the same answer.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+        timeout_min: how long a collective waits for a peer before the run fails, minutes.
+
+    Raises:
+        ValueError: inconsistent environment or no such device.
+    """
+    launch = read_launch(os.environ)
+    chosen = choose_device(device, launch.local_rank)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    deepspeed = import_deepspeed(chosen.type)
+    if not (dist.is_initialized() and deepspeed.comm.is_initialized()):
+        port = launch.master_port or free_port()
+        # DeepSpeed and torch both read these, whatever is passed as an argument.
+        os.environ.update(
+            RANK=str(launch.rank),
+            WORLD_SIZE=str(launch.world_size),
+            LOCAL_RANK=str(launch.local_rank),
+            MASTER_ADDR=launch.master_addr,
+            MASTER_PORT=str(port),
+        )
+        deepspeed.init_distributed(
+            dist_backend="nccl" if chosen.type == "cuda" else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timedelta(minutes=timeout_min),
+        )
+    return World(rank=dist.get_rank(), world_size=dist.get_world_size(), local_rank=launch.local_rank, device=chosen)
+
+
+def shutdown() -> None:
+    """Leave the process group. Tests aside, the last act of a process."""
+    if dist.is_initialized():
+        deepspeed = import_deepspeed("cuda" if dist.get_backend() == "nccl" else "cpu")
+        if deepspeed.comm.is_initialized():
+            # DeepSpeed's own call, so that the groups it caches go too.
+            deepspeed.comm.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def agree_any(flags: Sequence[bool], world: World) -> list[bool]:
+    """For each flag: is it set on any rank? All ranks get the same answer.
+
+    Args:
+        flags: this rank's view, in the same order everywhere.
+        world: the run's processes.
+    """
+    votes = torch.tensor([float(flag) for flag in flags], device=world.device)
+    if world.world_size > 1:
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return [bool(vote) for vote in votes.tolist()]
+
+
+def agree_all(flags: Sequence[bool], world: World) -> list[bool]:
+    """For each flag: is it set on every rank?
+
+    Args:
+        flags: this rank's view, in the same order everywhere.
+        world: the run's processes.
+    """
+    return [not any_false for any_false in agree_any([not flag for flag in flags], world)]
+
+
+def mean_over_ranks(values: Float[Tensor, " n"], world: World) -> Float[Tensor, " n"]:
+    """Mean of each number over ranks.
+
+    Args:
+        values: this rank's numbers.
+        world: the run's processes.
+    """
+    if world.world_size == 1:
+        return values
+    summed = values.clone()
+    dist.all_reduce(summed)
+    return summed / world.world_size
+
+
+def barrier(world: World) -> None:
+    """Wait for all ranks."""
+    agree_any([False], world)

@@ -1,0 +1,328 @@
+"""What a run tells: metric names, TensorBoard, metrics.jsonl, progress on the terminal.
+
+Every number in TensorBoard is in `<run>/metrics.jsonl` too, one JSON object a line. Means are over the updates since
+the last line and over ranks; skipped updates count in `train/skipped` only. Rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import psutil
+import torch
+from jaxtyping import UInt8
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from engine.distributed import World, mean_over_ranks
+
+LOSS = "train/loss"
+LOSS_PART = "train/loss_"
+"""Followed by the part's name."""
+SKIPPED = "train/skipped"
+"""Updates skipped so far because loss or gradient was not finite."""
+EPOCH = "train/epoch"
+WATCH = "watch/"
+"""Followed by the name in the objective's collapse watch."""
+LR = "optim/lr"
+GRAD_NORM = "optim/grad_norm"
+LOSS_SCALE = "optim/loss_scale"
+DATA_S = "time/data_s"
+STEP_S = "time/step_s"
+SAMPLES_PER_S = "perf/samples_per_s"
+POINTS_PER_S = "perf/points_per_s"
+DATA_WAIT_SHARE = "perf/data_wait_share"
+RSS_GIB = "mem/rss_gib"
+CUDA_GIB = "mem/cuda_gib"
+
+ACCURACY = "contrastive_accuracy"
+"""Name in the collapse watch of the share of rows whose positive is the most similar."""
+TRIVIAL_ACCURACY = 0.99
+"""Accuracy in the first epoch above which the task is too easy to teach anything."""
+
+logger = logging.getLogger("tandem.pretrain")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonitorConfig:
+    """How much a run tells.
+
+    Attributes:
+        log_every: updates between lines in metrics.jsonl and TensorBoard.
+        picture_every: updates between pictures in TensorBoard; 0 = none.
+        tensorboard: whether to write TensorBoard files.
+        progress: whether to show progress on the terminal (a bar, or plain lines where it is none).
+    """
+
+    log_every: int = 10
+    picture_every: int = 500
+    tensorboard: bool = True
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.log_every < 1:
+            raise ValueError(f"log_every={self.log_every}, expected at least 1 update")
+        if self.picture_every < 0:
+            raise ValueError(f"picture_every={self.picture_every}, expected 0 (none) or more updates")
+
+
+class Window:
+    """Sums of metrics since the last log line. Part of the checkpoint, so that a resumed run logs the same lines."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.count = 0
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Add one update's metrics.
+
+        Args:
+            values: the same names in every update and on every rank.
+        """
+        for name, value in values.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def means(self, world: World) -> dict[str, float]:
+        """Means over the updates and over ranks; starts the next window.
+
+        Args:
+            world: the run's processes.
+        """
+        names = sorted(self.sums)
+        # float64 keeps python's sums as they are on one rank.
+        values = torch.tensor([self.sums[n] / max(self.count, 1) for n in names], dtype=torch.float64)
+        means = mean_over_ranks(values.to(world.device), world).tolist()
+        self.sums, self.count = {}, 0
+        return dict(zip(names, means, strict=True))
+
+
+class Stopwatch:
+    """Where the time of the updates since the last log line went."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._data_s = 0.0
+        self._steps = self._samples = self._points = 0
+
+    def waited(self, seconds: float) -> None:
+        """Time spent inside `next()` of the batch source.
+
+        Args:
+            seconds: of one micro-batch.
+        """
+        self._data_s += seconds
+
+    def saw(self, num_samples: int, num_points: int) -> None:
+        """Count a micro-batch.
+
+        Args:
+            num_samples: in it.
+            num_points: in it.
+        """
+        self._samples += num_samples
+        self._points += num_points
+
+    def step(self) -> None:
+        """Count an update."""
+        self._steps += 1
+
+    def read(self, world: World) -> dict[str, float]:
+        """Times an update (mean over ranks) and throughput (of all ranks together); starts again.
+
+        Args:
+            world: the run's processes.
+        """
+        now = time.perf_counter()
+        elapsed = max(now - self._start, 1e-9)
+        steps = max(self._steps, 1)
+        local = [self._data_s / steps, elapsed / steps, self._samples / elapsed, self._points / elapsed]
+        data_s, step_s, samples, points = mean_over_ranks(torch.tensor(local, device=world.device), world).tolist()
+        self._start, self._data_s = now, 0.0
+        self._steps = self._samples = self._points = 0
+        return {
+            DATA_S: data_s,
+            STEP_S: step_s,
+            DATA_WAIT_SHARE: data_s / max(step_s, 1e-9),
+            SAMPLES_PER_S: samples * world.world_size,
+            POINTS_PER_S: points * world.world_size,
+        } | _memory(world)
+
+
+def _memory(world: World) -> dict[str, float]:
+    used = {RSS_GIB: psutil.Process().memory_info().rss / 2**30}
+    if world.device.type == "cuda":
+        used[CUDA_GIB] = torch.cuda.max_memory_allocated(world.device) / 2**30
+    return used
+
+
+def peak_rss_gib() -> float:
+    """Largest resident memory of this process so far (workers not counted), GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+class Monitor:
+    """Writes a run's metrics and shows its progress. On ranks other than 0 it does nothing.
+
+    Attributes:
+        active: whether this rank writes.
+    """
+
+    def __init__(self, run_dir: Path, config: MonitorConfig, world: World, *, step: int, num_steps: int) -> None:
+        """Open the files; lines of a former attempt beyond `step` are dropped.
+
+        Args:
+            run_dir: folder of the run.
+            config: how much to tell.
+            world: the run's processes.
+            step: updates done before.
+            num_steps: updates of the whole run.
+        """
+        self.active = world.is_main
+        self._jsonl: TextIO | None = None
+        self._writer: Any = None
+        self._progress: Progress | None = None
+        self._num_steps = num_steps
+        self._began, self._began_at = time.monotonic(), step
+        self._console = Console(stderr=True)
+        self._plain = config.progress and not self._console.is_terminal
+        if not self.active:
+            return
+        run_dir.mkdir(parents=True, exist_ok=True)
+        path = run_dir / "metrics.jsonl"
+        drop_lines_after(path, step)
+        self._jsonl = path.open("a")
+        if config.tensorboard:
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
+        if config.progress and not self._plain:
+            self._progress = _progress_bar(self._console)
+            self._task = self._progress.add_task("pre-training", total=num_steps, completed=step, note="")
+            self._progress.start()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write one line.
+
+        Args:
+            step: updates done.
+            metrics: by name.
+        """
+        if not self.active or self._jsonl is None:
+            return
+        # JSON has no NaN: a number that is not finite becomes null.
+        line = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._jsonl.write(json.dumps({"step": step, "time": time.time(), **line}) + "\n")
+        self._jsonl.flush()
+        if self._writer is not None:
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
+        if self._plain:
+            sys.stderr.write(f"step {step}/{self._num_steps}  {_note(metrics)}  {self._eta(step)}\n")
+
+    def pictures(self, step: int, images: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
+        """Put pictures into TensorBoard.
+
+        Args:
+            step: updates done.
+            images: RGB by name.
+        """
+        if self._writer is not None:
+            for name, image in images.items():
+                self._writer.add_image(f"pictures/{name}", image, step, dataformats="HWC")
+
+    def advance(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
+        """Move the progress bar.
+
+        Args:
+            step: updates done.
+            metrics: of the newest log line, if there is one.
+        """
+        if self._progress is not None:
+            note = {"note": _note(metrics)} if metrics else {}
+            self._progress.update(self._task, completed=step, **note)
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        if self._progress is not None:
+            self._progress.stop()
+        if self._writer is not None:
+            self._writer.close()
+        if self._jsonl is not None:
+            self._jsonl.close()
+
+    def _eta(self, step: int) -> str:
+        done = step - self._began_at
+        if done < 1:
+            return ""
+        left_s = (time.monotonic() - self._began) / done * (self._num_steps - step)
+        minutes, seconds = divmod(round(left_s), 60)
+        return f"{minutes // 60:d}:{minutes % 60:02d}:{seconds:02d} left"
+
+
+def _progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+
+
+def _note(metrics: Mapping[str, float]) -> str:
+    words = [f"loss {metrics[LOSS]:.4f}"] if LOSS in metrics else []
+    if SAMPLES_PER_S in metrics:
+        words.append(f"{metrics[SAMPLES_PER_S]:.1f} samples/s")
+        words.append(f"waiting for data {metrics[DATA_WAIT_SHARE]:.0%}")
+    if metrics.get(SKIPPED):
+        words.append(f"skipped {metrics[SKIPPED]:.0f}")
+    return "  ".join(words)
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Remove lines of metrics.jsonl beyond a step (and a last line cut short by a crash): they will be run again.
+
+    Args:
+        path: metrics.jsonl; may be absent.
+        step: last step to keep.
+    """
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            logger.warning("%s: dropped a line that is cut short: %.40r", path, line)
+            continue
+        if record["step"] <= step:
+            kept.append(line)
+    temp = path.with_suffix(".tmp")
+    temp.write_text("".join(f"{line}\n" for line in kept))
+    temp.replace(path)
+
+
+def to_floats(values: Mapping[str, Tensor], prefix: str) -> dict[str, float]:
+    """Scalars as python numbers with a metric prefix.
+
+    Args:
+        values: scalar tensors by name.
+        prefix: e.g. `LOSS_PART`.
+    """
+    return {f"{prefix}{name}": float(value) for name, value in values.items()}

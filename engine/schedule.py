@@ -1,0 +1,101 @@
+"""Learning rate as a pure function of the step, and how many steps a budget is.
+
+Steps count updates, from 0. Nothing here has state, so a resumed run needs only its step.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How long a run is and how its learning rate moves.
+
+    Attributes:
+        kind: "cosine" falls along half a cosine to `final_lr_scale`; "constant" stays.
+        steps: updates of the whole run; where null, `epochs` decides.
+        epochs: passes over the data, rounded up to whole updates.
+        warmup_steps: updates over which the rate rises linearly to its peak.
+        final_lr_scale: share of the peak rate that a cosine ends at.
+    """
+
+    kind: Literal["constant", "cosine"] = "cosine"
+    steps: int | None = None
+    epochs: int = 50
+    warmup_steps: int = 0
+    final_lr_scale: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps={self.steps}, expected at least 1 update, or null to use epochs")
+        if self.epochs < 1:
+            raise ValueError(f"epochs={self.epochs}, expected at least 1")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps={self.warmup_steps}, expected 0 or more updates")
+        if self.steps is not None and self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps={self.warmup_steps}, expected fewer than steps={self.steps}")
+        if not 0 <= self.final_lr_scale <= 1:
+            raise ValueError(f"final_lr_scale={self.final_lr_scale}, expected a share between 0 and 1")
+
+
+def total_steps(config: ScheduleConfig, *, samples_per_epoch: int, global_batch_size: int) -> int:
+    """Updates of the whole run: `steps`, or the fewest that show every sample `epochs` times.
+
+    Args:
+        config: the run's budget.
+        samples_per_epoch: samples of all ranks in one epoch.
+        global_batch_size: samples an update.
+
+    Raises:
+        ValueError: the warm-up is as long as the run, or there is no data.
+    """
+    if samples_per_epoch < 1:
+        raise ValueError("the batch source has no samples; check data.shards and data.split")
+    steps = config.steps
+    if steps is None:
+        steps = -(-config.epochs * samples_per_epoch // global_batch_size)
+    if config.warmup_steps >= steps:
+        raise ValueError(
+            f"schedule.warmup_steps={config.warmup_steps}, expected fewer than the {steps} updates of the run "
+            f"({config.epochs} epochs of {samples_per_epoch} samples, {global_batch_size} an update)"
+        )
+    return steps
+
+
+def lr_scale(step: int, num_steps: int, config: ScheduleConfig) -> float:
+    """Share of the peak learning rate that update number `step` (from 0) uses.
+
+        s < warmup:  (s + 1) / warmup
+        cosine:      f + (1 - f) (1 + cos(pi (s - warmup) / (num_steps - warmup))) / 2
+
+    Args:
+        step: update, 0 to num_steps - 1.
+        num_steps: updates of the whole run.
+        config: shape of the curve.
+
+    Source: SGDR, Loshchilov & Hutter 2017, eq. 5, one period; per update instead of per epoch.
+    """
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.kind == "constant":
+        return 1.0
+    progress = (step - config.warmup_steps) / (num_steps - config.warmup_steps)
+    return config.final_lr_scale + (1 - config.final_lr_scale) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def lr_table(config: ScheduleConfig, num_steps: int, peak_lr: float, *, rows: int = 11) -> str:
+    """The schedule as text, for people: step and learning rate, evenly spaced, first and last update included.
+
+    Args:
+        config: shape of the curve.
+        num_steps: updates of the whole run.
+        peak_lr: learning rate at scale 1.
+        rows: lines of the table.
+    """
+    count = min(rows, num_steps)
+    steps = sorted({round(i * (num_steps - 1) / max(count - 1, 1)) for i in range(count)})
+    lines = [f"{step:>8d}  {peak_lr * lr_scale(step, num_steps, config):.4g}" for step in steps]
+    return "\n".join(["    step  lr", *lines])

@@ -1,0 +1,347 @@
+"""The objective inside DeepSpeed: forward, backward, one update or none, state in and out, at every ZeRO stage.
+
+Everything that depends on how DeepSpeed 0.19 keeps gradients, weights and optimizer state at a stage is in this file.
+Its own checkpoints are not used: they are pickles, loaded with `weights_only=False`, so they could run foreign code.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from engine.deepspeed_config import EngineConfig, deepspeed_dict, import_deepspeed
+from engine.distributed import World
+from engine.optim import set_lr
+from engine.protocols import BatchLike
+from engine.rng import get_rng_state, set_rng_state
+
+LossOutput = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
+
+# Keys of DeepSpeed's optimizer state_dict that hold tensors and plain numbers: with them and the configuration a
+# freshly built optimizer is exact again. The rest (loss scaler objects, layout) is rebuilt.
+SHARD_KEYS = {
+    1: ("base_optimizer_state", "single_partition_of_fp32_groups"),
+    2: ("base_optimizer_state", "single_partition_of_fp32_groups"),
+    3: ("optimizer_state_dict", "fp32_flat_groups"),
+}
+
+
+class LossScale:
+    """Dynamic loss scale of fp16: halved after an overflow, doubled after `GROWTH_INTERVAL` good updates.
+
+    DeepSpeed 0.19.8 puts torch's GradScaler into fp16 autocast, and at ZeRO 1-3 returns from an overflow before the
+    scaler hears of it, so the scale would never fall. ZeRO's `override_loss_scale` takes ours instead.
+
+    Attributes:
+        value: what the loss is multiplied with; 1 and fixed outside fp16.
+    """
+
+    GROWTH_INTERVAL = 2000
+
+    def __init__(self, power: int | None) -> None:
+        self.value = 1.0 if power is None else 2.0**power
+        self._moves = power is not None
+        self._good = 0
+
+    def after(self, *, overflow: bool) -> bool:
+        """Take note of an update.
+
+        Args:
+            overflow: its gradient was not finite.
+
+        Returns:
+            Whether the overflow is explained by the scale, which has room to fall.
+        """
+        if not self._moves:
+            return False
+        if overflow:
+            explained = self.value > 1.0
+            self.value, self._good = max(self.value / 2, 1.0), 0
+            return explained
+        self._good += 1
+        if self._good % self.GROWTH_INTERVAL == 0:
+            self.value *= 2
+        return False
+
+    def state(self) -> dict[str, float]:
+        """For a checkpoint."""
+        return {"value": self.value, "good": float(self._good)}
+
+    def load(self, state: Mapping[str, float]) -> None:
+        """From a checkpoint.
+
+        Args:
+            state: what `state()` gave.
+        """
+        self.value, self._good = float(state["value"]), int(state["good"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update:
+    """What became of an update.
+
+    Attributes:
+        applied: False when it was skipped because the gradient was not finite.
+        grad_norm: L2 norm of the whole gradient before clipping; infinite when not finite.
+        scale_overflow: the skip is fp16's search for a loss scale, not a fault of the run.
+    """
+
+    applied: bool
+    grad_norm: float
+    scale_overflow: bool = False
+
+
+class _LossModule(nn.Module):
+    """Gives back tuples and dicts, because DeepSpeed's hooks do not look into other classes."""
+
+    def __init__(self, objective: nn.Module) -> None:
+        super().__init__()
+        self.objective = objective
+
+    def forward(self, batch: BatchLike) -> LossOutput:
+        """Total, parts, watch."""
+        terms = self.objective(batch)
+        return terms.total, dict(terms.parts), dict(terms.watch)
+
+
+class ZeroEngine:
+    """An objective and its optimizer under DeepSpeed.
+
+    Attributes:
+        objective: the objective itself, without wrapper.
+        stage: ZeRO stage.
+    """
+
+    def __init__(
+        self,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: EngineConfig,
+        world: World,
+        *,
+        micro_batch_size: int,
+    ) -> None:
+        """Partition and broadcast the weights of rank 0.
+
+        Args:
+            objective: on the CPU or the world's device; DeepSpeed moves it.
+            optimizer: over its parameters.
+            config: the engine's settings.
+            world: the run's processes.
+            micro_batch_size: samples a rank in a forward pass.
+        """
+        self.objective = objective
+        self.stage = config.zero_stage
+        self.world = world
+        self.loss_scale = LossScale(config.loss_scale_power if config.precision == "fp16" else None)
+        self._fp32_weights = config.precision != "bf16_native"
+        self._deepspeed = import_deepspeed(world.device.type)
+        backbone = getattr(objective, "backbone", None)
+        if self.stage == 3 and isinstance(backbone, nn.Module):
+            # ZeRO-3's hooks find tensors in tuples and dicts only. A 3D network hands sparse tensors from layer to
+            # layer, but takes and gives plain ones, so its weights are gathered and released as one piece.
+            self._deepspeed.utils.set_z3_leaf_module(backbone, True)
+        self._engine, *_ = self._deepspeed.initialize(
+            model=_LossModule(objective),
+            optimizer=optimizer,
+            config=deepspeed_dict(config, micro_batch_size=micro_batch_size, device=world.device),
+        )
+        self._take_over_loss_scale()
+
+    # --- one step ---
+
+    def forward(self, batch: BatchLike) -> LossOutput:
+        """Loss of one micro-batch, its parts and the collapse watch.
+
+        Args:
+            batch: on the world's device.
+        """
+        output: LossOutput = self._engine(batch)
+        return output
+
+    def backward(self, total: Float[Tensor, ""], *, last: bool) -> None:
+        """Add this micro-batch's gradient, divided by the accumulation steps; the last one reduces over ranks.
+
+        Args:
+            total: loss of the micro-batch.
+            last: whether an update follows.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        if self.stage == 0:
+            total = total * self.loss_scale.value  # ZeRO's optimizers do this themselves
+        self._engine.backward(total)
+
+    def update(self, lr: float) -> Update:
+        """Clip and apply the gradient, or throw it away where it is not finite; all ranks do the same.
+
+        Args:
+            lr: learning rate of a group with lr_scale 1.
+        """
+        set_lr(self._engine.optimizer.param_groups, lr)
+        grad_norm = self._update_plain() if self.stage == 0 else self._update_zero()
+        finite = math.isfinite(grad_norm)
+        explained = self.loss_scale.after(overflow=not finite)
+        self._take_over_loss_scale()
+        return Update(applied=finite, grad_norm=grad_norm, scale_overflow=explained)
+
+    def _update_plain(self) -> float:
+        grads = [p.grad for p in self._engine.module.parameters() if p.grad is not None]
+        if self.loss_scale.value != 1.0:
+            torch._foreach_mul_(grads, 1.0 / self.loss_scale.value)
+        # Already reduced, so every rank computes the same norm and takes the same decision.
+        norm = float(torch.nn.utils.get_total_norm(grads))
+        if not math.isfinite(norm):
+            self.discard()
+            return math.inf
+        self._engine.step()
+        return norm
+
+    def _update_zero(self) -> float:
+        # DeepSpeed computes the norm over all ranks first and empties its gradient buffers instead of stepping when
+        # it is not finite (`overflow`), in fp32 too (0.19.8, stage_1_and_2.py and stage3.py, step()).
+        self._engine.step()
+        if self._engine.optimizer.overflow:
+            return math.inf
+        return float(self._engine.get_global_grad_norm())
+
+    def discard(self) -> None:
+        """Forget all gradients since the last update, wherever the stage keeps them."""
+        if self.stage == 0:
+            self._engine.zero_grad()
+            return
+        optimizer = self._engine.optimizer
+        optimizer.zero_grad(set_to_none=True)
+        if self.stage == 3:
+            # zero_grad() set micro_step_id to 0, so the next backward pass overwrites the partition buffers.
+            optimizer._partition_all_parameters()
+            for bucket in optimizer.ipg_buckets.values():
+                bucket.clear_params()
+            optimizer.averaged_gradients = {}
+            return
+        optimizer.micro_step_id = -1
+        optimizer._release_preflattened_grad_buffers()
+        for group in list(optimizer.averaged_gradients):
+            optimizer.averaged_gradients[group] = None
+        for group in list(optimizer.all_grad_tensors):
+            optimizer.all_grad_tensors[group] = None
+
+    def _take_over_loss_scale(self) -> None:
+        if not self.loss_scale._moves:
+            return
+        self._engine.torch_autocast_z0_gradscaler = None
+        if self.stage > 0:
+            self._engine.optimizer.torch_autocast_gradscaler = None
+            self._engine.optimizer.override_loss_scale(self.loss_scale.value)
+
+    # --- state ---
+
+    def weights(self) -> dict[str, Tensor]:
+        """Parameters (fp32) and persistent buffers under the objective's own names, on the CPU of rank 0.
+
+        All ranks must call it: at ZeRO-3 the weights are gathered, one at a time. Other ranks get an empty dict.
+        """
+        whole: dict[str, Tensor] = {}
+        for name, tensor in self.objective.state_dict(keep_vars=True).items():
+            value = self._whole(tensor)
+            if self.world.is_main:
+                value = value.float() if value.is_floating_point() else value
+                whole[name] = value.detach().to("cpu", copy=True).contiguous()
+        return whole
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        if not self._fp32_weights and isinstance(tensor, nn.Parameter) and tensor.requires_grad:
+            master: Tensor = self._deepspeed.utils.safe_get_full_fp32_param(tensor)
+            return master
+        if hasattr(tensor, "ds_id"):
+            with self._deepspeed.zero.GatheredParameters([tensor]):
+                return tensor.detach().clone()
+        return tensor
+
+    def shard(self) -> dict[str, Any]:
+        """This rank's part of the optimizer's state: tensors, numbers and containers of them, no other object."""
+        optimizer = self._engine.optimizer
+        if self.stage == 0:
+            return {"optimizer": optimizer.state_dict()}
+        state = optimizer.state_dict()
+        return {key: _own(state[key]) for key in SHARD_KEYS[self.stage]}
+
+    def load_shard(self, shard: Mapping[str, Any]) -> None:
+        """Restore optimizer state and, at ZeRO 1-3, this rank's fp32 weights.
+
+        Args:
+            shard: what `shard()` gave on this rank.
+        """
+        optimizer = self._engine.optimizer
+        if self.stage == 0:
+            optimizer.load_state_dict(shard["optimizer"])
+            return
+        if self.stage == 3:
+            optimizer.checkpoint_event_prologue()
+        state = optimizer.state_dict() | {key: shard[key] for key in SHARD_KEYS[self.stage]}
+        by_rank = [None] * self.world.rank + [state]
+        optimizer.load_state_dict(by_rank, load_optimizer_states=True, load_from_fp32_weights=True)
+        if self.stage < 3:
+            optimizer.update_lp_params()
+        else:
+            optimizer.checkpoint_event_epilogue()
+
+    def close(self) -> None:
+        """Drop DeepSpeed's hooks and buffers; the objective stays usable at stages 0 to 2."""
+        self._engine.destroy()
+
+
+def _own(value: Any) -> Any:
+    """The same structure with tensors that own just their data (a view would be saved with its whole buffer)."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: _own(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_own(item) for item in value)
+    return value
+
+
+def copy_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """Values of all buffers (BatchNorm's running statistics above all).
+
+    Args:
+        module: network.
+    """
+    return {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+
+
+@torch.no_grad()
+def restore_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Put buffers back to what they were.
+
+    Args:
+        module: network.
+        values: what `copy_buffers` gave.
+    """
+    for name, buffer in module.named_buffers():
+        buffer.copy_(values[name])
+
+
+@contextmanager
+def untouched(module: nn.Module) -> Iterator[None]:
+    """Run something for its own sake: random states, buffers and training mode are as before afterwards.
+
+    Args:
+        module: network that may be run inside.
+    """
+    rng, buffers = get_rng_state(), copy_buffers(module)
+    modes = {name: child.training for name, child in module.named_modules()}
+    try:
+        yield
+    finally:
+        for name, child in module.named_modules():
+            child.training = modes[name]
+        restore_buffers(module, buffers)
+        set_rng_state(rng)
