@@ -1,0 +1,88 @@
+"""Projection heads: linear for points and pixels, and an MLP for methods that ask for one.
+
+Linear on purpose: a deeper pixel head could solve the contrastive task from image position alone, and the points
+would learn nothing of what is seen (SLidR, section 3.3).
+
+Letters: I images, C channels, D embedding, R rows, H W pixels, h w cells.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from models.pairing import upsample_to_pixels
+
+
+def unit(rows: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
+    """Rows of length 1 (a zero row stays zero), in float32 or float64: bfloat16 lengths are off by up to 0.4 %."""
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()
+    return F.normalize(rows, dim=-1)
+
+
+class PointHead(nn.Module):
+    """Linear layer with bias, then unit length. Source: SLidR, section 3.3."""
+
+    def __init__(self, in_features: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, embedding_dim)
+
+    def forward(self, features: Float[Tensor, "R C"]) -> Float[Tensor, "R D"]:
+        """Unit embeddings of voxels or points."""
+        return unit(self.linear(features))
+
+
+class PixelHead(nn.Module):
+    """1x1 convolution, fixed bilinear up-sampling to pixels, unit length. Source: SLidR, section 3.3.
+
+    The convolution is a linear layer over channels, so the same weights serve pooled vectors. SLidR up-samples with
+    aligned corners, which stretches the map by up to 3/4 of a cell; here each cell stays where the encoder put it.
+    """
+
+    def __init__(self, in_features: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, embedding_dim)
+
+    def forward(
+        self,
+        feature_map: Float[Tensor, "I C h w"],
+        size: tuple[int, int],
+        *,
+        stride: float,
+        origin_px: float,
+    ) -> Float[Tensor, "I D H W"]:
+        """Unit embeddings of every pixel of images of `size` (height, width).
+
+        Args:
+            feature_map: the encoder's output.
+            size: height and width in pixels.
+            stride: pixels from one cell to the next.
+            origin_px: pixel under the centre of cell 0.
+        """
+        cells = self.linear(feature_map.movedim(1, -1)).movedim(-1, 1)
+        pixels = upsample_to_pixels(cells, size, stride=stride, origin_px=origin_px)
+        return unit(pixels.movedim(1, -1)).movedim(-1, 1)
+
+    def pooled(self, features: Float[Tensor, "S C"]) -> Float[Tensor, "S D"]:
+        """Unit embeddings of features that were pooled before (over superpixels, or whole images)."""
+        return unit(self.linear(features))
+
+
+class MLPHead(nn.Module):
+    """Linear, BatchNorm, ReLU, Linear; then unit length."""
+
+    def __init__(self, in_features: int, hidden_features: int, embedding_dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(in_features, hidden_features, bias=False),  # BatchNorm takes any bias away
+            nn.BatchNorm1d(hidden_features),
+            nn.ReLU(inplace=True),
+            nn.Linear(hidden_features, embedding_dim),
+        )
+
+    def forward(self, features: Float[Tensor, "R C"]) -> Float[Tensor, "R D"]:
+        """Unit embeddings of rows."""
+        return unit(self.layers(features))

@@ -1,0 +1,171 @@
+"""From feature maps and pairs to rows that can be compared: reading at pixels, means over superpixels.
+
+A feature map has cells: the centre of cell i lies on pixel `origin_px + stride * i` (pixel 0 = centre of the top-left
+pixel). Between centres features are bilinear, outside the outermost centres they are constant.
+
+No function builds a matrix of segments x pixels (150 x 92,160 floats = 55 MB an image for 224x416): `segment_mean`
+adds rows up, `segment_mean_of_map` weighs cells, of which there are stride^2 times fewer than pixels.
+
+Letters: I images, C channels, H W pixels, h w cells, R rows, P pairs, S segments.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def segment_mean(
+    features: Float[Tensor, "R C"], index: Int[Tensor, " R"], num_segments: int
+) -> tuple[Float[Tensor, "S C"], Float[Tensor, " S"]]:
+    """Mean of the rows of each segment.
+
+    Sums run in float32 (or float64 for float64 input), also under autocast: a superpixel can have thousands of rows,
+    more than bfloat16 can count.
+
+    Args:
+        features: one row a pixel or point.
+        index: segment of each row; negative rows belong to none and are left out.
+        num_segments: S.
+
+    Returns:
+        Means (zeros where a segment is empty) and the number of rows of each segment.
+    """
+    if features.dtype in (torch.float16, torch.bfloat16):
+        features = features.float()
+    # Rows of no segment go to an extra row that is cut off: cheaper than selecting the others.
+    target = torch.where(index < 0, num_segments, index)
+    sums = features.new_zeros(num_segments + 1, features.shape[1]).index_add(0, target, features)
+    ones = features.new_ones(features.shape[0])
+    counts = features.new_zeros(num_segments + 1).index_add(0, target, ones)[:num_segments]
+    return sums[:num_segments] / counts.clamp(min=1).unsqueeze(1), counts
+
+
+def read_pixels(
+    feature_map: Float[Tensor, "I C h w"],
+    image: Int[Tensor, " P"],
+    uv: Float[Tensor, "P 2"],
+    *,
+    stride: float = 1.0,
+    origin_px: float = 0.0,
+    mode: Literal["bilinear", "nearest"] = "bilinear",
+) -> Float[Tensor, "P C"]:
+    """Features at pixel coordinates.
+
+    Args:
+        feature_map: one map an image.
+        image: image of each pair.
+        uv: pixel coordinates (u to the right, v down) in the image, not in cells.
+        stride: pixels from one cell to the next.
+        origin_px: pixel under the centre of cell 0.
+        mode: `nearest` takes the nearest centre (halves go to the even cell).
+    """
+    height, width = feature_map.shape[-2:]
+    x = ((uv[:, 0] - origin_px) / stride).clamp(0, width - 1)
+    y = ((uv[:, 1] - origin_px) / stride).clamp(0, height - 1)
+    if mode == "nearest":
+        return feature_map[image, :, y.round().long(), x.round().long()]
+    x0, y0 = x.floor().long(), y.floor().long()
+    x1, y1 = (x0 + 1).clamp(max=width - 1), (y0 + 1).clamp(max=height - 1)
+    fx = (x - x0).to(feature_map.dtype).unsqueeze(1)
+    fy = (y - y0).to(feature_map.dtype).unsqueeze(1)
+    top = torch.lerp(feature_map[image, :, y0, x0], feature_map[image, :, y0, x1], fx)
+    bottom = torch.lerp(feature_map[image, :, y1, x0], feature_map[image, :, y1, x1], fx)
+    return torch.lerp(top, bottom, fy)
+
+
+def resample_cells(
+    feature_map: Float[Tensor, "I C h w"], size: tuple[int, int], *, scale: float, offset: float
+) -> Float[Tensor, "I C H W"]:
+    """Bilinear reading on a regular grid: output (i, j) is the input at cell (offset + scale i, offset + scale j).
+
+    Two passes of linear interpolation, rows then columns. `torch.nn.functional.interpolate` knows only two offsets,
+    neither of which is the place where padded, strided convolutions put their cells.
+
+    Args:
+        feature_map: input.
+        size: rows and columns of the output.
+        scale: input cells a step of the output; 1 / stride for up-sampling to pixels.
+        offset: input cell under output 0; -origin_px / stride for up-sampling to pixels.
+    """
+    if scale == 1 and offset == 0 and tuple(feature_map.shape[-2:]) == size:
+        return feature_map
+    for dim, length in ((2, size[0]), (3, size[1])):
+        lower, upper, weight = _linear_cells(length, feature_map.shape[dim], scale, offset, feature_map)
+        shape = [1, 1, 1, 1]
+        shape[dim] = length
+        feature_map = torch.lerp(
+            feature_map.index_select(dim, lower), feature_map.index_select(dim, upper), weight.view(shape)
+        )
+    return feature_map
+
+
+def upsample_to_pixels(
+    feature_map: Float[Tensor, "I C h w"], size: tuple[int, int], *, stride: float, origin_px: float
+) -> Float[Tensor, "I C H W"]:
+    """The map's bilinear features at every pixel of an image of `size` (height, width)."""
+    return resample_cells(feature_map, size, scale=1 / stride, offset=-origin_px / stride)
+
+
+def segment_mean_of_map(
+    feature_map: Float[Tensor, "I C h w"],
+    segments: Int[Tensor, "I H W"],
+    num_segments: int,
+    *,
+    stride: float,
+    origin_px: float,
+) -> tuple[Float[Tensor, "S C"], Float[Tensor, " S"]]:
+    """Mean over each segment's pixels of the up-sampled map, without up-sampling it.
+
+    The mean is linear in the cells, so each segment needs only one weight a cell:
+        weight[s, cell] = sum over pixels of s of that pixel's bilinear weight for the cell
+        mean[s] = weight[s] @ cells / pixels of s
+    One image at a time; its weights take (segments in the image) x h x w floats, stride^2 times less than
+    segments x pixels, and no memory is kept between images unless gradients are asked for.
+
+    Args:
+        feature_map: one map an image.
+        segments: segment of each pixel, unique over all images, negative where none.
+        num_segments: S.
+        stride: pixels from one cell to the next.
+        origin_px: pixel under the centre of cell 0.
+
+    Returns:
+        Means (zeros where a segment has no pixel) and the number of pixels of each segment.
+    """
+    if feature_map.dtype in (torch.float16, torch.bfloat16):
+        feature_map = feature_map.float()
+    (height, width), (rows, columns) = segments.shape[-2:], feature_map.shape[-2:]
+    y0, y1, fy = _linear_cells(height, rows, 1 / stride, -origin_px / stride, feature_map)
+    x0, x1, fx = _linear_cells(width, columns, 1 / stride, -origin_px / stride, feature_map)
+    corners = [
+        (yi[:, None] * columns + xi[None, :], wy[:, None] * wx[None, :])
+        for yi, wy in ((y0, 1 - fy), (y1, fy))
+        for xi, wx in ((x0, 1 - fx), (x1, fx))
+    ]
+    means = feature_map.new_zeros(num_segments, feature_map.shape[1])
+    counts = feature_map.new_zeros(num_segments)
+    for cells, ids in zip(feature_map, segments, strict=True):
+        inside = ids >= 0
+        present, local, pixels = torch.unique(ids[inside], return_inverse=True, return_counts=True)
+        weights = feature_map.new_zeros(present.shape[0] * rows * columns)
+        for cell, weight in corners:
+            weights.index_add_(0, local * (rows * columns) + cell[inside], weight[inside])
+        share = weights.view(-1, rows * columns) / pixels.unsqueeze(1)
+        means = means.index_add(0, present, share @ cells.flatten(1).T)
+        counts = counts.index_add(0, present, pixels.to(counts.dtype))
+    return means, counts
+
+
+def _linear_cells(
+    length: int, cells: int, scale: float, offset: float, like: Tensor
+) -> tuple[Int[Tensor, " length"], Int[Tensor, " length"], Float[Tensor, " length"]]:
+    """For each output position the two cells around it and the weight of the upper one."""
+    positions = torch.arange(length, dtype=torch.float64, device=like.device) * scale + offset
+    positions = positions.clamp(0, cells - 1)
+    lower = positions.floor().long()
+    upper = (lower + 1).clamp(max=cells - 1)
+    return lower, upper, (positions - lower).to(like.dtype)

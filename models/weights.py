@@ -1,0 +1,317 @@
+"""Reading other people's weights, and writing ours, without ever executing what a file contains.
+
+Every load gives a `LoadReport` (matched, missing, mismatched, unused) and refuses below a set share of matches: a
+wrong prefix otherwise leaves a random network that trains and disappoints. Files are read with
+`torch.load(weights_only=True)` or as safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+MIN_MATCH = 0.9
+"""Share of a network's tensors that a file must fill."""
+
+BACKBONE_FORMAT = "tandem-backbone-1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What became of each key.
+
+    Attributes:
+        source: file or description, for the text.
+        matched: filled from the file.
+        missing: in the network, not in the file.
+        mismatched: in both with different shapes: key, shape in the network, shape in the file.
+        unused: in the file, not in the network, and not left out on purpose.
+        dropped: left out by the format's rule (classifier, queue, momentum copy).
+    """
+
+    source: str
+    matched: tuple[str, ...]
+    missing: tuple[str, ...]
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
+    unused: tuple[str, ...]
+    dropped: tuple[str, ...] = ()
+
+    @property
+    def share(self) -> float:
+        """Matched part of the network's tensors, 0 to 1."""
+        wanted = len(self.matched) + len(self.missing) + len(self.mismatched)
+        return len(self.matched) / wanted if wanted else 1.0
+
+    def text(self) -> str:
+        """A few lines for a person."""
+        lines = [
+            f"{self.source}: {len(self.matched)} matched ({self.share:.0%} of the network), {len(self.missing)} "
+            f"missing, {len(self.mismatched)} mismatched, {len(self.unused)} unused, "
+            f"{len(self.dropped)} dropped by rule"
+        ]
+        shapes = [f"{key} (network {want}, file {got})" for key, want, got in self.mismatched]
+        for name, keys in (("missing", self.missing), ("mismatched", shapes), ("unused", self.unused)):
+            if keys:
+                more = f", ... {len(keys) - 5} more" if len(keys) > 5 else ""
+                lines.append(f"  {name}: {', '.join(keys[:5])}{more}")
+        return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def read_checkpoint(path: str | Path) -> dict[str, object]:
+    """Contents of a `.safetensors` file or of what `torch.save` wrote.
+
+    Raises:
+        ValueError: there is no such file, it is damaged, or it holds objects other than tensors and plain values
+            (which are never built, because building them may execute code).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"weights: {path} is not a file. Give the path of a downloaded checkpoint")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        # DINO keeps its command line in the checkpoint as a Namespace, a plain container.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"weights: {path} cannot be read as tensors and plain values ({str(error).splitlines()[0]}). It may be "
+            "damaged or hold other objects, which are refused because they may execute code"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"weights: {path} holds a {type(content).__name__}, expected a dictionary")
+    return {str(key): value for key, value in content.items()}
+
+
+# ------------------------------------------------------------------------------------------------------ image formats
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyRule:
+    """How one family of checkpoints names a tower's tensors.
+
+    Attributes:
+        containers: keys under which the state dict may lie, first found wins; none: the file is the state dict.
+        prefix: regular expression that a tower's key begins with and that is cut off; keys without it are dropped.
+        drop: regular expression of keys (after cutting) that are no part of an encoder.
+    """
+
+    containers: tuple[str, ...] = ()
+    prefix: str = ""
+    drop: str = r"fc\."
+
+    def select(self, content: Mapping[str, object]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+        """The tower's tensors by the network's names, and the keys that were dropped."""
+        state: Mapping[str, object] = content
+        for name in self.containers:
+            inner = content.get(name)
+            if isinstance(inner, Mapping):
+                state = inner
+                break
+        kept: dict[str, Tensor] = {}
+        dropped: list[str] = []
+        for key, value in state.items():
+            found = re.match(self.prefix, key)
+            name = key[found.end() :] if found else ""
+            if found is None or re.match(self.drop, name) or not isinstance(value, Tensor):
+                dropped.append(key)
+            else:
+                kept[name] = value
+        return kept, tuple(dropped)
+
+
+IMAGE_FORMATS: dict[str, KeyRule] = {
+    "torchvision": KeyRule(),
+    "moco_v1": KeyRule(containers=("state_dict",), prefix=r"module\.encoder_q\."),
+    "moco_v2": KeyRule(containers=("state_dict",), prefix=r"module\.encoder_q\."),
+    "moco_v3": KeyRule(containers=("state_dict",), prefix=r"module\.base_encoder\."),
+    # Full checkpoints hold teacher and student; the teacher is the better network (DINO, section 5.2).
+    "dino": KeyRule(
+        containers=("teacher", "student", "state_dict"),
+        prefix=r"(?:module\.)?(?:backbone\.)?",
+        drop=r"(?:head|fc)\.",
+    ),
+}
+"""Prefix rules of public image checkpoints, ResNet encoders."""
+
+
+def load_image_weights(encoder: nn.Module, file_format: str, path: str, *, min_match: float = MIN_MATCH) -> LoadReport:
+    """Fill an image encoder from a public checkpoint.
+
+    Args:
+        encoder: network with torchvision's names.
+        file_format: a key of `IMAGE_FORMATS`.
+        path: the file.
+        min_match: refuse below this share of the encoder's tensors.
+
+    Raises:
+        ValueError: unknown format, unreadable file, too few matches (names the format that would fit better, if one
+            does), or a tensor that is not finite.
+    """
+    rule = IMAGE_FORMATS.get(file_format)
+    if rule is None:
+        raise ValueError(f"weights: unknown format {file_format!r}: expected one of {', '.join(IMAGE_FORMATS)}")
+    content = read_checkpoint(path)
+    state, dropped = rule.select(content)
+    source = f"{path} as {file_format}"
+    report = compare(encoder, state, source=source, dropped=dropped)
+    if report.share < min_match:
+        shares = {name: compare(encoder, r.select(content)[0], source=name).share for name, r in IMAGE_FORMATS.items()}
+        best = max(shares, key=lambda name: shares[name])
+        fits = shares[best] > max(report.share, 0.5)
+        hint = f"It looks like {best!r} ({shares[best]:.0%} would match)." if fits else ""
+        raise ValueError(_refusal(report, min_match, hint))
+    return load_state(encoder, state, source=source, min_match=min_match, dropped=dropped)
+
+
+# ----------------------------------------------------------------------------------------------------------- matching
+
+
+def compare(
+    module: nn.Module, state: Mapping[str, Tensor], *, source: str, dropped: tuple[str, ...] = ()
+) -> LoadReport:
+    """Which keys fit, without loading anything.
+
+    BatchNorm's step counters are not counted: older files lack them and nothing depends on them.
+    """
+    own = {key: value for key, value in module.state_dict().items() if not _is_counter(key)}
+    theirs = {key: value for key, value in state.items() if not _is_counter(key)}
+    both = [key for key in own if key in theirs]
+    return LoadReport(
+        source=source,
+        matched=tuple(key for key in both if own[key].shape == theirs[key].shape),
+        missing=tuple(key for key in own if key not in theirs),
+        mismatched=tuple(
+            (key, tuple(own[key].shape), tuple(theirs[key].shape))
+            for key in both
+            if own[key].shape != theirs[key].shape
+        ),
+        unused=tuple(key for key in theirs if key not in own),
+        dropped=dropped,
+    )
+
+
+def load_state(
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    *,
+    source: str,
+    min_match: float = MIN_MATCH,
+    dropped: tuple[str, ...] = (),
+) -> LoadReport:
+    """Copy the tensors that fit by name and shape into the module.
+
+    Raises:
+        ValueError: fewer than `min_match` of the module's tensors match, or one that matches is not finite.
+            Nothing was copied then.
+    """
+    report = compare(module, state, source=source, dropped=dropped)
+    if report.share < min_match:
+        raise ValueError(_refusal(report, min_match, ""))
+    broken = [k for k in report.matched if not bool(torch.isfinite(state[k]).all())]
+    if broken:
+        raise ValueError(f"weights: {source}: not finite: {', '.join(broken[:5])}. The file is damaged or diverged")
+    chosen = {key: state[key] for key in report.matched}
+    chosen |= {k: v for k, v in state.items() if _is_counter(k) and k in module.state_dict()}
+    module.load_state_dict(chosen, strict=False)
+    return report
+
+
+def _is_counter(key: str) -> bool:
+    return key.endswith("num_batches_tracked")
+
+
+def _refusal(report: LoadReport, min_match: float, hint: str) -> str:
+    return (
+        f"weights: only {report.share:.0%} of the network's tensors match, expected at least {min_match:.0%}. {hint}\n"
+        f"{report.text()}"
+    )
+
+
+# ------------------------------------------------------------------------------------------------- our own backbones
+
+
+def export_backbone(path: str | Path, backbone: nn.Module, *, metadata: Mapping[str, str]) -> None:
+    """Write the 3D network's tensors as safetensors, atomically.
+
+    Args:
+        path: ends in `.safetensors`.
+        backbone: network without heads.
+        metadata: what is needed to build it again and to know where it comes from (configuration as JSON, input
+            features, data, step). Strings only, as the format demands.
+
+    Raises:
+        ValueError: wrong suffix, or a tensor is not finite.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"export: {path}: expected a name that ends in .safetensors")
+    # clone: safetensors refuses tensors that share memory.
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in backbone.state_dict().items()}
+    broken = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise ValueError(f"export: not finite: {', '.join(broken[:5])}. The run has diverged; nothing was written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    save_file(state, temporary, metadata={**metadata, "format": BACKBONE_FORMAT})
+    temporary.replace(path)
+
+
+def read_backbone_metadata(path: str | Path) -> dict[str, str]:
+    """What `export_backbone` was told, from the file's header alone.
+
+    Raises:
+        ValueError: the file is missing, damaged, or not an exported backbone.
+    """
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"weights: {path} cannot be read as safetensors: {error}") from error
+    if metadata.get("format") != BACKBONE_FORMAT:
+        raise ValueError(
+            f"weights: {path} has format {metadata.get('format')!r}, expected {BACKBONE_FORMAT!r} as `tandem export` "
+            "writes it"
+        )
+    return {key: value for key, value in metadata.items() if key != "format"}
+
+
+def load_backbone(
+    path: str | Path,
+    backbone: nn.Module,
+    *,
+    min_match: float = MIN_MATCH,
+    rename: Callable[[str], str] | None = None,
+) -> tuple[LoadReport, dict[str, str]]:
+    """Fill a 3D network from an exported file.
+
+    Args:
+        path: what `export_backbone` wrote.
+        backbone: network to fill.
+        min_match: refuse below this share.
+        rename: applied to the file's keys first.
+
+    Returns:
+        The report and the metadata.
+
+    Raises:
+        ValueError: see `read_backbone_metadata` and `load_state`.
+    """
+    metadata = read_backbone_metadata(path)
+    state = load_file(str(path))
+    if rename is not None:
+        state = {rename(key): value for key, value in state.items()}
+    return load_state(backbone, state, source=str(path), min_match=min_match), metadata
