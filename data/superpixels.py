@@ -1,0 +1,106 @@
+"""SLIC superpixels: patches of similar colour, the units between which SLidR contrasts.
+
+OpenCV's implementation (`cv2.ximgproc`), driven so that its parameters mean what they mean in scikit-image, which
+SLidR's preparation used: the image is blurred, converted to CIELAB in its natural scale (L from 0 to 100, which takes
+float input; 8-bit Lab stretches L by 2.55), and OpenCV's "ruler" is then scikit-image's "compactness", the weight of
+distance in units of the superpixel's side against colour difference.
+
+Cost: linear in pixels and iterations; about 9 ms for 160 x 320, 130 ms for 375 x 1242 (one core, 5 iterations).
+
+Source: Achanta et al., SLIC (TPAMI 2012); Sautier et al., SLidR (CVPR 2022), section 3.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Int, UInt8
+
+_GROWTH = 1.2
+"""Factor by which the smallest allowed fragment grows while there are too many segments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuperpixelConfig:
+    """How an image is cut.
+
+    Attributes:
+        num_segments: upper bound, and about the number, of superpixels an image; SLidR uses 150 (30 with VoxelNet).
+        compactness: larger gives squarer superpixels, smaller follows colour more closely. SLidR uses 6; at the small
+            images of the street world 10 keeps textured ground from fraying.
+        smoothing: standard deviation of the Gaussian blur before, as a share of a superpixel's side, so that it
+            suits any resolution. SLidR blurs by 3 pixels at a side of 98 (0.03).
+        iterations: of k-means; within-segment colour variance after 5 is within 3 % of that after 20.
+        min_fragment_percent: connected pieces smaller than this share of the mean superpixel join a neighbour.
+    """
+
+    num_segments: int = 150
+    compactness: float = 10.0
+    smoothing: float = 0.05
+    iterations: int = 5
+    min_fragment_percent: int = 25
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_segments <= 65536:
+            raise ValueError(f"num_segments is {self.num_segments}, expected 1 to 65536 (ids are stored in 16 bits)")
+        if self.compactness <= 0:
+            raise ValueError(f"compactness is {self.compactness}, expected more than 0")
+        if not 0 <= self.smoothing <= 1:
+            raise ValueError(f"smoothing is {self.smoothing}, expected 0 to 1 (share of a superpixel's side)")
+        if self.iterations < 1:
+            raise ValueError(f"iterations is {self.iterations}, expected at least 1")
+        if not 0 <= self.min_fragment_percent <= 100:
+            raise ValueError(f"min_fragment_percent is {self.min_fragment_percent}, expected 0 to 100")
+
+
+def segment(image: UInt8[np.ndarray, "H W 3"], config: SuperpixelConfig) -> Int[np.ndarray, "H W"]:
+    """Cut an RGB image into connected superpixels.
+
+    Returns:
+        The superpixel of each pixel: int32 ids, consecutive from 0, at most `config.num_segments` of them.
+    """
+    height, width = image.shape[:2]
+    side = superpixel_side(height, width, config.num_segments)
+    if min(height, width) < 2 * side:  # OpenCV needs room for seeds in both directions
+        return _grid(height, width, side)
+    slic = cv2.ximgproc.createSuperpixelSLIC(
+        _smooth_lab(image, config.smoothing * side), cv2.ximgproc.SLIC, side, float(config.compactness)
+    )
+    slic.iterate(config.iterations)
+    percent = float(config.min_fragment_percent)
+    slic.enforceLabelConnectivity(int(percent))
+    # A cluster that lies in several pieces becomes several segments, so the bound can be passed by a few.
+    while slic.getNumberOfSuperpixels() > config.num_segments:
+        if percent >= 100:
+            return _grid(height, width, side)
+        percent = min(100.0, max(percent, 1.0) * _GROWTH)
+        slic.enforceLabelConnectivity(int(percent))
+    return _consecutive(np.asarray(slic.getLabels(), dtype=np.int32))
+
+
+def _consecutive(ids: Int[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:
+    """OpenCV 5.0 leaves gaps in the ids of images of a few pixels."""
+    used = np.bincount(ids.ravel()) > 0
+    return ids if used.all() else (np.cumsum(used) - 1).astype(np.int32)[ids]
+
+
+def superpixel_side(height: int, width: int, num_segments: int) -> int:
+    """Smallest side in pixels at which a grid of squares over the image has at most `num_segments` cells."""
+    side = max(1, int(np.sqrt(height * width / num_segments)))
+    while -(-height // side) * -(-width // side) > num_segments:
+        side += 1
+    return side
+
+
+def _smooth_lab(image: UInt8[np.ndarray, "H W 3"], sigma_px: float) -> np.ndarray:
+    blurred = cv2.GaussianBlur(image, (0, 0), sigma_px) if sigma_px > 0 else image
+    return np.asarray(cv2.cvtColor(blurred.astype(np.float32) / 255, cv2.COLOR_RGB2Lab))
+
+
+def _grid(height: int, width: int, side: int) -> Int[np.ndarray, "H W"]:
+    """Squares: what SLIC starts from."""
+    columns = -(-width // side)
+    ids = np.arange(height)[:, None] // side * columns + np.arange(width)[None, :] // side
+    return ids.astype(np.int32)
