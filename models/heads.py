@@ -51,7 +51,7 @@ class PixelHead(nn.Module):
         feature_map: Float[Tensor, "I C h w"],
         size: tuple[int, int],
         *,
-        stride: float,
+        stride: int,
         origin_px: float,
     ) -> Float[Tensor, "I D H W"]:
         """Unit embeddings of every pixel of images of `size` (height, width).

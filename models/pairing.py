@@ -49,7 +49,7 @@ def read_pixels(
     image: Int[Tensor, " P"],
     uv: Float[Tensor, "P 2"],
     *,
-    stride: float = 1.0,
+    stride: int = 1,
     origin_px: float = 0.0,
     mode: Literal["bilinear", "nearest"] = "bilinear",
 ) -> Float[Tensor, "P C"]:
@@ -104,7 +104,7 @@ def resample_cells(
 
 
 def upsample_to_pixels(
-    feature_map: Float[Tensor, "I C h w"], size: tuple[int, int], *, stride: float, origin_px: float
+    feature_map: Float[Tensor, "I C h w"], size: tuple[int, int], *, stride: int, origin_px: float
 ) -> Float[Tensor, "I C H W"]:
     """The map's bilinear features at every pixel of an image of `size` (height, width)."""
     return resample_cells(feature_map, size, scale=1 / stride, offset=-origin_px / stride)
@@ -115,7 +115,7 @@ def segment_mean_of_map(
     segments: Int[Tensor, "I H W"],
     num_segments: int,
     *,
-    stride: float,
+    stride: int,
     origin_px: float,
 ) -> tuple[Float[Tensor, "S C"], Float[Tensor, " S"]]:
     """Mean over each segment's pixels of the up-sampled map, without up-sampling it.

@@ -75,13 +75,12 @@ def effective_rank(features: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
 
     Source: Roy & Vetterli, EUSIPCO 2007.
     """
-    singular = torch.linalg.svdvals(_full(features))
+    singular: Tensor = torch.linalg.svdvals(_full(features))
     if not bool(singular.sum() > 0):
         return singular.new_zeros((), dtype=torch.float32)
     share = singular / singular.sum()
     entropy = torch.special.entr(share).sum()
-    rank: Tensor = torch.exp(entropy).float()
-    return rank
+    return torch.exp(entropy).float()
 
 
 def _full(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:

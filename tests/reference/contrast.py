@@ -1,0 +1,50 @@
+"""Slow, obvious forms of what `models.losses` and `models.pairing` compute: loops over single numbers."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def info_nce_loop(anchors: Tensor, targets: Tensor, temperature: float, excluded: Tensor | None = None) -> Tensor:
+    """One direction, row by row."""
+    losses = []
+    for i in range(len(anchors)):
+        denominator = torch.zeros((), dtype=anchors.dtype)
+        for j in range(len(targets)):
+            if excluded is not None and excluded[i, j]:
+                continue
+            denominator = denominator + torch.exp(torch.dot(anchors[i], targets[j]) / temperature)
+        losses.append(torch.log(denominator) - torch.dot(anchors[i], targets[i]) / temperature)
+    return torch.stack(losses).mean()
+
+
+def segment_mean_loop(features: Tensor, index: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
+    """Segment by segment."""
+    means, counts = [], []
+    for segment in range(num_segments):
+        rows = features[index == segment]
+        counts.append(float(len(rows)))
+        means.append(rows.mean(dim=0) if len(rows) else torch.zeros(features.shape[1], dtype=features.dtype))
+    return torch.stack(means), torch.tensor(counts, dtype=features.dtype)
+
+
+def bilinear_at(feature_map: Tensor, u: float, v: float, stride: float, origin_px: float) -> Tensor:
+    """Feature of one pixel of one map (C, h, w)."""
+    _, height, width = feature_map.shape
+    x = min(max((u - origin_px) / stride, 0.0), width - 1.0)
+    y = min(max((v - origin_px) / stride, 0.0), height - 1.0)
+    value = torch.zeros(feature_map.shape[0], dtype=feature_map.dtype)
+    for j in {math.floor(y), math.ceil(y)}:
+        for i in {math.floor(x), math.ceil(x)}:
+            value = value + feature_map[:, j, i] * (1 - abs(x - i)) * (1 - abs(y - j))
+    return value
+
+
+def upsample_loop(feature_map: Tensor, size: tuple[int, int], stride: float, origin_px: float) -> Tensor:
+    """All pixels of one map."""
+    rows = [
+        torch.stack([bilinear_at(feature_map, u, v, stride, origin_px) for u in range(size[1])], dim=1)
+        for v in range(size[0])
+    ]
+    return torch.stack(rows, dim=1)
