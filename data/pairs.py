@@ -66,9 +66,7 @@ def point_pixel_pairs(
     for number, camera in enumerate(range(len(sample.cameras)) if cameras is None else cameras):
         view = sample.cameras[camera]
         uv, depth = project(view.K, transform(sample.T_cam_lidar(view), sample.points_lidar))
-        seen = np.flatnonzero(
-            visible(uv, depth, view.image_size, min_depth_m=min_depth_m, border_px=border_px)
-        )
+        seen = np.flatnonzero(visible(uv, depth, view.image_size, min_depth_m=min_depth_m, border_px=border_px))
         points.append(seen)
         numbers.append(np.full(len(seen), number, dtype=np.int64))
         uvs.append(uv[seen])

@@ -135,7 +135,7 @@ def _cells(points: Float[np.ndarray, "N 3"], config: VoxelConfig) -> Int[np.ndar
             f"largest cell index is {largest}, expected finite points and at most {2**20} cells an axis; "
             f"size is {config.size}: drop non-finite points or enlarge the cells"
         )
-    return scaled.astype(np.int64)
+    return np.asarray(scaled.astype(np.int64))
 
 
 def _group(

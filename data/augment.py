@@ -1,0 +1,246 @@
+"""Augmentations that keep point-pixel pairs valid.
+
+Each draw takes its random numbers from a generator that depends on (seed, epoch, sample) alone (`order.augment_rng`)
+and returns what it did, a rigid-and-scale matrix for the cloud or a `PixelTransform` for an image, so that pairs can
+follow it and tests can check them by re-projection.
+
+Source: Sautier et al., SLidR (CVPR 2022), section 4 and released code. Deviations: the number of crop attempts is
+bounded and ends with the whole image; an image of few pairs does not prevent dropping a cuboid that holds none of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, Int, UInt8
+
+from data.geometry import rigid, yaw_rotation
+
+
+def _check_range(name: str, values: tuple[float, float], *, above: float) -> None:
+    low, high = values
+    if not above < low <= high < np.inf:
+        raise ValueError(f"{name} is {values}, expected two numbers above {above}, the first not larger")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointAugmentConfig:
+    """Augmentation of the cloud.
+
+    Attributes:
+        enabled: False turns all of it off.
+        rotate: by a uniform angle about z.
+        flip: negate x with probability one half, and y likewise.
+        scale_range: uniform factor of all coordinates; (1, 1) for none, as in SLidR.
+        drop_max_side: largest side of the dropped cuboid as a share of the cloud's extent; 0 for none.
+    """
+
+    enabled: bool = True
+    rotate: bool = True
+    flip: bool = True
+    scale_range: tuple[float, float] = (1.0, 1.0)
+    drop_max_side: float = 0.2
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_range("scale_range", self.scale_range, above=0.0)
+        if not 0 <= self.drop_max_side <= 1:
+            raise ValueError(f"drop_max_side is {self.drop_max_side}, expected 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageAugmentConfig:
+    """Augmentation of the images, each on its own.
+
+    Attributes:
+        enabled: False turns all of it off; images are then resized as a whole.
+        crop: random resized crop.
+        area_range: area of the crop as a share of the image.
+        aspect_range: width by height of the crop, drawn log-uniformly.
+        min_pairs_share: a crop also counts as good if it keeps this share of the image's pairs.
+        crop_attempts: draws before the whole image is taken.
+        flip: mirror left and right with probability one half.
+    """
+
+    enabled: bool = True
+    crop: bool = True
+    area_range: tuple[float, float] = (0.3, 1.0)
+    aspect_range: tuple[float, float] = (14 / 9, 17 / 9)
+    min_pairs_share: float = 0.75
+    crop_attempts: int = 32
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        _check_range("area_range", self.area_range, above=0.0)
+        _check_range("aspect_range", self.aspect_range, above=0.0)
+        if self.area_range[1] > 1:
+            raise ValueError(f"area_range is {self.area_range}, expected at most 1")
+        if not 0 < self.min_pairs_share <= 1:
+            raise ValueError(f"min_pairs_share is {self.min_pairs_share}, expected above 0 and at most 1")
+        if self.crop_attempts < 1:
+            raise ValueError(f"crop_attempts is {self.crop_attempts}, expected at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """All augmentation of a sample.
+
+    Attributes:
+        points: of the cloud.
+        image: of each image.
+        min_pairs: pairs that an image must keep when a cuboid is dropped and when it is cropped. 1024 suits real
+            sweeps of 20,000 points and more; small worlds need less.
+    """
+
+    points: PointAugmentConfig = field(default_factory=PointAugmentConfig)
+    image: ImageAugmentConfig = field(default_factory=ImageAugmentConfig)
+    min_pairs: int = 1024
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.min_pairs < 1:
+            raise ValueError(f"min_pairs is {self.min_pairs}, expected at least 1")
+
+
+NO_AUGMENTATION = AugmentConfig(
+    points=PointAugmentConfig(enabled=False), image=ImageAugmentConfig(enabled=False), min_pairs=1
+)
+"""Sweeps and images as they were recorded."""
+
+
+# ------------------------------------------------------------------------------------------------- cloud
+def draw_cloud_transform(rng: np.random.Generator, config: PointAugmentConfig) -> Float[np.ndarray, "4 4"]:
+    """T_aug_lidar: rotation about z, flips and scaling as one matrix."""
+    T = np.eye(4)
+    if config.enabled and config.rotate:
+        T = rigid(yaw_rotation(rng.uniform(0.0, 2 * np.pi)), np.zeros(3))
+    if config.enabled and config.flip:
+        signs = np.where(rng.random(2) < 0.5, -1.0, 1.0)
+        T = np.diag((signs[0], signs[1], 1.0, 1.0)) @ T
+    if config.enabled and config.scale_range != (1.0, 1.0):
+        scale = rng.uniform(*config.scale_range)
+        T = np.diag((scale, scale, scale, 1.0)) @ T
+    return T
+
+
+def draw_cuboid(
+    rng: np.random.Generator, points: Float[np.ndarray, "N 3"], config: PointAugmentConfig
+) -> Bool[np.ndarray, " N"]:
+    """Which points lie in a random cuboid, to be dropped.
+
+    The cuboid is centred at a random point; its sides are one uniform share, up to `drop_max_side`, of the extents.
+    """
+    if not config.enabled or config.drop_max_side == 0 or len(points) == 0:
+        return np.zeros(len(points), dtype=bool)
+    center = points[rng.integers(len(points))]
+    share = rng.uniform(0.0, config.drop_max_side)
+    half_sides = 0.5 * share * (points.max(axis=0) - points.min(axis=0))
+    return np.asarray((np.abs(points - center) <= half_sides).all(axis=1))
+
+
+# ------------------------------------------------------------------------------------------------- image
+@dataclass(frozen=True)
+class PixelTransform:
+    """Crop, resize and mirror of an image, for pixels, segments and pixel coordinates alike.
+
+    Attributes:
+        top: first row of the crop, pixels of the stored image.
+        left: first column.
+        height: rows of the crop.
+        width: columns.
+        out_size: height, width after resizing.
+        mirrored: left and right exchanged, after resizing.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    out_size: tuple[int, int]
+    mirrored: bool = False
+
+    def uv(self, pixels_uv: Float[np.ndarray, "P 2"]) -> Float[np.ndarray, "P 2"]:
+        """Where pixel coordinates of the stored image come to lie; the pixels' centres are at whole numbers."""
+        out_height, out_width = self.out_size
+        u = (pixels_uv[:, 0] - self.left + 0.5) * (out_width / self.width) - 0.5
+        v = (pixels_uv[:, 1] - self.top + 0.5) * (out_height / self.height) - 0.5
+        if self.mirrored:
+            u = out_width - 1 - u
+        return np.stack((u, v), axis=1)
+
+    def inside(self, out_uv: Float[np.ndarray, "P 2"]) -> Bool[np.ndarray, " P"]:
+        """Which of `uv`'s results lie between centres of pixels, so that bilinear reading needs no padding."""
+        limit = np.array((self.out_size[1] - 1, self.out_size[0] - 1))
+        return np.asarray(((out_uv >= 0) & (out_uv <= limit)).all(axis=1))
+
+    def image(self, stored: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "h w 3"]:
+        """The crop, resized: averaged where it shrinks, bilinear where it grows."""
+        out_height, out_width = self.out_size
+        cut = stored[self.top : self.top + self.height, self.left : self.left + self.width]
+        if (self.height, self.width) != self.out_size:
+            shrinks = self.height >= out_height and self.width >= out_width
+            cut = cv2.resize(
+                cut, (out_width, out_height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+            )
+        return np.asarray(cut[:, ::-1] if self.mirrored else cut)
+
+    def source_pixels(self) -> tuple[Int[np.ndarray, " h"], Int[np.ndarray, " w"]]:
+        """Row and column of the stored image nearest to each row and column of the result."""
+        out_height, out_width = self.out_size
+        rows = self.top + ((np.arange(out_height) + 0.5) * self.height / out_height).astype(np.int64)
+        columns = self.left + ((np.arange(out_width) + 0.5) * self.width / out_width).astype(np.int64)
+        return rows, columns[::-1] if self.mirrored else columns
+
+    def segments(self, stored: Int[np.ndarray, "H W"]) -> Int[np.ndarray, "h w"]:
+        """Superpixels of the result, by nearest neighbour."""
+        rows, columns = self.source_pixels()
+        return np.asarray(stored[rows[:, None], columns[None, :]])
+
+
+def draw_pixel_transform(
+    rng: np.random.Generator,
+    pixels_uv: Float[np.ndarray, "P 2"],
+    stored_size: tuple[int, int],
+    out_size: tuple[int, int],
+    config: AugmentConfig,
+) -> PixelTransform:
+    """Crop and mirror of one image; the first of the drawn crops that keeps enough pairs is taken.
+
+    Args:
+        rng: random numbers.
+        pixels_uv: the image's pairs, in the stored image.
+        stored_size: height, width of the stored image.
+        out_size: height, width of the result.
+        config: keeps at least `min_pairs` pairs, or the share `image.min_pairs_share` of them.
+    """
+    whole = PixelTransform(0, 0, *stored_size, out_size)
+    if not config.image.enabled:
+        return whole
+    mirrored = bool(config.image.flip and rng.random() < 0.5)
+    boxes = _draw_boxes(rng, stored_size, config.image) if config.image.crop else []
+    for box in boxes:
+        crop = PixelTransform(*box, out_size, mirrored)
+        kept = np.count_nonzero(crop.inside(crop.uv(pixels_uv)))
+        if kept >= config.min_pairs or kept >= config.image.min_pairs_share * len(pixels_uv):
+            return crop
+    return PixelTransform(0, 0, *stored_size, out_size, mirrored)
+
+
+def _draw_boxes(
+    rng: np.random.Generator, stored_size: tuple[int, int], config: ImageAugmentConfig
+) -> list[tuple[int, int, int, int]]:
+    """Crops (top, left, height, width) that fit into the image, in the order of drawing."""
+    height, width = stored_size
+    count = config.crop_attempts
+    area = rng.uniform(*config.area_range, count) * (height * width)
+    aspect = np.exp(rng.uniform(np.log(config.aspect_range[0]), np.log(config.aspect_range[1]), count))
+    heights = np.maximum(np.rint(np.sqrt(area / aspect)), 1).astype(np.int64)
+    widths = np.maximum(np.rint(np.sqrt(area * aspect)), 1).astype(np.int64)
+    tops = (rng.random(count) * (height - heights + 1)).astype(np.int64)
+    lefts = (rng.random(count) * (width - widths + 1)).astype(np.int64)
+    fits = (heights <= height) & (widths <= width)
+    boxes = np.stack((tops, lefts, heights, widths), axis=1)[fits]
+    return [(int(t), int(l), int(h), int(w)) for t, l, h, w in boxes]  # noqa: E741

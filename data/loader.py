@@ -1,0 +1,420 @@
+"""Shards -> batches: read, pair, augment, voxelise, collate.
+
+The n-th batch of a rank is a pure function of (config, seed, n, rank, world size). Workers hold no state: each is
+told a batch number and makes that batch, so the batches do not depend on the number of workers, and a run resumes at
+any number. A damaged sample is replaced (`SampleOrder.replacement`), so every batch has its full size, and counted
+(`data.skips`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from data.augment import NO_AUGMENTATION, PointAugmentConfig, draw_cloud_transform, draw_cuboid
+from data.collate import collate
+from data.geometry import transform
+from data.order import SampleOrder, augment_rng, batch_positions
+from data.sample import Batch, Sample
+from data.shards import Manifest, SampleError, SampleReader, ShardError, load_manifest
+from data.skips import Skip, SkipLedger
+from data.teacher_cache import TeacherCache
+from data.view import View, ViewConfig, make_view
+from data.voxelize import VoxelConfig
+from data.workers import Loaded, WorkerConfig, run_workers
+
+_log = logging.getLogger(__name__)
+
+_MAX_REPLACEMENTS = 50
+"""Damaged samples in a row at one position before the loader gives up; at a share of 1 % that is out of reach."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(ViewConfig):
+    """Where training batches come from and what is done to them (with the fields of `ViewConfig`).
+
+    Attributes:
+        shards: folder of a prepared set.
+        split: of the set; None for all of it.
+        limit: use only the first so many samples (in log and time order); None for all.
+        micro_batch_size: samples a rank takes in one forward pass.
+        shards_per_group: shards that are shuffled with each other.
+        max_skip_share: share of damaged samples that a run puts up with, see `SkipLedger`.
+        num_workers: processes that make batches; 0: the training process itself.
+        prefetch: batches that each worker makes ahead.
+        start_method: how workers are started; "forkserver" and "spawn" are safe beside threads and CUDA, "fork" starts
+            fastest.
+    """
+
+    shards: str
+    split: str | None = "train"
+    limit: int | None = None
+    micro_batch_size: int = 4
+    shards_per_group: int = 8
+    max_skip_share: float = 0.01
+    num_workers: int = 1
+    prefetch: int = 4
+    start_method: Literal["forkserver", "spawn", "fork"] = "forkserver"
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        super().__post_init__()
+        for name in ("micro_batch_size", "shards_per_group", "prefetch", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers is {self.num_workers}, expected 0 or more")
+        if not 0 <= self.max_skip_share <= 1:
+            raise ValueError(f"max_skip_share is {self.max_skip_share}, expected 0 to 1")
+
+
+# ------------------------------------------------------------------------------------------ training stream
+@dataclass(frozen=True, kw_only=True)
+class _TrainingBatches:
+    """Makes the n-th batch of one rank (runs in the workers)."""
+
+    reader: SampleReader
+    order: SampleOrder
+    config: DataConfig
+    rank: int
+    world_size: int
+    cache: TeacherCache | None
+
+    def __call__(self, number: int) -> Loaded:
+        positions = batch_positions(
+            number, rank=self.rank, world_size=self.world_size, micro_batch_size=self.config.micro_batch_size
+        )
+        views: list[View] = []
+        skips: list[Skip] = []
+        for position in positions:
+            view = self._view_at(position, skips)
+            if view is None:
+                return Loaded(batch=None, num_seen=len(positions) + len(skips), skips=tuple(skips))
+            views.append(view)
+        batch = collate(views, self.config.voxel)
+        return Loaded(batch=batch, num_seen=len(positions) + len(skips), skips=tuple(skips))
+
+    def _view_at(self, position: int, skips: list[Skip]) -> View | None:
+        epoch, index = self.order.at(position)
+        for attempt in range(1, _MAX_REPLACEMENTS + 1):
+            try:
+                return self._view(index, augment_rng(self.order.seed, epoch, index, attempt - 1))
+            except SampleError as error:
+                skips.append(Skip.of(index, error))
+                index = self.order.replacement(position, attempt)
+        return None
+
+    def _view(self, index: int, rng: np.random.Generator) -> View:
+        manifest = self.reader.manifest
+        shard = manifest.shards[int(manifest.sample_shard[index])].file
+        if self.cache is None:
+            sample = self.reader.read(index, superpixels=self.config.superpixels, labels=False)
+            return make_view(sample, self.config, rng, shard=shard)
+        if index not in self.cache:
+            raise SampleError("not-cached", manifest.key(index), shard, f"no features in {self.cache.path}")
+        sample = self.reader.read(index, images=False, labels=False)
+        return make_view(sample, self.config, rng, shard=shard, cached=_cached(self.cache, index, sample))
+
+
+def _cached(cache: TeacherCache, index: int, sample: Sample) -> list[np.ndarray]:
+    """Teacher features of each camera.
+
+    Raises:
+        ShardError: the cache was built with other superpixels.
+    """
+    offsets, rows = cache.offsets(index), cache.features(index)
+    for number, view in enumerate(sample.cameras):
+        stored = 0 if view.superpixels is None else int(view.superpixels.max()) + 1
+        if stored != offsets[number + 1] - offsets[number]:
+            raise ShardError(
+                f"sample {sample.key}, camera {view.name}: {stored} superpixels in the shards, "
+                f"{offsets[number + 1] - offsets[number]} in {cache.path}; delete that folder and build it again"
+            )
+    return [rows[offsets[number] : offsets[number + 1]] for number in range(len(sample.cameras))]
+
+
+class ShardLoader:
+    """An endless stream of one rank's batches; satisfies `engine.protocols.BatchSource`.
+
+    Attributes:
+        manifest: of the shard set.
+        indices: samples in use.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        manifest: Manifest,
+        indices: Int[np.ndarray, " n"],
+        *,
+        seed: int,
+        rank: int,
+        world_size: int,
+        cache: TeacherCache | None,
+    ) -> None:
+        self.manifest = manifest
+        self.indices = indices
+        self._config = config
+        order = SampleOrder(indices, manifest.sample_shard[indices], seed, config.shards_per_group)
+        self._make = _TrainingBatches(
+            reader=SampleReader(manifest),
+            order=order,
+            config=config,
+            rank=rank,
+            world_size=world_size,
+            cache=cache,
+        )
+        self._ledger = SkipLedger(max_share=config.max_skip_share, num_samples=len(indices), root=config.shards)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples of all ranks in one epoch."""
+        return len(self.indices)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Different samples that this process skipped, by reason."""
+        return dict(self._ledger.counters)
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Batches number `start`, `start` + 1, ... of this rank, for ever.
+
+        Raises:
+            ShardError: too many damaged samples, or a worker died.
+        """
+        config = self._config
+        workers = WorkerConfig(
+            num_workers=config.num_workers, prefetch=config.prefetch, start_method=config.start_method
+        )
+        for loaded in run_workers(self._make, itertools.count(start), workers):
+            self._ledger.account(loaded.num_seen, loaded.skips)
+            if loaded.batch is None:
+                raise self._ledger.error()
+            yield loaded.batch
+
+    def state(self, position: int) -> dict[str, int | str]:
+        """What continues the stream at batch number `position`: a few integers and a fingerprint."""
+        order = self._make.order
+        return {
+            "position": position,
+            "seed": order.seed,
+            "global_micro_batch": self._config.micro_batch_size * self._make.world_size,
+            "samples_per_epoch": len(self.indices),
+            "shards_per_group": order.shards_per_group,
+            "samples": _fingerprint(self.manifest, self.indices),
+        }
+
+    def check_state(self, state: Mapping[str, int | str]) -> None:
+        """Refuse a state of another stream.
+
+        Another number of ranks is welcome as long as `micro_batch_size` times the ranks stays the same: the global
+        batches are then the same ones.
+
+        Raises:
+            ValueError: naming the field that differs, both values and what to do.
+        """
+        remedies = {
+            "seed": "use the run's seed",
+            "global_micro_batch": "choose micro_batch_size so that micro_batch_size x ranks stays the same",
+            "samples_per_epoch": "use the same shards, split and limit",
+            "shards_per_group": "set it back",
+            "samples": "use the same shards, split and limit",
+        }
+        expected = self.state(0)
+        for name, remedy in remedies.items():
+            if state.get(name) != expected[name]:
+                raise ValueError(
+                    f"loader state: {name} is {state.get(name)!r} in the checkpoint and {expected[name]!r} here, so "
+                    f"the stream of samples cannot be continued; {remedy}, or start a new run"
+                )
+        position = state.get("position")
+        if not isinstance(position, int) or position < 0:
+            raise ValueError(f"loader state: position is {position!r}, expected an integer that is not negative")
+
+
+def _fingerprint(manifest: Manifest, indices: Int[np.ndarray, " n"]) -> str:
+    digest = hashlib.sha256(json.dumps([manifest.fingerprint(), len(indices)]).encode())
+    digest.update(indices.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def build_loader(
+    config: DataConfig,
+    *,
+    seed: int,
+    rank: int,
+    world_size: int,
+    teacher_cache: TeacherCache | None = None,
+) -> ShardLoader:
+    """The training stream of one rank.
+
+    With a teacher cache, images are not decoded: batches carry `segment_features` instead of `images` and `segments`.
+
+    Raises:
+        ShardError: no prepared set, no such split, no samples, or a cache of another set.
+        ValueError: settings that exclude each other.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank}, expected 0 to {world_size - 1}")
+    manifest = load_manifest(config.shards)
+    indices = manifest.indices(config.split)[: config.limit]
+    if len(indices) == 0:
+        raise ShardError(f"{config.shards} has no samples in split {config.split!r}; choose another split")
+    if teacher_cache is not None:
+        if config.augment.image.enabled:
+            raise ValueError(
+                "augment.image.enabled is true with a teacher cache, whose features are those of unchanged images; "
+                "set augment.image.enabled=false, or do without the cache"
+            )
+        if not config.superpixels:
+            raise ValueError("superpixels is false with a teacher cache, whose features belong to superpixels")
+        if teacher_cache.manifest_fingerprint != manifest.fingerprint():
+            raise ShardError(f"{teacher_cache.path} was built from other shards than {config.shards}; build it again")
+    if rank == 0 and len(indices) < config.micro_batch_size * world_size:
+        _log.warning(
+            "%s: %d samples are fewer than one global micro-batch (%d x %d); a batch will hold a sample twice",
+            config.shards,
+            len(indices),
+            config.micro_batch_size,
+            world_size,
+        )
+    return ShardLoader(config, manifest, indices, seed=seed, rank=rank, world_size=world_size, cache=teacher_cache)
+
+
+# --------------------------------------------------------------------------------------- in a given order
+@dataclass(frozen=True, kw_only=True)
+class _ListedBatches:
+    """Makes the batch of the n-th stretch of a given list (runs in the workers)."""
+
+    reader: SampleReader
+    indices: Int[np.ndarray, " n"]
+    batch_size: int
+    config: ViewConfig
+    with_images: bool
+    seed: int = 0
+    epoch: int = 0
+
+    def __call__(self, number: int) -> Loaded:
+        chosen = self.indices[number * self.batch_size : (number + 1) * self.batch_size]
+        views, used, skips = [], [], []
+        for index in map(int, chosen):
+            try:
+                views.append(self._view(index, augment_rng(self.seed, self.epoch, index)))
+                used.append(index)
+            except SampleError as error:
+                skips.append(Skip.of(index, error))
+        batch = collate(views, self.config.voxel) if views else None
+        return Loaded(batch=batch, num_seen=len(chosen), skips=tuple(skips), indices=tuple(used))
+
+    def _view(self, index: int, rng: np.random.Generator) -> View:
+        if self.with_images:
+            manifest = self.reader.manifest
+            shard = manifest.shards[int(manifest.sample_shard[index])].file
+            sample = self.reader.read(index, superpixels=self.config.superpixels)
+            return make_view(sample, self.config, rng, shard=shard)
+        sample = self.reader.read(index, images=False, superpixels=False)
+        points_config = self.config.augment.points
+        T_aug_lidar = draw_cloud_transform(rng, points_config)
+        points = transform(T_aug_lidar, sample.points_lidar).astype(np.float32)
+        kept = ~draw_cuboid(rng, points, points_config)
+        kept |= not kept.any()
+        return View(
+            key=sample.key,
+            points=points[kept],
+            intensity=sample.intensity[kept],
+            labels=None if sample.labels is None else sample.labels[kept],
+            T_aug_lidar=T_aug_lidar,
+        )
+
+    def run(self, num_workers: int, max_skip_share: float) -> Iterator[Loaded]:
+        root = self.reader.manifest.root
+        ledger = SkipLedger(max_share=max_skip_share, num_samples=len(self.indices), root=root)
+        numbers = range(-(-len(self.indices) // self.batch_size))
+        for loaded in run_workers(self, numbers, WorkerConfig(num_workers=num_workers)):
+            ledger.account(loaded.num_seen, loaded.skips)
+            if loaded.batch is not None:
+                yield loaded
+
+
+def point_batches(
+    reader: SampleReader,
+    indices: Int[np.ndarray, " n"],
+    voxel: VoxelConfig,
+    *,
+    batch_size: int,
+    augment: PointAugmentConfig | None = None,
+    seed: int = 0,
+    epoch: int = 0,
+    num_workers: int = 0,
+    max_skip_share: float = 0.01,
+) -> Iterator[Batch]:
+    """Points and labels of the given samples in the given order, for downstream tasks.
+
+    Every point of a sweep is in the batch, and in a voxel, also outside `voxel.range_min` to `range_max` (unless
+    `augment` drops a cuboid). The last batch may be smaller; damaged samples are left out and counted.
+
+    Raises:
+        ShardError: too many damaged samples, or a worker died.
+    """
+    points = PointAugmentConfig(enabled=False) if augment is None else augment
+    make = _ListedBatches(
+        reader=reader,
+        indices=indices,
+        batch_size=batch_size,
+        config=ViewConfig(voxel=voxel, augment=dataclasses.replace(NO_AUGMENTATION, points=points)),
+        with_images=False,
+        seed=seed,
+        epoch=epoch,
+    )
+    for loaded in make.run(num_workers, max_skip_share):
+        assert loaded.batch is not None
+        yield loaded.batch
+
+
+def image_batches(
+    reader: SampleReader,
+    indices: Int[np.ndarray, " n"],
+    config: DataConfig,
+    *,
+    batch_size: int,
+) -> Iterator[tuple[tuple[int, ...], Batch]]:
+    """Whole samples (images, pairs, superpixels, labels) without augmentation, with the indices that each batch holds.
+
+    Of `config`, the voxel grid, the image size, the superpixels, the skip share and the workers are used. All cameras
+    are there.
+
+    Raises:
+        ShardError: too many damaged samples, or a worker died.
+    """
+    make = _ListedBatches(
+        reader=reader,
+        indices=indices,
+        batch_size=batch_size,
+        config=dataclasses.replace(config, augment=NO_AUGMENTATION, cameras_per_sample=None),
+        with_images=True,
+    )
+    for loaded in make.run(config.num_workers, config.max_skip_share):
+        assert loaded.batch is not None
+        yield loaded.indices, loaded.batch
+
+
+def load_batch(reader: SampleReader, indices: Sequence[int], config: ViewConfig) -> Batch:
+    """One batch of the given samples without augmentation, made in this process.
+
+    Raises:
+        SampleError: one of the samples is damaged.
+    """
+    plain = dataclasses.replace(config, augment=NO_AUGMENTATION, cameras_per_sample=None)
+    samples = [reader.read(int(index), superpixels=config.superpixels) for index in indices]
+    rng = augment_rng(0, 0, 0)
+    return collate([make_view(sample, plain, rng) for sample in samples], config.voxel)
