@@ -126,6 +126,7 @@ class Batch:
         pair_segment: superpixel of each pair, 0 <= id < num_segments, unique over the whole batch; None without.
         segments: superpixel of each pixel with the same ids, -1 where none; None without superpixels or pixels.
         num_segments: S, counting superpixels that have no point.
+        segments_per_image: how many of them belong to each image, in order; None with `image_sample`.
         segment_features: cached teacher features pooled over each superpixel; None without a teacher cache.
         labels: semantic class of each point, IGNORE_LABEL where unlabelled; None without.
     """
@@ -144,6 +145,7 @@ class Batch:
     pair_segment: Int[Tensor, " P"] | None = None
     segments: Int[Tensor, "I H W"] | None = None
     num_segments: int = 0
+    segments_per_image: Int[Tensor, " I"] | None = None
     segment_features: Float[Tensor, "S D"] | None = None
     labels: Int[Tensor, " N"] | None = None
 

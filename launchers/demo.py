@@ -1,0 +1,146 @@
+"""`tandem demo`: the whole main job on the built-in street world, as the ordinary commands a user would type.
+
+generate -> shards -> pre-train -> linear probe, kNN and few-label fine-tuning against random initialisation -> report.
+Each stage is one `tandem` command, printed before it runs; each finds what an earlier call left and reuses it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.rule import Rule
+
+from launchers.cli import main as tandem
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One command of the demo.
+
+    Attributes:
+        title: what a person sees it doing.
+        argv: arguments of `tandem`.
+        share: its share of the demo's time on the reference machine (2 CPU cores), for the estimate.
+    """
+
+    title: str
+    argv: tuple[str, ...]
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Size:
+    """How much the demo does.
+
+    Attributes:
+        logs: drives of the street world.
+        frames: sweeps a drive.
+        steps: updates of pre-training.
+        seeds: pre-training runs with different seeds.
+        controls: also pre-train with a teacher of random weights.
+        minutes: what it takes on 2 CPU cores, for the first estimate.
+        evaluate: overrides of the downstream protocols.
+    """
+
+    logs: int
+    frames: int
+    steps: int
+    seeds: int
+    controls: bool
+    minutes: float
+    evaluate: tuple[str, ...] = ()
+
+
+NORMAL = Size(logs=50, frames=6, steps=600, seeds=1, controls=False, minutes=10)
+FULL = Size(logs=50, frames=6, steps=1200, seeds=3, controls=True, minutes=75)
+SHORT = Size(logs=8, frames=3, steps=30, seeds=1, controls=False, minutes=2)
+
+
+def stages(root: Path, size: Size) -> list[Stage]:
+    """The commands of a demo, in order.
+
+    Args:
+        root: folder that everything goes to.
+        size: how much to do.
+    """
+    shards = str(root / "shards")
+    runs = [(f"slidr-seed{seed}", seed, ()) for seed in range(size.seeds)]
+    if size.controls:
+        control = ("method.teacher.weights=random",)
+        runs += [(f"random-teacher-seed{seed}", seed, control) for seed in range(size.seeds)]
+    made = [
+        Stage(
+            title="generate the street world and write shards",
+            argv=("prepare", "synthetic", "-", shards, f"num_logs={size.logs}", f"frames_per_log={size.frames}"),
+            share=0.1,
+        )
+    ]
+    for name, seed, overrides in runs:
+        made.append(
+            Stage(
+                title=f"pre-train {name}",
+                argv=(
+                    *("pretrain", str(CONFIGS / "pretrain" / "slidr_street.yaml")),
+                    *(f"data.shards={shards}", f"run_dir={root / name}", f"seed={seed}"),
+                    *(f"schedule.steps={size.steps}", *overrides),
+                ),
+                share=0.5 / len(runs),
+            )
+        )
+        made.append(
+            Stage(
+                title=f"evaluate {name}",
+                argv=("evaluate", str(root / name), str(CONFIGS / "downstream" / "street.yaml"), *size.evaluate),
+                share=0.38 / len(runs),
+            )
+        )
+    made.append(Stage(title="report", argv=("report", str(root), "--out", str(root / "report.html")), share=0.02))
+    return made
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    p = argparse.ArgumentParser(prog="tandem demo", description=__doc__)
+    p.add_argument("--root", default="runs/demo", help="folder for shards, runs and report (default: %(default)s)")
+    amount = p.add_mutually_exclusive_group()
+    amount.add_argument("--full", action="store_true", help="3 seeds and the random-teacher control; over an hour")
+    amount.add_argument("--short", action="store_true", help="a few steps on a few frames: shows that it runs")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the demo; returns the exit code of the first command that failed, or 0."""
+    options = parser().parse_args(argv)
+    size = FULL if options.full else SHORT if options.short else NORMAL
+    root = Path(options.root)
+    console = Console()
+    todo = stages(root, size)
+    start, left = time.monotonic(), 1.0
+    for number, stage in enumerate(todo, 1):
+        minutes = (time.monotonic() - start) / 60
+        # The plan's own estimate until a quarter is done, then this machine's pace.
+        estimate = size.minutes * left if left > 0.75 else minutes * left / (1 - left)
+        console.print(
+            Rule(f"[bold]{number}/{len(todo)} {stage.title}[/] · about {estimate:.0f} min left", align="left")
+        )
+        console.print(f"$ tandem {shlex.join(stage.argv)}", style="dim", highlight=False, soft_wrap=True)
+        code = tandem(stage.argv)
+        if code != 0:
+            return code
+        left -= stage.share
+    console.print(f"done in {(time.monotonic() - start) / 60:.1f} min · open {root / 'report.html'}")
+    console.print(f"curves and pictures: tensorboard --logdir {root}", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
