@@ -1,0 +1,156 @@
+"""Frozen features: a bank of labelled voxels kept in memory, and a streaming pass that scores at full resolution.
+
+Extraction is the expensive part of the frozen protocols (one forward pass a sweep), so each network runs once over the
+train split and once over the test split, whatever the number of probes, rates and seeds that use its features. The
+bank holds a random part of each sweep's labelled voxels in half precision (240 sweeps x 800 voxels x 96 features:
+37 MB); the test split is never stored.
+
+Letters: C feature width, K classes, M voxels, R rows of the bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float16, Int
+from torch import Tensor, nn
+
+from engine.downstream.metrics import ConfusionMatrix
+from engine.downstream.protocol import SegmentationTask, feature_width, point_labels, run_backbone, voxel_labels
+from engine.protocols import PointBatch
+
+Predictor = Callable[[Tensor], Tensor]
+"""Voxel features float32 [M, C] -> class int64 [M]."""
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """Labelled voxels of the train split as a frozen network sees them.
+
+    Attributes:
+        features: one row a voxel; half precision.
+        labels: class of each row; no ignore label among them.
+        sweep: position in the list of extracted sweeps that each row comes from.
+    """
+
+    features: Float16[Tensor, "R C"]
+    labels: Int[Tensor, " R"]
+    sweep: Int[Tensor, " R"]
+
+    def rows(self, keep: Bool[Tensor, " R"]) -> FeatureBank:
+        """The part of the bank where `keep` is true."""
+        return FeatureBank(self.features[keep], self.labels[keep], self.sweep[keep])
+
+    def class_counts(self, num_classes: int) -> Int[Tensor, " K"]:
+        """Rows of each class."""
+        return torch.bincount(self.labels, minlength=num_classes)
+
+
+def extract_bank(
+    backbone: nn.Module,
+    batches: Iterable[PointBatch],
+    task: SegmentationTask,
+    *,
+    voxels_per_sweep: int | None,
+    seed: int,
+    device: torch.device | str = "cpu",
+    on_sweeps: Callable[[int], None] | None = None,
+) -> FeatureBank:
+    """Run a frozen network (evaluation mode) over sweeps and keep labelled voxels.
+
+    Which voxels are kept depends on the seed and the position of the sweep alone: networks with the same voxels get
+    the same rows.
+
+    Args:
+        backbone: network on `device`.
+        batches: labelled sweeps.
+        task: classes.
+        voxels_per_sweep: random labelled voxels to keep of each sweep; None keeps all.
+        seed: of that choice.
+        device: where the network is.
+        on_sweeps: told how many sweeps are done after each batch.
+
+    Raises:
+        ValueError: unlabelled sweeps, or not one labelled voxel in all of them.
+    """
+    backbone.eval()
+    features, labels, sweeps, done = [torch.zeros(0, feature_width(backbone)).half()], [], [], 0
+    for batch in batches:
+        on_device = batch.to(device)
+        target = voxel_labels(on_device, task).cpu()
+        chosen = _choose_voxels(
+            batch.voxel_coords[:, 0].cpu(), target != task.ignore_label, voxels_per_sweep, (seed, done)
+        )
+        with torch.inference_mode():
+            values = run_backbone(backbone, on_device)
+        features.append(values[chosen.to(device)].half().cpu())
+        labels.append(target[chosen])
+        sweeps.append(batch.voxel_coords[:, 0].cpu()[chosen].long() + done)
+        done += batch.num_samples
+        if on_sweeps is not None:
+            on_sweeps(batch.num_samples)
+    bank = FeatureBank(
+        torch.cat(features), torch.cat(labels or [torch.zeros(0).long()]), torch.cat(sweeps or [torch.zeros(0).long()])
+    )
+    if len(bank.labels) == 0:
+        raise ValueError(
+            f"not one labelled voxel in {done} train sweeps of {task.dataset!r}: all points carry the ignore label"
+        )
+    if not bool(torch.isfinite(bank.features).all()):
+        raise ValueError("the frozen network's features are not finite in half precision; are its weights sound?")
+    return bank
+
+
+def _choose_voxels(
+    sample: Int[Tensor, " M"], allowed: Bool[Tensor, " M"], limit: int | None, seed: tuple[int, int]
+) -> Int[Tensor, " m"]:
+    """Rows of at most `limit` random allowed voxels of each sweep, in rising order."""
+    rows = np.flatnonzero(allowed.numpy())
+    if limit is None:
+        return torch.from_numpy(rows)
+    kept = []
+    owner = sample.numpy()[rows]
+    for s in np.unique(owner):
+        own = rows[owner == s]
+        rng = np.random.default_rng([seed[0], seed[1] + int(s)])
+        kept.append(own if len(own) <= limit else np.sort(rng.choice(own, limit, replace=False)))
+    return torch.from_numpy(np.concatenate(kept)) if kept else torch.zeros(0, dtype=torch.int64)
+
+
+def score(
+    backbone: nn.Module,
+    batches: Iterable[PointBatch],
+    predictors: Mapping[str, Predictor],
+    task: SegmentationTask,
+    *,
+    device: torch.device | str = "cpu",
+    on_sweeps: Callable[[int], None] | None = None,
+) -> dict[str, ConfusionMatrix]:
+    """Measure predictors at full resolution in one pass: every labelled point gets its voxel's prediction.
+
+    Args:
+        backbone: network on `device`; put into evaluation mode.
+        batches: labelled sweeps of the test (or validation) part.
+        predictors: by name; each sees all voxels' features.
+        task: classes.
+        device: where the network is.
+        on_sweeps: told how many sweeps are done after each batch.
+
+    Raises:
+        ValueError: unlabelled sweeps, or labels that are no class of the task.
+    """
+    backbone.eval()
+    matrices = {name: ConfusionMatrix(task.num_classes, task.ignore_label) for name in predictors}
+    for batch in batches:
+        labels = point_labels(batch).long()
+        on_device = batch.to(device)
+        with torch.inference_mode():
+            features = run_backbone(backbone, on_device).float()
+            for name, predict in predictors.items():
+                matrices[name].update(predict(features).cpu()[batch.point_voxel.cpu()], labels.cpu())
+        if on_sweeps is not None:
+            on_sweeps(batch.num_samples)
+    return matrices

@@ -1,0 +1,195 @@
+"""Fine-tuning on few labels: the whole network and a linear head, on the drawn sweeps only.
+
+One run = one learning rate, one seed, one draw of labelled sweeps. The protocol around it (`evaluate`) gives every
+initialisation the same draws, tunes the rate for each on sweeps of the train split that no draw contains, and spends
+the same number of updates.
+
+Letters: C feature width, K classes, M voxels.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from engine.downstream.losses import SegmentationLossConfig, class_weights, segmentation_loss
+from engine.downstream.protocol import (
+    LabelBudget,
+    SegmentationTask,
+    Sweeps,
+    check_rates,
+    check_seeds,
+    feature_width,
+    run_backbone,
+    voxel_labels,
+)
+from engine.errors import DivergenceError
+from engine.protocols import PointBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig:
+    """Settings of fine-tuning."""
+
+    labels: LabelBudget = field(default_factory=LabelBudget)
+    """Which sweeps have labels."""
+    lrs: tuple[float, ...] = (0.0005, 0.002, 0.008)
+    """AdamW learning rates of the backbone to try, for each initialisation separately."""
+    head_lr_scale: float = 5.0
+    """The new head's rate = this x the backbone's: it starts from nothing."""
+    weight_decay: float = 0.01
+    """Of AdamW, relative to the learning rate."""
+    steps: int = 80
+    """Updates; linear warm-up over the first tenth, then a half cosine to 0."""
+    batch_size: int = 1
+    """Sweeps an update (at most as many as are labelled)."""
+    augment: bool = True
+    """Rotate, flip (...) the labelled sweeps, as the reader's settings say."""
+    clip_norm: float = 10.0
+    """Largest gradient norm."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """One run each: draw of labelled frames, head, order, augmentations; a random network is drawn anew, too."""
+    tune_seeds: tuple[int, ...] = (1000,)
+    """Draws that learning rates are compared on (shared by all initialisations; the mean decides)."""
+    loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
+
+    def __post_init__(self) -> None:
+        check_rates(self.lrs)
+        check_seeds(self.seeds)
+        check_seeds(self.tune_seeds)
+        for name in ("head_lr_scale", "steps", "batch_size", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected above 0")
+        if self.weight_decay < 0.0:
+            raise ValueError(f"weight_decay = {self.weight_decay}: expected at least 0")
+
+
+class SegmentationNetwork(nn.Module):
+    """A backbone and a linear head on its voxel features."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(feature_width(backbone), num_classes)
+        bound = 1.0 / math.sqrt(self.head.in_features)
+        nn.init.uniform_(self.head.weight, -bound, bound, generator=generator)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, batch: PointBatch) -> Float[Tensor, "M K"]:
+        """Scores of each voxel."""
+        logits: Tensor = self.head(run_backbone(self.backbone, batch))
+        return logits
+
+    def predict(self, features: Float[Tensor, "M C"]) -> Int[Tensor, " M"]:
+        """Class of each voxel from the backbone's features."""
+        logits: Tensor = self.head(features)
+        return logits.argmax(1)
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Linear warm-up over the first tenth (at least one update), then a half cosine towards 0."""
+    warm = max(1, steps // 10)
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def training_stream(
+    sweeps: Sweeps, indices: Int[np.ndarray, " n"], config: FinetuneConfig, seed: int
+) -> Iterator[PointBatch]:
+    """Endless batches: each labelled sweep once an epoch, in an order that depends on (seed, epoch) alone."""
+    epoch = 0
+    while True:
+        order = np.random.default_rng([seed, epoch]).permutation(indices)
+        yield from sweeps(order.tolist(), batch_size=config.batch_size, augment=config.augment, seed=seed, epoch=epoch)
+        epoch += 1
+
+
+def finetune(
+    backbone: nn.Module,
+    sweeps: Sweeps,
+    indices: Int[np.ndarray, " n"],
+    task: SegmentationTask,
+    config: FinetuneConfig,
+    *,
+    lr: float,
+    seed: int,
+    device: torch.device | str = "cpu",
+    on_step: Callable[[int], None] | None = None,
+) -> SegmentationNetwork:
+    """Train a copy of the backbone and a new head on labelled sweeps.
+
+    Args:
+        backbone: starting point; is not changed.
+        sweeps: reader.
+        indices: the labelled sweeps.
+        task: classes.
+        config: recipe.
+        lr: the backbone's learning rate.
+        seed: of the head's first weights, the order and the augmentations.
+        device: where to train.
+        on_step: told the number of sweeps after each update.
+
+    Returns:
+        The trained network, in evaluation mode.
+
+    Raises:
+        DivergenceError: the loss is not finite.
+        ValueError: the drawn sweeps hold no labelled point.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    network = SegmentationNetwork(copy.deepcopy(backbone), task.num_classes, generator).to(device).train()
+    for parameter in network.parameters():
+        parameter.requires_grad_(True)
+    weights = _balance(sweeps, indices, task, config, device)
+    groups = [
+        {"params": list(network.backbone.parameters()), "lr": lr},
+        {"params": list(network.head.parameters()), "lr": lr * config.head_lr_scale},
+    ]
+    optimizer = torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, config.steps))
+    stream = training_stream(sweeps, indices, config, seed)
+    for step in range(config.steps):
+        batch = next(stream).to(device)
+        labels = voxel_labels(batch, task)
+        loss = segmentation_loss(network(batch), labels, weights, config.loss, task.ignore_label)
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise DivergenceError(
+                f"fine-tuning: loss {value} in update {step + 1} of {config.steps} at learning rate {lr:g} on "
+                f"{', '.join(batch.keys[:3])}; try smaller rates"
+            )
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+        optimizer.step()
+        schedule.step()
+        if on_step is not None:
+            on_step(batch.num_samples)
+    return network.eval()
+
+
+def _balance(
+    sweeps: Sweeps,
+    indices: Int[np.ndarray, " n"],
+    task: SegmentationTask,
+    config: FinetuneConfig,
+    device: torch.device | str,
+) -> Float[Tensor, " K"] | None:
+    """Class weights from the labelled sweeps' voxels; None where all classes weigh alike."""
+    if config.loss.class_balance == 0.0:
+        return None
+    counts = torch.zeros(task.num_classes, dtype=torch.int64)
+    for batch in sweeps(indices.tolist(), batch_size=1):
+        labels = voxel_labels(batch, task)
+        counts += torch.bincount(labels[labels != task.ignore_label].cpu(), minlength=task.num_classes)
+    if not bool(counts.any()):
+        raise ValueError(f"the labelled sweeps {indices.tolist()[:5]} of {task.dataset!r} hold no labelled point")
+    return class_weights(counts, config.loss.class_balance).to(device)

@@ -1,0 +1,94 @@
+"""What segmentation heads are trained with: cross-entropy, class-balanced by option, plus Lovász-softmax.
+
+Letters: K classes, N rows (voxels or points).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationLossConfig:
+    """Loss of linear probe and fine-tuning."""
+
+    class_balance: float = 0.0
+    """Cross-entropy weight of a class is its frequency to the power of minus this: 0 all alike, 1 inverse frequency."""
+    lovasz_weight: float = 1.0
+    """Weight of the Lovász-softmax term beside the cross-entropy; 0 leaves it out."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.class_balance <= 1.0:
+            raise ValueError(f"class_balance = {self.class_balance}: expected 0 (plain) to 1 (inverse frequency)")
+        if not (self.lovasz_weight >= 0.0 and math.isfinite(self.lovasz_weight)):
+            raise ValueError(f"lovasz_weight = {self.lovasz_weight}: expected a finite number of at least 0")
+
+
+def class_weights(counts: Int[Tensor, " K"], class_balance: float) -> Float[Tensor, " K"]:
+    """Cross-entropy weight of each class from its number of labelled rows.
+
+    The weights average to 1 over the rows, so that the loss keeps its scale (and a tuned rate its meaning) whatever
+    the balance. Classes without a row get 0: there is nothing to learn them from.
+    """
+    present = counts > 0
+    weights = torch.where(present, counts.clamp_min(1).double() ** -class_balance, 0.0)
+    mean = (weights * counts).sum() / counts.sum().clamp_min(1)
+    return (weights / mean.clamp_min(torch.finfo(torch.float64).tiny)).float()
+
+
+def lovasz_softmax(probabilities: Float[Tensor, "N K"], labels: Int[Tensor, " N"]) -> Float[Tensor, ""]:
+    """Convex surrogate of 1 - mean IoU, over the classes that occur among the labels.
+
+    Source: Berman et al., "The Lovász-Softmax loss", CVPR 2018, Algorithm 1 and eq. 9 ("present" classes).
+
+    For each class c: m = |1[y = c] - p_c| sorted falling; J_k = 1 - |rest of c after the first k| / |c or first k|;
+    loss_c = sum_k m_k (J_k - J_{k-1}). All classes are sorted and summed as columns of one matrix.
+
+    Args:
+        probabilities: softmax outputs.
+        labels: class of each row; no ignore label among them.
+    """
+    if labels.numel() == 0:
+        return probabilities.sum() * 0.0
+    foreground = F.one_hot(labels, probabilities.shape[1]).to(probabilities.dtype)
+    errors, order = (foreground - probabilities).abs().sort(dim=0, descending=True)
+    truth = foreground.gather(0, order)
+    total = truth.sum(0)
+    jaccard = 1.0 - (total - truth.cumsum(0)) / (total + (1.0 - truth).cumsum(0))
+    steps = torch.cat([jaccard[:1], jaccard[1:] - jaccard[:-1]])
+    per_class = (errors * steps).sum(0)
+    return per_class[total > 0].mean()
+
+
+def segmentation_loss(
+    logits: Float[Tensor, "N K"],
+    labels: Int[Tensor, " N"],
+    weights: Float[Tensor, " K"] | None,
+    config: SegmentationLossConfig,
+    ignore_label: int,
+) -> Float[Tensor, ""]:
+    """Cross-entropy + weighted Lovász-softmax over the labelled rows; 0 (with gradient) where there are none.
+
+    Args:
+        logits: scores.
+        labels: class of each row, or the ignore label.
+        weights: cross-entropy weight of each class (`class_weights`), None for all alike.
+        config: how the two terms are mixed.
+        ignore_label: rows with this label do not count.
+    """
+    keep = labels != ignore_label
+    logits, labels = logits[keep], labels[keep].long()
+    if labels.numel() == 0:
+        return logits.sum() * 0.0
+    # The sum of row losses is divided by the number of rows, not by the sum of their weights: a batch of common
+    # classes only must not be blown up to the size of a batch with rare ones.
+    loss = F.cross_entropy(logits, labels, weight=weights, reduction="sum") / labels.numel()
+    if config.lovasz_weight > 0.0:
+        loss = loss + config.lovasz_weight * lovasz_softmax(logits.softmax(1), labels)
+    return loss

@@ -1,0 +1,318 @@
+"""What every downstream protocol shares: the task, the labelled sweeps, label draws, rate tuning, progress.
+
+Fair comparison is the point of this file. All initialisations see the same label draws (a draw is a function of seed
+and split, never of the network), have their learning rate tuned separately on sweeps held out from the *train* split,
+and start from BatchNorm statistics estimated in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from engine.downstream.metrics import check_class_range
+from engine.errors import DivergenceError
+from engine.protocols import PointBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationTask:
+    """What is predicted.
+
+    Attributes:
+        dataset: name of the set, for the results.
+        class_names: name of class 0, 1, ...
+        ignore_label: label of points that no loss and no metric counts.
+    """
+
+    dataset: str
+    class_names: tuple[str, ...]
+    ignore_label: int
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            raise ValueError(
+                f"set {self.dataset!r} has {len(self.class_names)} class names: segmentation needs at least 2. An "
+                "unlabelled set cannot be evaluated on; prepare a labelled one (synthetic, kitti-object, ...)"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+
+class Sweeps(Protocol):
+    """Reads labelled sweeps by index, in the given order."""
+
+    def __call__(
+        self, indices: Sequence[int], *, batch_size: int, augment: bool = False, seed: int = 0, epoch: int = 0
+    ) -> Iterable[PointBatch]:
+        """Batches of at most `batch_size` sweeps; augmentations are a function of (seed, epoch, sweep)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Which sweeps are for what.
+
+    Attributes:
+        train: indices of the train split, in log and time order.
+        train_logs: log of each of them.
+        test: indices that the final numbers are measured on; nothing is ever tuned on them.
+    """
+
+    train: Int[np.ndarray, " n"]
+    train_logs: Int[np.ndarray, " n"]
+    test: Int[np.ndarray, " m"]
+
+    def __post_init__(self) -> None:
+        if len(self.train) != len(self.train_logs):
+            raise ValueError(f"{len(self.train)} train sweeps, but {len(self.train_logs)} log numbers")
+        if len(self.train) < 2 or len(self.test) < 1:
+            raise ValueError(
+                f"{len(self.train)} train and {len(self.test)} test sweeps: expected at least 2 (one to fit, one to "
+                "tune on) and 1; are the split names those of the set?"
+            )
+        shared = np.intersect1d(self.train, self.test)
+        if len(shared):
+            raise ValueError(f"{len(shared)} sweeps are in both train and test, e.g. sweep {shared[0]}")
+
+
+def hold_out(splits: Splits, share: float) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
+    """Cut the train split into a part to fit on and a part to tune on.
+
+    Whole logs are held out, because neighbouring sweeps show the same street: every k-th log, k = 1 / share. A split
+    with a single log gives its last sweeps.
+
+    Args:
+        splits: the set's splits.
+        share: share of the logs to hold out, above 0 and at most 0.5.
+
+    Returns:
+        Indices to fit on; indices to tune on. Both are non-empty.
+    """
+    if not 0.0 < share <= 0.5:
+        raise ValueError(f"validation share = {share}: expected above 0 and at most 0.5")
+    logs = np.unique(splits.train_logs)
+    if len(logs) == 1:
+        num = max(1, round(share * len(splits.train)))
+        return splits.train[:-num], splits.train[-num:]
+    every = max(2, round(1.0 / share))
+    held = logs[every - 1 :: every] if len(logs) >= every else logs[-1:]
+    mask = np.isin(splits.train_logs, held)
+    return splits.train[~mask], splits.train[mask]
+
+
+def thin(indices: Int[np.ndarray, " n"], limit: int | None) -> Int[np.ndarray, " m"]:
+    """At most `limit` of the indices, evenly spread over them; all for None."""
+    if limit is None or len(indices) <= limit:
+        return indices
+    return np.asarray(indices[np.linspace(0, len(indices) - 1, limit).round().astype(np.int64)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelBudget:
+    """Which sweeps of the train split may be used with their labels."""
+
+    kind: Literal["frames", "every_sample", "every_log", "all"] = "frames"
+    """frames: `count` sweeps at random, others for each seed; every_sample: each `every`-th sweep of the split, from
+    the first on (SLidR on SemanticKITTI); every_log: the sweeps of log number `every`, 2 `every`, ... counted from 1
+    (SLidR on nuScenes); all: everything."""
+    count: int = 1
+    """Sweeps for kind = frames."""
+    every: int = 100
+    """Stride for the two kinds with that word; 100 is what papers call 1 %."""
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or self.every < 1:
+            raise ValueError(f"count = {self.count}, every = {self.every}: expected at least 1")
+
+    def describe(self) -> str:
+        """For tables, e.g. "1 frame" or "every 100th log"."""
+        if self.kind == "frames":
+            return f"{self.count} frame" + ("s" if self.count > 1 else "")
+        return "all" if self.kind == "all" else f"1 in {self.every} {self.kind.removeprefix('every_')}s"
+
+
+def draw_labelled(
+    budget: LabelBudget, train: Int[np.ndarray, " n"], logs: Int[np.ndarray, " n"], seed: int
+) -> Int[np.ndarray, " m"]:
+    """The labelled sweeps of one draw: the same for every network that is given the same split and seed.
+
+    Raises:
+        ValueError: the split is too small for the budget.
+    """
+    if budget.kind == "all":
+        return train
+    if budget.kind == "every_sample":
+        return train[:: budget.every]
+    if budget.kind == "every_log":
+        kept = np.unique(logs)[budget.every - 1 :: budget.every]
+        if len(kept) == 0:
+            raise ValueError(f"every = {budget.every}, but the train split has only {len(np.unique(logs))} logs")
+        return train[np.isin(logs, kept)]
+    if budget.count > len(train):
+        raise ValueError(f"count = {budget.count} labelled frames, but only {len(train)} sweeps to draw from")
+    return np.sort(np.random.default_rng([seed, 0x1ABE1]).choice(train, budget.count, replace=False))
+
+
+def voxel_labels(batch: PointBatch, task: SegmentationTask) -> Int[Tensor, " M"]:
+    """Label of each voxel: what most of its labelled points have (the lowest class in a tie), or the ignore label.
+
+    Raises:
+        ValueError: the batch has no labels, or labels outside of the task's classes.
+    """
+    labels = point_labels(batch)
+    keep = labels != task.ignore_label
+    check_class_range(labels[keep], task.num_classes, f"label of set {task.dataset!r}:")
+    flat = batch.point_voxel[keep].long() * task.num_classes + labels[keep].long()
+    num_voxels = batch.voxel_coords.shape[0]
+    votes = torch.bincount(flat, minlength=num_voxels * task.num_classes).view(num_voxels, task.num_classes)
+    most, winner = votes.max(1)
+    return torch.where(most > 0, winner, task.ignore_label)
+
+
+def point_labels(batch: PointBatch) -> Int[Tensor, " N"]:
+    """The labels of a batch's points.
+
+    Raises:
+        ValueError: the sweeps are unlabelled.
+    """
+    if batch.labels is None:
+        raise ValueError(
+            f"sweeps {', '.join(batch.keys[:3])} have no point labels; downstream evaluation needs a labelled set"
+        )
+    return batch.labels
+
+
+def calibrate_batch_norm(backbone: nn.Module, batches: Iterable[PointBatch], device: torch.device | str) -> int:
+    """Estimate all BatchNorm statistics anew: the plain average over the given sweeps, without labels or gradients.
+
+    A freshly initialised network has statistics (0, 1) that fit nothing, and in evaluation mode its features explode
+    or vanish with depth; a pre-trained one carries those of augmented training batches. Doing the same to both keeps
+    the comparison about weights.
+
+    Returns:
+        Number of layers calibrated (0: the network has no BatchNorm, nothing was run).
+    """
+    layers = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    layers = [m for m in layers if m.track_running_stats]
+    if not layers:
+        return 0
+    momenta = [layer.momentum for layer in layers]
+    was_training = backbone.training
+    backbone.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # torch: cumulative average instead of an exponential one
+        layer.train()
+    with torch.no_grad():
+        for batch in batches:
+            run_backbone(backbone, batch.to(device))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    backbone.train(was_training)
+    return len(layers)
+
+
+def run_backbone(backbone: nn.Module, batch: PointBatch) -> Tensor:
+    """Features [M, C] of each voxel of a batch that lies on the backbone's device."""
+    features: Tensor = backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples)
+    return features
+
+
+def feature_width(backbone: nn.Module) -> int:
+    """C of a backbone.
+
+    Raises:
+        ValueError: the network does not say how wide its features are.
+    """
+    width = getattr(backbone, "num_features", None)
+    if not isinstance(width, int):
+        raise ValueError(f"{type(backbone).__name__} has no integer attribute num_features: it is no 3D backbone")
+    return width
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Outcome of trying several learning rates.
+
+    Attributes:
+        lr: the best one.
+        table: validation mIoU (0 to 1) of each; NaN where training diverged.
+    """
+
+    lr: float
+    table: Mapping[float, float]
+
+    @property
+    def at_edge(self) -> bool:
+        """The best rate is the smallest or largest that was tried (of at least 3): a wider grid might do better."""
+        return len(self.table) >= 3 and self.lr in (min(self.table), max(self.table))
+
+
+def tune_rate(lrs: Sequence[float], validation_miou: Callable[[float], float]) -> Tuned:
+    """Try each learning rate and keep the best on validation sweeps. A diverged rate counts as the worst.
+
+    Raises:
+        DivergenceError: every rate diverged.
+    """
+    if len(lrs) == 1:
+        return Tuned(lrs[0], {})
+    table: dict[float, float] = {}
+    for lr in lrs:
+        try:
+            table[lr] = validation_miou(lr)
+        except DivergenceError:
+            table[lr] = float("nan")
+    finite = {lr: value for lr, value in table.items() if math.isfinite(value)}
+    if not finite:
+        raise DivergenceError(f"training diverged at every learning rate of {list(lrs)}; try smaller ones")
+    return Tuned(max(finite, key=lambda lr: finite[lr]), table)
+
+
+def check_rates(lrs: Sequence[float]) -> None:
+    """Refuse an empty grid, repeated or non-positive rates.
+
+    Raises:
+        ValueError: names the value.
+    """
+    if not lrs or len(set(lrs)) != len(lrs) or min(lrs) <= 0.0 or not all(map(math.isfinite, lrs)):
+        raise ValueError(f"lrs = {tuple(lrs)}: expected one or more different learning rates above 0")
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse an empty list, repeated or negative seeds.
+
+    Raises:
+        ValueError: names the value.
+    """
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ValueError(f"seeds = {tuple(seeds)}: expected one or more different integers of at least 0")
+
+
+class Meter:
+    """Progress over a known amount of work, for one bar with an honest time estimate.
+
+    Work is counted in sweeps through the network; a training step on a sweep counts three times (backward is twice
+    the forward).
+    """
+
+    def __init__(self, total: int, report: Callable[[float, str], None] | None) -> None:
+        self.total = max(total, 1)
+        self.done = 0
+        self.report = report
+
+    def advance(self, units: int, text: str) -> None:
+        """`units` more are done; `text` says what at."""
+        self.done += units
+        if self.report is not None:
+            self.report(min(self.done / self.total, 1.0), text)

@@ -1,0 +1,258 @@
+"""Results of downstream evaluations: typed records, and a `results.json` that several runs can add to.
+
+Percent throughout: mIoU and IoU from 0 to 100. Standard deviations are those of a sample (n - 1); with one seed there
+is none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import math
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+SCHEMA_VERSION = 1
+FILE_NAME = "results.json"
+
+LeakLevel = Literal[
+    "none", "ssl-teacher", "supervised-teacher", "class-agnostic-masks", "class-name-prompts", "unknown"
+]
+"""How much human labelling reached the pre-training through the teacher, rising: no teacher or a random one; a teacher
+trained without labels; one trained with labels (ImageNet classes); masks without classes; names of the very classes."""
+
+
+class ResultsError(ValueError):
+    """A results file that cannot be read or a record that makes no sense."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One row of the table: one protocol on one set from one initialisation.
+
+    Attributes:
+        protocol: "linear_probe", "knn" or "finetune".
+        dataset: name of the set.
+        labels: which labels were used, e.g. "all" or "1 frame".
+        init: name of the initialisation, e.g. "slidr" or "random".
+        pretrained: whether that is a pre-trained network (False: the random baseline).
+        teacher: the image network that taught it; "" for none.
+        leak: label-leak level.
+        seeds: one run each.
+        miou: mIoU of each seed, percent.
+        accuracy: share of points that were right, of each seed, percent.
+        class_iou: by class name, mean over the seeds, percent; None for classes without a test point.
+        lr: the tuned learning rate of each seed's network; empty where nothing is trained.
+        tuning: validation mIoU (percent, None = diverged) by learning rate, averaged over networks; empty if untuned.
+        lr_at_edge: the best rate was at the grid's end, so a wider grid might do better.
+        seconds: wall-clock time of all seeds together, tuning included.
+        checkpoint: identity of the evaluated weights, one a network; empty for random ones.
+        settings: the protocol's settings that shape the number.
+        fingerprint: identity of task and settings: only rows with the same one are compared.
+        versions: of the software.
+        machine: what it ran on.
+        date: when it ended, ISO 8601 with time zone.
+    """
+
+    protocol: str
+    dataset: str
+    labels: str
+    init: str
+    pretrained: bool
+    teacher: str = ""
+    leak: LeakLevel = "none"
+    seeds: tuple[int, ...]
+    miou: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    class_iou: Mapping[str, float | None]
+    lr: tuple[float, ...] = ()
+    tuning: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    lr_at_edge: bool = False
+    seconds: float = 0.0
+    checkpoint: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fingerprint: str = ""
+    versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    machine: str = ""
+    date: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or len(self.seeds) != len(self.miou) or len(self.seeds) != len(self.accuracy):
+            raise ResultsError(
+                f"{self.protocol} of {self.init!r}: {len(self.seeds)} seeds, {len(self.miou)} mIoU and "
+                f"{len(self.accuracy)} accuracy values; expected one of each a seed, and at least one seed"
+            )
+        if not all(0.0 <= value <= 100.0 for value in self.miou):
+            raise ResultsError(f"{self.protocol} of {self.init!r}: mIoU {self.miou} is not in percent")
+        if self.leak not in get_args(LeakLevel):
+            raise ResultsError(f"leak = {self.leak!r}: expected one of {', '.join(get_args(LeakLevel))}")
+
+    @property
+    def miou_mean(self) -> float:
+        """Mean mIoU over the seeds, percent."""
+        return statistics.fmean(self.miou)
+
+    @property
+    def miou_std(self) -> float | None:
+        """Sample standard deviation over the seeds, percent; None for one seed."""
+        return statistics.stdev(self.miou) if len(self.miou) > 1 else None
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """Two records with the same identity are measurements of the same thing: the newer replaces the older."""
+        return (self.protocol, self.dataset, self.labels, self.init, self.checkpoint, self.seeds, self.fingerprint)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """mIoU of one initialisation minus that of another under the same budget, percent.
+
+    Attributes:
+        mean: over the pairs (same seed, same draw).
+        std: sample standard deviation of the paired differences; None for one pair.
+        num_pairs: seeds that both have.
+    """
+
+    mean: float
+    std: float | None
+    num_pairs: int
+
+
+def paired_difference(result: Result, baseline: Result) -> Difference | None:
+    """Difference seed by seed, which the large spread between draws does not touch; None without a common seed.
+
+    Raises:
+        ResultsError: the two were measured with different tasks or settings.
+    """
+    if (result.protocol, result.fingerprint) != (baseline.protocol, baseline.fingerprint):
+        raise ResultsError(
+            f"{result.init!r} and {baseline.init!r} were measured differently ({result.protocol} "
+            f"{result.fingerprint} and {baseline.protocol} {baseline.fingerprint}); they cannot be paired"
+        )
+    other = dict(zip(baseline.seeds, baseline.miou, strict=True))
+    deltas = [m - other[s] for s, m in zip(result.seeds, result.miou, strict=True) if s in other]
+    if not deltas:
+        return None
+    return Difference(statistics.fmean(deltas), statistics.stdev(deltas) if len(deltas) > 1 else None, len(deltas))
+
+
+def baseline_of(result: Result, results: Sequence[Result]) -> Result | None:
+    """The newest random-initialisation record under the same protocol, task and settings, or None."""
+    same = [
+        r for r in results if not r.pretrained and (r.protocol, r.fingerprint) == (result.protocol, result.fingerprint)
+    ]
+    return max(same, key=lambda r: r.date, default=None)
+
+
+def fingerprint(value: Mapping[str, Any]) -> str:
+    """Short identity of nested settings; independent of key order."""
+    text = json.dumps(value, sort_keys=True, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def software_versions() -> dict[str, str]:
+    """Versions that a number may depend on."""
+    names = ("tandem-pretrain", "torch", "numpy")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def describe_machine(device: torch.device | str) -> str:
+    """Processor or GPU, cores and threads, for people."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, whole seconds."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def write_results(path: str | Path, results: Sequence[Result]) -> list[Result]:
+    """Add records to a results file, replacing older ones of the same identity.
+
+    Safe against a crash (written beside, then renamed) and against other processes that write at the same time (an
+    advisory lock on `<path>.lock`).
+
+    Returns:
+        All records that the file now holds.
+
+    Raises:
+        ResultsError: the file exists and is damaged; it is left as it is.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_name(path.name + ".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        merged = {r.identity: r for r in (read_results(path) if path.exists() else [])}
+        merged.update({r.identity: r for r in results})
+        tree = {"schema_version": SCHEMA_VERSION, "results": [_to_json(r) for r in merged.values()]}
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(tree, file, indent=1, allow_nan=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+    return list(merged.values())
+
+
+def read_results(path: str | Path) -> list[Result]:
+    """The records of a results file.
+
+    Raises:
+        ResultsError: no such file, no JSON, another schema, or a record that makes no sense.
+    """
+    try:
+        tree = json.loads(Path(path).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ResultsError(f"{path}: not readable as JSON ({error})") from error
+    version = tree.get("schema_version") if isinstance(tree, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ResultsError(
+            f"{path}: schema_version is {version!r}, expected {SCHEMA_VERSION}; written by another version?"
+        )
+    records = tree.get("results")
+    if not isinstance(records, list):
+        raise ResultsError(f"{path}: no list of results")
+    return [_from_json(record, f"{path}: result {i}") for i, record in enumerate(records)]
+
+
+def _to_json(result: Result) -> dict[str, Any]:
+    tree = dataclasses.asdict(result)
+    # For people and scripts that read the file; recomputed, never read back.
+    return {**tree, "miou_mean": result.miou_mean, "miou_std": result.miou_std}
+
+
+def _from_json(record: object, where: str) -> Result:
+    if not isinstance(record, dict):
+        raise ResultsError(f"{where}: expected an object, got {type(record).__name__}")
+    names = {f.name for f in dataclasses.fields(Result)}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in names}
+    kinds = {"protocol": str, "dataset": str, "labels": str, "init": str, "pretrained": bool, "class_iou": dict}
+    for name, kind in kinds.items():
+        if not isinstance(values.get(name), kind):
+            raise ResultsError(f"{where}: {name} is {values.get(name)!r}, expected {kind.__name__}")
+    try:
+        if not all(math.isfinite(v) for v in values["miou"]):
+            raise ResultsError(f"mIoU {values['miou']} is not finite")
+        return Result(**values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ResultsError(f"{where}: {error}") from error
