@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -333,13 +334,35 @@ def check_readable_by(state: Mapping[str, Any], now: Mapping[str, Any], where: P
     Raises:
         CheckpointError: names the differing settings.
     """
-    differ = [
-        f"{key}={now[key]}, the checkpoint has {state['engine'][key]}"
-        for key in now
-        if state["engine"][key] != now[key]
-    ]
+    saved = state["engine"]
+    differ = [f"{key}={now[key]}, the checkpoint has {saved[key]}" for key in now if saved[key] != now[key]]
     if differ:
         raise CheckpointError(
-            f"{where} cannot be continued exactly: {'; '.join(differ)}; start with the checkpoint's settings, or begin a "
-            f"new run from its {WEIGHTS}"
+            f"{where} cannot be continued exactly: {'; '.join(differ)}; start with the checkpoint's settings, "
+            f"or begin a new run from its {WEIGHTS}"
         )
+
+
+def find_checkpoint(run_dir: Path, world: World) -> Path | None:
+    """The checkpoint that all ranks continue from: rank 0 looks and tells the others.
+
+    Args:
+        run_dir: folder of the run.
+        world: the run's processes.
+
+    Raises:
+        CheckpointError: on all ranks, see `newest_intact`.
+    """
+    answer: list[str | None] = [None, None]
+    if world.is_main:
+        try:
+            found = newest_intact(run_dir)
+            answer = [found.name if found else None, None]
+        except CheckpointError as e:
+            answer = [None, str(e)]
+    if world.world_size > 1:
+        dist.broadcast_object_list(answer, src=0, device=world.device)
+    name, error = answer
+    if error is not None:
+        raise CheckpointError(error)
+    return run_dir / "checkpoints" / name if name is not None else None

@@ -101,6 +101,8 @@ class Window:
             world: the run's processes.
         """
         names = sorted(self.sums)
+        if not names:  # every update was skipped, on all ranks alike
+            return {}
         # float64 keeps python's sums as they are on one rank.
         values = torch.tensor([self.sums[n] / max(self.count, 1) for n in names], dtype=torch.float64)
         means = mean_over_ranks(values.to(world.device), world).tolist()
@@ -112,6 +114,10 @@ class Stopwatch:
     """Where the time of the updates since the last log line went."""
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget everything so far."""
         self._start = time.perf_counter()
         self._data_s = 0.0
         self._steps = self._samples = self._points = 0
@@ -149,8 +155,7 @@ class Stopwatch:
         steps = max(self._steps, 1)
         local = [self._data_s / steps, elapsed / steps, self._samples / elapsed, self._points / elapsed]
         data_s, step_s, samples, points = mean_over_ranks(torch.tensor(local, device=world.device), world).tolist()
-        self._start, self._data_s = now, 0.0
-        self._steps = self._samples = self._points = 0
+        self.restart()
         return {
             DATA_S: data_s,
             STEP_S: step_s,
@@ -251,8 +256,9 @@ class Monitor:
             metrics: of the newest log line, if there is one.
         """
         if self._progress is not None:
-            note = {"note": _note(metrics)} if metrics else {}
-            self._progress.update(self._task, completed=step, **note)
+            self._progress.update(self._task, completed=step)
+            if metrics:
+                self._progress.update(self._task, note=_note(metrics))
 
     def close(self) -> None:
         """Flush and close everything."""

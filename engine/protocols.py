@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+@runtime_checkable
 class BatchLike(Protocol):
     """One rank's micro-batch."""
 
@@ -36,6 +37,7 @@ class BatchLike(Protocol):
         ...
 
 
+@runtime_checkable
 class PointBatch(BatchLike, Protocol):
     """A batch of labelled sweeps, as downstream protocols use it. Fields as in `data.sample.Batch`."""
 

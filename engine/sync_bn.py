@@ -7,6 +7,7 @@ statistics are those of all rows together. Cost: two small all-reduces forward, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class _Normalize(torch.autograd.Function):
         return y, mean, var, count
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any,
         grad: Float[Tensor, "rows C"],
         *_: object,
@@ -72,12 +73,13 @@ class _SyncMixin(nn.modules.batchnorm._BatchNorm):
         Raises:
             ValueError: wrong number of dimensions, or a single row in all ranks together.
         """
-        self._check_input_dim(input)
+        self._check_input_dim(input)  # type: ignore[no-untyped-call]
         together = self.training and dist.is_initialized() and dist.get_world_size() > 1
         if not together:
             return super().forward(input)
         rows = input.transpose(0, 1).flatten(1).t() if input.ndim > 2 else input
-        y, mean, var, count = _Normalize.apply(rows, self.eps)
+        normalize: Callable[..., tuple[Tensor, ...]] = _Normalize.apply
+        y, mean, var, count = normalize(rows, self.eps)
         self._update_statistics(mean, var, count)
         if self.weight is not None:
             y = y * self.weight.float() + self.bias.float()

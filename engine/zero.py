@@ -107,7 +107,9 @@ class _LossModule(nn.Module):
 
     def forward(self, batch: BatchLike) -> LossOutput:
         """Total, parts, watch."""
-        terms = self.objective(batch)
+        # Not __call__: DeepSpeed would hook the objective as well and find no tensors in its LossTerms. Parameters that
+        # the objective holds directly are found by ZeRO-3 when they are read (its "external parameters").
+        terms = self.objective.forward(batch)
         return terms.total, dict(terms.parts), dict(terms.watch)
 
 
@@ -148,6 +150,7 @@ class ZeroEngine:
             # ZeRO-3's hooks find tensors in tuples and dicts only. A 3D network hands sparse tensors from layer to
             # layer, but takes and gives plain ones, so its weights are gathered and released as one piece.
             self._deepspeed.utils.set_z3_leaf_module(backbone, True)
+            backbone.register_forward_pre_hook(_require_input_gradient, with_kwargs=True)
         self._engine, *_ = self._deepspeed.initialize(
             model=_LossModule(objective),
             optimizer=optimizer,
@@ -295,6 +298,25 @@ class ZeroEngine:
     def close(self) -> None:
         """Drop DeepSpeed's hooks and buffers; the objective stays usable at stages 0 to 2."""
         self._engine.destroy()
+
+
+def _require_input_gradient(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Let a ZeRO-3 leaf's floating inputs ask for a gradient.
+
+    DeepSpeed releases a leaf when the gradients of its inputs are there. Where no input needs one, torch calls that hook
+    before the leaf's backward pass instead of after it, and the weights are gone too early (DeepSpeed 0.19.8).
+    """
+    if not torch.is_grad_enabled():
+        return args, kwargs
+    return tuple(_with_gradient(a) for a in args), {name: _with_gradient(a) for name, a in kwargs.items()}
+
+
+def _with_gradient(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point() and not value.requires_grad:
+        return value.detach().requires_grad_()
+    return value
 
 
 def _own(value: Any) -> Any:

@@ -1,0 +1,443 @@
+"""The pre-training loop, for anything with an Objective.
+
+`pretrain` reads top to bottom: what the run is, continue or begin, dry batch, then one update after another. Called
+again on the same run folder it continues from the newest intact checkpoint, bit for bit (same processes, same code);
+called on a finished run it returns at once.
+
+An update is skipped, on all ranks alike, when any rank's loss or the reduced gradient is not finite: gradients are
+dropped, buffers (BatchNorm statistics) put back, the step and the stream of data move on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from jaxtyping import UInt8
+from torch import nn
+
+from engine import checkpoint as ckpt
+from engine import monitor as names
+from engine.checkpoint import CheckpointConfig
+from engine.deepspeed_config import EngineConfig, check_precision, quiet_deepspeed
+from engine.distributed import World, agree_any, init_distributed
+from engine.errors import DivergenceError, DryBatchError
+from engine.monitor import Monitor, MonitorConfig, Stopwatch, Window, to_floats
+from engine.optim import OptimConfig, build_optimizer, peak_lr
+from engine.preempt import StopSignals
+from engine.protocols import BatchLike, BatchSource
+from engine.rng import get_rng_state, seed_everything, set_rng_state
+from engine.schedule import ScheduleConfig, lr_scale, lr_table, total_steps
+from engine.sync_bn import convert_sync_batchnorm
+from engine.zero import Update, ZeroEngine, copy_buffers, restore_buffers, untouched
+
+logger = logging.getLogger("tandem.pretrain")
+
+Pictures = Callable[[nn.Module, Any, int], Mapping[str, UInt8[np.ndarray, "H W 3"]]]
+"""(objective, batch, step) -> RGB images by name. Runs without gradient and leaves no trace in the training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSettings:
+    """All that the engine wants to know about a run.
+
+    Attributes:
+        seed: of the random generators inside the objective (drop-out, sampling); each rank derives its own.
+        engine: how a step runs.
+        optim: optimizer.
+        schedule: length and learning rate.
+        checkpoint: when checkpoints are written.
+        monitor: what is logged.
+    """
+
+    seed: int = 0
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainSummary:
+    """How a call of `pretrain` ended.
+
+    Attributes:
+        status: "finished", or "preempted" by a signal: start the same command again to continue.
+        signal: name of that signal, on the ranks that received it.
+        step: updates done in all.
+        num_steps: updates of the whole run.
+        skipped: updates skipped because loss or gradient was not finite.
+        loss: mean of the last update that was applied in this call; NaN if there was none.
+        seconds: wall time of this call.
+        peak_rss_gib: largest resident memory of this process (without workers).
+        checkpoint: folder of the last checkpoint; its weights.safetensors is what evaluation reads.
+    """
+
+    status: Literal["finished", "preempted"]
+    signal: str | None
+    step: int
+    num_steps: int
+    skipped: int
+    loss: float
+    seconds: float
+    peak_rss_gib: float
+    checkpoint: Path
+
+
+@dataclass(kw_only=True)
+class _Run:
+    """What changes from update to update and goes into checkpoints."""
+
+    step: int = 0
+    skipped: int = 0
+    nonfinite_in_a_row: int = 0
+    window: Window = field(default_factory=Window)
+    warned_trivial: bool = False
+
+
+def pretrain(
+    objective: nn.Module,
+    source: BatchSource[BatchLike],
+    settings: PretrainSettings,
+    run_dir: str | Path,
+    *,
+    micro_batch_size: int,
+    fingerprint: Mapping[str, Any],
+    resolved_config: Mapping[str, Any],
+    pictures: Pictures | None = None,
+) -> PretrainSummary:
+    """Train an objective to the end of its schedule, or to a stop signal.
+
+    Args:
+        objective: forward(batch) gives total, parts, watch. At ZeRO-3 it is of no use afterwards: read the weights.
+        source: this rank's micro-batches.
+        settings: the run.
+        run_dir: folder of the run, shared by all ranks.
+        micro_batch_size: samples a rank in a forward pass.
+        fingerprint: JSON values that must not change when a run continues (method, backbone, ...).
+        resolved_config: JSON values written into every checkpoint.
+        pictures: makes pictures from the batch at hand, see `Pictures`.
+
+    Returns:
+        How the run ended.
+
+    Raises:
+        ValueError: settings that do not fit together, the machine or the objective.
+        CheckpointError: the folder's checkpoints are damaged or of another model.
+        DryBatchError: forward or backward pass fails on the first batch.
+        DivergenceError: too many skipped updates in a row.
+    """
+    # --- what the run is ---
+    began = time.perf_counter()
+    run_dir = Path(run_dir)
+    world = init_distributed(settings.engine.device, timeout_min=settings.engine.timeout_min)
+    check_precision(settings.engine, objective, world.device)
+    accumulation_steps = settings.engine.accumulation_steps
+    global_batch_size = micro_batch_size * world.world_size * accumulation_steps
+    num_steps = total_steps(
+        settings.schedule, samples_per_epoch=source.samples_per_epoch, global_batch_size=global_batch_size
+    )
+    peak = peak_lr(settings.optim, global_batch_size)
+    layout = {
+        "world_size": world.world_size,
+        "micro_batch_size": micro_batch_size,
+        "accumulation_steps": accumulation_steps,
+        "zero_stage": settings.engine.zero_stage,
+        "precision": settings.engine.precision,
+        "optimizer": settings.optim.name,
+    }
+
+    # --- continue or begin ---
+    run = _Run()
+    saved = ckpt.find_checkpoint(run_dir, world)
+    if saved is not None:
+        state = ckpt.read_state(saved)
+        ckpt.check_same(state["fingerprint"], fingerprint, saved)
+        if state["step"] >= num_steps:
+            _load_weights(objective, saved)
+            return _summary(
+                "finished", None, int(state["step"]), num_steps, int(state["skipped"]), math.nan, began, saved
+            )
+        ckpt.check_readable_by(state, layout, saved)
+        source.check_state(state["source"])
+        _load_weights(objective, saved)
+        if state["num_steps"] != num_steps:
+            logger.warning(
+                "the run had %d updates and now has %d: its learning rate curve changes from here on",
+                state["num_steps"],
+                num_steps,
+            )
+        run.step, run.skipped = int(state["step"]), int(state["skipped"])
+        run.nonfinite_in_a_row, run.warned_trivial = int(state["nonfinite_in_a_row"]), bool(state["warned_trivial"])
+    else:
+        seed_everything(settings.seed, world.rank)
+    if settings.engine.sync_bn and world.world_size > 1:
+        convert_sync_batchnorm(objective)
+    objective.to(world.device).train()
+
+    with quiet_deepspeed(), StopSignals() as signals:
+        engine = ZeroEngine(
+            objective,
+            build_optimizer(objective, settings.optim, peak),
+            settings.engine,
+            world,
+            micro_batch_size=micro_batch_size,
+        )
+        if saved is not None:
+            _load_rank(engine, run, saved, state)
+        elif world.is_main:
+            logger.info("learning rate\n%s", lr_table(settings.schedule, num_steps, peak))
+
+        stopwatch = Stopwatch()
+        stream = _timed(source.batches(run.step * accumulation_steps), stopwatch)
+        batch = next(stream).to(world.device)
+        if settings.engine.dry_batch:
+            _dry_batch(engine, batch, micro_batch_size)
+        monitor = Monitor(run_dir, settings.monitor, world, step=run.step, num_steps=num_steps)
+        status: Literal["finished", "preempted"] = "finished"
+        last_saved, saved_at, last_loss = saved, time.monotonic(), math.nan
+        stopwatch.restart()
+
+        try:
+            while run.step < num_steps:
+                # --- gradients of one update: mean over micro-batches and ranks ---
+                lr = peak * lr_scale(run.step, num_steps, settings.schedule)
+                buffers = copy_buffers(objective)
+                sums: dict[str, float] = {}
+                seen: list[str] = []
+                for micro in range(accumulation_steps):
+                    if micro > 0:
+                        batch = next(stream).to(world.device)
+                    total, parts, watch = engine.forward(batch)
+                    engine.backward(total, last=micro == accumulation_steps - 1)
+                    scalars = {names.LOSS: float(total.detach())}
+                    scalars |= to_floats(parts, names.LOSS_PART) | to_floats(watch, names.WATCH)
+                    for name, value in scalars.items():
+                        sums[name] = sums.get(name, 0.0) + value / accumulation_steps
+                    stopwatch.saw(batch.num_samples, batch.num_points)
+                    seen += batch.keys
+
+                # --- decide together, then update or skip ---
+                minutes = (time.monotonic() - saved_at) / 60
+                due = world.is_main and 0 < settings.checkpoint.every_min <= minutes
+                loss_bad, stop, due = agree_any(
+                    [not math.isfinite(sums[names.LOSS]), signals.received is not None, due], world
+                )
+                if loss_bad:
+                    engine.discard()
+                    update = Update(applied=False, grad_norm=math.inf)
+                else:
+                    update = engine.update(lr)
+                run.step += 1
+                stopwatch.step()
+                if update.applied:
+                    run.nonfinite_in_a_row = 0
+                    last_loss = sums[names.LOSS]
+                    run.window.add(sums | {names.GRAD_NORM: update.grad_norm})
+                else:
+                    restore_buffers(objective, buffers)
+                    run.skipped += 1
+                    # fp16 looking for its loss scale overflows by design; that alone is no sign of divergence.
+                    run.nonfinite_in_a_row += 0 if update.scale_overflow else 1
+                    logger.warning(
+                        "step %d: %s not finite on some rank, update skipped (%d so far); batch here: %s",
+                        run.step,
+                        "loss" if loss_bad else "gradient",
+                        run.skipped,
+                        ", ".join(seen),
+                    )
+                    if run.nonfinite_in_a_row >= settings.engine.max_nonfinite_in_a_row:
+                        raise _divergence(run, sums[names.LOSS], loss_bad, lr, seen, world)
+
+                # --- tell ---
+                metrics = None
+                if run.step % settings.monitor.log_every == 0 or run.step == num_steps:
+                    metrics = run.window.means(world) | stopwatch.read(world)
+                    metrics |= {names.LR: lr, names.SKIPPED: float(run.skipped)}
+                    metrics |= {names.EPOCH: run.step * global_batch_size / source.samples_per_epoch}
+                    if settings.engine.precision == "fp16":
+                        metrics[names.LOSS_SCALE] = engine.loss_scale.value
+                    monitor.log(run.step, metrics)
+                    _warn_if_trivial(run, metrics)
+                monitor.advance(run.step, metrics)
+                if pictures is not None and _picture_due(settings.monitor, run.step, num_steps):
+                    _draw(pictures, engine, batch, run.step, monitor)
+
+                # --- keep ---
+                every = settings.checkpoint.every_steps
+                if stop or due or run.step == num_steps or (every and run.step % every == 0):
+                    position = run.step * accumulation_steps
+                    last_saved = ckpt.save_checkpoint(
+                        run_dir,
+                        run.step,
+                        weights=engine.weights(),
+                        rank_state=_rank_state(engine, run),
+                        state=_state(run, num_steps, engine, layout)
+                        | {"fingerprint": dict(fingerprint), "source": source.state(position)},
+                        config=resolved_config,
+                        world=world,
+                        keep=settings.checkpoint.keep,
+                    )
+                    saved_at = time.monotonic()
+                if stop and run.step < num_steps:
+                    status = "preempted"
+                    break
+                if run.step < num_steps:
+                    batch = next(stream).to(world.device)
+        finally:
+            monitor.close()
+            engine.close()
+    assert last_saved is not None  # the last update and a stop both save
+    return _summary(status, signals.received, run.step, num_steps, run.skipped, last_loss, began, last_saved)
+
+
+# --- parts of the loop that would hide its course ---
+
+
+def _timed(batches: Iterator[BatchLike], stopwatch: Stopwatch) -> Iterator[BatchLike]:
+    """The same batches; the time that each kept us waiting goes to the stopwatch."""
+    while True:
+        began = time.perf_counter()
+        try:
+            batch = next(batches)
+        except StopIteration:
+            raise RuntimeError("the batch source ended; BatchSource.batches() must be endless") from None
+        stopwatch.waited(time.perf_counter() - began)
+        yield batch
+
+
+def _dry_batch(engine: ZeroEngine, batch: BatchLike, micro_batch_size: int) -> None:
+    """Forward and backward without update: errors show before the run has cost anything."""
+    try:
+        with untouched(engine.objective):
+            total, _, _ = engine.forward(batch)
+            if total.ndim != 0 or not total.requires_grad:
+                raise ValueError(
+                    f"the objective's total has shape {tuple(total.shape)} and requires_grad={total.requires_grad}, "
+                    "expected a scalar that depends on trainable parameters"
+                )
+            engine.backward(total, last=True)
+            engine.discard()
+    except Exception as error:
+        keys = ", ".join(batch.keys)
+        memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
+        if memory:
+            raise DryBatchError(
+                f"out of memory in the dry batch before step 1 ({batch.num_samples} samples, {batch.num_points} "
+                f"points): {error}; lower data.micro_batch_size (now {micro_batch_size}) and raise "
+                "engine.accumulation_steps by the same factor, or raise engine.zero_stage"
+            ) from error
+        raise DryBatchError(
+            f"the dry batch before step 1 failed ({type(error).__name__}: {error}); samples: {keys}"
+        ) from error
+
+
+def _load_weights(objective: nn.Module, saved: Path) -> None:
+    objective.load_state_dict(ckpt.load_weights(saved / ckpt.WEIGHTS), strict=True)
+
+
+def _load_rank(engine: ZeroEngine, run: _Run, saved: Path, state: Mapping[str, Any]) -> None:
+    own = ckpt.read_rank_state(saved, engine.world.rank)
+    # At stage 0 every rank has the same optimizer state, and only rank 0 wrote it.
+    shard = own["shard"] if engine.stage > 0 else ckpt.read_rank_state(saved, 0)["shard"]
+    engine.load_shard(shard)
+    engine.loss_scale.load(state["loss_scale"])
+    run.window.sums, run.window.count = dict(own["window"]["sums"]), int(own["window"]["count"])
+    set_rng_state(own["rng"])
+
+
+def _rank_state(engine: ZeroEngine, run: _Run) -> dict[str, Any]:
+    writes_shard = engine.stage > 0 or engine.world.is_main
+    return {
+        "rng": get_rng_state(),
+        "shard": engine.shard() if writes_shard else None,
+        "window": {"sums": dict(run.window.sums), "count": run.window.count},
+    }
+
+
+def _state(run: _Run, num_steps: int, engine: ZeroEngine, layout: Mapping[str, Any]) -> dict[str, Any]:
+    packages = ("torch", "deepspeed", "numpy", "safetensors")
+    return {
+        "num_steps": num_steps,
+        "skipped": run.skipped,
+        "nonfinite_in_a_row": run.nonfinite_in_a_row,
+        "warned_trivial": run.warned_trivial,
+        "loss_scale": engine.loss_scale.state(),
+        "engine": dict(layout),
+        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+    }
+
+
+def _divergence(run: _Run, loss: float, loss_bad: bool, lr: float, keys: list[str], world: World) -> DivergenceError:
+    """The error that ends a diverged run; names the batches of all ranks."""
+    mine = f"rank {world.rank}: loss {loss}, samples {', '.join(keys)}"
+    lines: list[str] = [mine]
+    if world.world_size > 1:
+        gathered: list[Any] = [None] * world.world_size
+        dist.all_gather_object(gathered, mine)
+        lines = gathered
+    what = "loss" if loss_bad else "gradient"
+    text = "\n  ".join(lines)
+    return DivergenceError(
+        f"{what} not finite in {run.nonfinite_in_a_row} updates in a row, the last at step {run.step} with learning "
+        f"rate {lr:.4g}:\n  {text}\nlower optim.lr, lengthen schedule.warmup_steps or set engine.clip_norm; if it is "
+        "always the same samples, look at them with `tandem inspect`"
+    )
+
+
+def _warn_if_trivial(run: _Run, metrics: Mapping[str, float]) -> None:
+    accuracy = metrics.get(names.WATCH + names.ACCURACY, 0.0)
+    if accuracy > names.TRIVIAL_ACCURACY and metrics[names.EPOCH] <= 1 and not run.warned_trivial:
+        run.warned_trivial = True
+        logger.warning(
+            "contrastive accuracy %.3f in the first epoch (step %d): the task is trivial and will teach little; "
+            "more or harder negatives are needed (larger batch, finer superpixels, stronger augmentation)",
+            accuracy,
+            run.step,
+        )
+
+
+def _picture_due(config: MonitorConfig, step: int, num_steps: int) -> bool:
+    return config.picture_every > 0 and (step % config.picture_every == 0 or step == num_steps)
+
+
+@torch.no_grad()
+def _draw(pictures: Pictures, engine: ZeroEngine, batch: BatchLike, step: int, monitor: Monitor) -> None:
+    # At ZeRO-3 a forward pass gathers weights from all ranks, so all must draw; rank 0 keeps its pictures.
+    if engine.stage == 3 or engine.world.is_main:
+        with untouched(engine.objective):
+            monitor.pictures(step, pictures(engine.objective, batch, step))
+
+
+def _summary(
+    status: Literal["finished", "preempted"],
+    signal: str | None,
+    step: int,
+    num_steps: int,
+    skipped: int,
+    loss: float,
+    began: float,
+    saved: Path,
+) -> PretrainSummary:
+    return PretrainSummary(
+        status=status,
+        signal=signal,
+        step=step,
+        num_steps=num_steps,
+        skipped=skipped,
+        loss=loss,
+        seconds=time.perf_counter() - began,
+        peak_rss_gib=names.peak_rss_gib(),
+        checkpoint=saved,
+    )

@@ -1,0 +1,127 @@
+"""Run jobs of the toy objective through the real engine: in this process, or as `python -m tests.helpers.toy_run`.
+
+A job is a JSON object: run_dir, settings (nested dicts of PretrainSettings), source and objective (keyword arguments),
+step_sleep_s (to be interrupted in).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.checkpoint import CheckpointConfig, load_weights
+from engine.deepspeed_config import EngineConfig
+from engine.distributed import free_port, init_distributed, shutdown
+from engine.monitor import MonitorConfig
+from engine.optim import OptimConfig
+from engine.pretrain import PretrainSettings, PretrainSummary, pretrain
+from engine.schedule import ScheduleConfig
+from tests.helpers.toy_objective import ToyBatch, ToyObjective, ToySource
+
+PARTS = {
+    "engine": EngineConfig,
+    "optim": OptimConfig,
+    "schedule": ScheduleConfig,
+    "checkpoint": CheckpointConfig,
+    "monitor": MonitorConfig,
+}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "engine": {"device": "cpu", "zero3_persistent_numel": 0, "timeout_min": 2.0},
+    "optim": {"lr": 0.1},
+    "schedule": {"steps": 8},
+    "checkpoint": {"every_steps": 0, "every_min": 0.0, "keep": 3},
+    "monitor": {"log_every": 1, "picture_every": 0, "tensorboard": False, "progress": False},
+}
+
+
+def settings(**overrides: dict[str, Any]) -> PretrainSettings:
+    return PretrainSettings(**{n: cls(**(DEFAULTS[n] | overrides.get(n, {}))) for n, cls in PARTS.items()})
+
+
+class SlowSource(ToySource):
+    """Batches take a while, so that a test has time to interrupt."""
+
+    sleep_s = 0.0
+
+    def batches(self, start: int) -> Iterator[ToyBatch]:
+        for batch in super().batches(start):
+            time.sleep(self.sleep_s)
+            yield batch
+
+
+def run_toy(job: dict[str, Any]) -> PretrainSummary:
+    world = init_distributed("cpu")
+    source = SlowSource(rank=world.rank, world_size=world.world_size, **decode_source(job.get("source", {})))
+    source.sleep_s = job.get("step_sleep_s", 0.0)
+    torch.set_num_threads(1)
+    return pretrain(
+        ToyObjective(**job.get("objective", {})),
+        source,
+        settings(**job.get("settings", {})),
+        job["run_dir"],
+        micro_batch_size=source.micro_batch_size,
+        fingerprint=job.get("fingerprint", {"method": {"name": "toy", "width": 16}}),
+        resolved_config=job.get("settings", {}),
+    )
+
+
+def decode_source(source: dict[str, Any]) -> dict[str, Any]:
+    return source | {"trouble": {int(k): v for k, v in source.get("trouble", {}).items()}}
+
+
+def spawn(jobs: list[dict[str, Any]], *, world_size: int = 1) -> list[subprocess.Popen[str]]:
+    """Real processes, one a rank, that run the jobs one after another."""
+    port = str(free_port())
+    processes = []
+    for rank in range(world_size):
+        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+        env |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        command = [sys.executable, "-m", "tests.helpers.toy_run", json.dumps(jobs)]
+        root = Path(__file__).resolve().parents[2]
+        processes.append(
+            subprocess.Popen(command, env=env, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        )
+    return processes
+
+
+def finish(processes: list[subprocess.Popen[str]], *, timeout_s: float = 120.0) -> list[str]:
+    """Outputs of processes that all have to succeed."""
+    outputs = [p.communicate(timeout=timeout_s)[0] for p in processes]
+    for process, output in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, output
+    return outputs
+
+
+def metrics(run_dir: Path | str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses(run_dir: Path | str) -> list[float]:
+    """Golden record of a run: the loss of each update (log_every=1)."""
+    return [line["train/loss"] for line in metrics(run_dir)]
+
+
+def weights(run_dir: Path | str) -> dict[str, torch.Tensor]:
+    return load_weights(Path(run_dir))
+
+
+def main() -> None:
+    for job in json.loads(sys.argv[1]):
+        summary = run_toy(job)
+        plain = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(summary).items()}
+        sys.stdout.write(json.dumps(plain) + "\n")
+    shutdown()
+
+
+if __name__ == "__main__":
+    main()
