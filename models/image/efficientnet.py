@@ -92,9 +92,9 @@ class EfficientNetLite0(nn.Module):
     Attributes:
         num_features: channels of all levels together.
         stride: pixels from one cell to the next: the smallest level.
-        origin_px: pixel under the centre of cell 0: the middle of the first `stride` pixels. `SAME` padding centres
-            the cells of stride s on pixels s-1, 2s-1, ..., half a cell further; the levels are brought from there to
-            one regular grid, else the coarse ones would lie up to 15 pixels beside the fine ones.
+        origin_px: pixel under the centre of cell 0. `SAME` padding centres the cells of stride s on pixels s-1,
+            2s-1, ...; the finest level stays there, the coarser ones are read at the same pixels (cells laid over
+            one another by index would be up to 12 pixels apart at levels 4 and 16).
     """
 
     def __init__(self, *, levels: tuple[int, ...] = (4, 8, 16), normalise_levels: bool = True) -> None:
@@ -134,7 +134,7 @@ class EfficientNetLite0(nn.Module):
 
         self.num_features = sum(_LEVEL_CHANNELS[level] for level in levels)
         self.stride = levels[0]
-        self.origin_px = (self.stride - 1) / 2
+        self.origin_px = float(self.stride - 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

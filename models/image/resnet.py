@@ -2,7 +2,7 @@
 
 With `dilated`, every stride after the first convolution and the max-pool becomes dilation: the same weights, read four
 cells apart, give features at 1/4 of the image instead of 1/32. At the cells that both have in common the two networks
-give the same numbers. Costs, multiply-adds for a 224x416 image: ResNet-50 7.6 G, dilated 119 G.
+give the same numbers. Costs, multiply-adds for a 224x416 image: ResNet-50 7.6 G, dilated 137 G.
 
 Letters: I images, C channels, H W pixels.
 
