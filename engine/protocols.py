@@ -93,6 +93,7 @@ class LossTermsLike(Protocol):
 BatchT_co = TypeVar("BatchT_co", bound=BatchLike, covariant=True)
 
 
+@runtime_checkable
 class BatchSource(Protocol[BatchT_co]):
     """An endless stream of this rank's micro-batches, addressable by position: the n-th batch is a pure function
     of (seed, n, rank, world size), so the whole state of the stream is n.

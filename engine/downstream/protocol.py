@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -49,6 +49,7 @@ class SegmentationTask:
         return len(self.class_names)
 
 
+@runtime_checkable
 class Sweeps(Protocol):
     """Reads labelled sweeps by index, in the given order."""
 

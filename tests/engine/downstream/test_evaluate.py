@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from engine.downstream.evaluate import Initialisation, ProtocolsConfig, evaluate, finetune_draws
+from engine.downstream.finetune import FinetuneConfig, finetune, learning_rate_factor
+from engine.downstream.knn import KnnConfig
+from engine.downstream.linear_probe import LinearProbeConfig
+from engine.downstream.protocol import LabelBudget, hold_out
+from engine.downstream.results import paired_difference
+from tests.engine.downstream.toy import TASK, ToyNet, ToySweeps, toy_splits
+
+SMALL = ProtocolsConfig(
+    linear_probe=LinearProbeConfig(steps=40, lrs=(0.003, 0.03), seeds=(0, 1)),
+    knn=KnnConfig(bank_size=200),
+    finetune=FinetuneConfig(steps=12, lrs=(0.001, 0.01), seeds=(0, 1)),
+    tune_sweeps=2,
+)
+PRETRAINED = Initialisation(name="toy", pretrained=True, networks=(lambda: ToyNet(0),), checkpoint=("abc",))
+RANDOM = Initialisation(
+    name="random", pretrained=False, networks=(lambda: ToyNet(1, good=False), lambda: ToyNet(2, good=False))
+)
+
+
+def test_all_protocols_compare_under_the_same_budget() -> None:
+    sweeps, shares = ToySweeps(), []
+    results = list(
+        evaluate(
+            [PRETRAINED, RANDOM],
+            sweeps,
+            toy_splits(),
+            TASK,
+            SMALL,
+            context={},
+            progress=lambda share, text: shares.append(share),
+        )
+    )
+    assert [(r.init, r.protocol) for r in results] == [
+        (init, p) for init in ("toy", "random") for p in ("linear_probe", "knn", "finetune")
+    ]
+    for ours, random in zip(results[:3], results[3:], strict=True):
+        assert ours.fingerprint == random.fingerprint
+        gain = paired_difference(ours, random)
+        assert gain is not None
+        assert gain.num_pairs == len(ours.seeds)
+        if ours.protocol != "finetune":
+            assert gain.mean > 50
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1.0)
+    # Paired draws: both initialisations trained on the same sweeps with the same seeds.
+    trained = [(indices, seed) for indices, augment, seed, _ in sweeps.calls if augment]
+    half = len(trained) // 2
+    assert trained[:half] == trained[half:]
+
+
+def test_nothing_is_ever_fitted_or_tuned_on_the_test_split() -> None:
+    sweeps, splits = ToySweeps(), toy_splits()
+    list(evaluate([PRETRAINED], sweeps, splits, TASK, SMALL, context={}))
+    test = set(splits.test.tolist())
+    asked = [set(indices) for indices, *_ in sweeps.calls]
+    assert [a for a in asked if a & test] == [test] * 3  # one frozen pass, one for each of two fine-tuning seeds
+
+
+def test_random_frames_stay_away_from_the_sweeps_that_rates_are_tuned_on() -> None:
+    splits = toy_splits(num_train=40, num_logs=8)
+    held = set(hold_out(splits, SMALL.validation_share)[1].tolist())
+    many = dataclasses.replace(SMALL, finetune=FinetuneConfig(seeds=tuple(range(30))))
+    assert not held & {int(i) for draw in finetune_draws(splits, many).values() for i in draw}
+    fixed = FinetuneConfig(labels=LabelBudget(kind="every_sample", every=10))
+    draws = finetune_draws(splits, dataclasses.replace(SMALL, finetune=fixed))
+    assert all(d.tolist() == [0, 10, 20, 30] for d in draws.values())
+
+
+def test_known_results_are_not_measured_again() -> None:
+    frozen = dataclasses.replace(SMALL, protocols=("linear_probe", "knn"))
+    first = list(evaluate([PRETRAINED], ToySweeps(), toy_splits(), TASK, frozen, context={}))
+    sweeps = ToySweeps()
+    assert not list(evaluate([PRETRAINED], sweeps, toy_splits(), TASK, frozen, context={}, known=first))
+    assert not sweeps.calls
+    other = dataclasses.replace(frozen, knn=KnnConfig(bank_size=100))
+    again = list(evaluate([PRETRAINED], sweeps, toy_splits(), TASK, other, context={}, known=first))
+    assert [r.protocol for r in again] == ["knn"]
+
+
+def test_evaluation_repeats_bit_for_bit() -> None:
+    runs = [[r.miou for r in evaluate([PRETRAINED], ToySweeps(), toy_splits(), TASK, SMALL, context={})] for _ in "ab"]
+    assert runs[0] == runs[1]
+
+
+def test_finetuning_learns_leaves_the_start_alone_and_uses_only_the_drawn_sweeps() -> None:
+    backbone, sweeps = ToyNet(0).eval(), ToySweeps()
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    config = FinetuneConfig(steps=40)
+    network = finetune(backbone, sweeps, np.array([4]), TASK, config, lr=0.01, seed=0)
+    for name, value in backbone.state_dict().items():
+        torch.testing.assert_close(value, before[name])
+    assert {indices for indices, *_ in sweeps.calls} == {(4,)}
+    assert [epoch for *_, epoch in sweeps.calls] == list(range(40))
+    assert not network.training
+    assert not torch.equal(network.backbone.first.weight, backbone.first.weight)
+
+
+def test_unlabelled_sweeps_are_refused() -> None:
+    with pytest.raises(ValueError, match="no point labels"):
+        list(evaluate([PRETRAINED], ToySweeps(labelled=False), toy_splits(), TASK, SMALL, context={}))
+
+
+def test_learning_rate_curve() -> None:
+    curve = [learning_rate_factor(step, 20) for step in range(20)]
+    assert curve[:3] == [0.5, 1.0, 1.0]
+    assert curve[2:] == sorted(curve[2:], reverse=True)
+    assert 0 < curve[-1] < 0.02
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (lambda: ProtocolsConfig(protocols=()), "protocols"),
+        (lambda: ProtocolsConfig(validation_share=0.9), "validation_share"),
+        (lambda: ProtocolsConfig(voxels_per_sweep=0), "voxels_per_sweep"),
+        (lambda: FinetuneConfig(lrs=(0.1, 0.1)), "lrs"),
+        (lambda: FinetuneConfig(steps=0), "steps"),
+        (lambda: LinearProbeConfig(lrs=()), "lrs"),
+        (lambda: LinearProbeConfig(seeds=(-1,)), "seeds"),
+        (lambda: LabelBudget(count=0), "count"),
+    ],
+)
+def test_configs_refuse_values_out_of_range(config: object, field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        config()  # type: ignore[operator]
