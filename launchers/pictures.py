@@ -8,6 +8,7 @@ without gradient, so that a picture changes neither weights, BatchNorm statistic
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from data.loader import DataConfig, load_batch
 from data.sample import Batch
+from data.shards import SampleError, SampleReader, ShardError, load_manifest
 from launchers.drawing import RgbImage, captioned, cross, tiled, turbo, with_scale
 from launchers.views import (
     PrincipalColours,
@@ -31,6 +34,8 @@ from launchers.views import (
     superpixel_view,
     with_depth_scale,
 )
+
+_log = logging.getLogger(__name__)
 
 _COLUMNS = 3
 _WIDTH_PX = 640
@@ -97,6 +102,25 @@ def pictures_of(batch: Batch) -> Callable[[nn.Module, Batch, int], dict[str, Rgb
         return training_pictures(objective, fixed, step)
 
     return draw
+
+
+def pictures_of_set(config: DataConfig) -> Callable[[nn.Module, Batch, int], dict[str, RgbImage]]:
+    """`pictures_of` the sample in the middle of a run's split, read with its images also under a teacher cache.
+
+    Where that sample is damaged, the next readable one is taken.
+
+    Raises:
+        ShardError: no prepared set, or no sample of the split can be read.
+    """
+    manifest = load_manifest(config.shards)
+    chosen = manifest.indices(config.split)[: config.limit]
+    reader = SampleReader(manifest)
+    for index in np.roll(chosen, -(len(chosen) // 2)):
+        try:
+            return pictures_of(load_batch(reader, [int(index)], config))
+        except SampleError as error:
+            _log.warning("no picture of a damaged sample: %s", error)
+    raise ShardError(f"{config.shards}: none of the {len(chosen)} samples of split {config.split!r} can be read")
 
 
 # ------------------------------------------------------------------------------------------------------------ parts

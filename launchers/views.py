@@ -87,7 +87,8 @@ def projection_view(
     shown = depth_colours(depth_m) if colours is None else colours
     # Dots cover about a third of the picture however dense the LiDAR, so that the scene stays visible behind them.
     spacing_px = np.sqrt(view.shape[0] * view.shape[1] / max(len(depth_m), 1))
-    radius = np.clip(0.3 * spacing_px, 1.0, 5.0) * np.clip(12.0 / np.maximum(depth_m, 0.1), 0.6, 1.3)
+    wanted = np.clip(0.3 * spacing_px, 1.0, 5.0) * np.clip(12.0 / np.maximum(depth_m, 0.1), 0.6, 1.3)
+    radius = np.maximum(wanted, 1.0)
     return paint_points(view, enlarged_uv(pixels_uv, factor)[order], shown[order], radius[order])
 
 

@@ -1,0 +1,178 @@
+"""`tandem inspect`: look into a prepared set or into a run; numbers on the terminal, pictures into a folder.
+
+    tandem inspect SHARDS [--sample KEY|INDEX ...] [--out FOLDER] [--check]
+    tandem inspect RUN [--out FOLDER]
+
+With --out, each picture becomes a PNG, and `inspect.html` shows everything in one file that needs no other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.shards import MANIFEST_NAME, Manifest, SampleError, SampleReader, ShardError, load_manifest
+from launchers.cli import guarded
+from launchers.contact_sheet import Picture, Table, page
+from launchers.drawing import RgbImage, png_bytes
+from launchers.run_folder import is_run, run_pictures, run_tables
+from launchers.set_summary import sample_table, set_tables
+from launchers.views import sample_views
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    p = argparse.ArgumentParser(
+        prog="tandem inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("target", help="folder of a prepared set, or of a run")
+    p.add_argument(
+        "--sample",
+        action="append",
+        default=[],
+        metavar="KEY|INDEX",
+        help="a sample of the set, may be repeated (default: --num of them, evenly spread)",
+    )
+    p.add_argument("--num", type=int, default=4, metavar="N", help="samples to draw (default: %(default)s)")
+    p.add_argument("--out", metavar="FOLDER", help="write PNG pictures and inspect.html there")
+    p.add_argument("--check", action="store_true", help="read every shard and compare it with its checksum (slow)")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; 1 when damage was found."""
+    p = parser()
+    options = p.parse_args(argv)
+    target = Path(options.target)
+    if (target / MANIFEST_NAME).is_file():
+        return _inspect_set(target, options, p)
+    if is_run(target):
+        if options.sample or options.check:
+            p.error(f"--sample and --check are for prepared sets; {target} is a run")
+        return _inspect_run(target, options)
+    raise ShardError(
+        f"{target} is neither a prepared set (no {MANIFEST_NAME}) nor a run (no config.yaml, no checkpoints); give the "
+        "folder that `tandem prepare` or `tandem pretrain` wrote"
+    )
+
+
+# -------------------------------------------------------------------------------------------------------------- sets
+
+
+def _inspect_set(root: Path, options: argparse.Namespace, p: argparse.ArgumentParser) -> int:
+    manifest = load_manifest(str(root))
+    try:
+        chosen = [find_sample(manifest, wanted) for wanted in options.sample] or _spread(manifest, options.num)
+    except ValueError as error:
+        p.error(str(error))
+    reader = SampleReader(manifest)
+    tables = set_tables(manifest, reader)
+    damaged = manifest.damaged_shards() if options.check else []
+    if options.check:
+        tables.append(
+            Table(title="checksums", rows=tuple((name, "damaged") for name in damaged) or (("every shard is intact",),))
+        )
+    pictures: dict[str, Picture] = {}
+    bad_samples = []
+    wanted = chosen if options.out or options.sample else []
+    for index in wanted:
+        try:
+            sample = reader.read(index, depth=True)
+        except SampleError as error:
+            bad_samples.append((manifest.key(index), error.reason, error.detail))
+            continue
+        if options.sample:
+            tables.append(sample_table(sample, index))
+        if options.out:
+            for name, view in sample_views(sample, manifest.class_names).items():
+                pictures[f"{sample.key}.{name}"] = Picture(title=f"{sample.key}: {name}", image=view)
+    if bad_samples:
+        tables.append(Table(title="damaged samples", header=("key", "reason", "detail"), rows=tuple(bad_samples)))
+    subtitle = f"prepared set {manifest.set_name!r} in {root}"
+    _show(f"{manifest.set_name}: {len(manifest)} samples", subtitle, tables, pictures, options.out)
+    return 1 if damaged or bad_samples else 0
+
+
+def find_sample(manifest: Manifest, wanted: str) -> int:
+    """Row of a sample given by key or by index (in log and time order, as a split of the whole set lists them).
+
+    Raises:
+        ValueError: no such sample; names the nearest keys.
+    """
+    rows = np.flatnonzero(manifest.keys == wanted.encode())
+    if len(rows):
+        return int(rows[0])
+    if re.fullmatch(r"[0-9]+", wanted):
+        if int(wanted) < len(manifest):
+            return int(manifest.indices()[int(wanted)])
+        raise ValueError(f"sample {wanted}: the set has {len(manifest)} samples, expected 0 to {len(manifest) - 1}")
+    near = _nearest_keys(manifest, wanted)
+    raise ValueError(f"sample {wanted!r}: no such key; did you mean {', '.join(near)}?")
+
+
+def _nearest_keys(manifest: Manifest, wanted: str) -> list[str]:
+    """Keys that share the longest beginning: keys are log and frame, so that is the same drive."""
+    shared = [
+        len(_common_prefix(wanted, bytes(key).decode())) for key in manifest.keys[:100_000]
+    ]  # bounded: a message must not take minutes on a set of millions
+    best = np.argsort(-np.asarray(shared), kind="stable")[:3]
+    return [manifest.key(int(row)) for row in best]
+
+
+def _common_prefix(a: str, b: str) -> str:
+    length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return a[:length]
+
+
+def _spread(manifest: Manifest, num: int) -> list[int]:
+    """Samples at even distances through the set."""
+    order = manifest.indices()
+    at = np.unique(np.round(np.linspace(0, len(order) - 1, min(max(num, 0), len(order)))).astype(np.int64))
+    return [int(row) for row in order[at]]
+
+
+# -------------------------------------------------------------------------------------------------------------- runs
+
+
+def _inspect_run(run_dir: Path, options: argparse.Namespace) -> int:
+    tables = run_tables(run_dir)
+    images: dict[str, RgbImage] = {}
+    if options.out:
+        images, why_not = run_pictures(run_dir, options.num)
+        if why_not:
+            tables.append(Table(title="pictures of features", rows=((why_not,),)))
+    pictures = {name: Picture(title=name, image=image) for name, image in images.items()}
+    _show(f"run {run_dir.resolve().name}", str(run_dir), tables, pictures, options.out)
+    return 0
+
+
+# ------------------------------------------------------------------------------------------------------------ output
+
+
+def _show(title: str, subtitle: str, tables: list[Table], pictures: dict[str, Picture], out: str | None) -> None:
+    print(f"{title}\n{subtitle}\n")
+    print("\n\n".join(table.text() for table in tables))
+    if out is None:
+        print("\npictures: add --out FOLDER")
+        return
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        (folder / f"{_file_name(name)}.png").write_bytes(png_bytes(picture.image))
+    sheet = folder / "inspect.html"
+    sheet.write_text(page(title, subtitle, tables, list(pictures.values())), encoding="utf-8")
+    print(f"\n{len(pictures)} pictures and {sheet}")
+
+
+def _file_name(name: str) -> str:
+    """Without anything that a file system or a shell reads as more than a name (keys come from files of strangers)."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".")[:150]
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))
