@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from omegaconf import DictConfig, ListConfig, OmegaConf, read_write
+from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
@@ -189,7 +189,7 @@ def _describe(hint: Any) -> str:
 
 def _instantiate(node: Any, path: str) -> Any:
     """Build the dataclasses from the leaves up, so that a range check's message gets its dotted path."""
-    if isinstance(node, ListConfig):
+    if isinstance(node, (ListConfig, TupleConfig)):
         return tuple(_instantiate(item, f"{path}[{i}]") for i, item in enumerate(node))
     if not isinstance(node, DictConfig) or node._is_none():
         return None if isinstance(node, DictConfig) else node

@@ -27,7 +27,6 @@ class SetInfo:
     set_name: str
     camera_names: tuple[str, ...]
     class_names: tuple[str, ...] = ()
-    box_class_names: tuple[str, ...] = ()
     logs: tuple[str, ...]
     splits: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -78,8 +77,7 @@ class ShardWriter:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         """Remove the unfinished file after an error."""
         if kind is not None:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+            self.discard()
 
     @property
     def num_samples(self) -> int:
@@ -106,6 +104,18 @@ class ShardWriter:
                 "num_pairs": count_pairs(sample),
             }
         )
+
+    def discard(self) -> None:
+        """Remove the unfinished file: there is nothing to keep."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def finish_or_discard(self) -> ShardTable | None:
+        """`finish`, or no tar at all where nothing was written."""
+        if self.num_samples:
+            return self.finish()
+        self.discard()
+        return None
 
     def finish(self) -> ShardTable:
         """Close, checksum, flush to disk and rename."""
@@ -157,7 +167,6 @@ def join_manifest(root: str, info: SetInfo, tables: Sequence[ShardTable]) -> Man
         root=root,
         set_name=info.set_name,
         class_names=info.class_names,
-        box_class_names=info.box_class_names,
         camera_names=info.camera_names,
         shards=tuple(table.shard for table in tables),
         logs=info.logs,

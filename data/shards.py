@@ -75,7 +75,6 @@ class Manifest:
         root: folder of the set.
         set_name: e.g. "kitti-raw".
         class_names: of `Sample.labels`, () if unlabelled.
-        box_class_names: of `Boxes.classes`, () without boxes.
         camera_names: in the fixed order of `Sample.cameras`.
         shards: the tars.
         logs: names of the drives.
@@ -96,7 +95,6 @@ class Manifest:
     root: str
     set_name: str
     class_names: tuple[str, ...]
-    box_class_names: tuple[str, ...]
     camera_names: tuple[str, ...]
     shards: tuple[Shard, ...]
     logs: tuple[str, ...]
@@ -223,7 +221,6 @@ def _manifest_from(root: str, content: dict[str, Any], table: dict[str, np.ndarr
         root=root,
         set_name=content["set_name"],
         class_names=tuple(content["class_names"]),
-        box_class_names=tuple(content["box_class_names"]),
         camera_names=tuple(content["camera_names"]),
         shards=tuple(Shard(**shard) for shard in content["shards"]),
         logs=tuple(log["name"] for log in content["logs"]),
@@ -254,7 +251,6 @@ def write_manifest(manifest: Manifest) -> None:
         "set_name": manifest.set_name,
         "num_samples": len(manifest),
         "class_names": manifest.class_names,
-        "box_class_names": manifest.box_class_names,
         "camera_names": manifest.camera_names,
         "table_sha256": hashlib.sha256(table).hexdigest(),
         "notes": manifest.notes,

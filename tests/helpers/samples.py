@@ -136,7 +136,6 @@ def write_toy_set(path: Path | str, num_logs: int = 3, frames_per_log: int = 4, 
         set_name="toy",
         camera_names=CAMERA_NAMES,
         class_names=CLASS_NAMES if labelled else (),
-        box_class_names=CLASS_NAMES if labelled else (),
         logs=tuple(f"log-{number:03d}" for number in range(num_logs)),
         splits=("train",) * (num_logs - 1) + ("val",),
     )

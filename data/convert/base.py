@@ -1,0 +1,117 @@
+"""What a data set must offer to become shards, and the table of those that do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from data.sample import Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skipped:
+    """A source frame that cannot become a sample; `reason` is one of `data.codec.REASONS`."""
+
+    reason: str
+    key: str
+    detail: str
+
+
+class Converter(Protocol):
+    """One data set's on-disk layout as samples. Picklable: each worker process gets a copy.
+
+    A converter is a frozen dataclass whose fields are the set's own settings. It must give the same samples each time
+    that it is asked.
+    """
+
+    def settings(self) -> dict[str, Any]:
+        """The fields as plain values: a prepared folder can tell by them that it is continued with others."""
+        ...
+
+    @property
+    def set_name(self) -> str:
+        """Name in `CONVERTERS`."""
+        ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Classes of `Sample.labels` and `Boxes.classes`, () if unlabelled."""
+        ...
+
+    @property
+    def camera_names(self) -> tuple[str, ...]:
+        """Cameras in the order of `Sample.cameras`."""
+        ...
+
+    @property
+    def whole_logs(self) -> bool:
+        """True where a frame costs as much as all before it in its log, so that logs are not cut between workers."""
+        ...
+
+    def logs(self) -> tuple[str, ...]:
+        """Names of all drives, in a fixed order.
+
+        Raises:
+            ShardError: the source has another layout than the set's official one.
+        """
+        ...
+
+    def split_of(self, log: str) -> str:
+        """Split of a drive, e.g. "train" or "val"."""
+        ...
+
+    def num_frames(self, log: str) -> int:
+        """Source frames of a drive, counting those that will be skipped."""
+        ...
+
+    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        """Frames `start` to `stop` (exclusive) of a drive in order of time, one item each, made lazily."""
+        ...
+
+    def notes(self) -> tuple[str, ...]:
+        """What had to be assumed about this source, for the summary and the manifest."""
+        ...
+
+
+SET_NAMES = ("synthetic", "kitti-raw", "kitti-object")
+"""What `tandem prepare` knows."""
+
+
+def set_config(set_name: str) -> type:
+    """The dataclass of a set's own settings. Imported here, as one set's libraries are no business of the others.
+
+    Raises:
+        KeyError: not one of `SET_NAMES`.
+    """
+    if set_name == "synthetic":
+        from data.street.config import StreetConfig
+
+        return StreetConfig
+    if set_name == "kitti-raw":
+        from data.convert.kitti_raw import KittiRawConverter
+
+        return KittiRawConverter
+    if set_name == "kitti-object":
+        from data.convert.kitti_object import KittiObjectConverter
+
+        return KittiObjectConverter
+    raise KeyError(set_name)
+
+
+def make_converter(config: Any) -> Converter:
+    """The converter for an instance of a `set_config` class; a set without further needs is its own converter.
+
+    Raises:
+        TypeError: another object.
+    """
+    from data.convert.kitti_object import KittiObjectConverter
+    from data.convert.kitti_raw import KittiRawConverter
+    from data.convert.synthetic import SyntheticConverter
+    from data.street.config import StreetConfig
+
+    if isinstance(config, StreetConfig):
+        return SyntheticConverter(street=config)
+    if isinstance(config, (KittiRawConverter, KittiObjectConverter)):
+        return config
+    raise TypeError(f"no data set has settings of type {type(config).__name__}")

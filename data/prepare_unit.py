@@ -1,0 +1,193 @@
+"""The parallel unit of preparation: a few stretches of logs that become one shard, and the record that it is done.
+
+A unit's shard is renamed into place first and its record second, so a record means that the shard is whole and on
+disk. What a crash leaves in between is made again, with the same bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.codec import CodecConfig, DamagedError
+from data.convert.base import Converter, Skipped
+from data.sample import Sample
+from data.shard_writer import ShardTable, ShardWriter
+from data.shards import Shard, replace_file
+from data.superpixels import SuperpixelConfig, segment
+
+RECORDS = ".prepare"
+"""Folder of records inside the prepared set."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """Frames `start` to `stop` (exclusive) of a log."""
+
+    log: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """What one worker turns into one shard."""
+
+    number: int
+    stretches: tuple[Stretch, ...]
+
+    @property
+    def num_frames(self) -> int:
+        """Source frames, counting those that will be skipped."""
+        return sum(stretch.stop - stretch.start for stretch in self.stretches)
+
+    @property
+    def shard_name(self) -> str:
+        """File name of the unit's tar."""
+        return f"shard-{self.number:06d}.tar"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitRecord:
+    """A finished unit.
+
+    Attributes:
+        table: its shard and rows, None where every frame was skipped.
+        skipped: what was left out.
+    """
+
+    table: ShardTable | None
+    skipped: tuple[Skipped, ...]
+
+
+def plan_units(converter: Converter, samples_per_shard: int, limit: int | None) -> list[Unit]:
+    """Cut a set into units of at most `samples_per_shard` frames, whole logs apart; a unit has one split.
+
+    Long logs are cut (unless the converter says that this is costly), short ones of the same split join up.
+
+    Args:
+        converter: the set.
+        samples_per_shard: frames a unit.
+        limit: use only the first so many frames of the set, None for all.
+    """
+    units: list[Unit] = []
+    left = limit
+    open_stretches: dict[str, list[Stretch]] = {}
+
+    def close(split: str) -> None:
+        stretches = open_stretches.pop(split, [])
+        if stretches:
+            units.append(Unit(number=len(units), stretches=tuple(stretches)))
+
+    for log in converter.logs():
+        split = converter.split_of(log)
+        num_frames = converter.num_frames(log) if left is None else min(converter.num_frames(log), left)
+        left = None if left is None else left - num_frames
+        step = max(num_frames, 1) if converter.whole_logs else samples_per_shard
+        for start in range(0, num_frames, step):
+            stretch = Stretch(log=log, start=start, stop=min(start + step, num_frames))
+            pending = open_stretches.get(split, [])
+            if sum(s.stop - s.start for s in pending) + stretch.stop - stretch.start > samples_per_shard:
+                close(split)
+            open_stretches.setdefault(split, []).append(stretch)
+    for split in list(open_stretches):
+        close(split)
+    return units
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitJob:
+    """Everything that a worker needs besides the unit."""
+
+    root: str
+    converter: Converter
+    superpixels: SuperpixelConfig | None
+    codec: CodecConfig
+
+
+def run_unit(job: UnitJob, unit: Unit, on_frame: Callable[[], None]) -> UnitRecord:
+    """Convert, cut into superpixels, write; returns what `load_record` would read.
+
+    Args:
+        job: settings.
+        unit: which frames.
+        on_frame: called after each source frame.
+    """
+    skipped: list[Skipped] = []
+    with ShardWriter(Path(job.root) / unit.shard_name, job.codec) as writer:
+        for item in _items(job.converter, unit):
+            problem = item if isinstance(item, Skipped) else _write(writer, item, job.superpixels)
+            if problem is not None:
+                skipped.append(problem)
+            on_frame()
+        table = writer.finish_or_discard()
+    record = UnitRecord(table=table, skipped=tuple(skipped))
+    _save_record(job.root, unit, record)
+    return record
+
+
+def _items(converter: Converter, unit: Unit) -> Iterator[Sample | Skipped]:
+    for stretch in unit.stretches:
+        yield from converter.frames(stretch.log, stretch.start, stretch.stop)
+
+
+def _write(writer: ShardWriter, sample: Sample, superpixels: SuperpixelConfig | None) -> Skipped | None:
+    """Append the sample, or say why not."""
+    try:
+        writer.write(sample if superpixels is None else add_superpixels(sample, superpixels))
+    except DamagedError as error:
+        return Skipped(reason=error.reason, key=sample.key, detail=error.detail)
+    return None
+
+
+def add_superpixels(sample: Sample, config: SuperpixelConfig) -> Sample:
+    """The sample with each camera's image cut into superpixels.
+
+    Raises:
+        ValueError: a camera has no image.
+    """
+    cameras = []
+    for camera in sample.cameras:
+        if camera.image is None:
+            raise ValueError(f"{sample.key}: camera {camera.name!r} has no image to cut into superpixels")
+        cameras.append(dataclasses.replace(camera, superpixels=segment(camera.image, config)))
+    return dataclasses.replace(sample, cameras=tuple(cameras))
+
+
+# ----------------------------------------------------------------------------------------------- records
+def _record_path(root: str, unit: Unit) -> Path:
+    return Path(root) / RECORDS / f"unit-{unit.number:06d}.json"
+
+
+def _save_record(root: str, unit: Unit, record: UnitRecord) -> None:
+    content = {"unit": dataclasses.asdict(unit), **dataclasses.asdict(record)}
+    replace_file(_record_path(root, unit), json.dumps(content).encode())
+
+
+def load_record(root: str, unit: Unit) -> UnitRecord | None:
+    """The record of a finished unit; None where it is not finished or its shard is no longer as recorded in size."""
+    path = _record_path(root, unit)
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_bytes())
+    if content["unit"] != json.loads(json.dumps(dataclasses.asdict(unit))):
+        return None
+    skipped = tuple(Skipped(**entry) for entry in content["skipped"])
+    stored = content["table"]
+    if stored is None:
+        return UnitRecord(table=None, skipped=skipped)
+    shard = Shard(**stored["shard"])
+    tar = Path(root) / shard.file
+    if not tar.is_file() or os.path.getsize(tar) != shard.num_bytes:
+        return None
+    table = ShardTable(
+        shard=shard,
+        keys=tuple(stored["keys"]),
+        logs=tuple(stored["logs"]),
+        columns={name: tuple(values) for name, values in stored["columns"].items()},
+    )
+    return UnitRecord(table=table, skipped=skipped)

@@ -1,0 +1,200 @@
+"""`tandem prepare`: raw logs to WebDataset shards, with superpixels, in parallel; continues where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from configs.load import ConfigError, load
+from data.convert.base import SET_NAMES, Converter, make_converter, set_config
+from data.prepare import PrepareConfig, PrepareSummary, prepare
+
+_SET_HELP = {
+    "synthetic": "the built-in street world; SRC is '-', nothing is downloaded",
+    "kitti-raw": "KITTI raw, synced+rectified: SRC holds <date>/<date>_drive_<number>_sync",
+    "kitti-object": "KITTI object detection: SRC holds training/{velodyne,image_2,calib,label_2}",
+}
+
+_SET_SETTINGS = {
+    "synthetic": "num_logs, frames_per_log, seed, ... (data/synthetic.py)",
+    "kitti-raw": "cameras=[image_02,image_03], val_logs=[<drive>,...]",
+    "kitti-object": "train_list=FILE val_list=FILE (split lists), or val_every=5",
+}
+
+_EPILOG = """\
+Settings are given as name=value after the folders:
+  superpixels.<name>=...    num_segments, compactness, smoothing, iterations
+  codec.jpeg_quality=90     of the stored images
+  <name>=...                of this data set: {names}
+
+Interrupted? Run the same command again: finished shards are kept, the rest is made.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tandem prepare",
+        description="Turn the raw logs of a data set into WebDataset shards with a manifest.",
+    )
+    sets = parser.add_subparsers(dest="set", required=True, metavar="SET", title="data sets")
+    for name in SET_NAMES:
+        one = sets.add_parser(
+            name,
+            help=_SET_HELP[name],
+            description=_SET_HELP[name],
+            epilog=_EPILOG.format(names=_SET_SETTINGS[name]),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        one.add_argument("source", metavar="SRC", help="folder of the raw data" if name != "synthetic" else "-")
+        one.add_argument("out", metavar="OUT", help="folder of the shards; made if absent, continued if begun")
+        one.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="settings, see below")
+        _add_options(one)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    defaults = PrepareConfig()
+    parser.add_argument(
+        "--workers", type=int, default=_num_cores(), metavar="N", help="processes (default: cores, %(default)s here)"
+    )
+    parser.add_argument(
+        "--superpixels",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="cut the images into superpixels (default), which SLidR needs",
+    )
+    parser.add_argument("--limit", type=int, metavar="N", help="use only the first N frames of the set")
+    parser.add_argument(
+        "--samples-per-shard",
+        type=int,
+        default=defaults.samples_per_shard,
+        metavar="N",
+        help="frames a shard, at most (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-skip-share",
+        type=float,
+        default=defaults.max_skip_share,
+        metavar="SHARE",
+        help="stop when more than this share of the frames is damaged (default: %(default)s)",
+    )
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; returns the exit code.
+
+    Raises:
+        ConfigError: a setting that is unknown or out of range.
+        ShardError: the source or the folder cannot be used.
+    """
+    arguments = _parse(argv)
+    converter, config = _configure(arguments)
+    if arguments.workers < 1:
+        raise ConfigError(f"--workers: got {arguments.workers}, expected at least 1")
+    console = Console()
+    with _progress_bar(console) as bar:
+        task = bar.add_task(f"{arguments.set} -> {arguments.out}", total=None)
+        summary = prepare(
+            converter,
+            arguments.out,
+            config,
+            workers=arguments.workers,
+            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    print_summary(summary, console)
+    return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """As argparse does, and settings may also stand after flags, where its subcommands would not see them."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    strange = [text for text in rest if text.startswith("-")]
+    if strange:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    arguments.overrides += rest
+    return arguments
+
+
+def _configure(arguments: argparse.Namespace) -> tuple[Converter, PrepareConfig]:
+    """Flags and overrides as the set's own settings and those of writing."""
+    if not arguments.superpixels and any(text.startswith("superpixels.") for text in arguments.overrides):
+        raise ConfigError("superpixels.*: set, but --no-superpixels switches them off; give one of the two")
+    flags: dict[str, object] = {
+        "limit": arguments.limit,
+        "samples_per_shard": arguments.samples_per_shard,
+        "max_skip_share": arguments.max_skip_share,
+    }
+    if not arguments.superpixels:
+        flags["superpixels"] = None
+    # Absolute, so that the folder can be continued from another working directory.
+    source = {} if arguments.set == "synthetic" else {"source": os.path.abspath(arguments.source)}
+    of_writing = {f.name for f in dataclasses.fields(PrepareConfig)}
+    write = [text for text in arguments.overrides if re.split(r"[.=]", text)[0] in of_writing]
+    others = [text for text in arguments.overrides if text not in write]
+    return (
+        make_converter(load(set_config(arguments.set), None, others, defaults=source)),
+        load(PrepareConfig, None, write, defaults=flags),
+    )
+
+
+def _progress_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("frames"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+
+def print_summary(summary: PrepareSummary, console: Console) -> None:
+    """What was written, what was left out, and what had to be assumed."""
+    manifest = summary.manifest
+    num_bytes = sum(shard.num_bytes for shard in manifest.shards)
+    splits = {split: len(manifest.indices(split)) for split in sorted(set(manifest.splits))}
+    table = Table(title=f"{manifest.set_name} in {manifest.root}", show_header=False)
+    rows = [
+        (
+            "samples",
+            ", ".join(f"{count} {split}" for split, count in splits.items()) + f", in {len(manifest.logs)} logs",
+        ),
+        ("points", f"{int(manifest.num_points.sum(dtype='int64')):,} ({manifest.num_points.mean():,.0f} a sample)"),
+        (
+            "pairs a sample",
+            f"{manifest.num_pairs.mean():,.0f} (least {manifest.num_pairs.min():,}; cameras "
+            f"{', '.join(manifest.camera_names)})",
+        ),
+        ("shards", f"{len(manifest.shards)}, {num_bytes / 1e6:,.1f} MB"),
+        ("kept from before", f"{summary.num_reused_units} of {summary.num_units} shards"),
+        ("seconds", f"{summary.seconds:.1f}"),
+    ]
+    for reason, keys in manifest.skipped.items():
+        rows.append((f"skipped: {reason}", f"{len(keys)}, e.g. {keys[0]}"))
+    if not manifest.skipped:
+        rows.append(("skipped", "none"))
+    rows += [("note", note) for note in manifest.notes]
+    for name, value in rows:
+        table.add_row(name, value)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    from launchers.cli import guarded
+
+    sys.exit(guarded(main, sys.argv[1:]))
