@@ -48,6 +48,8 @@ class TeacherConfig:
         upscale: enlarge images so many times before the network, for small images; cells lie denser by this factor.
         min_match: share of the network's tensors that the weight file must fill, 0 to 1.
         random_seed: of `weights = random`.
+        cache: look at each image once, store the features pooled over superpixels beside the shards, and train on
+            those; needs image augmentation off.
     """
 
     name: Literal["resnet50", "resnet18", "efficientnet_lite0"] = "resnet50"
@@ -58,6 +60,7 @@ class TeacherConfig:
     upscale: int = 1
     min_match: float = MIN_MATCH
     random_seed: int = 0
+    cache: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges.
@@ -140,7 +143,7 @@ class FrozenTeacher(nn.Module):
 def _fingerprint(config: TeacherConfig, encoder: nn.Module) -> str:
     settings = dataclasses.asdict(config)
     # The tensors tell what they are; where they lay and how strictly they were matched does not matter.
-    for name in ("weights", "min_match", "random_seed"):
+    for name in ("weights", "min_match", "random_seed", "cache"):
         del settings[name]
     digest = hashlib.sha256(json.dumps([_COMPUTATION, settings], sort_keys=True).encode())
     for name, value in sorted(encoder.state_dict().items()):
