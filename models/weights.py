@@ -86,10 +86,12 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
         # DINO keeps its command line in the checkpoint as a Namespace, a plain container.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError) as error:
+    # A damaged pickle can fail in any of these ways.
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, LookupError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"weights: {path} cannot be read as tensors and plain values ({str(error).splitlines()[0]}). It may be "
-            "damaged or hold other objects, which are refused because they may execute code"
+            f"weights: {path} cannot be read as tensors and plain values ({reason}). It may be damaged or hold other "
+            "objects, which are refused because they may execute code"
         ) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"weights: {path} holds a {type(content).__name__}, expected a dictionary")

@@ -1,0 +1,184 @@
+"""SLidR: a frozen image network teaches a 3D network, superpixel by superpixel.
+
+Paper: Sautier et al., "Image-to-Lidar Self-Supervised Distillation for Autonomous Driving Data", CVPR 2022.
+Learnt: the 3D network with its linear head, and the linear head on the image network's features. The image network
+stays as it is. In: voxels, point-pixel pairs, and either images with superpixels or the teacher's features pooled over
+superpixels beforehand (`Batch.segment_features`).
+
+Deviations:
+- The released code counts empty superpoints out by a threshold and adds 1e-6 to the counts; here they drop out exactly.
+- Its ids of superpixels collide for two images when one has more than 150; ours are unique over the batch.
+- It up-samples with aligned corners, which stretches the map by up to 3/4 of a cell; here each cell stays in place.
+- With cached teacher features the pixel head sees each superpixel's mean: its output is normalised after pooling
+  instead of before. The head is linear and up-sampling sums to one, so the *directions* of the two targets differ only
+  by how unequal the lengths of a superpixel's pixels are. The cached target has length 1, the other one is shorter (the
+  more, the less its pixels agree), which acts like a higher temperature for mixed superpixels. Measured figures:
+  `tests/models/test_slidr.py::test_pooling_before_or_after_the_norm`.
+- `symmetric` and `gather_negatives` are options that the paper does not have.
+
+Letters: I images, M voxels, P pairs, S superpixels, C channels, D embedding, H W pixels, h w cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from data.sample import Batch
+from models.heads import PixelHead, PointHead
+from models.image.teacher import TeacherConfig, build_teacher
+from models.lidar.res16unet import Res16UNetConfig
+from models.losses import info_nce
+from models.methods.base import LossTerms, MethodConfig, Objective
+from models.pairing import segment_mean, segment_mean_of_map
+from models.watch import collapse_watch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlidrConfig(MethodConfig):
+    """Settings of SLidR; defaults are the paper's.
+
+    Attributes:
+        backbone: 3D network.
+        teacher: frozen image network. The paper's is `name: resnet50, weights: moco_v2:<path>`.
+        embedding_dim: D, dimensions of the common space.
+        temperature: of the softmax.
+        symmetric: also superpixels as anchors and superpoints as targets, mean of both.
+        gather_negatives: negatives from all ranks instead of this rank's batch only.
+        chunk_rows: anchors at a time in the loss, computed again in the backward pass; None for all at once. Saves
+            memory from some ten thousand superpixels on.
+        watch_rows: superpixels that the collapse watch looks at.
+    """
+
+    backbone: Res16UNetConfig = field(default_factory=Res16UNetConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    embedding_dim: int = 64
+    temperature: float = 0.07
+    symmetric: bool = False
+    gather_negatives: bool = False
+    chunk_rows: int | None = None
+    watch_rows: int = 512
+
+    def __post_init__(self) -> None:
+        """Check ranges.
+
+        Raises:
+            ValueError: a field is out of range.
+        """
+        if self.embedding_dim < 1:
+            raise ValueError(f"embedding_dim = {self.embedding_dim}: expected at least 1")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature = {self.temperature}: expected > 0")
+        if self.chunk_rows is not None and self.chunk_rows < 1:
+            raise ValueError(f"chunk_rows = {self.chunk_rows}: expected at least 1, or null")
+        if self.watch_rows < 2:
+            raise ValueError(f"watch_rows = {self.watch_rows}: expected at least 2")
+
+    def build(self) -> Slidr:
+        """Assemble towers and heads."""
+        return Slidr(self)
+
+
+class Slidr(Objective):
+    """Towers, heads and loss of SLidR."""
+
+    def __init__(self, config: SlidrConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = config.backbone.build()
+        self.teacher = build_teacher(config.teacher)
+        self.point_head = PointHead(self.backbone.num_features, config.embedding_dim)
+        self.pixel_head = PixelHead(self.teacher.num_features, config.embedding_dim)
+
+    def forward(self, batch: Batch) -> LossTerms:
+        """Contrast superpoints with superpixels.
+
+            k_s = mean of the unit embeddings of the points paired with a pixel of superpixel s
+            q_s = mean of the unit embeddings of the pixels of superpixel s
+            loss = mean over s with points of -log softmax over all such s' of (k_s . q_s' / temperature) at s' = s
+
+        The means are not normalised again. A batch without pairs gives a loss of 0 and gradients of 0, one with a
+        single superpixel likewise (there is nothing to contrast).
+
+        Raises:
+            ValueError: the batch lacks pairs, superpixels, or both images and cached features.
+
+        Source: SLidR, section 3.2, eq. 1 to 3.
+        """
+        if batch.pair_point is None or batch.pair_segment is None:
+            raise ValueError(
+                "SLidR needs pairs with superpixels; this batch has none. Prepare the set with superpixels"
+            )
+        points = self.point_embeddings(batch)[batch.point_voxel[batch.pair_point]]
+        superpoints, num_pairs = segment_mean(points, batch.pair_segment, batch.num_segments)
+        superpixels = self._superpixels(batch)
+
+        seen = num_pairs > 0
+        anchors, targets = superpoints[seen], superpixels[seen]
+        loss = info_nce(
+            anchors,
+            targets,
+            temperature=self.config.temperature,
+            symmetric=self.config.symmetric,
+            gather=self.config.gather_negatives,
+            chunk_rows=self.config.chunk_rows,
+        )
+        return LossTerms(
+            total=loss,
+            parts={"contrast": loss.detach()},
+            watch=collapse_watch(anchors, targets, max_rows=self.config.watch_rows),
+        )
+
+    def point_embeddings(self, batch: Batch) -> Float[Tensor, "M D"]:
+        """Unit embedding of each voxel."""
+        features = self.backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples)
+        embeddings: Tensor = self.point_head(features)
+        return embeddings
+
+    def pixel_embeddings(self, images: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I D H W"]:
+        """Unit embedding of each pixel."""
+        size = (images.shape[-2], images.shape[-1])
+        teacher = self.teacher
+        embeddings: Tensor = self.pixel_head(teacher(images), size, stride=teacher.stride, origin_px=teacher.origin_px)
+        return embeddings
+
+    def _superpixels(self, batch: Batch) -> Float[Tensor, "S D"]:
+        """Mean unit embedding of each superpixel; from cached features: unit embedding of the mean."""
+        if batch.segment_features is not None:
+            if batch.segment_features.shape[1] != self.teacher.num_features:
+                raise ValueError(
+                    f"cached teacher features have {batch.segment_features.shape[1]} channels, the teacher "
+                    f"{self.config.teacher.name} {self.teacher.num_features}: the cache belongs to another teacher. "
+                    "Build it again"
+                )
+            return self.pixel_head.pooled(batch.segment_features.to(self.pixel_head.linear.weight.dtype))
+        if batch.images is None or batch.segments is None:
+            raise ValueError("SLidR needs images with superpixels, or cached teacher features; this batch has neither")
+        pixels = self.pixel_embeddings(batch.images)
+        rows = pixels.movedim(1, -1).reshape(-1, pixels.shape[1])
+        return segment_mean(rows, batch.segments.reshape(-1), batch.num_segments)[0]
+
+    @torch.no_grad()
+    def pool_teacher(self, batch: Batch) -> Float[Tensor, "S C"]:
+        """The teacher's features, before any head, averaged over each superpixel's pixels: what a cache stores.
+
+        One image at a time, without up-sampling the map. Superpixels without pixels get zeros.
+
+        Raises:
+            ValueError: the batch has no images or no superpixels.
+        """
+        if batch.images is None or batch.segments is None:
+            raise ValueError("pooling the teacher needs images with superpixels; this batch has none")
+        means = torch.zeros(batch.num_segments, self.teacher.num_features, device=batch.images.device)
+        for image, segments in zip(batch.images.split(1), batch.segments.split(1), strict=True):
+            means += segment_mean_of_map(
+                self.teacher(image),
+                segments,
+                batch.num_segments,
+                stride=self.teacher.stride,
+                origin_px=self.teacher.origin_px,
+            )[0]
+        return means

@@ -1,0 +1,195 @@
+"""Loading of public image checkpoints and of our own backbones."""
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from models.image.resnet import ResNet
+from models.weights import (
+    IMAGE_FORMATS,
+    export_backbone,
+    load_backbone,
+    load_image_weights,
+    load_state,
+    read_backbone_metadata,
+    read_checkpoint,
+)
+
+
+def _resnet(seed: int) -> ResNet:
+    torch.manual_seed(seed)
+    return ResNet("resnet18")
+
+
+def _file(file_format: str, state: dict[str, Tensor]) -> dict[str, object]:
+    """A checkpoint as that family's training code writes it, with what lies beside the encoder."""
+
+    def put(prefix: str, extra: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        return {prefix + key: value for key, value in (state | (extra or {})).items()}
+
+    other = {key: torch.zeros_like(value) for key, value in state.items()}
+    fc = {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
+    if file_format == "torchvision":
+        return dict(state | fc)
+    if file_format in ("moco_v1", "moco_v2"):
+        head = fc if file_format == "moco_v1" else {"fc.0.weight": torch.zeros(8, 512), "fc.2.bias": torch.zeros(8)}
+        momentum = {f"module.encoder_k.{key}": value for key, value in other.items()}
+        queue = {"module.queue": torch.zeros(128, 16), "module.queue_ptr": torch.zeros(1)}
+        return {"epoch": 200, "arch": "resnet18", "state_dict": put("module.encoder_q.", head) | momentum | queue}
+    if file_format == "moco_v3":
+        momentum = {f"module.momentum_encoder.{key}": value for key, value in other.items()}
+        head = {"fc.0.weight": torch.zeros(8, 512), "fc.1.running_mean": torch.zeros(8)}
+        return {"epoch": 3, "state_dict": put("module.base_encoder.", head) | momentum}
+    head = {f"module.head.{key}": torch.zeros(2) for key in ("mlp.0.weight", "last_layer.weight_g")}
+    student = {f"module.backbone.{key}": value for key, value in other.items()}
+    return {
+        "teacher": put("module.backbone.") | head,
+        "student": student | head,
+        "epoch": 1,
+        "args": argparse.Namespace(arch="resnet18"),
+    }
+
+
+@pytest.mark.parametrize("file_format", list(IMAGE_FORMATS))
+def test_every_format_fills_every_tensor(tmp_path: Path, file_format: str):
+    source, target = _resnet(0), _resnet(1)
+    torch.save(_file(file_format, source.state_dict()), tmp_path / "weights.pth")
+    report = load_image_weights(target, file_format, str(tmp_path / "weights.pth"))
+    assert report.share == 1
+    assert report.unused == report.missing == report.mismatched == ()
+    assert report.dropped
+    for key, value in source.state_dict().items():
+        assert torch.equal(value, target.state_dict()[key]), key
+
+
+def test_dino_backbone_file_is_flat(tmp_path: Path):
+    source, target = _resnet(0), _resnet(1)
+    torch.save(source.state_dict(), tmp_path / "dino_resnet18.pth")
+    assert load_image_weights(target, "dino", str(tmp_path / "dino_resnet18.pth")).share == 1
+
+
+def test_safetensors(tmp_path: Path):
+    source, target = _resnet(0), _resnet(1)
+    save_file(source.state_dict(), tmp_path / "weights.safetensors")
+    assert load_image_weights(target, "torchvision", str(tmp_path / "weights.safetensors")).share == 1
+    assert torch.equal(source.conv1.weight, target.conv1.weight)
+
+
+def test_old_files_without_batch_counters_match_wholly(tmp_path: Path):
+    state = {k: v for k, v in _resnet(0).state_dict().items() if not k.endswith("num_batches_tracked")}
+    torch.save(state, tmp_path / "old.pth")
+    assert load_image_weights(_resnet(1), "torchvision", str(tmp_path / "old.pth")).share == 1
+
+
+def test_the_wrong_format_is_refused_and_the_right_one_named(tmp_path: Path):
+    torch.save(_file("moco_v2", _resnet(0).state_dict()), tmp_path / "moco.pth.tar")
+    target = _resnet(1)
+    before = target.conv1.weight.clone()
+    with pytest.raises(ValueError, match=r"only 0% .* at least 90%.*looks like 'moco_v1' \(100%"):
+        load_image_weights(target, "torchvision", str(tmp_path / "moco.pth.tar"))
+    assert torch.equal(before, target.conv1.weight)
+    with pytest.raises(ValueError, match="unknown format 'moco'"):
+        load_image_weights(target, "moco", str(tmp_path / "moco.pth.tar"))
+
+
+def test_report_names_what_became_of_each_key():
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 2))
+    state = dict(module.state_dict())
+    del state["1.running_mean"]
+    state["2.weight"] = torch.zeros(5, 2)
+    state["3.weight"] = torch.zeros(1)
+    report = load_state(module, state, source="a test", min_match=0.5)
+    assert report.missing == ("1.running_mean",)
+    assert report.mismatched == (("2.weight", (2, 2), (5, 2)),)
+    assert report.unused == ("3.weight",)
+    assert report.share == 6 / 8
+    text = report.text()
+    assert "a test: 6 matched (75% of the network), 1 missing, 1 mismatched, 1 unused" in text
+    assert "2.weight (network (2, 2), file (5, 2))" in text
+    with pytest.raises(ValueError, match="only 75%"):
+        load_state(module, state, source="a test", min_match=0.76)
+
+
+def test_values_that_are_not_finite_are_refused():
+    module = nn.Linear(2, 2)
+    state = {"weight": torch.tensor([[1.0, float("nan")], [0.0, 0.0]]), "bias": torch.zeros(2)}
+    with pytest.raises(ValueError, match="not finite: weight"):
+        load_state(module, state, source="a test")
+
+
+class _Payload:
+    def __reduce__(self):
+        return (os.mkdir, (str(Path(os.environ["TANDEM_TEST_DIR"]) / "executed"),))
+
+
+def test_a_file_that_would_execute_code_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TANDEM_TEST_DIR", str(tmp_path))
+    torch.save({"state_dict": {}, "args": _Payload()}, tmp_path / "evil.pth")
+    with pytest.raises(ValueError, match="may execute code"):
+        read_checkpoint(tmp_path / "evil.pth")
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["damaged.pth", "damaged.safetensors", "empty.pth"])
+def test_damaged_files_are_refused(tmp_path: Path, name: str):
+    (tmp_path / name).write_bytes(b"" if name == "empty.pth" else b"\x80\x02no weights at all" * 10)
+    with pytest.raises(ValueError, match=name):
+        read_checkpoint(tmp_path / name)
+    with pytest.raises(ValueError, match="is not a file"):
+        read_checkpoint(tmp_path / "absent.pth")
+
+
+def test_a_file_without_names_is_refused(tmp_path: Path):
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    with pytest.raises(ValueError, match="holds a list, expected a dictionary"):
+        read_checkpoint(tmp_path / "list.pth")
+    with (tmp_path / "plain.pth").open("wb") as file:
+        pickle.dump({"a": 1}, file, protocol=2)
+    with pytest.raises(ValueError, match="plain"):
+        read_checkpoint(tmp_path / "plain.pth")
+
+
+# ------------------------------------------------------------------------------------------------- our own backbones
+
+
+def test_backbone_round_trip(tmp_path: Path):
+    source, target = (
+        nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)),
+        nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)),
+    )
+    path = tmp_path / "deep" / "backbone.safetensors"
+    export_backbone(path, source, metadata={"backbone": '{"preset": "tiny"}', "step": "12"})
+    report, metadata = load_backbone(path, target)
+    assert report.share == 1
+    assert metadata == read_backbone_metadata(path) == {"backbone": '{"preset": "tiny"}', "step": "12"}
+    for key, value in source.state_dict().items():
+        assert torch.equal(value, target.state_dict()[key])
+    assert os.listdir(path.parent) == ["backbone.safetensors"]
+
+
+def test_export_refuses_what_nobody_could_use(tmp_path: Path):
+    broken = nn.Linear(1, 1)
+    nn.init.constant_(broken.weight, float("inf"))
+    with pytest.raises(ValueError, match="not finite: weight"):
+        export_backbone(tmp_path / "a.safetensors", broken, metadata={})
+    with pytest.raises(ValueError, match=r"ends in \.safetensors"):
+        export_backbone(tmp_path / "a.pt", nn.Linear(1, 1), metadata={})
+    assert os.listdir(tmp_path) == []
+
+
+def test_only_exported_backbones_are_loaded(tmp_path: Path):
+    save_file({"weight": torch.zeros(1, 1)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="tandem export"):
+        load_backbone(tmp_path / "other.safetensors", nn.Linear(1, 1))
+    (tmp_path / "damaged.safetensors").write_bytes(b"0123456789")
+    with pytest.raises(ValueError, match="cannot be read"):
+        read_backbone_metadata(tmp_path / "damaged.safetensors")
+    export_backbone(tmp_path / "mine.safetensors", nn.Linear(3, 3), metadata={})
+    with pytest.raises(ValueError, match="only 0%"):
+        load_backbone(tmp_path / "mine.safetensors", nn.Linear(2, 2, bias=False))
