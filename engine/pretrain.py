@@ -14,7 +14,7 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -44,7 +44,7 @@ from engine.zero import Update, ZeroEngine, copy_buffers, restore_buffers, untou
 logger = logging.getLogger("tandem.pretrain")
 
 Pictures = Callable[[nn.Module, Any, int], Mapping[str, UInt8[np.ndarray, "H W 3"]]]
-"""(objective, batch, step) -> RGB images by name. Runs without gradient and leaves no trace in the training."""
+"""(objective, batch, step) -> RGB images by name. Called without gradient, in eval mode; leaves no trace in the training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +297,7 @@ def pretrain(
                     batch = next(stream).to(world.device)
         finally:
             monitor.close()
+            stream.close()
             engine.close()
     assert last_saved is not None  # the last update and a stop both save
     return _summary(status, signals.received, run.step, num_steps, run.skipped, last_loss, began, last_saved)
@@ -305,16 +306,20 @@ def pretrain(
 # --- parts of the loop that would hide its course ---
 
 
-def _timed(batches: Iterator[BatchLike], stopwatch: Stopwatch) -> Iterator[BatchLike]:
+def _timed(batches: Iterator[BatchLike], stopwatch: Stopwatch) -> Generator[BatchLike, None, None]:
     """The same batches; the time that each kept us waiting goes to the stopwatch."""
-    while True:
-        began = time.perf_counter()
-        try:
-            batch = next(batches)
-        except StopIteration:
-            raise RuntimeError("the batch source ended; BatchSource.batches() must be endless") from None
-        stopwatch.waited(time.perf_counter() - began)
-        yield batch
+    try:
+        while True:
+            began = time.perf_counter()
+            try:
+                batch = next(batches)
+            except StopIteration:
+                raise RuntimeError("the batch source ended; BatchSource.batches() must be endless") from None
+            stopwatch.waited(time.perf_counter() - began)
+            yield batch
+    finally:
+        if isinstance(batches, Generator):
+            batches.close()  # ends the loader's workers now, not when memory is collected
 
 
 def _dry_batch(engine: ZeroEngine, batch: BatchLike, micro_batch_size: int) -> None:
@@ -417,6 +422,7 @@ def _draw(pictures: Pictures, engine: ZeroEngine, batch: BatchLike, step: int, m
     # At ZeRO-3 a forward pass gathers weights from all ranks, so all must draw; rank 0 keeps its pictures.
     if engine.stage == 3 or engine.world.is_main:
         with untouched(engine.objective):
+            engine.objective.eval()  # a synchronised norm in training mode would wait for the other ranks
             monitor.pictures(step, pictures(engine.objective, batch, step))
 
 

@@ -82,7 +82,7 @@ class _SyncMixin(nn.modules.batchnorm._BatchNorm):
         y, mean, var, count = normalize(rows, self.eps)
         self._update_statistics(mean, var, count)
         if self.weight is not None:
-            y = y * self.weight.float() + self.bias.float()
+            y = y * self.weight.to(y.dtype) + self.bias.to(y.dtype)
         y = y.to(input.dtype)
         if input.ndim == 2:
             return y

@@ -305,8 +305,8 @@ def _require_input_gradient(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Let a ZeRO-3 leaf's floating inputs ask for a gradient.
 
-    DeepSpeed releases a leaf when the gradients of its inputs are there. Where no input needs one, torch calls that hook
-    before the leaf's backward pass instead of after it, and the weights are gone too early (DeepSpeed 0.19.8).
+    DeepSpeed releases a leaf when the gradients of its inputs are there. Where no input needs one, torch calls that
+    hook before the leaf's backward pass instead of after it, and the weights are gone too early (DeepSpeed 0.19.8).
     """
     if not torch.is_grad_enabled():
         return args, kwargs

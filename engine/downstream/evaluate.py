@@ -24,13 +24,13 @@ from engine.downstream.knn import KnnClassifier, KnnConfig
 from engine.downstream.linear_probe import LinearProbeConfig, fit_linear, tune_linear
 from engine.downstream.metrics import ConfusionMatrix
 from engine.downstream.protocol import (
+    LabelDraws,
     Meter,
     SegmentationTask,
     Splits,
     Sweeps,
     Tuned,
     calibrate_batch_norm,
-    draw_labelled,
     hold_out,
     thin,
     tune_rate,
@@ -94,6 +94,7 @@ class Initialisation:
         checkpoint: identity of each network's weights; empty for random ones.
         teacher: image network that taught it, "" for none.
         leak: label-leak level.
+        pretraining: how it was made, for people, e.g. "600 steps, seed 0".
     """
 
     name: str
@@ -102,18 +103,7 @@ class Initialisation:
     checkpoint: tuple[str, ...] = ()
     teacher: str = ""
     leak: LeakLevel = "none"
-
-
-def finetune_draws(splits: Splits, config: ProtocolsConfig) -> dict[int, Int[np.ndarray, " n"]]:
-    """Labelled sweeps of each seed of fine-tuning.
-
-    Random frames come from the part of the train split that no rate is tuned on; the fixed lists of the literature
-    from all of it, so that they stay the lists of the literature.
-    """
-    budget = config.finetune.labels
-    pool = hold_out(splits, config.validation_share)[0] if budget.kind == "frames" else splits.train
-    logs = _logs_of(splits, pool)
-    return {seed: draw_labelled(budget, pool, logs, seed) for seed in config.finetune.seeds}
+    pretraining: str = ""
 
 
 def evaluate(
@@ -123,6 +113,7 @@ def evaluate(
     task: SegmentationTask,
     config: ProtocolsConfig,
     *,
+    draws: LabelDraws | None = None,
     context: Mapping[str, Any],
     device: torch.device | str = "cpu",
     known: Sequence[Result] = (),
@@ -136,6 +127,7 @@ def evaluate(
         splits: which sweeps are for what.
         task: classes.
         config: protocols.
+        draws: labelled sweeps of fine-tuning; not needed without it.
         context: what else shapes the numbers (identity of the data, voxels, backbone); JSON values.
         device: where networks run.
         known: earlier results; what they already hold is not measured again.
@@ -145,10 +137,12 @@ def evaluate(
         One record for each initialisation and protocol, as soon as it is complete.
 
     Raises:
-        ValueError: unlabelled sweeps or labels that do not fit the task.
+        ValueError: unlabelled sweeps, labels that do not fit the task, or draws that do not fit the seeds.
         DivergenceError: training diverged at every learning rate.
     """
-    job = _Job(sweeps, splits, task, config, context, device)
+    if "finetune" in config.protocols:
+        _check_draws(draws, splits, config)
+    job = _Job(sweeps, splits, task, config, draws, context, device)
     done = {result.identity for result in known}
     plan = [
         (init, [p for p in ORDER if p in config.protocols and job.blank(init, p).identity not in done])
@@ -171,6 +165,7 @@ class _Job:
     splits: Splits
     task: SegmentationTask
     config: ProtocolsConfig
+    draws: LabelDraws | None
     context: Mapping[str, Any]
     device: torch.device | str
 
@@ -182,9 +177,13 @@ class _Job:
             calibrate_batch_norm(backbone, self.sweeps(chosen.tolist(), batch_size=1), self.device)
         return backbone.eval()
 
+    def parts(self) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
+        """The train split's parts to fit on and to tune on."""
+        return hold_out(self.splits, self.config.validation_share)
+
     def labels(self, protocol: str) -> str:
         """Which labels a protocol may use, for tables."""
-        return self.config.finetune.labels.describe() if protocol == "finetune" else "all"
+        return self.draws.text if protocol == "finetune" and self.draws is not None else "all"
 
     def settings(self, protocol: str) -> dict[str, Any]:
         """All that shapes a protocol's number, seeds aside."""
@@ -192,6 +191,8 @@ class _Job:
         own: dict[str, Any] = {k: v for k, v in tree.pop(protocol).items() if k != "seeds"}
         shared = ["validation_share", "calibration_sweeps"]
         shared += ["tune_sweeps"] if protocol == "finetune" else ["voxels_per_sweep"]
+        if protocol == "finetune" and self.draws is not None:
+            own["draws"] = dict(self.draws.settings)
         counts = {"train_sweeps": len(self.splits.train), "test_sweeps": len(self.splits.test)}
         return {**own, **{k: tree[k] for k in shared}, **counts}
 
@@ -208,6 +209,7 @@ class _Job:
             pretrained=init.pretrained,
             teacher=init.teacher,
             leak=init.leak,
+            pretraining=init.pretraining,
             seeds=seeds,
             miou=(0.0,) * len(seeds),
             accuracy=(0.0,) * len(seeds),
@@ -250,21 +252,23 @@ class _Job:
         total = 0
         for network in _networks_in_use(init, self.config, [p for p in protocols if p != "finetune"]):
             total += len(self.splits.train)
-            total += self._test_units(protocols) * len(self.splits.test)
-            total += self._probe_units() * len(_own_seeds(init, self.config, "linear_probe", network))
+            total += self.test_units(protocols) * len(self.splits.test)
+            total += self.probe_units() * len(_own_seeds(init, self.config, "linear_probe", network))
         if "finetune" in protocols:
             recipe = self.config.finetune
-            held = hold_out(self.splits, self.config.validation_share)[1]
+            held = self.parts()[1]
             runs = len(recipe.seeds)
             trials = len(recipe.lrs) * len(recipe.tune_seeds) if len(recipe.lrs) > 1 else 0
             total += (runs + trials) * 3 * recipe.steps * recipe.batch_size
             total += runs * len(self.splits.test) + trials * len(thin(held, self.config.tune_sweeps))
         return total
 
-    def _test_units(self, protocols: Sequence[str]) -> int:
+    def test_units(self, protocols: Sequence[str]) -> int:
+        """Work of one test sweep."""
         return 2 if "knn" in protocols else 1  # the search costs about as much as the forward pass
 
-    def _probe_units(self) -> int:
+    def probe_units(self) -> int:
+        """Work of one probe."""
         return self.config.linear_probe.steps // 10  # ten updates of a probe cost about one sweep
 
 
@@ -277,23 +281,16 @@ def _frozen_protocols(job: _Job, init: Initialisation, protocols: Sequence[str],
     began = time.perf_counter()
     for network in _networks_in_use(init, job.config, protocols):
         backbone = job.prepared(init, network)
-        bank = extract_bank(
-            backbone,
-            job.sweeps(job.splits.train.tolist(), batch_size=1),
-            job.task,
-            voxels_per_sweep=job.config.voxels_per_sweep,
-            seed=0,
-            device=job.device,
-            on_sweeps=lambda n: meter.advance(n, f"{init.name}: features of the train split"),
-        )
+        fit, held = (_bank(job, init, backbone, part, number, meter) for number, part in enumerate(job.parts()))
         predictors: dict[str, Predictor] = {}
         if "linear_probe" in protocols:
-            tuned |= _fit_probes(job, init, network, bank, predictors, meter)
+            tuned |= _fit_probes(job, init, network, fit, held, predictors, meter)
         if "knn" in protocols:
+            bank = fit.joined(held)
             for seed in _own_seeds(init, job.config, "knn", network):
                 classifier = KnnClassifier(bank, job.task, job.config.knn, seed=seed, device=job.device)
                 predictors[f"knn/{seed}"] = classifier.predict
-        units = job._test_units(protocols)
+        units = job.test_units(protocols)
         scored = score(
             backbone,
             job.sweeps(job.splits.test.tolist(), batch_size=1),
@@ -312,20 +309,39 @@ def _frozen_protocols(job: _Job, init: Initialisation, protocols: Sequence[str],
         yield job.result(init, protocol, [matrices[protocol, s] for s in seeds], rates, seconds)
 
 
+def _bank(
+    job: _Job, init: Initialisation, backbone: nn.Module, part: Int[np.ndarray, " n"], number: int, meter: Meter
+) -> FeatureBank:
+    return extract_bank(
+        backbone,
+        job.sweeps(part.tolist(), batch_size=1),
+        job.task,
+        voxels_per_sweep=job.config.voxels_per_sweep,
+        seed=number,
+        device=job.device,
+        on_sweeps=lambda n: meter.advance(n, f"{init.name}: features of the train split"),
+    )
+
+
 def _fit_probes(
-    job: _Job, init: Initialisation, network: int, bank: FeatureBank, predictors: dict[str, Predictor], meter: Meter
+    job: _Job,
+    init: Initialisation,
+    network: int,
+    fit: FeatureBank,
+    held: FeatureBank,
+    predictors: dict[str, Predictor],
+    meter: Meter,
 ) -> dict[int, Tuned]:
-    """Tune on the first of the network's seeds, then train one probe a seed on the whole bank."""
+    """Tune with the first of the network's seeds, then train one probe a seed on both parts."""
     config, seeds = job.config.linear_probe, _own_seeds(init, job.config, "linear_probe", network)
     if not seeds:
         return {}
-    held = hold_out(job.splits, job.config.validation_share)[1]
-    is_held = torch.from_numpy(np.isin(job.splits.train, held))[bank.sweep]
-    tuned = tune_linear(bank, is_held, job.task, config, seed=seeds[0], device=job.device)
+    tuned = tune_linear(fit, held, job.task, config, seed=seeds[0], device=job.device)
+    bank = fit.joined(held)
     for seed in seeds:
         head = fit_linear(bank, job.task, config, lr=tuned.lr, seed=seed, device=job.device)
         predictors[f"linear_probe/{seed}"] = head.predict
-        meter.advance(job._probe_units(), f"{init.name}: linear probe")
+        meter.advance(job.probe_units(), f"{init.name}: linear probe")
     return dict.fromkeys(seeds, tuned)
 
 
@@ -335,8 +351,8 @@ def _fit_probes(
 def _finetune_protocol(job: _Job, init: Initialisation, meter: Meter) -> Result:
     config, began = job.config.finetune, time.perf_counter()
     networks = {n: job.prepared(init, n) for n in _networks_in_use(init, job.config, ["finetune"])}
-    fit, held = hold_out(job.splits, job.config.validation_share)
-    held = thin(held, job.config.tune_sweeps)
+    assert job.draws is not None  # checked by `evaluate`
+    draws, held = job.draws, thin(job.parts()[1], job.config.tune_sweeps)
 
     def run(
         indices: Int[np.ndarray, " n"], network: int, lr: float, seed: int, test: Int[np.ndarray, " m"], text: str
@@ -362,27 +378,35 @@ def _finetune_protocol(job: _Job, init: Initialisation, meter: Meter) -> Result:
         )["finetune"]
 
     def validation_miou(lr: float) -> float:
-        logs, values = _logs_of(job.splits, fit), []
-        for seed in config.tune_seeds:
-            indices = draw_labelled(config.labels, fit, logs, seed)
-            text = f"{init.name}: tuning fine-tuning, rate {lr:g}"
-            values.append(run(indices, 0, lr, seed, held, text).miou())
-        return float(np.mean(values))
+        text = f"{init.name}: tuning fine-tuning, rate {lr:g}"
+        pairs = zip(config.tune_seeds, draws.tuning, strict=True)
+        return float(np.mean([run(indices, 0, lr, seed, held, text).miou() for seed, indices in pairs]))
 
     tuned = tune_rate(config.lrs, validation_miou)
     matrices = []
-    for position, (seed, indices) in enumerate(finetune_draws(job.splits, job.config).items()):
-        text = f"{init.name}: fine-tuning, run {position + 1} of {len(config.seeds)}"
-        matrices.append(run(indices, position % len(init.networks), tuned.lr, seed, job.splits.test, text))
+    for number, (seed, indices) in enumerate(zip(config.seeds, draws.runs, strict=True)):
+        text = f"{init.name}: fine-tuning, run {number + 1} of {len(config.seeds)}"
+        matrices.append(run(indices, number % len(init.networks), tuned.lr, seed, job.splits.test, text))
     return job.result(init, "finetune", matrices, [tuned] * len(matrices), time.perf_counter() - began)
 
 
 # --- small helpers ---
 
 
-def _logs_of(splits: Splits, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    log = dict(zip(splits.train.tolist(), splits.train_logs.tolist(), strict=True))
-    return np.array([log[i] for i in indices.tolist()], dtype=np.int64)
+def _check_draws(draws: LabelDraws | None, splits: Splits, config: ProtocolsConfig) -> None:
+    if draws is None:
+        raise ValueError("fine-tuning needs draws of labelled sweeps, got none")
+    wanted = (len(config.finetune.seeds), len(config.finetune.tune_seeds))
+    if (len(draws.runs), len(draws.tuning)) != wanted:
+        raise ValueError(
+            f"{len(draws.runs)} draws and {len(draws.tuning)} tuning draws, expected {wanted[0]} and {wanted[1]}: one a seed"
+        )
+    held = hold_out(splits, config.validation_share)[1]
+    for drawn in (*draws.runs, *draws.tuning):
+        if len(drawn) == 0 or not np.isin(drawn, splits.train).all():
+            raise ValueError("a draw of labelled sweeps is empty or not all of it lies in the train split")
+    if any(np.isin(drawn, held).any() for drawn in draws.tuning):
+        raise ValueError("a tuning draw contains sweeps that learning rates are compared on")
 
 
 def _networks_in_use(init: Initialisation, config: ProtocolsConfig, protocols: Sequence[str]) -> list[int]:

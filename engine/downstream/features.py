@@ -33,16 +33,14 @@ class FeatureBank:
     Attributes:
         features: one row a voxel; half precision.
         labels: class of each row; no ignore label among them.
-        sweep: position in the list of extracted sweeps that each row comes from.
     """
 
     features: Float16[Tensor, "R C"]
     labels: Int[Tensor, " R"]
-    sweep: Int[Tensor, " R"]
 
-    def rows(self, keep: Bool[Tensor, " R"]) -> FeatureBank:
-        """The part of the bank where `keep` is true."""
-        return FeatureBank(self.features[keep], self.labels[keep], self.sweep[keep])
+    def joined(self, other: FeatureBank) -> FeatureBank:
+        """Both banks as one."""
+        return FeatureBank(torch.cat([self.features, other.features]), torch.cat([self.labels, other.labels]))
 
     def class_counts(self, num_classes: int) -> Int[Tensor, " K"]:
         """Rows of each class."""
@@ -77,7 +75,7 @@ def extract_bank(
         ValueError: unlabelled sweeps, or not one labelled voxel in all of them.
     """
     backbone.eval()
-    features, labels, sweeps, done = [torch.zeros(0, feature_width(backbone)).half()], [], [], 0
+    features, labels, done = [torch.zeros(0, feature_width(backbone)).half()], [torch.zeros(0).long()], 0
     for batch in batches:
         on_device = batch.to(device)
         target = voxel_labels(on_device, task).cpu()
@@ -88,13 +86,10 @@ def extract_bank(
             values = run_backbone(backbone, on_device)
         features.append(values[chosen.to(device)].half().cpu())
         labels.append(target[chosen])
-        sweeps.append(batch.voxel_coords[:, 0].cpu()[chosen].long() + done)
         done += batch.num_samples
         if on_sweeps is not None:
             on_sweeps(batch.num_samples)
-    bank = FeatureBank(
-        torch.cat(features), torch.cat(labels or [torch.zeros(0).long()]), torch.cat(sweeps or [torch.zeros(0).long()])
-    )
+    bank = FeatureBank(torch.cat(features), torch.cat(labels))
     if len(bank.labels) == 0:
         raise ValueError(
             f"not one labelled voxel in {done} train sweeps of {task.dataset!r}: all points carry the ignore label"

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from engine.downstream.losses import SegmentationLossConfig, class_weights, segmentation_loss
 from engine.downstream.protocol import (
-    LabelBudget,
     SegmentationTask,
     Sweeps,
     check_rates,
@@ -38,8 +37,6 @@ from engine.protocols import PointBatch
 class FinetuneConfig:
     """Settings of fine-tuning."""
 
-    labels: LabelBudget = field(default_factory=LabelBudget)
-    """Which sweeps have labels."""
     lrs: tuple[float, ...] = (0.0005, 0.002, 0.008)
     """AdamW learning rates of the backbone to try, for each initialisation separately."""
     head_lr_scale: float = 5.0

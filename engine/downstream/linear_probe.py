@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from engine.downstream.features import FeatureBank
@@ -114,16 +114,15 @@ def fit_linear(
 
 
 def tune_linear(
-    bank: FeatureBank,
-    validation: Bool[Tensor, " R"],
+    fit: FeatureBank,
+    held: FeatureBank,
     task: SegmentationTask,
     config: LinearProbeConfig,
     *,
     seed: int,
     device: torch.device | str,
 ) -> Tuned:
-    """Choose the learning rate on the bank's validation rows (mIoU over voxels)."""
-    fit, held = bank.rows(~validation), bank.rows(validation)
+    """Train on `fit` with each learning rate and keep the one with the best mIoU over the voxels of `held`."""
     held_features = held.features.to(device).float()
 
     def validation_miou(lr: float) -> float:

@@ -1,7 +1,7 @@
 """What every downstream protocol shares: the task, the labelled sweeps, label draws, rate tuning, progress.
 
-Fair comparison is the point of this file. All initialisations see the same label draws (a draw is a function of seed
-and split, never of the network), have their learning rate tuned separately on sweeps held out from the *train* split,
+Fair comparison is the point of this file. All initialisations see the same label draws (made before any network
+is), have their learning rate tuned separately on sweeps held out from the *train* split,
 and start from BatchNorm statistics estimated in the same way.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -120,49 +120,20 @@ def thin(indices: Int[np.ndarray, " n"], limit: int | None) -> Int[np.ndarray, "
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelBudget:
-    """Which sweeps of the train split may be used with their labels."""
+class LabelDraws:
+    """Which train sweeps fine-tuning may use with their labels; the same for every initialisation.
 
-    kind: Literal["frames", "every_sample", "every_log", "all"] = "frames"
-    """frames: `count` sweeps at random, others for each seed; every_sample: each `every`-th sweep of the split, from
-    the first on (SLidR on SemanticKITTI); every_log: the sweeps of log number `every`, 2 `every`, ... counted from 1
-    (SLidR on nuScenes); all: everything."""
-    count: int = 1
-    """Sweeps for kind = frames."""
-    every: int = 100
-    """Stride for the two kinds with that word; 100 is what papers call 1 %."""
-
-    def __post_init__(self) -> None:
-        if self.count < 1 or self.every < 1:
-            raise ValueError(f"count = {self.count}, every = {self.every}: expected at least 1")
-
-    def describe(self) -> str:
-        """For tables, e.g. "1 frame" or "every 100th log"."""
-        if self.kind == "frames":
-            return f"{self.count} frame" + ("s" if self.count > 1 else "")
-        return "all" if self.kind == "all" else f"1 in {self.every} {self.kind.removeprefix('every_')}s"
-
-
-def draw_labelled(
-    budget: LabelBudget, train: Int[np.ndarray, " n"], logs: Int[np.ndarray, " n"], seed: int
-) -> Int[np.ndarray, " m"]:
-    """The labelled sweeps of one draw: the same for every network that is given the same split and seed.
-
-    Raises:
-        ValueError: the split is too small for the budget.
+    Attributes:
+        text: what was drawn, for tables, e.g. "1 frame".
+        runs: sweeps of each seed of `FinetuneConfig.seeds`.
+        tuning: sweeps of each of `FinetuneConfig.tune_seeds`; none of them is among the held-out sweeps (`hold_out`).
+        settings: how they were drawn, JSON values.
     """
-    if budget.kind == "all":
-        return train
-    if budget.kind == "every_sample":
-        return train[:: budget.every]
-    if budget.kind == "every_log":
-        kept = np.unique(logs)[budget.every - 1 :: budget.every]
-        if len(kept) == 0:
-            raise ValueError(f"every = {budget.every}, but the train split has only {len(np.unique(logs))} logs")
-        return train[np.isin(logs, kept)]
-    if budget.count > len(train):
-        raise ValueError(f"count = {budget.count} labelled frames, but only {len(train)} sweeps to draw from")
-    return np.sort(np.random.default_rng([seed, 0x1ABE1]).choice(train, budget.count, replace=False))
+
+    text: str
+    runs: tuple[Int[np.ndarray, " n"], ...]
+    tuning: tuple[Int[np.ndarray, " n"], ...]
+    settings: Mapping[str, Any]
 
 
 def voxel_labels(batch: PointBatch, task: SegmentationTask) -> Int[Tensor, " M"]:

@@ -50,6 +50,7 @@ class Result:
         pretrained: whether that is a pre-trained network (False: the random baseline).
         teacher: the image network that taught it; "" for none.
         leak: label-leak level.
+        pretraining: how the weights were made, for people, e.g. "600 steps, seed 0".
         seeds: one run each.
         miou: mIoU of each seed, percent.
         accuracy: share of points that were right, of each seed, percent.
@@ -73,6 +74,7 @@ class Result:
     pretrained: bool
     teacher: str = ""
     leak: LeakLevel = "none"
+    pretraining: str = ""
     seeds: tuple[int, ...]
     miou: tuple[float, ...]
     accuracy: tuple[float, ...]

@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from engine.optim import OptimConfig, build_optimizer, param_groups, peak_lr, set_lr
+from engine.schedule import ScheduleConfig, lr_scale, lr_table, total_steps
+
+
+def test_cosine_against_closed_form_and_torch() -> None:
+    config = ScheduleConfig(kind="cosine", steps=20)
+    ours = [lr_scale(s, 20, config) for s in range(20)]
+    assert ours == pytest.approx([(1 + math.cos(math.pi * s / 20)) / 2 for s in range(20)])
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    torchs = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, T_max=20)
+    theirs = []
+    for _ in range(20):
+        theirs.append(sgd.param_groups[0]["lr"])
+        sgd.step()
+        torchs.step()
+    assert ours == pytest.approx(theirs)
+
+
+def test_warmup_then_cosine_to_a_floor() -> None:
+    config = ScheduleConfig(steps=14, warmup_steps=4, final_lr_scale=0.1)
+    values = [lr_scale(s, 14, config) for s in range(14)]
+    assert values[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert values[4] == pytest.approx(1.0)
+    assert values[9] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert all(a >= b for a, b in itertools.pairwise(values[4:]))
+    assert values[-1] > 0.1
+    assert lr_scale(3, 14, ScheduleConfig(kind="constant", steps=14)) == 1.0
+
+
+def test_total_steps_shows_every_sample_often_enough() -> None:
+    config = ScheduleConfig(epochs=3)
+    assert total_steps(config, samples_per_epoch=10, global_batch_size=4) == 8  # 32 >= 30 > 28
+    assert total_steps(config, samples_per_epoch=12, global_batch_size=4) == 9
+    assert total_steps(ScheduleConfig(steps=5), samples_per_epoch=12, global_batch_size=4) == 5
+    with pytest.raises(ValueError, match="no samples"):
+        total_steps(config, samples_per_epoch=0, global_batch_size=4)
+    with pytest.raises(ValueError, match=r"warmup_steps=9, expected fewer than the 9 updates"):
+        total_steps(ScheduleConfig(epochs=3, warmup_steps=9), samples_per_epoch=12, global_batch_size=4)
+
+
+def test_table_has_first_and_last_update() -> None:
+    lines = lr_table(ScheduleConfig(steps=101), 101, 0.5).splitlines()
+    assert lines[1].split() == ["0", "0.5"]
+    assert lines[-1].split()[0] == "100"
+    assert len(lines) == 12
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1).requires_grad_(False))
+
+
+def test_groups_cover_each_trainable_parameter_once() -> None:
+    net = network()
+    assert [len(g["params"]) for g in param_groups(net, OptimConfig())] == [4]
+    groups = param_groups(net, OptimConfig(decay_norms_and_biases=False, weight_decay=0.01))
+    assert [(len(g["params"]), g["weight_decay"]) for g in groups] == [(1, 0.01), (3, 0.0)]
+    assert groups[0]["params"][0] is net[0].weight
+
+
+class TwoTowers(nn.Module):
+    def __init__(self, *, forget: bool = False, twice: bool = False) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.forget, self.twice = forget, twice
+
+    def param_groups(self) -> list[dict[str, object]]:
+        groups: list[dict[str, object]] = [{"params": list(self.a.parameters()), "lr_scale": 0.1}]
+        if not self.forget:
+            groups.append({"params": list(self.b.parameters()), "weight_decay": 0.0})
+        if self.twice:
+            groups.append({"params": [self.a.weight]})
+        return groups
+
+
+def test_own_groups_scale_the_rate() -> None:
+    optimizer = build_optimizer(TwoTowers(), OptimConfig(name="adamw", lr=0.2), 0.2)
+    set_lr(optimizer.param_groups, 0.2)
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.02, 0.2])
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [1e-4, 0.0]
+
+
+def test_groups_that_miss_or_repeat_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"2 trainable parameters are in no group \(the first: b.weight\)"):
+        param_groups(TwoTowers(forget=True), OptimConfig())
+    with pytest.raises(ValueError, match=r"a.weight is in two groups"):
+        param_groups(TwoTowers(twice=True), OptimConfig())
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        param_groups(nn.Linear(2, 2).requires_grad_(False), OptimConfig())
+
+
+def test_rate_follows_the_global_batch_only_when_asked() -> None:
+    assert peak_lr(OptimConfig(lr=0.5), 64) == 0.5
+    assert peak_lr(OptimConfig(lr=0.5, reference_batch_size=16), 64) == 2.0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("lr", 0.0), ("momentum", 1.0), ("weight_decay", -1.0), ("betas", (0.9, 1.0)), ("reference_batch_size", 0)],
+)
+def test_optim_ranges(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=field):
+        OptimConfig(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("steps", 0), ("epochs", 0), ("warmup_steps", -1), ("final_lr_scale", 2.0)]
+)
+def test_schedule_ranges(field: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{field}={value}"):
+        ScheduleConfig(**{field: value})  # type: ignore[arg-type]
