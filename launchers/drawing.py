@@ -21,7 +21,8 @@ FOREGROUND = (232, 232, 228)
 UNLABELLED = (110, 110, 110)
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 
-RgbImage = UInt8[np.ndarray, "height width 3"]
+RgbImage = UInt8[np.ndarray, "_ _ 3"]
+"""Sizes are free: what comes out of a drawing function is often larger than what went in."""
 
 
 # ---------------------------------------------------------------------------------------------------------- colours
@@ -138,7 +139,7 @@ def cross(image: RgbImage, uv: tuple[float, float], size_px: int = 9) -> RgbImag
     """The image with a white, black-rimmed cross that leaves the pixel at `uv` itself uncovered."""
     marked = image.copy()
     u, v = round(uv[0]), round(uv[1])
-    gap = max(2, size_px // 4)
+    gap = max(3, size_px // 4)  # the black rim's round end takes two of them
     for colour, thickness in (((0, 0, 0), 3), ((255, 255, 255), 1)):
         for du, dv in ((1, 0), (-1, 0), (0, 1), (0, -1)):
             start, end = (u + du * gap, v + dv * gap), (u + du * size_px, v + dv * size_px)

@@ -127,7 +127,7 @@ def pictures_of_set(config: DataConfig) -> Callable[[nn.Module, Batch, int], dic
 
 
 def first_sample(batch: Batch) -> Batch:
-    """The part of a batch that belongs to its first sample; ids of superpixels stay as they are."""
+    """The part of a batch that belongs to its first sample. Its superpixels have the first ids, so they stay."""
     points = int((batch.point_sample == 0).sum())
     voxels = int((batch.voxel_coords[:, 0] == 0).sum())
     chosen = dataclasses.replace(
@@ -142,11 +142,16 @@ def first_sample(batch: Batch) -> Batch:
     )
     if batch.image_sample is not None:
         images = int((batch.image_sample == 0).sum())
+        each = None if batch.segments_per_image is None else batch.segments_per_image[:images]
+        segments = batch.num_segments if each is None else int(each.sum())
         chosen = dataclasses.replace(
             chosen,
             images=None if batch.images is None else batch.images[:images],
             image_sample=batch.image_sample[:images],
             segments=None if batch.segments is None else batch.segments[:images],
+            segments_per_image=each,
+            num_segments=segments,
+            segment_features=None if batch.segment_features is None else batch.segment_features[:segments],
         )
     if batch.pair_point is not None:
         mine = batch.pair_point < points

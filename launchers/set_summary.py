@@ -41,7 +41,6 @@ def _contents(manifest: Manifest) -> Table:
             ("shards", f"{len(manifest.shards):,}"),
             ("size", f"{human_bytes(num_bytes)}, {human_bytes(num_bytes / samples)} a sample"),
             ("cameras", ", ".join(manifest.camera_names) or "none"),
-            ("box classes", ", ".join(manifest.box_class_names) or "none"),
             ("points a sample", _spread_text(manifest.num_points)),
             ("pairs a sample", _spread_text(manifest.num_pairs)),
             ("fingerprint", manifest.fingerprint()[:16]),

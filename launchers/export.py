@@ -1,0 +1,196 @@
+"""`tandem export`: the trained 3D network as a file for other code, proven by reading it back.
+
+    tandem export RUN_OR_CHECKPOINT OUT.safetensors
+    tandem export RUN_OR_CHECKPOINT OUT.pt --format slidr
+
+Formats:
+    tandem   safetensors; metadata says how to build the network and how its input was made.
+    slidr    layout of SLidR's published checkpoints (MinkowskiEngine names, with the linear point head as `final`),
+             written by torch.save; loads with weights_only=True.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from engine.checkpoint import read_state
+from engine.errors import CheckpointError
+from launchers.cli import guarded
+from launchers.run_folder import CHECKPOINT_CONFIG, build_objective, find_checkpoint_folder, load_run_config
+from models.lidar.minkowski import from_minkowski, to_minkowski
+from models.lidar.res16unet import Res16UNet
+from models.methods.base import Objective
+from models.weights import LoadReport, export_backbone, load_backbone, load_state, read_checkpoint
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    p = argparse.ArgumentParser(
+        prog="tandem export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("source", help="folder of a run (its newest intact checkpoint) or of one checkpoint")
+    p.add_argument("out", help="file to write")
+    p.add_argument("--format", choices=sorted(FORMATS), default="tandem", help="default: %(default)s")
+    p.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb."""
+    p = parser()
+    options = p.parse_args(argv)
+    out, file_format = Path(options.out), FORMATS[options.format]
+    if out.suffix != file_format.suffix:
+        p.error(f"OUT is {options.out!r}, expected a name that ends in {file_format.suffix} for {options.format}")
+    if out.exists() and not options.force:
+        p.error(f"{out} exists; choose another name or add --force")
+    checkpoint = find_checkpoint_folder(Path(options.source))
+    objective = build_objective(checkpoint, load_run_config(checkpoint))
+    metadata = describe(checkpoint)
+    try:
+        file_format.write(out, objective, metadata)
+        report, difference = check(out, file_format, objective.backbone, int(metadata["in_channels"]))
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint} could not be exported as {options.format}: {error}") from error
+    print(f"exported {checkpoint}\n{report.text()}")
+    for name in sorted(metadata):
+        print(f"  {name}: {metadata[name]}")
+    print(f"read back: features on a random input differ by at most {difference:g}")
+    print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
+    return 0
+
+
+def describe(checkpoint: Path) -> dict[str, str]:
+    """What a reader of the file needs to know, as strings: how to build the network, what to feed it, where it is from.
+
+    "method", "backbone" and "voxel" are the run's own settings (the latter two as JSON), "in_channels" the features of
+    an input voxel, "run" and "step" say which weights these are.
+    """
+    config: dict[str, Any] = json.loads((checkpoint / CHECKPOINT_CONFIG).read_text(encoding="utf-8"))
+    return {
+        "method": str(config["method"]["name"]),
+        "backbone": json.dumps(config["method"]["backbone"]),
+        "voxel": json.dumps(config["data"]["voxel"]),
+        "in_channels": str(config["method"]["backbone"]["in_channels"]),
+        "run": Path(config["run_dir"]).name,
+        "step": str(read_state(checkpoint)["step"]),
+        "tandem_version": version("tandem-pretrain"),
+    }
+
+
+# ----------------------------------------------------------------------------------------------------------- formats
+
+
+@dataclass(frozen=True)
+class Format:
+    """One file format.
+
+    Attributes:
+        suffix: of the file's name.
+        write: (path, objective, metadata) writes the file, whole or not at all.
+        read: (path, backbone) fills a network of the same shape from the file.
+    """
+
+    suffix: str
+    write: Callable[[Path, Objective, dict[str, str]], None]
+    read: Callable[[Path, nn.Module], LoadReport]
+
+
+def _write_tandem(path: Path, objective: Objective, metadata: dict[str, str]) -> None:
+    export_backbone(path, objective.backbone, metadata=metadata)
+
+
+def _read_tandem(path: Path, backbone: nn.Module) -> LoadReport:
+    return load_backbone(path, backbone, min_match=1.0)[0]
+
+
+def _write_slidr(path: Path, objective: Objective, metadata: dict[str, str]) -> None:
+    if not isinstance(objective.backbone, Res16UNet):
+        raise ValueError(
+            f"the backbone is a {type(objective.backbone).__name__}; SLidR's layout is for a Res16UNet; use --format "
+            "tandem"
+        )
+    state = to_minkowski(objective.backbone.state_dict(), _linear_head(objective))
+    broken = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise ValueError(f"not finite: {', '.join(broken[:5])}. The run has diverged; nothing was written")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    content = {"model_points": {k: v.detach().cpu().clone() for k, v in state.items()}, "config": metadata}
+    torch.save(content, temporary)
+    temporary.replace(path)
+
+
+def _read_slidr(path: Path, backbone: nn.Module) -> LoadReport:
+    theirs = read_checkpoint(path)["model_points"]
+    assert isinstance(theirs, dict)  # it has just been written
+    state, dropped = from_minkowski(theirs, backbone.state_dict())
+    return load_state(backbone, state, source=str(path), min_match=1.0, dropped=dropped)
+
+
+def _linear_head(objective: Objective) -> tuple[Float[Tensor, "D C"], Float[Tensor, " D"]] | None:
+    """Weight and bias of a point head that is one linear layer; None for any other head."""
+    head = getattr(objective, "point_head", None)
+    layers = [] if head is None else [part for part in head.modules() if next(part.children(), None) is None]
+    if len(layers) == 1 and isinstance(layers[0], nn.Linear) and layers[0].bias is not None:
+        return layers[0].weight, layers[0].bias
+    return None
+
+
+FORMATS = {
+    "tandem": Format(".safetensors", _write_tandem, _read_tandem),
+    "slidr": Format(".pt", _write_slidr, _read_slidr),
+}
+
+
+# ------------------------------------------------------------------------------------------------------------- proof
+
+
+def check(path: Path, file_format: Format, backbone: nn.Module, in_channels: int) -> tuple[LoadReport, float]:
+    """Fill a copy with scrambled weights from the file, and compare it with the original on a random input.
+
+    Returns:
+        The report of the load, and the largest difference of the features: 0.
+
+    Raises:
+        CheckpointError: there is a difference, so the file must not be used.
+    """
+    copied = copy.deepcopy(backbone)
+    with torch.no_grad():
+        for tensor in (*copied.parameters(), *copied.buffers()):
+            tensor.fill_(1)  # whatever the file does not fill will show
+    report = file_format.read(path, copied)
+    coords, features = random_voxels(in_channels)
+    with torch.no_grad():
+        expected = backbone.eval()(coords, features, 2)
+        got = copied.eval()(coords, features, 2)
+    difference = float((expected - got).abs().max())
+    if not difference == 0.0:
+        raise CheckpointError(f"{path}: read back, its features differ by {difference} from the run's; do not use it")
+    return report, difference
+
+
+def random_voxels(in_channels: int) -> tuple[Int[Tensor, "M 4"], Float[Tensor, "M F"]]:
+    """Two samples of a few hundred random voxels, negative coordinates among them; the same at every call."""
+    generator = torch.Generator().manual_seed(0)
+    cells = torch.randint(-12, 12, (600, 3), generator=generator)
+    sample = torch.randint(0, 2, (600, 1), generator=generator)
+    coords = torch.unique(torch.cat([sample, cells], dim=1), dim=0).int()
+    return coords, torch.rand(len(coords), in_channels, generator=generator)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))

@@ -1,0 +1,95 @@
+"""Res16UNet weights in the layout of MinkowskiEngine code bases (SLidR and its relatives), and back.
+
+A renaming, no arithmetic: kernels are [offsets, in, out] in both, offsets with the first axis fastest, odd kernels
+centred, even ones at offsets 0 and 1; only 1 x 1 kernels are stored transposed. MinkowskiEngine puts a BatchNorm into
+a wrapper, hence `norm1.bn.weight`. Their network has its linear head inside, as `final`.
+
+Not checked against MinkowskiEngine itself, which cannot be built for present versions of torch: the order of kernel
+offsets is the documented one (see `models.lidar.neighbors.kernel_offsets`).
+
+Source: published SLidR checkpoints (Sautier et al., CVPR 2022): key names and shapes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from jaxtyping import Shaped
+from torch import Tensor
+
+_STATE = Mapping[str, Shaped[Tensor, "..."]]
+
+_BLOCK_PARTS = {
+    "conv1.weight": "conv1.kernel",
+    "conv2.weight": "conv2.kernel",
+    "shortcut.weight": "downsample.0.kernel",
+}
+_NORMS = {"norm1": "norm1.bn", "norm2": "norm2.bn", "shortcut_norm": "downsample.1.bn"}
+
+
+def minkowski_key(key: str) -> str:
+    """Their name of one of our backbone's tensors.
+
+    Raises:
+        ValueError: no tensor of a Res16UNet has this name.
+    """
+    if key == "stem.weight":
+        return "conv0p1s1.kernel"
+    if found := re.fullmatch(r"stem_norm\.(\w+)", key):
+        return f"bn0.bn.{found[1]}"
+    found = re.fullmatch(r"(encoder|decoder)\.([0-3])\.(.+)", key)
+    if found is None:
+        raise ValueError(f"weights: {key!r} is no tensor of a Res16UNet")
+    encoder, stage, part = found[1] == "encoder", int(found[2]), found[3]
+    if encoder and part == "down.weight":
+        return f"conv{stage + 1}p{2**stage}s2.kernel"
+    if not encoder and part == "up.weight":
+        return f"convtr{stage + 4}p{16 >> stage}s2.kernel"
+    if found := re.fullmatch(r"norm\.(\w+)", part):
+        return f"{f'bn{stage + 1}' if encoder else f'bntr{stage + 4}'}.bn.{found[1]}"
+    block = f"block{stage + (1 if encoder else 5)}"
+    if (found := re.fullmatch(r"blocks\.(\d+)\.(.+)", part)) and found[2] in _BLOCK_PARTS:
+        return f"{block}.{found[1]}.{_BLOCK_PARTS[found[2]]}"
+    if (found := re.fullmatch(r"blocks\.(\d+)\.(\w+)\.(\w+)", part)) and found[2] in _NORMS:
+        return f"{block}.{found[1]}.{_NORMS[found[2]]}.{found[3]}"
+    raise ValueError(f"weights: {key!r} is no tensor of a Res16UNet")
+
+
+def to_minkowski(
+    backbone: _STATE, head: tuple[Shaped[Tensor, "out in"], Shaped[Tensor, " out"]] | None = None
+) -> dict[str, Tensor]:
+    """State dict of a `Res16UNet` -> theirs.
+
+    Args:
+        backbone: of the network without head.
+        head: weight and bias of the linear point head; their `final`, left out if None.
+
+    Raises:
+        ValueError: a tensor that no Res16UNet has.
+    """
+    state = {minkowski_key(key): _stored(key, value) for key, value in backbone.items()}
+    if head is not None:
+        state |= {"final.kernel": head[0].T.contiguous(), "final.bias": head[1][None].contiguous()}
+    return state
+
+
+def from_minkowski(theirs: _STATE, ours: _STATE) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Their state dict -> tensors by our names.
+
+    Args:
+        theirs: a file's `model_points`.
+        ours: state dict of the network to fill: says which names there are.
+
+    Returns:
+        What was found of our names, to be handed to `models.weights.load_state`; and their keys without a place here
+        (`final.*`, the head, among them).
+    """
+    names = {minkowski_key(key): key for key in ours}
+    found = {names[key]: _stored(names[key], value) for key, value in theirs.items() if key in names}
+    return found, tuple(key for key in theirs if key not in names)
+
+
+def _stored(key: str, value: Tensor) -> Tensor:
+    """Transposed where the two sides differ; its own inverse."""
+    return value.T.contiguous() if key.endswith("shortcut.weight") else value

@@ -1,0 +1,64 @@
+"""A run's folder as `tandem pretrain` leaves it, without training: tiny networks with random weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+import yaml
+
+from configs.load import dump
+from configs.schema import PRETRAIN_CHOICES, PretrainConfig
+from data.augment import NO_AUGMENTATION
+from data.loader import DataConfig
+from data.voxelize import VoxelConfig
+from engine.checkpoint import save_checkpoint
+from engine.distributed import World
+from models.image.teacher import TeacherConfig
+from models.lidar.res16unet import Res16UNetConfig
+from models.methods.base import Objective
+from models.methods.slidr import SlidrConfig
+
+STEP = 12
+
+
+def run_config(run_dir: Path, shards: str) -> PretrainConfig:
+    """Settings of the toy run."""
+    return PretrainConfig(
+        run_dir=str(run_dir),
+        data=DataConfig(
+            shards=shards,
+            image_size=(48, 96),
+            augment=NO_AUGMENTATION,
+            voxel=VoxelConfig(kind="cartesian", size=(0.5, 0.5, 0.5)),
+        ),
+        method=SlidrConfig(
+            backbone=Res16UNetConfig(preset="res16unet_tiny", backend="torch"),
+            teacher=TeacherConfig(name="efficientnet_lite0", weights="random"),
+            embedding_dim=16,
+        ),
+    )
+
+
+def write_toy_run(run_dir: Path, shards: str, *, step: int = STEP) -> Objective:
+    """Writes the folder; returns the objective whose weights are in it."""
+    config = run_config(run_dir, shards)
+    torch.manual_seed(3)
+    objective = config.method.build().eval()
+    resolved = yaml.safe_load(dump(config, choices=PRETRAIN_CHOICES))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(dump(config, choices=PRETRAIN_CHOICES))
+    lines = [{"step": s, "time": 0.0, "train/loss": 5.0 - 0.1 * s, "train/skipped": 1.0} for s in (1, step)]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    save_checkpoint(
+        run_dir,
+        step,
+        weights=objective.state_dict(),
+        rank_state={"rng": torch.zeros(1)},
+        state={"num_steps": 50, "skipped": 1},
+        config=resolved,
+        world=World(rank=0, world_size=1, local_rank=0, device=torch.device("cpu")),
+        keep=3,
+    )
+    return objective
