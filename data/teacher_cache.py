@@ -15,7 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import logging
 import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +27,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from data.shards import Manifest, ShardError, file_sha256, replace_file
+
+_log = logging.getLogger(__name__)
 
 _VERSION = 1
 _PART_BYTES = 256 << 20
@@ -110,7 +114,7 @@ class TeacherCache:
         """Whether the sample's features are here."""
         return bool(self._part[index] >= 0)
 
-    def offsets(self, index: int) -> Int[np.ndarray, " V+1"]:
+    def offsets(self, index: int) -> Int[np.ndarray, " bounds"]:
         """First row of each camera within the sample's features; the last entry is their number."""
         return np.concatenate(([0], np.cumsum(self._counts[index], dtype=np.int64)))
 
@@ -143,8 +147,16 @@ def _index_path(part: Path) -> Path:
 
 
 def _read_index(part: Path) -> tuple[np.ndarray, np.ndarray, str]:
-    with np.load(_index_path(part), allow_pickle=False) as archive:
-        return archive["sample"], archive["num_segments"], str(archive["sha256"])
+    """Samples, superpixels of each camera, checksum of the part.
+
+    Raises:
+        ValueError: missing or damaged.
+    """
+    try:
+        with np.load(_index_path(part), allow_pickle=False) as archive:
+            return archive["sample"], archive["num_segments"], str(archive["sha256"])
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{_index_path(part).name} cannot be read: {error!r}") from error
 
 
 class TeacherCacheWriter:
@@ -252,8 +264,13 @@ class TeacherCacheWriter:
             part = self._path / f"part-{number:05d}.npy"
             if index_path != _index_path(part) or not index_path.is_file():
                 break
-            samples, _, sha256 = _read_index(part)
+            try:
+                samples, _, sha256 = _read_index(part)
+            except ValueError as error:
+                _log.warning("%s: %s; building from there on again", self._path, error)
+                break
             if file_sha256(part) != sha256:
+                _log.warning("%s: %s has another checksum; building from there on again", self._path, part.name)
                 break
             self._done[samples] = True
             self._parts.append(_Part(file=part.name, num_bytes=part.stat().st_size, sha256=sha256))
