@@ -44,7 +44,7 @@ from engine.zero import Update, ZeroEngine, copy_buffers, restore_buffers, untou
 logger = logging.getLogger("tandem.pretrain")
 
 Pictures = Callable[[nn.Module, Any, int], Mapping[str, UInt8[np.ndarray, "H W 3"]]]
-"""(objective, batch, step) -> RGB images by name. Called without gradient, in eval mode; leaves no trace in the training."""
+"""(objective, batch, step) -> RGB images by name. Called without gradient, in eval mode; leaves no trace in the run."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,8 +116,7 @@ def test_accumulation_equals_a_big_batch(world: World, tmp_path: Path, stage: in
     assert losses(tmp_path / "big") != pytest.approx(losses(tmp_path / "big2"), rel=1e-3)  # clipping does something
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(("stage", "optimizer"), [(0, "sgd"), (0, "adamw"), (1, "adamw"), (2, "sgd"), (3, "adamw")])
 def test_a_resumed_run_is_bit_identical(world: World, tmp_path: Path, stage: int, optimizer: str) -> None:
     """Drop-out draws from the random state, momentum and BatchNorm carry history, accumulation spans batches."""
     more: dict[str, Any] = {
