@@ -130,11 +130,11 @@ def evaluate(
         draws: labelled sweeps of fine-tuning; not needed without it.
         context: what else shapes the numbers (identity of the data, voxels, backbone); JSON values.
         device: where networks run.
-        known: earlier results; what they already hold is not measured again.
+        known: earlier results; what they already hold is not measured again but given back as it is.
         progress: told the share done (0 to 1) and what is going on.
 
     Yields:
-        One record for each initialisation and protocol, as soon as it is complete.
+        One record for each initialisation and protocol, as soon as it is there.
 
     Raises:
         ValueError: unlabelled sweeps, labels that do not fit the task, or draws that do not fit the seeds.
@@ -143,11 +143,12 @@ def evaluate(
     if "finetune" in config.protocols:
         _check_draws(draws, splits, config)
     job = _Job(sweeps, splits, task, config, draws, context, device)
-    done = {result.identity for result in known}
-    plan = [
-        (init, [p for p in ORDER if p in config.protocols and job.blank(init, p).identity not in done])
-        for init in inits
-    ]
+    earlier = {result.identity: result for result in known}
+    plan = []
+    for init in inits:
+        identities = {p: job.blank(init, p).identity for p in ORDER if p in config.protocols}
+        yield from (earlier[identity] for identity in identities.values() if identity in earlier)
+        plan.append((init, [p for p, identity in identities.items() if identity not in earlier]))
     meter = Meter(sum(job.work(init, protocols) for init, protocols in plan), progress)
     for init, protocols in plan:
         frozen = [p for p in protocols if p != "finetune"]
@@ -399,7 +400,8 @@ def _check_draws(draws: LabelDraws | None, splits: Splits, config: ProtocolsConf
     wanted = (len(config.finetune.seeds), len(config.finetune.tune_seeds))
     if (len(draws.runs), len(draws.tuning)) != wanted:
         raise ValueError(
-            f"{len(draws.runs)} draws and {len(draws.tuning)} tuning draws, expected {wanted[0]} and {wanted[1]}: one a seed"
+            f"{len(draws.runs)} draws and {len(draws.tuning)} tuning draws, expected one a seed: "
+            f"{wanted[0]} and {wanted[1]}"
         )
     held = hold_out(splits, config.validation_share)[1]
     for drawn in (*draws.runs, *draws.tuning):

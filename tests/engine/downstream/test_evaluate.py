@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from engine.downstream.evaluate import Initialisation, ProtocolsConfig, evaluate, finetune_draws
+from engine.downstream.evaluate import Initialisation, ProtocolsConfig, evaluate
 from engine.downstream.finetune import FinetuneConfig, finetune, learning_rate_factor
 from engine.downstream.knn import KnnConfig
 from engine.downstream.linear_probe import LinearProbeConfig
-from engine.downstream.protocol import LabelBudget, hold_out
+from engine.downstream.protocol import LabelDraws, hold_out
 from engine.downstream.results import paired_difference
 from tests.engine.downstream.toy import TASK, ToyNet, ToySweeps, toy_splits
 
@@ -20,6 +20,7 @@ SMALL = ProtocolsConfig(
     finetune=FinetuneConfig(steps=12, lrs=(0.001, 0.01), seeds=(0, 1)),
     tune_sweeps=2,
 )
+DRAWS = LabelDraws(text="1 frame", runs=(np.array([2]), np.array([5])), tuning=(np.array([1]),), settings={})
 PRETRAINED = Initialisation(name="toy", pretrained=True, networks=(lambda: ToyNet(0),), checkpoint=("abc",))
 RANDOM = Initialisation(
     name="random", pretrained=False, networks=(lambda: ToyNet(1, good=False), lambda: ToyNet(2, good=False))
@@ -35,6 +36,7 @@ def test_all_protocols_compare_under_the_same_budget() -> None:
             toy_splits(),
             TASK,
             SMALL,
+            draws=DRAWS,
             context={},
             progress=lambda share, text: shares.append(share),
         )
@@ -59,35 +61,43 @@ def test_all_protocols_compare_under_the_same_budget() -> None:
 
 def test_nothing_is_ever_fitted_or_tuned_on_the_test_split() -> None:
     sweeps, splits = ToySweeps(), toy_splits()
-    list(evaluate([PRETRAINED], sweeps, splits, TASK, SMALL, context={}))
+    list(evaluate([PRETRAINED], sweeps, splits, TASK, SMALL, draws=DRAWS, context={}))
     test = set(splits.test.tolist())
     asked = [set(indices) for indices, *_ in sweeps.calls]
     assert [a for a in asked if a & test] == [test] * 3  # one frozen pass, one for each of two fine-tuning seeds
 
 
-def test_random_frames_stay_away_from_the_sweeps_that_rates_are_tuned_on() -> None:
-    splits = toy_splits(num_train=40, num_logs=8)
-    held = set(hold_out(splits, SMALL.validation_share)[1].tolist())
-    many = dataclasses.replace(SMALL, finetune=FinetuneConfig(seeds=tuple(range(30))))
-    assert not held & {int(i) for draw in finetune_draws(splits, many).values() for i in draw}
-    fixed = FinetuneConfig(labels=LabelBudget(kind="every_sample", every=10))
-    draws = finetune_draws(splits, dataclasses.replace(SMALL, finetune=fixed))
-    assert all(d.tolist() == [0, 10, 20, 30] for d in draws.values())
+def test_draws_that_do_not_fit_are_refused() -> None:
+    held = hold_out(toy_splits(), SMALL.validation_share)[1]
+    bad = {
+        "got none": None,
+        "expected 2 and 1": dataclasses.replace(DRAWS, runs=DRAWS.runs[:1]),
+        "not all of it lies in the train split": dataclasses.replace(DRAWS, runs=(DRAWS.runs[0], np.array([13]))),
+        "compared on": dataclasses.replace(DRAWS, tuning=(held[:1],)),
+    }
+    for message, draws in bad.items():
+        with pytest.raises(ValueError, match=message):
+            next(evaluate([PRETRAINED], ToySweeps(), toy_splits(), TASK, SMALL, draws=draws, context={}))
 
 
 def test_known_results_are_not_measured_again() -> None:
     frozen = dataclasses.replace(SMALL, protocols=("linear_probe", "knn"))
     first = list(evaluate([PRETRAINED], ToySweeps(), toy_splits(), TASK, frozen, context={}))
     sweeps = ToySweeps()
-    assert not list(evaluate([PRETRAINED], sweeps, toy_splits(), TASK, frozen, context={}, known=first))
+    assert list(evaluate([PRETRAINED], sweeps, toy_splits(), TASK, frozen, context={}, known=first)) == first
     assert not sweeps.calls
     other = dataclasses.replace(frozen, knn=KnnConfig(bank_size=100))
     again = list(evaluate([PRETRAINED], sweeps, toy_splits(), TASK, other, context={}, known=first))
-    assert [r.protocol for r in again] == ["knn"]
+    assert [r.protocol for r in again] == ["linear_probe", "knn"]
+    assert again[0] == first[0]
+    assert again[1] != first[1]
 
 
 def test_evaluation_repeats_bit_for_bit() -> None:
-    runs = [[r.miou for r in evaluate([PRETRAINED], ToySweeps(), toy_splits(), TASK, SMALL, context={})] for _ in "ab"]
+    runs = [
+        [r.miou for r in evaluate([PRETRAINED], ToySweeps(), toy_splits(), TASK, SMALL, draws=DRAWS, context={})]
+        for _ in "ab"
+    ]
     assert runs[0] == runs[1]
 
 
@@ -106,7 +116,7 @@ def test_finetuning_learns_leaves_the_start_alone_and_uses_only_the_drawn_sweeps
 
 def test_unlabelled_sweeps_are_refused() -> None:
     with pytest.raises(ValueError, match="no point labels"):
-        list(evaluate([PRETRAINED], ToySweeps(labelled=False), toy_splits(), TASK, SMALL, context={}))
+        list(evaluate([PRETRAINED], ToySweeps(labelled=False), toy_splits(), TASK, SMALL, draws=DRAWS, context={}))
 
 
 def test_learning_rate_curve() -> None:
@@ -126,7 +136,6 @@ def test_learning_rate_curve() -> None:
         (lambda: FinetuneConfig(steps=0), "steps"),
         (lambda: LinearProbeConfig(lrs=()), "lrs"),
         (lambda: LinearProbeConfig(seeds=(-1,)), "seeds"),
-        (lambda: LabelBudget(count=0), "count"),
     ],
 )
 def test_configs_refuse_values_out_of_range(config: object, field: str) -> None:

@@ -6,11 +6,9 @@ import torch
 from torch import nn
 
 from engine.downstream.protocol import (
-    LabelBudget,
     SegmentationTask,
     Splits,
     calibrate_batch_norm,
-    draw_labelled,
     hold_out,
     thin,
     tune_rate,
@@ -33,30 +31,6 @@ def test_hold_out_of_a_single_log_takes_its_end() -> None:
     fit, held = hold_out(toy_splits(num_train=10, num_logs=1), 0.3)
     assert fit.tolist() == list(range(7))
     assert held.tolist() == [7, 8, 9]
-
-
-def test_every_kth_lists_are_those_of_the_literature() -> None:
-    # 19,130 train scans of SemanticKITTI at 1 %: 192; 700 nuScenes scenes at 1 %: numbers 100, 200, ..., 700.
-    scans = np.arange(19_130)
-    assert len(draw_labelled(LabelBudget(kind="every_sample", every=100), scans, scans * 0, 0)) == 192
-    logs = np.repeat(np.arange(700), 3)
-    kept = draw_labelled(LabelBudget(kind="every_log", every=100), np.arange(2100), logs, 0)
-    assert sorted(set(logs[kept].tolist())) == [99, 199, 299, 399, 499, 599, 699]
-    assert len(kept) == 21
-
-
-def test_frames_are_drawn_by_seed_alone() -> None:
-    train = np.arange(100, 200)
-    draws = [draw_labelled(LabelBudget(count=3), train, train * 0, seed) for seed in (0, 1, 0)]
-    assert draws[0].tolist() == draws[2].tolist() != draws[1].tolist()
-    assert len(set(draws[0].tolist())) == 3
-    with pytest.raises(ValueError, match="count = 101"):
-        draw_labelled(LabelBudget(count=101), train, train * 0, 0)
-
-
-def test_draw_refuses_a_stride_longer_than_the_split() -> None:
-    with pytest.raises(ValueError, match="only 2 logs"):
-        draw_labelled(LabelBudget(kind="every_log", every=3), np.arange(4), np.array([0, 0, 1, 1]), 0)
 
 
 def test_splits_refuse_overlap_and_emptiness() -> None:
