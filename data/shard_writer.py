@@ -5,6 +5,7 @@ Bytes are deterministic: fixed owner, mode and time in the tar headers, sorted m
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import zlib
@@ -107,7 +108,9 @@ class ShardWriter:
 
     def discard(self) -> None:
         """Remove the unfinished file: there is nothing to keep."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # it may be a full disk that brought us here, and its error is on its way
+            self._tar.close()
+            self._file.close()
         self._temporary.unlink(missing_ok=True)
 
     def finish_or_discard(self) -> ShardTable | None:

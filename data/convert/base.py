@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from data.sample import Sample
 
@@ -18,6 +18,7 @@ class Skipped:
     detail: str
 
 
+@runtime_checkable
 class Converter(Protocol):
     """One data set's on-disk layout as samples. Picklable: each worker process gets a copy.
 
