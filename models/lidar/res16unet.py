@@ -1,0 +1,214 @@
+"""Res16UNet: the sparse residual U-Net of SLidR and its relatives ("Minkowski SR-UNet").
+
+Stem at stride 1, four encoder stages to stride 16, four decoder stages back. The presets are NOT interchangeable with
+other networks called "MinkUNet": here the stem is one 3³ convolution, and a stage's strided convolution keeps the
+channels while its first block changes them.
+
+There is no last layer: heads live in `models/heads.py`. A linear head with bias from 96 to 64 channels completes the
+published network of 37.85 M parameters.
+
+Source: Choy, Gwak, Savarese, "4D spatio-temporal ConvNets", CVPR 2019 (U-Net with residual blocks); Xie et al.,
+"PointContrast", ECCV 2020 (Res16UNet34C; its stem is 5³, SLidR's 3³ is used here).
+
+Letters: M voxels, F input channels, C channels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from models.lidar.sparse import (
+    BackendName,
+    InverseConv3d,
+    SparseTensor,
+    StridedConv3d,
+    SubmanifoldConv3d,
+    sparse_tensor,
+)
+
+Preset = Literal["res16unet34c", "res16unet18", "res16unet_tiny"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    stem: int
+    channels: tuple[int, ...]  # encoder stages 1-4, decoder stages 1-4
+    blocks: tuple[int, ...]
+
+
+_LAYOUTS: dict[str, _Layout] = {
+    "res16unet34c": _Layout(stem=32, channels=(32, 64, 128, 256, 256, 128, 96, 96), blocks=(2, 3, 4, 6, 2, 2, 2, 2)),
+    "res16unet18": _Layout(stem=32, channels=(32, 64, 128, 256, 256, 128, 96, 96), blocks=(2,) * 8),
+    # For the CPU: most time goes into the finest stages, so these are narrow and everything has one block.
+    "res16unet_tiny": _Layout(stem=16, channels=(32, 48, 64, 96, 96, 64, 48, 48), blocks=(1,) * 8),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Res16UNetConfig:
+    """Which Res16UNet.
+
+    Attributes:
+        preset: "res16unet34c": blocks 2, 3, 4, 6, the published size; "res16unet18": two blocks a stage;
+            "res16unet_tiny": one block a stage, narrow, 1.5 M parameters, for the CPU.
+        in_channels: features of an input voxel (`VoxelConfig.num_features`).
+        bn_momentum: weight of the newest batch in BatchNorm's running statistics (SLidR: 0.05 in pre-training,
+            0.02 in fine-tuning).
+        backend: sparse convolution back-end; "auto": spconv on CUDA where it is installed, else torch.
+    """
+
+    preset: Preset = "res16unet34c"
+    in_channels: int = 1
+    bn_momentum: float = 0.05
+    backend: BackendName = "auto"
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.preset not in _LAYOUTS:
+            raise ValueError(f"preset is {self.preset!r}, expected one of {get_args(Preset)}")
+        if self.in_channels < 1:
+            raise ValueError(f"in_channels is {self.in_channels}, expected at least 1")
+        if not 0.0 < self.bn_momentum <= 1.0:
+            raise ValueError(f"bn_momentum is {self.bn_momentum}, expected more than 0, at most 1")
+        if self.backend not in get_args(BackendName):
+            raise ValueError(f"backend is {self.backend!r}, expected one of {get_args(BackendName)}")
+
+    def build(self) -> Res16UNet:
+        """Assemble the network with fresh weights."""
+        return Res16UNet(self)
+
+
+def normalize(norm: nn.BatchNorm1d, features: Float[Tensor, "M C"]) -> Float[Tensor, "M C"]:
+    """BatchNorm over voxels.
+
+    A batch whose voxels all fall into one cell of a coarse stage (or that is empty) has no variance there, and
+    training-mode BatchNorm raises. Such a stage is normalised with the running statistics, which stay as they are. A
+    norm converted to a synchronised one counts the voxels of all ranks itself and must be called by every rank.
+    """
+    if norm.training and len(features) < 2 and type(norm) is nn.BatchNorm1d:
+        return F.batch_norm(
+            features, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
+        )
+    normalized: Tensor = norm(features)
+    return normalized
+
+
+class ResidualBlock(nn.Module):
+    """Two 3³ submanifold convolutions with a shortcut (1 x 1 where the number of channels changes)."""
+
+    def __init__(self, in_channels: int, out_channels: int, config: Res16UNetConfig) -> None:
+        super().__init__()
+        self.conv1 = SubmanifoldConv3d(in_channels, out_channels, backend=config.backend)
+        self.norm1 = nn.BatchNorm1d(out_channels, momentum=config.bn_momentum)
+        self.conv2 = SubmanifoldConv3d(out_channels, out_channels, backend=config.backend)
+        self.norm2 = nn.BatchNorm1d(out_channels, momentum=config.bn_momentum)
+        self.shortcut: nn.Linear | None = None
+        self.shortcut_norm: nn.BatchNorm1d | None = None
+        if in_channels != out_channels:
+            self.shortcut = nn.Linear(in_channels, out_channels, bias=False)
+            nn.init.kaiming_normal_(self.shortcut.weight, mode="fan_out", nonlinearity="relu")
+            self.shortcut_norm = nn.BatchNorm1d(out_channels, momentum=config.bn_momentum)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Same voxels, new features."""
+        out: SparseTensor = self.conv1(x)
+        out = self.conv2(out.with_features(F.relu_(normalize(self.norm1, out.features))))
+        residual: Tensor = x.features
+        if self.shortcut is not None and self.shortcut_norm is not None:
+            residual = normalize(self.shortcut_norm, self.shortcut(residual))
+        return out.with_features(F.relu_(normalize(self.norm2, out.features) + residual))
+
+
+def _blocks(in_channels: int, out_channels: int, count: int, config: Res16UNetConfig) -> nn.Sequential:
+    widths = [in_channels] + [out_channels] * count
+    return nn.Sequential(*(ResidualBlock(a, b, config) for a, b in itertools.pairwise(widths)))
+
+
+class EncoderStage(nn.Module):
+    """Strided convolution that keeps the channels, BatchNorm, ReLU, residual blocks."""
+
+    def __init__(self, in_channels: int, out_channels: int, num_blocks: int, config: Res16UNetConfig) -> None:
+        super().__init__()
+        self.down = StridedConv3d(in_channels, in_channels, 2, backend=config.backend)
+        self.norm = nn.BatchNorm1d(in_channels, momentum=config.bn_momentum)
+        self.blocks = _blocks(in_channels, out_channels, num_blocks, config)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """To twice the stride."""
+        out = self.down(x)
+        result: SparseTensor = self.blocks(out.with_features(F.relu_(normalize(self.norm, out.features))))
+        return result
+
+
+class DecoderStage(nn.Module):
+    """Inverse convolution to the skip connection's voxels, BatchNorm, ReLU, concatenation [up, skip], blocks."""
+
+    def __init__(
+        self, in_channels: int, skip_channels: int, out_channels: int, num_blocks: int, config: Res16UNetConfig
+    ) -> None:
+        super().__init__()
+        self.up = InverseConv3d(in_channels, out_channels, 2, backend=config.backend)
+        self.norm = nn.BatchNorm1d(out_channels, momentum=config.bn_momentum)
+        self.blocks = _blocks(out_channels + skip_channels, out_channels, num_blocks, config)
+
+    def forward(self, x: SparseTensor, skip: SparseTensor) -> SparseTensor:
+        """To half the stride."""
+        up = self.up(x, skip)
+        activated = F.relu_(normalize(self.norm, up.features))
+        # Under autocast a residual sum may be wider than the convolution's type.
+        joined = torch.cat([activated, skip.features.to(activated.dtype)], dim=1)
+        result: SparseTensor = self.blocks(up.with_features(joined))
+        return result
+
+
+class Res16UNet(nn.Module):
+    """Features of each voxel, at the input's resolution.
+
+    Attributes:
+        num_features: output channels.
+    """
+
+    def __init__(self, config: Res16UNetConfig) -> None:
+        super().__init__()
+        layout = _LAYOUTS[config.preset]
+        self.stem = SubmanifoldConv3d(config.in_channels, layout.stem, 3, backend=config.backend)
+        self.stem_norm = nn.BatchNorm1d(layout.stem, momentum=config.bn_momentum)
+        levels = (layout.stem, *layout.channels[:4])
+        self.encoder = nn.ModuleList(EncoderStage(levels[i], levels[i + 1], layout.blocks[i], config) for i in range(4))
+        ups = (levels[-1], *layout.channels[4:])
+        self.decoder = nn.ModuleList(
+            DecoderStage(ups[i], levels[3 - i], ups[i + 1], layout.blocks[4 + i], config) for i in range(4)
+        )
+        self.num_features = layout.channels[-1]
+
+    def forward(
+        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
+    ) -> Float[Tensor, "M C"]:
+        """Features of each voxel, in the order of the input rows.
+
+        Args:
+            voxel_coords: (sample, x, y, z), unique rows in any order, x, y, z may be negative.
+            voxel_features: network input of each voxel.
+            num_samples: samples in the batch, with or without voxels.
+
+        Raises:
+            ValueError: a voxel comes twice, or coordinates are out of range.
+        """
+        x, rows = sparse_tensor(voxel_coords, voxel_features, num_samples)
+        x = self.stem(x)
+        x = x.with_features(F.relu_(normalize(self.stem_norm, x.features)))
+        skips = []
+        for stage in self.encoder:
+            skips.append(x)
+            x = stage(x)
+        for stage in self.decoder:
+            x = stage(x, skips.pop())
+        out: Tensor = x.features
+        return out if rows is None else out[rows]

@@ -1,0 +1,326 @@
+"""Sparse tensors and the few operations on them that 3D networks need.
+
+A `SparseTensor` is a list of occupied voxels with one feature row each. Rows are kept sorted by (sample, x, y, z):
+neighbour search is then a binary search, memory access is local and results do not depend on the caller's row order.
+Coordinates are counted in cells of the tensor's own stride (a strided convolution halves them by floor division).
+
+Neighbour maps belong to the `VoxelGrid`, are built on first use and shared by all layers that run on the same voxels.
+The arithmetic is done by a back-end, a module `models/lidar/backend_<name>.py` with the two functions of `Backend`;
+to add a faster one, write that file and put its name into `BackendName` and, if it should be chosen by itself, into
+`_AUTO_ORDER`.
+
+Letters: B samples, M voxels, C channels, K kernel offsets, P pairs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, cast, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int, Int32, Int64
+from torch import Tensor, nn
+
+from models.lidar.neighbors import KernelMap, check_range, pack, strided_map, submanifold_map, unpack
+
+BackendName = Literal["auto", "torch", "spconv"]
+
+_AUTO_ORDER = ("spconv", "torch")
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What a file `backend_<name>.py` offers."""
+
+    def available(self, device: torch.device) -> bool:
+        """Whether it can run forward and backward on a device; "auto" asks this."""
+        ...
+
+    def convolve(
+        self, features: Float[Tensor, "M_in C_in"], weight: Float[Tensor, "K C_in C_out"], kernel_map: KernelMap
+    ) -> Float[Tensor, "M_out C_out"]:
+        """out[o] = sum over the map's pairs (i, o, k) of features[i] @ weight[k], differentiable in both tensors.
+
+        Where `kernel_map.center` is set, every voxel also meets itself with weight[center], unlisted. Both tensors
+        have one floating type, which is also the result's. No bias. Anything that a back-end derives from the map
+        may be kept in the map's `__dict__`.
+        """
+        ...
+
+
+@functools.cache
+def load_backend(name: str, device_type: str) -> Backend:
+    """The back-end of a name; "auto": the first one that can train on the device.
+
+    Raises:
+        ValueError: no back-end of this name.
+        ImportError: its library is not installed.
+    """
+    if name != "auto":
+        if name not in _AUTO_ORDER:
+            raise ValueError(f"backend is {name!r}, expected 'auto' or one of {_AUTO_ORDER}")
+        return cast(Backend, importlib.import_module(f"models.lidar.backend_{name}"))
+    for candidate in _AUTO_ORDER:
+        try:
+            backend = cast(Backend, importlib.import_module(f"models.lidar.backend_{candidate}"))
+        except ImportError:
+            continue  # an optional library; the last one, torch, is always there
+        if backend.available(torch.device(device_type)):
+            return backend
+    raise AssertionError("the torch back-end is always available")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class VoxelGrid:
+    """The voxels of a sparse tensor and the neighbour maps on them.
+
+    Attributes:
+        coords: (sample, x, y, z) of each voxel in cells of `stride`, sorted, unique.
+        keys: the same, packed.
+        num_samples: B; samples without voxels count.
+        stride: edge length of a cell in cells of the finest grid.
+    """
+
+    coords: Int32[Tensor, "M 4"]
+    keys: Int64[Tensor, " M"]
+    num_samples: int
+    stride: int = 1
+    _submanifold: dict[int, KernelMap] = field(default_factory=dict, repr=False)
+    _coarser: dict[int, tuple[VoxelGrid, KernelMap]] = field(default_factory=dict, repr=False)
+
+    def submanifold_map(self, size: int) -> KernelMap:
+        """Pairs of a stride-1 convolution on these voxels; built once."""
+        if size not in self._submanifold:
+            self._submanifold[size] = submanifold_map(self.keys, size)
+        return self._submanifold[size]
+
+    def coarser(self, size: int) -> tuple[VoxelGrid, KernelMap]:
+        """Voxels and pairs of a stride-2 convolution; built once. A coarse grid does not refer back to its finer one
+        (a cycle would keep the memory of a batch until the garbage collector runs).
+        """  # noqa: D205
+        if size not in self._coarser:
+            keys, kernel_map = strided_map(self.coords, size)
+            grid = VoxelGrid(coords=unpack(keys), keys=keys, num_samples=self.num_samples, stride=2 * self.stride)
+            self._coarser[size] = (grid, kernel_map)
+        return self._coarser[size]
+
+    @functools.cached_property
+    def voxels_per_sample(self) -> tuple[int, ...]:
+        """Voxels of each sample."""
+        edges = torch.arange(self.num_samples + 1, device=self.coords.device, dtype=torch.int32)
+        bounds = torch.searchsorted(self.coords[:, 0].contiguous(), edges)
+        return tuple(bounds.diff().tolist())
+
+
+@dataclass(frozen=True, eq=False)
+class SparseTensor:
+    """Features on a set of voxels.
+
+    Attributes:
+        features: one row a voxel, in the grid's order.
+        grid: the voxels.
+    """
+
+    features: Float[Tensor, "M C"]
+    grid: VoxelGrid
+
+    @property
+    def coords(self) -> Int32[Tensor, "M 4"]:
+        """(sample, x, y, z) of each row, in cells of `stride`."""
+        return self.grid.coords
+
+    @property
+    def stride(self) -> int:
+        """Edge length of a cell in cells of the finest grid."""
+        return self.grid.stride
+
+    @property
+    def num_samples(self) -> int:
+        """B."""
+        return self.grid.num_samples
+
+    def with_features(self, features: Float[Tensor, "M C"]) -> SparseTensor:
+        """Other features on the same voxels."""
+        return SparseTensor(features, self.grid)
+
+
+def sparse_tensor(
+    coords: Int[Tensor, "M 4"], features: Float[Tensor, "M C"], num_samples: int
+) -> tuple[SparseTensor, Int64[Tensor, " M"] | None]:
+    """Sort voxels into a sparse tensor of stride 1.
+
+    Args:
+        coords: (sample, x, y, z) of each voxel, any order; x, y, z may be negative.
+        features: one row a voxel.
+        num_samples: B; later samples may be without voxels.
+
+    Returns:
+        The tensor, and for each input row its row in the tensor (None: the rows already were in order). So
+        `tensor.features[rows]` is in the caller's order.
+
+    Raises:
+        ValueError: a voxel comes twice, or a coordinate or sample is out of range.
+    """
+    check_range(coords, num_samples)
+    keys = pack(coords)
+    rows = None
+    if not bool((keys[1:] > keys[:-1]).all()):
+        keys, order = torch.sort(keys)
+        repeated = (keys[1:] == keys[:-1]).nonzero()
+        if len(repeated):
+            voxel = unpack(keys[repeated[0]])[0].tolist()
+            raise ValueError(
+                f"{len(repeated)} voxels come more than once, the first is (sample, x, y, z) = {voxel}: "
+                "expected unique coordinates, as `voxelize` makes them"
+            )
+        coords, features = coords[order], features[order]
+        rows = torch.empty_like(order)
+        rows[order] = torch.arange(len(order), device=order.device)
+    grid = VoxelGrid(coords=coords.int(), keys=keys, num_samples=num_samples)
+    return SparseTensor(features, grid), rows
+
+
+class _Convolution(nn.Module):
+    """Weight [K, C_in, C_out] (offsets in the order of `neighbors.kernel_offsets`: x fastest), optional bias."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        *,
+        bias: bool = False,
+        backend: BackendName = "auto",
+    ) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size = kernel_size
+        self.backend: BackendName = backend
+        self.weight = nn.Parameter(torch.empty(kernel_size**3, in_channels, out_channels))
+        self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Normal weights of variance 2 / (K C_out), bias 0.
+
+        Source: He et al. 2015, "Delving deep into rectifiers", eq. 14 (backward form, as the Minkowski networks).
+        """
+        nn.init.normal_(self.weight, std=(2.0 / (self.kernel_size**3 * self.out_channels)) ** 0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def extra_repr(self) -> str:
+        """What `print(module)` shows."""
+        bias = self.bias is not None
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, bias={bias}"
+
+    def _convolve(self, features: Float[Tensor, "M_in C_in"], kernel_map: KernelMap) -> Float[Tensor, "M_out C_out"]:
+        weight: Tensor = self.weight
+        device_type = features.device.type
+        if torch.is_autocast_enabled(device_type) and features.dtype is not torch.float64:
+            dtype = torch.get_autocast_dtype(device_type)
+            features, weight = features.to(dtype), weight.to(dtype)
+        if features.shape[1] != self.in_channels or features.dtype is not weight.dtype:
+            raise ValueError(
+                f"features are {features.dtype} with {features.shape[1]} channels, "
+                f"expected {weight.dtype} with {self.in_channels}"
+            )
+        out = load_backend(self.backend, device_type).convolve(features, weight, kernel_map)
+        return out if self.bias is None else out + self.bias.to(out.dtype)
+
+
+class SubmanifoldConv3d(_Convolution):
+    """Convolution of stride 1 whose output voxels are its input voxels. `kernel_size`: 1, 3, 5, ..., centred.
+
+    Source: Graham, Engelcke, van der Maaten, "3D semantic segmentation with submanifold sparse convolutional
+    networks", CVPR 2018, section 3.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        *,
+        bias: bool = False,
+        backend: BackendName = "auto",
+    ) -> None:
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is {kernel_size}, expected an odd number")
+        super().__init__(in_channels, out_channels, kernel_size, bias=bias, backend=backend)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Convolve."""
+        return x.with_features(self._convolve(x.features, x.grid.submanifold_map(self.kernel_size)))
+
+
+class StridedConv3d(_Convolution):
+    """Convolution of stride 2. `kernel_size` 2: each output cell is made of the 8 cells inside it (offsets 0, 1);
+    3: offsets -1, 0, 1 about the cell at twice its coordinates (padding 1 of a dense convolution, on an unbounded
+    grid); it makes output voxels wherever it reaches an input voxel.
+    """  # noqa: D205
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 2,
+        *,
+        bias: bool = False,
+        backend: BackendName = "auto",
+    ) -> None:
+        if kernel_size not in (2, 3):
+            raise ValueError(f"kernel_size is {kernel_size}, expected 2 or 3")
+        super().__init__(in_channels, out_channels, kernel_size, bias=bias, backend=backend)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Convolve to the coarser grid."""
+        grid, kernel_map = x.grid.coarser(self.kernel_size)
+        return SparseTensor(self._convolve(x.features, kernel_map), grid)
+
+
+class InverseConv3d(_Convolution):
+    """Transposed convolution from a coarse grid back to the voxels that a `StridedConv3d` of the same kernel size
+    came from: the same pairs and offset numbers, input and output swapped.
+    """  # noqa: D205
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 2,
+        *,
+        bias: bool = False,
+        backend: BackendName = "auto",
+    ) -> None:
+        if kernel_size not in (2, 3):
+            raise ValueError(f"kernel_size is {kernel_size}, expected 2 or 3")
+        super().__init__(in_channels, out_channels, kernel_size, bias=bias, backend=backend)
+
+    def forward(self, x: SparseTensor, finer: SparseTensor) -> SparseTensor:
+        """Convolve to the finer grid.
+
+        Args:
+            x: on the coarse grid.
+            finer: any tensor on the voxels to go back to (in a U-Net the skip connection); its features are not read.
+
+        Raises:
+            ValueError: `x` does not lie on the grid that a strided convolution makes of `finer`'s.
+        """
+        grid, kernel_map = finer.grid.coarser(self.kernel_size)
+        if grid is not x.grid:
+            raise ValueError(
+                f"the tensor of stride {x.stride} was not made from this finer one of stride {finer.stride} by a "
+                f"StridedConv3d of kernel size {self.kernel_size}"
+            )
+        return finer.with_features(self._convolve(x.features, kernel_map.transposed))
+
+
+def global_pool(x: SparseTensor, reduce: Literal["mean", "max"]) -> Float[Tensor, "B C"]:
+    """Mean or maximum over the voxels of each sample; zeros for a sample without voxels."""
+    parts = x.features.split(x.grid.voxels_per_sample)
+    pooled = [(part.mean(0) if reduce == "mean" else part.amax(0)) if len(part) else part.sum(0) for part in parts]
+    return torch.stack(pooled) if pooled else x.features.new_zeros(0, x.features.shape[1])
