@@ -55,14 +55,14 @@ def guarded(verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
     """
     from configs.load import ConfigError
     from data.shards import ShardError
-    from engine.errors import CheckpointError, DivergenceError
+    from engine.errors import CheckpointError, DivergenceError, DryBatchError
 
     try:
         return verb_main(argv)
     except ConfigError as error:
         print(f"config error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    except (ShardError, CheckpointError, DivergenceError) as error:
+    except (ShardError, CheckpointError, DivergenceError, DryBatchError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return FAILURE
 

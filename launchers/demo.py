@@ -73,34 +73,35 @@ def stages(root: Path, size: Size) -> list[Stage]:
         size: how much to do.
     """
     shards = str(root / "shards")
-    runs = [(f"slidr-seed{seed}", seed, ()) for seed in range(size.seeds)]
-    if size.controls:
-        control = ("method.teacher.weights=random",)
-        runs += [(f"random-teacher-seed{seed}", seed, control) for seed in range(size.seeds)]
     made = [
         Stage(
-            title="generate the street world and write shards",
+            title="generate the street world, write shards and superpixels",
             argv=("prepare", "synthetic", "-", shards, f"num_logs={size.logs}", f"frames_per_log={size.frames}"),
             share=0.1,
         )
     ]
-    for name, seed, overrides in runs:
-        made.append(
+    methods: list[tuple[str, tuple[str, ...]]] = [("slidr", ())]
+    if size.controls:
+        methods.append(("random-teacher", ("method.teacher.weights=random",)))
+    for name, overrides in methods:
+        runs = [str(root / f"{name}-seed{seed}") for seed in range(size.seeds)]
+        made += [
             Stage(
-                title=f"pre-train {name}",
+                title=f"pre-train {Path(run).name}",
                 argv=(
                     *("pretrain", str(CONFIGS / "pretrain" / "slidr_street.yaml")),
-                    *(f"data.shards={shards}", f"run_dir={root / name}", f"seed={seed}"),
+                    *(f"data.shards={shards}", f"run_dir={run}", f"seed={seed}"),
                     *(f"schedule.steps={size.steps}", *overrides),
                 ),
-                share=0.5 / len(runs),
+                share=0.5 / (len(runs) * len(methods)),
             )
-        )
+            for seed, run in enumerate(runs)
+        ]
         made.append(
             Stage(
-                title=f"evaluate {name}",
-                argv=("evaluate", str(root / name), str(CONFIGS / "downstream" / "street.yaml"), *size.evaluate),
-                share=0.38 / len(runs),
+                title=f"evaluate {name} beside random initialisation",
+                argv=("evaluate", *runs, str(CONFIGS / "downstream" / "street.yaml"), *size.evaluate),
+                share=0.38 / len(methods),
             )
         )
     made.append(Stage(title="report", argv=("report", str(root), "--out", str(root / "report.html")), share=0.02))
