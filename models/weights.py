@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.lidar.minkowski import from_minkowski
+
 MIN_MATCH = 0.9
 """Share of a network's tensors that a file must fill."""
 
@@ -241,6 +243,51 @@ def _refusal(report: LoadReport, min_match: float, hint: str) -> str:
         f"weights: only {report.share:.0%} of the network's tensors match, expected at least {min_match:.0%}. {hint}\n"
         f"{report.text()}"
     )
+
+
+# --------------------------------------------------------------------------------------------- SLidR's own checkpoints
+
+
+def load_slidr_backbone(
+    path: str | Path, backbone: nn.Module, *, head: nn.Linear | None = None, min_match: float = MIN_MATCH
+) -> LoadReport:
+    """Fill a `Res16UNet` from a checkpoint of the SLidR family (`model_points`, or a Lightning file).
+
+    Args:
+        path: the file.
+        backbone: of the same preset and number of input channels.
+        head: linear point head to fill from their last layer; None drops it, as downstream tasks do.
+        min_match: refuse below this share.
+
+    Raises:
+        ValueError: see `read_checkpoint` and `load_state`; or their last layer does not fit `head`.
+    """
+    content = read_checkpoint(path)
+    inner = content.get("model_points")
+    if not isinstance(inner, Mapping):
+        rule = KeyRule(containers=("state_dict",), prefix=r"model_points\.", drop=r"(?!)")
+        inner = rule.select(content)[0] or content
+    theirs = {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
+    state, others = from_minkowski(theirs, backbone.state_dict())
+    last = ("final.kernel", "final.bias")
+    unknown = {key: theirs[key] for key in others if key not in last}
+    report = load_state(
+        backbone,
+        state | unknown,
+        source=str(path),
+        min_match=min_match,
+        dropped=tuple(key for key in others if key in last),
+    )
+    if head is not None:
+        missing = [key for key in last if key not in theirs]
+        if missing:
+            raise ValueError(f"weights: {path} has no {missing[0]}, so the point head cannot be filled")
+        # One kernel offset: [1, in, out] or [in, out].
+        weight = theirs["final.kernel"].reshape(-1, theirs["final.kernel"].shape[-1]).T
+        load_state(
+            head, {"weight": weight, "bias": theirs["final.bias"].flatten()}, source=f"{path}: final", min_match=1.0
+        )
+    return report
 
 
 # ------------------------------------------------------------------------------------------------- our own backbones

@@ -1,6 +1,7 @@
 """Loading of public image checkpoints and of our own backbones."""
 
 import argparse
+import itertools
 import os
 import pickle
 from pathlib import Path
@@ -11,11 +12,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.image.resnet import ResNet
+from models.lidar.minkowski import to_minkowski
+from models.lidar.res16unet import Res16UNet, Res16UNetConfig
+from models.lidar.sparse import sparse_tensor
 from models.weights import (
     IMAGE_FORMATS,
     export_backbone,
     load_backbone,
     load_image_weights,
+    load_slidr_backbone,
     load_state,
     read_backbone_metadata,
     read_checkpoint,
@@ -193,3 +198,90 @@ def test_only_exported_backbones_are_loaded(tmp_path: Path):
     export_backbone(tmp_path / "mine.safetensors", nn.Linear(3, 3), metadata={})
     with pytest.raises(ValueError, match="only 0%"):
         load_backbone(tmp_path / "mine.safetensors", nn.Linear(2, 2, bias=False))
+
+
+# --------------------------------------------------------------------------------------------- SLidR's own checkpoints
+
+
+def _tiny() -> Res16UNet:
+    return Res16UNetConfig(preset="res16unet_tiny", in_channels=2, backend="torch").build()
+
+
+def _slidr_file(backbone: nn.Module, head: nn.Linear) -> dict[str, Tensor]:
+    return to_minkowski(backbone.state_dict(), (head.weight.detach(), head.bias.detach()))
+
+
+@pytest.mark.parametrize("layout", ["release", "lightning", "flat"])
+def test_slidr_checkpoints(tmp_path: Path, layout: str):
+    torch.manual_seed(0)
+    source, target = _tiny(), _tiny()
+    source_head, target_head = nn.Linear(48, 64), nn.Linear(48, 64)
+    points = _slidr_file(source, source_head)
+    assert points["final.kernel"].shape == (48, 64)
+    image = {"encoder.conv1.weight": torch.zeros(1), "decoder.0.weight": torch.zeros(1)}
+    content = {
+        "release": {"model_points": points, "model_images": image, "epoch": 50, "config": {"lr": 0.5}},
+        "lightning": {
+            "state_dict": {f"model_points.{key}": value for key, value in points.items()}
+            | {f"model_images.{key}": value for key, value in image.items()}
+        },
+        "flat": points,
+    }[layout]
+    torch.save(content, tmp_path / "model.pt")
+    report = load_slidr_backbone(tmp_path / "model.pt", target, head=target_head)
+    assert report.share == 1
+    assert report.unused == ()
+    assert set(report.dropped) == {"final.kernel", "final.bias"}
+    for key, value in source.state_dict().items():
+        assert torch.equal(value, target.state_dict()[key]), key
+    assert torch.equal(source_head.weight, target_head.weight)
+
+
+def test_a_slidr_checkpoint_of_another_size_is_refused(tmp_path: Path):
+    other = Res16UNetConfig(preset="res16unet_tiny", in_channels=1, backend="torch").build()
+    points = _slidr_file(other, nn.Linear(48, 64))
+    torch.save({"model_points": points}, tmp_path / "model.pt")
+    report = load_slidr_backbone(tmp_path / "model.pt", _tiny())
+    assert [key for key, *_ in report.mismatched] == ["stem.weight"]
+    with pytest.raises(ValueError, match="only 0%"):
+        load_slidr_backbone(tmp_path / "model.pt", _tiny(), head=nn.Linear(48, 8))
+    with pytest.raises(ValueError, match=r"stem\.weight"):
+        load_slidr_backbone(tmp_path / "model.pt", _tiny(), min_match=1.0)
+
+
+def test_impulses_meet_the_kernels_of_a_slidr_file_in_their_order(tmp_path: Path):
+    """Offset number k = x + size y + size^2 z, first axis fastest; out(p) = sum_k in(stride p + offset_k) W[k]."""
+    torch.manual_seed(1)
+    points = _slidr_file(_tiny(), nn.Linear(48, 64))
+    torch.save({"model_points": points}, tmp_path / "model.pt")
+    network = _tiny()
+    load_slidr_backbone(tmp_path / "model.pt", network)
+    cells = torch.cartesian_prod(*[torch.arange(-2, 3)] * 3)
+    coords = torch.cat([torch.zeros(len(cells), 1, dtype=torch.long), cells], dim=1)
+    row = {tuple(cell): index for index, cell in enumerate(cells.tolist())}
+    impulse = torch.zeros(len(cells), 2)
+    impulse[row[0, 0, 0], 1] = 1.0
+    grid, _ = sparse_tensor(coords, impulse, 1)
+    out = network.stem(grid).features
+    for x, y, z in itertools.product((-1, 0, 1), repeat=3):
+        number = (x + 1) + 3 * (y + 1) + 9 * (z + 1)
+        torch.testing.assert_close(out[row[-x, -y, -z]], points["conv0p1s1.kernel"][number, 1])
+    assert out[row[2, 0, 0]].abs().sum() == 0
+
+    wide = grid.with_features(torch.zeros(len(cells), 16))
+    for x, y, z in itertools.product((0, 1), repeat=3):
+        wide.features.zero_()
+        wide.features[row[x, y, z], 3] = 1.0
+        number = x + 2 * y + 4 * z
+        coarse = network.encoder[0].down(wide)
+        cell = coarse.coords[:, 1:].tolist().index([0, 0, 0])
+        torch.testing.assert_close(coarse.features[cell], points["conv1p1s2.kernel"][number, 3])
+        assert (coarse.features.abs().sum(dim=1) > 0).sum() == 1
+
+    spread = torch.zeros(len(coarse.features), 48)
+    spread[cell, 5] = 1.0
+    up = network.decoder[3].up(coarse.with_features(spread), wide).features
+    for x, y, z in itertools.product((0, 1), repeat=3):
+        number = x + 2 * y + 4 * z
+        torch.testing.assert_close(up[row[x, y, z]], points["convtr7p2s2.kernel"][number, 5])
+    assert (up.abs().sum(dim=1) > 0).sum() == 8
