@@ -117,7 +117,7 @@ def sample_table(sample: Sample, index: int) -> Table:
     return Table(title=f"sample {sample.key} (row {index})", rows=tuple(rows))
 
 
-def human_bytes(count: float) -> str:
+def human_bytes(count: int | float) -> str:
     """Bytes with a unit that keeps the number short."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
