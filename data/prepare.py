@@ -113,8 +113,8 @@ def prepare(
     """
     started = time.monotonic()
     report = on_progress or (lambda done, total: None)
+    units = plan_units(converter, config.samples_per_shard, config.limit)
     with _locked(root):
-        units = plan_units(converter, config.samples_per_shard, config.limit)
         _same_settings(root, _settings(converter, config, units))
         for leftover in [*Path(root).glob("*.tmp"), *(Path(root) / RECORDS).glob("*.tmp")]:
             leftover.unlink()
@@ -305,7 +305,7 @@ def _join(root: str, converter: Converter, config: PrepareConfig, records: Seque
     logs = tuple(log for log in converter.logs() if log in used)
     info = SetInfo(
         set_name=converter.set_name,
-        camera_names=converter.camera_names,
+        camera_names=converter.camera_names(),
         class_names=converter.class_names,
         logs=logs,
         splits=tuple(converter.split_of(log) for log in logs),

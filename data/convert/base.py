@@ -40,9 +40,12 @@ class Converter(Protocol):
         """Classes of `Sample.labels` and `Boxes.classes`, () if unlabelled."""
         ...
 
-    @property
     def camera_names(self) -> tuple[str, ...]:
-        """Cameras in the order of `Sample.cameras`."""
+        """Cameras in the order of `Sample.cameras`.
+
+        Raises:
+            ShardError: as `logs`.
+        """
         ...
 
     @property

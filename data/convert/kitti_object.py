@@ -58,7 +58,6 @@ class KittiObjectConverter:
 
     set_name: ClassVar[str] = "kitti-object"
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
-    camera_names: ClassVar[tuple[str, ...]] = (_CAMERA,)
     whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -98,6 +97,10 @@ class KittiObjectConverter:
     def logs(self) -> tuple[str, ...]:
         """Frame ids."""
         return tuple(self._splits)
+
+    def camera_names(self) -> tuple[str, ...]:
+        """The left colour camera."""
+        return (_CAMERA,)
 
     def split_of(self, log: str) -> str:
         """Split of a frame by list or rule."""

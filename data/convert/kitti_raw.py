@@ -68,9 +68,12 @@ class KittiRawConverter:
             raise ShardError(f"val_logs names {unknown[0]!r}, which is not in {self.source}")
         return {path.name: path for path in drives}
 
-    @cached_property
     def camera_names(self) -> tuple[str, ...]:
         """The cameras that are read."""
+        return self._camera_names
+
+    @cached_property
+    def _camera_names(self) -> tuple[str, ...]:
         if self.cameras:
             return self.cameras
         everywhere = tuple(
@@ -100,16 +103,16 @@ class KittiRawConverter:
         """Union over sensors: some drives lack a few sweeps, which is counted as skipped, not silently shorter."""
         drive = self._drives[log]
         found = list((drive / "velodyne_points" / "data").glob("*.bin"))
-        for camera in self.camera_names:
+        for camera in self._camera_names:
             found += (drive / camera / "data").glob("*.png")
         return sorted({path.stem for path in found if path.stem.isdigit()})
 
     def notes(self) -> tuple[str, ...]:
         """Which parts of the official layout are absent and what stands in for them."""
         found = []
-        absent = [name for name in _COLOUR_CAMERAS if name not in self.camera_names]
+        absent = [name for name in _COLOUR_CAMERAS if name not in self._camera_names]
         if absent and not self.cameras:
-            found.append(f"no {absent[0]} in every drive: only {', '.join(self.camera_names)}")
+            found.append(f"no {absent[0]} in every drive: only {', '.join(self._camera_names)}")
         no_oxts = [log for log, path in self._drives.items() if not (path / "oxts").is_dir()]
         if no_oxts:
             found.append(f"no oxts: ego poses are identity ({_some(no_oxts)})")
@@ -125,8 +128,8 @@ class KittiRawConverter:
         drive = self._drives[log]
         names = self._frame_names(log)[start:stop]
         try:
-            calibration = _Calibration(drive.parent, self.camera_names)
-            clock = _Clock(drive, self.camera_names)
+            calibration = _Calibration(drive.parent, self._camera_names)
+            clock = _Clock(drive, self._camera_names)
             poses = _Poses(drive)
         except DamagedError as error:
             yield from (_skip(error, log, name) for name in names)

@@ -28,7 +28,6 @@ class SyntheticConverter:
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
     whole_logs: ClassVar[bool] = True
 
-    @property
     def camera_names(self) -> tuple[str, ...]:
         """As the world's cameras."""
         return self.street.cameras.names

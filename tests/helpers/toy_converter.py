@@ -30,7 +30,6 @@ class ToyConverter:
 
     set_name: ClassVar[str] = "toy"
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
-    camera_names: ClassVar[tuple[str, ...]] = CAMERA_NAMES
 
     def settings(self) -> dict[str, Any]:
         names = ("frames_by_log", "damaged", "skipped", "whole_logs")
@@ -38,6 +37,9 @@ class ToyConverter:
 
     def logs(self) -> tuple[str, ...]:
         return tuple(f"log-{number:03d}" for number in range(len(self.frames_by_log)))
+
+    def camera_names(self) -> tuple[str, ...]:
+        return CAMERA_NAMES
 
     def split_of(self, log: str) -> str:
         return "val" if log.endswith("2") else "train"
