@@ -96,6 +96,7 @@ def prepare(
     config: PrepareConfig,
     *,
     workers: int = 1,
+    verify: bool = False,
     on_progress: Progress | None = None,
 ) -> PrepareSummary:
     """Write, or go on writing, a shard set.
@@ -105,6 +106,7 @@ def prepare(
         root: folder of the set, made if absent.
         config: how.
         workers: processes; 1 works in this one.
+        verify: make shards again whose checksum is wrong; otherwise those that are absent or of another size.
         on_progress: for a progress bar.
 
     Raises:
@@ -118,7 +120,7 @@ def prepare(
         _same_settings(root, _settings(converter, config, units))
         for leftover in [*Path(root).glob("*.tmp"), *(Path(root) / RECORDS).glob("*.tmp")]:
             leftover.unlink()
-        records = {unit.number: load_record(root, unit) for unit in units}
+        records = {unit.number: load_record(root, unit, verify=verify) for unit in units}
         todo = [unit for unit in units if records[unit.number] is None]
         done_before = sum(unit.num_frames for unit in units) - sum(unit.num_frames for unit in todo)
         job = UnitJob(root=root, converter=converter, superpixels=config.superpixels, codec=config.codec)

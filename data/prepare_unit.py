@@ -17,7 +17,7 @@ from data.codec import CodecConfig, DamagedError
 from data.convert.base import Converter, Skipped
 from data.sample import Sample
 from data.shard_writer import ShardTable, ShardWriter
-from data.shards import Shard, replace_file
+from data.shards import Shard, file_sha256, replace_file
 from data.superpixels import SuperpixelConfig, segment
 
 RECORDS = ".prepare"
@@ -168,8 +168,14 @@ def _save_record(root: str, unit: Unit, record: UnitRecord) -> None:
     replace_file(_record_path(root, unit), json.dumps(content).encode())
 
 
-def load_record(root: str, unit: Unit) -> UnitRecord | None:
-    """The record of a finished unit; None where it is not finished or its shard is no longer as recorded in size."""
+def load_record(root: str, unit: Unit, *, verify: bool) -> UnitRecord | None:
+    """The record of a finished unit; None where it is not finished or its shard is no longer what was recorded.
+
+    Args:
+        root: folder of the set.
+        unit: which.
+        verify: compare the shard's checksum, which reads it whole; otherwise only its size.
+    """
     path = _record_path(root, unit)
     if not path.is_file():
         return None
@@ -183,6 +189,8 @@ def load_record(root: str, unit: Unit) -> UnitRecord | None:
     shard = Shard(**stored["shard"])
     tar = Path(root) / shard.file
     if not tar.is_file() or os.path.getsize(tar) != shard.num_bytes:
+        return None
+    if verify and file_sha256(tar) != shard.sha256:
         return None
     table = ShardTable(
         shard=shard,

@@ -71,6 +71,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="cut the images into superpixels (default), which SLidR needs",
     )
+    parser.add_argument(
+        "--verify", action="store_true", help="compare checksums of finished shards, and make damaged ones again"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N frames of the set")
     parser.add_argument(
         "--samples-per-shard",
@@ -111,6 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.out,
             config,
             workers=arguments.workers,
+            verify=arguments.verify,
             on_progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     print_summary(summary, console)

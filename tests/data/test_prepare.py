@@ -108,6 +108,19 @@ def test_a_lost_or_cut_shard_is_made_again(tmp_path, undisturbed):
     assert content(tmp_path) == undisturbed
 
 
+def test_verify_finds_a_changed_byte(tmp_path, undisturbed):
+    prepare(ToyConverter(), str(tmp_path), CONFIG)
+    path = tmp_path / "shard-000002.tar"
+    data = bytearray(path.read_bytes())
+    data[5000] ^= 1
+    path.write_bytes(data)
+    quick = prepare(ToyConverter(), str(tmp_path), CONFIG)
+    assert quick.num_reused_units == quick.num_units
+    whole = prepare(ToyConverter(), str(tmp_path), CONFIG, verify=True)
+    assert whole.num_units - whole.num_reused_units == 1
+    assert content(tmp_path) == undisturbed
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
