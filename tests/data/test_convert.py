@@ -412,3 +412,22 @@ def test_every_set_has_settings_and_a_converter(name):
         set_config("no-such-set")
     with pytest.raises(TypeError, match="no data set has settings of type int"):
         make_converter(3)
+
+
+def test_synthetic_stretches_are_parts_of_the_whole():
+    pytest.importorskip("data.synthetic", reason="the street world is not part of this checkout")
+    kind = set_config("synthetic")
+    street = kind(num_logs=5, frames_per_log=2)
+    small = dataclasses.replace(street, lidar=dataclasses.replace(street.lidar, beams=8, azimuths=90))
+    converter = make_converter(
+        dataclasses.replace(small, cameras=dataclasses.replace(small.cameras, image_size=(32, 64)))
+    )
+    assert converter.logs()[3] == "street-000003"
+    assert {converter.split_of(log) for log in converter.logs()} == {"train", "val"}
+    whole = frames_of(converter, converter.logs()[1])
+    (second,) = converter.frames(converter.logs()[1], 1, 2)
+    assert [sample.log for sample in whole] == ["street-000001"] * 2
+    assert second.key == whole[1].key
+    np.testing.assert_array_equal(second.points_lidar, whole[1].points_lidar)
+    assert tuple(camera.name for camera in second.cameras) == converter.camera_names()
+    assert second.labels.max() < len(converter.class_names) or IGNORE_LABEL in second.labels
