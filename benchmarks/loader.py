@@ -1,6 +1,6 @@
 """Milliseconds a sample and samples a second a core, by stage of the loader; one process, one thread.
 
-    python -m benchmarks.loader                       # random sweeps of the street world's size, written to a temporary folder
+    python -m benchmarks.loader    # on random sweeps of the street world's size, in a temporary folder
     python -m benchmarks.loader --shards SET --image-size 224 416 --workers 1
 
 The medians are over samples, so a busy machine shifts them less than a mean. With --workers, also the time that a
@@ -79,9 +79,7 @@ def _write_random_set(root: str, count: int, num_points: int, image_size: tuple[
     samples = (_random_sample(number, num_points, image_size) for number in range(count))
     table = write_shard(Path(root) / "shard-000000.tar", samples)
     names = tuple(f"camera_{camera}" for camera in range(3))
-    info = SetInfo(
-        set_name="random", camera_names=names, class_names=(), box_class_names=(), logs=("log",), splits=("train",)
-    )
+    info = SetInfo(set_name="random", camera_names=names, class_names=(), logs=("log",), splits=("train",))
     join_manifest(root, info, [table])
 
 
@@ -103,7 +101,7 @@ def _stages(reader: SampleReader, indices: list[int], config: DataConfig, *, cac
         _timed(times, "(voxelise alone)", lambda: voxelize(view.points, view.intensity, config.voxel))  # noqa: B023
         views.append(view)
         if len(views) == config.micro_batch_size:
-            _timed(times, "voxelise+collate", lambda: collate(views, config.voxel))
+            _timed(times, "voxelise+collate", lambda: collate(views, config.voxel))  # noqa: B023
             times["voxelise+collate"][-1] /= len(views)
             views = []
     return times

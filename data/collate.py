@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Int
@@ -50,11 +51,13 @@ def _with_images(batch: Batch, views: Sequence[View]) -> Batch:
         local = np.concatenate([_have(view.pair_segment) for view in views])
         pair_segment = torch.from_numpy(local + segment_starts[pair_image])
     if all(view.images is not None for view in views):
-        stacked = torch.from_numpy(np.stack([image for view in views for image in view.images or ()]))
-        images = stacked.permute(0, 3, 1, 2).contiguous()
+        planes = [cv2.split(image) for view in views for image in view.images or ()]
+        images = torch.from_numpy(np.stack([plane for image in planes for plane in image]).reshape(_nchw(planes)))
     if all(view.segments is not None for view in views):
-        maps = np.stack([ids for view in views for ids in view.segments or ()]).astype(np.int64)
-        segments = torch.from_numpy(maps + segment_starts[:-1, None, None])
+        maps = [ids for view in views for ids in view.segments or ()]
+        segments = torch.from_numpy(
+            np.stack([ids + start for ids, start in zip(maps, segment_starts[:-1], strict=True)])
+        )
     if all(view.segment_features is not None for view in views):
         features = torch.from_numpy(np.concatenate([_have(view.segment_features) for view in views]))
     return Batch(
@@ -76,6 +79,10 @@ def _with_images(batch: Batch, views: Sequence[View]) -> Batch:
         segments_per_image=torch.tensor(segment_counts, dtype=torch.int64),
         segment_features=features,
     )
+
+
+def _nchw(planes: Sequence[Sequence[np.ndarray]]) -> tuple[int, ...]:
+    return (len(planes), 3, *planes[0][0].shape)
 
 
 def _have(array: np.ndarray | None) -> np.ndarray:

@@ -38,6 +38,11 @@ class Pairs:
         pairs = self.select(kept[self.point])
         return Pairs(point=new_index[pairs.point], camera=pairs.camera, uv=pairs.uv)
 
+    def of_camera(self, camera: int) -> slice:
+        """Where one camera's pairs are."""
+        start, stop = np.searchsorted(self.camera, (camera, camera + 1))
+        return slice(int(start), int(stop))
+
     def counts(self, num_cameras: int) -> Int[np.ndarray, " V"]:
         """Pairs of each camera."""
         return np.bincount(self.camera, minlength=num_cameras)
@@ -65,9 +70,12 @@ def point_pixel_pairs(
     points, numbers, uvs = [], [], []
     for number, camera in enumerate(range(len(sample.cameras)) if cameras is None else cameras):
         view = sample.cameras[camera]
-        uv, depth = project(view.K, transform(sample.T_cam_lidar(view), sample.points_lidar))
+        points_cam = transform(sample.T_cam_lidar(view), sample.points_lidar)
+        # Most points are behind any one camera: they need no division.
+        ahead = np.flatnonzero(points_cam[:, 2] > min_depth_m)
+        uv, depth = project(view.K, points_cam[ahead])
         seen = np.flatnonzero(visible(uv, depth, view.image_size, min_depth_m=min_depth_m, border_px=border_px))
-        points.append(seen)
+        points.append(ahead[seen])
         numbers.append(np.full(len(seen), number, dtype=np.int64))
         uvs.append(uv[seen])
     if not points:

@@ -131,7 +131,7 @@ def make_view(
     uv = np.empty_like(pairs.uv)
     inside = np.empty(len(pairs), dtype=bool)
     for number, view in enumerate(views):
-        mine = pairs.camera == number
+        mine = pairs.of_camera(number)
         moved = draw_pixel_transform(rng, pairs.uv[mine], view.image_size, config.image_size, config.augment)
         transforms.append(moved)
         uv[mine] = moved.uv(pairs.uv[mine])
@@ -189,7 +189,7 @@ def _pair_segments(
     nearest = np.floor(pairs.uv + 0.5).astype(np.int64)
     found = np.empty(len(pairs), dtype=np.int64)
     for number, (moved, ids) in enumerate(zip(transforms, maps, strict=True)):
-        mine = pairs.camera == number
+        mine = pairs.of_camera(number)
         rows, columns = moved.source_pixels()
-        found[mine] = ids[rows[nearest[mine, 1]], columns[nearest[mine, 0]]]
+        found[mine] = ids[rows[nearest[mine][:, 1]], columns[nearest[mine][:, 0]]]
     return found

@@ -85,11 +85,7 @@ def voxelize(
         empty = np.zeros((0, config.num_features), dtype=np.float32)
         return np.zeros((0, 3), dtype=np.int32), empty, np.zeros(0, dtype=np.int64)
     cells = _cells(points, config)
-    lowest = cells.min(axis=0)
-    spans = cells.max(axis=0) - lowest + 1
-    keys = ((cells[:, 0] - lowest[0]) * spans[1] + (cells[:, 1] - lowest[1])) * spans[2]
-    keys += cells[:, 2] - lowest[2]
-    order, starts, point_voxel = _group(keys)
+    order, starts, point_voxel = _group(*_packed(cells))
     # A stable order makes the first of each group the point with the lowest index.
     first = order[starts]
     features = _point_features(points, intensity, config)
@@ -128,7 +124,7 @@ def _cells(points: Float[np.ndarray, "N 3"], config: VoxelConfig) -> Int[np.ndar
         low = np.floor(np.array(config.range_min) / size)
         high = np.ceil(np.array(config.range_max) / size) - 1
         scaled = np.clip(scaled, low, high)
-    largest = np.abs(scaled).max()
+    largest = max(abs(scaled.max()), abs(scaled.min()))
     # Also catches NaN, for which every comparison is false. 2^20 cells an axis keep the packed key below 2^63.
     if not largest < 2**20:
         raise ValueError(
@@ -138,11 +134,26 @@ def _cells(points: Float[np.ndarray, "N 3"], config: VoxelConfig) -> Int[np.ndar
     return np.asarray(scaled.astype(np.int64))
 
 
+def _packed(cells: Int[np.ndarray, "N 3"]) -> tuple[Int[np.ndarray, " N"], int]:
+    """One integer a cell, in the cells' lexicographic order, and a bound above all of them."""
+    x, y, z = cells.T
+    # As Python's integers, axis by axis: numpy's reductions over rows of three cost several times as much.
+    low = [int(axis.min()) for axis in (x, y, z)]
+    spans = [int(axis.max()) - least + 1 for axis, least in zip((x, y, z), low, strict=True)]
+    keys = ((x - low[0]) * spans[1] + (y - low[1])) * spans[2] + (z - low[2])
+    return keys, spans[0] * spans[1] * spans[2]
+
+
 def _group(
-    keys: Int[np.ndarray, " N"],
+    keys: Int[np.ndarray, " N"], bound: int
 ) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " M"], Int[np.ndarray, " N"]]:
     """Stable order by key, where each group of equal keys starts in it, and the group of each entry."""
-    order = np.argsort(keys, kind="stable")
+    bits = len(keys).bit_length()
+    if bound < 1 << (63 - bits):
+        # Sorting values is several times as fast as a stable argsort; the index in the low bits makes it stable.
+        order = np.sort((keys << bits) | np.arange(len(keys))) & ((1 << bits) - 1)
+    else:
+        order = np.argsort(keys, kind="stable")
     ordered = keys[order]
     is_start = np.empty(len(keys), dtype=bool)
     is_start[0] = True

@@ -7,6 +7,8 @@ it died.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import multiprocessing
 import os
 import signal
@@ -23,6 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 from data.sample import Batch
 from data.shards import ShardError
 from data.skips import Skip
+
+_ALIGN = 64
+"""Bytes; the buffer's parts begin at cache lines."""
 
 _PRELOADED = ["data.loader"]
 """Imported once by the fork server instead of once by every worker."""
@@ -44,10 +49,46 @@ class Loaded:
     skips: tuple[Skip, ...] = ()
     indices: tuple[int, ...] = ()
 
-    def pin_memory(self) -> Loaded:
+
+class _Packed:
+    """A `Loaded` whose tensors lie in one buffer: handing each over by itself costs a file descriptor and a round
+    trip through the worker, 10 ms a batch.
+    """  # noqa: D205
+
+    def __init__(self, loaded: Loaded) -> None:
+        tensors = {} if loaded.batch is None else loaded.batch.tensors()
+        self._layout: list[tuple[str, torch.dtype, tuple[int, ...], int]] = []
+        size = 0
+        for name, tensor in tensors.items():
+            self._layout.append((name, tensor.dtype, tuple(tensor.shape), size))
+            size += -(-tensor.numel() * tensor.element_size() // _ALIGN) * _ALIGN
+        self._buffer = torch.empty(size, dtype=torch.uint8)
+        for (_, dtype, shape, start), tensor in zip(self._layout, tensors.values(), strict=True):
+            _window(self._buffer, dtype, shape, start).copy_(tensor)
+        self._fields: dict[str, Any] | None = None
+        if loaded.batch is not None:
+            values = {field.name: getattr(loaded.batch, field.name) for field in dataclasses.fields(loaded.batch)}
+            self._fields = {name: value for name, value in values.items() if name not in tensors}
+        self._rest = dataclasses.replace(loaded, batch=None)
+
+    def pin_memory(self) -> _Packed:
         """The same in page-locked memory (called by torch's DataLoader)."""
-        batch = None if self.batch is None else self.batch.pin_memory()
-        return Loaded(batch=batch, num_seen=self.num_seen, skips=self.skips, indices=self.indices)
+        self._buffer = self._buffer.pin_memory()
+        return self
+
+    def unpack(self) -> Loaded:
+        """The `Loaded`, its tensors being windows of the buffer."""
+        if self._fields is None:
+            return self._rest
+        tensors: dict[str, Any] = {}
+        for name, dtype, shape, start in self._layout:
+            tensors[name] = _window(self._buffer, dtype, shape, start)
+        return dataclasses.replace(self._rest, batch=Batch(**self._fields, **tensors))
+
+
+def _window(buffer: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], start: int) -> torch.Tensor:
+    stop = start + math.prod(shape) * dtype.itemsize
+    return buffer[start:stop].view(dtype).view(shape)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,14 +100,14 @@ class WorkerConfig:
     start_method: Literal["forkserver", "spawn", "fork"] = "forkserver"
 
 
-class _Numbered(Dataset[Loaded]):
+class _Numbered(Dataset[_Packed]):
     """A dataset whose items are whole batches."""
 
     def __init__(self, make: Callable[[int], Loaded]) -> None:
         self._make = make
 
-    def __getitem__(self, number: int) -> Loaded:
-        return self._make(number)
+    def __getitem__(self, number: int) -> _Packed:
+        return _Packed(self._make(number))
 
 
 def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: WorkerConfig) -> Iterator[Loaded]:
@@ -102,7 +143,8 @@ def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: W
         generator=torch.Generator(),
     )
     try:
-        yield from loader
+        for packed in loader:
+            yield packed.unpack()
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
