@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
-from data.codec import MAX_SAMPLE_BYTES, SCHEMA_VERSION, DamagedError, Wanted, decode_sample
+from data.codec import MAX_SAMPLE_BYTES, SCHEMA_VERSION, DamagedError
+from data.decode import Wanted, decode_sample
 from data.sample import Sample
 
 MANIFEST_NAME = "manifest.json"

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from data.codec import REASONS, CodecConfig, DamagedError, check_sample, count_pairs, encode_sample, jpeg_size
+from data.codec import REASONS, CodecConfig, DamagedError, check_sample, count_pairs, encode_sample
+from data.decode import jpeg_size
 from data.sample import IGNORE_LABEL
 from data.shard_writer import SetInfo, ShardWriter, join_manifest, write_shard
 from data.shards import Manifest, SampleError, SampleReader, ShardError, load_manifest

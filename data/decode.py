@@ -1,0 +1,223 @@
+"""The members of a WebDataset record as a `Sample`: the way back from `data.codec`.
+
+Trusts nothing: sizes are checked before anything is allocated, arrays are read without pickle, and every kind of
+damage is named.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from data.codec import BOX_COLUMNS, DEPTH_UNIT_M, SCHEMA_VERSION, DamagedError, check_sample
+from data.sample import Boxes, CameraView, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """Which optional parts of a sample are decoded; points and calibration always are."""
+
+    images: bool = True
+    superpixels: bool = True
+    labels: bool = True
+    depth: bool = False
+
+
+def decode_sample(key: str, members: Mapping[str, bytes], wanted: Wanted) -> Sample:
+    """The sample that `encode_sample` wrote, with float32 points and the parts that are wanted.
+
+    Raises:
+        DamagedError: with the first of `REASONS` that applies.
+    """
+    meta = _decode_meta(members)
+    absent = sorted(set(meta["members"]) - set(members))
+    if absent:
+        raise DamagedError("member-missing", ", ".join(absent))
+    points = _decode_npy("points.npy", members, "<f4", (None, 4))
+    num_points = points.shape[0]
+    labels = instances = boxes = None
+    if wanted.labels and "labels.npy" in members:
+        labels = _decode_npy("labels.npy", members, "|u1", (num_points,))
+    if wanted.labels and "instances.npy" in members:
+        instances = _decode_npy("instances.npy", members, "<u2", (num_points,)).astype(np.int32)
+    if wanted.labels and "boxes.npy" in members:
+        boxes = _boxes(_decode_npy("boxes.npy", members, "<f8", (None, BOX_COLUMNS)))
+    sample = Sample(
+        key=key,
+        log=meta["log"],
+        timestamp_us=meta["timestamp_us"],
+        points_lidar=np.ascontiguousarray(points[:, :3]),
+        intensity=np.ascontiguousarray(points[:, 3]),
+        T_ego_lidar=_matrix(meta, "T_ego_lidar", 4),
+        T_world_ego=_matrix(meta, "T_world_ego", 4),
+        cameras=tuple(_decode_camera(entry, members, wanted) for entry in meta["cameras"]),
+        labels=labels,
+        instances=instances,
+        boxes=boxes,
+    )
+    check_sample(sample)
+    return sample
+
+
+def _decode_meta(members: Mapping[str, bytes]) -> dict[str, Any]:
+    if "meta.json" not in members:
+        raise DamagedError("member-missing", "meta.json")
+    try:
+        meta = json.loads(members["meta.json"])
+    except ValueError as error:  # JSON and UTF-8 errors alike
+        raise DamagedError("meta-broken", str(error)) from error
+    types = {"schema_version": int, "log": str, "timestamp_us": int, "cameras": list, "members": list}
+    if not isinstance(meta, dict):
+        raise DamagedError("meta-broken", f"meta.json holds a {type(meta).__name__}, expected an object")
+    for name, kind in types.items():
+        if not isinstance(meta.get(name), kind):
+            raise DamagedError("meta-broken", f"{name} is {meta.get(name)!r}, expected {kind.__name__}")
+    if meta["schema_version"] != SCHEMA_VERSION:
+        raise DamagedError("meta-broken", f"schema_version {meta['schema_version']}, expected {SCHEMA_VERSION}")
+    if not all(isinstance(entry, dict) for entry in meta["cameras"]):
+        raise DamagedError("meta-broken", "an entry of cameras is no object")
+    if not all(isinstance(name, str) for name in meta["members"]):
+        raise DamagedError("meta-broken", "an entry of members is no string")
+    return meta
+
+
+def _matrix(holder: Mapping[str, Any], name: str, side: int) -> Float[np.ndarray, "side side"]:
+    value = holder.get(name)
+    if value is None:
+        raise DamagedError("calibration-missing", name)
+    try:
+        matrix = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DamagedError("meta-broken", f"{name}: {error}") from error
+    if matrix.shape != (side, side):
+        raise DamagedError("meta-broken", f"{name} has shape {matrix.shape}, expected {side}x{side}")
+    return matrix
+
+
+def _decode_camera(entry: Mapping[str, Any], members: Mapping[str, bytes], wanted: Wanted) -> CameraView:
+    name, size = entry.get("name"), entry.get("image_size")
+    if not (isinstance(name, str) and isinstance(entry.get("timestamp_us"), int)):
+        raise DamagedError("meta-broken", f"a camera's name is {name!r}, its time {entry.get('timestamp_us')!r}")
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)):
+        raise DamagedError("meta-broken", f"{name}: image_size is {size!r}, expected [height, width]")
+    if f"{name}.jpg" not in members:
+        raise DamagedError("member-missing", f"{name}.jpg")
+    image_size = (size[0], size[1])
+    image = superpixels = depth_m = None
+    if wanted.images:
+        image = _decode_image(f"{name}.jpg", members, image_size)
+    if wanted.superpixels and f"{name}.superpixels.png" in members:
+        superpixels = _decode_plane(f"{name}.superpixels.png", members, image_size).astype(np.int32)
+    if wanted.depth and f"{name}.depth.png" in members:
+        plane = _decode_plane(f"{name}.depth.png", members, image_size)
+        depth_m = plane.astype(np.float32) * np.float32(DEPTH_UNIT_M)
+    return CameraView(
+        name=name,
+        image_size=image_size,
+        K=_matrix(entry, "K", 3),
+        T_cam_ego=_matrix(entry, "T_cam_ego", 4),
+        T_world_ego=_matrix(entry, "T_world_ego", 4),
+        timestamp_us=entry["timestamp_us"],
+        image=image,
+        superpixels=superpixels,
+        depth_m=depth_m,
+    )
+
+
+def _decode_image(name: str, members: Mapping[str, bytes], size: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
+    data = members[name]
+    # libjpeg fills what is missing with grey and only prints a line, so a cut file is found by its end mark.
+    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise DamagedError("image-broken", f"{name} ends before its end-of-image mark")
+    _expect_size(name, jpeg_size(data), size)
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+    bgr = _imdecode(name, data, flags)
+    _expect_size(name, bgr.shape[:2], size)
+    return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
+
+
+def _decode_plane(name: str, members: Mapping[str, bytes], size: tuple[int, int]) -> np.ndarray:
+    data = members[name]
+    if len(data) < 24 or data[:8] != b"\x89PNG\r\n\x1a\n" or b"IEND" not in data[-12:]:
+        raise DamagedError("image-broken", f"{name} is no whole PNG")
+    width, height = struct.unpack(">II", data[16:24])
+    _expect_size(name, (height, width), size)
+    plane = _imdecode(name, data, cv2.IMREAD_UNCHANGED)
+    if plane.ndim != 2 or plane.dtype not in (np.uint8, np.uint16):
+        raise DamagedError("image-broken", f"{name} is {plane.dtype} with shape {plane.shape}, expected grey")
+    return plane
+
+
+def _expect_size(name: str, got: tuple[int, int], stated: tuple[int, int]) -> None:
+    if got != stated:
+        raise DamagedError("image-size", f"{name} is {got[0]}x{got[1]}, stated {stated[0]}x{stated[1]}")
+
+
+def _imdecode(name: str, data: bytes, flags: int) -> np.ndarray:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DamagedError("image-broken", f"{name}: {error}") from error
+    if image is None:
+        raise DamagedError("image-broken", f"{name} cannot be decoded")
+    return np.asarray(image)
+
+
+def jpeg_size(data: bytes) -> tuple[int, int]:
+    """Height and width from a JPEG's frame header, without decoding.
+
+    Raises:
+        DamagedError: no frame header before the scan data.
+    """
+    position = 2
+    while data[:2] == b"\xff\xd8" and position + 9 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        # C4, C8 and CC lie in the frame-header range but are tables and extensions.
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", data[position + 5 : position + 9])
+            return height, width
+        position += 2 + int(struct.unpack(">H", data[position + 2 : position + 4])[0])
+    raise DamagedError("image-broken", "not a JPEG, or cut before its frame header")
+
+
+def _decode_npy(name: str, members: Mapping[str, bytes], dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """An array of exactly this type and shape (None: any length); never unpickles, never over-allocates."""
+    if name not in members:
+        raise DamagedError("member-missing", name)
+    stream = io.BytesIO(members[name])
+    try:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError("not version 1.0")
+        got_shape, fortran, got_dtype = np.lib.format.read_array_header_1_0(stream)
+    except (ValueError, SyntaxError, TypeError) as error:
+        raise DamagedError("array-broken", f"{name}: {error}") from error
+    fits = len(got_shape) == len(shape) and all(
+        want is None or got == want for got, want in zip(got_shape, shape, strict=True)
+    )
+    if not fits or fortran or got_dtype.str != dtype:
+        detail = f"{name} is {got_dtype.str} {got_shape}, expected {dtype} {shape}"
+        raise DamagedError("array-broken", detail)
+    body = members[name][stream.tell() :]
+    if len(body) != int(np.prod(got_shape, dtype=np.int64)) * got_dtype.itemsize:
+        raise DamagedError("array-broken", f"{name}: {len(body)} bytes for {dtype} {got_shape}")
+    array: np.ndarray = np.frombuffer(body, got_dtype).reshape(got_shape).copy()
+    return array
+
+
+def _boxes(table: Float[np.ndarray, "boxes 11"]) -> Boxes:
+    return Boxes(
+        centers_m=table[:, 0:3],
+        sizes_m=table[:, 3:6],
+        yaws=table[:, 6],
+        velocities_mps=table[:, 7:9],
+        classes=table[:, 9].astype(np.int32),
+        track_ids=table[:, 10].astype(np.int32),
+    )
