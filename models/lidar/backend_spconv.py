@@ -75,7 +75,7 @@ def _pair_table(kernel_map: KernelMap) -> tuple[Int32[Tensor, "2 K longest"], In
     if kernel_map.center is not None:
         counts[kernel_map.center] = kernel_map.num_out
     pairs = kernel_map.in_rows.new_full((2, len(counts), max(counts)), -1)
-    for k, in_rows, out_rows, _ in kernel_map.blocks:
+    for k, in_rows, out_rows in kernel_map.blocks:
         pairs[0, k, : len(in_rows)] = in_rows
         pairs[1, k, : len(out_rows)] = out_rows
     if kernel_map.center is not None:

@@ -1,7 +1,7 @@
 """Res16UNet weights in the layout of MinkowskiEngine code bases (SLidR and its relatives), and back.
 
 A renaming, no arithmetic: kernels are [offsets, in, out] in both, offsets with the first axis fastest, odd kernels
-centred, even ones at offsets 0 and 1; only 1 x 1 kernels are stored transposed. MinkowskiEngine puts a BatchNorm into
+centred, even ones at offsets 0 and 1; only 1 x 1 kernels lose the axis of offsets. MinkowskiEngine puts a BatchNorm into
 a wrapper, hence `norm1.bn.weight`. Their network has its linear head inside, as `final`.
 
 Not checked against MinkowskiEngine itself, which cannot be built for present versions of torch: the order of kernel
@@ -68,7 +68,7 @@ def to_minkowski(
     Raises:
         ValueError: a tensor that no Res16UNet has.
     """
-    state = {minkowski_key(key): _stored(key, value) for key, value in backbone.items()}
+    state = {minkowski_key(key): value.squeeze(0) if _pointwise(key) else value for key, value in backbone.items()}
     if head is not None:
         state |= {"final.kernel": head[0].T.contiguous(), "final.bias": head[1][None].contiguous()}
     return state
@@ -86,10 +86,14 @@ def from_minkowski(theirs: _STATE, ours: _STATE) -> tuple[dict[str, Tensor], tup
         (`final.*`, the head, among them).
     """
     names = {minkowski_key(key): key for key in ours}
-    found = {names[key]: _stored(names[key], value) for key, value in theirs.items() if key in names}
+    found = {
+        names[key]: value.unsqueeze(0) if _pointwise(names[key]) else value
+        for key, value in theirs.items()
+        if key in names
+    }
     return found, tuple(key for key in theirs if key not in names)
 
 
-def _stored(key: str, value: Tensor) -> Tensor:
-    """Transposed where the two sides differ; its own inverse."""
-    return value.T.contiguous() if key.endswith("shortcut.weight") else value
+def _pointwise(key: str) -> bool:
+    """Kernels of one offset: theirs have no axis for it."""
+    return key.endswith("shortcut.weight")

@@ -14,7 +14,6 @@ Letters: M voxels, P pairs of (input voxel, output voxel), K kernel offsets.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -35,19 +34,6 @@ COORD_LIMIT = _BIAS - _GUARD
 """Coordinates must lie in [-COORD_LIMIT, COORD_LIMIT)."""
 
 Offset = tuple[int, int, int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Groups:
-    """The pairs of each row, for a sum over them in a fixed order.
-
-    Attributes:
-        order: pair numbers, row by row, ascending within a row.
-        bounds: row i owns order[bounds[i] : bounds[i + 1]].
-    """
-
-    order: Int32[Tensor, " P"]
-    bounds: Int32[Tensor, " rows_plus_1"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,21 +63,10 @@ class KernelMap:
         return int(self.in_rows.shape[0])
 
     @cached_property
-    def blocks(self) -> tuple[tuple[int, Int32[Tensor, " n"], Int32[Tensor, " n"], slice], ...]:
-        """(offset, input rows, output rows, slice of the pairs) of every offset that has listed pairs."""
-        starts = itertools.accumulate(self.counts, initial=0)
-        slices = ((k, slice(start, start + n)) for k, (start, n) in enumerate(zip(starts, self.counts)) if n)  # noqa: B905
-        return tuple((k, self.in_rows[s], self.out_rows[s], s) for k, s in slices)
-
-    @cached_property
-    def by_output(self) -> Groups:
-        """The pairs of each output voxel."""
-        return _group(self.out_rows, self.num_out)
-
-    @cached_property
-    def by_input(self) -> Groups:
-        """The pairs of each input voxel."""
-        return _group(self.in_rows, self.num_in)
+    def blocks(self) -> tuple[tuple[int, Int32[Tensor, " n"], Int32[Tensor, " n"]], ...]:
+        """(offset, input rows, output rows) of every offset that has listed pairs."""
+        split = zip(self.in_rows.split(self.counts), self.out_rows.split(self.counts), strict=True)
+        return tuple((k, i, o) for k, (i, o) in enumerate(split) if len(i))
 
     @cached_property
     def transposed(self) -> KernelMap:
@@ -223,9 +198,3 @@ def strided_map(coords: Int32[Tensor, "M 4"], size: int) -> tuple[Int64[Tensor, 
         num_out=int(keys.shape[0]),
     )
     return keys, kernel_map
-
-
-def _group(rows: Int32[Tensor, " P"], num_rows: int) -> Groups:
-    ordered, order = torch.sort(rows, stable=True)
-    edges = torch.arange(num_rows + 1, device=rows.device, dtype=torch.int32)
-    return Groups(order=order.int(), bounds=torch.searchsorted(ordered, edges, out_int32=True))

@@ -109,11 +109,10 @@ class ResidualBlock(nn.Module):
         self.norm1 = nn.BatchNorm1d(out_channels, momentum=config.bn_momentum)
         self.conv2 = SubmanifoldConv3d(out_channels, out_channels, backend=config.backend)
         self.norm2 = nn.BatchNorm1d(out_channels, momentum=config.bn_momentum)
-        self.shortcut: nn.Linear | None = None
+        self.shortcut: SubmanifoldConv3d | None = None
         self.shortcut_norm: nn.BatchNorm1d | None = None
         if in_channels != out_channels:
-            self.shortcut = nn.Linear(in_channels, out_channels, bias=False)
-            nn.init.kaiming_normal_(self.shortcut.weight, mode="fan_out", nonlinearity="relu")
+            self.shortcut = SubmanifoldConv3d(in_channels, out_channels, 1, backend=config.backend)
             self.shortcut_norm = nn.BatchNorm1d(out_channels, momentum=config.bn_momentum)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
@@ -122,7 +121,7 @@ class ResidualBlock(nn.Module):
         out = self.conv2(out.with_features(F.relu_(normalize(self.norm1, out.features))))
         residual: Tensor = x.features
         if self.shortcut is not None and self.shortcut_norm is not None:
-            residual = normalize(self.shortcut_norm, self.shortcut(residual))
+            residual = normalize(self.shortcut_norm, self.shortcut(x).features)
         return out.with_features(F.relu_(normalize(self.norm2, out.features) + residual))
 
 

@@ -31,7 +31,7 @@ def test_structure(preset: str, convolutions: int, norms: int, parameters: int) 
     assert len(weights) == convolutions
     assert sum(isinstance(m, nn.BatchNorm1d) for m in net.modules()) == norms
     assert sum(p.numel() for p in net.parameters()) == parameters
-    assert sum(p.ndim == 2 for p in weights) == 7  # shortcuts
+    assert sum(p.shape[0] == 1 for p in weights) == 7  # shortcuts
     if preset == "res16unet34c":
         assert net.num_features == 96
         head = nn.Linear(96, 64)  # completes the published network: 63 kernels, 37.85 M
