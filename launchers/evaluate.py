@@ -35,8 +35,9 @@ from data.shards import Manifest, SampleReader, ShardError, load_manifest
 from data.voxelize import VoxelConfig
 from engine.checkpoint import WEIGHTS, load_weights, read_state
 from engine.downstream.evaluate import Initialisation, evaluate
+from engine.downstream.metrics import LabelError
 from engine.downstream.protocol import LabelDraws, SegmentationTask, Splits, hold_out, thin
-from engine.downstream.results import FILE_NAME, LeakLevel, Result, read_results, write_results
+from engine.downstream.results import FILE_NAME, LeakLevel, Result, ResultsError, read_results, write_results
 from engine.errors import CheckpointError
 from launchers.cli import guarded
 from launchers.run_folder import CHECKPOINT_CONFIG, find_checkpoint_folder, load_run_config
@@ -106,11 +107,10 @@ def evaluate_runs(
     run_config = sources[0].config
     manifest = load_manifest(config.data.shards or run_config.data.shards)
     path = results_file(checkpoints[0], config)
+    task, splits, draws = _plan(manifest, config)
+    _write_lists(path.parent, manifest, draws, config)
     wanted: list[Result] = []
     try:
-        task, splits = task_of(manifest), splits_of(manifest, config)
-        draws = draws_of(manifest, splits, config)
-        _write_lists(path.parent, manifest, draws, config)
         known = read_results(path) if path.exists() else []
         for result in evaluate(
             initialisations(sources, config),
@@ -127,9 +127,19 @@ def evaluate_runs(
             wanted.append(result)
             if result not in known:
                 write_results(path, [result])
-    except ValueError as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
+    except LabelError as error:
+        raise ShardError(f"{manifest.root}: {error}") from error
+    except ResultsError as error:
+        raise ConfigError(f"{error}; mend or remove the file, or give another with results=...") from error
     return wanted
+
+
+def _plan(manifest: Manifest, config: EvaluateConfig) -> tuple[SegmentationTask, Splits, LabelDraws]:
+    try:
+        task, splits = task_of(manifest), splits_of(manifest, config)
+        return task, splits, draws_of(manifest, splits, config)
+    except ValueError as error:
+        raise ConfigError(f"{error} ({manifest.root})") from error
 
 
 def results_file(checkpoint: str | Path, config: EvaluateConfig) -> Path:

@@ -137,7 +137,8 @@ def evaluate(
         One record for each initialisation and protocol, as soon as it is there.
 
     Raises:
-        ValueError: unlabelled sweeps, labels that do not fit the task, or draws that do not fit the seeds.
+        LabelError: unlabelled sweeps, or labels that do not fit the task.
+        ValueError: draws that do not fit the seeds.
         DivergenceError: training diverged at every learning rate.
     """
     if "finetune" in config.protocols:

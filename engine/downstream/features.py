@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float16, Int
 from torch import Tensor, nn
 
-from engine.downstream.metrics import ConfusionMatrix
+from engine.downstream.metrics import ConfusionMatrix, LabelError
 from engine.downstream.protocol import SegmentationTask, feature_width, point_labels, run_backbone, voxel_labels
 from engine.protocols import PointBatch
 
@@ -72,7 +72,7 @@ def extract_bank(
         on_sweeps: told how many sweeps are done after each batch.
 
     Raises:
-        ValueError: unlabelled sweeps, or not one labelled voxel in all of them.
+        LabelError: unlabelled sweeps, or not one labelled voxel in all of them.
     """
     backbone.eval()
     features, labels, done = [torch.zeros(0, feature_width(backbone)).half()], [torch.zeros(0).long()], 0
@@ -91,7 +91,7 @@ def extract_bank(
             on_sweeps(batch.num_samples)
     bank = FeatureBank(torch.cat(features), torch.cat(labels))
     if len(bank.labels) == 0:
-        raise ValueError(
+        raise LabelError(
             f"not one labelled voxel in {done} train sweeps of {task.dataset!r}: all points carry the ignore label"
         )
     if not bool(torch.isfinite(bank.features).all()):
@@ -135,7 +135,7 @@ def score(
         on_sweeps: told how many sweeps are done after each batch.
 
     Raises:
-        ValueError: unlabelled sweeps, or labels that are no class of the task.
+        LabelError: unlabelled sweeps, or labels that are no class of the task.
     """
     backbone.eval()
     matrices = {name: ConfusionMatrix(task.num_classes, task.ignore_label) for name in predictors}

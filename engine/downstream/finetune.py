@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from engine.downstream.losses import SegmentationLossConfig, class_weights, segmentation_loss
+from engine.downstream.metrics import LabelError
 from engine.downstream.protocol import (
     SegmentationTask,
     Sweeps,
@@ -139,7 +140,7 @@ def finetune(
 
     Raises:
         DivergenceError: the loss is not finite.
-        ValueError: the drawn sweeps hold no labelled point.
+        LabelError: the drawn sweeps hold no labelled point.
     """
     generator = torch.Generator().manual_seed(seed)
     network = SegmentationNetwork(copy.deepcopy(backbone), task.num_classes, generator).to(device).train()
@@ -188,5 +189,5 @@ def _balance(
         labels = voxel_labels(batch, task)
         counts += torch.bincount(labels[labels != task.ignore_label].cpu(), minlength=task.num_classes)
     if not bool(counts.any()):
-        raise ValueError(f"the labelled sweeps {indices.tolist()[:5]} of {task.dataset!r} hold no labelled point")
+        raise LabelError(f"the labelled sweeps {indices.tolist()[:5]} of {task.dataset!r} hold no labelled point")
     return class_weights(counts, config.loss.class_balance).to(device)

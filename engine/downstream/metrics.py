@@ -10,6 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+class LabelError(ValueError):
+    """A set's labels are missing or do not fit the task."""
+
+
 class ConfusionMatrix:
     """Counts of (true class, predicted class) over all points seen.
 
@@ -39,7 +43,7 @@ class ConfusionMatrix:
             labels: true class of each point, or the ignore label.
 
         Raises:
-            ValueError: a label is neither a class nor the ignore label, or a prediction is no class.
+            LabelError: a label is neither a class nor the ignore label, or a prediction is no class.
         """
         keep = (labels != self.ignore_label) & (predicted >= 0)
         true, guess = labels[keep].long(), predicted[keep].long()
@@ -63,10 +67,10 @@ class ConfusionMatrix:
         that they were taken from. (Averaging them in as zeros would make the number depend on unused outputs.)
 
         Raises:
-            ValueError: no labelled point was counted.
+            LabelError: no labelled point was counted.
         """
         if not self.counts.any():
-            raise ValueError("mIoU of nothing: not one labelled point was counted; is the split labelled?")
+            raise LabelError("mIoU of nothing: not one labelled point was counted; is the split labelled?")
         return float(self.iou().nanmean())
 
     def accuracy(self) -> float:
@@ -79,14 +83,14 @@ def check_class_range(classes: Int[Tensor, " N"], num_classes: int, what: str) -
     """Refuse values outside of 0 to K - 1.
 
     Raises:
-        ValueError: names the offending value.
+        LabelError: names the offending value.
     """
     if classes.numel() == 0:
         return
     low, high = int(classes.min()), int(classes.max())
     if low < 0 or high >= num_classes:
         bad = high if high >= num_classes else low
-        raise ValueError(
+        raise LabelError(
             f"{what} {bad} is outside of the {num_classes} classes (0 to {num_classes - 1}); "
             "do the class names of the set and its labels belong together?"
         )

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from engine.downstream.metrics import check_class_range
+from engine.downstream.metrics import LabelError, check_class_range
 from engine.errors import DivergenceError
 from engine.protocols import PointBatch
 
@@ -140,7 +140,7 @@ def voxel_labels(batch: PointBatch, task: SegmentationTask) -> Int[Tensor, " M"]
     """Label of each voxel: what most of its labelled points have (the lowest class in a tie), or the ignore label.
 
     Raises:
-        ValueError: the batch has no labels, or labels outside of the task's classes.
+        LabelError: the batch has no labels, or labels outside of the task's classes.
     """
     labels = point_labels(batch)
     keep = labels != task.ignore_label
@@ -156,10 +156,10 @@ def point_labels(batch: PointBatch) -> Int[Tensor, " N"]:
     """The labels of a batch's points.
 
     Raises:
-        ValueError: the sweeps are unlabelled.
+        LabelError: the sweeps are unlabelled.
     """
     if batch.labels is None:
-        raise ValueError(
+        raise LabelError(
             f"sweeps {', '.join(batch.keys[:3])} have no point labels; downstream evaluation needs a labelled set"
         )
     return batch.labels

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.load import load
+from configs.schema import EvaluateConfig
+from data.fractions import read_list
+from data.shards import load_manifest
+from engine.downstream.results import read_results
+from launchers import evaluate as verb
+from launchers.cli import main as tandem
+from tests.helpers.run_folder import run_config, write_toy_run
+from tests.helpers.samples import write_toy_set
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "downstream"
+QUICK = (
+    "linear_probe.steps=5",
+    "linear_probe.lrs=[0.01,0.03]",
+    "knn.bank_size=100",
+    "finetune.steps=2",
+    "finetune.lrs=[0.001,0.01]",
+    "finetune.seeds=[0,1]",
+    "fraction={kind: random, count: 1}",
+    "calibration_sweeps=2",
+    "voxels_per_sweep=50",
+    "tune_sweeps=1",
+    "device=cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_toy_set(tmp_path_factory.mktemp("set"), num_logs=6, frames_per_log=1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, shards: str) -> Path:
+    run = tmp_path_factory.mktemp("runs") / "slidr-seed0"
+    write_toy_run(run, shards)
+    return run
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    copy = tmp_path / trained.name
+    shutil.copytree(trained, copy)
+    return copy
+
+
+def yaml_of(tmp_path: Path, text: str = "") -> str:
+    path = tmp_path / "protocols.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_all_protocols_from_checkpoint_to_results(run: Path, shards: str, tmp_path: Path, capsys: object) -> None:
+    config = yaml_of(tmp_path)
+    assert tandem(["evaluate", str(run), config, *QUICK]) == 0
+    out = capsys.readouterr().out  # type: ignore[attr-defined]
+    assert "linear probe" in out
+    assert "fine-tuning, labels: 1 frame" in out
+    results = read_results(run / "results.json")
+    assert [(r.init, r.protocol) for r in results] == [
+        (init, protocol) for init in ("slidr", "random") for protocol in ("linear_probe", "knn", "finetune")
+    ]
+    first = results[0]
+    assert first.teacher == "efficientnet_lite0 (random)"
+    assert first.leak == "none"
+    assert first.pretraining == "12 steps, seed 0"
+    assert first.checkpoint[0].startswith("slidr-seed0/step_00000012 ")
+    assert results[0].fingerprint == results[3].fingerprint
+    manifest = load_manifest(shards)
+    drawn = [read_list(run / "labelled" / f"toy-1-frame_run{seed}.txt", manifest) for seed in (0, 1)]
+    train = manifest.indices("train")
+    assert all(len(d) == 1 and d[0] in train for d in drawn)
+
+    # A second call measures nothing again: the file stays as it is, dates and seconds included.
+    before = (run / "results.json").read_text()
+    assert tandem(["evaluate", str(run), config, *QUICK]) == 0
+    assert (run / "results.json").read_text() == before
+
+
+def test_random_rows_are_shared_through_one_results_file(run: Path, tmp_path: Path) -> None:
+    config, target = yaml_of(tmp_path), tmp_path / "all" / "results.json"
+    other = tmp_path / "slidr-seed1"
+    shutil.copytree(run, other)
+    arguments = (config, *QUICK, "protocols=[knn]", f"results={target}")
+    assert tandem(["evaluate", str(run), *arguments]) == 0
+    dates = {r.init: r for r in read_results(target)}
+    assert tandem(["evaluate", str(other), *arguments]) == 0
+    results = read_results(target)
+    assert [r.init for r in results] == ["slidr", "random", "slidr"]
+    assert results[1] == dates["random"]
+
+
+def test_several_checkpoints_are_repetitions(run: Path, tmp_path: Path) -> None:
+    other = tmp_path / "slidr-seed1"
+    shutil.copytree(run, other)
+    config = load(EvaluateConfig, None, [*QUICK, "protocols=[knn]", "knn.seeds=[0,1]", "random=false"])
+    results = verb.evaluate_runs([run, other], config)
+    assert len(results) == 1
+    assert [c.split("/")[0] for c in results[0].checkpoint] == ["slidr-seed0", "slidr-seed1"]
+    assert results[0].pretraining == "12 steps, seeds 0, 0"
+
+
+def test_pretrained_weights_arrive_and_random_ones_differ_by_seed_only(run: Path, shards: str) -> None:
+    source = verb.open_source(run)
+    loaded = verb.pretrained_backbone(source).state_dict()
+    objective = write_toy_run(run.parent / "again", shards)
+    for name, value in objective.backbone.state_dict().items():
+        torch.testing.assert_close(loaded[name], value)
+    before = torch.get_rng_state()
+    config = run_config(run, shards)
+    one, same, other = (verb.random_backbone(config, seed).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(before, torch.get_rng_state())
+    name = next(n for n, v in one.items() if v.ndim > 1)
+    assert torch.equal(one[name], same[name])
+    assert not torch.equal(one[name], other[name])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.test_split=test"], "split 'test' is not in the set"),
+        (["data.test_split=train"], "in both train and test"),
+        (["fraction={kind: every_log, every: 99}"], "every 99th log"),
+        (["device=cuda"], "device: got 'cuda'"),
+        (["linear_probe.lrs=[0]"], "linear_probe: lrs"),
+        (["data.shards=/nowhere"], "holds no finished shard set"),
+    ],
+)
+def test_mistakes_are_answered_without_traceback(
+    run: Path, tmp_path: Path, capsys: object, overrides: list[str], message: str
+) -> None:
+    if overrides == ["device=cuda"] and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    quick = [q for q in QUICK if q.split("=")[0] != overrides[0].split("=")[0]]
+    assert tandem(["evaluate", str(run), yaml_of(tmp_path), *quick, *overrides]) in (1, 2)
+    assert message in capsys.readouterr().err  # type: ignore[attr-defined]
+
+
+def test_unlabelled_set_is_refused(run: Path, tmp_path: Path, capsys: object) -> None:
+    raw = write_toy_set(tmp_path / "raw", num_logs=4, frames_per_log=1, labels=False)
+    assert tandem(["evaluate", str(run), yaml_of(tmp_path), *QUICK, f"data.shards={raw}"]) == 1
+    assert "has no point labels" in capsys.readouterr().err  # type: ignore[attr-defined]
+
+
+def test_labels_beyond_the_class_names_are_refused(run: Path, shards: str, tmp_path: Path, capsys: object) -> None:
+    wrong = tmp_path / "wrong"
+    shutil.copytree(shards, wrong)
+    content = json.loads((wrong / "manifest.json").read_text())
+    (wrong / "manifest.json").write_text(json.dumps(content | {"class_names": content["class_names"][:2]}))
+    assert tandem(["evaluate", str(run), yaml_of(tmp_path), *QUICK, f"data.shards={wrong}"]) == 1
+    assert "is outside of the 2 classes" in capsys.readouterr().err  # type: ignore[attr-defined]
+
+
+def test_folder_without_checkpoint_and_damaged_results_are_refused(run: Path, tmp_path: Path, capsys: object) -> None:
+    config = yaml_of(tmp_path)
+    assert tandem(["evaluate", str(tmp_path), config]) == 1
+    assert "expected a run's folder" in capsys.readouterr().err  # type: ignore[attr-defined]
+    (run / "results.json").write_text("{")
+    assert tandem(["evaluate", str(run), config, *QUICK]) == 2
+    assert "not readable as JSON" in capsys.readouterr().err  # type: ignore[attr-defined]
+    assert (run / "results.json").read_text() == "{"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configs_load(path: Path) -> None:
+    assert load(EvaluateConfig, path).protocols
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "expected"),
+    [
+        ("efficientnet_lite0", "imagenet", ("efficientnet_lite0 (imagenet)", "supervised-teacher")),
+        ("resnet50", "moco_v2:/w.pth", ("resnet50 (moco_v2)", "ssl-teacher")),
+        ("resnet18", "random", ("resnet18 (random)", "none")),
+    ],
+)
+def test_label_leak_follows_from_the_teachers_weights(name: str, weights: str, expected: tuple[str, str]) -> None:
+    from models.image.teacher import TeacherConfig
+
+    assert verb.describe_teacher(TeacherConfig(name=name, weights=weights)) == expected  # type: ignore[arg-type]
+    assert verb.describe_teacher(None) == ("", "none")
