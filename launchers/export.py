@@ -30,10 +30,10 @@ from engine.checkpoint import read_state
 from engine.errors import CheckpointError
 from launchers.cli import guarded
 from launchers.run_folder import CHECKPOINT_CONFIG, build_objective, find_checkpoint_folder, load_run_config
-from models.lidar.minkowski import from_minkowski, to_minkowski
+from models.lidar.minkowski import to_minkowski
 from models.lidar.res16unet import Res16UNet
 from models.methods.base import Objective
-from models.weights import LoadReport, export_backbone, load_backbone, load_state, read_checkpoint
+from models.weights import LoadReport, export_backbone, load_backbone, load_slidr_backbone
 
 
 def parser() -> argparse.ArgumentParser:
@@ -135,10 +135,7 @@ def _write_slidr(path: Path, objective: Objective, metadata: dict[str, str]) -> 
 
 
 def _read_slidr(path: Path, backbone: nn.Module) -> LoadReport:
-    theirs = read_checkpoint(path)["model_points"]
-    assert isinstance(theirs, dict)  # it has just been written
-    state, dropped = from_minkowski(theirs, backbone.state_dict())
-    return load_state(backbone, state, source=str(path), min_match=1.0, dropped=dropped)
+    return load_slidr_backbone(path, backbone, min_match=1.0)
 
 
 def _linear_head(objective: Objective) -> tuple[Float[Tensor, "D C"], Float[Tensor, " D"]] | None:
@@ -166,7 +163,7 @@ def check(path: Path, file_format: Format, backbone: nn.Module, in_channels: int
         The report of the load, and the largest difference of the features: 0.
 
     Raises:
-        CheckpointError: there is a difference, so the file must not be used.
+        CheckpointError: there is a difference; the file is removed.
     """
     copied = copy.deepcopy(backbone)
     with torch.no_grad():
@@ -178,8 +175,11 @@ def check(path: Path, file_format: Format, backbone: nn.Module, in_channels: int
         expected = backbone.eval()(coords, features, 2)
         got = copied.eval()(coords, features, 2)
     difference = float((expected - got).abs().max())
-    if not difference == 0.0:
-        raise CheckpointError(f"{path}: read back, its features differ by {difference} from the run's; do not use it")
+    if difference != 0.0:  # true of NaN, too
+        path.unlink()
+        raise CheckpointError(
+            f"{path}: read back, its features differ by {difference} from the run's; the file was removed"
+        )
     return report, difference
 
 

@@ -267,7 +267,7 @@ def _similarity_pictures(sample: Batch, embedded: _Embedded, step: int) -> dict[
     points = _numpy(sample.points).astype(np.float64)
     above = birds_eye_view(points, turbo(to_points, low, high))
     u, v = birds_eye_uv(points[query : query + 1])[0]
-    title = f"similarity of one point (cross) to all points of {sample.keys[0]}, step {step}"
+    title = f"step {step}: similarity of one point (cross) to all points, {sample.keys[0]}"
     pictures = {"similarity_points": captioned(with_scale(cross(above, (float(u), float(v))), low, high, ""), title)}
     if embedded.pixels is None:
         return pictures
@@ -277,7 +277,7 @@ def _similarity_pictures(sample: Batch, embedded: _Embedded, step: int) -> dict[
     for i, image in enumerate(_images(sample)):
         seen = _query_uv(sample, i, query)
         cells.append(similarity_view(image, to_pixels[i], low=low, high=high, query_uv=seen, target_width=_WIDTH_PX))
-    title = f"similarity of one point (cross) to all pixels of {sample.keys[0]}, step {step}"
+    title = f"step {step}: similarity of one point (cross) to all pixels, {sample.keys[0]}"
     pictures["similarity_pixels"] = captioned(with_scale(tiled(cells, _COLUMNS), low, high, ""), title)
     return pictures
 
@@ -301,17 +301,19 @@ def _ends(similarity: Float[np.ndarray, " n"]) -> tuple[float, float]:
 def _component_pictures(sample: Batch, embedded: _Embedded, step: int) -> dict[str, RgbImage]:
     fitted = principal_colours(embedded.points)
     points = _numpy(sample.points).astype(np.float64)
-    title = f"first three principal components of the points' features of {sample.keys[0]}, step {step}"
+    title = f"step {step}: first three principal components of the points' features, {sample.keys[0]}"
     colours = fitted.colours(embedded.points)
     sheet = birds_eye_view(points, colours)
     images = _images(sample)
     if images and sample.pair_point is not None:
-        sheet = tiled([sheet, _component_overlay(sample, images, colours)], columns=2)
+        overlay = _component_overlay(sample, images, colours)
+        # One wide image goes above the square, several small ones beside it.
+        sheet = tiled([overlay, sheet], columns=1) if len(images) == 1 else tiled([sheet, overlay], columns=2)
     pictures = {"point_features": captioned(sheet, title)}
     if embedded.pixels is not None:
         pictures["pixel_features"] = captioned(
             _pixel_components(images, embedded.pixels, fitted),
-            f"pixels' features in the colours of the points, step {step}",
+            f"step {step}: pixels' features in the colours of the points",
         )
     return pictures
 

@@ -232,8 +232,8 @@ class PrincipalColours:
     Attributes:
         mean: of the features.
         axes: columns, first component first; zeros where there are fewer than three.
-        low: score of each component shown as 0.
-        high: score shown as 255.
+        low: score of each component shown darkest.
+        high: score shown brightest.
     """
 
     mean: Float[np.ndarray, " dim"]
@@ -242,10 +242,10 @@ class PrincipalColours:
     high: Float[np.ndarray, " 3"]
 
     def colours(self, features: Float[np.ndarray, "*shape dim"]) -> UInt8[np.ndarray, "*shape 3"]:
-        """RGB of each feature; scores beyond the ends get the ends' colours."""
+        """RGB of each feature, never quite black; scores beyond the ends get the ends' colours."""
         scores = (features.astype(np.float64) - self.mean) @ self.axes
         level = (scores - self.low) / np.maximum(self.high - self.low, 1e-12)
-        return np.asarray(np.round(np.clip(level, 0.0, 1.0) * 255).astype(np.uint8))
+        return np.asarray(np.round(40 + np.clip(level, 0.0, 1.0) * 215).astype(np.uint8))
 
 
 def principal_colours(features: Float[np.ndarray, "n dim"]) -> PrincipalColours:

@@ -1,8 +1,8 @@
 """Res16UNet weights in the layout of MinkowskiEngine code bases (SLidR and its relatives), and back.
 
 A renaming, no arithmetic: kernels are [offsets, in, out] in both, offsets with the first axis fastest, odd kernels
-centred, even ones at offsets 0 and 1; only 1 x 1 kernels lose the axis of offsets. MinkowskiEngine puts a BatchNorm into
-a wrapper, hence `norm1.bn.weight`. Their network has its linear head inside, as `final`.
+centred, even ones at offsets 0 and 1; only 1 x 1 kernels lose the axis of offsets. MinkowskiEngine puts a BatchNorm
+into a wrapper, hence `norm1.bn.weight`. Their network has its linear head inside, as `final`.
 
 Not checked against MinkowskiEngine itself, which cannot be built for present versions of torch: the order of kernel
 offsets is the documented one (see `models.lidar.neighbors.kernel_offsets`).

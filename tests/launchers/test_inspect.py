@@ -263,5 +263,5 @@ def test_a_config_of_another_version_is_named(tmp_path: Path, shards: str) -> No
     config = json.loads((folder / "config.json").read_text())
     config["method"]["warp_factor"] = 9
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="method.warp_factor: unknown name"):
+    with pytest.raises(CheckpointError, match=r"method\.warp_factor: unknown name"):
         load_run_config(folder)
