@@ -50,12 +50,15 @@ def load(
     schema = OmegaConf.structured(kind)
     for section, table in (choices or {}).items():
         _choose(schema, section, table, sources)
+    asked_for: set[str] = set()
     for source in sources:
+        # Merging takes `???` for "as before": a file that asks for a value would get the dataclass's default.
+        asked_for = {key for key in asked_for if not _gives(source, key)} | OmegaConf.missing_keys(source)
         try:
             schema = OmegaConf.merge(schema, source)
         except OmegaConfBaseException as error:
             raise _explain(error, schema, source) from error
-    missing = sorted(OmegaConf.missing_keys(schema))
+    missing = sorted(OmegaConf.missing_keys(schema) | asked_for)
     if missing:
         raise ConfigError(f"{missing[0]}: no value given and there is no default (add `{missing[0]}=...`)")
     instance: T = _instantiate(schema, "")
@@ -81,6 +84,18 @@ def _plain(value: Any) -> Any:
     return value
 
 
+_ABSENT = object()
+
+
+def _gives(source: DictConfig, key: str) -> bool:
+    """Whether a source has a value, null included, at a dotted path."""
+    return OmegaConf.select(source, key, default=_ABSENT) is not _ABSENT
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
 def _read_yaml(path: str | Path | None) -> DictConfig:
     if path is None:
         return OmegaConf.create({})
@@ -92,7 +107,7 @@ def _read_yaml(path: str | Path | None) -> DictConfig:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ConfigError(f"{path}: no such config file{hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+        raise ConfigError(f"{path}: not readable as YAML: {_one_line(error)}") from error
     if not isinstance(tree, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of sections, got a list")
     return tree
@@ -105,7 +120,7 @@ def _parse_override(text: str) -> DictConfig:
     try:
         return OmegaConf.from_dotlist([text])
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML ({error})") from error
+        raise ConfigError(f"override {text!r}: the value is not valid YAML ({_one_line(error)})") from error
 
 
 def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources: Sequence[DictConfig]) -> None:

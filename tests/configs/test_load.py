@@ -109,3 +109,17 @@ def test_a_yaml_list_and_broken_yaml_are_refused(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises(ConfigError, match=message):
             load(Outer, file)
+
+
+def test_a_value_that_the_file_asks_for_is_not_taken_from_the_defaults(tmp_path: Path) -> None:
+    """`???` over a field that has a default: a run must not start with a value that its config asked a person for."""
+    file = tmp_path / "a.yaml"
+    file.write_text('optim: {lr: "???", every: "???"}\n')
+    with pytest.raises(ConfigError, match=r"optim\.every: no value given"):
+        _load("optim.lr=0.25", path=file)
+    with pytest.raises(ConfigError, match=r"optim\.lr: no value given"):
+        _load("optim.every=null", path=file)
+    with pytest.raises(ConfigError, match=r"optim\.lr: no value given"):
+        _load("optim.lr=0.25", "optim.lr=???", "optim.every=null", path=file)
+    config = _load("optim={lr: 0.25, every: null}", path=file)
+    assert (config.optim.lr, config.optim.every, config.optim.steps) == (0.25, None, 10)

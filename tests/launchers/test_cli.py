@@ -1,0 +1,115 @@
+"""What a mistake at the command line is answered with: one line that names it, exit code 2, no traceback."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launchers.cli import VERBS
+from launchers.cli import main as tandem
+from tests.helpers.pretrain_run import STREET, arguments, child
+
+MISTAKES = [
+    (["optim.lrr=0.1"], ["optim.lrr", "unknown name", "did you mean 'lr'", "0.1"]),
+    (["optm.lr=0.1"], ["optm", "unknown name", "did you mean 'optim'"]),
+    (["method.backbone.presett=x"], ["method.backbone.presett", "did you mean 'preset'"]),
+    (["optim.lr=fast"], ["optim.lr", "'fast'", "a number"]),
+    (["optim.name=adam"], ["optim.name", "'adam'", "'sgd', 'adamw'"]),
+    (["schedule.steps=2.5"], ["schedule.steps", "2.5", "whole number"]),
+    (["data.voxel.size=[0.1,0.1]"], ["data.voxel.size", "0.1, 0.1", "list of 3"]),
+    (["optim.lr=-1"], ["optim", "lr=-1", "positive"]),
+    (["data.micro_batch_size=0"], ["data", "micro_batch_size is 0", "at least 1"]),
+    (["engine.zero_stage=4"], ["engine", "zero_stage=4", "0, 1, 2 or 3"]),
+    (["method.teacher.weights=moco_v2:x"], ["method.teacher", "weights", "random, imagenet"]),
+    (["method.name=sldir"], ["method.name", "'sldir'", "did you mean 'slidr'"]),
+    (["data.voxel.features=xyz_intensity"], ["method.backbone.in_channels", "got 1", "expected 4"]),
+    (["data.shards=???"], ["data.shards", "no value given"]),
+    (["optim.lr"], ["'optim.lr'", "section.field=value"]),
+    (["optim=3"], ["optim", "3", "a section"]),
+    (["optim.lr={a: [}"], ["optim.lr", "not valid YAML"]),
+]
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Traceback" not in captured.err
+    assert captured.err.count("\n") == 1, captured.err
+    return captured.err
+
+
+@pytest.mark.parametrize(("overrides", "words"), MISTAKES, ids=[overrides[0] for overrides, _ in MISTAKES])
+def test_a_mistake_is_one_line_and_code_2(
+    overrides: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tandem(["pretrain", str(STREET), *overrides]) == 2
+    message = told(capsys)
+    for word in words:
+        assert word in message, message
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert tandem(["pretrain", str(STREET.with_name("slidr_stret.yaml"))]) == 2
+    message = told(capsys)
+    assert "no such config file" in message
+    assert "did you mean" in message
+    assert "slidr_street.yaml" in message
+    for content, word in (("a: [1", "not readable as YAML"), ("- 1\n- 2\n", "expected a mapping")):
+        broken = tmp_path / "broken.yaml"
+        broken.write_text(content)
+        assert tandem(["pretrain", str(broken)]) == 2
+        captured = told(capsys)
+        assert word in captured
+        assert str(broken) in captured
+
+
+def test_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tandem([]) == 2
+    assert tandem(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert all(verb in text for verb in VERBS)
+    assert tandem(["pretrian"]) == 2
+    assert "no verb 'pretrian'; did you mean 'pretrain'?" in capsys.readouterr().err
+
+
+def test_as_a_module_the_same_answers(tmp_path: Path) -> None:
+    """Found while the run is set up, by the engine: precision and machine do not fit."""
+    processes = [
+        child("launchers.pretrain", str(STREET), "optim.lrr=1"),
+        child("launchers.pretrain", *arguments(tmp_path / "run", str(tmp_path / "nothing"))),
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [2, 1], outputs
+    assert outputs[0].startswith("config error: optim.lrr: unknown name; did you mean 'lr'?")
+    assert outputs[0].count("\n") == 1
+    assert "ShardError" in outputs[1]
+    assert str(tmp_path / "nothing") in outputs[1]
+    assert "Traceback" not in outputs[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("engine.precision=fp16", "engine.precision=fp16 needs a GPU"),
+        ("data.augment.image.enabled=true", "augment.image.enabled"),
+        ("data.split=test", "'test'"),
+    ],
+)
+def test_mistakes_that_only_the_run_can_see(override: str, word: str, toy_set: str, tmp_path: Path) -> None:
+    process = child("launchers.pretrain", *arguments(tmp_path, toy_set, override, "schedule.steps=1"))
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode in (1, 2), output
+    assert word in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb: str) -> None:
+    processes = [child(f"launchers.{verb}", "--help"), child("launchers.cli", verb, "--help")]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0] == outputs[1]
+    assert f"tandem {verb}" in outputs[0]

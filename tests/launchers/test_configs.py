@@ -1,0 +1,101 @@
+"""Every YAML in configs/ can be used: it loads, prints itself, and a run of it at toy size takes its steps."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.load import ConfigError, load
+from configs.schema import EvaluateConfig
+from engine.distributed import World
+from launchers.cli import main as tandem
+from launchers.pretrain import load_run
+from tests.helpers.pretrain_run import CONFIGS, STREET, pretrain_here
+from tests.helpers.toy_run import losses, weights
+
+PRETRAIN = sorted(CONFIGS.glob("*.yaml"))
+DOWNSTREAM = sorted((CONFIGS.parent / "downstream").glob("*.yaml"))
+MISSING = {
+    "slidr_kitti": ("data.shards=a", "method.teacher.weights=random"),
+    "slidr_nuscenes": ("data.shards=a", "method.teacher.weights=random"),
+}
+SMALL_TEACHER = {name: ("method.teacher.name=resnet18",) for name in MISSING}
+
+
+def name_of(path: Path) -> str:
+    return path.stem
+
+
+def test_there_are_configs() -> None:
+    assert {"slidr_street", "slidr_kitti", "slidr_nuscenes"} <= {path.stem for path in PRETRAIN}
+    assert {"street", "kitti_object"} <= {path.stem for path in DOWNSTREAM}
+
+
+@pytest.mark.parametrize("path", PRETRAIN, ids=name_of)
+def test_every_pretrain_config_takes_two_steps(path: Path, toy_set: str, world: World, tmp_path: Path) -> None:
+    overrides = (*MISSING.get(path.stem, ())[1:], *SMALL_TEACHER.get(path.stem, ()), "optim.lr=0.01")
+    summary = pretrain_here(tmp_path, toy_set, *overrides, "schedule.steps=2", config=path)
+    assert (summary.status, summary.step, summary.skipped) == ("finished", 2, 0)
+    values = losses(tmp_path)
+    assert len(values) == 2
+    assert all(math.isfinite(value) and value > 0 for value in values)
+    assert values[0] != values[1]
+
+
+@pytest.mark.slow
+def test_the_papers_networks_take_a_step(toy_set: str, world: World, tmp_path: Path) -> None:
+    """Res16UNet34C and the dilated ResNet-50 as configured; all that trains moves, the teacher is not in the way."""
+    overrides = ("method.teacher.weights=random", "method.backbone.preset=res16unet34c", "schedule.steps=1")
+    summary = pretrain_here(tmp_path, toy_set, *overrides, config=CONFIGS / "slidr_nuscenes.yaml")
+    assert math.isfinite(summary.loss)
+    torch.manual_seed(0)
+    fresh = load_run(str(CONFIGS / "slidr_nuscenes.yaml"), [*MISSING["slidr_nuscenes"]]).method.build()
+    trained = weights(tmp_path)
+    for name, parameter in fresh.named_parameters():
+        assert torch.equal(trained[name], parameter) != parameter.requires_grad, name
+
+
+@pytest.mark.parametrize("path", PRETRAIN, ids=name_of)
+def test_show_config_prints_what_loads_back_equal(
+    path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [*MISSING.get(path.stem, ()), "optim.lr=0.125", "data.voxel.size=[0.3,0.3,0.3]"]
+    assert tandem(["pretrain", str(path), *overrides, "--show-config"]) == 0
+    printed = capsys.readouterr().out
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(printed)
+    config = load_run(str(path), overrides)
+    assert config.optim.lr == 0.125
+    assert load_run(str(copy)) == config
+    assert load_run(str(path), [*overrides, "seed=1"]) != config
+
+
+@pytest.mark.parametrize("path", sorted(p for p in PRETRAIN if p.stem in MISSING), ids=name_of)
+def test_what_has_no_default_is_asked_for(path: Path) -> None:
+    for left_out in MISSING[path.stem]:
+        given = [override for override in MISSING[path.stem] if override != left_out]
+        with pytest.raises(ConfigError, match=f"{left_out.split('=')[0]}: no value given"):
+            load_run(str(path), given)
+
+
+def test_the_papers_recipe_is_in_its_config() -> None:
+    config = load_run(str(CONFIGS / "slidr_nuscenes.yaml"), MISSING["slidr_nuscenes"])
+    assert (config.optim.name, config.optim.lr, config.optim.momentum) == ("sgd", 0.5, 0.9)
+    assert (config.optim.dampening, config.optim.weight_decay) == (0.1, 1e-4)
+    assert (config.data.voxel.kind, config.data.voxel.size) == ("cylindrical", (0.1, 1.0, 0.1))
+    assert (config.data.image_size, config.schedule.epochs, config.schedule.kind) == ((224, 416), 50, "cosine")
+    assert config.data.micro_batch_size * 4 == 16
+
+
+def test_the_street_config_is_complete() -> None:
+    assert load_run(str(STREET)).run_dir == "runs/slidr_street"
+
+
+@pytest.mark.parametrize("path", DOWNSTREAM, ids=name_of)
+def test_every_downstream_config_loads(path: Path) -> None:
+    config = load(EvaluateConfig, path)
+    assert config.random
+    assert config.seeds("finetune")
