@@ -1,0 +1,143 @@
+"""The procedural street world: labelled LiDAR sweeps and camera images that need no download and no licence.
+
+A log is one world with its own street, houses, light, materials and traffic, through which the ego drives. LiDAR and
+cameras see the same triangles by ray casting, each at its own time, exactly calibrated. Several classes are alike in
+shape and reflectivity and differ in looks only (road, parking, sidewalk, terrain; sign and the things on poles; truck and
+bus; board fence and hedge), so that images can teach a LiDAR network something. The ground is flat but for kerbs.
+
+A log depends on (config, log index) only, not on process, thread count or the other logs. `benchmarks/synthetic.py`
+measures the cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from data.geometry import transform, yaw_rotation
+from data.sample import Boxes, CameraView, Sample
+from data.street.atlas import Atlas, build_atlas
+from data.street.camera import render
+from data.street.classes import CLASS_NAMES, PALETTE
+from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
+from data.street.layout import World, draw_world
+from data.street.lidar import Sweep, scan
+from data.street.lighting import Light, draw_light
+from data.street.motion import camera_mount, ego_pose, intrinsics, lidar_mount
+from data.street.scene import Stage
+from data.street.textures import paint_layers
+
+__all__ = [
+    "CLASS_NAMES",
+    "PALETTE",
+    "LogRenderer",
+    "StreetCameraConfig",
+    "StreetConfig",
+    "StreetLidarConfig",
+    "generate_log",
+]
+
+_LOG_START_US = 3_600_000_000
+"""Logs start an hour apart, so that timestamps are unique in a set."""
+
+
+def generate_log(config: StreetConfig, log_index: int) -> Iterator[Sample]:
+    """All samples of one log in order of time, complete but for superpixels.
+
+    Args:
+        config: the set.
+        log_index: 0 to config.num_logs - 1.
+
+    Raises:
+        ValueError: if there is no such log.
+    """
+    name = config.log_name(log_index)
+    renderer = LogRenderer(config, log_index)
+    return (renderer.sample(name, frame) for frame in range(config.frames_per_log))
+
+
+class LogRenderer:
+    """One world and what is needed to take samples of it; frames may be taken in any order.
+
+    Attributes:
+        world: geometry and objects.
+    """
+
+    def __init__(self, config: StreetConfig, log_index: int) -> None:
+        self.config = config
+        self.log_index = log_index
+        self.world: World = draw_world(config, self._rng(0))
+        self.light: Light = draw_light(self._rng(1))
+        self.atlas: Atlas = build_atlas(paint_layers(self._rng(2)))
+        self.stage = Stage(self.world)
+
+    def sample(self, log: str, frame: int) -> Sample:
+        """One sample."""
+        time_s = frame / self.config.frame_rate_hz
+        start_us = _LOG_START_US * (self.log_index + 1)
+        sweep = self.sweep(frame)
+        return Sample(
+            key=f"{log}-{frame:05d}",
+            log=log,
+            timestamp_us=start_us + round(time_s * 1e6),
+            points_lidar=sweep.points_lidar,
+            intensity=sweep.intensity,
+            T_ego_lidar=lidar_mount(self.config.lidar),
+            T_world_ego=ego_pose(self.world.street, self.world.drive, time_s),
+            cameras=tuple(self.view(frame, camera) for camera in range(len(self.config.cameras.names))),
+            labels=sweep.labels,
+            instances=sweep.instances,
+            boxes=self.boxes(frame, sweep),
+        )
+
+    def sweep(self, frame: int) -> Sweep:
+        """The LiDAR's part of a sample."""
+        time_s = frame / self.config.frame_rate_hz
+        return scan(self.stage, self.atlas, self.config.lidar, time_s, self._rng(3, frame))
+
+    def view(self, frame: int, camera: int) -> CameraView:
+        """One camera's part of a sample, at the camera's own time."""
+        cameras = self.config.cameras
+        time_s = frame / self.config.frame_rate_hz + cameras.time_offsets_s[camera]
+        T_world_ego = ego_pose(self.world.street, self.world.drive, time_s)
+        T_cam_ego = camera_mount(cameras, camera)
+        T_world_cam = T_world_ego @ np.linalg.inv(T_cam_ego)
+        rng = self._rng(4, frame, camera)
+        image, depth_m = render(self.stage.at(time_s), self.atlas, self.light, cameras, T_world_cam, rng)
+        return CameraView(
+            name=cameras.names[camera],
+            image_size=cameras.image_size,
+            K=intrinsics(cameras),
+            T_cam_ego=T_cam_ego,
+            T_world_ego=T_world_ego,
+            timestamp_us=_LOG_START_US * (self.log_index + 1) + round(time_s * 1e6),
+            image=image,
+            depth_m=depth_m,
+        )
+
+    def boxes(self, frame: int, sweep: Sweep) -> Boxes:
+        """Boxes of the objects that the sweep met, in the LiDAR frame; velocities are over ground."""
+        time_s = frame / self.config.frame_rate_hz
+        things = self.world.things
+        met = np.unique(sweep.instances[sweep.instances > 0]).astype(np.int64)
+        rows = met - 1
+        positions, yaws = (column[rows] for column in things.poses(time_s))
+        T_world_lidar = ego_pose(self.world.street, self.world.drive, time_s) @ lidar_mount(self.config.lidar)
+        T_lidar_world = np.linalg.inv(T_world_lidar)
+        offsets = np.stack([yaw_rotation(float(yaw)) for yaw in yaws]) if len(rows) else np.empty((0, 3, 3))
+        centers = positions + np.einsum("nij,nj->ni", offsets, things.centers_m[rows])
+        heading = np.stack([np.cos(yaws), np.sin(yaws), np.zeros_like(yaws)], axis=1) @ T_lidar_world[:3, :3].T
+        velocity = np.pad(things.velocities(time_s)[rows], ((0, 0), (0, 1))) @ T_lidar_world[:3, :3].T
+        return Boxes(
+            centers_m=transform(T_lidar_world, centers),
+            sizes_m=things.sizes_m[rows],
+            yaws=np.arctan2(heading[:, 1], heading[:, 0]),
+            velocities_mps=velocity[:, :2],
+            classes=things.labels[rows],
+            track_ids=met,
+        )
+
+    def _rng(self, *stream: int) -> np.random.Generator:
+        """An own stream of random numbers for each part, so that one part's settings do not disturb another."""
+        return np.random.default_rng([self.config.seed, self.log_index, *stream])
