@@ -24,7 +24,7 @@ from data.loader import build_loader
 from engine.distributed import World, init_distributed, shutdown
 from engine.pretrain import PretrainSettings, PretrainSummary, pretrain
 from launchers.cli import guarded
-from launchers.pictures import training_pictures
+from launchers.pictures import pictures_of_set
 from launchers.provenance import describe_environment
 from launchers.teacher_cache import PoolsTeacher, open_or_build
 
@@ -101,7 +101,7 @@ def run(config: PretrainConfig) -> PretrainSummary:
             micro_batch_size=config.data.micro_batch_size,
             fingerprint={"method": resolved["method"], "voxel": resolved["data"]["voxel"]},
             resolved_config=resolved,
-            pictures=training_pictures,
+            pictures=pictures_of_set(config.data) if world.is_main or config.engine.zero_stage == 3 else None,
         )
     except ValueError as error:
         raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
