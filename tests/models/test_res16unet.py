@@ -18,20 +18,20 @@ def cloud(counts: tuple[int, ...] = (120, 80), seed: int = 0) -> tuple[Tensor, T
 
 
 @pytest.mark.parametrize(
-    ("preset", "convolutions", "norms", "parameters"),
+    ("preset", "convolutions", "shortcuts", "parameters"),
     [
-        ("res16unet34c", 62, 62, 37_842_976),
-        ("res16unet18", 48, 48, 21_691_168),
-        ("res16unet_tiny", 33, 33, 1_445_616),
+        ("res16unet34c", 62, 7, 37_842_976),
+        ("res16unet18", 48, 7, 21_691_168),
+        ("res16unet_tiny", 33, 8, 1_676_752),
     ],
 )
-def test_structure(preset: str, convolutions: int, norms: int, parameters: int) -> None:
+def test_structure(preset: str, convolutions: int, shortcuts: int, parameters: int) -> None:
     net = Res16UNetConfig(preset=preset).build()  # type: ignore[arg-type]
     weights = [p for p in net.parameters() if p.ndim > 1]
     assert len(weights) == convolutions
-    assert sum(isinstance(m, nn.BatchNorm1d) for m in net.modules()) == norms
+    assert sum(isinstance(m, nn.BatchNorm1d) for m in net.modules()) == convolutions
     assert sum(p.numel() for p in net.parameters()) == parameters
-    assert sum(p.shape[0] == 1 for p in weights) == 7  # shortcuts
+    assert sum(p.shape[0] == 1 for p in weights) == shortcuts
     if preset == "res16unet34c":
         assert net.num_features == 96
         head = nn.Linear(96, 64)  # completes the published network: 63 kernels, 37.85 M
