@@ -184,6 +184,28 @@ def test_two_runs_are_bit_equal() -> None:
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
+def test_float32_is_float32() -> None:
+    # The torch back-end may route float32 products through oneDNN; reduced precision would be off by about 1e-2.
+    coords, features, num = scene((300, 0, 200), channels=32)
+    conv = SubmanifoldConv3d(32, 48)
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        leaf = features.to(dtype).requires_grad_()
+        out = conv.to(dtype)(as_tensor(coords, leaf, num)).features
+        grads = torch.autograd.grad(out.square().sum(), [leaf, conv.weight])
+        results.append([t.double() for t in (out.detach(), *grads)])
+    for exact, single in zip(*results, strict=True):
+        assert (exact - single).abs().max() < 1e-5 * exact.abs().max()
+    switch = getattr(torch.backends.mkldnn, "matmul", None)
+    assert getattr(switch, "fp32_precision", "none") != "bf16"  # the permission is taken back
+
+
+def test_products_have_few_lengths() -> None:
+    lengths = [backend_torch._padded(n) for n in range(1, 5000)]
+    assert all(0 <= p - n <= max(15, 0.25 * n) for n, p in enumerate(lengths, start=1))
+    assert len(set(lengths)) < 40
+
+
 def test_maps_are_shared_by_the_layers_of_a_stage() -> None:
     coords, features, num = scene()
     x = as_tensor(coords, features.float(), num)
