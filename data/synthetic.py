@@ -2,8 +2,8 @@
 
 A log is one world with its own street, houses, light, materials and traffic, through which the ego drives. LiDAR and
 cameras see the same triangles by ray casting, each at its own time, exactly calibrated. Several classes are alike in
-shape and reflectivity and differ in looks only (road, parking, sidewalk, terrain; sign and the things on poles; truck and
-bus; board fence and hedge), so that images can teach a LiDAR network something. The ground is flat but for kerbs.
+shape and reflectivity and differ in looks (road, parking, sidewalk, terrain; signs and what else hangs on poles; truck
+and bus; board fence and hedge), so that images can teach a LiDAR network something. The ground is flat but for kerbs.
 
 A log depends on (config, log index) only, not on process, thread count or the other logs. `benchmarks/synthetic.py`
 measures the cost.
@@ -11,9 +11,11 @@ measures the cost.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Float
 
 from data.geometry import transform, yaw_rotation
 from data.sample import Boxes, CameraView, Sample
@@ -25,7 +27,7 @@ from data.street.layout import World, draw_world
 from data.street.lidar import Sweep, scan
 from data.street.lighting import Light, draw_light
 from data.street.motion import camera_mount, ego_pose, intrinsics, lidar_mount
-from data.street.scene import Stage
+from data.street.scene import Stage, Viewer
 from data.street.textures import paint_layers
 
 __all__ = [
@@ -104,7 +106,8 @@ class LogRenderer:
         T_cam_ego = camera_mount(cameras, camera)
         T_world_cam = T_world_ego @ np.linalg.inv(T_cam_ego)
         rng = self._rng(4, frame, camera)
-        image, depth_m = render(self.stage.at(time_s), self.atlas, self.light, cameras, T_world_cam, rng)
+        moment = self.stage.at(time_s, _viewer(cameras, T_world_cam))
+        image, depth_m = render(moment, self.atlas, self.light, cameras, T_world_cam, rng)
         return CameraView(
             name=cameras.names[camera],
             image_size=cameras.image_size,
@@ -141,3 +144,9 @@ class LogRenderer:
     def _rng(self, *stream: int) -> np.random.Generator:
         """An own stream of random numbers for each part, so that one part's settings do not disturb another."""
         return np.random.default_rng([self.config.seed, self.log_index, *stream])
+
+
+def _viewer(cameras: StreetCameraConfig, T_world_cam: Float[np.ndarray, "4 4"]) -> Viewer:
+    axis = T_world_cam[:3, 2]
+    half = math.radians(cameras.horizontal_fov_deg / 2)
+    return Viewer(xy=T_world_cam[:2, 3], yaw=math.atan2(axis[1], axis[0]), half_angle=half)

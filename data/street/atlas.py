@@ -78,4 +78,4 @@ def tiles_per_metre(
     area = np.linalg.norm(np.cross(a, b), axis=1)
     p, q = uvs[:, 1] - uvs[:, 0], uvs[:, 2] - uvs[:, 0]
     area_uv = np.abs(p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0])
-    return np.sqrt(area_uv / np.maximum(area, 1e-9))
+    return np.asarray(np.sqrt(area_uv / np.maximum(area, 1e-9)))

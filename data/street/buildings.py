@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from data.street.classes import Label
 from data.street.layers import Layer
-from data.street.mesh import Color, Mesh, MeshBuilder
+from data.street.mesh import Color, Mesh, MeshBuilder, Point
 
 _FACADES = (Layer.FACADE_0, Layer.FACADE_1, Layer.FACADE_2, Layer.FACADE_3)
 _SHOPS = (Layer.SHOP_0, Layer.SHOP_1)
 _STOREY_M = 3.0
 
 
-def _walls(
-    builder: MeshBuilder, low: tuple[float, float, float], high: tuple[float, float, float], layer: Layer, rise: float
-) -> None:
+def _walls(builder: MeshBuilder, low: Point, high: Point, layer: Layer, rise: float) -> None:
     """Four walls; a tile is two storeys (`rise` metres) high and whole tiles fit into each wall."""
     (x0, y0, z0), (x1, y1, z1) = low, high
     ring = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]])
-    for a, b in zip(ring[:-1], ring[1:], strict=True):
+    for a, b in itertools.pairwise(ring):
         tiles = max(1, round(float(np.linalg.norm(b - a)) / 6.0))
         quad = np.array([[[*a, z0], [*b, z0], [*b, z1], [*a, z1]]])
         uv = np.array([[[0, 0], [tiles, 0], [tiles, (z1 - z0) / rise], [0, (z1 - z0) / rise]]])

@@ -157,7 +157,7 @@ class StreetConfig:
         return f"street-{log_index:06d}"
 
     def split_of(self, log_index: int) -> str:
-        """ "train" or "val" of a log: the split rule of the set.
+        """The split of a log, "train" or "val": the split rule of the set.
 
         Raises:
             ValueError: if there is no such log.

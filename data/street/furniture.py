@@ -45,7 +45,9 @@ def build_lamp(rng: np.random.Generator) -> Mesh:
 
 
 def _post(builder: MeshBuilder, rng: np.random.Generator, height: float, y: float = 0.0) -> None:
-    builder.tube((0, y, 0), (0, y, height), float(rng.uniform(0.035, 0.06)), Layer.METAL, tint=_metal(rng), label=Label.POLE)
+    builder.tube(
+        (0, y, 0), (0, y, height), float(rng.uniform(0.035, 0.06)), Layer.METAL, tint=_metal(rng), label=Label.POLE
+    )
 
 
 def build_sign(rng: np.random.Generator) -> Mesh:
@@ -86,7 +88,9 @@ def build_pole(rng: np.random.Generator) -> Mesh:
     half = rng.uniform(0.2, 0.42)
     if kind < 0.5:
         sides = int(rng.choice([4, 8, 16]))
-        builder.disc((0.06, 0, z), (1, 0, 0), half * 1.2, Layer.METAL, sides=sides, tint=tint, span=(np.pi / 4, np.pi * 2.25))
+        builder.disc(
+            (0.06, 0, z), (1, 0, 0), half * 1.2, Layer.METAL, sides=sides, tint=tint, span=(np.pi / 4, np.pi * 2.25)
+        )
     elif kind < 0.85:
         builder.box((0.04, -half, z - half), (0.12, half, z + half), Layer.METAL, tint=tint)
     _post(builder, rng, max(z + half + 0.1, rng.uniform(2.2, 4.0)))

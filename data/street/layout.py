@@ -20,7 +20,14 @@ from data.street.road import Street, Strip, draw_street, ground_mesh
 from data.street.things import Thing, Things, columns
 
 _T = TypeVar("_T")
-_BUILDERS = {Label.CAR: vehicles.build_car, Label.TRUCK: vehicles.build_truck, Label.BUS: vehicles.build_bus}
+# How many different objects of a class a world has; more copies than that are placed.
+_POOLS = {
+    Label.CAR: (vehicles.build_car, 16),
+    Label.TRUCK: (vehicles.build_truck, 4),
+    Label.BUS: (vehicles.build_bus, 4),
+    Label.PEDESTRIAN: (people.build_pedestrian, 14),
+    Label.CYCLIST: (people.build_cyclist, 7),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +88,7 @@ class _Planner:
         self.meshes = [ground_mesh(self.street, rng)]
         self.things: list[Thing] = []
         self.trees = [plants.build_tree(rng) for _ in range(5)]
+        self.pools = {label: [build(rng) for _ in range(n)] for label, (build, n) in _POOLS.items()}
         self.bushes = [plants.build_bush(rng) for _ in range(3)]
 
     def place(self, mesh: Mesh, s: float, t: float, yaw: float, *, scale: float = 1.0, shade: float = 1.0) -> None:
@@ -89,6 +97,11 @@ class _Planner:
         heading = float(self.street.curve.yaw_at(np.array(s))) + yaw
         z = self.street.height(t)
         self.meshes.append(mesh.placed((x, y, z), heading, scale=scale, tint=(shade, shade, shade)))
+
+    def object_mesh(self, label: Label) -> Mesh:
+        """One of the world's objects of a class."""
+        pool = self.pools[label]
+        return pool[int(self.rng.integers(len(pool)))]
 
     def stations(self, spacing: float, *, margin: float = 0.0, density: float | None = None) -> Iterator[float]:
         """Positions along the whole street, off the crossing."""
@@ -204,7 +217,7 @@ def _parked(plan: _Planner, side: int, band: Strip) -> None:
     """Vehicles in the stalls; long ones take two stalls."""
     rng, stall = plan.rng, band.tile_m[0]
     across = stall < 4
-    deck = (Label.CAR,) * 6 if across else (Label.CAR,) * 5 + (Label.TRUCK, Label.BUS)
+    deck = (Label.CAR,) * 6 if across else (Label.CAR,) * 8 + (Label.TRUCK, Label.BUS)
     kinds = _dealt(rng, deck)
     fill = min(0.95, 0.5 * plan.config.density)
     k, last = int(plan.street.start_m / stall) + 2, int(plan.street.end_m / stall) - 2
@@ -218,7 +231,7 @@ def _parked(plan: _Planner, side: int, band: Strip) -> None:
         t = (band.t0 + band.t1) / 2 + rng.uniform(-0.1, 0.1)
         turn = rng.choice([-1, 1]) * np.pi / 2 if across else (0.0 if rng.random() < 0.8 else np.pi)
         yaw = turn + (np.pi if side > 0 else 0.0) + rng.normal(0, 0.02)
-        mesh = _BUILDERS[kind](rng)
+        mesh = plan.object_mesh(kind)
         plan.things.append(Thing(label=kind, mesh=mesh, s=centre, t=t, z=band.z, speed=0.0, yaw=yaw))
 
 
@@ -252,7 +265,7 @@ def _walkers(plan: _Planner, side: int, walk: Strip) -> None:
         speed = 0.0 if rng.random() < 0.2 and not plan.street.blocked(s) else rng.uniform(0.8, 1.8) * direction
         for i in range(1 + int(rng.random() < 0.3)):
             yaw = (0.0 if direction > 0 else np.pi) + (rng.uniform(-1.5, 1.5) if speed == 0 else 0.0)
-            mesh = people.build_pedestrian(rng)
+            mesh = plan.object_mesh(Label.PEDESTRIAN)
             t = rng.uniform(low, high)
             where = s + 0.9 * i
             thing = Thing(label=Label.PEDESTRIAN, mesh=mesh, s=where, t=t, z=walk.z, speed=speed, yaw=yaw)
@@ -272,7 +285,7 @@ def _cyclists(plan: _Planner, side: int, walk: Strip) -> None:
     start, end = street.start_m - max(travel, 0), street.end_m - min(travel, 0)
     for s in _stations(rng, start, end, 13.0, plan.config.density):
         yaw = 0.0 if direction > 0 else np.pi
-        mesh = people.build_cyclist(rng)
+        mesh = plan.object_mesh(Label.CYCLIST)
         offset = rng.uniform(-0.15, 0.15)
         plan.things.append(Thing(label=Label.CYCLIST, mesh=mesh, s=s, t=t + offset, z=z, speed=speed, yaw=yaw))
 
@@ -280,19 +293,19 @@ def _cyclists(plan: _Planner, side: int, walk: Strip) -> None:
 def _traffic(plan: _Planner, drive: Drive) -> None:
     """Vehicles in the lanes; all of a lane have one speed, so none runs into another."""
     rng, street = plan.rng, plan.street
-    kinds = _dealt(rng, (Label.CAR, Label.CAR, Label.CAR, Label.TRUCK, Label.BUS))
+    kinds = _dealt(rng, (Label.CAR,) * 3 + (Label.TRUCK, Label.BUS))
     for i, (t, direction) in enumerate(street.lanes):
         speed = drive.speed_mps * (1.0 if i == 0 else rng.uniform(0.7, 1.3)) * direction
         travel = speed * plan.config.duration_s
         start, end = street.start_m - max(travel, 0), street.end_m - min(travel, 0)
         clear = drive.s + 16 if i == 0 else start
         behind = drive.s - 16 if i == 0 else start
-        for s in _stations(rng, start, end, 24.0, plan.config.density):
+        for s in _stations(rng, start, end, 24.0 if direction > 0 else 30.0, plan.config.density):
             if i == 0 and behind < s < clear:
                 continue
             kind = next(kinds)
             yaw = 0.0 if direction > 0 else np.pi
-            mesh = _BUILDERS[kind](rng)
+            mesh = plan.object_mesh(kind)
             offset = rng.uniform(-0.2, 0.2)
             plan.things.append(Thing(label=kind, mesh=mesh, s=s, t=t + offset, z=0.0, speed=speed, yaw=yaw))
 

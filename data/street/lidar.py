@@ -13,7 +13,7 @@ from data.street.classes import Label
 from data.street.config import StreetLidarConfig
 from data.street.layout import World
 from data.street.motion import ego_pose, lidar_mount
-from data.street.scene import Hits, Moment, Stage, rays
+from data.street.scene import Hits, Moment, Stage, Viewer, rays
 
 # With motion during the sweep, actors are re-posed this often a turn; the ego's pose is exact for every firing.
 _SECTORS = 12
@@ -44,14 +44,12 @@ def firing_directions(config: StreetLidarConfig) -> Float32[np.ndarray, "azimuth
     return np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], axis=-1).astype(np.float32)
 
 
-def scan(
-    stage: Stage, atlas: Atlas, config: StreetLidarConfig, time_s: float, rng: np.random.Generator
-) -> Sweep:
+def scan(stage: Stage, atlas: Atlas, config: StreetLidarConfig, time_s: float, rng: np.random.Generator) -> Sweep:
     """Take the sweep stamped `time_s`."""
     directions = firing_directions(config)
     if config.sweep_motion == "none":
-        origins, world = rays(_pose(stage.world, config, time_s), directions.reshape(-1, 3))
-        hits = stage.at(time_s).cast(origins, world)
+        pose = _pose(stage.world, config, time_s)
+        hits = stage.at(time_s, Viewer(xy=pose[:2, 3])).cast(*rays(pose, directions.reshape(-1, 3)))
     else:
         hits = _cast_moving(stage, config, time_s, directions)
     range_m = hits.distance + rng.normal(0, config.range_noise_m, hits.distance.shape).astype(np.float32)
@@ -70,7 +68,7 @@ def scan(
 
 
 def _pose(world: World, config: StreetLidarConfig, time_s: float) -> Float[np.ndarray, "4 4"]:
-    return ego_pose(world.street, world.drive, time_s) @ lidar_mount(config)
+    return np.asarray(ego_pose(world.street, world.drive, time_s) @ lidar_mount(config))
 
 
 def _firing_time(config: StreetLidarConfig, azimuth: float) -> float:
@@ -84,8 +82,8 @@ def _cast_moving(
     """Cast each firing from where the sensor is at that time."""
     parts = []
     for sector in np.array_split(np.arange(config.azimuths), min(_SECTORS, config.azimuths)):
-        moment: Moment = stage.at(time_s + _firing_time(config, float(sector.mean())))
         poses = [_pose(stage.world, config, time_s + _firing_time(config, float(k))) for k in sector]
+        moment: Moment = stage.at(time_s + _firing_time(config, float(sector.mean())), Viewer(xy=poses[0][:2, 3]))
         cast = [rays(pose, directions[k]) for pose, k in zip(poses, sector, strict=True)]
         origins, world = (np.concatenate([pair[i] for pair in cast]) for i in (0, 1))
         parts.append(moment.cast(origins, world))
@@ -128,7 +126,7 @@ def _intensity(
     strength = stage.surfaces.reflectivity[row] * texture * (0.45 + 0.55 * hits.cosine)
     leafy = stage.surfaces.labels[row] == Label.VEGETATION
     noise = rng.normal(0, 1, row.shape) * np.where(leafy, 2.0, 1.0) * config.intensity_noise
-    return np.clip(strength + noise, 0, 1).astype(np.float32)
+    return np.asarray(np.clip(strength + noise, 0, 1).astype(np.float32))
 
 
 def _returned(

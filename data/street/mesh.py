@@ -8,6 +8,8 @@ centre) and then placed. Costs a few microseconds a primitive, so a world of 50 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,8 +19,10 @@ from jaxtyping import Float, Float32, Int, Int32, UInt8
 from data.street.classes import Label
 from data.street.layers import Layer
 
-Color = tuple[float, float, float]
-Point = tuple[float, float, float]
+# Run-time type checks do not take the integer 0 for a float, and coordinates are full of zeros.
+_Number = float | int
+Color = tuple[_Number, _Number, _Number]
+Point = tuple[_Number, _Number, _Number]
 WHITE: Color = (1.0, 1.0, 1.0)
 _UNIT_UV = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
 
@@ -87,7 +91,11 @@ class MeshBuilder:
     def __init__(self, label: Label, *, reflectivity: float = 0.4) -> None:
         self.label = label
         self.reflectivity = reflectivity
-        self._parts: list[Mesh] = []
+        # Attributes are spread over the triangles once, in `build`: primitives are many and small.
+        self._corners: list[Float[np.ndarray, "T 3 3"]] = []
+        self._uvs: list[Float[np.ndarray, "T 3 2"]] = []
+        self._parts: list[tuple[Layer, Label, Color | Float[np.ndarray, "T 3"]]] = []
+        self._finished: list[Mesh] = []
 
     def triangles(
         self,
@@ -98,21 +106,12 @@ class MeshBuilder:
         uvs: Float[np.ndarray, "T 3 2"] | None = None,
         label: Label | None = None,
     ) -> None:
-        """Add triangles."""
-        n = len(corners)
+        """Add triangles; texture coordinates default to half a tile each."""
         if uvs is None:
-            uvs = np.broadcast_to(_UNIT_UV[:3], (n, 3, 2))
-        self._parts.append(
-            Mesh(
-                corners=np.asarray(corners, np.float32),
-                uvs=np.asarray(uvs, np.float32),
-                layers=np.full(n, layer, np.int32),
-                tints=np.ascontiguousarray(np.broadcast_to(np.asarray(tint, np.float32), (n, 3))),
-                labels=np.full(n, self.label if label is None else label, np.uint8),
-                instances=np.zeros(n, np.int32),
-                reflectivity=np.full(n, self.reflectivity, np.float32),
-            )
-        )
+            uvs = np.broadcast_to(_UNIT_UV[:3], (len(corners), 3, 2))
+        self._corners.append(corners)
+        self._uvs.append(uvs)
+        self._parts.append((layer, self.label if label is None else label, tint))
 
     def quads(
         self,
@@ -146,10 +145,19 @@ class MeshBuilder:
         """Add an axis-aligned box; with `tile_m` the texture repeats every so many metres, else once a face."""
         (x0, y0, z0), (x1, y1, z1) = low, high
         p = np.array(
-            [[x0, y0, z0], [x1, y0, z0], [x1, y1, z0], [x0, y1, z0], [x0, y0, z1], [x1, y0, z1], [x1, y1, z1], [x0, y1, z1]]
+            [
+                [x0, y0, z0],
+                [x1, y0, z0],
+                [x1, y1, z0],
+                [x0, y1, z0],
+                [x0, y0, z1],
+                [x1, y0, z1],
+                [x1, y1, z1],
+                [x0, y1, z1],
+            ]
         )
         faces = p[[[0, 1, 5, 4], [1, 2, 6, 5], [2, 3, 7, 6], [3, 0, 4, 7], [4, 5, 6, 7], [3, 2, 1, 0]]]
-        uvs = np.broadcast_to(_UNIT_UV, (6, 4, 2))
+        uvs: Float[np.ndarray, "6 4 2"] = np.tile(_UNIT_UV, (6, 1, 1))
         if tile_m is not None:
             dx, dy, dz = x1 - x0, y1 - y0, z1 - z0
             spans = np.array([[dx, dz], [dy, dz], [dx, dz], [dy, dz], [dx, dy], [dx, dy]]) / tile_m
@@ -170,14 +178,11 @@ class MeshBuilder:
         """Add an open cylinder or cone between two points; radius at start and end, metres."""
         r0, r1 = (radius, radius) if isinstance(radius, float) else radius
         a, b = np.array(start), np.array(end)
-        first, second = _across(b - a)
-        angle = np.linspace(0, 2 * np.pi, sides + 1)
-        ring = np.cos(angle)[:, None] * first + np.sin(angle)[:, None] * second
+        ring = _circle(sides, 0.0, 2 * np.pi) @ _across(b - a)
         low, high = a + r0 * ring, b + r1 * ring
-        uv = angle / (2 * np.pi)
-        uvs = np.stack([np.stack([uv[:-1], 0 * uv[1:]], -1), np.stack([uv[1:], 0 * uv[1:]], -1)], 1)
-        uvs = np.concatenate([uvs, uvs[:, ::-1] + [0, 1]], axis=1)
-        self.quads(np.stack([low[:-1], low[1:], high[1:], high[:-1]], axis=1), layer, tint=tint, uvs=uvs, label=label)
+        corners = np.empty((sides, 4, 3))
+        corners[:, 0], corners[:, 1], corners[:, 2], corners[:, 3] = low[:-1], low[1:], high[1:], high[:-1]
+        self.quads(corners, layer, tint=tint, uvs=_ring_uvs(sides), label=label)
 
     def disc(
         self,
@@ -192,33 +197,48 @@ class MeshBuilder:
         label: Label | None = None,
     ) -> None:
         """Add a flat regular polygon (or a sector of it) with the texture tile laid over its circle, upright."""
-        first, second = _across(np.array(normal))
-        angle = np.linspace(*span, sides + 1)
-        circle = np.stack([np.cos(angle), np.sin(angle)], -1)
-        rim = np.array(center) + radius * (circle @ np.stack([first, second]))
-        uv = 0.5 + 0.5 * circle * [1, -1]
-        hub = np.broadcast_to(np.array(center), (sides, 3))
-        uvs = np.stack([np.full((sides, 2), 0.5), uv[:-1], uv[1:]], axis=1)
-        self.triangles(np.stack([hub, rim[:-1], rim[1:]], axis=1), layer, tint=tint, uvs=uvs, label=label)
+        circle = _circle(sides, *span)
+        rim = np.array(center) + radius * (circle @ _across(np.array(normal, np.float64)))
+        corners, uvs = np.empty((sides, 3, 3)), np.full((sides, 3, 2), 0.5)
+        corners[:, 0], corners[:, 1], corners[:, 2] = center, rim[:-1], rim[1:]
+        uvs[:, 1] += 0.5 * circle[:-1]
+        uvs[:, 2] += 0.5 * circle[1:]
+        self.triangles(corners, layer, tint=tint, uvs=uvs, label=label)
 
     def ball(
         self, center: Point, radii: Point, layer: Layer = Layer.PLAIN, *, tint: Color = WHITE, sides: int = 8
     ) -> None:
         """Add an ellipsoid of `sides` meridians and half as many rings."""
-        rings = max(3, sides // 2)
-        polar, around = np.meshgrid(np.linspace(0, np.pi, rings + 1), np.linspace(0, 2 * np.pi, sides + 1), indexing="ij")
-        unit = np.stack([np.sin(polar) * np.cos(around), np.sin(polar) * np.sin(around), np.cos(polar)], -1)
-        p = np.array(center) + unit * np.array(radii)
-        uv = np.stack([around / (2 * np.pi) * 2, polar / np.pi], -1)
-        self.quads(_grid_quads(p), layer, tint=tint, uvs=_grid_quads(uv))
+        unit, uv = _sphere(sides)
+        self.quads(np.array(center) + unit * np.array(radii), layer, tint=tint, uvs=uv)
 
     def add(self, mesh: Mesh) -> None:
         """Add a finished mesh as it is."""
-        self._parts.append(mesh)
+        self._finished.append(mesh)
 
     def build(self) -> Mesh:
         """Everything added so far."""
-        return merge(self._parts)
+        if not self._parts:
+            return merge(self._finished)
+        counts = [len(corners) for corners in self._corners]
+        total = sum(counts)
+        layers, labels, tints = zip(*self._parts, strict=True)
+        plain = np.array([tint if isinstance(tint, tuple) else WHITE for tint in tints], np.float32)
+        spread = np.repeat(plain, counts, axis=0)
+        starts = np.cumsum([0, *counts])
+        for i, tint in enumerate(tints):
+            if not isinstance(tint, tuple):
+                spread[starts[i] : starts[i + 1]] = tint
+        mesh = Mesh(
+            corners=np.concatenate(self._corners).astype(np.float32),
+            uvs=np.concatenate(self._uvs).astype(np.float32),
+            layers=np.repeat(np.array(layers, np.int32), counts),
+            tints=spread,
+            labels=np.repeat(np.array(labels, np.uint8), counts),
+            instances=np.zeros(total, np.int32),
+            reflectivity=np.full(total, self.reflectivity, np.float32),
+        )
+        return merge([mesh, *self._finished])
 
 
 def _grid_quads(grid: Float[np.ndarray, "R C D"]) -> Float[np.ndarray, "Q 4 D"]:
@@ -226,10 +246,33 @@ def _grid_quads(grid: Float[np.ndarray, "R C D"]) -> Float[np.ndarray, "Q 4 D"]:
     return corners.reshape(-1, 4, grid.shape[-1])
 
 
-def _across(direction: Float[np.ndarray, " 3"]) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
-    """Two unit vectors across a direction; the second one points up where it can."""
-    d = direction / np.linalg.norm(direction)
-    up = np.array([0.0, 0.0, 1.0]) if abs(d[2]) < 0.9 else np.array([1.0, 0.0, 0.0])
-    first = np.cross(up, d)
-    first /= np.linalg.norm(first)
-    return first, np.cross(d, first)
+@functools.lru_cache(maxsize=64)
+def _circle(sides: int, start: float, end: float) -> Float[np.ndarray, "corners 2"]:
+    angle = np.linspace(start, end, sides + 1)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+
+
+@functools.lru_cache(maxsize=16)
+def _ring_uvs(sides: int) -> Float[np.ndarray, "sides 4 2"]:
+    u = np.arange(sides + 1) / sides
+    quads = [[[u0, 0], [u1, 0], [u1, 1], [u0, 1]] for u0, u1 in itertools.pairwise(u)]
+    return np.array(quads)
+
+
+@functools.lru_cache(maxsize=16)
+def _sphere(sides: int) -> tuple[Float[np.ndarray, "Q 4 3"], Float[np.ndarray, "Q 4 2"]]:
+    """Quads of a unit sphere, and their texture coordinates."""
+    around, polar = np.linspace(0, 2 * np.pi, sides + 1), np.linspace(0, np.pi, 3 if sides < 8 else 4 + 1)
+    p, a = np.meshgrid(polar, around, indexing="ij")
+    unit = np.stack([np.sin(p) * np.cos(a), np.sin(p) * np.sin(a), np.cos(p)], axis=-1)
+    return _grid_quads(unit), _grid_quads(np.stack([a / np.pi, p / np.pi], axis=-1))
+
+
+def _across(direction: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "2 3"]:
+    """Two unit vectors across a direction: to the right seen from its tip, and up where the direction is level."""
+    x, y, z = (direction / np.sqrt(direction @ direction)).tolist()
+    # up x direction, up being z, or x for a direction that is nearly upright.
+    first = np.array([-y, x, 0.0]) if abs(z) < 0.9 else np.array([0.0, -z, y])
+    first /= np.sqrt(first @ first)
+    a, b, c = first.tolist()
+    return np.array([[a, b, c], [y * c - z * b, z * a - x * c, x * b - y * a]])

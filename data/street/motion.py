@@ -19,7 +19,7 @@ def rotation_rpy(roll: float, pitch: float, yaw: float) -> Float[np.ndarray, "3 
     cr, sr, cp, sp = np.cos(roll), np.sin(roll), np.cos(pitch), np.sin(pitch)
     about_x = np.array([[1, 0, 0], [0, cr, -sr], [0, sr, cr]])
     about_y = np.array([[cp, 0, sp], [0, 1, 0], [-sp, 0, cp]])
-    return yaw_rotation(yaw) @ about_y @ about_x
+    return np.asarray(yaw_rotation(yaw) @ about_y @ about_x)
 
 
 def ego_pose(street: Street, drive: Drive, time_s: float) -> Float[np.ndarray, "4 4"]:

@@ -21,16 +21,17 @@ def leaf_color(rng: np.random.Generator) -> Color:
 def _cards(
     builder: MeshBuilder, rng: np.random.Generator, points: Float[np.ndarray, "n 3"], size_m: float, tint: Color
 ) -> None:
-    """Randomly turned square cards at the given points, each of its own shade."""
+    """Randomly turned cards at the given points, each of its own shade."""
     n = len(points)
     axes = rng.normal(size=(2, n, 3))
     axes /= np.linalg.norm(axes, axis=-1, keepdims=True)
     half = axes * (0.5 * size_m * rng.uniform(0.6, 1.3, (2, n, 1)))
-    signs = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+    # Triangles: half as many as squares, and at this size as leafy.
+    signs = np.array([[-1.1, -0.9], [1.1, -0.9], [0.0, 1.3]])
     corners = points[:, None] + np.einsum("ka,anj->nkj", signs, half)
     shades = rng.uniform(0.55, 1.3, (n, 1)) * np.array(tint)
-    uvs = rng.uniform(0, 1, (n, 1, 2)) + np.array([[0, 0], [1, 0], [1, 1], [0, 1]]) * 0.3
-    builder.quads(corners, Layer.LEAVES, tint=shades, uvs=uvs)
+    uvs = rng.uniform(0, 1, (n, 1, 2)) + np.array([[0, 0], [1, 0], [0.5, 1]]) * 0.3
+    builder.triangles(corners, Layer.LEAVES, tint=shades, uvs=uvs)
 
 
 def _clump(builder: MeshBuilder, rng: np.random.Generator, center: Point, radii: Point, tint: Color) -> None:
@@ -38,8 +39,8 @@ def _clump(builder: MeshBuilder, rng: np.random.Generator, center: Point, radii:
     c, r = np.array(center), np.array(radii)
     dark: Color = (tint[0] * 0.5, tint[1] * 0.5, tint[2] * 0.5)
     rx, ry, rz = (0.72 * r).tolist()
-    builder.ball(center, (rx, ry, rz), Layer.LEAVES, tint=dark, sides=8)
-    n = int(np.clip(28 * np.prod(r) ** (2 / 3), 14, 130))
+    builder.ball(center, (rx, ry, rz), Layer.LEAVES, tint=dark, sides=6)
+    n = int(np.clip(30 * np.prod(r) ** (2 / 3), 14, 130))
     direction = rng.normal(size=(n, 3))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     shell = c + r * direction * rng.uniform(0.68, 1.02, (n, 1))
@@ -52,8 +53,8 @@ def build_tree(rng: np.random.Generator) -> Mesh:
     clear, radius = rng.uniform(1.9, 2.9), float(rng.uniform(0.12, 0.26))
     tint = leaf_color(rng)
     top = clear + rng.uniform(0.6, 1.2)
-    builder.tube((0, 0, 0), (0.04, 0.03, 0.35), (radius * 1.35, radius), Layer.BARK, sides=8, label=Label.TRUNK)
-    builder.tube((0.04, 0.03, 0.35), (0, 0, top), (radius, radius * 0.75), Layer.BARK, sides=8, label=Label.TRUNK)
+    builder.tube((0, 0, 0), (0.04, 0.03, 0.35), (radius * 1.35, radius), Layer.BARK, sides=7, label=Label.TRUNK)
+    builder.tube((0.04, 0.03, 0.35), (0, 0, top), (radius, radius * 0.75), Layer.BARK, sides=7, label=Label.TRUNK)
     if rng.random() < 0.25:
         for level in range(4):
             width = 1.5 - 0.33 * level
@@ -64,7 +65,7 @@ def build_tree(rng: np.random.Generator) -> Mesh:
         x, y = rng.normal(0, 0.55 * spread, 2).tolist()
         size = rng.uniform(0.9, 1.5) * spread**0.5
         centre = (x, y, clear + 0.75 * size + rng.uniform(0.0, 1.6))
-        builder.tube((0, 0, clear * 0.9), centre, (radius * 0.5, 0.04), Layer.BARK, sides=5, label=Label.TRUNK)
+        builder.tube((0, 0, clear * 0.9), centre, (radius * 0.5, 0.04), Layer.BARK, sides=4, label=Label.TRUNK)
         _clump(builder, rng, centre, (size, size, size * rng.uniform(0.75, 1.0)), tint)
     return builder.build()
 

@@ -8,6 +8,7 @@ worlds: which one a point lies on is hard to tell from geometry and easy to see.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,19 +33,13 @@ class Curve:
 
     def yaw_at(self, s: Float[np.ndarray, "*k"]) -> Float[np.ndarray, "*k"]:
         """Heading of the curve."""
-        return np.interp(s, self.s, self.yaw)
+        return np.asarray(np.interp(s, self.s, self.yaw))
 
     def position(self, s: Float[np.ndarray, "*k"], t: Float[np.ndarray, "*k"]) -> Float[np.ndarray, "*k 2"]:
         """World x, y of street coordinates."""
         x, y = np.interp(s, self.s, self.xy[:, 0]), np.interp(s, self.s, self.xy[:, 1])
         yaw = self.yaw_at(s)
         return np.stack([x - t * np.sin(yaw), y + t * np.cos(yaw)], axis=-1)
-
-    def velocity(self, s: float, t: float, speed: float) -> Float[np.ndarray, " 2"]:
-        """World velocity of something at constant t whose s grows by `speed` a second."""
-        curvature = (self.yaw_at(np.array(s + 0.5)) - self.yaw_at(np.array(s - 0.5))).item()
-        yaw = self.yaw_at(np.array(s)).item()
-        return np.array([np.cos(yaw), np.sin(yaw)]) * speed * (1 - curvature * t)
 
 
 def draw_curve(rng: np.random.Generator, start_m: float, end_m: float) -> Curve:
@@ -92,7 +87,7 @@ class Crossing:
 
     def holds(self, s: float, margin_m: float = 0.0) -> bool:
         """Whether s lies on the crossing road or its sidewalks."""
-        return abs(s - self.s) < self.half_width_m + self.sidewalk_m + margin_m
+        return bool(abs(s - self.s) < self.half_width_m + self.sidewalk_m + margin_m)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +132,8 @@ _WIDTHS_M = {Label.PARKING: (2.3, 5.2), Label.SIDEWALK: (1.8, 4.2), Label.TERRAI
 
 def _side_strips(rng: np.random.Generator, side: int, start_t: float, order: tuple[Label, ...]) -> list[Strip]:
     kerb = rng.uniform(0.0, 0.09)
-    t, strips = start_t, []
+    t = start_t
+    strips: list[Strip] = []
     parking = Layer.PARKING_LEFT if side > 0 else Layer.PARKING_RIGHT
     layers = {Label.PARKING: parking, Label.SIDEWALK: Layer.SIDEWALK, Label.TERRAIN: Layer.TERRAIN}
     slab_m = rng.uniform(1.8, 2.6)
@@ -237,7 +233,7 @@ def _zones(street: Street) -> list[_Zone]:
         (c.s + walk, "street"),
         (street.end_m, ""),
     ]
-    pairs = zip(edges[:-1], edges[1:], strict=True)
+    pairs = itertools.pairwise(edges)
     return [_Zone(kind, s0, s1) for (s0, kind), (s1, _) in pairs if s1 > s0]
 
 
@@ -264,7 +260,7 @@ def _along(curve: Curve, s: Float[np.ndarray, " n"], t: float, z: float) -> Floa
 def _surface(builder: MeshBuilder, curve: Curve, s: Float[np.ndarray, " n"], strip: Strip) -> None:
     # Wide strips are split across too, so that triangles stay compact.
     edges = np.linspace(strip.t0, strip.t1, 1 + int(np.ceil(strip.width / 15)))
-    for t0, t1 in zip(edges[:-1], edges[1:], strict=True):
+    for t0, t1 in itertools.pairwise(edges):
         right, left = _along(curve, s, t0, strip.z), _along(curve, s, t1, strip.z)
         u = s / strip.tile_m[0]
         # Parking and marks start their tile at the strip's edge, the others run on in street coordinates.

@@ -10,12 +10,47 @@ from dataclasses import dataclass
 
 import numpy as np
 from embreex.mesh_construction import TriangleMesh
+from embreex.rtcore import EmbreeDevice
 from embreex.rtcore_scene import EmbreeScene
 from jaxtyping import Bool, Float, Float32, Int
 
 from data.street.atlas import tiles_per_metre
+from data.street.classes import Label
 from data.street.layout import World
 from data.street.mesh import Mesh, merge
+
+_PEOPLE = (Label.PEDESTRIAN, Label.CYCLIST)
+# Beyond these, people and vehicles are a few pixels high, not worth their share of a scene's building time.
+_PEOPLE_REACH_M = 60.0
+_VEHICLE_REACH_M = 110.0
+# What is this far outside a camera's view may still cast its shadow or reach into it.
+_MARGIN_M = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Viewer:
+    """Where a sensor is and which way it looks; decides which moving objects are put into its scene.
+
+    Attributes:
+        xy: world position.
+        yaw: viewing direction.
+        half_angle: half the horizontal opening angle, below pi / 2; None sees all round.
+    """
+
+    xy: Float[np.ndarray, " 2"]
+    yaw: float = 0.0
+    half_angle: float | None = None
+
+    def concerns(self, xy: Float[np.ndarray, "n 2"], small: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+        """Which objects can be seen, or their shadows."""
+        offset = xy - self.xy
+        near = np.linalg.norm(offset, axis=1) < np.where(small, _PEOPLE_REACH_M, _VEHICLE_REACH_M)
+        if self.half_angle is None:
+            return np.asarray(near)
+        ahead = offset @ [np.cos(self.yaw), np.sin(self.yaw)]
+        aside = np.abs(offset @ [-np.sin(self.yaw), np.cos(self.yaw)])
+        inside = aside * np.cos(self.half_angle) - ahead * np.sin(self.half_angle) < _MARGIN_M
+        return np.asarray(near & inside & (ahead > -_MARGIN_M))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +84,18 @@ class Stage:
         self.world = world
         self.surfaces: Mesh = merge([world.static, world.moving])
         self.tiles_per_metre = tiles_per_metre(self.surfaces.corners, self.surfaces.uvs).astype(np.float32)
-        self._static = EmbreeScene()
+        self._device = EmbreeDevice()
+        self._static = EmbreeScene(self._device)
         TriangleMesh(self._static, world.static.corners)
 
-    def at(self, time_s: float) -> Moment:
-        """The world at a time, seconds since the log's first sample."""
+    def at(self, time_s: float, viewer: Viewer) -> Moment:
+        """The world at a time, seconds since the log's first sample, with the moving objects that concern a viewer."""
         world = self.world
         thing = world.moving.instances - 1
-        rows = np.flatnonzero(world.things.present(time_s)[thing])
-        thing = thing[rows]
         positions, yaws = world.things.poses(time_s)
+        near = viewer.concerns(positions[:, :2], np.isin(world.things.labels, _PEOPLE))
+        rows = np.flatnonzero((near & world.things.present(time_s))[thing])
+        thing = thing[rows]
         c, s = np.cos(yaws)[thing, None], np.sin(yaws)[thing, None]
         local = world.moving.corners[rows]
         corners = np.empty(local.shape, np.float32)
@@ -68,7 +105,7 @@ class Stage:
         corners[..., 2] = local[..., 2] + positions[thing, None, 2]
         moving = None
         if len(rows):
-            moving = EmbreeScene()
+            moving = EmbreeScene(self._device)
             TriangleMesh(moving, corners)
         return Moment(self, self._static, moving, rows + len(world.static))
 

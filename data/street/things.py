@@ -65,7 +65,7 @@ class Things:
         """World velocity over ground, by central difference over 20 ms."""
         before, _ = self.poses(time_s - 0.01)
         after, _ = self.poses(time_s + 0.01)
-        return (after - before)[:, :2] / 0.02
+        return np.asarray((after - before)[:, :2] / 0.02)
 
     def present(self, time_s: float) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
         """Which objects are on the mapped stretch of street."""

@@ -18,11 +18,81 @@ _GREY: Color = (0.25, 0.25, 0.26)
 
 # Upper outlines from the front bumper over the roof to the rear: x in lengths, z in heights. The windscreen and the
 # rear window are the segments given by index; below the belt line everything is bodywork.
-_SEDAN = ([(0.5, 0.4), (0.47, 0.52), (0.24, 0.63), (0.07, 0.96), (-0.06, 1.0), (-0.2, 0.96), (-0.37, 0.67), (-0.48, 0.63), (-0.5, 0.4)], (2, 5), 0.63)
-_HATCH = ([(0.5, 0.38), (0.46, 0.52), (0.27, 0.61), (0.1, 0.96), (-0.1, 1.0), (-0.36, 0.95), (-0.47, 0.62), (-0.5, 0.58), (-0.5, 0.38)], (2, 5), 0.61)
-_ESTATE = ([(0.5, 0.4), (0.47, 0.52), (0.24, 0.62), (0.08, 0.96), (-0.1, 1.0), (-0.4, 0.97), (-0.48, 0.64), (-0.5, 0.6), (-0.5, 0.4)], (2, 5), 0.62)
-_SUV = ([(0.5, 0.42), (0.48, 0.58), (0.26, 0.64), (0.13, 0.96), (-0.1, 1.0), (-0.42, 0.97), (-0.48, 0.64), (-0.5, 0.6), (-0.5, 0.4)], (2, 5), 0.63)
-_VAN = ([(0.5, 0.36), (0.48, 0.46), (0.38, 0.54), (0.24, 0.95), (0.0, 1.0), (-0.47, 0.99), (-0.5, 0.6), (-0.5, 0.56), (-0.5, 0.34)], (2, 5), 0.56)
+_SEDAN = (
+    [
+        (0.5, 0.4),
+        (0.47, 0.52),
+        (0.24, 0.63),
+        (0.07, 0.96),
+        (-0.06, 1.0),
+        (-0.2, 0.96),
+        (-0.37, 0.67),
+        (-0.48, 0.63),
+        (-0.5, 0.4),
+    ],
+    (2, 5),
+    0.63,
+)
+_HATCH = (
+    [
+        (0.5, 0.38),
+        (0.46, 0.52),
+        (0.27, 0.61),
+        (0.1, 0.96),
+        (-0.1, 1.0),
+        (-0.36, 0.95),
+        (-0.47, 0.62),
+        (-0.5, 0.58),
+        (-0.5, 0.38),
+    ],
+    (2, 5),
+    0.61,
+)
+_ESTATE = (
+    [
+        (0.5, 0.4),
+        (0.47, 0.52),
+        (0.24, 0.62),
+        (0.08, 0.96),
+        (-0.1, 1.0),
+        (-0.4, 0.97),
+        (-0.48, 0.64),
+        (-0.5, 0.6),
+        (-0.5, 0.4),
+    ],
+    (2, 5),
+    0.62,
+)
+_SUV = (
+    [
+        (0.5, 0.42),
+        (0.48, 0.58),
+        (0.26, 0.64),
+        (0.13, 0.96),
+        (-0.1, 1.0),
+        (-0.42, 0.97),
+        (-0.48, 0.64),
+        (-0.5, 0.6),
+        (-0.5, 0.4),
+    ],
+    (2, 5),
+    0.63,
+)
+_VAN = (
+    [
+        (0.5, 0.36),
+        (0.48, 0.46),
+        (0.38, 0.54),
+        (0.24, 0.95),
+        (0.0, 1.0),
+        (-0.47, 0.99),
+        (-0.5, 0.6),
+        (-0.5, 0.56),
+        (-0.5, 0.34),
+    ],
+    (2, 5),
+    0.56,
+)
 _OUTLINES = {
     "sedan": (_SEDAN, (4.3, 4.9), (1.40, 1.50)),
     "hatch": (_HATCH, (3.7, 4.3), (1.45, 1.55)),
@@ -34,19 +104,23 @@ _OUTLINES = {
 
 def paint_color(rng: np.random.Generator) -> Color:
     """A car's colour: mostly white, grey and black, some bright (linear RGB)."""
-    if rng.random() < 0.45:
+    if rng.random() < 0.6:
         grey = float(rng.choice([0.02, 0.06, 0.2, 0.4, 0.75]) * rng.uniform(0.8, 1.2))
         return (grey, grey, grey * 1.03)
-    r, g, b = hsv(rng.uniform(0, 1), rng.uniform(0.55, 0.9), rng.uniform(0.35, 0.85))
+    r, g, b = hsv(
+        rng.choice([0.0, 0.02, 0.08, 0.14, 0.35, 0.55, 0.6, 0.62]), rng.uniform(0.5, 0.9), rng.uniform(0.3, 0.8)
+    )
     return (r**2, g**2, b**2)
 
 
 def _wheel_pair(builder: MeshBuilder, x: float, half_width: float, radius: float) -> None:
     for side in (-1.0, 1.0):
         outer = side * (half_width + 0.012)
-        builder.disc((x, outer - side * 0.006, radius), (0, side, 0), radius * 1.16, tint=_DARK, sides=10, span=(0, np.pi))
-        builder.disc((x, outer, radius), (0, side, 0), radius, Layer.WHEEL, sides=14)
-        builder.tube((x, outer - side * 0.24, radius), (x, outer, radius), radius, tint=_DARK, sides=12)
+        builder.disc(
+            (x, outer - side * 0.006, radius), (0, side, 0), radius * 1.16, tint=_DARK, sides=5, span=(0.0, np.pi)
+        )
+        builder.disc((x, outer, radius), (0, side, 0), radius, Layer.WHEEL, sides=10)
+        builder.tube((x, outer - side * 0.24, radius), (x, outer, radius), radius, tint=_DARK, sides=6)
 
 
 def _half_width(
@@ -55,7 +129,7 @@ def _half_width(
     """Half the body's width at outline points, both coordinates in lengths and heights: rounded nose, leaning glass."""
     nose = 1 - 0.12 * np.clip((np.abs(x) - 0.38) / 0.12, 0, 1) ** 2
     lean = 1 - 0.24 * np.clip((z - belt) / (1 - belt), 0, 1)
-    return width / 2 * nose * lean
+    return np.asarray(width / 2 * nose * lean)
 
 
 def _loft(builder: MeshBuilder, kind: str, size: tuple[float, float, float], paint: Color, low: float) -> None:
@@ -105,16 +179,21 @@ def _pillars(builder: MeshBuilder, kind: str, size: tuple[float, float, float], 
 
 
 def _lights(builder: MeshBuilder, length: float, width: float, z: float) -> None:
-    """Head and tail lights, number plates and grille as thin boxes on both ends."""
+    """Head and tail lights, number plates and grille, just off both ends."""
     for end, tint in ((1.0, (0.9, 0.9, 0.85)), (-1.0, (0.55, 0.02, 0.02))):
-        x = end * length / 2
-        x0, x1 = sorted((x - end * 0.1, x + end * 0.012))
+        x = end * (length / 2 + 0.012)
         for side in (-1.0, 1.0):
-            y0, y1 = sorted((side * (width / 2 - 0.1), side * (width / 2 - 0.42)))
-            builder.box((x0, y0, z - 0.09), (x1, y1, z + 0.06), tint=tint)
-        builder.box((x0, -0.26, z - 0.26), (x1 + 0.002, 0.26, z - 0.15), tint=(0.8, 0.8, 0.7))
+            _plate(builder, x, side * (width / 2 - 0.26), (0.16, 0.075), z - 0.02, tint)
+        _plate(builder, x + end * 0.004, 0.0, (0.26, 0.055), z - 0.2, (0.8, 0.8, 0.7))
         if end > 0:
-            builder.box((x0, -0.4, z - 0.1), (x1, 0.4, z + 0.03), tint=_DARK)
+            _plate(builder, x, 0.0, (0.4, 0.065), z - 0.03, _DARK)
+
+
+def _plate(builder: MeshBuilder, x: float, y: float, half: tuple[float, float], z: float, tint: Color) -> None:
+    """A rectangle across the vehicle, of given half width and half height."""
+    dy, dz = half
+    quad = [[x, y - dy, z - dz], [x, y + dy, z - dz], [x, y + dy, z + dz], [x, y - dy, z + dz]]
+    builder.quads(np.array([quad]), Layer.PLAIN, tint=tint)
 
 
 def build_car(rng: np.random.Generator) -> Mesh:
@@ -135,8 +214,9 @@ def build_car(rng: np.random.Generator) -> Mesh:
     for side in (-1.0, 1.0):  # mirrors and a dark skirt
         y0, y1 = sorted((side * size[1] / 2 * 0.92, side * (size[1] / 2 + 0.14)))
         builder.box((0.17 * length, y0, 0.62 * height), (0.17 * length + 0.1, y1, 0.62 * height + 0.14), tint=paint)
-        y0, y1 = sorted((side * size[1] / 2 * 0.9, side * (size[1] / 2 + 0.004)))
-        builder.box((-0.36 * length, y0, low - 0.02), (0.36 * length, y1, low + 0.07), tint=_GREY)
+        x, y = 0.22 * length, side * (size[1] / 2 + 0.006)
+        skirt = [[-x, y, low - 0.02], [x, y, low - 0.02], [x, y, low + 0.07], [-x, y, low + 0.07]]
+        builder.quads(np.array([skirt]), Layer.PLAIN, tint=_GREY)
     return builder.build()
 
 
@@ -182,14 +262,14 @@ def build_bus(rng: np.random.Generator) -> Mesh:
     length, width, height = bays * rng.uniform(1.4, 1.6), rng.uniform(2.38, 2.52), rng.uniform(2.9, 3.3)
     low = rng.uniform(0.28, 0.38)
     builder = MeshBuilder(Label.BUS, reflectivity=rng.uniform(0.2, 0.7))
-    r, g, b = hsv(rng.uniform(0, 1), rng.uniform(0.5, 0.95), rng.uniform(0.55, 0.95))
+    r, g, b = hsv(rng.uniform(0, 1), rng.uniform(0.35, 0.85), rng.uniform(0.5, 0.9))
     tint: Color = (r**2, g**2, b**2)
     front, half = length / 2, width / 2
     builder.box((-front, -half, low), (front, half, height), Layer.PAINT, tint=tint)
     for side in (-1, 1):
         y = side * (half + 0.012)
         quad = np.array([[[-front, y, low], [front, y, low], [front, y, height], [-front, y, height]]])
-        uv = np.array([[[0, 0], [bays, 0], [bays, 1], [0, 1]]])
+        uv = np.array([[[0.0, 0.0], [bays, 0], [bays, 1], [0, 1]]])
         builder.quads(quad, Layer.BUS_SIDE, tint=tint, uvs=uv)
     _front_window(builder, front + 0.012, half * 0.93, height * 0.4, height * 0.86)
     _front_window(builder, -front - 0.012, half * 0.85, height * 0.5, height * 0.84)
@@ -198,5 +278,5 @@ def build_bus(rng: np.random.Generator) -> Mesh:
     _lights(builder, length, width, low + 0.4)
     builder.box((-front + 0.6, -half * 0.7, height), (-0.1 * length, half * 0.7, height + 0.18), tint=_GREY)
     for x in (front - 1.9, -front + 2.0):
-        _wheel_pair(builder, x, half, 0.47)
+        _wheel_pair(builder, x, half + 0.02, 0.47)
     return builder.build()
