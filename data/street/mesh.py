@@ -208,7 +208,7 @@ class MeshBuilder:
     def ball(
         self, center: Point, radii: Point, layer: Layer = Layer.PLAIN, *, tint: Color = WHITE, sides: int = 8
     ) -> None:
-        """Add an ellipsoid of `sides` meridians and half as many rings."""
+        """Add an ellipsoid of `sides` meridians and four rings."""
         unit, uv = _sphere(sides)
         self.quads(np.array(center) + unit * np.array(radii), layer, tint=tint, uvs=uv)
 
@@ -262,7 +262,7 @@ def _ring_uvs(sides: int) -> Float[np.ndarray, "sides 4 2"]:
 @functools.lru_cache(maxsize=16)
 def _sphere(sides: int) -> tuple[Float[np.ndarray, "Q 4 3"], Float[np.ndarray, "Q 4 2"]]:
     """Quads of a unit sphere, and their texture coordinates."""
-    around, polar = np.linspace(0, 2 * np.pi, sides + 1), np.linspace(0, np.pi, 3 if sides < 8 else 4 + 1)
+    around, polar = np.linspace(0, 2 * np.pi, sides + 1), np.linspace(0, np.pi, 5)
     p, a = np.meshgrid(polar, around, indexing="ij")
     unit = np.stack([np.sin(p) * np.cos(a), np.sin(p) * np.sin(a), np.cos(p)], axis=-1)
     return _grid_quads(unit), _grid_quads(np.stack([a / np.pi, p / np.pi], axis=-1))

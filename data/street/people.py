@@ -27,9 +27,9 @@ def _limb(builder: MeshBuilder, joints: tuple[Point, ...], radii: tuple[float, .
 
 def _head(builder: MeshBuilder, center: Point, rng: np.random.Generator, skin: Color, hair: Color) -> None:
     x, y, z = center
-    builder.ball(center, (0.1, 0.085, 0.13), tint=skin, sides=5)
+    builder.ball(center, (0.1, 0.085, 0.13), tint=skin, sides=6)
     if rng.random() < 0.8:
-        builder.ball((x - 0.025, y, z + 0.035), (0.1, 0.095, 0.115), tint=hair, sides=5)
+        builder.ball((x - 0.025, y, z + 0.035), (0.1, 0.095, 0.115), tint=hair, sides=6)
 
 
 def build_pedestrian(rng: np.random.Generator) -> Mesh:

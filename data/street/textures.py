@@ -143,7 +143,9 @@ def _wall_base(rng: np.random.Generator) -> tuple[_Image, _Gray]:
         shade, joint = _slabs(rng, 12, 36, bond=True, joint=2)
         rgb = _grain(rng, color, 0.05, 0.05) * (1 + 0.12 * shade)[..., None]
         return np.asarray(rgb * (1 - joint[..., None]) + 0.62 * joint[..., None]), 1 + 0.1 * shade
-    color = hsv(rng.uniform(0, 1), rng.uniform(0.02, 0.3), rng.uniform(0.5, 0.9))
+    # Plaster is mostly white, cream, ochre or terracotta, now and then of any hue.
+    hue = rng.uniform(0.02, 0.16) if rng.random() < 0.75 else rng.uniform(0, 1)
+    color = hsv(hue, rng.uniform(0.02, 0.35), rng.uniform(0.5, 0.9))
     streaks = noise(rng, 32).mean(axis=0, keepdims=True)
     return np.asarray(_grain(rng, color, 0.03, 0.04) * (1 + 0.12 * streaks)[..., None]), np.ones((TILE, TILE))
 

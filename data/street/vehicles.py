@@ -262,7 +262,8 @@ def build_bus(rng: np.random.Generator) -> Mesh:
     length, width, height = bays * rng.uniform(1.4, 1.6), rng.uniform(2.38, 2.52), rng.uniform(2.9, 3.3)
     low = rng.uniform(0.28, 0.38)
     builder = MeshBuilder(Label.BUS, reflectivity=rng.uniform(0.2, 0.7))
-    r, g, b = hsv(rng.uniform(0, 1), rng.uniform(0.35, 0.85), rng.uniform(0.5, 0.9))
+    hue = rng.choice([0.0, 0.02, 0.07, 0.13, 0.15, 0.3, 0.4, 0.5, 0.57, 0.6, 0.64])
+    r, g, b = hsv(hue, rng.uniform(0.1, 0.85), rng.uniform(0.45, 0.92))
     tint: Color = (r**2, g**2, b**2)
     front, half = length / 2, width / 2
     builder.box((-front, -half, low), (front, half, height), Layer.PAINT, tint=tint)
