@@ -24,6 +24,7 @@ class Clock:
         self.wall_s: dict[str, float] = {}
 
     def time(self, part: str, call: Callable[[], _T]) -> _T:
+        """Run `call` and book its time on `part`."""
         cpu, wall = time.process_time(), time.perf_counter()
         result = call()
         self.cpu_s[part] = self.cpu_s.get(part, 0.0) + time.process_time() - cpu

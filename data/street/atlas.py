@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, Int32, UInt8
 
-from data.street.textures import TILE
+from data.street.tiles import TILE
 
 _LEVELS = 7
 _ROW = TILE + 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -12,12 +14,13 @@ from data.street.layers import Layer
 from data.street.lighting import Light
 from data.street.motion import intrinsics
 from data.street.scene import Hits, Moment, rays
-from data.street.textures import TILE
+from data.street.tiles import TILE
 
 # Share of mirrored sky at normal incidence.
 _MIRROR = {Layer.GLASS: 0.22, Layer.BUS_SIDE: 0.05, Layer.PAINT: 0.05}
 
 
+@functools.lru_cache(maxsize=8)
 def pixel_directions(config: StreetCameraConfig) -> Float32[np.ndarray, "pixels 3"]:
     """Direction of each pixel's centre in the camera frame, with z = 1 so that ray lengths are depths."""
     height, width = config.image_size

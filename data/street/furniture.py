@@ -11,7 +11,7 @@ import numpy as np
 from data.street.classes import Label
 from data.street.layers import Layer
 from data.street.mesh import Color, Mesh, MeshBuilder
-from data.street.textures import hsv
+from data.street.tiles import hsv
 
 _PLATES = (
     (Layer.SIGN_LIMIT, 16),

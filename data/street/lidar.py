@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,7 @@ class Sweep:
     instances: Int[np.ndarray, " N"]
 
 
+@functools.lru_cache(maxsize=8)
 def firing_directions(config: StreetLidarConfig) -> Float32[np.ndarray, "azimuths beams 3"]:
     """Unit directions in the LiDAR frame, clockwise from straight back, as most sensors turn."""
     azimuth = np.pi - 2 * np.pi * (np.arange(config.azimuths) + 0.5) / config.azimuths

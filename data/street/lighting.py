@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from data.street.textures import hsv, noise
+from data.street.tiles import hsv, noise
 
 _SKY_ROWS, _SKY_COLUMNS = 128, 512
 

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float
 
 from data.geometry import rigid, yaw_rotation
 from data.street.config import StreetCameraConfig, StreetLidarConfig
-from data.street.layout import Drive
 from data.street.road import Street
 
 # Columns are the camera's axes (x right, y down, z forward) in a frame with x forward, y left, z up.
 _CAMERA_AXES = np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drive:
+    """The ego's motion: constant t, s growing by `speed_mps` a second from `s` at time 0, and a gentle sway."""
+
+    s: float
+    t: float
+    speed_mps: float
+    sway_phase: float
 
 
 def rotation_rpy(roll: float, pitch: float, yaw: float) -> Float[np.ndarray, "3 3"]:

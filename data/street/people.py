@@ -7,7 +7,7 @@ import numpy as np
 from data.street.classes import Label
 from data.street.layers import Layer
 from data.street.mesh import Color, Mesh, MeshBuilder, Point
-from data.street.textures import hsv
+from data.street.tiles import hsv
 
 
 def _cloth(rng: np.random.Generator) -> Color:

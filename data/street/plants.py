@@ -8,7 +8,7 @@ from jaxtyping import Float
 from data.street.classes import Label
 from data.street.layers import Layer
 from data.street.mesh import Color, Mesh, MeshBuilder, Point
-from data.street.textures import hsv
+from data.street.tiles import hsv
 
 
 def leaf_color(rng: np.random.Generator) -> Color:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from data.street.classes import Label
 from data.street.layers import Layer
 from data.street.mesh import Color, Mesh, MeshBuilder
-from data.street.textures import hsv
+from data.street.tiles import hsv
 
 _DARK: Color = (0.02, 0.02, 0.022)
 _GREY: Color = (0.25, 0.25, 0.26)

@@ -242,9 +242,9 @@ def test_motion_during_the_sweep_moves_points_and_can_be_undone():
 
 @pytest.fixture(scope="module")
 def sweeps() -> list[Sweep]:
-    """First and last sweep of a dozen worlds."""
+    """First and last sweep of eight worlds."""
     config = StreetConfig(num_logs=1000)
-    renderers = [LogRenderer(config, index) for index in range(100, 112)]
+    renderers = [LogRenderer(config, index) for index in range(100, 108)]
     return [renderer.sweep(frame) for renderer in renderers for frame in (0, 5)]
 
 
