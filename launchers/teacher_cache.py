@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -17,6 +18,8 @@ from engine.distributed import World, barrier
 from models.image.teacher import FrozenTeacher
 
 _SAMPLES_AT_A_TIME = 4
+_FLUSH_EVERY_S = 60.0
+"""What a killed build loses at most."""
 
 
 @runtime_checkable
@@ -42,7 +45,8 @@ def open_or_build(objective: PoolsTeacher, config: DataConfig, world: World) -> 
     manifest = load_manifest(config.shards)
     key = teacher_cache_key(objective.teacher.fingerprint(), manifest, config.image_size)
     cache = TeacherCache.open(config.shards, key)
-    if world.is_main and (cache is None or any(i not in cache for i in manifest.indices(config.split)[: config.limit])):
+    indices = manifest.indices(config.split)[: config.limit].tolist()
+    if world.is_main and (cache is None or any(index not in cache for index in indices)):
         _build(objective, config, key, world.device)
         cache = None
     barrier(world)
@@ -58,11 +62,18 @@ def _build(objective: PoolsTeacher, config: DataConfig, key: str, device: torch.
     teacher_was_on = next(objective.teacher.parameters()).device
     objective.teacher.to(device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task("teacher features", total=len(missing))
-        for indices, batch in image_batches(SampleReader(manifest), missing, config, batch_size=_SAMPLES_AT_A_TIME):
-            _add(writer, indices, batch, objective.pool_teacher(batch.to(device)).cpu())
-            progress.advance(task, len(indices))
+    flushed = time.monotonic()
+    try:
+        with Progress(*columns) as progress:
+            task = progress.add_task("teacher features", total=len(missing))
+            for indices, batch in image_batches(SampleReader(manifest), missing, config, batch_size=_SAMPLES_AT_A_TIME):
+                _add(writer, indices, batch, objective.pool_teacher(batch.to(device)).cpu())
+                progress.advance(task, len(indices))
+                if time.monotonic() - flushed >= _FLUSH_EVERY_S:
+                    writer.flush()
+                    flushed = time.monotonic()
+    finally:
+        writer.flush()  # an interrupted build keeps what it has
     writer.finish()
     objective.teacher.to(teacher_was_on)
 

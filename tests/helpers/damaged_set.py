@@ -25,12 +25,12 @@ Members = dict[str, bytes]
 
 def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    np.save(buffer, array, allow_pickle=False)
     return buffer.getvalue()
 
 
 def _points(members: Members) -> np.ndarray:
-    return np.load(io.BytesIO(members["points.npy"]))
+    return np.asarray(np.load(io.BytesIO(members["points.npy"])))
 
 
 def _nan_points(members: Members) -> None:
@@ -111,7 +111,8 @@ def write_damaged_set(path: Path | str, *, logs: int = 6, frames: int = 4) -> tu
 def _members_changed(by_key: dict[str, Callable[[Members], None]]) -> Iterator[None]:
     def encode(sample: Sample, config: CodecConfig) -> Members:
         members = encode_sample(sample, config)
-        by_key.get(sample.key, lambda _: None)(members)
+        if sample.key in by_key:
+            by_key[sample.key](members)
         return members
 
     with mock.patch.object(data.shard_writer, "encode_sample", encode):
