@@ -12,14 +12,14 @@ from data.street.tiles import TILE, Tile, noise, tile
 
 
 def sign(draw: Callable[[UInt8[np.ndarray, "256 256 3"]], None]) -> Callable[[np.random.Generator], Tile]:
-    """Painter of a sign's tile from a drawing function; retroreflective, a little bleached."""
+    """Painter of a sign's tile from a drawing function, a little bleached."""
 
     def paint(rng: np.random.Generator) -> Tile:
         # Drawn with the first row on top, stored with v up.
         image = np.zeros((TILE, TILE, 3), np.uint8)
         draw(image)
         rgb = image[::-1].astype(np.float32) / 255 * rng.uniform(0.85, 1.0)
-        return tile(rgb * (1 + 0.04 * noise(rng, 8))[..., None], 1.3)
+        return tile(rgb * (1 + 0.04 * noise(rng, 8))[..., None])
 
     return paint
 
