@@ -14,7 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from configs.load import ConfigError, load
-from data.convert.base import SET_NAMES, Converter, make_converter, set_config
+from data.convert.base import Converter
+from data.convert.sets import SETTINGS, make_converter
 from data.prepare import PrepareConfig, PrepareSummary, prepare
 
 _SET_HELP = {
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Turn the raw logs of a data set into WebDataset shards with a manifest.",
     )
     sets = parser.add_subparsers(dest="set", required=True, metavar="SET", title="data sets")
-    for name in SET_NAMES:
+    for name in SETTINGS:
         one = sets.add_parser(
             name,
             help=_SET_HELP[name],
@@ -149,7 +150,7 @@ def _configure(arguments: argparse.Namespace) -> tuple[Converter, PrepareConfig]
     write = [text for text in arguments.overrides if re.split(r"[.=]", text)[0] in of_writing]
     others = [text for text in arguments.overrides if text not in write]
     return (
-        make_converter(load(set_config(arguments.set), None, others, defaults=source)),
+        make_converter(load(SETTINGS[arguments.set], None, others, defaults=source)),
         load(PrepareConfig, None, write, defaults=flags),
     )
 

@@ -1,4 +1,4 @@
-"""What a data set must offer to become shards, and the table of those that do."""
+"""What a data set must offer to become shards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Converter(Protocol):
 
     @property
     def set_name(self) -> str:
-        """Name in `CONVERTERS`."""
+        """Name in `data.convert.sets.SETTINGS`."""
         ...
 
     @property
@@ -76,46 +76,3 @@ class Converter(Protocol):
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed about this source, for the summary and the manifest."""
         ...
-
-
-SET_NAMES = ("synthetic", "kitti-raw", "kitti-object")
-"""What `tandem prepare` knows."""
-
-
-def set_config(set_name: str) -> type:
-    """The dataclass of a set's own settings. Imported here, as one set's libraries are no business of the others.
-
-    Raises:
-        KeyError: not one of `SET_NAMES`.
-    """
-    if set_name == "synthetic":
-        from data.street.config import StreetConfig
-
-        return StreetConfig
-    if set_name == "kitti-raw":
-        from data.convert.kitti_raw import KittiRawConverter
-
-        return KittiRawConverter
-    if set_name == "kitti-object":
-        from data.convert.kitti_object import KittiObjectConverter
-
-        return KittiObjectConverter
-    raise KeyError(set_name)
-
-
-def make_converter(config: Any) -> Converter:
-    """The converter for an instance of a `set_config` class; a set without further needs is its own converter.
-
-    Raises:
-        TypeError: another object.
-    """
-    from data.convert.kitti_object import KittiObjectConverter
-    from data.convert.kitti_raw import KittiRawConverter
-    from data.convert.synthetic import SyntheticConverter
-    from data.street.config import StreetConfig
-
-    if isinstance(config, StreetConfig):
-        return SyntheticConverter(street=config)
-    if isinstance(config, (KittiRawConverter, KittiObjectConverter)):
-        return config
-    raise TypeError(f"no data set has settings of type {type(config).__name__}")

@@ -11,7 +11,8 @@ import pytest
 
 from data.codec import count_pairs
 from data.convert import kitti
-from data.convert.base import SET_NAMES, Converter, Skipped, make_converter, set_config
+from data.convert.base import Converter, Skipped
+from data.convert.sets import SETTINGS, make_converter
 from data.convert.kitti_object import CLASS_NAMES, KittiObjectConverter
 from data.convert.kitti_raw import KittiRawConverter, oxts_pose, read_timestamps
 from data.geometry import project, rigid, transform, visible, yaw_rotation
@@ -401,22 +402,20 @@ def test_calibration_text(tmp_path):
     assert kitti.entry(values, "A", (3,)).tolist() == [1, 2, 3]
 
 
-@pytest.mark.parametrize("name", SET_NAMES)
+@pytest.mark.parametrize("name", list(SETTINGS))
 def test_every_set_has_settings_and_a_converter(name):
-    kind = set_config(name)
+    kind = SETTINGS[name]
     required = {"source": "somewhere"} if name != "synthetic" else {}
     converter = make_converter(kind(**required))
     assert converter.set_name == name
     assert converter.settings()
-    with pytest.raises(KeyError):
-        set_config("no-such-set")
     with pytest.raises(TypeError, match="no data set has settings of type int"):
         make_converter(3)
 
 
 def test_synthetic_stretches_are_parts_of_the_whole():
     pytest.importorskip("data.synthetic", reason="the street world is not part of this checkout")
-    kind = set_config("synthetic")
+    kind = SETTINGS["synthetic"]
     street = kind(num_logs=5, frames_per_log=2)
     small = dataclasses.replace(street, lidar=dataclasses.replace(street.lidar, beams=8, azimuths=90))
     converter = make_converter(
