@@ -12,9 +12,9 @@ import pytest
 from data.codec import count_pairs
 from data.convert import kitti
 from data.convert.base import Converter, Skipped
-from data.convert.sets import SETTINGS, make_converter
 from data.convert.kitti_object import CLASS_NAMES, KittiObjectConverter
 from data.convert.kitti_raw import KittiRawConverter, oxts_pose, read_timestamps
+from data.convert.sets import SETTINGS, make_converter
 from data.geometry import project, rigid, transform, visible, yaw_rotation
 from data.labels import labels_from_boxes, points_in_box
 from data.sample import IGNORE_LABEL, Boxes, Sample
