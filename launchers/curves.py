@@ -51,11 +51,12 @@ def chart(title: str, curves: Sequence[Curve], colours: Mapping[str, int]) -> st
     y_of = _scale(ys[0], ys[-1], HEIGHT - _BOTTOM, _TOP)
     grid = [
         f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y_of(y):.1f}" y2="{y_of(y):.1f}"/>'
-        f'<text class="tick" x="{_LEFT - 6}" y="{y_of(y) + 4:.1f}" text-anchor="end">{_number(y)}</text>'
-        for y in ys
+        f'<text class="tick" x="{_LEFT - 6}" y="{y_of(y) + 4:.1f}" text-anchor="end">{label}</text>'
+        for y, label in zip(ys, tick_labels(ys), strict=True)
     ]
     grid += [
-        f'<text class="tick" x="{x_of(x):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{_number(x)}</text>' for x in xs
+        f'<text class="tick" x="{x_of(x):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{label}</text>'
+        for x, label in zip(xs, tick_labels(xs), strict=True)
     ]
     lines = [_line(curve, x_of, y_of, colours[curve.name]) for curve in curves]
     name = html.escape(title)
@@ -133,9 +134,14 @@ def _class(number: int) -> str:
     return f"run run{number % NUM_COLOURS}" + (" again" if number >= NUM_COLOURS else "")
 
 
-def _number(value: float) -> str:
-    if value == 0 or abs(value) < 1e-12:
-        return "0"
-    if abs(value) >= 10_000:
-        return f"{value / 1000:g}k"
-    return f"{value:.3g}" if abs(value) >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
+def tick_labels(values: Sequence[float]) -> list[str]:
+    """Ticks as text with as many digits as tell them apart."""
+    step = values[1] - values[0]
+    largest = max(abs(v) for v in values)
+    if largest >= 10_000:
+        return [f"{v / 1000:g}k" for v in values]
+    decimals = max(0, math.ceil(-math.log10(step) - 1e-9))
+    decimals += 0 if abs(step * 10**decimals - round(step * 10**decimals)) < 1e-6 else 1  # steps of 2.5
+    if decimals > 4:
+        return ["0" if abs(v) < step / 2 else f"{v:.1e}".replace("e-0", "e-") for v in values]
+    return [f"{0.0 if abs(v) < step / 2 else v:.{decimals}f}" for v in values]

@@ -13,6 +13,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,18 +70,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(dump(config), end="")
         return 0
     console = Console(highlight=False)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("reading", total=1.0)
-        results = evaluate_runs(
-            [Path(c) for c in options.checkpoints],
-            config,
-            progress=lambda share, text: bar.update(task, completed=share, description=text),
-        )
-        bar.update(task, completed=1.0, description="evaluated")
+    with shown_progress(console) as progress:
+        results = evaluate_runs([Path(c) for c in options.checkpoints], config, progress=progress)
     print_table(results, console)
     console.print(f"results: {results_file(options.checkpoints[0], config)}")
     return 0
+
+
+@contextmanager
+def shown_progress(console: Console) -> Iterator[Callable[[float, str], None]]:
+    """A bar with a time estimate on a terminal; a line for each new piece of work in a log file."""
+    if not console.is_terminal:
+        last = [""]
+
+        def line(share: float, text: str) -> None:
+            if text != last[0]:
+                console.print(f"{share:4.0%}  {text}")
+                last[0] = text
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("reading", total=1.0)
+        yield lambda share, text: bar.update(task, completed=share, description=text)
+        bar.update(task, completed=1.0, description="evaluated")
 
 
 def evaluate_runs(
@@ -359,7 +373,11 @@ def pretrained_backbone(source: Source) -> nn.Module:
     try:
         backbone.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        raise CheckpointError(f"{source.checkpoint}: the weights do not fit the run's network: {error}") from error
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(
+            f"{source.checkpoint}: {len(lines)} kinds of mismatch between the weights and the run's network, first: "
+            f"{lines[0] if lines else error}; was it trained with another version?"
+        ) from error
     return backbone
 
 

@@ -74,7 +74,11 @@ table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-
 th { font-weight: 600; color: var(--soft); white-space: nowrap; } .n { text-align: right; white-space: nowrap; }
 th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
 th.n, td.n { text-align: right; } .best td { font-weight: 650; }
-.iou td { min-width: 7rem; } .iou td:first-child { min-width: 6rem; }
+.group th { color: var(--ink); padding-top: 1rem; }
+ul { padding-left: 1.1rem; margin: .7rem 0; max-width: 80ch; font-size: .93rem; }
+.classes { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: .5rem 2.5rem; }
+.iou { table-layout: fixed; } .iou th { white-space: normal; overflow-wrap: anywhere; }
+.iou td { padding-right: 1.2rem; }
 .bar { display: block; height: 5px; border-radius: 3px; background: var(--bar); opacity: .85; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); gap: 1rem; }
 figure { margin: 0; min-width: 0; } figcaption { font-weight: 600; font-size: .93rem; margin-bottom: .25rem; }
@@ -112,9 +116,9 @@ def page(title: str, made: Mapping[str, str], results: Sequence[Result], runs: S
         f"<h1>{html.escape(title)}</h1>",
         _summary(grouped),
         _tables(grouped, results),
-        _class_tables(grouped),
         _curves(runs, colours),
         _pictures(runs),
+        _class_tables(grouped),
         _provenance(made, results, runs),
     ]
     return (
@@ -135,7 +139,8 @@ def _summary(grouped: Sequence[Group]) -> str:
         if not pairs:
             continue
         result, gain = pairs[-1]
-        direction = "up" if gain.mean > 0 else "down"
+        beyond_noise = gain.std is None or abs(gain.mean) > gain.std
+        direction = ("up" if gain.mean > 0 else "down") if beyond_noise else "level"
         tiles.append(
             f'<div class="tile"><small>{html.escape(group.title)}</small>'
             f'<b class="{direction}">{plus_minus(gain.mean, gain.std, sign=True)}</b>'
@@ -149,30 +154,26 @@ def _summary(grouped: Sequence[Group]) -> str:
 def _tables(grouped: Sequence[Group], results: Sequence[Result]) -> str:
     if not grouped:
         return "<h2>Results</h2><p>No downstream results yet: run <code>tandem evaluate</code>.</p>"
-    blocks = []
+    body = []
     for group in grouped:
         best = max(r.miou_mean for r in group.results)
-        kinds = ["best" if r.miou_mean == best and len(group.results) > 1 else "" for r in group.results]
-        blocks.append(f"<h3>{html.escape(group.title)}</h3>" + _table(HEADER, group.rows, NUMERIC, kinds))
-    remarks = "".join(f"<p>{html.escape(line)}</p>" for line in notes(results))
-    return f"<section><h2>Results</h2>{''.join(blocks)}{remarks}</section>"
+        body.append(f'<tr class="group"><th colspan="{len(HEADER)}">{html.escape(group.title)}</th></tr>')
+        for result, row in zip(group.results, group.rows, strict=True):
+            body.append(_tr(row, NUMERIC, "best" if result.miou_mean == best and len(group.results) > 1 else ""))
+    remarks = "".join(f"<li>{html.escape(line)}</li>" for line in notes(results))
+    return f"<section><h2>Results</h2>{_table(HEADER, body, NUMERIC)}<ul>{remarks}</ul></section>"
 
 
-def _table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], numeric: Sequence[int], kinds: Sequence[str] = ()
-) -> str:
-    def cells(line: Sequence[str], tag: str) -> str:
-        return "".join(
-            f"<{tag}{' class=n' if c in numeric else ''}>{html.escape(cell)}</{tag}>" for c, cell in enumerate(line)
-        )
+def _table(header: Sequence[str], rows: Sequence[str], numeric: Sequence[int]) -> str:
+    head = _tr(header, numeric, tag="th")
+    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>'
 
-    kinds = kinds or [""] * len(rows)
-    body = "".join(
-        f"<tr{f' class={kind}' if kind else ''}>{cells(row, 'td')}</tr>" for row, kind in zip(rows, kinds, strict=True)
+
+def _tr(cells: Sequence[str], numeric: Sequence[int], kind: str = "", tag: str = "td") -> str:
+    inside = "".join(
+        f"<{tag}{' class=n' if c in numeric else ''}>{html.escape(cell)}</{tag}>" for c, cell in enumerate(cells)
     )
-    return (
-        f'<div class="scroll"><table><thead><tr>{cells(header, "th")}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    return f"<tr{f' class={kind}' if kind else ''}>{inside}</tr>"
 
 
 def _class_tables(grouped: Sequence[Group]) -> str:
@@ -186,11 +187,11 @@ def _class_tables(grouped: Sequence[Group]) -> str:
             cells = "".join(_iou_cell(r.class_iou.get(name)) for r in group.results)
             lines.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
         blocks.append(
-            f"<h3>{html.escape(group.title)}</h3>"
+            f"<div><h3>{html.escape(group.title)}</h3>"
             f'<div class="scroll"><table class="iou"><thead><tr><th>class</th>{head}</tr></thead>'
-            f"<tbody>{''.join(lines)}</tbody></table></div>"
+            f"<tbody>{''.join(lines)}</tbody></table></div></div>"
         )
-    return f"<section><h2>IoU by class, %</h2>{''.join(blocks)}</section>" if blocks else ""
+    return f'<section><h2>IoU by class, %</h2><div class="classes">{"".join(blocks)}</div></section>' if blocks else ""
 
 
 def _column(result: Result) -> str:
@@ -261,7 +262,7 @@ def _provenance(made: Mapping[str, str], results: Sequence[Result], runs: Sequen
         for r in results
     ]
     if rows:
-        blocks.append("<h3>Evaluations</h3>" + _table(header, rows, (6,)))
+        blocks.append("<h3>Evaluations</h3>" + _table(header, [_tr(row, (6,)) for row in rows], (6,)))
     return f"<section><h2>How the numbers were made</h2>{''.join(blocks)}</section>"
 
 

@@ -15,16 +15,11 @@ PROTOCOLS = {"linear_probe": "linear probe", "knn": "kNN", "finetune": "fine-tun
 """Protocol -> name for people; also their order."""
 
 HEADER = (
-    "initialisation",
-    "teacher",
-    "labels seen in pre-training",
-    "mIoU %",
-    "over random",
-    "accuracy %",
-    "seeds",
-    "rate",
+    *("initialisation", "mIoU %", "over random", "accuracy %", "seeds", "rate"),
+    *("teacher", "labels seen in pre-training"),
 )
-NUMERIC = (3, 4, 5, 6, 7)
+"""Numbers first: a phone shows them without scrolling sideways."""
+NUMERIC = (1, 2, 3, 4, 5)
 """Columns of `HEADER` that hold numbers."""
 
 LEAKS = {
@@ -88,13 +83,13 @@ def _row(result: Result, gain: Difference | None) -> tuple[str, ...]:
     accuracy = sum(result.accuracy) / len(result.accuracy)
     return (
         result.init + (f" ({result.pretraining})" if result.pretraining else ""),
-        result.teacher or "–",
-        LEAKS[result.leak],
         plus_minus(result.miou_mean, result.miou_std),
         "–" if gain is None else plus_minus(gain.mean, gain.std, sign=True),
         f"{accuracy:.1f}",
         str(len(result.seeds)),
         (", ".join(f"{lr:g}" for lr in rates) or "–") + (" *" if result.lr_at_edge else ""),
+        result.teacher or "–",
+        LEAKS[result.leak],
     )
 
 
@@ -114,17 +109,30 @@ def notes(results: Sequence[Result]) -> list[str]:
 
 
 def print_table(results: Sequence[Result], console: Console) -> None:
-    """To the terminal."""
+    """To the terminal: one table, narrow enough for 80 columns."""
+    datasets = sorted({r.dataset for r in results})
+    table = Table()
+    for name in ("protocol", "labels", "initialisation"):
+        table.add_column(name, overflow="fold")
+    for name in ("mIoU %", "over random", "runs", "rate"):
+        table.add_column(name, justify="right", no_wrap=True)
     for group in groups(results):
-        table = Table(title=escape(group.title), title_justify="left", title_style="bold")
-        for column, name in enumerate(HEADER):
-            table.add_column(name, justify="right" if column in NUMERIC else "left")
         best = max(r.miou_mean for r in group.results)
-        for result, row in zip(group.results, group.rows, strict=True):
-            table.add_row(*map(escape, row), style="bold" if result.miou_mean == best else "")
-        console.print(table)
+        table.add_section()
+        for number, (result, row) in enumerate(zip(group.results, group.rows, strict=True)):
+            what = (_protocol(result, several=len(datasets) > 1), result.labels) if number == 0 else ("", "")
+            init = f"{result.init}, {result.teacher}" if result.teacher else result.init
+            cells = (*what, init, row[1], row[2], row[4], row[5])
+            table.add_row(*map(escape, cells), style="bold" if result.miou_mean == best else "")
+    console.print(escape(f"evaluated on {', '.join(datasets) or 'nothing'}"))
+    console.print(table)
     for line in notes(results):
         console.print(escape(line), style="dim")
+
+
+def _protocol(result: Result, *, several: bool) -> str:
+    name = PROTOCOLS.get(result.protocol, result.protocol)
+    return f"{name}, {result.dataset}" if several else name
 
 
 def markdown(results: Sequence[Result]) -> str:

@@ -63,7 +63,8 @@ def test_all_protocols_from_checkpoint_to_results(run: Path, shards: str, tmp_pa
     assert tandem(["evaluate", str(run), config, *QUICK]) == 0
     out = capsys.readouterr().out  # type: ignore[attr-defined]
     assert "linear probe" in out
-    assert "fine-tuning, labels: 1 frame" in out
+    assert "fine-tuning" in out
+    assert "1 frame" in out
     results = read_results(run / "results.json")
     assert [(r.init, r.protocol) for r in results] == [
         (init, protocol) for init in ("slidr", "random") for protocol in ("linear_probe", "knn", "finetune")

@@ -10,7 +10,7 @@ import pytest
 
 from engine.downstream.results import write_results
 from launchers.cli import main as tandem
-from launchers.curves import MAX_POINTS, Curve, chart, thinned, ticks
+from launchers.curves import MAX_POINTS, Curve, chart, thinned, tick_labels, ticks
 from launchers.report import gather, read_metrics
 from launchers.report_page import RunReport, page
 from launchers.table import groups, markdown
@@ -89,8 +89,8 @@ def test_groups_hold_only_what_may_be_compared() -> None:
     made = groups([OURS, other, RANDOM])
     assert [[r.init for r in g.results] for g in made] == [["random", "slidr"], ["other"]]
     assert made[1].gains == (None,)
-    assert [row[4] for row in made[0].rows] == ["–", "+5.0 ± 1.0"]
-    assert [row[3] for row in made[0].rows] == ["20.0 ± 10.0", "25.0 ± 9.5"]
+    assert [row[2] for row in made[0].rows] == ["–", "+5.0 ± 1.0"]
+    assert [row[1] for row in made[0].rows] == ["20.0 ± 10.0", "25.0 ± 9.5"]
 
 
 def test_best_rate_at_the_grids_end_is_marked_and_explained() -> None:
@@ -154,6 +154,20 @@ def test_ticks_span_the_values_at_round_equal_distances(low: float, high: float)
     assert 2 <= len(found) <= 8
     mantissa = steps[0] / 10 ** math.floor(math.log10(steps[0]) + 1e-9)
     assert min(abs(mantissa - m) for m in (1.0, 2.0, 2.5, 5.0, 10.0)) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 200.0, 400.0], ["0", "200", "400"]),
+        ([0.0, 0.25, 0.5], ["0.00", "0.25", "0.50"]),
+        ([0.0005, 0.00055, 0.0006], ["5.0e-4", "5.5e-4", "6.0e-4"]),
+        ([0.0, 2.5, 5.0], ["0.0", "2.5", "5.0"]),
+        ([0.0, 20_000.0], ["0k", "20k"]),
+    ],
+)
+def test_tick_labels_tell_the_ticks_apart(values: list[float], expected: list[str]) -> None:
+    assert tick_labels(values) == expected
 
 
 def test_chart_breaks_the_line_where_a_value_is_missing() -> None:
