@@ -28,7 +28,7 @@ def damaged(tmp_path_factory: pytest.TempPathFactory) -> Damaged:
     return write_damaged_set(tmp_path_factory.mktemp("damaged") / "set")
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_the_run_goes_on_and_counts(
     damaged: Damaged,
     num_workers: int,
@@ -73,6 +73,7 @@ def test_at_the_command_line(damaged: Damaged, tmp_path: Path) -> None:
     assert len(named) >= 2
 
 
+@pytest.mark.slow
 def test_the_teacher_cache_meets_the_same_damage(damaged: Damaged, world: World, tmp_path: Path) -> None:
     root, _ = damaged
     with pytest.raises(ShardError, match=r"max_skip_share 0\.01 allows 1"):
