@@ -2,8 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Waiting threads do not spin: see launchers/__init__.py.
-export OMP_WAIT_POLICY ?= PASSIVE
+# Waiting threads spin briefly: see launchers/__init__.py.
+export GOMP_SPINCOUNT ?= 10000
 # Triggers a re-install when what the project needs has changed.
 STAMP := $(VENV)/.installed
 

@@ -1,9 +1,11 @@
 """The verbs of `tandem`.
 
-Not empty, for one line that must run before torch is imported: OpenMP threads that wait by spinning starve each other
-as soon as a loader's worker or another job needs a core (measured on 2 busy cores: 30 s a step instead of 0.9 s).
+Not empty, for one line that must run before torch is imported. OpenMP threads wait by spinning, 300,000 turns by
+default: as soon as a loader's worker or another job needs a core they starve each other (seen: 30 s a step instead of
+0.9 s on two busy cores). Not spinning at all costs twice the step on an idle machine. 10,000 turns cost nothing there
+and stay bearable on a busy one (docs/lab_book.md has the figures).
 """
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
