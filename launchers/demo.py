@@ -48,7 +48,6 @@ class Size:
         seeds: pre-training runs with different seeds.
         controls: also pre-train with a teacher of random weights.
         minutes: what it takes on 2 CPU cores, for the first estimate.
-        evaluate: overrides of the downstream protocols.
     """
 
     logs: int
@@ -57,12 +56,11 @@ class Size:
     seeds: int
     controls: bool
     minutes: float
-    evaluate: tuple[str, ...] = ()
 
 
-NORMAL = Size(logs=50, frames=6, steps=600, seeds=1, controls=False, minutes=10)
-FULL = Size(logs=50, frames=6, steps=1200, seeds=3, controls=True, minutes=75)
-SHORT = Size(logs=8, frames=3, steps=30, seeds=1, controls=False, minutes=2)
+NORMAL = Size(logs=50, frames=6, steps=400, seeds=1, controls=False, minutes=10.0)
+FULL = Size(logs=50, frames=6, steps=400, seeds=3, controls=True, minutes=35.0)
+SHORT = Size(logs=8, frames=3, steps=30, seeds=1, controls=False, minutes=2.0)
 
 
 def stages(root: Path, size: Size) -> list[Stage]:
@@ -75,11 +73,17 @@ def stages(root: Path, size: Size) -> list[Stage]:
     shards = str(root / "shards")
     made = [
         Stage(
-            title="generate the street world, write shards and superpixels",
+            title="street world to shards",
             argv=("prepare", "synthetic", "-", shards, f"num_logs={size.logs}", f"frames_per_log={size.frames}"),
             share=0.1,
         )
     ]
+    # Probes on frozen features take one network each, so their seeds are those of pre-training.
+    seeds = str(list(range(size.seeds))).replace(" ", "")
+    evaluation = (
+        *(str(CONFIGS / "downstream" / "street.yaml"), f"results={root / 'results.json'}"),
+        *(f"linear_probe.seeds={seeds}", f"knn.seeds={seeds}"),
+    )
     methods: list[tuple[str, tuple[str, ...]]] = [("slidr", ())]
     if size.controls:
         methods.append(("random-teacher", ("method.teacher.weights=random",)))
@@ -99,8 +103,8 @@ def stages(root: Path, size: Size) -> list[Stage]:
         ]
         made.append(
             Stage(
-                title=f"evaluate {name} beside random initialisation",
-                argv=("evaluate", *runs, str(CONFIGS / "downstream" / "street.yaml"), *size.evaluate),
+                title=f"evaluate {name} beside random",
+                argv=("evaluate", *runs, *evaluation),
                 share=0.38 / len(methods),
             )
         )

@@ -1,0 +1,45 @@
+"""The demo's commands are commands that a user could type."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from configs.load import load
+from configs.schema import EvaluateConfig
+from launchers.cli import VERBS
+from launchers.demo import FULL, NORMAL, SHORT, Size, main, stages
+from launchers.pretrain import load_run
+
+
+@pytest.mark.parametrize("size", [NORMAL, FULL, SHORT], ids=["normal", "full", "short"])
+def test_every_stage_is_a_valid_command(tmp_path: Path, size: Size) -> None:
+    made = stages(tmp_path, size)
+    assert sum(stage.share for stage in made) == pytest.approx(1.0)
+    assert {stage.argv[0] for stage in made} == {"prepare", "pretrain", "evaluate", "report"} <= set(VERBS)
+    runs = [stage.argv for stage in made if stage.argv[0] == "pretrain"]
+    configs = [load_run(argv[1], argv[2:]) for argv in runs]
+    assert len({config.run_dir for config in configs}) == len(configs) == size.seeds * (1 + size.controls)
+    assert {config.seed for config in configs} == set(range(size.seeds))
+    assert {config.schedule.steps for config in configs} == {size.steps}
+    teachers = {config.method.teacher.weights for config in configs}  # type: ignore[attr-defined]
+    assert teachers == ({"imagenet", "random"} if size.controls else {"imagenet"})
+    for stage in made:
+        if stage.argv[0] == "evaluate":
+            yaml = next(i for i, word in enumerate(stage.argv) if word.endswith(".yaml"))
+            assert set(stage.argv[1:yaml]) <= {config.run_dir for config in configs}
+            evaluation = load(EvaluateConfig, stage.argv[yaml], stage.argv[yaml + 1 :])
+            assert evaluation.linear_probe.seeds == tuple(range(size.seeds))
+
+
+def test_the_first_failure_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[str] = []
+
+    def failing(argv: tuple[str, ...]) -> int:
+        called.append(argv[0])
+        return 0 if argv[0] == "prepare" else 3
+
+    monkeypatch.setattr("launchers.demo.tandem", failing)
+    assert main(["--short", "--root", str(tmp_path)]) == 3
+    assert called == ["prepare", "pretrain"]
