@@ -31,6 +31,7 @@ SMALL = (
     "data.num_workers=0",
     "method.backbone.preset=res16unet_tiny",
     "engine.device=cpu",
+    "engine.precision=fp32",
     "engine.timeout_min=2",
     "schedule.warmup_steps=0",
     "checkpoint.every_steps=0",
