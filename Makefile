@@ -20,6 +20,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/tandem demo $(if $(FULL),--full)
 
+# One thread a process: many tests start several processes.
+test: export OMP_NUM_THREADS ?= 1
 test: setup
 	$(BIN)/pytest -m "not slow and not slurm and not gpu and not multi_gpu"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import cv2
@@ -60,14 +61,8 @@ def _with_images(batch: Batch, views: Sequence[View]) -> Batch:
         )
     if all(view.segment_features is not None for view in views):
         features = torch.from_numpy(np.concatenate([_have(view.segment_features) for view in views]))
-    return Batch(
-        keys=batch.keys,
-        points=batch.points,
-        point_sample=batch.point_sample,
-        point_voxel=batch.point_voxel,
-        voxel_coords=batch.voxel_coords,
-        voxel_features=batch.voxel_features,
-        labels=batch.labels,
+    return dataclasses.replace(
+        batch,
         images=images,
         image_sample=torch.from_numpy(_numbers(image_counts)),
         pair_point=torch.from_numpy(_with_offsets([_have(view.pair_point) for view in views], num_points)),
