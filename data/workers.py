@@ -15,7 +15,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing import connection
+from multiprocessing import connection, util
 from typing import Any, Literal
 
 import cv2
@@ -142,8 +142,10 @@ def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: W
         # Of its own, because DataLoader draws from it: the global generator's state belongs to the training.
         generator=torch.Generator(),
     )
+    batches: Any = iter(loader)
+    at_exit = util.Finalize(None, _kill, args=(batches._workers if parallel else (),), exitpriority=0)
     try:
-        for packed in loader:
+        for packed in batches:
             yield packed.unpack()
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
@@ -152,11 +154,22 @@ def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: W
             f"a data worker died: {error}. The usual cause is memory: lower num_workers or prefetch, or give the job "
             "more memory (workers hand over batches through /dev/shm); num_workers=0 shows other errors directly"
         ) from error
+    finally:
+        at_exit.cancel()
 
 
 def _as_is(loaded: Any) -> Any:
     # torch types it for lists of items, while batch_size=None hands over one.
     return loaded
+
+
+def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
+    """End workers whose iterator is still open when the interpreter exits.
+
+    multiprocessing would send them SIGTERM, which they ignore, and then wait for them for ever.
+    """
+    for worker in workers:
+        worker.kill()
 
 
 def _start_worker(worker: int) -> None:

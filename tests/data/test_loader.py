@@ -369,7 +369,8 @@ def test_workers_ignore_preemption_signals_and_end_with_a_killed_parent(root: st
     if __name__ == "__main__":
         config = DataConfig(shards={root!r}, image_size=(40, 72), num_workers=2, micro_batch_size=2)
         stream = build_loader(config, seed=0, rank=0, world_size=1).batches(0)
-        next(stream)
+        for _ in range(4):  # both workers have made batches, so both are set up
+            next(stream)
         print("ready", flush=True)
         for batch in stream:
             time.sleep(0.05)
@@ -396,3 +397,18 @@ def test_workers_ignore_preemption_signals_and_end_with_a_killed_parent(root: st
         while any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in workers):
             assert time.monotonic() < deadline, "workers outlived their parent"
             time.sleep(0.1)
+
+
+def test_an_iterator_left_open_does_not_keep_the_process_alive(root: str) -> None:
+    script = f"""
+    from data.loader import DataConfig, build_loader
+    if __name__ == "__main__":
+        config = DataConfig(shards={root!r}, image_size=(40, 72), num_workers=1, micro_batch_size=2)
+        stream = build_loader(config, seed=0, rank=0, world_size=1).batches(0)
+        next(stream)
+        __builtins__.left_open = stream
+    """
+    path = Path(root) / "left_open.py"
+    path.write_text(textwrap.dedent(script))
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, str(path)], check=True, env=environment, timeout=60)
