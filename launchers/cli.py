@@ -6,6 +6,7 @@ Each verb also runs as `python -m launchers.<verb>`, alone, under torchrun or un
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -62,6 +63,10 @@ def guarded(verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
     except ConfigError as error:
         print(f"config error: {error}", file=sys.stderr)
         return USAGE_ERROR
+    except BrokenPipeError:
+        # The reader of our output has left (`tandem inspect ... | head`); nothing more can be said to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILURE
     except (ShardError, CheckpointError, DivergenceError, DryBatchError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return FAILURE

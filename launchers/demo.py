@@ -48,6 +48,7 @@ class Size:
         seeds: pre-training runs with different seeds.
         controls: also pre-train with a teacher of random weights.
         minutes: what it takes on 2 CPU cores, for the first estimate.
+        evaluate: overrides of the downstream protocols.
     """
 
     logs: int
@@ -56,11 +57,20 @@ class Size:
     seeds: int
     controls: bool
     minutes: float
+    evaluate: tuple[str, ...] = ()
 
 
 NORMAL = Size(logs=50, frames=6, steps=400, seeds=1, controls=False, minutes=10.0)
 FULL = Size(logs=50, frames=6, steps=400, seeds=3, controls=True, minutes=35.0)
-SHORT = Size(logs=8, frames=3, steps=30, seeds=1, controls=False, minutes=2.0)
+SHORT = Size(
+    logs=8,
+    frames=3,
+    steps=30,
+    seeds=1,
+    controls=False,
+    minutes=2.0,
+    evaluate=("finetune.steps=10", "finetune.lrs=[0.003]", "finetune.seeds=[0]"),
+)
 
 
 def stages(root: Path, size: Size) -> list[Stage]:
@@ -83,6 +93,7 @@ def stages(root: Path, size: Size) -> list[Stage]:
     evaluation = (
         *(str(CONFIGS / "downstream" / "street.yaml"), f"results={root / 'results.json'}"),
         *(f"linear_probe.seeds={seeds}", f"knn.seeds={seeds}"),
+        *size.evaluate,
     )
     methods: list[tuple[str, tuple[str, ...]]] = [("slidr", ())]
     if size.controls:
