@@ -155,7 +155,10 @@ def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: W
             "more memory (workers hand over batches through /dev/shm); num_workers=0 shows other errors directly"
         ) from error
     finally:
-        at_exit.cancel()
+        # Not left to the garbage collector: an exception that somebody keeps would keep the workers, too.
+        if parallel:
+            batches._shutdown_workers()
+        at_exit()
 
 
 def _as_is(loaded: Any) -> Any:
@@ -164,7 +167,7 @@ def _as_is(loaded: Any) -> Any:
 
 
 def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
-    """End workers whose iterator is still open when the interpreter exits.
+    """End workers that are still there after the iterator or, if it was left open, when the interpreter exits.
 
     multiprocessing would send them SIGTERM, which they ignore, and then wait for them for ever.
     """
