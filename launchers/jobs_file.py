@@ -1,0 +1,75 @@
+"""`jobs.json` in a run's folder: which SLURM jobs work for it, so that status, cancel and requeue find them.
+
+Replaced as a whole and at once, so that a reader sees the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from engine.errors import CheckpointError
+
+JOBS_FILE = "jobs.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Jobs:
+    """The jobs of one run, ids in SLURM's spelling ("12", "12_0").
+
+    Attributes:
+        pretrain: trains it; None where only evaluations were queued.
+        evaluate: downstream jobs, name of the element -> id.
+        baselines: random-initialisation rows that its report needs, key -> id; other runs may share them.
+        report: writes the report, after all others.
+        logs: folder of their output, <id>_<task>_log.out and .err.
+        cluster: name of the cluster's config; None for jobs without SLURM.
+    """
+
+    pretrain: str | None = None
+    evaluate: Mapping[str, str] = field(default_factory=dict)
+    baselines: Mapping[str, str] = field(default_factory=dict)
+    report: str | None = None
+    logs: str = ""
+    cluster: str | None = None
+
+    def ids(self) -> Iterator[str]:
+        """All ids, pre-training first, each once."""
+        found = (self.pretrain, *self.evaluate.values(), *self.baselines.values(), self.report)
+        yield from dict.fromkeys(job for job in found if job is not None)
+
+
+def read_jobs(run_dir: Path | str) -> Jobs | None:
+    """The jobs of a run; None where none were ever submitted.
+
+    Raises:
+        CheckpointError: the file is there and is not what `write_jobs` writes.
+    """
+    path = Path(run_dir) / JOBS_FILE
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: expected JSON: {error}; remove the file to forget the run's jobs") from error
+    known = {f.name for f in fields(Jobs)}
+    if not isinstance(tree, dict) or not set(tree) <= known:
+        raise CheckpointError(
+            f"{path}: expected a mapping of {', '.join(sorted(known))}; remove the file to forget the run's jobs"
+        )
+    return Jobs(**tree)
+
+
+def write_jobs(run_dir: Path | str, jobs: Jobs) -> None:
+    """Write or replace the run's jobs.
+
+    Raises:
+        OSError: the folder is missing or not writable.
+    """
+    path = Path(run_dir) / JOBS_FILE
+    draft = path.with_name(f".{JOBS_FILE}.{os.getpid()}")
+    draft.write_text(json.dumps(asdict(jobs), indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, path)
