@@ -1,4 +1,4 @@
-"""What a run tells: metric names, TensorBoard, metrics.jsonl, progress on the terminal.
+"""What a run tells: TensorBoard, metrics.jsonl, progress on the terminal.
 
 Every number in TensorBoard is in `<run>/metrics.jsonl` too, one JSON object a line. Means are over the updates since
 the last line and over ranks; skipped updates count in `train/skipped` only. Rank 0 writes.
@@ -26,30 +26,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from engine.distributed import World, mean_over_ranks
-
-LOSS = "train/loss"
-LOSS_PART = "train/loss_"
-"""Followed by the part's name."""
-SKIPPED = "train/skipped"
-"""Updates skipped so far because loss or gradient was not finite."""
-EPOCH = "train/epoch"
-WATCH = "watch/"
-"""Followed by the name in the objective's collapse watch."""
-LR = "optim/lr"
-GRAD_NORM = "optim/grad_norm"
-LOSS_SCALE = "optim/loss_scale"
-DATA_S = "time/data_s"
-STEP_S = "time/step_s"
-SAMPLES_PER_S = "perf/samples_per_s"
-POINTS_PER_S = "perf/points_per_s"
-DATA_WAIT_SHARE = "perf/data_wait_share"
-RSS_GIB = "mem/rss_gib"
-CUDA_GIB = "mem/cuda_gib"
-
-ACCURACY = "contrastive_accuracy"
-"""Name in the collapse watch of the share of rows whose positive is the most similar."""
-TRIVIAL_ACCURACY = 0.99
-"""Accuracy in the first epoch above which the task is too easy to teach anything."""
+from engine.metric_names import (
+    CUDA_GIB,
+    DATA_S,
+    DATA_WAIT_SHARE,
+    LOSS,
+    POINTS_PER_S,
+    RSS_GIB,
+    SAMPLES_PER_S,
+    SKIPPED,
+    STEP_S,
+)
 
 logger = logging.getLogger("tandem.pretrain")
 

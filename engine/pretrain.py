@@ -27,12 +27,12 @@ from jaxtyping import UInt8
 from torch import nn
 
 from engine import checkpoint as ckpt
-from engine import monitor as names
+from engine import metric_names as names
 from engine.checkpoint import CheckpointConfig
 from engine.deepspeed_config import EngineConfig, check_precision, quiet_deepspeed
 from engine.distributed import World, agree_any, init_distributed
 from engine.errors import DivergenceError, DryBatchError
-from engine.monitor import Monitor, MonitorConfig, Stopwatch, Window, to_floats
+from engine.monitor import Monitor, MonitorConfig, Stopwatch, Window, peak_rss_gib, to_floats
 from engine.optim import OptimConfig, build_optimizer, peak_lr
 from engine.preempt import StopSignals
 from engine.protocols import BatchLike, BatchSource
@@ -444,6 +444,6 @@ def _summary(
         skipped=skipped,
         loss=loss,
         seconds=time.perf_counter() - began,
-        peak_rss_gib=names.peak_rss_gib(),
+        peak_rss_gib=peak_rss_gib(),
         checkpoint=saved,
     )

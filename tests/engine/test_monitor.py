@@ -8,9 +8,9 @@ import pytest
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from engine import monitor as names
+from engine import metric_names as names
 from engine.distributed import World
-from engine.monitor import Monitor, MonitorConfig, Window
+from engine.monitor import Monitor, MonitorConfig, Window, peak_rss_gib
 from engine.pretrain import PretrainSettings
 
 
@@ -70,4 +70,4 @@ def test_settings_are_what_omegaconf_takes() -> None:
 
 
 def test_peak_memory_is_plausible() -> None:
-    assert 0.05 < names.peak_rss_gib() < 200
+    assert 0.05 < peak_rss_gib() < 200

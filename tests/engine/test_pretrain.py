@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from engine import monitor as names
+from engine import metric_names as names
 from engine.checkpoint import list_checkpoints, load_weights
 from engine.distributed import World
 from engine.errors import CheckpointError, DivergenceError, DryBatchError
