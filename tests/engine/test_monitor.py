@@ -42,7 +42,7 @@ def test_plain_lines_where_there_is_no_terminal(
 
 def test_a_bar_on_a_terminal(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    monkeypatch.setattr(names, "Console", lambda **_: Console(file=screen, force_terminal=True, width=150))
+    monkeypatch.setattr("engine.monitor.Console", lambda **_: Console(file=screen, force_terminal=True, width=150))
     monitor = Monitor(tmp_path, MonitorConfig(tensorboard=False), world, step=1, num_steps=4)
     monitor.log(2, {names.LOSS: 1.25})
     monitor.advance(2, {names.LOSS: 1.25})
