@@ -54,22 +54,34 @@ def guarded(verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
     Returns:
         The verb's own code; 2 for a mistake in config or arguments, 1 for a named failure.
     """
-    from configs.load import ConfigError
-    from data.shards import ShardError
-    from engine.errors import CheckpointError, DivergenceError, DryBatchError
-
     try:
         return verb_main(argv)
-    except ConfigError as error:
-        print(f"config error: {error}", file=sys.stderr)
-        return USAGE_ERROR
     except BrokenPipeError:
         # The reader of our output has left (`tandem inspect ... | head`); nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
-    except (ShardError, CheckpointError, DivergenceError, DryBatchError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return FAILURE
+    except Exception as error:
+        return _tell(error)
+
+
+def _tell(error: Exception) -> int:
+    """One line for an error that is made for people; any other goes on with its traceback."""
+    # Imported here, so that verbs that only look at files do not wait for torch.
+    from configs.load import ConfigError
+    from engine.errors import CheckpointError, DivergenceError, DryBatchError
+
+    if isinstance(error, ConfigError):
+        print(f"config error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    named: tuple[type[Exception], ...] = (CheckpointError, DivergenceError, DryBatchError)
+    if "data.shards" in sys.modules:  # without it nobody can have raised a ShardError
+        from data.shards import ShardError
+
+        named = (*named, ShardError)
+    if not isinstance(error, named):
+        raise error
+    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    return FAILURE
 
 
 if __name__ == "__main__":
