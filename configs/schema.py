@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from configs.load import ConfigError
 from data.augment import PointAugmentConfig
@@ -26,6 +26,38 @@ PRETRAIN_CHOICES = {"method": METHODS}
 
 
 @dataclass(frozen=True, kw_only=True)
+class FollowConfig:
+    """The evaluations that follow a pre-training run.
+
+    Attributes:
+        configs: YAML files of downstream protocols, for example configs/downstream/street.yaml; (): none follows.
+        overrides: `section.field=value`, for each of those files.
+        fractions: numbers of labelled sweeps, drawn at random, that fine-tuning is repeated with; (): the choice that
+            each file makes itself.
+        every: updates between the checkpoints that the best is looked for among; 0: only the last is evaluated. They
+            are compared on logs held out from the train split, never on the test split.
+        select_by: protocol that compares them.
+    """
+
+    configs: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    fractions: tuple[int, ...] = ()
+    every: int = 0
+    select_by: Literal["linear_probe", "knn", "finetune"] = "linear_probe"
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if len(set(self.configs)) != len(self.configs):
+            raise ValueError(f"configs={list(self.configs)} names a file twice")
+        if len(set(self.fractions)) != len(self.fractions) or min(self.fractions, default=1) < 1:
+            raise ValueError(f"fractions={list(self.fractions)}, expected different numbers of at least 1")
+        if self.every < 0:
+            raise ValueError(f"every={self.every}, expected 0 (off) or more updates")
+        if self.every and not self.configs:
+            raise ValueError(f"every={self.every}, but configs is empty: there is nothing to compare checkpoints by")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PretrainConfig:
     """One pre-training run.
 
@@ -39,6 +71,7 @@ class PretrainConfig:
         schedule: length of the run and course of the rate.
         checkpoint: when to write, how many to keep.
         monitor: what to log, how often.
+        evaluate: what is measured when the run is over; it changes nothing of the run itself.
     """
 
     run_dir: str
@@ -50,9 +83,16 @@ class PretrainConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
+    evaluate: FollowConfig = field(default_factory=FollowConfig)
 
     def __post_init__(self) -> None:
         """Check what concerns several sections."""
+        every, kept = self.evaluate.every, self.checkpoint.keep_every
+        if every and (kept == 0 or every % kept):
+            raise ConfigError(
+                f"evaluate.every: got {every}, expected a multiple of checkpoint.keep_every={kept}: only those "
+                f"checkpoints stay on disk until they are evaluated (set checkpoint.keep_every={every})"
+            )
         backbone = getattr(self.method, "backbone", None)
         width = self.data.voxel.num_features
         if backbone is not None and backbone.in_channels != width:
@@ -70,6 +110,8 @@ class EvaluateDataConfig:
         shards: folder of a prepared set; None for the set that the network was pre-trained on.
         train_split: labels to learn from; learning rates are tuned on part of it.
         test_split: what the final numbers are measured on.
+        holdout: measure on logs held out from the train split (`validation_share` of them) and learn from the others,
+            to choose between checkpoints; the test split is not read.
         limit_train: use at most so many train sweeps, evenly spread; None for all.
         limit_test: the same for the test split.
         num_workers: processes that read sweeps ahead in long passes; 0: none.
@@ -78,6 +120,7 @@ class EvaluateDataConfig:
     shards: str | None = None
     train_split: str = "train"
     test_split: str = "val"
+    holdout: bool = False
     limit_train: int | None = None
     limit_test: int | None = None
     num_workers: int = 0
@@ -110,3 +153,113 @@ class EvaluateConfig(ProtocolsConfig):
     random: bool = True
     results: str | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesConfig:
+    """What one job asks SLURM for.
+
+    Attributes:
+        partition: None for the cluster's default one.
+        nodes: machines.
+        gpus_per_node: 0 asks for none (runs on CPU).
+        tasks_per_node: processes a machine; None: one a GPU, or one.
+        cpus_per_task: cores of a process; its loader workers share them.
+        mem_gb: memory a machine, GB; None for the partition's default.
+        time_min: limit, minutes. A pre-training that meets it writes a checkpoint and queues again.
+    """
+
+    partition: str | None = None
+    nodes: int = 1
+    gpus_per_node: int = 0
+    tasks_per_node: int | None = None
+    cpus_per_task: int = 1
+    mem_gb: float | None = None
+    time_min: int = 1440
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        least = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "mem_gb": 0.01, "time_min": 1}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ValueError(f"{name} is {value}, expected at least {low}")
+
+    @property
+    def tasks(self) -> int:
+        """Processes a machine."""
+        return self.tasks_per_node or max(1, self.gpus_per_node)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig(ResourcesConfig):
+    """A cluster and what a pre-training run asks of it (with the fields of `ResourcesConfig`).
+
+    Attributes:
+        name: for people, and in jobs.json.
+        account: who pays; None where the cluster does not ask.
+        qos: quality of service; None for the default.
+        signal_s: seconds before the limit at which the processes are told to write a checkpoint; more than a step and
+            a checkpoint take.
+        array_parallelism: runs of a sweep at the same time, at most.
+        setup: shell lines before the processes start (modules, network variables).
+        sbatch: further options of sbatch, long name -> value ("true" for one without a value).
+        evaluate: what an evaluation asks for; without a partition of its own it goes to the same one.
+    """
+
+    name: str = "cluster"
+    account: str | None = None
+    qos: str | None = None
+    signal_s: int = 120
+    array_parallelism: int = 16
+    setup: tuple[str, ...] = ()
+    sbatch: dict[str, str] = field(default_factory=dict)
+    evaluate: ResourcesConfig = field(default_factory=ResourcesConfig)
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        super().__post_init__()
+        if self.array_parallelism < 1:
+            raise ValueError(f"array_parallelism is {self.array_parallelism}, expected at least 1")
+        if not 1 <= self.signal_s < 60 * self.time_min:
+            raise ValueError(f"signal_s is {self.signal_s}, expected 1 to less than time_min ({60 * self.time_min} s)")
+        if self.evaluate.nodes * self.evaluate.tasks != 1:
+            raise ValueError(
+                f"evaluate asks for {self.evaluate.nodes * self.evaluate.tasks} processes, expected 1: an evaluation "
+                "runs in one process (set evaluate.tasks_per_node=1)"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """Many pre-training runs that differ in some settings, with their evaluations and one report.
+
+    Attributes:
+        base: YAML file of a pre-training run that all points start from.
+        root: folder of the sweep; a point is a run folder in it.
+        overrides: `section.field=value` for all points.
+        points: lists of overrides that go together, a list for each method or setting.
+        grid: dotted name -> values; every combination of them is run, at each of `points`.
+        evaluate: queue the evaluations that the base config asks for, and a report.
+        cluster: YAML file of the cluster; None: named on the command line.
+    """
+
+    base: str
+    root: str
+    overrides: tuple[str, ...] = ()
+    points: tuple[tuple[str, ...], ...] = ()
+    grid: dict[str, Any] = field(default_factory=dict)
+    evaluate: bool = True
+    cluster: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check that there is something to sweep over, and no name twice."""
+        for name, values in self.grid.items():
+            if not isinstance(values, tuple) or not values:
+                raise ValueError(f"grid.{name} is {values!r}, expected a list of at least one value")
+        if not self.grid and not self.points:
+            raise ValueError("neither grid nor points is given, so there is nothing to sweep over")
+        named = {override.partition("=")[0] for point in self.points for override in point}
+        both = sorted(named & set(self.grid))
+        if both:
+            raise ValueError(f"{both[0]} is in points and in grid; expected one of them to set it")

@@ -43,11 +43,13 @@ class CheckpointConfig:
         every_steps: updates between checkpoints; 0 = not by steps.
         every_min: minutes between checkpoints; 0 = not by time. The end of a run always writes one.
         keep: newest checkpoints that stay on disk.
+        keep_every: updates between milestones: checkpoints that are written and stay whatever `keep` says; 0 = none.
     """
 
     every_steps: int = 1000
     every_min: float = 30.0
     keep: int = 2
+    keep_every: int = 0
 
     def __post_init__(self) -> None:
         if self.every_steps < 0:
@@ -56,6 +58,12 @@ class CheckpointConfig:
             raise ValueError(f"every_min={self.every_min}, expected 0 (off) or more minutes")
         if self.keep < 1:
             raise ValueError(f"keep={self.keep}, expected at least 1")
+        if self.keep_every < 0:
+            raise ValueError(f"keep_every={self.keep_every}, expected 0 (none) or more updates")
+
+    def due(self, step: int) -> bool:
+        """Whether a checkpoint is to be written after `step` updates, by steps or as a milestone."""
+        return any(every and step % every == 0 for every in (self.every_steps, self.keep_every))
 
 
 # --- writing ---
@@ -71,6 +79,7 @@ def save_checkpoint(
     config: Mapping[str, Any],
     world: World,
     keep: int,
+    keep_every: int = 0,
 ) -> Path:
     """Write one checkpoint; all ranks call it.
 
@@ -83,6 +92,7 @@ def save_checkpoint(
         config: resolved configuration of the run.
         world: the run's processes.
         keep: newest checkpoints that stay.
+        keep_every: those of multiples of so many updates stay too; 0 = none.
 
     Returns:
         The checkpoint's folder.
@@ -112,7 +122,7 @@ def save_checkpoint(
     if world.is_main:
         try:
             _publish(temp, final)
-            _prune(root, keep)
+            _prune(root, keep, keep_every)
         except OSError as e:
             error = e
     _agree_written(error, temp, world)
@@ -144,9 +154,11 @@ def _publish(temp: Path, final: Path) -> None:
     _fsync(final.parent)
 
 
-def _prune(root: Path, keep: int) -> None:
+def _prune(root: Path, keep: int, keep_every: int) -> None:
+    """Remove all but the newest `keep`, and the milestones."""
     for old in list_checkpoints(root.parent)[keep:]:
-        shutil.rmtree(old)
+        if not keep_every or step_of(old) % keep_every:
+            shutil.rmtree(old)
 
 
 def _fsync(path: Path) -> None:
@@ -179,6 +191,15 @@ def list_checkpoints(run_dir: Path) -> list[Path]:
         run_dir: folder of the run.
     """
     return sorted((run_dir / "checkpoints").glob("step_*"), reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Updates that a checkpoint had seen, from its folder's name.
+
+    Args:
+        checkpoint: its folder, step_XXXXXXXX.
+    """
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def damage(checkpoint: Path) -> str | None:

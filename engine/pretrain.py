@@ -275,8 +275,7 @@ def pretrain(
                     _draw(pictures, engine, batch, run.step, monitor)
 
                 # --- keep ---
-                every = settings.checkpoint.every_steps
-                if stop or due or run.step == num_steps or (every and run.step % every == 0):
+                if stop or due or run.step == num_steps or settings.checkpoint.due(run.step):
                     position = run.step * accumulation_steps
                     last_saved = ckpt.save_checkpoint(
                         run_dir,
@@ -288,6 +287,7 @@ def pretrain(
                         config=resolved_config,
                         world=world,
                         keep=settings.checkpoint.keep,
+                        keep_every=settings.checkpoint.keep_every,
                     )
                     saved_at = time.monotonic()
                 if stop and run.step < num_steps:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from engine.checkpoint import (
+    CheckpointConfig,
     check_same,
     damage,
     list_checkpoints,
@@ -17,6 +18,7 @@ from engine.checkpoint import (
     newest_intact,
     read_rank_state,
     save_checkpoint,
+    step_of,
 )
 from engine.distributed import World
 from engine.errors import CheckpointError
@@ -24,7 +26,7 @@ from engine.monitor import drop_lines_after
 from tests.helpers.toy_run import losses, run_toy
 
 
-def save(run_dir: Path, step: int, world: World, *, keep: int = 3, value: float = 1.0) -> Path:
+def save(run_dir: Path, step: int, world: World, *, keep: int = 3, keep_every: int = 0, value: float = 1.0) -> Path:
     return save_checkpoint(
         run_dir,
         step,
@@ -34,6 +36,7 @@ def save(run_dir: Path, step: int, world: World, *, keep: int = 3, value: float 
         config={"a": 1},
         world=world,
         keep=keep,
+        keep_every=keep_every,
     )
 
 
@@ -53,6 +56,20 @@ def test_keeps_the_last_k_and_no_temporary_folder(world: World, tmp_path: Path) 
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == ["step_00000100", "step_00001000"]
     assert newest_intact(tmp_path) == tmp_path / "checkpoints" / "step_00001000"
+
+
+def test_milestones_stay(world: World, tmp_path: Path) -> None:
+    for step in (5, 10, 14, 20, 23, 24):
+        save(tmp_path, step, world, keep=1, keep_every=10)
+    assert [step_of(p) for p in list_checkpoints(tmp_path)] == [24, 20, 10]
+
+
+def test_a_milestone_is_due_beside_the_usual_checkpoints() -> None:
+    config = CheckpointConfig(every_steps=4, keep_every=6)
+    assert [step for step in range(1, 13) if config.due(step)] == [4, 6, 8, 12]
+    assert not CheckpointConfig(every_steps=0).due(1000)
+    with pytest.raises(ValueError, match="keep_every=-1"):
+        CheckpointConfig(keep_every=-1)
 
 
 def test_a_half_written_checkpoint_does_not_count(world: World, tmp_path: Path) -> None:
