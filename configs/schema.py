@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from configs.load import ConfigError
+from configs.load import Choices, ConfigError
 from data.augment import PointAugmentConfig
 from data.fractions import FractionConfig
 from data.loader import DataConfig
@@ -18,11 +18,13 @@ from engine.downstream.evaluate import ProtocolsConfig
 from engine.monitor import MonitorConfig
 from engine.optim import OptimConfig
 from engine.schedule import ScheduleConfig
+from models.lidar.backbones import BACKBONES
+from models.lidar.base import VoxelGridSpec
 from models.methods import METHODS
 from models.methods.base import MethodConfig
 from models.methods.slidr import SlidrConfig
 
-PRETRAIN_CHOICES = {"method": METHODS}
+PRETRAIN_CHOICES: Choices = {"method": METHODS, "method.backbone": BACKBONES}
 
 
 @dataclass(frozen=True, kw_only=True)
