@@ -1,4 +1,4 @@
-"""Errors that the engine raises for people. Each says what, got, expected, where and what to do."""
+"""Errors that the engine raises for people. Each says what, got, expected, where and what to do. No torch import."""
 
 
 class CheckpointError(RuntimeError):
@@ -11,3 +11,31 @@ class DivergenceError(RuntimeError):
 
 class DryBatchError(RuntimeError):
     """The forward and backward pass before step 1 failed: out of memory, or an error in objective or data."""
+
+
+class RunLockedError(RuntimeError):
+    """Another job trains in the same run folder."""
+
+
+class PeerLostError(RuntimeError):
+    """A rank died, stopped answering or stands still: the same command again continues from the last checkpoint."""
+
+
+class PeerFailedError(RuntimeError):
+    """Another rank ended with an error of its own, which is named; this one could not go on alone."""
+
+
+class StopRequested(RuntimeError):  # noqa: N818  # not an error: what was asked for
+    """The run was told to stop before its first update, so there is nothing to save. Raised on all ranks alike.
+
+    Attributes:
+        signal: name of the signal.
+    """
+
+    def __init__(self, signal: str) -> None:
+        super().__init__(signal)
+        self.signal = signal
+
+    def __str__(self) -> str:
+        """One line for people."""
+        return f"stopped by {self.signal} before the first update; the same command again starts or continues the run"

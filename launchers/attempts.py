@@ -1,0 +1,204 @@
+"""What became of each attempt at a run: `<run>/attempts.jsonl`, one line an event, written by rank 0.
+
+A run that is pre-empted, dies and is queued again has several attempts. Each begins with one line and ends with one,
+unless it died too suddenly to write it. The order of the lines counts, never their clocks: the next attempt may run on
+a machine whose clock is an hour off. Reading needs neither torch nor the rest of the run's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+logger = logging.getLogger("tandem.pretrain")
+
+FILE = "attempts.jsonl"
+
+Status = Literal["running", "finished", "preempted", "failed", "died"]
+
+_WRITE_DELAYS_S = (0.5, 1.0, 2.0)
+"""Waits between tries to write a line: a storage that hiccups should not lose why a run ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One attempt at a run.
+
+    Attributes:
+        job: SLURM's id, "12" or "12_0" in an array; None outside SLURM.
+        host: of rank 0.
+        pid: of rank 0 on that host.
+        world_size: processes.
+        nodes: SLURM's list of nodes, or the host.
+        began: when, seconds since 1970 by the clock of rank 0.
+        resumed: updates that were done when it began; None if it did not come so far as to know.
+        ended: when; None while it runs, or if it died.
+        status: "running" until an end is seen; "died" if another attempt began without one.
+        step: updates done in all when it ended.
+        signal: that stopped it, e.g. "SIGUSR1".
+        reason: why it failed, one line.
+    """
+
+    job: str | None
+    host: str
+    pid: int
+    world_size: int
+    nodes: str | None
+    began: float
+    resumed: int | None = None
+    ended: float | None = None
+    status: Status = "running"
+    step: int | None = None
+    signal: str | None = None
+    reason: str | None = None
+
+
+class AttemptRecord:
+    """Writes one attempt's events. A line that cannot be written is a warning, never the end of a run."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def resumed(self, step: int) -> None:
+        """The run continues.
+
+        Args:
+            step: updates done before.
+        """
+        self._write({"event": "resumed", "time": time.time(), "step": step})
+
+    def end(
+        self,
+        status: Literal["finished", "preempted", "failed"],
+        *,
+        step: int | None = None,
+        signal: str | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """The attempt is over. Only the first call counts: who sees the end first knows best why.
+
+        Args:
+            status: how it ended.
+            step: updates done in all, if known.
+            signal: that stopped it.
+            reason: why it failed; line breaks become spaces.
+        """
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+        line = " ".join(reason.split()) if reason is not None else None
+        self._write(
+            {"event": "end", "time": time.time(), "status": status, "step": step, "signal": signal, "reason": line}
+        )
+
+    def _write(self, event: Mapping[str, Any]) -> None:
+        for delay in (*_WRITE_DELAYS_S, None):
+            try:
+                return _append(self._path, event)
+            except OSError as error:
+                if delay is None:
+                    logger.warning("%s: cannot be written (%s); lost: %s", self._path, error, json.dumps(event))
+                else:
+                    time.sleep(delay)
+
+
+def begin(run_dir: str | Path, world_size: int, *, job: str | None = None, nodes: str | None = None) -> AttemptRecord:
+    """Note that an attempt begins. Rank 0 calls it, holding the run's lock.
+
+    Args:
+        run_dir: folder of the run; made if it is not there.
+        world_size: processes of the run.
+        job: SLURM's id of the job.
+        nodes: SLURM's list of nodes; None for this host.
+    """
+    host = socket.gethostname()
+    record = AttemptRecord(Path(run_dir) / FILE)
+    record._write(
+        {
+            "event": "begin",
+            "time": time.time(),
+            "job": job,
+            "host": host,
+            "pid": os.getpid(),
+            "world_size": world_size,
+            "nodes": nodes or host,
+        }
+    )
+    return record
+
+
+def _append(path: Path, event: Mapping[str, Any]) -> None:
+    """One line in one write, on a line of its own also after one that a crash cut short."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+", buffering=0) as file:
+        size = file.seek(0, os.SEEK_END)
+        whole = size == 0 or os.pread(file.fileno(), 1, size - 1) == b"\n"
+        data = (b"" if whole else b"\n") + json.dumps(event).encode() + b"\n"
+        written = file.write(data)
+        if written != len(data):
+            raise OSError(f"only {written} of {len(data)} bytes fitted")
+        os.fsync(file.fileno())
+
+
+def read_attempts(run_dir: str | Path) -> list[Attempt]:
+    """Attempts at a run, oldest first; [] if there was none.
+
+    Args:
+        run_dir: folder of the run.
+    """
+    path = Path(run_dir) / FILE
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return []
+    attempts: list[Attempt] = []
+    for line in lines:
+        try:
+            event = json.loads(line)
+            kind = event["event"]
+        except (ValueError, KeyError, TypeError):
+            continue  # cut short by a crash or a full disk; what it would have said shows in the lines around it
+        if kind == "begin":
+            if attempts and attempts[-1].status == "running":
+                attempts[-1] = replace(attempts[-1], status="died")
+            attempts.append(_begun(event))
+        elif attempts and attempts[-1].status == "running":
+            attempts[-1] = _continued(attempts[-1], event)
+    return attempts
+
+
+def _begun(event: Mapping[str, Any]) -> Attempt:
+    return Attempt(
+        job=event.get("job"),
+        host=str(event.get("host")),
+        pid=int(event.get("pid", 0)),
+        world_size=int(event.get("world_size", 1)),
+        nodes=event.get("nodes"),
+        began=float(event.get("time", 0.0)),
+    )
+
+
+def _continued(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
+    if event["event"] == "resumed":
+        return replace(attempt, resumed=event.get("step"))
+    if event["event"] == "end":
+        return replace(
+            attempt,
+            status=event.get("status", "failed"),
+            ended=event.get("time"),
+            step=event.get("step"),
+            signal=event.get("signal"),
+            reason=event.get("reason"),
+        )
+    return attempt
