@@ -1,7 +1,8 @@
 """YAML + dotted overrides -> one frozen, typed dataclass. The only user of OmegaConf.
 
 A mistake is a `ConfigError` that gives the dotted path, the value, what was expected and the nearest valid name.
-Sections that can be one of several dataclasses (`method`) are chosen by their `name` key from an explicit table.
+Sections that can be one of several dataclasses (`method`, `method.backbone`) are chosen by their `name` key from an
+explicit table.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 T = TypeVar("T")
 Choices = Mapping[str, Mapping[str, type]]
-"""Section -> name -> the dataclass that the name stands for."""
+"""Section -> name -> the dataclass that the name stands for. A section inside another one ("method.backbone") comes
+after it; where the outer one, as chosen, has no such section, the entry does not count."""
 
 
 class ConfigError(ValueError):
@@ -70,10 +72,37 @@ def dump(config: object, *, choices: Choices | None = None) -> str:
     tree = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(tree, dict)
     for section, table in (choices or {}).items():
-        kind = type(getattr(config, section))
-        name = next(name for name, known in table.items() if known is kind)
-        tree[section] = {"name": name, **tree[section]}
+        _put_name(config, tree, section.split("."), table)
     return yaml.safe_dump(_plain(tree), sort_keys=False, allow_unicode=True)
+
+
+def _put_name(config: object, tree: dict[Any, Any], path: Sequence[str], table: Mapping[str, type]) -> None:
+    """Say in the tree which dataclass of the table a section is.
+
+    Inside another section the name is left out where the section is of its default kind: files, and fingerprints of
+    checkpoints, from before there was a choice stay as they are.
+    """
+    *outer, last = path
+    for key in outer:
+        config, tree = getattr(config, key, None), tree.get(key, {})
+    value = getattr(config, last, None)
+    if value is None:
+        return
+    name = next((name for name, kind in table.items() if kind is type(value)), None)
+    if name is None:
+        raise ConfigError(
+            f"{'.'.join(path)}: {type(value).__name__} has no name, expected one of {', '.join(sorted(table))}"
+        )
+    if not outer or type(value) is not _default_kind(type(config), last):
+        tree[last] = {"name": name, **tree[last]}
+
+
+def _default_kind(owner: type, key: str) -> type | None:
+    """Of a dataclass's field: the class of its default value."""
+    field = next(f for f in dataclasses.fields(owner) if f.name == key)
+    if field.default_factory is not dataclasses.MISSING:
+        return type(field.default_factory())
+    return None if field.default is dataclasses.MISSING else type(field.default)
 
 
 def _plain(value: Any) -> Any:
@@ -125,10 +154,16 @@ def _parse_override(text: str) -> DictConfig:
 
 def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources: Sequence[DictConfig]) -> None:
     """Put the dataclass that `<section>.name` asks for into the schema, and take the key out of the sources."""
+    *outer, last = section.split(".")
+    owner: Any = schema
+    for key in outer:
+        owner = owner.get(key) if isinstance(owner, DictConfig) and key in owner else None
+    if not isinstance(owner, DictConfig) or last not in owner:
+        return  # a name given nonetheless is refused with the section as unknown
     name = None
     for source in sources:
-        node = source.get(section)
-        if isinstance(node, DictConfig) and "name" in node:
+        node = _section(source, [*outer, last])
+        if node is not None and "name" in node:
             name = str(node.pop("name"))
     if name is None:
         return
@@ -136,8 +171,31 @@ def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources
         raise ConfigError(
             f"{section}.name: got {name!r}, expected one of {', '.join(sorted(table))}{_near(name, table)}"
         )
+    allowed = _allowed(owner, last)
+    if not issubclass(table[name], allowed):
+        fitting = sorted(known for known, kind in table.items() if issubclass(kind, allowed))
+        raise ConfigError(
+            f"{section}.name: got {name!r}, expected one of {', '.join(fitting)}: nothing else fits "
+            f"{'.'.join(outer)} as it was chosen"
+        )
     with read_write(schema):
-        schema[section] = OmegaConf.structured(table[name])
+        owner[last] = OmegaConf.structured(table[name])
+
+
+def _section(source: DictConfig, path: Sequence[str]) -> DictConfig | None:
+    node: Any = source
+    for key in path:
+        if not isinstance(node, DictConfig) or key not in node:
+            return None
+        node = node._get_node(key)
+    return node if isinstance(node, DictConfig) and not node._is_none() else None
+
+
+def _allowed(owner: DictConfig, key: str) -> type:
+    """The class that a field is declared with."""
+    kind = OmegaConf.get_type(owner)
+    hint = typing.get_type_hints(kind).get(key) if kind is not None else None
+    return hint if isinstance(hint, type) else object
 
 
 def _near(name: str, known: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ from engine.monitor import MonitorConfig
 from engine.optim import OptimConfig
 from engine.schedule import ScheduleConfig
 from models.lidar.backbones import BACKBONES
-from models.lidar.base import VoxelGridSpec
+from models.lidar.base import BackboneConfig
 from models.methods import METHODS
 from models.methods.base import MethodConfig
 from models.methods.slidr import SlidrConfig
@@ -102,6 +102,11 @@ class PretrainConfig:
                 f"method.backbone.in_channels: got {backbone.in_channels}, expected {width}: "
                 f"data.voxel.features={self.data.voxel.features!r} makes {width} channels a voxel"
             )
+        if isinstance(backbone, BackboneConfig):
+            try:
+                backbone.check_voxels(self.data.voxel)
+            except ValueError as error:
+                raise ConfigError(f"method.backbone: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

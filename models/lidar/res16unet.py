@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from models.lidar.base import Backbone, BackboneConfig
 from models.lidar.sparse import (
     BackendName,
     InverseConv3d,
@@ -52,7 +53,7 @@ _LAYOUTS: dict[str, _Layout] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Res16UNetConfig:
+class Res16UNetConfig(BackboneConfig):
     """Which Res16UNet.
 
     Attributes:
@@ -65,7 +66,6 @@ class Res16UNetConfig:
     """
 
     preset: Preset = "res16unet34c"
-    in_channels: int = 1
     bn_momentum: float = 0.05
     backend: BackendName = "auto"
 
@@ -73,8 +73,7 @@ class Res16UNetConfig:
         """Check ranges."""
         if self.preset not in _LAYOUTS:
             raise ValueError(f"preset is {self.preset!r}, expected one of {get_args(Preset)}")
-        if self.in_channels < 1:
-            raise ValueError(f"in_channels is {self.in_channels}, expected at least 1")
+        BackboneConfig.__post_init__(self)
         if not 0.0 < self.bn_momentum <= 1.0:
             raise ValueError(f"bn_momentum is {self.bn_momentum}, expected more than 0, at most 1")
         if self.backend not in get_args(BackendName):
@@ -167,7 +166,7 @@ class DecoderStage(nn.Module):
         return result
 
 
-class Res16UNet(nn.Module):
+class Res16UNet(Backbone):
     """Features of each voxel, at the input's resolution.
 
     Attributes:

@@ -30,6 +30,7 @@ from torch import Tensor
 from data.sample import Batch
 from models.heads import PixelHead, PointHead
 from models.image.teacher import TeacherConfig, build_teacher
+from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.losses import info_nce
 from models.methods.base import LossTerms, MethodConfig, Objective
@@ -42,7 +43,7 @@ class SlidrConfig(MethodConfig):
     """Settings of SLidR; defaults are the paper's.
 
     Attributes:
-        backbone: 3D network.
+        backbone: 3D network; `backbone.name` chooses.
         teacher: frozen image network. The paper's is `name: resnet50, weights: moco_v2:<path>`.
         embedding_dim: D, dimensions of the common space.
         temperature: of the softmax.
@@ -53,7 +54,7 @@ class SlidrConfig(MethodConfig):
         watch_rows: superpixels that the collapse watch looks at.
     """
 
-    backbone: Res16UNetConfig = field(default_factory=Res16UNetConfig)
+    backbone: BackboneConfig = field(default_factory=Res16UNetConfig)
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     embedding_dim: int = 64
     temperature: float = 0.07

@@ -41,13 +41,41 @@ class Second(Base):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tower:
+    width: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tall(Tower):
+    floors: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round(Tower):
+    radius: float = 1.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Towered(Base):
+    tower: Tower = field(default_factory=Tall)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlyRound(Base):
+    tower: Round = field(default_factory=Round)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outer:
     run_dir: str
     optim: Inner = field(default_factory=Inner)
     method: Base = field(default_factory=First)
 
 
-CHOICES = {"method": {"first": First, "second": Second}}
+CHOICES = {
+    "method": {"first": First, "second": Second, "towered": Towered, "only_round": OnlyRound},
+    "method.tower": {"tall": Tall, "round": Round},
+}
 
 
 def _load(*overrides: str, path: Path | None = None) -> Outer:
@@ -69,6 +97,36 @@ def test_dump_and_load_give_an_equal_config(tmp_path: Path) -> None:
     assert load(Outer, file, choices=CHOICES) == config
 
 
+def test_a_section_inside_a_chosen_one_is_chosen_by_its_own_name(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("method: {name: towered, tower: {name: round, radius: 3.0}}\n")
+    assert _load(path=file).method == Towered(tower=Round(radius=3.0))
+    assert _load("method.tower.width=9", path=file).method == Towered(tower=Round(radius=3.0, width=9))
+    assert _load("method.name=towered", "method.tower.width=9").method == Towered(tower=Tall(width=9))
+    # The last name counts, as with any other value.
+    other = file.with_name("b.yaml")
+    other.write_text("method: {name: towered, tower: {name: round}}\n")
+    chosen = _load("method.tower.name=tall", "method.tower.floors=5", path=other)
+    assert chosen.method == Towered(tower=Tall(floors=5))
+
+
+def test_dump_of_a_chosen_inner_section(tmp_path: Path) -> None:
+    """Its name is written where it is not what the outer section has by default; old dumps have none and still load."""
+    file = tmp_path / "config.yaml"
+    for overrides, written in (
+        (("method.name=towered", "method.tower.name=round", "method.tower.radius=4"), True),
+        (("method.name=towered", "method.tower.name=tall", "method.tower.floors=4"), False),
+        (("method.name=only_round",), False),
+        (("method.name=first",), False),
+    ):
+        config = _load(*overrides)
+        file.write_text(dump(config, choices=CHOICES))
+        assert ("    name: round" in file.read_text()) == written
+        assert load(Outer, file, choices=CHOICES) == config
+    with pytest.raises(ConfigError, match=r"method\.tower: Tower has no name, expected one of round, tall"):
+        dump(Outer(run_dir="r", method=Towered(tower=Tower())), choices=CHOICES)
+
+
 @pytest.mark.parametrize(
     ("override", "fragments"),
     [
@@ -83,6 +141,13 @@ def test_dump_and_load_give_an_equal_config(tmp_path: Path) -> None:
         ("method.b.lr=1", ["method.b", "valid here: a"]),
         ("optim=3", ["optim", "section"]),
         ("--lr", ["'--lr'", "section.field=value"]),
+        ("method.tower.name=tall", ["method.tower", "unknown name", "valid here: a"]),
+        ("method={name: towered, tower: {name: rond}}", ["method.tower.name", "'rond'", "mean 'round'", "tall"]),
+        ("method={name: towered, tower: {radius: 2}}", ["method.tower.radius", "floors, width"]),
+        ("method={name: towered, tower: {name: round, floors: 2}}", ["method.tower.floors", "radius, width"]),
+        ("method={name: towered, tower: {name: round, radius: far}}", ["method.tower.radius", "'far'", "a number"]),
+        ("method={name: only_round, tower: {name: tall}}", ["method.tower.name", "'tall'", "expected one of round:"]),
+        ("method={name: towered, tower: 3}", ["method.tower", "got 3", "a section"]),
     ],
 )
 def test_a_mistake_names_place_value_and_remedy(override: str, fragments: list[str]) -> None:

@@ -1,0 +1,8 @@
+"""The registry of 3D networks: one line a family. `<section>.backbone.name` in a config chooses from it."""
+
+from models.lidar.base import BackboneConfig
+from models.lidar.res16unet import Res16UNetConfig
+
+BACKBONES: dict[str, type[BackboneConfig]] = {
+    "res16unet": Res16UNetConfig,
+}

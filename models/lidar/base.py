@@ -1,0 +1,92 @@
+"""What every 3D network offers, so that methods, evaluation and export need not know which one it is.
+
+Letters: M voxels, F input channels, C channels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+
+@runtime_checkable
+class VoxelSettings(Protocol):
+    """How the voxels that a network is fed are made: what a network may ask of `data.voxelize.VoxelConfig`."""
+
+    @property
+    def kind(self) -> str:
+        """Either "cartesian" or "cylindrical"."""
+        ...
+
+    @property
+    def size(self) -> tuple[float, float, float]:
+        """Edge lengths of a cell along the grid's axes."""
+        ...
+
+    @property
+    def features(self) -> str:
+        """What a voxel's input holds."""
+        ...
+
+    @property
+    def range_min(self) -> tuple[float, float, float] | None:
+        """Lower limits along the grid's axes; None: unlimited."""
+        ...
+
+    @property
+    def range_max(self) -> tuple[float, float, float] | None:
+        """Upper limits."""
+        ...
+
+
+class Backbone(nn.Module, ABC):
+    """A 3D network.
+
+    Attributes:
+        num_features: output channels.
+    """
+
+    num_features: int
+
+    @abstractmethod
+    def forward(
+        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
+    ) -> Float[Tensor, "M C"]:
+        """Features of each voxel, in the order of the input rows.
+
+        Args:
+            voxel_coords: (sample, x, y, z), unique rows in any order, x, y, z may be negative.
+            voxel_features: network input of each voxel.
+            num_samples: samples in the batch, with or without voxels.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig(ABC):
+    """Settings of one family of 3D networks; `models.lidar.backbones.BACKBONES` lists the families.
+
+    Attributes:
+        in_channels: features of an input voxel (`VoxelConfig.num_features`).
+    """
+
+    in_channels: int = 1
+
+    def __post_init__(self) -> None:
+        """Check ranges; a family's own `__post_init__` calls this one."""
+        if self.in_channels < 1:
+            raise ValueError(f"in_channels is {self.in_channels}, expected at least 1")
+
+    def check_voxels(self, voxels: VoxelSettings) -> None:  # noqa: B027
+        """Refuse voxels that this network cannot work on; most take any.
+
+        Raises:
+            ValueError: says what the network expects.
+        """
+
+    @abstractmethod
+    def build(self) -> Backbone:
+        """Assemble the network with fresh weights."""
