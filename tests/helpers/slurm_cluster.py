@@ -65,13 +65,14 @@ SlurmdLogFile={folder}/slurmd-%n.log
 SlurmctldDebug=info
 SlurmdDebug=info
 # Short, so that tests see in seconds what takes minutes on a cluster.
-SlurmdTimeout=10
+SlurmdTimeout=8
 SlurmctldTimeout=10
 InactiveLimit=0
-KillWait=5
+KillWait=3
 MinJobAge=3600
 CompleteWait=0
-MessageTimeout=10
+MessageTimeout=5
+BatchStartTimeout=3
 JobRequeue=1
 JobCompType=jobcomp/none
 SchedulerType=sched/backfill

@@ -37,6 +37,7 @@ def test_a_job_outlives_the_death_of_a_node(cluster, tmp_path):
     wait_until(lambda: out.exists() and "on n2" in out.read_text(), 20)
     cluster.kill_node("n2")
     assert not cluster.tasks("n2")
+    assert cluster.wait_for(job, ("PENDING",), 40) == "PENDING"  # the node is seen to be down
     cluster.start_slurmd("n2")
     wait_until(lambda: "start 1" in out.read_text(), 60)
     cluster.run("scancel", job)
