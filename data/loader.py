@@ -202,13 +202,20 @@ class ShardLoader:
                 raise self._ledger.error()
             yield loaded.batch
 
+    @property
+    def _global_micro_batch(self) -> int:
+        """Samples that all ranks together take with one batch each."""
+        return self._config.micro_batch_size * self._make.world_size
+
     def state(self, position: int) -> dict[str, int | str]:
-        """What continues the stream at batch number `position`: a few integers and a fingerprint."""
+        """What continues the stream at batch number `position`: a few integers and a fingerprint.
+
+        The place is kept in samples of all ranks together, which does not depend on how batches share them.
+        """
         order = self._make.order
         return {
-            "position": position,
+            "samples_taken": position * self._global_micro_batch,
             "seed": order.seed,
-            "global_micro_batch": self._config.micro_batch_size * self._make.world_size,
             "samples_per_epoch": len(self.indices),
             "shards_per_group": order.shards_per_group,
             "samples": _fingerprint(self.manifest, self.indices),
@@ -217,15 +224,14 @@ class ShardLoader:
     def check_state(self, state: Mapping[str, int | str]) -> None:
         """Refuse a state of another stream.
 
-        Another number of ranks is welcome as long as `micro_batch_size` times the ranks stays the same: the global
-        batches are then the same ones.
+        Another number of ranks or another `micro_batch_size` is welcome where the stream was left at a boundary of
+        the global batches that they make: every sample then comes in the order of the run before.
 
         Raises:
             ValueError: naming the field that differs, both values and what to do.
         """
         remedies = {
             "seed": "use the run's seed",
-            "global_micro_batch": "choose micro_batch_size so that micro_batch_size x ranks stays the same",
             "samples_per_epoch": "use the same shards, split and limit",
             "shards_per_group": "set it back",
             "samples": "use the same shards, split and limit",
@@ -237,9 +243,25 @@ class ShardLoader:
                     f"loader state: {name} is {state.get(name)!r} in the checkpoint and {expected[name]!r} here, so "
                     f"the stream of samples cannot be continued; {remedy}, or start a new run"
                 )
-        position = state.get("position")
-        if not isinstance(position, int) or position < 0:
-            raise ValueError(f"loader state: position is {position!r}, expected an integer that is not negative")
+        taken = _samples_taken(state)
+        if taken % self._global_micro_batch:
+            raise ValueError(
+                f"loader state: {taken} samples were taken, which is no multiple of micro_batch_size "
+                f"{self._config.micro_batch_size} x {self._make.world_size} ranks; choose them so that "
+                "micro_batch_size x ranks x accumulation_steps stays what it was"
+            )
+
+
+def _samples_taken(state: Mapping[str, int | str]) -> int:
+    """The place in the stream, also of states that count batches of all ranks (the first checkpoints)."""
+    names = ("samples_taken",) if "samples_taken" in state else ("position", "global_micro_batch")
+    product = 1
+    for name in names:
+        value = state.get(name)
+        if not isinstance(value, int) or value < 0:
+            raise ValueError(f"loader state: {name} is {value!r}, expected an integer that is not negative")
+        product *= value
+    return product
 
 
 def _fingerprint(manifest: Manifest, indices: Int[np.ndarray, " n"]) -> str:

@@ -266,16 +266,40 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def read_rank_state(checkpoint: Path, rank: int) -> dict[str, Any]:
+def read_rank_state(checkpoint: Path, rank: int, *, mapped: bool = False) -> dict[str, Any]:
     """Random states and optimizer shard of one rank.
 
     Args:
         checkpoint: its folder.
         rank: whose.
+        mapped: leave the tensors in the file until they are used.
     """
     path = checkpoint / f"rank_{rank:04d}.pt"
-    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     return loaded
+
+
+def peek(run_dir: Path, world: World) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """state.json and config.json of the newest checkpoint, unchecked; None where there is none to read.
+
+    For what has to be known before the run is built; `find_checkpoint` says later which one is whole.
+
+    Args:
+        run_dir: folder of the run.
+        world: the run's processes; all call it, rank 0 reads.
+    """
+    answer: list[tuple[dict[str, Any], dict[str, Any]] | None] = [None]
+    if world.is_main:
+        for checkpoint in list_checkpoints(run_dir):
+            try:
+                state, config = (json.loads((checkpoint / f"{name}.json").read_text()) for name in ("state", "config"))
+            except (OSError, ValueError):
+                continue  # damaged: `find_checkpoint` warns of it
+            answer = [(state, config)]
+            break
+    if world.world_size > 1:
+        dist.broadcast_object_list(answer, src=0, device=world.device)
+    return answer[0]
 
 
 def load_weights(path: Path, *, prefix: str = "") -> dict[str, Tensor]:
@@ -342,26 +366,6 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     for key, item in value.items():
         flat |= _flat(item, f"{name}.{key}" if name else str(key))
     return flat
-
-
-def check_readable_by(state: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Refuse a checkpoint whose optimizer shards do not fit this run's processes.
-
-    Args:
-        state: state.json of the checkpoint.
-        now: world_size, zero_stage, precision, optimizer, accumulation_steps and micro_batch_size of this run.
-        where: the checkpoint, for the message.
-
-    Raises:
-        CheckpointError: names the differing settings.
-    """
-    saved = state["engine"]
-    differ = [f"{key}={now[key]}, the checkpoint has {saved[key]}" for key in now if saved[key] != now[key]]
-    if differ:
-        raise CheckpointError(
-            f"{where} cannot be continued exactly: {'; '.join(differ)}; start with the checkpoint's settings, "
-            f"or begin a new run from its {WEIGHTS}"
-        )
 
 
 def find_checkpoint(run_dir: Path, world: World) -> Path | None:

@@ -22,6 +22,10 @@ BUCKET_NUMEL = 50_000_000
 """Elements that ZeRO reduces or gathers at a time. DeepSpeed's default of 5e8 asks for a 2 GB buffer a rank."""
 
 
+SUB_GROUP_NUMEL = 1_000_000_000
+"""Elements of a rank's share that ZeRO-3 updates at a time: one flat tensor each (DeepSpeed's default)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """How a step runs.
@@ -115,6 +119,7 @@ def deepspeed_dict(config: EngineConfig, *, micro_batch_size: int, device: torch
         zero |= {"overlap_comm": device.type == "cuda"}
     if config.zero_stage == 3:
         zero |= {"stage3_param_persistence_threshold": config.zero3_persistent_numel}
+        zero |= {"sub_group_size": SUB_GROUP_NUMEL}
     result: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": config.accumulation_steps,

@@ -1,8 +1,9 @@
 """The pre-training loop, for anything with an Objective.
 
 `pretrain` reads top to bottom: what the run is, continue or begin, dry batch, then one update after another. Called
-again on the same run folder it continues from the newest intact checkpoint, bit for bit (same processes, same code);
-called on a finished run it returns at once.
+again on the same run folder it continues from the newest intact checkpoint, bit for bit (same processes, same code),
+or, on another number of processes or at another ZeRO stage, within rounding (`docs/resume.md`); called on a finished
+run it returns at once.
 
 An update is skipped, on all ranks alike, when any rank's loss or the reduced gradient is not finite: gradients are
 dropped, buffers (BatchNorm statistics) put back, the step and the stream of data move on.
@@ -30,7 +31,8 @@ from engine import checkpoint as ckpt
 from engine import metric_names as names
 from engine.checkpoint import CheckpointConfig
 from engine.deepspeed_config import EngineConfig, check_precision, quiet_deepspeed
-from engine.distributed import World, agree_any, init_distributed
+from engine.distributed import World, agree_any, init_distributed, mean_over_ranks
+from engine.elastic import check_continuable, cut_anew, saved_layout
 from engine.errors import DivergenceError, DryBatchError
 from engine.monitor import Monitor, MonitorConfig, Stopwatch, Window, peak_rss_gib, to_floats
 from engine.optim import OptimConfig, build_optimizer, peak_lr
@@ -169,7 +171,7 @@ def pretrain(
             return _summary(
                 "finished", None, int(state["step"]), num_steps, int(state["skipped"]), math.nan, began, saved
             )
-        ckpt.check_readable_by(state, layout, saved)
+        check_continuable(state, layout, saved)
         source.check_state(state["source"])
         _load_weights(objective, saved)
         if state["num_steps"] != num_steps:
@@ -195,7 +197,7 @@ def pretrain(
             micro_batch_size=micro_batch_size,
         )
         if saved is not None:
-            _load_rank(engine, run, saved, state)
+            _load_rank(engine, run, saved, state, settings.seed)
         elif world.is_main:
             logger.info("learning rate\n%s", lr_table(settings.schedule, num_steps, peak))
 
@@ -352,14 +354,27 @@ def _load_weights(objective: nn.Module, saved: Path) -> None:
     objective.load_state_dict(ckpt.load_weights(saved / ckpt.WEIGHTS), strict=True)
 
 
-def _load_rank(engine: ZeroEngine, run: _Run, saved: Path, state: Mapping[str, Any]) -> None:
-    own = ckpt.read_rank_state(saved, engine.world.rank)
+def _load_rank(engine: ZeroEngine, run: _Run, saved: Path, state: Mapping[str, Any], seed: int) -> None:
+    rank, now = engine.world.rank, engine.layout
+    before = saved_layout(state, now, saved)
     # At stage 0 every rank has the same optimizer state, and only rank 0 wrote it.
-    shard = own["shard"] if engine.stage > 0 else ckpt.read_rank_state(saved, 0)["shard"]
-    engine.load_shard(shard)
+    part = 0 if engine.stage == 0 else rank
+    if before.same_buffers(now):
+        engine.load_shard(ckpt.read_rank_state(saved, part)["shard"])
+    else:
+        engine.load_shard(engine.shard_of(*cut_anew(saved, before, now, part)))
+        if engine.world.is_main:
+            text = "optimizer state of %d processes at ZeRO stage %d cut anew for %d at stage %d"
+            logger.info(text, before.world_size, before.stage, now.world_size, now.stage)
     engine.loss_scale.load(state["loss_scale"])
-    run.window.sums, run.window.count = dict(own["window"]["sums"]), int(own["window"]["count"])
-    set_rng_state(own["rng"])
+    if before.world_size == now.world_size:
+        own = ckpt.read_rank_state(saved, rank, mapped=True)
+        window = own["window"]
+        set_rng_state(own["rng"])
+    else:  # no process has a past of its own; checkpoints before 0.1.0 lack the mean over processes
+        window = state.get("window", {"sums": {}, "count": 0})
+        seed_everything(seed, rank, run.step)
+    run.window.sums, run.window.count = dict(window["sums"]), int(window["count"])
 
 
 def _rank_state(engine: ZeroEngine, run: _Run) -> dict[str, Any]:
@@ -380,8 +395,19 @@ def _state(run: _Run, num_steps: int, engine: ZeroEngine, layout: Mapping[str, A
         "warned_trivial": run.warned_trivial,
         "loss_scale": engine.loss_scale.state(),
         "engine": dict(layout),
+        "parameters": engine.layout.record(),
+        "window": _mean_window(run.window, engine.world),
         "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
     }
+
+
+def _mean_window(window: Window, world: World) -> dict[str, Any]:
+    """The window as it would be on a single process, for a run that continues on another number of them."""
+    names = sorted(window.sums)
+    if not names:
+        return {"sums": {}, "count": window.count}
+    sums = mean_over_ranks(torch.tensor([window.sums[n] for n in names], dtype=torch.float64).to(world.device), world)
+    return {"sums": dict(zip(names, sums.tolist(), strict=True)), "count": window.count}
 
 
 def _divergence(run: _Run, loss: float, loss_bad: bool, lr: float, keys: list[str], world: World) -> DivergenceError:

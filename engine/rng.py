@@ -38,14 +38,15 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def seed_everything(seed: int, rank: int) -> None:
+def seed_everything(seed: int, rank: int, step: int = 0) -> None:
     """Seed python, numpy and torch, each rank differently.
 
     Args:
         seed: of the run.
         rank: of this process.
+        step: updates done; not 0 where a run continues on processes that have no saved states of their own.
     """
-    mixed = np.random.SeedSequence([seed, rank]).generate_state(1, dtype=np.uint32)
+    mixed = np.random.SeedSequence([seed, rank, step]).generate_state(1, dtype=np.uint32)
     random.seed(int(mixed[0]))
     np.random.seed(int(mixed[0]))
     torch.manual_seed(int(mixed[0]))

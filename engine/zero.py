@@ -1,6 +1,7 @@
 """The objective inside DeepSpeed: forward, backward, one update or none, state in and out, at every ZeRO stage.
 
-Everything that depends on how DeepSpeed 0.19 keeps gradients, weights and optimizer state at a stage is in this file.
+Everything that depends on how DeepSpeed 0.19 keeps gradients, weights and optimizer state at a stage is in this file
+and, where the arithmetic of its flat buffers is concerned, in `engine.layout`.
 Its own checkpoints are not used: they are pickles, loaded with `weights_only=False`, so they could run foreign code.
 """
 
@@ -16,17 +17,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from engine.deepspeed_config import EngineConfig, deepspeed_dict, import_deepspeed
+from engine.deepspeed_config import SUB_GROUP_NUMEL, EngineConfig, deepspeed_dict, import_deepspeed
 from engine.distributed import World
+from engine.layout import Layout, Param
 from engine.optim import set_lr
 from engine.protocols import BatchLike
 from engine.rng import get_rng_state, set_rng_state
 
 LossOutput = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
 
-# Keys of DeepSpeed's optimizer state_dict that hold tensors and plain numbers: with them and the configuration a
-# freshly built optimizer is exact again. The rest (loss scaler objects, layout) is rebuilt.
+# Keys of DeepSpeed's optimizer state_dict that hold tensors and plain numbers: the state of torch's optimizer over flat
+# buffers, and those buffers' fp32 weights. With them and the configuration a freshly built optimizer is exact again.
+# The rest (loss scaler objects, layout) is rebuilt.
 SHARD_KEYS = {
+    0: ("optimizer",),
     1: ("base_optimizer_state", "single_partition_of_fp32_groups"),
     2: ("base_optimizer_state", "single_partition_of_fp32_groups"),
     3: ("optimizer_state_dict", "fp32_flat_groups"),
@@ -119,6 +123,7 @@ class ZeroEngine:
     Attributes:
         objective: the objective itself, without wrapper.
         stage: ZeRO stage.
+        layout: where the optimizer's state lies.
     """
 
     def __init__(
@@ -142,6 +147,12 @@ class ZeroEngine:
         self.objective = objective
         self.stage = config.zero_stage
         self.world = world
+        self.layout = Layout(
+            groups=_param_groups(objective, optimizer),  # now: ZeRO empties parameters and groups
+            stage=config.zero_stage,
+            world_size=world.world_size,
+            sub_group_numel=SUB_GROUP_NUMEL,
+        )
         self.loss_scale = LossScale(config.loss_scale_power if config.precision == "fp16" else None)
         self._fp32_weights = config.precision != "bf16_native"
         self._deepspeed = import_deepspeed(world.device.type)
@@ -275,6 +286,15 @@ class ZeroEngine:
         state = optimizer.state_dict()
         return {key: _own(state[key]) for key in SHARD_KEYS[self.stage]}
 
+    def shard_of(self, optimizer: Mapping[str, Any], weights: list[Tensor]) -> dict[str, Any]:
+        """What `shard()` would give, from its two parts.
+
+        Args:
+            optimizer: state of torch's optimizer, its tensors laid out as in `layout`.
+            weights: fp32 weights laid out as in `layout`; not used at stage 0.
+        """
+        return dict(zip(SHARD_KEYS[self.stage], (optimizer, weights), strict=False))
+
     def load_shard(self, shard: Mapping[str, Any]) -> None:
         """Restore optimizer state and, at ZeRO 1-3, this rank's fp32 weights.
 
@@ -298,6 +318,13 @@ class ZeroEngine:
     def close(self) -> None:
         """Drop DeepSpeed's hooks and buffers; the objective stays usable at stages 0 to 2."""
         self._engine.destroy()
+
+
+def _param_groups(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[tuple[Param, ...], ...]:
+    names = {p: name for name, p in objective.named_parameters()}
+    return tuple(
+        tuple(Param(name=names[p], shape=tuple(p.shape)) for p in group["params"]) for group in optimizer.param_groups
+    )
 
 
 def _require_input_gradient(

@@ -121,7 +121,8 @@ def test_an_interrupted_stream_goes_on_as_if_it_had_not_been(root: str) -> None:
         source = loader(root)
         state = source.state(stop)
         source.check_state(state)
-        assert_same(whole[stop:], take(source, int(state["position"]), 10 - stop))
+        assert state["samples_taken"] == 3 * stop
+        assert_same(whole[stop:], take(source, int(state["samples_taken"]) // 3, 10 - stop))
 
 
 def test_every_sample_once_an_epoch_and_never_the_same_augmentation(root: str) -> None:
@@ -166,9 +167,9 @@ def test_states_of_other_streams_are_refused(root: str) -> None:
     assert len(state) < 10
     assert all(isinstance(value, int | str) for value in state.values())
     loader(root, micro_batch_size=1, rank=1, world_size=3).check_state(state)
+    loader(root, micro_batch_size=1).check_state(state)
     for other, name in [
         (loader(root, seed=1), "seed"),
-        (loader(root, micro_batch_size=2), "global_micro_batch"),
         (loader(root, limit=6), "samples_per_epoch"),
         (loader(root, shards_per_group=2), "shards_per_group"),
     ]:
@@ -176,8 +177,22 @@ def test_states_of_other_streams_are_refused(root: str) -> None:
             other.check_state(state)
     with pytest.raises(ValueError, match="samples is"):
         loader(root).check_state(state | {"samples": "other"})
+    with pytest.raises(ValueError, match="samples_taken is -1"):
+        loader(root).check_state(state | {"samples_taken": -1})
+    with pytest.raises(ValueError, match=r"21 samples were taken, .* no multiple of micro_batch_size 1 x 2 ranks"):
+        loader(root, micro_batch_size=1, world_size=2).check_state(state)
+
+
+def test_states_that_count_batches_are_still_read(root: str) -> None:
+    old = loader(root).state(7)
+    del old["samples_taken"]
+    loader(root, micro_batch_size=1).check_state(old | {"position": 7, "global_micro_batch": 3})
+    with pytest.raises(ValueError, match="21 samples were taken"):
+        loader(root, micro_batch_size=2).check_state(old | {"position": 7, "global_micro_batch": 3})
     with pytest.raises(ValueError, match="position is -1"):
-        loader(root).check_state(state | {"position": -1})
+        loader(root).check_state(old | {"position": -1, "global_micro_batch": 3})
+    with pytest.raises(ValueError, match="position is None"):
+        loader(root).check_state(old)
 
 
 def test_bad_settings_are_refused(root: str, tmp_path: Path) -> None:

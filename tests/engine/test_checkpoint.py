@@ -142,8 +142,10 @@ def test_changed_model_is_refused_with_the_fields(world: World, tmp_path: Path) 
 
 def test_a_changed_layout_is_refused(world: World, tmp_path: Path) -> None:
     run_toy(toy(tmp_path, settings={"checkpoint": {"every_steps": 3}, "schedule": {"steps": 4}}))
-    with pytest.raises(CheckpointError, match=r"zero_stage=1, the checkpoint has 0"):
-        run_toy(toy(tmp_path, settings={"engine": {"zero_stage": 1}}))
+    with pytest.raises(CheckpointError, match=r"precision=bf16, the checkpoint has fp32"):
+        run_toy(toy(tmp_path, settings={"engine": {"precision": "bf16"}}))
+    with pytest.raises(CheckpointError, match=r"2 samples x 1 processes x 1 micro-batches = 2 .*checkpoint has 4"):
+        run_toy(toy(tmp_path, source={"micro_batch_size": 2}))
     with pytest.raises(ValueError, match="seed=5, the checkpoint has 0"):
         run_toy(toy(tmp_path, source={"seed": 5}))
 
