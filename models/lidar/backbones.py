@@ -2,7 +2,9 @@
 
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
+from models.lidar.spvcnn import SpvcnnConfig
 
 BACKBONES: dict[str, type[BackboneConfig]] = {
     "res16unet": Res16UNetConfig,
+    "spvcnn": SpvcnnConfig,
 }

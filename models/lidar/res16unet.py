@@ -1,14 +1,16 @@
 """Res16UNet: the sparse residual U-Net of SLidR and its relatives ("Minkowski SR-UNet").
 
-Stem at stride 1, four encoder stages to stride 16, four decoder stages back. The presets are NOT interchangeable with
-other networks called "MinkUNet": here the stem is one 3³ convolution, and a stage's strided convolution keeps the
-channels while its first block changes them.
+Stem at stride 1, four encoder stages to stride 16, four decoder stages back. The name "MinkUNet" stands for several
+networks in the literature, which are NOT interchangeable: the `res16unet` presets have one 3³ convolution as stem, the
+`minkunet` presets two (those of SegContrast, TARL, BEVContrast, NCLR and mmdetection3d). In all of them a stage's
+strided convolution keeps the channels and its first block changes them; Pointcept's SpUNet does it the other way.
 
 There is no last layer: heads live in `models/heads.py`. A linear head with bias from 96 to 64 channels completes the
 published network of 37.85 M parameters.
 
 Source: Choy, Gwak, Savarese, "4D spatio-temporal ConvNets", CVPR 2019 (U-Net with residual blocks); Xie et al.,
-"PointContrast", ECCV 2020 (Res16UNet34C; its stem is 5³, SLidR's 3³ is used here).
+"PointContrast", ECCV 2020 (Res16UNet34C; its stem is 5³, SLidR's 3³ is used here); Tang et al., "Searching efficient
+3D architectures with sparse point-voxel convolution", ECCV 2020 (its baseline MinkowskiNet: the two-convolution stem).
 
 Letters: M voxels, F input channels, C channels.
 """
@@ -34,7 +36,7 @@ from models.lidar.sparse import (
     sparse_tensor,
 )
 
-Preset = Literal["res16unet34c", "res16unet18", "res16unet_tiny"]
+Preset = Literal["res16unet34c", "res16unet18", "res16unet_tiny", "minkunet34", "minkunet18"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +44,18 @@ class _Layout:
     stem: int
     channels: tuple[int, ...]  # encoder stages 1-4, decoder stages 1-4
     blocks: tuple[int, ...]
+    stem_convolutions: int = 1
 
+
+_WIDE = (32, 64, 128, 256, 256, 128, 96, 96)
 
 _LAYOUTS: dict[str, _Layout] = {
-    "res16unet34c": _Layout(stem=32, channels=(32, 64, 128, 256, 256, 128, 96, 96), blocks=(2, 3, 4, 6, 2, 2, 2, 2)),
-    "res16unet18": _Layout(stem=32, channels=(32, 64, 128, 256, 256, 128, 96, 96), blocks=(2,) * 8),
+    "res16unet34c": _Layout(stem=32, channels=_WIDE, blocks=(2, 3, 4, 6, 2, 2, 2, 2)),
+    "res16unet18": _Layout(stem=32, channels=_WIDE, blocks=(2,) * 8),
     # For the CPU: most time goes into the finest stages, so these are narrow and everything has one block.
     "res16unet_tiny": _Layout(stem=16, channels=(32, 48, 64, 80, 64, 48, 48, 48), blocks=(1,) * 8),
+    "minkunet34": _Layout(stem=32, channels=_WIDE, blocks=(2, 3, 4, 6, 2, 2, 2, 2), stem_convolutions=2),
+    "minkunet18": _Layout(stem=32, channels=_WIDE, blocks=(2,) * 8, stem_convolutions=2),
 }
 
 
@@ -58,7 +65,8 @@ class Res16UNetConfig(BackboneConfig):
 
     Attributes:
         preset: "res16unet34c": blocks 2, 3, 4, 6, the published size; "res16unet18": two blocks a stage;
-            "res16unet_tiny": one block a stage, narrow, 1.7 M parameters, for the CPU.
+            "res16unet_tiny": one block a stage, narrow, 1.7 M parameters, for the CPU; "minkunet34", "minkunet18":
+            blocks as in the first two, a second convolution in the stem.
         in_channels: features of an input voxel (`VoxelConfig.num_features`).
         bn_momentum: weight of the newest batch in BatchNorm's running statistics (SLidR: 0.05 in pre-training,
             0.02 in fine-tuning).
@@ -171,6 +179,7 @@ class Res16UNet(Backbone):
 
     Attributes:
         num_features: output channels.
+        level_features: channels after the stem, after each encoder stage and after each decoder stage.
     """
 
     def __init__(self, config: Res16UNetConfig) -> None:
@@ -178,6 +187,11 @@ class Res16UNet(Backbone):
         layout = _LAYOUTS[config.preset]
         self.stem = SubmanifoldConv3d(config.in_channels, layout.stem, 3, backend=config.backend)
         self.stem_norm = nn.BatchNorm1d(layout.stem, momentum=config.bn_momentum)
+        self.stem2: SubmanifoldConv3d | None = None
+        self.stem2_norm: nn.BatchNorm1d | None = None
+        if layout.stem_convolutions == 2:
+            self.stem2 = SubmanifoldConv3d(layout.stem, layout.stem, 3, backend=config.backend)
+            self.stem2_norm = nn.BatchNorm1d(layout.stem, momentum=config.bn_momentum)
         levels = (layout.stem, *layout.channels[:4])
         self.encoder = nn.ModuleList(EncoderStage(levels[i], levels[i + 1], layout.blocks[i], config) for i in range(4))
         ups = (levels[-1], *layout.channels[4:])
@@ -185,6 +199,7 @@ class Res16UNet(Backbone):
             DecoderStage(ups[i], levels[3 - i], ups[i + 1], layout.blocks[4 + i], config) for i in range(4)
         )
         self.num_features = layout.channels[-1]
+        self.level_features = (*levels, *layout.channels[4:])
 
     def forward(
         self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
@@ -200,8 +215,7 @@ class Res16UNet(Backbone):
             ValueError: a voxel comes twice, or coordinates are out of range.
         """
         x, rows = sparse_tensor(voxel_coords, voxel_features, num_samples)
-        x = self.stem(x)
-        x = x.with_features(F.relu_(normalize(self.stem_norm, x.features)))
+        x = self.stem_stage(x)
         skips = []
         for stage in self.encoder:
             skips.append(x)
@@ -210,3 +224,12 @@ class Res16UNet(Backbone):
             x = stage(x, skips.pop())
         out: Tensor = x.features
         return out if rows is None else out[rows]
+
+    def stem_stage(self, x: SparseTensor) -> SparseTensor:
+        """One or two convolutions at full resolution, each with BatchNorm and ReLU."""
+        out: SparseTensor = self.stem(x)
+        out = out.with_features(F.relu_(normalize(self.stem_norm, out.features)))
+        if self.stem2 is not None and self.stem2_norm is not None:
+            out = self.stem2(out)
+            out = out.with_features(F.relu_(normalize(self.stem2_norm, out.features)))
+        return out

@@ -23,6 +23,8 @@ def cloud(counts: tuple[int, ...] = (120, 80), seed: int = 0) -> tuple[Tensor, T
         ("res16unet34c", 62, 7, 37_842_976),
         ("res16unet18", 48, 7, 21_691_168),
         ("res16unet_tiny", 33, 8, 1_676_752),
+        ("minkunet34", 63, 7, 37_870_688),
+        ("minkunet18", 49, 7, 21_718_880),
     ],
 )
 def test_structure(preset: str, convolutions: int, shortcuts: int, parameters: int) -> None:
@@ -32,6 +34,8 @@ def test_structure(preset: str, convolutions: int, shortcuts: int, parameters: i
     assert sum(isinstance(m, nn.BatchNorm1d) for m in net.modules()) == convolutions
     assert sum(p.numel() for p in net.parameters()) == parameters
     assert sum(p.shape[0] == 1 for p in weights) == shortcuts
+    if preset == "minkunet18":  # SegContrast's network has four input channels
+        assert round((parameters + 3 * 27 * 32) / 1e6, 2) == 21.72
     if preset == "res16unet34c":
         assert net.num_features == 96
         head = nn.Linear(96, 64)  # completes the published network: 63 kernels, 37.85 M

@@ -1,0 +1,180 @@
+"""SPVCNN: a sparse U-Net with a second branch that keeps each point's own features ("point-voxel convolution").
+
+The U-Net looks at neighbourhoods, but its coarse stages blur what is small. The point branch never loses resolution:
+three layers on each point alone, to which the U-Net's features are added by trilinear interpolation after the coarsest
+stage, at stride 4 and at the end; before the decoder's first and third stage the points' features are averaged into
+the cells.
+
+As in the released code the "points" are the occupied cells of the finest grid, so this network takes what any other
+backbone takes, and before the first and after the last stage the two branches have the same rows. Deviation: that code
+takes a coarse cell to be at its low corner, which moves coarse features by up to half a cell; here it is at its centre.
+
+Source: Tang, Liu, Zhao, Lin, Lin, Wang, Han, "Searching efficient 3D architectures with sparse point-voxel
+convolution", ECCV 2020, section 3.1 (SPVConv) and the released SPVCNN (widths, where the branches meet, dropout).
+
+Letters: M voxels of the finest grid (= points), K voxels of a coarse grid, F input channels, C channels.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, Int64
+from torch import Tensor, nn
+
+from models.lidar import res16unet
+from models.lidar.base import Backbone, BackboneConfig
+from models.lidar.neighbors import pack
+from models.lidar.res16unet import Res16UNet, Res16UNetConfig, normalize
+from models.lidar.sparse import BackendName, SparseTensor, VoxelGrid, sparse_tensor
+from models.pairing import segment_mean
+
+Preset = Literal["spvcnn", "spvcnn_tiny"]
+
+_UNETS: dict[str, res16unet.Preset] = {"spvcnn": "minkunet18", "spvcnn_tiny": "res16unet_tiny"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpvcnnConfig(BackboneConfig):
+    """Which SPVCNN.
+
+    Attributes:
+        preset: "spvcnn": the published one of 21.8 M parameters, its U-Net is MinkUNet18; "spvcnn_tiny": 1.7 M, for
+            the CPU.
+        dropout: share of the averaged point features that is zeroed on the way into the decoder.
+        bn_momentum: weight of the newest batch in BatchNorm's running statistics.
+        backend: sparse convolution back-end; "auto": spconv on CUDA where it is installed, else torch.
+    """
+
+    preset: Preset = "spvcnn"
+    dropout: float = 0.3
+    bn_momentum: float = 0.1
+    backend: BackendName = "auto"
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        super().__post_init__()
+        if self.preset not in _UNETS:
+            raise ValueError(f"preset is {self.preset!r}, expected one of {get_args(Preset)}")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout is {self.dropout}, expected at least 0, less than 1")
+        self.unet()
+
+    def unet(self) -> Res16UNetConfig:
+        """The voxel branch."""
+        return Res16UNetConfig(
+            preset=_UNETS[self.preset],
+            in_channels=self.in_channels,
+            bn_momentum=self.bn_momentum,
+            backend=self.backend,
+        )
+
+    def build(self) -> Spvcnn:
+        """Assemble the network with fresh weights."""
+        return Spvcnn(self)
+
+
+class Spvcnn(Backbone):
+    """Features of each voxel, at the input's resolution.
+
+    Attributes:
+        num_features: output channels.
+    """
+
+    def __init__(self, config: SpvcnnConfig) -> None:
+        super().__init__()
+        self.unet = Res16UNet(config.unet())
+        self.num_features = self.unet.num_features
+        # The branches meet after the stem, the last encoder stage, the second and the last decoder stage.
+        widths = [self.unet.level_features[level] for level in (0, 4, 6, 8)]
+        self.point_layers = nn.ModuleList(PointLayer(a, b, config.bn_momentum) for a, b in itertools.pairwise(widths))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
+    ) -> Float[Tensor, "M C"]:
+        """Features of each voxel, in the order of the input rows. See `Backbone.forward`.
+
+        Raises:
+            ValueError: a voxel comes twice, or coordinates are out of range.
+        """
+        x, rows = sparse_tensor(voxel_coords, voxel_features, num_samples)
+        x = self.unet.stem_stage(x)
+        fine, points = x.grid, x.features
+        skips = []
+        for stage in self.unet.encoder:
+            skips.append(x)
+            x = stage(x)
+        for number, layer in enumerate(self.point_layers):
+            points = devoxelize(x, fine) + layer(points)
+            if number < 2:
+                x = x.with_features(self.dropout(voxel_means(points, fine, x.grid)).to(x.features.dtype))
+                for stage in self.unet.decoder[2 * number : 2 * number + 2]:
+                    x = stage(x, skips.pop())
+        return points if rows is None else points[rows]
+
+
+class PointLayer(nn.Module):
+    """Linear layer, BatchNorm, ReLU on each point alone."""
+
+    def __init__(self, in_features: int, out_features: int, bn_momentum: float) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, out_features)
+        self.norm = nn.BatchNorm1d(out_features, momentum=bn_momentum)
+
+    def forward(self, points: Float[Tensor, "M C_in"]) -> Float[Tensor, "M C_out"]:
+        """New features of each point."""
+        return F.relu(normalize(self.norm, self.linear(points)))
+
+
+def voxel_means(features: Float[Tensor, "M C"], fine: VoxelGrid, coarse: VoxelGrid) -> Float[Tensor, "K C"]:
+    """Mean over the fine voxels that lie in each coarse one (in float32 for shorter types)."""
+    factor = coarse.stride // fine.stride
+    keys = pack(torch.cat([fine.coords[:, :1], fine.coords[:, 1:].div(factor, rounding_mode="floor")], dim=1))
+    return segment_mean(features, torch.searchsorted(coarse.keys, keys), len(coarse.keys))[0]
+
+
+def devoxelize(x: SparseTensor, fine: VoxelGrid) -> Float[Tensor, "M C"]:
+    """Features at the centres of the fine voxels, trilinear between the centres of the eight coarse cells around.
+
+        out[m] = sum over occupied corners c of w_mc x[c] / sum over occupied corners of w_mc
+
+    Corners without a voxel do not count. The cell that holds the fine voxel is always there, so the divisor is at
+    least 1/8.
+
+    Args:
+        x: on a grid that strided convolutions of kernel size 2 made from `fine`, or on `fine` itself.
+        fine: where to read.
+
+    Source: Tang et al. 2020, section 3.1 ("devoxelization").
+    """
+    if x.grid is fine:
+        return x.features
+    corners, weights = _corners(x.grid, fine)
+    features = x.features
+    if features.dtype in (torch.float16, torch.bfloat16):
+        features = features.float()
+    return F.embedding_bag(corners, features, mode="sum", per_sample_weights=weights.to(features.dtype))
+
+
+def _corners(coarse: VoxelGrid, fine: VoxelGrid) -> tuple[Int64[Tensor, "M 8"], Float[Tensor, "M 8"]]:
+    """Rows of the eight coarse cells around each fine voxel, and their weights (0 and row 0 where there is none)."""
+    factor = coarse.stride // fine.stride
+    place = (fine.coords[:, 1:].double() + 0.5) / factor - 0.5  # in coarse cells; exact, factors being powers of two
+    low = place.floor()
+    part = place - low
+    rows, weights = [], []
+    for corner in itertools.product((0, 1), repeat=3):
+        offset = torch.tensor(corner, device=low.device)
+        keys = pack(torch.cat([fine.coords[:, :1].long(), low.long() + offset], dim=1))
+        found = torch.searchsorted(coarse.keys, keys).clamp(max=len(coarse.keys) - 1)
+        there = coarse.keys[found] == keys
+        weight = torch.where(offset.bool(), part, 1 - part).prod(dim=1)
+        rows.append(torch.where(there, found, 0))
+        weights.append(torch.where(there, weight, 0.0))
+    weight = torch.stack(weights, dim=1)
+    return torch.stack(rows, dim=1), weight / weight.sum(dim=1, keepdim=True)
