@@ -1,0 +1,216 @@
+"""`tandem status [ROOT ...]`: a line a run: state, progress, speed, time left, checkpoint, evaluations; why it failed.
+
+With SLURM it asks the controller once for all runs; without, the runs' own records speak. Reads the ends of files only
+and imports no torch, so a hundred runs take well under a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from configs.load import ConfigError
+from launchers import slurm
+from launchers.cli import guarded
+from launchers.run_status import RunStatus, find_runs, read_files, run_status
+from launchers.run_trouble import BAD
+
+PIPE_WIDTH = 240
+"""Columns where the output is no terminal: nothing is folded there."""
+SPACE = 3
+"""Columns that a table column needs beside its text."""
+
+STYLES = {"finished": "green", "running": "bold", "preempted": "yellow", "requeued": "yellow"}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the table.
+
+    Attributes:
+        title: its head.
+        text: the cell of a run.
+        rank: columns with the highest rank are left out first where the terminal is narrow.
+        right: numbers.
+    """
+
+    title: str
+    text: Callable[[RunStatus], str]
+    rank: int
+    right: bool = True
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; 0 unless there is nothing to show."""
+    options = parser().parse_args(argv)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    while True:
+        found, remark = gather([Path(root) for root in options.roots])
+        if options.json:
+            print(json.dumps([asdict(status) for status in found], indent=1))
+        else:
+            if options.watch:
+                console.clear()
+            show(found, remark, console)
+        if not options.watch:
+            return 0
+        try:
+            time.sleep(options.watch)
+        except KeyboardInterrupt:
+            return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    p = argparse.ArgumentParser(
+        prog="tandem status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("roots", nargs="*", default=["runs"], metavar="ROOT", help="runs or folders of runs (default: runs)")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument("--watch", type=float, metavar="S", help="show again every S seconds, until Ctrl-C")
+    how.add_argument("--json", action="store_true", help="all fields as a JSON list, for scripts")
+    return p
+
+
+def gather(roots: Sequence[Path]) -> tuple[list[RunStatus], str]:
+    """The status of all runs below the roots, and a remark on what could not be asked ("" if nothing).
+
+    Raises:
+        ConfigError: a root is no folder, or there are no runs.
+        CheckpointError: a run's jobs.json is damaged.
+    """
+    folders: dict[Path, None] = {}
+    for root in roots:
+        if not root.is_dir():
+            raise ConfigError(f"{root}: no such folder; name a run's folder or one that holds runs")
+        folders |= dict.fromkeys(find_runs(root))
+    if not folders:
+        shown = ", ".join(map(str, roots))
+        raise ConfigError(f"no runs in {shown}; a run's folder has config.yaml, submission/ or checkpoints/")
+    files = [read_files(folder) for folder in folders]
+    queue, remark = ask_slurm([job for one in files for job in one.ids])
+    return [run_status(one, queue) for one in files], remark
+
+
+def ask_slurm(ids: Sequence[str]) -> tuple[dict[str, slurm.JobInfo], str]:
+    """What SLURM knows of jobs; a remark instead where it is here and does not answer."""
+    if not ids or shutil.which("squeue") is None:
+        return {}, ""
+    try:
+        return slurm.queue(ids), ""
+    except slurm.SlurmError as error:
+        return {}, f"states from the runs' own records only: {error}"
+
+
+# ------------------------------------------------------------------------------------------------------------ table
+
+
+def show(found: Sequence[RunStatus], remark: str, console: Console) -> None:
+    """The table, then why runs failed."""
+    base = _base([Path(status.run) for status in found])
+    name = Column("run", lambda s: _name(s, base), 0, right=False)
+    columns = fitting((name, *COLUMNS), found, console.width)
+    table = Table(box=None, padding=(0, SPACE - 1, 0, 0), pad_edge=False)
+    for column in columns:
+        table.add_column(
+            column.title, justify="right" if column.right else "left", no_wrap=True, overflow="ellipsis", min_width=4
+        )
+    for status in found:
+        style = "red" if status.state in BAD else STYLES.get(status.state, "")
+        table.add_row(*(escape(column.text(status)) for column in columns), style=style)
+    console.print(table)
+    for status in found:
+        if status.why:
+            console.print(escape(f"\n{_name(status, base)}: {status.state}"), style="bold", soft_wrap=True)
+            for line in status.why:
+                console.print(escape(f"  {_printable(line)}"), soft_wrap=True)
+    if remark:
+        console.print(escape(f"\n{remark}"), style="yellow", soft_wrap=True)
+
+
+def fitting(columns: Sequence[Column], found: Sequence[RunStatus], width: int) -> tuple[Column, ...]:
+    """The columns that a terminal has room for; the least important ones give way, the run's name is cut last."""
+    widths = {c.title: max(len(c.title), *(len(c.text(s)) for s in found)) + SPACE - 1 for c in columns}
+    kept = [c for c in columns if not c.rank or any(c.text(s) for s in found)]  # none for what nobody has
+    for column in sorted(kept, key=lambda c: -c.rank):
+        if sum(widths[c.title] for c in kept) <= width or column.rank <= 1:
+            break
+        kept.remove(column)
+    return tuple(kept)
+
+
+def _base(folders: Sequence[Path]) -> Path:
+    common = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    return common.parent if len(folders) == 1 else common
+
+
+def _name(status: RunStatus, base: Path) -> str:
+    return _printable(os.path.relpath(Path(status.run).absolute(), base))
+
+
+def _printable(text: str) -> str:
+    """Names and log lines come from files: control characters in them must not reach the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text.expandtabs(4))
+
+
+def _steps(status: RunStatus) -> str:
+    if status.step is None and status.num_steps is None:
+        return ""
+    return f"{status.step or 0}/{'?' if status.num_steps is None else status.num_steps}"
+
+
+def _checkpoint(status: RunStatus) -> str:
+    if status.checkpoint_step is None or status.checkpoint_age_s is None:
+        return ""
+    return f"{status.checkpoint_step}, {duration(status.checkpoint_age_s)} ago"
+
+
+def _evaluations(status: RunStatus) -> str:
+    return f"{status.evaluations_done}/{status.evaluations}" if status.evaluations else ""
+
+
+def duration(seconds: float) -> str:
+    """E.g. "40s", "12m", "3h05m", "2d04h"."""
+    minutes, hours = round(seconds / 60), round(seconds / 60) // 60
+    if seconds < 100:
+        return f"{seconds:.0f}s"
+    if hours < 1:
+        return f"{minutes}m"
+    if hours < 48:
+        return f"{hours}h{minutes % 60:02d}m"
+    return f"{hours // 24}d{hours % 24:02d}h"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+COLUMNS = (
+    Column("state", lambda s: s.state, 1, right=False),
+    Column("job", lambda s: s.job or "", 8, right=False),
+    Column("where", lambda s: s.where, 9, right=False),
+    Column("step", _steps, 1),
+    Column("loss", lambda s: _number(s.loss, ".3f"), 2),
+    Column("acc", lambda s: _number(s.accuracy, ".3f"), 4),
+    Column("samples/s", lambda s: _number(s.samples_per_s, ".1f"), 5),
+    Column("wait", lambda s: _number(s.data_wait_share, ".0%"), 6),
+    Column("left", lambda s: "" if s.eta_s is None else duration(s.eta_s), 2),
+    Column("checkpoint", _checkpoint, 7),
+    Column("eval", _evaluations, 3),
+    Column("starts", lambda s: str(s.attempts) if s.attempts > 1 else "", 10),
+)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))
