@@ -44,12 +44,19 @@ class CheckpointConfig:
         every_min: minutes between checkpoints; 0 = not by time. The end of a run always writes one.
         keep: newest checkpoints that stay on disk.
         keep_every: updates between milestones: checkpoints that are written and stay whatever `keep` says; 0 = none.
+        max_failures: checkpoints in a row that may fail to be written (disk full, storage away) before the run ends;
+            each is a warning, and the next due one is a new try.
+        retry_min: minutes for which the last checkpoint of a run, or that of a stop signal, is tried again.
+        lock_wait_s: seconds to wait for a former job that still holds the run's folder.
     """
 
     every_steps: int = 1000
     every_min: float = 30.0
     keep: int = 2
     keep_every: int = 0
+    max_failures: int = 3
+    retry_min: float = 10.0
+    lock_wait_s: float = 60.0
 
     def __post_init__(self) -> None:
         if self.every_steps < 0:
@@ -60,6 +67,9 @@ class CheckpointConfig:
             raise ValueError(f"keep={self.keep}, expected at least 1")
         if self.keep_every < 0:
             raise ValueError(f"keep_every={self.keep_every}, expected 0 (none) or more updates")
+        for name in ("max_failures", "retry_min", "lock_wait_s"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)}, expected 0 or more")
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is to be written after `step` updates, by steps or as a milestone."""

@@ -102,10 +102,32 @@ def read_launch(env: Mapping[str, str]) -> Launch:
             world_size=int(env["SLURM_STEP_NUM_TASKS"]),
             local_rank=int(env["SLURM_LOCALID"]),
             master_addr=first_host(env["SLURM_STEP_NODELIST"]),
-            # Two jobs on one machine must not meet: the job and step number choose the port.
-            master_port=20000 + (int(env["SLURM_JOB_ID"]) * 31 + int(env.get("SLURM_STEP_ID", "0"))) % 20000,
+            master_port=slurm_port(
+                int(env["SLURM_JOB_ID"]), int(env.get("SLURM_STEP_ID", "0")), int(env.get("SLURM_RESTART_COUNT", "0"))
+            ),
         )
     return Launch(launcher="alone", rank=0, world_size=1, local_rank=0, master_addr="127.0.0.1", master_port=0)
+
+
+_FIRST_PORT, _LAST_PORT = 12288, 32767
+"""Between the well-known ports and those that Linux hands out by itself (32768 to 60999)."""
+_PORTS_A_JOB = 16
+
+
+def slurm_port(job: int, step: int, restarts: int) -> int:
+    """Port of a job step's rendezvous: jobs that share a machine must not meet.
+
+    Every job (every element of an array is one, with a SLURM_JOB_ID of its own) has 16 ports to itself, and 1,280 jobs
+    with neighbouring numbers share none. A requeued job, which keeps its number, takes another of its 16, in case its
+    former process is still letting go.
+
+    Args:
+        job: SLURM_JOB_ID.
+        step: SLURM_STEP_ID.
+        restarts: SLURM_RESTART_COUNT.
+    """
+    jobs = (_LAST_PORT - _FIRST_PORT + 1) // _PORTS_A_JOB
+    return _FIRST_PORT + job % jobs * _PORTS_A_JOB + (step + 5 * restarts) % _PORTS_A_JOB
 
 
 def first_host(nodelist: str) -> str:
@@ -198,6 +220,19 @@ def shutdown() -> None:
             dist.destroy_process_group()
 
 
+def agree_max(values: Sequence[float], world: World) -> list[float]:
+    """Of each number, the largest on any rank. All ranks get the same answer.
+
+    Args:
+        values: this rank's numbers, in the same order everywhere; exact up to 2^24.
+        world: the run's processes.
+    """
+    votes = torch.tensor([float(value) for value in values], device=world.device)
+    if world.world_size > 1:
+        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
+    return [float(vote) for vote in votes.tolist()]
+
+
 def agree_any(flags: Sequence[bool], world: World) -> list[bool]:
     """For each flag: is it set on any rank? All ranks get the same answer.
 
@@ -205,10 +240,7 @@ def agree_any(flags: Sequence[bool], world: World) -> list[bool]:
         flags: this rank's view, in the same order everywhere.
         world: the run's processes.
     """
-    votes = torch.tensor([float(flag) for flag in flags], device=world.device)
-    if world.world_size > 1:
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-    return [bool(vote) for vote in votes.tolist()]
+    return [bool(vote) for vote in agree_max([float(flag) for flag in flags], world)]
 
 
 def agree_all(flags: Sequence[bool], world: World) -> list[bool]:

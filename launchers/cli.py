@@ -14,6 +14,11 @@ VERBS = {
     "prepare": "raw logs -> WebDataset shards, with superpixels",
     "pretrain": "train a method on shards; continues where it stopped",
     "evaluate": "linear probe, fine-tuning at label fractions, kNN; beside random initialisation",
+    "submit": "queue a run and its evaluations on SLURM, code and config frozen; or --local",
+    "sweep": "many runs that differ in some settings, as one array, in one report",
+    "cancel": "end the jobs of runs",
+    "requeue": "let running runs start anew, submit failed ones again",
+    "status": "one line a run: how far, how fast, evaluated or not, and why it failed",
     "report": "gather results of any number of runs into one table and one HTML file",
     "inspect": "look into shards or a run: numbers and pictures",
     "export": "write trained weights for other code bases",
@@ -22,6 +27,10 @@ VERBS = {
 
 USAGE_ERROR = 2
 FAILURE = 1
+TRY_AGAIN = 75
+"""Exit code of a run that was told to stop and can be continued (EX_TEMPFAIL of sysexits.h)."""
+PEER_LOST = 70
+"""Exit code of a run that lost one of its processes; a restart continues from the last checkpoint."""
 
 
 def usage() -> str:
@@ -52,7 +61,8 @@ def guarded(verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
     """Call a verb; errors that are made for people are printed without a traceback.
 
     Returns:
-        The verb's own code; 2 for a mistake in config or arguments, 1 for a named failure.
+        The verb's own code; 2 for a mistake in config or arguments, 1 for a named failure, 70 for a run that lost one
+        of its processes, 75 for one that was told to stop before it had begun.
     """
     try:
         return verb_main(argv)
@@ -68,12 +78,19 @@ def _tell(error: Exception) -> int:
     """One line for an error that is made for people; any other goes on with its traceback."""
     # Imported here, so that verbs that only look at files do not wait for torch.
     from configs.load import ConfigError
-    from engine.errors import CheckpointError, DivergenceError, DryBatchError
+    from engine import errors
 
     if isinstance(error, ConfigError):
         print(f"config error: {error}", file=sys.stderr)
         return USAGE_ERROR
-    named: tuple[type[Exception], ...] = (CheckpointError, DivergenceError, DryBatchError)
+    if isinstance(error, errors.StopRequested):
+        print(error, file=sys.stderr)
+        return TRY_AGAIN
+    if isinstance(error, errors.PeerLostError):
+        print(f"PeerLostError: {error}", file=sys.stderr)
+        return PEER_LOST
+    named: tuple[type[Exception], ...] = (errors.CheckpointError, errors.DivergenceError, errors.DryBatchError)
+    named = (*named, errors.RunLockedError, errors.PeerFailedError)
     if "data.shards" in sys.modules:  # without it nobody can have raised a ShardError
         from data.shards import ShardError
 

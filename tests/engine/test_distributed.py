@@ -7,7 +7,16 @@ import pytest
 import torch
 
 from engine.deepspeed_config import EngineConfig, check_precision, deepspeed_dict
-from engine.distributed import World, agree_all, agree_any, choose_device, first_host, mean_over_ranks, read_launch
+from engine.distributed import (
+    World,
+    agree_all,
+    agree_any,
+    choose_device,
+    first_host,
+    mean_over_ranks,
+    read_launch,
+    slurm_port,
+)
 from engine.preempt import StopSignals
 from engine.zero import LossScale
 from tests.helpers.toy_objective import ToyObjective
@@ -121,3 +130,19 @@ def test_signals_set_a_flag_and_handlers_come_back() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_neighbouring_jobs_share_no_port() -> None:
+    """1,280 jobs with neighbouring numbers (elements of an array are jobs of their own) x 16 steps: no port twice."""
+    for first in (1, 1279, 987654):
+        ports = [slurm_port(job, step, 0) for job in range(first, first + 1280) for step in range(16)]
+        assert len(set(ports)) == len(ports)
+        assert min(ports) >= 1024
+        assert max(ports) < 32768  # what Linux hands out by itself begins there
+
+
+def test_a_requeued_job_takes_another_port_of_its_own() -> None:
+    own = {slurm_port(12, step, 0) for step in range(16)}
+    ports = [slurm_port(12, 0, restarts) for restarts in range(16)]
+    assert len(set(ports)) == 16
+    assert set(ports) == own

@@ -12,7 +12,7 @@ from configs.load import ConfigError, load
 from configs.schema import EvaluateConfig
 from engine.distributed import World
 from launchers.cli import main as tandem
-from launchers.pretrain import load_run
+from launchers.training import load_run
 from tests.helpers.pretrain_run import CONFIGS, STREET, pretrain_here
 from tests.helpers.toy_run import losses, weights
 
