@@ -22,6 +22,7 @@ class Jobs:
 
     Attributes:
         pretrain: trains it; None where only evaluations were queued.
+        select: chooses the best checkpoint before the evaluations; None where only the last one counts.
         evaluate: downstream jobs, name of the element -> id.
         baselines: random-initialisation rows that its report needs, key -> id; other runs may share them.
         report: writes the report, after all others.
@@ -30,6 +31,7 @@ class Jobs:
     """
 
     pretrain: str | None = None
+    select: str | None = None
     evaluate: Mapping[str, str] = field(default_factory=dict)
     baselines: Mapping[str, str] = field(default_factory=dict)
     report: str | None = None
@@ -38,7 +40,7 @@ class Jobs:
 
     def ids(self) -> Iterator[str]:
         """All ids, pre-training first, each once."""
-        found = (self.pretrain, *self.evaluate.values(), *self.baselines.values(), self.report)
+        found = (self.pretrain, self.select, *self.evaluate.values(), *self.baselines.values(), self.report)
         yield from dict.fromkeys(job for job in found if job is not None)
 
 

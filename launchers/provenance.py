@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import torch
+
+from launchers.freeze import COMMIT_FILE
 
 _PACKAGES = ("tandem-pretrain", "torch", "deepspeed", "spconv", "webdataset", "numpy", "scipy")
 
@@ -32,8 +35,15 @@ def describe_environment() -> dict[str, object]:
 
 
 def git_state() -> dict[str, object] | None:
-    """Commit of the checkout and whether it has uncommitted changes; None outside a checkout."""
+    """Commit of the checkout and whether it has uncommitted changes; None outside a checkout.
+
+    A job that runs from a copy of the code (`launchers.freeze`) finds what was noted when the copy was made.
+    """
     folder = Path(__file__).resolve().parent
+    noted = folder.parent / COMMIT_FILE
+    if noted.is_file():
+        content = json.loads(noted.read_text(encoding="utf-8"))
+        return {"commit": content["commit"], "dirty": content["dirty"], "code": content["code"]}
     try:
         commit = _git(folder, "rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
