@@ -3,13 +3,15 @@
 CHECKPOINT is a run's folder (its newest checkpoint) or a checkpoint's folder. Several are taken as repetitions of one
 method (other seeds): the r-th seed of a protocol uses the r-th of them. Results are added to results.json; what is
 there already is not measured again. The lists of labelled sweeps that fine-tuning drew lie beside it.
+
+With --random-only no checkpoint is needed: CHECKPOINT is a run's folder or config.yaml, and only random initialisation
+of its 3D network is measured. data.holdout=true measures on logs held out from the train split.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +26,6 @@ import yaml
 from jaxtyping import Int
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from torch import nn
 
 from configs.load import ConfigError, dump, load
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
@@ -34,14 +35,13 @@ from data.loader import point_batches
 from data.sample import IGNORE_LABEL, Batch
 from data.shards import Manifest, SampleReader, ShardError, load_manifest
 from data.voxelize import VoxelConfig
-from engine.checkpoint import WEIGHTS, load_weights, read_state
 from engine.downstream.evaluate import Initialisation, evaluate
 from engine.downstream.metrics import LabelError
 from engine.downstream.protocol import LabelDraws, SegmentationTask, Splits, hold_out, thin
-from engine.downstream.results import FILE_NAME, LeakLevel, Result, ResultsError, read_results, write_results
-from engine.errors import CheckpointError
+from engine.downstream.results import FILE_NAME, Result, ResultsError, read_results, write_results
 from launchers.cli import guarded
-from launchers.run_folder import CHECKPOINT_CONFIG, find_checkpoint_folder, load_run_config
+from launchers.networks import check_alike, open_source, pretrained_initialisation, random_initialisation, run_folder_of
+from launchers.run_folder import CONFIG_FILE
 from launchers.table import print_table
 
 _LONG_PASS = 64
@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="folder of a run or of a checkpoint")
     p.add_argument("config", help="YAML file of the protocols, for example configs/downstream/street.yaml")
+    p.add_argument("--random-only", action="store_true", help="random initialisation of the run's network alone")
     p.add_argument("--show-config", action="store_true", help="print the resolved config and stop")
     return p
 
@@ -70,11 +71,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(dump(config), end="")
         return 0
     console = Console(highlight=False)
+    paths = [Path(c) for c in options.checkpoints]
     with shown_progress(console) as progress:
-        results = evaluate_runs([Path(c) for c in options.checkpoints], config, progress=progress)
+        if options.random_only:
+            path = results_file(_run_of(paths), config)
+            results = evaluate_random(_config_of(paths[0]), config, path, progress=progress)
+        else:
+            path = results_file(paths[0], config)
+            results = evaluate_runs(paths, config, progress=progress)
     print_table(results, console)
-    console.print(f"results: {results_file(options.checkpoints[0], config)}")
+    console.print(f"results: {path}", soft_wrap=True)
     return 0
+
+
+def _run_of(paths: Sequence[Path]) -> Path:
+    """The run that `--random-only` is about."""
+    if len(paths) > 1:
+        raise ConfigError(f"--random-only takes one run, got {len(paths)}: random networks are no repetitions of runs")
+    return paths[0].parent if paths[0].is_file() else paths[0]
+
+
+def _config_of(path: Path) -> PretrainConfig:
+    """The config of a run's folder, or of the YAML file itself."""
+    return load(PretrainConfig, path / CONFIG_FILE if path.is_dir() else path, choices=PRETRAIN_CHOICES)
 
 
 @contextmanager
@@ -97,15 +116,24 @@ def shown_progress(console: Console) -> Iterator[Callable[[float, str], None]]:
         bar.update(task, completed=1.0, description="evaluated")
 
 
+Progressing = Callable[[float, str], None]
+"""Told the share done (0 to 1) and what is going on."""
+
+
 def evaluate_runs(
-    checkpoints: Sequence[Path], config: EvaluateConfig, *, progress: Callable[[float, str], None] | None = None
+    checkpoints: Sequence[Path],
+    config: EvaluateConfig,
+    *,
+    chosen: tuple[str, ...] = (),
+    progress: Progressing | None = None,
 ) -> list[Result]:
     """Measure pre-trained networks and random initialisation under the same budget, and write the results down.
 
     Args:
         checkpoints: folders of runs or checkpoints, repetitions of one method.
         config: protocols.
-        progress: told the share done (0 to 1) and what is going on.
+        chosen: how the checkpoints were chosen, see `Result.chosen`.
+        progress: see `Progressing`.
 
     Returns:
         The results that answer this call, measured now or before.
@@ -117,23 +145,54 @@ def evaluate_runs(
         DivergenceError: training diverged at every learning rate.
     """
     sources = [open_source(path) for path in checkpoints]
-    _check_alike(sources)
-    run_config = sources[0].config
+    check_alike(sources)
+    inits = [pretrained_initialisation(sources, chosen)]
+    if config.random:
+        inits.append(random_initialisation(sources[0].config, config))
+    return _measure(inits, sources[0].config, config, results_file(checkpoints[0], config), progress)
+
+
+def evaluate_random(
+    run_config: PretrainConfig, config: EvaluateConfig, path: Path, *, progress: Progressing | None = None
+) -> list[Result]:
+    """Measure random initialisation of a run's 3D network; no checkpoint is needed.
+
+    Args:
+        run_config: gives the network, its voxels and the set (unless `config` names another).
+        config: protocols.
+        path: results file.
+        progress: see `Progressing`.
+
+    Returns:
+        One record a protocol, measured now or before.
+
+    Raises:
+        ConfigError, ShardError, DivergenceError: as `evaluate_runs`.
+    """
+    return _measure([random_initialisation(run_config, config)], run_config, config, path, progress)
+
+
+def _measure(
+    inits: Sequence[Initialisation],
+    run_config: PretrainConfig,
+    config: EvaluateConfig,
+    path: Path,
+    progress: Progressing | None,
+) -> list[Result]:
     manifest = load_manifest(config.data.shards or run_config.data.shards)
-    path = results_file(checkpoints[0], config)
     task, splits, draws = _plan(manifest, config)
     _write_lists(path.parent, manifest, draws, config)
     wanted: list[Result] = []
     try:
         known = read_results(path) if path.exists() else []
         for result in evaluate(
-            initialisations(sources, config),
+            inits,
             LabelledSweeps(manifest, run_config.data.voxel, config),
             splits,
             task,
             config,
             draws=draws,
-            context=_context(manifest, run_config),
+            context=measured_on(manifest, run_config),
             device=_device(config.device),
             known=known,
             progress=progress,
@@ -158,7 +217,7 @@ def _plan(manifest: Manifest, config: EvaluateConfig) -> tuple[SegmentationTask,
 
 def results_file(checkpoint: str | Path, config: EvaluateConfig) -> Path:
     """Where results of a run or checkpoint go."""
-    return Path(config.results) if config.results is not None else _run_folder(Path(checkpoint)) / FILE_NAME
+    return Path(config.results) if config.results is not None else run_folder_of(Path(checkpoint)) / FILE_NAME
 
 
 # --- data ---
@@ -205,11 +264,17 @@ def task_of(manifest: Manifest) -> SegmentationTask:
 def splits_of(manifest: Manifest, config: EvaluateConfig) -> Splits:
     """Sweeps to learn from and sweeps to measure on.
 
+    With `data.holdout` both come from the train split, in whole logs, and the test split is not looked at.
+
     Raises:
         ShardError: the set has no split of that name.
         ValueError: too few sweeps, or the same in both.
     """
     train = thin(manifest.indices(config.data.train_split), config.data.limit_train)
+    if config.data.holdout:
+        train, held = hold_out(train, manifest.sample_log[train].astype(np.int64), config.validation_share)
+        test = thin(held, config.data.limit_test)
+        return Splits(train=train, train_logs=manifest.sample_log[train].astype(np.int64), test=test)
     test = thin(manifest.indices(config.data.test_split), config.data.limit_test)
     return Splits(train=train, train_logs=manifest.sample_log[train].astype(np.int64), test=test)
 
@@ -223,7 +288,7 @@ def draws_of(manifest: Manifest, splits: Splits, config: EvaluateConfig) -> Labe
     Raises:
         ValueError: the fraction keeps nothing.
     """
-    fit = hold_out(splits, config.validation_share)[0]
+    fit = hold_out(splits.train, splits.train_logs, config.validation_share)[0]
     pool = fit if config.fraction.kind == "random" else splits.train
 
     def draw(indices: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " k"]:
@@ -257,150 +322,8 @@ def _write_lists(folder: Path, manifest: Manifest, draws: LabelDraws, config: Ev
             write_list(folder / "labelled" / f"{name}_{use}{seed}.txt", manifest, drawn, note)
 
 
-# --- networks ---
-
-
-@dataclass(frozen=True)
-class Source:
-    """A pre-trained network on disk.
-
-    Attributes:
-        checkpoint: its folder.
-        config: of the run.
-        method: its name.
-        identity: run, step and beginning of the weights' sha256.
-        steps: updates of pre-training.
-    """
-
-    checkpoint: Path
-    config: PretrainConfig
-    method: str
-    identity: str
-    steps: int
-
-
-def open_source(path: Path) -> Source:
-    """Find and check a checkpoint.
-
-    Raises:
-        CheckpointError: nothing there, damaged, or written by another version.
-    """
-    folder = find_checkpoint_folder(path)
-    sha256 = json.loads((folder / "files.json").read_text())[WEIGHTS]["sha256"]
-    return Source(
-        checkpoint=folder,
-        config=load_run_config(folder),
-        method=str(json.loads((folder / CHECKPOINT_CONFIG).read_text())["method"]["name"]),
-        identity=f"{_run_folder(folder).name}/{folder.name} {sha256[:12]}",
-        steps=int(read_state(folder)["step"]),
-    )
-
-
-def _run_folder(path: Path) -> Path:
-    """The run that a folder belongs to: <run>/checkpoints/step_... or the run itself."""
-    resolved = path.resolve()
-    return resolved.parent.parent if resolved.parent.name == "checkpoints" else resolved
-
-
-def _check_alike(sources: Sequence[Source]) -> None:
-    """Repetitions of one method differ in their seed and their folder, in nothing that shapes the network."""
-    for other in sources[1:]:
-        for what in ("method", "config.method", "config.data.voxel"):
-            first, second = (_attribute(s, what) for s in (sources[0], other))
-            if first != second:
-                raise CheckpointError(
-                    f"{other.checkpoint}: {what.removeprefix('config.')} differs from that of "
-                    f"{sources[0].checkpoint}; checkpoints of one call are repetitions of one method. Evaluate them in "
-                    "separate calls"
-                )
-
-
-def _attribute(value: object, dotted: str) -> object:
-    for name in dotted.split("."):
-        value = getattr(value, name)
-    return value
-
-
-def initialisations(sources: Sequence[Source], config: EvaluateConfig) -> list[Initialisation]:
-    """The pre-trained networks and, if wanted, random ones of the same architecture."""
-    first = sources[0]
-    teacher, leak = describe_teacher(getattr(first.config.method, "teacher", None))
-    seeds = ", ".join(str(s.config.seed) for s in sources)
-    steps = "/".join(sorted({str(s.steps) for s in sources}))
-    inits = [
-        Initialisation(
-            name=first.method,
-            pretrained=True,
-            networks=tuple(lambda s=s: pretrained_backbone(s) for s in sources),  # type: ignore[misc]
-            checkpoint=tuple(s.identity for s in sources),
-            teacher=teacher,
-            leak=leak,
-            pretraining=f"{steps} steps, seed{'s' if len(sources) > 1 else ''} {seeds}",
-        )
-    ]
-    if config.random:
-        count = max(len(config.seeds(p)) for p in config.protocols)
-        networks = tuple(lambda n=n: random_backbone(first.config, n) for n in range(count))
-        inits.append(Initialisation(name="random", pretrained=False, networks=networks))
-    return inits
-
-
-def random_backbone(config: PretrainConfig, seed: int) -> nn.Module:
-    """The run's 3D network with fresh weights; the caller's random state is left alone.
-
-    Raises:
-        ConfigError: the method has no 3D network.
-    """
-    backbone = getattr(config.method, "backbone", None)
-    if backbone is None:
-        raise ConfigError(
-            f"{type(config.method).__name__} has no section `backbone`: there is no 3D network to evaluate"
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        built: nn.Module = backbone.build()
-    return built
-
-
-def pretrained_backbone(source: Source) -> nn.Module:
-    """The run's 3D network with its trained weights, all of them.
-
-    Raises:
-        CheckpointError: the weights do not fit the network.
-    """
-    backbone = random_backbone(source.config, 0)
-    weights = load_weights(source.checkpoint, prefix="backbone.")
-    try:
-        backbone.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:]]
-        raise CheckpointError(
-            f"{source.checkpoint}: {len(lines)} kinds of mismatch between the weights and the run's network, first: "
-            f"{lines[0] if lines else error}; was it trained with another version?"
-        ) from error
-    return backbone
-
-
-def describe_teacher(teacher: object | None) -> tuple[str, LeakLevel]:
-    """Name for tables, and how much human labelling the teacher brought along."""
-    if teacher is None:
-        return "", "none"
-    name, weights = str(getattr(teacher, "name", "unnamed")), str(getattr(teacher, "weights", ""))
-    kind = weights.partition(":")[0]
-    levels: dict[str, LeakLevel] = {
-        "random": "none",
-        "imagenet": "supervised-teacher",
-        "torchvision": "supervised-teacher",
-        "moco_v1": "ssl-teacher",
-        "moco_v2": "ssl-teacher",
-        "moco_v3": "ssl-teacher",
-        "dino": "ssl-teacher",
-    }
-    return f"{name} ({kind})", levels.get(kind, "unknown")
-
-
-def _context(manifest: Manifest, config: PretrainConfig) -> dict[str, Any]:
-    """What shapes the numbers beside the protocols' settings."""
+def measured_on(manifest: Manifest, config: PretrainConfig) -> dict[str, Any]:
+    """What shapes the numbers beside the protocols' settings and the weights: the data, its voxels, the network."""
     resolved = yaml.safe_load(dump(config, choices=PRETRAIN_CHOICES))
     backbone = resolved["method"].get("backbone")
     return {"data": manifest.fingerprint(), "voxel": resolved["data"]["voxel"], "backbone": backbone}

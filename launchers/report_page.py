@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from engine.downstream.results import Result
 from launchers.curves import Curve, chart, legend
 from launchers.drawing import RgbImage, fit_width, jpeg_bytes
+from launchers.selection import Selection
 from launchers.table import HEADER, NUMERIC, PROTOCOLS, Group, groups, notes, plus_minus
+from launchers.troubles import Trouble, describe_scores
 
 _PICTURE_WIDTH_PX = 1280
 
@@ -41,6 +43,7 @@ class RunReport:
         curves: metric -> (steps, values).
         pictures: title -> RGB.
         remark: why something is missing; "" if nothing is.
+        last: title of a curve -> its last finite value.
     """
 
     name: str
@@ -48,6 +51,7 @@ class RunReport:
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
     pictures: Mapping[str, RgbImage] = field(default_factory=dict)
     remark: str = ""
+    last: Mapping[str, float] = field(default_factory=dict)
 
 
 _STYLE = """
@@ -101,7 +105,16 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
-def page(title: str, made: Mapping[str, str], results: Sequence[Result], runs: Sequence[RunReport]) -> str:
+def page(
+    title: str,
+    made: Mapping[str, str],
+    results: Sequence[Result],
+    runs: Sequence[RunReport],
+    *,
+    labels: Mapping[str, str] | None = None,
+    chosen: Mapping[str, Selection] | None = None,
+    trouble: Sequence[Trouble] = (),
+) -> str:
     """The whole page.
 
     Args:
@@ -109,13 +122,18 @@ def page(title: str, made: Mapping[str, str], results: Sequence[Result], runs: S
         made: label -> text about the report itself: date, command, machine.
         results: downstream results of all runs.
         runs: pre-training runs.
+        labels: setting of pre-training -> text that tells it from others.
+        chosen: how the best checkpoint was chosen, by run.
+        trouble: what is missing, and why.
     """
-    grouped = groups(results)
+    grouped = groups(results, labels)
     colours = {run.name: number for number, run in enumerate(runs)}
     body = [
         f"<h1>{html.escape(title)}</h1>",
         _summary(grouped),
         _tables(grouped, results),
+        _troubles(trouble),
+        _choices(chosen or {}),
         _curves(runs, colours),
         _pictures(runs),
         _class_tables(grouped),
@@ -129,6 +147,30 @@ def page(title: str, made: Mapping[str, str], results: Sequence[Result], runs: S
         + "\n".join(part for part in body if part)
         + "\n</body></html>\n"
     )
+
+
+def _troubles(found: Sequence[Trouble]) -> str:
+    """Runs and evaluations without results, and why."""
+    if not found:
+        return ""
+    rows = [
+        _tr((t.run, t.state, f"{t.done} of {t.elements}", " · ".join(t.why)), (2,), "down" if t.why else "")
+        for t in found
+    ]
+    header = ("run", "pre-training", "evaluations", "why")
+    return f"<section><h2>Failed or missing</h2>{_table(header, rows, (2,))}</section>"
+
+
+def _choices(chosen: Mapping[str, Selection]) -> str:
+    """Which checkpoint was chosen, on what."""
+    if not chosen:
+        return ""
+    rows = [
+        _tr((run, f"step {s.step}", f"{s.by} on {s.split}", describe_scores(s)), ())
+        for run, s in sorted(chosen.items())
+    ]
+    table = _table(("run", "best", "compared by", "mIoU % (* best)"), rows, ())
+    return f"<section><h2>Choice of checkpoints</h2>{table}</section>"
 
 
 def _summary(grouped: Sequence[Group]) -> str:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.downstream.results import Difference, Result, baseline_of, paired_difference
+from engine.downstream.results import Difference, Result
+from launchers.repetitions import rows_of
 
 PROTOCOLS = {"linear_probe": "linear probe", "knn": "kNN", "finetune": "fine-tuning"}
 """Protocol -> name for people; also their order."""
@@ -53,22 +55,23 @@ class Group:
         return [_row(result, gain) for result, gain in zip(self.results, self.gains, strict=True)]
 
 
-def groups(results: Sequence[Result]) -> list[Group]:
-    """Sort results into comparable groups: by set, then protocol, then labels."""
+def groups(results: Sequence[Result], labels: Mapping[str, str] | None = None) -> list[Group]:
+    """Sort results into comparable groups: by set, then protocol, then labels. Repetitions become one row.
+
+    Args:
+        results: all records.
+        labels: setting of pre-training -> text that tells it from others.
+    """
     order = list(PROTOCOLS)
     keyed: dict[tuple[str, int, str, str, str], list[Result]] = {}
     for r in results:
         rank = order.index(r.protocol) if r.protocol in order else len(order)
         keyed.setdefault((r.dataset, rank, r.protocol, r.labels, r.fingerprint), []).append(r)
     made = []
-    for (dataset, _, protocol, labels, _), members in sorted(keyed.items()):
-        members.sort(key=lambda r: (r.pretrained, r.miou_mean))
-        gains = []
-        for r in members:
-            baseline = baseline_of(r, results) if r.pretrained else None
-            gains.append(paired_difference(r, baseline) if baseline is not None else None)
-        title = f"{dataset}: {PROTOCOLS.get(protocol, protocol)}, labels: {labels}"
-        made.append(Group(title, tuple(members), tuple(gains)))
+    for (dataset, _, protocol, label, _), members in sorted(keyed.items()):
+        rows = rows_of(members, results, labels or {})
+        title = f"{dataset}: {PROTOCOLS.get(protocol, protocol)}, labels: {label}"
+        made.append(Group(title, tuple(r for r, _ in rows), tuple(gain for _, gain in rows)))
     return made
 
 
@@ -100,6 +103,13 @@ def notes(results: Sequence[Result]) -> list[str]:
         "deviation over seeds.",
         "over random: difference to random initialisation under the same budget, seed by seed on the same label draws.",
     ]
+    if any(len(r.pretrain_seeds) > 1 for group in groups(results) for r in group.results):
+        lines.append(
+            "Several runs in one row: each run counts once, with the mean over its protocol's seeds; ± is over "
+            "pre-training runs. They share the rows of random initialisation."
+        )
+    if any(r.chosen for r in results):
+        lines.append("best step: chosen on logs held out from the train split; the test split had no say in it.")
     limits = sorted({str(q) for r in results if r.protocol == "knn" and (q := r.settings.get("queries_per_sweep"))})
     if limits:
         lines.append(f"kNN: {', '.join(limits)} random voxels of each test sweep, with all of their points.")
@@ -108,47 +118,58 @@ def notes(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def print_table(results: Sequence[Result], console: Console) -> None:
-    """To the terminal: one table, narrow enough for 80 columns."""
-    datasets = sorted({r.dataset for r in results})
-    table = Table()
-    for name in ("protocol", "labels", "initialisation"):
-        table.add_column(name, overflow="fold")
-    for name in ("mIoU %", "over random", "runs", "rate"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for group in groups(results):
+def print_table(results: Sequence[Result], console: Console, labels: Mapping[str, str] | None = None) -> None:
+    """To the terminal: one table a group, narrow enough for 80 columns.
+
+    Args:
+        results: all records.
+        console: where to.
+        labels: see `groups`.
+    """
+    made = groups(results, labels)
+    if not made:
+        console.print("no results yet")
+    names = [_name(result) for group in made for result in group.results]
+    # All tables get the same first column, so that the numbers stand below each other.
+    width = min(max(map(len, names), default=0), max(console.width - _NUMBERS_WIDTH, _LEAST_NAME_WIDTH))
+    for group in made:
         best = max(r.miou_mean for r in group.results)
-        table.add_section()
-        for number, (result, row) in enumerate(zip(group.results, group.rows, strict=True)):
-            what = (_protocol(result, several=len(datasets) > 1), result.labels) if number == 0 else ("", "")
-            init = f"{result.init}, {result.teacher}" if result.teacher else result.init
-            cells = (*what, init, row[1], row[2], row[4], row[5])
+        table = Table(title=escape(group.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        table.add_column("initialisation", overflow="fold", width=width)
+        for name, least in (("mIoU %", 11), ("over random", 11), ("runs", 4), ("rate", 6)):
+            table.add_column(name, justify="right", no_wrap=True, min_width=least)
+        for result, row in zip(group.results, group.rows, strict=True):
+            cells = (_name(result), row[1], row[2], row[4], row[5])
             table.add_row(*map(escape, cells), style="bold" if result.miou_mean == best else "")
-    console.print(escape(f"evaluated on {', '.join(datasets) or 'nothing'}"))
-    console.print(table)
+        console.print(table)
     for line in notes(results):
         console.print(escape(line), style="dim")
 
 
-def _protocol(result: Result, *, several: bool) -> str:
-    name = PROTOCOLS.get(result.protocol, result.protocol)
-    return f"{name}, {result.dataset}" if several else name
+_NUMBERS_WIDTH = 58
+"""Columns of the terminal that the numbers and the gaps take, with two learning rates and a mark."""
+_LEAST_NAME_WIDTH = 20
 
 
-def markdown(results: Sequence[Result]) -> str:
-    """As markdown, one table a group."""
+def _name(result: Result) -> str:
+    return f"{result.init}, {result.teacher}" if result.teacher else result.init
+
+
+def markdown(results: Sequence[Result], labels: Mapping[str, str] | None = None) -> str:
+    """As markdown, one table a group; `labels` as in `groups`."""
     blocks = []
-    for group in groups(results):
+    for group in groups(results, labels):
         rule = ["---:" if column in NUMERIC else "---" for column in range(len(HEADER))]
-        lines = [f"**{_plain(group.title)}**", "", *(_line(cells) for cells in (HEADER, rule, *group.rows))]
+        lines = [f"**{plain(group.title)}**", "", *(table_line(cells) for cells in (HEADER, rule, *group.rows))]
         blocks.append("\n".join(lines))
     return "\n\n".join([*blocks, "\n".join(f"- {line}" for line in notes(results))]) + "\n"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_plain(cell) for cell in cells) + " |"
+def table_line(cells: Sequence[str]) -> str:
+    """A line of a markdown table."""
+    return "| " + " | ".join(plain(cell) for cell in cells) + " |"
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Names come from files: nothing in them may end a cell or start markup."""
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -77,7 +77,7 @@ class ProtocolsConfig:
         seeds = {"linear_probe": self.linear_probe.seeds, "knn": self.knn.seeds, "finetune": self.finetune.seeds}
         return seeds[protocol]
 
-    def frozen(self) -> tuple[str, ...]:
+    def frozen(self) -> tuple[ProtocolName, ...]:
         """The chosen protocols that work on frozen features."""
         return tuple(p for p in ORDER if p in self.protocols and p != "finetune")
 
@@ -95,6 +95,7 @@ class Initialisation:
         teacher: image network that taught it, "" for none.
         leak: label-leak level.
         pretraining: how it was made, for people, e.g. "600 steps, seed 0".
+        setting, pretrain_seeds, chosen: see `Result`.
     """
 
     name: str
@@ -104,6 +105,13 @@ class Initialisation:
     teacher: str = ""
     leak: LeakLevel = "none"
     pretraining: str = ""
+    setting: str = ""
+    pretrain_seeds: tuple[int, ...] = ()
+    chosen: tuple[str, ...] = ()
+
+    def labelled(self, result: Result) -> Result:
+        """A record of these weights with what is known of them now; no number changes."""
+        return dataclasses.replace(result, setting=self.setting, pretrain_seeds=self.pretrain_seeds, chosen=self.chosen)
 
 
 def evaluate(
@@ -130,7 +138,7 @@ def evaluate(
         draws: labelled sweeps of fine-tuning; not needed without it.
         context: what else shapes the numbers (identity of the data, voxels, backbone); JSON values.
         device: where networks run.
-        known: earlier results; what they already hold is not measured again but given back as it is.
+        known: earlier results; what they already hold is not measured again but given back, labelled anew.
         progress: told the share done (0 to 1) and what is going on.
 
     Yields:
@@ -148,7 +156,7 @@ def evaluate(
     plan = []
     for init in inits:
         identities = {p: job.blank(init, p).identity for p in ORDER if p in config.protocols}
-        yield from (earlier[identity] for identity in identities.values() if identity in earlier)
+        yield from (init.labelled(earlier[identity]) for identity in identities.values() if identity in earlier)
         plan.append((init, [p for p, identity in identities.items() if identity not in earlier]))
     meter = Meter(sum(job.work(init, protocols) for init, protocols in plan), progress)
     for init, protocols in plan:
@@ -181,7 +189,7 @@ class _Job:
 
     def parts(self) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
         """The train split's parts to fit on and to tune on."""
-        return hold_out(self.splits, self.config.validation_share)
+        return hold_out(self.splits.train, self.splits.train_logs, self.config.validation_share)
 
     def labels(self, protocol: str) -> str:
         """Which labels a protocol may use, for tables."""
@@ -212,6 +220,9 @@ class _Job:
             teacher=init.teacher,
             leak=init.leak,
             pretraining=init.pretraining,
+            setting=init.setting,
+            pretrain_seeds=init.pretrain_seeds,
+            chosen=init.chosen,
             seeds=seeds,
             miou=(0.0,) * len(seeds),
             accuracy=(0.0,) * len(seeds),
@@ -404,7 +415,7 @@ def _check_draws(draws: LabelDraws | None, splits: Splits, config: ProtocolsConf
             f"{len(draws.runs)} draws and {len(draws.tuning)} tuning draws, expected one a seed: "
             f"{wanted[0]} and {wanted[1]}"
         )
-    held = hold_out(splits, config.validation_share)[1]
+    held = hold_out(splits.train, splits.train_logs, config.validation_share)[1]
     for drawn in (*draws.runs, *draws.tuning):
         if len(drawn) == 0 or not np.isin(drawn, splits.train).all():
             raise ValueError("a draw of labelled sweeps is empty or not all of it lies in the train split")

@@ -87,29 +87,37 @@ class Splits:
             raise ValueError(f"{len(shared)} sweeps are in both train and test, e.g. sweep {shared[0]}")
 
 
-def hold_out(splits: Splits, share: float) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
-    """Cut the train split into a part to fit on and a part to tune on.
+def hold_out(
+    indices: Int[np.ndarray, " n"], logs_of: Int[np.ndarray, " n"], share: float
+) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
+    """Cut sweeps into a part to fit on and a part to tune or choose on.
 
     Whole logs are held out, because neighbouring sweeps show the same street: every k-th log, k = 1 / share. A split
     with a single log gives its last sweeps.
 
     Args:
-        splits: the set's splits.
+        indices: sweeps, in log and time order.
+        logs_of: log of each.
         share: share of the logs to hold out, above 0 and at most 0.5.
 
     Returns:
-        Indices to fit on; indices to tune on. Both are non-empty.
+        Indices to fit on; indices held out. Both are non-empty.
+
+    Raises:
+        ValueError: fewer than two sweeps, or a share out of range.
     """
     if not 0.0 < share <= 0.5:
         raise ValueError(f"validation share = {share}: expected above 0 and at most 0.5")
-    logs = np.unique(splits.train_logs)
+    if len(indices) < 2:
+        raise ValueError(f"{len(indices)} sweeps, expected at least 2: one to fit on and one to hold out")
+    logs = np.unique(logs_of)
     if len(logs) == 1:
-        num = max(1, round(share * len(splits.train)))
-        return splits.train[:-num], splits.train[-num:]
+        num = max(1, round(share * len(indices)))
+        return indices[:-num], indices[-num:]
     every = max(2, round(1.0 / share))
     held = logs[every - 1 :: every] if len(logs) >= every else logs[-1:]
-    mask = np.isin(splits.train_logs, held)
-    return splits.train[~mask], splits.train[mask]
+    mask = np.isin(logs_of, held)
+    return indices[~mask], indices[mask]
 
 
 def thin(indices: Int[np.ndarray, " n"], limit: int | None) -> Int[np.ndarray, " m"]:

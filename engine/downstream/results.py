@@ -51,6 +51,11 @@ class Result:
         teacher: the image network that taught it; "" for none.
         leak: label-leak level.
         pretraining: how the weights were made, for people, e.g. "600 steps, seed 0".
+        setting: identity of the pre-training's settings, its seed left out: records with the same one are repetitions;
+            "" where that is unknown.
+        pretrain_seeds: seed of each pre-training run.
+        chosen: how the checkpoint was chosen among those of its run: "last", "best", both if they are one; () if it was
+            simply named.
         seeds: one run each.
         miou: mIoU of each seed, percent.
         accuracy: share of points that were right, of each seed, percent.
@@ -75,6 +80,9 @@ class Result:
     teacher: str = ""
     leak: LeakLevel = "none"
     pretraining: str = ""
+    setting: str = ""
+    pretrain_seeds: tuple[int, ...] = ()
+    chosen: tuple[str, ...] = ()
     seeds: tuple[int, ...]
     miou: tuple[float, ...]
     accuracy: tuple[float, ...]

@@ -13,6 +13,7 @@ from data.fractions import read_list
 from data.shards import load_manifest
 from engine.downstream.results import read_results
 from launchers import evaluate as verb
+from launchers import networks
 from launchers.cli import main as tandem
 from tests.helpers.run_folder import run_config, write_toy_run
 from tests.helpers.samples import write_toy_set
@@ -110,14 +111,14 @@ def test_several_checkpoints_are_repetitions(run: Path, tmp_path: Path) -> None:
 
 
 def test_pretrained_weights_arrive_and_random_ones_differ_by_seed_only(run: Path, shards: str) -> None:
-    source = verb.open_source(run)
-    loaded = verb.pretrained_backbone(source).state_dict()
+    source = networks.open_source(run)
+    loaded = networks.pretrained_backbone(source).state_dict()
     objective = write_toy_run(run.parent / "again", shards)
     for name, value in objective.backbone.state_dict().items():
         torch.testing.assert_close(loaded[name], value)
     before = torch.get_rng_state()
     config = run_config(run, shards)
-    one, same, other = (verb.random_backbone(config, seed).state_dict() for seed in (0, 0, 1))
+    one, same, other = (networks.random_backbone(config, seed).state_dict() for seed in (0, 0, 1))
     assert torch.equal(before, torch.get_rng_state())
     name = next(n for n, v in one.items() if v.ndim > 1)
     assert torch.equal(one[name], same[name])
@@ -186,5 +187,5 @@ def test_shipped_configs_load(path: Path) -> None:
 def test_label_leak_follows_from_the_teachers_weights(name: str, weights: str, expected: tuple[str, str]) -> None:
     from models.image.teacher import TeacherConfig
 
-    assert verb.describe_teacher(TeacherConfig(name=name, weights=weights)) == expected  # type: ignore[arg-type]
-    assert verb.describe_teacher(None) == ("", "none")
+    assert networks.describe_teacher(TeacherConfig(name=name, weights=weights)) == expected  # type: ignore[arg-type]
+    assert networks.describe_teacher(None) == ("", "none")

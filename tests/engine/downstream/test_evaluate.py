@@ -68,7 +68,8 @@ def test_nothing_is_ever_fitted_or_tuned_on_the_test_split() -> None:
 
 
 def test_draws_that_do_not_fit_are_refused() -> None:
-    held = hold_out(toy_splits(), SMALL.validation_share)[1]
+    splits = toy_splits()
+    held = hold_out(splits.train, splits.train_logs, SMALL.validation_share)[1]
     bad = {
         "got none": None,
         "one a seed: 2 and 1": dataclasses.replace(DRAWS, runs=DRAWS.runs[:1]),

@@ -20,7 +20,7 @@ from tests.engine.downstream.toy import TASK, ToyNet, toy_batch, toy_splits
 
 def test_hold_out_keeps_whole_logs_together_and_loses_nothing() -> None:
     splits = toy_splits(num_train=50, num_logs=10)
-    fit, held = hold_out(splits, 0.2)
+    fit, held = hold_out(splits.train, splits.train_logs, 0.2)
     assert sorted([*fit, *held]) == list(range(50))
     logs = dict(zip(splits.train.tolist(), splits.train_logs.tolist(), strict=True))
     assert not {logs[i] for i in fit.tolist()} & {logs[i] for i in held.tolist()}
@@ -28,7 +28,8 @@ def test_hold_out_keeps_whole_logs_together_and_loses_nothing() -> None:
 
 
 def test_hold_out_of_a_single_log_takes_its_end() -> None:
-    fit, held = hold_out(toy_splits(num_train=10, num_logs=1), 0.3)
+    one = toy_splits(num_train=10, num_logs=1)
+    fit, held = hold_out(one.train, one.train_logs, 0.3)
     assert fit.tolist() == list(range(7))
     assert held.tolist() == [7, 8, 9]
 

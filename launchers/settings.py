@@ -1,0 +1,103 @@
+"""Settings of pre-training: which runs are repetitions of each other, and what tells the others apart.
+
+Two runs are repetitions when their resolved configs differ in nothing but the seed and in what changes no number: where
+the run lies, what it logs, when it writes checkpoints, what is evaluated afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from configs.load import dump
+from configs.schema import PRETRAIN_CHOICES, PretrainConfig
+from engine.downstream.results import fingerprint
+
+_NO_SETTING = frozenset({"run_dir", "seed", "checkpoint", "monitor", "evaluate"})
+_MAX_LABEL = 72
+"""Characters of a label; a longer list of differences is cut."""
+
+
+def setting_of(config: PretrainConfig) -> str:
+    """Identity of a run's setting, equal for repetitions with other seeds."""
+    return setting_of_tree(yaml.safe_load(dump(config, choices=PRETRAIN_CHOICES)))
+
+
+def setting_of_tree(resolved: Mapping[str, Any]) -> str:
+    """The same from a resolved config as it stands in a run's folder."""
+    return fingerprint({key: value for key, value in resolved.items() if key not in _NO_SETTING})
+
+
+def flat(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted name -> value of all that makes the setting."""
+    return {
+        name: value
+        for key, part in resolved.items()
+        if key not in _NO_SETTING
+        for name, value in _leaves(part, str(key))
+    }
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}")
+    else:
+        yield name, value
+
+
+def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What tells settings apart: of each, the values of all names whose value is not the same in all.
+
+    Args:
+        configs: setting -> resolved config.
+    """
+    flats = {setting: flat(resolved) for setting, resolved in configs.items()}
+    names = sorted({name for values in flats.values() for name in values})
+    differing = [n for n in names if any(v.get(n, _ABSENT) != w.get(n, _ABSENT) for v, w in _pairs(flats))]
+    return {s: {n: values[n] for n in differing if n in values} for s, values in flats.items()}
+
+
+_ABSENT = object()
+
+
+def _pairs(flats: Mapping[str, dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    first, *others = flats.values()
+    yield from ((first, other) for other in others)
+
+
+def labels(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Short text for each setting, e.g. "lr=0.002, temperature=0.1"; "" where there is nothing to tell apart.
+
+    Args:
+        configs: setting -> resolved config.
+    """
+    if not configs:
+        return {}
+    differ = differences(configs)
+    everywhere = set.intersection(*(set(values) for values in differ.values()))
+    made = {}
+    for setting, values in differ.items():
+        # What only some methods have says nothing beside the method's name, unless it is all there is.
+        told = {n: v for n, v in values.items() if n in everywhere} or values
+        made[setting] = _text(told)
+    doubled = {text for text in made.values() if list(made.values()).count(text) > 1}
+    return {setting: f"{text} #{setting[:4]}".strip() if text in doubled else text for setting, text in made.items()}
+
+
+def _text(values: Mapping[str, Any]) -> str:
+    tails = [name.rpartition(".")[2] for name in values]
+    parts = []
+    for (name, value), tail in zip(values.items(), tails, strict=True):
+        short = tail if tails.count(tail) == 1 else name
+        parts.append(f"{short}={_value(value)}")
+    text = ", ".join(parts)
+    return text if len(text) <= _MAX_LABEL else text[: _MAX_LABEL - 3] + "..."
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
