@@ -100,7 +100,7 @@ def test_refused_input():
     with pytest.raises(ValueError, match="num = -1"):
         farthest_points(rows, counts, -1)
     rows[6, 1] = torch.nan
-    with pytest.raises(ValueError, match="row 6 .* not finite"):
+    with pytest.raises(ValueError, match=r"row 6 .* not finite"):
         farthest_points(rows, counts, 2)
 
 
