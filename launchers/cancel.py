@@ -1,0 +1,69 @@
+"""`tandem cancel RUN_OR_ROOT ...`: end the jobs of runs: training, evaluations, and a report that nobody else needs.
+
+Jobs that other runs share (random-initialisation rows, a sweep's report) stay, unless all of those runs are named.
+A running training is told to write a checkpoint first; what it has is kept, and `tandem submit` continues it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.load import ConfigError
+from launchers import slurm
+from launchers.cli import guarded
+from launchers.jobs_file import JOBS_FILE, read_jobs
+from launchers.run_status import find_runs, read_files
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    p = argparse.ArgumentParser(
+        prog="tandem cancel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("runs", nargs="+", metavar="RUN_OR_ROOT", help="run folders, or folders of runs")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; 0 when the jobs are cancelled or none was active."""
+    runs = runs_below([Path(path) for path in parser().parse_args(argv).runs])
+    ids = own_jobs(runs)
+    active = [info for info in slurm.queue(ids).values() if info.active]
+    if not active:
+        print(f"no active jobs of {len(runs)} run(s)")
+        return 0
+    slurm.cancel(info.id for info in active)
+    print(f"cancelled {len(active)} job(s) of {len(runs)} run(s): {', '.join(info.id for info in active)}")
+    return 0
+
+
+def runs_below(paths: Sequence[Path]) -> list[Path]:
+    """The runs that are meant.
+
+    Raises:
+        ConfigError: a path is no folder, or holds no runs.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise ConfigError(f"{path}: no such folder; name a run's folder or one that holds runs")
+        runs = list(find_runs(path))
+        if not runs:
+            raise ConfigError(f"{path}: no runs in it; name a run's folder or one that holds runs")
+        found |= dict.fromkeys(run.absolute() for run in runs)
+    return list(found)
+
+
+def own_jobs(runs: Sequence[Path]) -> list[str]:
+    """Ids of jobs that work for these runs and for no other run beside them."""
+    ids = {job for run in runs for job in read_files(run).ids}
+    beside = {path.parent for run in runs for path in run.parent.glob(f"*/{JOBS_FILE}")} - set(runs)
+    others = {job for run in beside if (jobs := read_jobs(run)) is not None for job in jobs.ids()}
+    return sorted(ids - others)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""`tandem requeue RUN_OR_ROOT ...`: let runs go on: a running one starts anew, a failed one is submitted again.
+
+A running training writes a checkpoint, then its batch script queues it again (to move it off a slow node, say). One
+that failed, died or was cancelled is submitted as it was, with the code as it is now and with what follows it. Runs
+that wait or are finished are left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.load import ConfigError, load
+from launchers import slurm
+from launchers.cancel import runs_below
+from launchers.cli import guarded
+from launchers.freeze import CLUSTER_FILE, CONFIG_FILE, OVERRIDES_FILE, SUBMISSION_FOLDER
+from launchers.run_status import read_files
+
+STOP_SIGNAL = "USR2"
+"""What submitit asks SLURM to send before a time limit; training answers any stop signal alike."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    p = argparse.ArgumentParser(
+        prog="tandem requeue", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("runs", nargs="+", metavar="RUN_OR_ROOT", help="run folders, or folders of runs")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; 0 when everything that could go on does."""
+    runs = runs_below([Path(path) for path in parser().parse_args(argv).runs])
+    files = [read_files(run) for run in runs]
+    queue = slurm.queue(job for one in files for job in one.ids)
+    ended = []
+    for one in files:
+        info = queue.get(one.job(queue) or "")
+        last = one.attempts[-1].status if one.attempts else None
+        if info is not None and info.state == "RUNNING":
+            slurm.send_signal(info.id, STOP_SIGNAL)
+            print(f"{one.folder.name}: {info.id} writes a checkpoint and is queued again")
+        elif info is not None and info.active:
+            print(f"{one.folder.name}: {info.id} is {info.state.lower()} already")
+        elif last == "finished":
+            print(f"{one.folder.name}: finished")
+        else:
+            ended.append(one.folder)
+    _submit_again(ended)
+    return 0
+
+
+def _submit_again(runs: Sequence[Path]) -> None:
+    if not runs:
+        return
+    from configs.schema import PRETRAIN_CHOICES, ClusterConfig, PretrainConfig
+    from launchers.submission import Order, Point, submit
+
+    strangers = [run for run in runs if not (run / SUBMISSION_FOLDER / CLUSTER_FILE).is_file()]
+    if strangers:
+        raise ConfigError(
+            f"{strangers[0]} was not queued by tandem submit or sweep; start it again the way that it was started"
+        )
+    # Runs that asked for the same go as one array.
+    by_cluster: dict[tuple[str, Path], list[Path]] = {}
+    for run in runs:
+        asked = (run / SUBMISSION_FOLDER / CLUSTER_FILE).read_text(encoding="utf-8")
+        by_cluster.setdefault((asked, _root(run)), []).append(run)
+    for (_, root), group in by_cluster.items():
+        points = []
+        for run in group:
+            folder = run / SUBMISSION_FOLDER
+            config = load(PretrainConfig, folder / CONFIG_FILE, choices=PRETRAIN_CHOICES)
+            overrides = (folder / OVERRIDES_FILE).read_text(encoding="utf-8").splitlines()
+            points.append(Point(config=config, overrides=tuple(overrides)))
+        cluster = load(ClusterConfig, group[0] / SUBMISSION_FOLDER / CLUSTER_FILE)
+        submit(Order(points=tuple(points), root=root, cluster=cluster, where="slurm"))
+
+
+def _root(run: Path) -> Path:
+    """Of the sweep that the run belongs to, else the run itself: where its logs are."""
+    jobs = read_files(run).jobs
+    return Path(jobs.logs).parent if jobs.logs else run
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))

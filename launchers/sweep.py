@@ -1,0 +1,154 @@
+"""`tandem sweep SWEEP [section.field=value ...]`: many runs that differ in some settings, evaluated, in one report.
+
+SWEEP is a YAML file of configs/sweep/: a base config, and a grid or a list of overrides. Each point is a run folder in
+the sweep's root. All are one throttled array; submitted again, only what failed or is new is queued.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.load import ConfigError, load
+from configs.schema import SweepConfig
+from launchers.cli import guarded
+from launchers.submission import Order, Point, submit
+from launchers.submit import add_where, load_cluster, where_of
+from launchers.training import load_run
+
+_MAX_NAME = 96
+"""Characters of a point's name; folders allow 255 bytes, and logs and TensorBoard add to it."""
+_HASH = 8
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    p = argparse.ArgumentParser(
+        prog="tandem sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("sweep", help="YAML file of the sweep, for example configs/sweep/slidr_street.yaml")
+    p.add_argument("overrides", nargs="*", metavar="section.field=value", help="for all points")
+    p.add_argument("--root", metavar="FOLDER", help="instead of the file's root")
+    add_where(p)
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; 0 when everything is queued (or, without SLURM, done)."""
+    options = parser().parse_intermixed_args(argv)
+    sweep = load(SweepConfig, options.sweep, [] if options.root is None else [f"root={options.root}"])
+    where = where_of(options)
+    order = Order(
+        points=tuple(points(sweep, [o for o in options.overrides if not o.startswith("cluster.")])),
+        root=Path(sweep.root),
+        cluster=load_cluster(options.cluster or sweep.cluster, options.overrides, nodes=options.nodes, where=where),
+        where=where,
+        evaluate=sweep.evaluate and not options.no_evaluate,
+        check=not options.no_check,
+    )
+    submit(order, dry_run=options.dry_run)
+    return 0
+
+
+def points(sweep: SweepConfig, extra: Sequence[str] = ()) -> list[Point]:
+    """The runs of a sweep, in the order of the file.
+
+    Args:
+        sweep: its config.
+        extra: overrides for all points, stronger than the file's own.
+
+    Raises:
+        ConfigError: a mistake in a point's settings, or two points that are the same; names the point.
+    """
+    made: dict[str, Point] = {}
+    for chosen in combinations(sweep):
+        name = point_name(chosen)
+        if name in made:
+            raise ConfigError(f"two points of the sweep are the same run, {name}; remove one of them")
+        run_dir = f"run_dir={yaml_value(str(Path(sweep.root) / name))}"
+        overrides = [*sweep.overrides, *(f"{key}={yaml_value(value)}" for key, value in chosen.items()), *extra]
+        try:
+            config = load_run(sweep.base, [*overrides, run_dir])
+        except ConfigError as error:
+            raise ConfigError(f"point {name}: {error}") from error
+        made[name] = Point(config=config, overrides=tuple(overrides))
+    return list(made.values())
+
+
+def combinations(sweep: SweepConfig) -> Iterable[dict[str, Any]]:
+    """Dotted name -> value of each point: every entry of `points` with every combination of `grid`."""
+    listed = [_parsed(point) for point in sweep.points] or [{}]
+    for point in listed:
+        for values in itertools.product(*sweep.grid.values()):
+            yield {**point, **dict(zip(sweep.grid, values, strict=True))}
+
+
+def point_name(chosen: Mapping[str, Any]) -> str:
+    """A folder's name for a point: what tells it from others, safe in file systems, the same at every call.
+
+    "temperature_0.07-seed_1": the last words of the settings' names with their values. Where characters had to be
+    replaced, or the name was too long, a hash of the settings keeps different points apart.
+    """
+    short = _short_keys(list(chosen))
+    plain = "-".join(f"{short[key]}_{_text(value)}" for key, value in chosen.items())
+    safe = re.sub(r"[^A-Za-z0-9_.+-]+", ".", plain).strip(".-")
+    if safe == plain and len(safe) <= _MAX_NAME:
+        return safe
+    digest = hashlib.sha256(yaml_value(dict(chosen)).encode()).hexdigest()[:_HASH]
+    return f"{safe[: _MAX_NAME - _HASH - 1]}-{digest}"
+
+
+def yaml_value(value: Any) -> str:
+    """A value on one line, as an override's right side."""
+    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=1 << 20, allow_unicode=True)
+    return text.removesuffix("\n").removesuffix("...").rstrip("\n")
+
+
+def _short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Dotted name -> its last words, as few as tell it from the others (`backbone.name` is called backbone)."""
+    trimmed = {key: key.removesuffix(".name") for key in keys}
+    short = {}
+    for key, name in trimmed.items():
+        words = name.split(".")
+        others = [other.split(".") for k, other in trimmed.items() if k != key]
+        count = next(
+            (n for n in range(1, len(words) + 1) if all(other[-n:] != words[-n:] for other in others)), len(words)
+        )
+        short[key] = ".".join(words[-count:])
+    return short
+
+
+def _parsed(point: Sequence[str]) -> dict[str, Any]:
+    pairs = {}
+    for override in point:
+        key, sign, value = override.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"points: {override!r}, expected section.field=value")
+        pairs[key] = yaml.safe_load(value)
+    return pairs
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "x".join(_text(item) for item in value)
+    return yaml_value(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))
