@@ -3,45 +3,34 @@
 The set is cut into units (`data.prepare_unit`), each of which becomes one shard with a record beside it. Running again
 continues with the units that have no record; the manifest is joined from the records at the end. The settings are
 stored first, so that a folder cannot be continued with others, and a lock keeps a second process out.
+
+On a cluster several processes make a share of the units each (`prepare_share`), in one folder and at once; when all
+have ended, `join_shares` writes the manifest. The set is the same, byte for byte. Needs a file system with locks that
+hold across machines (NFS, Lustre with -o flock).
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import logging
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
-import torch
-
 from data.codec import SCHEMA_VERSION, CodecConfig
 from data.convert.base import Converter
-from data.prepare_unit import RECORDS, Unit, UnitJob, UnitRecord, load_record, plan_units, run_unit
+from data.prepare_folder import locked, same_settings, sweep, units_locked
+from data.prepare_pool import Meter, Progress, run_units
+from data.prepare_unit import RECORDS, Unit, UnitJob, UnitRecord, load_record, plan_units
 from data.shard_writer import SetInfo, join_manifest
-from data.shards import MANIFEST_NAME, Manifest, ShardError, replace_file
+from data.shards import Manifest, ShardError
 from data.superpixels import SuperpixelConfig
 
 _log = logging.getLogger(__name__)
-_SETTINGS = "settings.json"
-_POLL_S = 0.2
-
-Progress = Callable[[int, int], None]
-"""Called with the source frames done so far and in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,43 +105,156 @@ def prepare(
     started = time.monotonic()
     report = on_progress or (lambda done, total: None)
     units = plan_units(converter, config.samples_per_shard, config.limit)
-    with _locked(root):
-        _same_settings(root, _settings(converter, config, units))
-        for leftover in [*Path(root).glob("*.tmp"), *(Path(root) / RECORDS).glob("*.tmp")]:
-            leftover.unlink()
-        records = {unit.number: load_record(root, unit, verify=verify) for unit in units}
-        todo = [unit for unit in units if records[unit.number] is None]
-        done_before = sum(unit.num_frames for unit in units) - sum(unit.num_frames for unit in todo)
-        job = UnitJob(root=root, converter=converter, superpixels=config.superpixels, codec=config.codec)
-        meter = _Meter(report, done_before, sum(unit.num_frames for unit in units))
-        records |= _run(job, todo, workers, meter)
-        manifest = _join(root, converter, config, [record for record in records.values() if record is not None])
+    with locked(root):
+        same_settings(root, _settings(converter, config, units))
+        sweep(root)
+        records, num_reused = _complete(root, converter, config, units, workers, verify, report)
+        manifest = _join(root, converter, config, records)
     return PrepareSummary(
         manifest=manifest,
-        num_reused_units=len(units) - len(todo),
+        num_reused_units=num_reused,
         num_units=len(units),
         seconds=time.monotonic() - started,
     )
 
 
-# -------------------------------------------------------------------------------------- lock and settings
-@contextlib.contextmanager
-def _locked(root: str) -> Iterator[None]:
-    """One process at a time. The lock is the kernel's: it goes with the process, however that ends."""
-    folder = Path(root) / RECORDS
-    if (Path(root) / MANIFEST_NAME).exists() and not folder.is_dir():
-        raise ShardError(f"{root} holds a shard set that was not prepared here; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+# ------------------------------------------------------------------------------------------------ shares
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which part of a set a process makes: neighbouring units, so that it reads neighbouring logs.
+
+    Attributes:
+        number: 0 to `count` - 1.
+        count: shares in all.
+    """
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.count:
+            raise ValueError(f"share {self.number}/{self.count}: expected i/n with i from 0 to n - 1, such as 0/8")
+
+    def of(self, units: Sequence[Unit]) -> Sequence[Unit]:
+        """This share of all units; shares differ by one unit at most."""
+        return units[self.number * len(units) // self.count : (self.number + 1) * len(units) // self.count]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShareSummary:
+    """What a share did.
+
+    Attributes:
+        num_reused_units: units that were there already.
+        num_units: of this share.
+        num_all_units: of the whole set.
+        num_skipped: source frames of this share that could not be used; whether too many are is asked when joining.
+        seconds: of this call.
+    """
+
+    num_reused_units: int
+    num_units: int
+    num_all_units: int
+    num_skipped: int
+    seconds: float
+
+
+def prepare_share(
+    converter: Converter,
+    root: str,
+    config: PrepareConfig,
+    share: Share,
+    *,
+    workers: int = 1,
+    verify: bool = False,
+    on_progress: Progress | None = None,
+) -> ShareSummary:
+    """Make one share of a set's units; other shares may be made in the same folder at the same time.
+
+    Args:
+        converter: the source.
+        root: folder of the set, made if absent.
+        config: how; the same for all shares.
+        share: which part.
+        workers: processes.
+        verify: as for `prepare`.
+        on_progress: for a progress bar of this share.
+
+    Raises:
+        ShardError: as `prepare`; a plain `prepare`, a joining or the same share is at work in the folder.
+    """
+    started = time.monotonic()
+    report = on_progress or (lambda done, total: None)
+    every = plan_units(converter, config.samples_per_shard, config.limit)
+    units = share.of(every)
+    with locked(root, shared=True), units_locked(root, units):
+        same_settings(root, _settings(converter, config, every))
+        sweep(root, units)
+        records, num_reused = _complete(root, converter, config, units, workers, verify, report)
+    return ShareSummary(
+        num_reused_units=num_reused,
+        num_units=len(units),
+        num_all_units=len(every),
+        num_skipped=sum(len(record.skipped) for record in records),
+        seconds=time.monotonic() - started,
+    )
+
+
+def join_shares(converter: Converter, root: str, config: PrepareConfig, *, verify: bool = False) -> PrepareSummary:
+    """Write the manifest of a set whose shares are all made.
+
+    Args:
+        converter: the source.
+        root: folder of the set.
+        config: how the shares were made.
+        verify: compare the shards' checksums, which reads them whole.
+
+    Raises:
+        ShardError: units are missing or damaged (run their shares again), shares are still at work, other settings,
+            or too many frames were damaged.
+    """
+    started = time.monotonic()
+    units = plan_units(converter, config.samples_per_shard, config.limit)
+    if not (Path(root) / RECORDS).is_dir():
+        raise ShardError(f"{root}: no share of a set was made here; make all shares first, or name another folder")
+    with locked(root):
+        same_settings(root, _settings(converter, config, units))
+        records = {unit.number: load_record(root, unit, verify=verify) for unit in units}
+        missing = [number for number, record in records.items() if record is None]
+        if missing:
             raise ShardError(
-                f"another process is preparing {root}; wait for it, or stop it and run this again to continue"
-            ) from None
-        yield
+                f"{root}: {len(missing)} of {len(units)} shards are not made or no longer whole (the first is "
+                f"{units[missing[0]].shard_name}); run their shares again, or prepare without --share and --join, "
+                "which makes what is missing"
+            )
+        manifest = _join(root, converter, config, [record for record in records.values() if record is not None])
+    return PrepareSummary(
+        manifest=manifest,
+        num_reused_units=len(units),
+        num_units=len(units),
+        seconds=time.monotonic() - started,
+    )
 
 
+def _complete(
+    root: str,
+    converter: Converter,
+    config: PrepareConfig,
+    units: Sequence[Unit],
+    workers: int,
+    verify: bool,
+    report: Progress,
+) -> tuple[list[UnitRecord], int]:
+    """Make the units that are missing; records of all in order, and how many were there before."""
+    records = {unit.number: load_record(root, unit, verify=verify) for unit in units}
+    todo = [unit for unit in units if records[unit.number] is None]
+    num_frames = sum(unit.num_frames for unit in units)
+    job = UnitJob(root=root, converter=converter, superpixels=config.superpixels, codec=config.codec)
+    records |= run_units(job, todo, workers, Meter(report, num_frames - sum(u.num_frames for u in todo), num_frames))
+    return [record for record in records.values() if record is not None], len(units) - len(todo)
+
+
+# ----------------------------------------------------------------------------------- settings and joining
 def _settings(converter: Converter, config: PrepareConfig, units: Sequence[Unit]) -> dict[str, Any]:
     """All that the bytes of the set depend on."""
     write = dataclasses.asdict(config)
@@ -169,124 +271,6 @@ def _settings(converter: Converter, config: PrepareConfig, units: Sequence[Unit]
     return plain
 
 
-def _same_settings(root: str, settings: dict[str, Any]) -> None:
-    path = Path(root) / RECORDS / _SETTINGS
-    if not path.is_file():
-        replace_file(path, (json.dumps(settings, indent=1) + "\n").encode())
-        return
-    before, now = dict(_leaves(json.loads(path.read_bytes()))), dict(_leaves(settings))
-    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if differing:
-        name = differing[0]
-        hint = " (the source's logs or frames have changed since)" if name == "source_frames" else ""
-        raise ShardError(
-            f"{root} was begun with {name} = {before.get(name)!r}, now it is {now.get(name)!r}{hint}; continue with "
-            "the settings that it was begun with, or choose a new folder"
-        )
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-# ----------------------------------------------------------------------------------------------- running
-class _Meter:
-    """Frames done, as a sum over processes, for the progress bar."""
-
-    def __init__(self, report: Progress, done: int, total: int) -> None:
-        self._report = report
-        self._before = done
-        self._total = total
-        self.show(0)
-
-    def show(self, done_now: int) -> None:
-        self._report(self._before + done_now, self._total)
-
-
-def _run(job: UnitJob, units: Sequence[Unit], workers: int, meter: _Meter) -> dict[int, UnitRecord]:
-    if workers < 1:
-        raise ValueError(f"workers is {workers}, expected at least 1")
-    if workers == 1 or len(units) <= 1:
-        return _run_here(job, units, meter)
-    return _run_parallel(job, units, min(workers, len(units)), meter)
-
-
-def _run_here(job: UnitJob, units: Sequence[Unit], meter: _Meter) -> dict[int, UnitRecord]:
-    done = 0
-
-    def on_frame() -> None:
-        nonlocal done
-        done += 1
-        meter.show(done)
-
-    return {unit.number: run_unit(job, unit, on_frame) for unit in units}
-
-
-def _run_parallel(job: UnitJob, units: Sequence[Unit], workers: int, meter: _Meter) -> dict[int, UnitRecord]:
-    # spawn: OpenCV's and torch's threads do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(job, counter))
-    try:
-        futures = {pool.submit(_work, unit): unit for unit in units}
-        records = _collect(futures, lambda: meter.show(counter.value))
-    except BrokenProcessPool as error:
-        raise ShardError(
-            f"a worker process died while preparing {job.root} (killed, or out of memory?); run the same command "
-            "again to continue, with fewer workers if memory is short"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-    return records
-
-
-def _collect(futures: Mapping[Future[UnitRecord], Unit], show: Callable[[], None]) -> dict[int, UnitRecord]:
-    records: dict[int, UnitRecord] = {}
-    pending = set(futures)
-    while pending:
-        finished, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-        records |= {futures[future].number: future.result() for future in finished}
-        show()
-    return records
-
-
-_worker_job: UnitJob | None = None
-_worker_counter: Any = None
-
-
-def _start_worker(job: UnitJob, counter: Any) -> None:
-    """Set up a worker process: one thread, no Ctrl-C of its own, and no life without its parent."""
-    global _worker_job, _worker_counter
-    _worker_job, _worker_counter = job, counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """After kill -9 of the parent a pool's workers would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
-
-
-def _work(unit: Unit) -> UnitRecord:
-    assert _worker_job is not None
-
-    def on_frame() -> None:
-        with _worker_counter.get_lock():
-            _worker_counter.value += 1
-
-    return run_unit(_worker_job, unit, on_frame)
-
-
-# ----------------------------------------------------------------------------------------------- joining
 def _join(root: str, converter: Converter, config: PrepareConfig, records: Sequence[UnitRecord]) -> Manifest:
     tables = [record.table for record in records if record.table is not None]
     skips = [skip for record in records for skip in record.skipped]

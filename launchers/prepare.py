@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import os
 import re
 import sys
@@ -16,7 +17,7 @@ from rich.table import Table
 from configs.load import ConfigError, load
 from data.convert.base import Converter
 from data.convert.sets import SETTINGS, make_converter
-from data.prepare import PrepareConfig, PrepareSummary, prepare
+from data.prepare import PrepareConfig, PrepareSummary, Share, ShareSummary, join_shares, prepare, prepare_share
 
 _SET_HELP = {
     "synthetic": "the built-in street world; SRC is '-', nothing is downloaded",
@@ -37,6 +38,8 @@ Settings are given as name=value after the folders:
   <name>=...                of this data set: {names}
 
 Interrupted? Run the same command again: finished shards are kept, the rest is made.
+On a cluster: `--share 0/8` to `--share 7/8` at once, on any machines that see the folder; then `--join`
+(slurm/prepare_<set>.sh does both). The set is the same as without.
 """
 
 
@@ -75,6 +78,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="compare checksums of finished shards, and make damaged ones again"
     )
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--share", type=_share, metavar="I/N", help="make only this share of the shards; join later")
+    part.add_argument("--join", action="store_true", help="all shares are made: write the manifest")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N frames of the set")
     parser.add_argument(
         "--samples-per-shard",
@@ -90,6 +96,17 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="stop when more than this share of the frames is damaged (default: %(default)s)",
     )
+
+
+def _share(text: str) -> Share:
+    """A share as it is written on the command line: 2/8 is number 2 of 8."""
+    if not re.fullmatch(r"\d+/\d+", text):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected i/n with i from 0 to n - 1, such as 0/8")
+    number, count = text.split("/")
+    try:
+        return Share(number=int(number), count=int(count))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _num_cores() -> int:
@@ -108,17 +125,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.workers < 1:
         raise ConfigError(f"--workers: got {arguments.workers}, expected at least 1")
     console = Console()
+    if arguments.join:
+        print_summary(join_shares(converter, arguments.out, config, verify=arguments.verify), console)
+        return 0
     with _progress_bar(console) as bar:
         task = bar.add_task(f"{arguments.set} -> {arguments.out}", total=None)
-        summary = prepare(
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        work = functools.partial(prepare_share, share=arguments.share) if arguments.share else prepare
+        done = work(
             converter,
             arguments.out,
             config,
             workers=arguments.workers,
             verify=arguments.verify,
-            on_progress=lambda done, total: bar.update(task, completed=done, total=total),
+            on_progress=show,
         )
-    print_summary(summary, console)
+    if isinstance(done, ShareSummary):
+        print_share(arguments.share, done, console)
+    else:
+        print_summary(done, console)
     return 0
 
 
@@ -165,6 +193,17 @@ def _progress_bar(console: Console) -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
+    )
+
+
+def print_share(share: Share, summary: ShareSummary, console: Console) -> None:
+    """What a share made, and what comes next."""
+    console.print(
+        f"share {share.number}/{share.count}: {summary.num_units} of {summary.num_all_units} shards, "
+        f"{summary.num_reused_units} kept from before, {summary.num_skipped} frames skipped, {summary.seconds:.1f} s; "
+        "when all shares are made, run the same command with --join",
+        highlight=False,
+        soft_wrap=True,
     )
 
 

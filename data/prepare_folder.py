@@ -1,0 +1,117 @@
+"""The folder of a set in the making: who may work in it, with which settings it was begun, what a crash left.
+
+Locks are the kernel's: they go with the process, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data.prepare_unit import RECORDS, Unit
+from data.shards import MANIFEST_NAME, ShardError, replace_file
+
+_SETTINGS = "settings.json"
+
+
+@contextlib.contextmanager
+def locked(root: str, *, shared: bool = False) -> Iterator[None]:
+    """Work in a folder, made if absent: one process at a time, or many shares.
+
+    Args:
+        root: folder of the set.
+        shared: for a share.
+
+    Raises:
+        ShardError: it is in use, or holds a set that was not prepared there.
+    """
+    folder = Path(root) / RECORDS
+    if (Path(root) / MANIFEST_NAME).exists() and not folder.is_dir():
+        raise ShardError(f"{root} holds a shard set that was not prepared here; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a+") as file:  # NFS gives shared locks only to who may read
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ShardError(
+                f"another process is preparing {root}; wait for it, or stop it and run this again to continue"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def units_locked(root: str, units: Sequence[Unit]) -> Iterator[None]:
+    """Keep neighbouring units for this process alone, also against shares that were cut otherwise.
+
+    Args:
+        root: folder of the set.
+        units: to be made; each is one byte of the lock file.
+
+    Raises:
+        ShardError: another process makes some of them.
+    """
+    if not units:
+        yield
+        return
+    with (Path(root) / RECORDS / "units.lock").open("a") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, len(units), units[0].number)
+        except (BlockingIOError, PermissionError):
+            raise ShardError(
+                f"another process is making shards {units[0].number} to {units[-1].number} of {root}, or some of them; "
+                "is the same share running twice?"
+            ) from None
+        yield
+
+
+def same_settings(root: str, settings: Mapping[str, Any]) -> None:
+    """Store the settings in a new folder; in one that was begun, check that they are the same.
+
+    Args:
+        root: folder of the set.
+        settings: all that its bytes depend on, as plain JSON.
+
+    Raises:
+        ShardError: it was begun with others; names the first that differs.
+    """
+    path = Path(root) / RECORDS / _SETTINGS
+    with path.with_name(f"{_SETTINGS}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # several shares may begin at once
+        if not path.is_file():
+            replace_file(path, (json.dumps(settings, indent=1) + "\n").encode())
+            return
+    before, now = dict(_leaves(json.loads(path.read_bytes()))), dict(_leaves(settings))
+    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if differing:
+        name = differing[0]
+        hint = " (the source's logs or frames have changed since)" if name == "source_frames" else ""
+        raise ShardError(
+            f"{root} was begun with {name} = {before.get(name)!r}, now it is {now.get(name)!r}{hint}; continue with "
+            "the settings that it was begun with, or choose a new folder"
+        )
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value
+
+
+def sweep(root: str, units: Sequence[Unit] | None = None) -> None:
+    """Remove what a crash left half written.
+
+    Args:
+        root: folder of the set.
+        units: only theirs; None for all.
+    """
+    patterns = ["*.tmp"] if units is None else [f"*-{unit.number:06d}.*.tmp" for unit in units]
+    for folder in (Path(root), Path(root) / RECORDS):
+        for pattern in patterns:
+            for leftover in folder.glob(pattern):
+                leftover.unlink()
