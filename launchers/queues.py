@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from configs.schema import ClusterConfig, ResourcesConfig
 from launchers import slurm
@@ -42,6 +42,7 @@ class After:
     ended: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class Queue(Protocol):
     """Takes jobs."""
 

@@ -269,7 +269,7 @@ def _record(run: _Run, queue: Queue, **ids: Any) -> Jobs:
 
 
 def _named(queue: Queue, job: str) -> str:
-    return f"is queued as {job}" if queue.cluster is not None else "is over"
+    return f"queued as {job}" if queue.cluster is not None else "over"
 
 
 def _follow(runs: Sequence[_Run], order: Order, queue: Queue, active: set[str]) -> None:
@@ -297,10 +297,12 @@ def _follow(runs: Sequence[_Run], order: Order, queue: Queue, active: set[str]) 
         return
     slurm.cancel(sorted(job for job in old if job is not None))
     report = FollowJob(work=report_job(order.root.absolute(), [run.point.run_dir for run in runs]), folder=folder)
-    job = queue.submit([report], name=f"{order.root.absolute().name}-report", after=After(ended=_once(waited)))[0]
+    # Whole arrays instead of all their elements: sbatch's line would grow with the sweep.
+    after = After(ended=tuple(dict.fromkeys(map(_array, waited))))
+    job = queue.submit([report], name=f"{order.root.absolute().name}-report", after=after)[0]
     for run in with_work:
         _record(run, queue, report=job)
-    print(f"report: {_named(queue, job)}")
+    print(f"report {_named(queue, job)}")
 
 
 def _evaluate(run: _Run, queue: Queue, active: set[str], folder: str) -> tuple[list[str], int]:
@@ -322,7 +324,7 @@ def _evaluate(run: _Run, queue: Queue, active: set[str], folder: str) -> tuple[l
         ids = queue.submit(list(works), name=f"{name}-evaluate", after=after)
         queued |= {work.name: job for work, job in zip(works, ids, strict=True)}
         _record(run, queue, evaluate={**run.jobs.evaluate, **queued})
-        print(f"{name}: {len(works)} evaluations, {_named(queue, ids[0])}")
+        print(f"{name}: {len(works)} evaluations {_named(queue, _array(ids[0]))}")
     return list(queued.values()), len(works)
 
 
@@ -348,7 +350,7 @@ def _baselines(
     if works:
         ids = queue.submit([work for _, work in works], name=f"{order.root.absolute().name}-random")
         queued |= {key: job for (key, _), job in zip(works, ids, strict=True)}
-        print(f"random initialisation: {len(works)} jobs, {_named(queue, ids[0])}")
+        print(f"random initialisation: {len(works)} jobs {_named(queue, _array(ids[0]))}")
     for run in runs:
         own = {key: queued[key] for key in wanted[run.point.run_dir] if key in queued}
         if own:
@@ -356,8 +358,9 @@ def _baselines(
     return list(queued.values()), len(works)
 
 
-def _once(ids: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(ids))
+def _array(job: str) -> str:
+    """The array that an element belongs to."""
+    return job.partition("_")[0]
 
 
 # ------------------------------------------------------------------------------------------------------------ words
