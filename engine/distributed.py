@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from engine.deepspeed_config import import_deepspeed
+from engine.preempt import StopSignals, name_of
 
 Device = Literal["auto", "cpu", "cuda"]
 
@@ -147,6 +149,25 @@ def first_host(nodelist: str) -> str:
     return f"{prefix}{number}{suffix}"
 
 
+def address(node: str) -> str:
+    """Where a SLURM node is reached: by its name, or, where names of nodes are no host names, by SLURM's address.
+
+    Args:
+        node: SLURM's name of it.
+    """
+    try:
+        socket.getaddrinfo(node, None)
+    except OSError:
+        command = ("scontrol", "--oneliner", "show", "node", node)
+        try:
+            told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+        except (OSError, subprocess.TimeoutExpired):
+            told = ""
+        found = re.search(r"\bNodeAddr=(\S+)", told)
+        return found.group(1) if found else node
+    return node
+
+
 def free_port() -> int:
     """A TCP port on this machine that nobody listens on at this moment."""
     with socket.socket() as sock:
@@ -197,7 +218,7 @@ def init_distributed(device: Device = "auto", *, timeout_min: float = 30.0) -> W
             RANK=str(launch.rank),
             WORLD_SIZE=str(launch.world_size),
             LOCAL_RANK=str(launch.local_rank),
-            MASTER_ADDR=launch.master_addr,
+            MASTER_ADDR=address(launch.master_addr) if launch.launcher == "srun" else launch.master_addr,
             MASTER_PORT=str(port),
         )
         deepspeed.init_distributed(
@@ -241,6 +262,17 @@ def agree_any(flags: Sequence[bool], world: World) -> list[bool]:
         world: the run's processes.
     """
     return [bool(vote) for vote in agree_max([float(flag) for flag in flags], world)]
+
+
+def agree_signal(signals: StopSignals, world: World) -> str | None:
+    """Name of the signal that any rank received, the same on all ranks; None if none did.
+
+    Args:
+        signals: this rank's.
+        world: the run's processes.
+    """
+    (number,) = agree_max([float(signals.number)], world)
+    return name_of(int(number))
 
 
 def agree_all(flags: Sequence[bool], world: World) -> list[bool]:

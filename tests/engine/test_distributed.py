@@ -9,6 +9,7 @@ import torch
 from engine.deepspeed_config import EngineConfig, check_precision, deepspeed_dict
 from engine.distributed import (
     World,
+    address,
     agree_all,
     agree_any,
     choose_device,
@@ -146,3 +147,13 @@ def test_a_requeued_job_takes_another_port_of_its_own() -> None:
     ports = [slurm_port(12, 0, restarts) for restarts in range(16)]
     assert len(set(ports)) == 16
     assert set(ports) == own
+
+
+def test_a_node_without_a_host_name_is_reached_at_slurms_address(tmp_path, monkeypatch):
+    assert address("localhost") == "localhost"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert address("node.invalid") == "node.invalid"  # no scontrol: the rendezvous will name it
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text('#!/bin/sh\necho "NodeName=$4 NodeAddr=10.0.0.7 NodeHostName=h7 Port=6818"\n')
+    scontrol.chmod(0o755)
+    assert address("node.invalid") == "10.0.0.7"
