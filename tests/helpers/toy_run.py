@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint import CheckpointConfig, load_weights
+from engine.checkpoint import CheckpointConfig, list_checkpoints, load_weights, step_of
 from engine.deepspeed_config import EngineConfig
 from engine.distributed import free_port, init_distributed, shutdown
 from engine.monitor import MonitorConfig
@@ -109,6 +110,15 @@ def metrics(run_dir: Path | str) -> list[dict[str, Any]]:
 def losses(run_dir: Path | str) -> list[float]:
     """Golden record of a run: the loss of each update (log_every=1)."""
     return [line["train/loss"] for line in metrics(run_dir)]
+
+
+def stop_at(whole: Path, cut: Path, step: int) -> Path:
+    """A copy of a run as if it had been killed behind the checkpoint of a step."""
+    shutil.copytree(whole, cut)
+    for checkpoint in list_checkpoints(cut):
+        if step_of(checkpoint) > step:
+            shutil.rmtree(checkpoint)
+    return cut
 
 
 def weights(run_dir: Path | str) -> dict[str, torch.Tensor]:
