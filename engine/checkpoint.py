@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -115,7 +116,7 @@ def save_checkpoint(
     error: OSError | None = None
     if world.is_main:
         try:
-            shutil.rmtree(temp, ignore_errors=True)
+            _clean(root)
             temp.mkdir(parents=True)
         except OSError as e:
             error = e
@@ -126,7 +127,7 @@ def save_checkpoint(
             save_file(dict(weights), temp / WEIGHTS)
             _write_json(temp / "state.json", {"format": FORMAT, "step": step, **state})
             _write_json(temp / "config.json", config)
-    except (OSError, RuntimeError) as e:  # torch and safetensors report a full disk in their own ways
+    except (OSError, RuntimeError, SafetensorError) as e:  # torch and safetensors report a full disk in their own ways
         error = e if isinstance(e, OSError) else OSError(str(e))
     _agree_written(error, temp, world)
     if world.is_main:
@@ -143,11 +144,19 @@ def _agree_written(error: OSError | None, temp: Path, world: World) -> None:
     """Raise on all ranks when one of them failed, so that none waits for it for ever."""
     (failed,) = agree_any([error is not None], world)
     if failed:
+        if world.is_main:
+            _clean(temp.parent)  # half a checkpoint takes the room that the next try needs
         here = f": {error}" if error is not None else " on another rank (see its log)"
         raise CheckpointError(
             f"writing the checkpoint {temp} failed{here}; free disk space or mend the folder's rights and start the "
             "run again: it continues from the checkpoint before"
         )
+
+
+def _clean(root: Path) -> None:
+    """Remove what unfinished checkpoints have left, as far as the storage lets us."""
+    for leftover in root.glob(".tmp_step_*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _publish(temp: Path, final: Path) -> None:

@@ -43,6 +43,9 @@ class EngineConfig:
         loss_scale_power: fp16 starts with the loss multiplied by 2 to this power.
         zero3_persistent_numel: at stage 3, parameters with fewer elements stay whole on every rank.
         timeout_min: how long a collective waits for a peer, minutes.
+        heartbeat_s: silence after which a rank counts as dead, seconds; longer than whatever stops a whole process.
+        stall_min: how long a rank may stand still in one part of a step (waiting for data, forward, update), minutes;
+            longer than `data.retry_min`.
     """
 
     zero_stage: int = 0
@@ -56,6 +59,8 @@ class EngineConfig:
     loss_scale_power: int = 16
     zero3_persistent_numel: int = 100_000
     timeout_min: float = 30.0
+    heartbeat_s: float = 60.0
+    stall_min: float = 20.0
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
@@ -70,8 +75,9 @@ class EngineConfig:
             raise ValueError(f"loss_scale_power={self.loss_scale_power}, expected 0 to 24 (2 to this power)")
         if self.zero3_persistent_numel < 0:
             raise ValueError(f"zero3_persistent_numel={self.zero3_persistent_numel}, expected 0 or more elements")
-        if self.timeout_min <= 0:
-            raise ValueError(f"timeout_min={self.timeout_min}, expected a positive number of minutes")
+        for name, unit in (("timeout_min", "minutes"), ("heartbeat_s", "seconds"), ("stall_min", "minutes")):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name}={getattr(self, name)}, expected a positive number of {unit}")
 
 
 def check_precision(config: EngineConfig, module: nn.Module, device: torch.device) -> None:

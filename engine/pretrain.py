@@ -16,7 +16,9 @@ import math
 import platform
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -31,16 +33,18 @@ from engine import checkpoint as ckpt
 from engine import metric_names as names
 from engine.checkpoint import CheckpointConfig
 from engine.deepspeed_config import EngineConfig, check_precision, quiet_deepspeed
-from engine.distributed import World, agree_any, init_distributed, mean_over_ranks
+from engine.distributed import World, agree_max, agree_signal, init_distributed, mean_over_ranks
 from engine.elastic import check_continuable, cut_anew, saved_layout
-from engine.errors import DivergenceError, DryBatchError
+from engine.errors import DivergenceError, DryBatchError, StopRequested
+from engine.keeper import Keeper
 from engine.monitor import Monitor, MonitorConfig, Stopwatch, Window, peak_rss_gib, to_floats
 from engine.optim import OptimConfig, build_optimizer, peak_lr
-from engine.preempt import StopSignals
+from engine.preempt import StopSignals, name_of
 from engine.protocols import BatchLike, BatchSource
 from engine.rng import get_rng_state, seed_everything, set_rng_state
 from engine.schedule import ScheduleConfig, lr_scale, lr_table, total_steps
 from engine.sync_bn import convert_sync_batchnorm
+from engine.watchdog import Watchdog
 from engine.zero import Update, ZeroEngine, copy_buffers, restore_buffers, untouched
 
 logger = logging.getLogger("tandem.pretrain")
@@ -76,7 +80,7 @@ class PretrainSummary:
 
     Attributes:
         status: "finished", or "preempted" by a signal: start the same command again to continue.
-        signal: name of that signal, on the ranks that received it.
+        signal: name of that signal, on all ranks.
         step: updates done in all.
         num_steps: updates of the whole run.
         skipped: updates skipped because loss or gradient was not finite.
@@ -118,6 +122,7 @@ def pretrain(
     fingerprint: Mapping[str, Any],
     resolved_config: Mapping[str, Any],
     pictures: Pictures | None = None,
+    watchdog: Watchdog | None = None,
 ) -> PretrainSummary:
     """Train an objective to the end of its schedule, or to a stop signal.
 
@@ -130,13 +135,16 @@ def pretrain(
         fingerprint: JSON values that must not change when a run continues (method, backbone, ...).
         resolved_config: JSON values written into every checkpoint.
         pictures: makes pictures from the batch at hand, see `Pictures`.
+        watchdog: already watching; None: one of our own.
 
     Returns:
         How the run ended.
 
     Raises:
         ValueError: settings that do not fit together, the machine or the objective.
-        CheckpointError: the folder's checkpoints are damaged or of another model.
+        CheckpointError: the folder's checkpoints are damaged or of another model, or new ones cannot be written.
+        StopRequested: told to stop before the first update.
+        PeerLostError, PeerFailedError: see `engine.watchdog`.
         DryBatchError: forward or backward pass fails on the first batch.
         DivergenceError: too many skipped updates in a row.
     """
@@ -188,7 +196,7 @@ def pretrain(
         convert_sync_batchnorm(objective)
     objective.to(world.device).train()
 
-    with quiet_deepspeed(), StopSignals() as signals:
+    with quiet_deepspeed(), StopSignals() as signals, _watching(watchdog, settings.engine, world) as watch:
         engine = ZeroEngine(
             objective,
             build_optimizer(objective, settings.optim, peak),
@@ -201,14 +209,20 @@ def pretrain(
         elif world.is_main:
             logger.info("learning rate\n%s", lr_table(settings.schedule, num_steps, peak))
 
-        stopwatch = Stopwatch()
+        told = agree_signal(signals, world)
+        if told is not None:
+            engine.close()
+            raise StopRequested(told)
+        stopwatch, keeper = Stopwatch(), Keeper(settings.checkpoint)
         stream = _timed(source.batches(run.step * accumulation_steps), stopwatch)
+        watch.phase("data", run.step)
         batch = next(stream).to(world.device)
+        watch.phase("forward", run.step)
         if settings.engine.dry_batch:
             _dry_batch(engine, batch, micro_batch_size)
         monitor = Monitor(run_dir, settings.monitor, world, step=run.step, num_steps=num_steps)
         status: Literal["finished", "preempted"] = "finished"
-        last_saved, saved_at, last_loss = saved, time.monotonic(), math.nan
+        signal, last_saved, saved_at, last_loss = None, saved, time.monotonic(), math.nan
         stopwatch.restart()
 
         try:
@@ -220,11 +234,13 @@ def pretrain(
                 seen: list[str] = []
                 for micro in range(accumulation_steps):
                     if micro > 0:
+                        watch.phase("data", run.step)
                         batch = next(stream).to(world.device)
-                    total, parts, watch = engine.forward(batch)
+                    watch.phase("forward", run.step)
+                    total, parts, collapse = engine.forward(batch)
                     engine.backward(total, last=micro == accumulation_steps - 1)
                     scalars = {names.LOSS: float(total.detach())}
-                    scalars |= to_floats(parts, names.LOSS_PART) | to_floats(watch, names.WATCH)
+                    scalars |= to_floats(parts, names.LOSS_PART) | to_floats(collapse, names.WATCH)
                     for name, value in scalars.items():
                         sums[name] = sums.get(name, 0.0) + value / accumulation_steps
                     stopwatch.saw(batch.num_samples, batch.num_points)
@@ -233,9 +249,10 @@ def pretrain(
                 # --- decide together, then update or skip ---
                 minutes = (time.monotonic() - saved_at) / 60
                 due = world.is_main and 0 < settings.checkpoint.every_min <= minutes
-                loss_bad, stop, due = agree_any(
-                    [not math.isfinite(sums[names.LOSS]), signals.received is not None, due], world
-                )
+                watch.phase("update", run.step)
+                votes = [float(not math.isfinite(sums[names.LOSS])), float(due), float(signals.number)]
+                any_bad, any_due, number = agree_max(votes, world)
+                loss_bad, due, signal = any_bad > 0, any_due > 0, name_of(int(number))
                 if loss_bad:
                     engine.discard()
                     update = Update(applied=False, grad_norm=math.inf)
@@ -274,12 +291,16 @@ def pretrain(
                     _warn_if_trivial(run, metrics)
                 monitor.advance(run.step, metrics)
                 if pictures is not None and _picture_due(settings.monitor, run.step, num_steps):
+                    watch.phase("pictures", run.step)
                     _draw(pictures, engine, batch, run.step, monitor)
 
                 # --- keep ---
-                if stop or due or run.step == num_steps or settings.checkpoint.due(run.step):
+                last = run.step == num_steps or signal is not None
+                if last or due or settings.checkpoint.due(run.step):
+                    watch.phase("checkpoint", run.step)
                     position = run.step * accumulation_steps
-                    last_saved = ckpt.save_checkpoint(
+                    write = partial(
+                        ckpt.save_checkpoint,
                         run_dir,
                         run.step,
                         weights=engine.weights(),
@@ -291,21 +312,33 @@ def pretrain(
                         keep=settings.checkpoint.keep,
                         keep_every=settings.checkpoint.keep_every,
                     )
+                    last_saved = keeper.write(write, must=last) or last_saved
                     saved_at = time.monotonic()
-                if stop and run.step < num_steps:
+                if signal is not None and run.step < num_steps:
                     status = "preempted"
                     break
                 if run.step < num_steps:
+                    watch.phase("data", run.step)
                     batch = next(stream).to(world.device)
+            watch.phase("end", run.step)
         finally:
             monitor.close()
             stream.close()
             engine.close()
     assert last_saved is not None  # the last update and a stop both save
-    return _summary(status, signals.received, run.step, num_steps, run.skipped, last_loss, began, last_saved)
+    return _summary(status, signal, run.step, num_steps, run.skipped, last_loss, began, last_saved)
 
 
 # --- parts of the loop that would hide its course ---
+
+
+@contextmanager
+def _watching(given: Watchdog | None, config: EngineConfig, world: World) -> Iterator[Watchdog]:
+    if given is not None:
+        yield given
+        return
+    with Watchdog(world, heartbeat_s=config.heartbeat_s, stall_min=config.stall_min) as own:
+        yield own
 
 
 def _timed(batches: Iterator[BatchLike], stopwatch: Stopwatch) -> Generator[BatchLike, None, None]:

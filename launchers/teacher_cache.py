@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from typing import Protocol, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -14,12 +13,15 @@ from data.loader import DataConfig, image_batches
 from data.sample import Batch
 from data.shards import SampleReader, load_manifest
 from data.teacher_cache import TeacherCache, TeacherCacheWriter, teacher_cache_key
-from engine.distributed import World, barrier
+from engine.distributed import World, agree_any, agree_signal
+from engine.errors import StopRequested
+from engine.preempt import StopSignals
 from models.image.teacher import FrozenTeacher
 
 _SAMPLES_AT_A_TIME = 4
 _FLUSH_EVERY_S = 60.0
 """What a killed build loses at most."""
+_TELL_EVERY_S = 5.0
 
 
 @runtime_checkable
@@ -33,49 +35,71 @@ class PoolsTeacher(Protocol):
         ...
 
 
-def open_or_build(objective: PoolsTeacher, config: DataConfig, world: World) -> TeacherCache:
+def open_or_build(
+    objective: PoolsTeacher, config: DataConfig, world: World, signals: StopSignals | None = None
+) -> TeacherCache:
     """The finished cache of this teacher and this set; rank 0 builds what is missing while the others wait.
 
     An interrupted build goes on where it stopped. Several runs that build the same cache at once write the same
-    bytes, one after the other's rename.
+    bytes, one after the other's rename. The wait may be longer than the time limit of a collective: rank 0 tells the
+    others every few seconds that it still builds, and hears whether one of them was told to stop.
+
+    Args:
+        objective: whose teacher.
+        config: of the training data.
+        world: the run's processes; all call it.
+        signals: what this process was told; None: nobody stops it.
 
     Raises:
         ShardError: damaged samples beyond `config.max_skip_share`, or a damaged cache.
+        StopRequested: before the cache was finished, on all ranks.
     """
     manifest = load_manifest(config.shards)
     key = teacher_cache_key(objective.teacher.fingerprint(), manifest, config.image_size)
     cache = TeacherCache.open(config.shards, key)
     indices = manifest.indices(config.split)[: config.limit].tolist()
-    if world.is_main and (cache is None or any(index not in cache for index in indices)):
-        _build(objective, config, key, world.device)
+    signals = signals or StopSignals()  # one that is not in a `with` block hears nothing
+    building = world.is_main and (cache is None or any(index not in cache for index in indices))
+    stopped = False
+    if building:
+        stopped = _build(objective, config, key, world, signals)
         cache = None
-    barrier(world)
+    while not stopped and any(flags := agree_any([False, signals.number > 0], world)):
+        stopped = flags[1]
+    if stopped:
+        raise StopRequested(str(agree_signal(signals, world)))
     cache = cache or TeacherCache.open(config.shards, key)
     assert cache is not None  # rank 0 has just finished it
     return cache
 
 
-def _build(objective: PoolsTeacher, config: DataConfig, key: str, device: torch.device) -> None:
+def _build(objective: PoolsTeacher, config: DataConfig, key: str, world: World, signals: StopSignals) -> bool:
+    """Add what is missing; True if some rank was told to stop before the end."""
     manifest = load_manifest(config.shards)
     writer = TeacherCacheWriter(config.shards, key, objective.teacher.num_features, manifest)
     missing = writer.missing(manifest.indices(config.split)[: config.limit])
     teacher_was_on = next(objective.teacher.parameters()).device
-    objective.teacher.to(device)
+    objective.teacher.to(world.device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    flushed = time.monotonic()
+    flushed = told = time.monotonic()
     try:
         with Progress(*columns) as progress:
             task = progress.add_task("teacher features", total=len(missing))
             for indices, batch in image_batches(SampleReader(manifest), missing, config, batch_size=_SAMPLES_AT_A_TIME):
-                _add(writer, indices, batch, objective.pool_teacher(batch.to(device)).cpu())
+                _add(writer, indices, batch, objective.pool_teacher(batch.to(world.device)).cpu())
                 progress.advance(task, len(indices))
                 if time.monotonic() - flushed >= _FLUSH_EVERY_S:
                     writer.flush()
                     flushed = time.monotonic()
+                if signals.number > 0 or time.monotonic() - told >= _TELL_EVERY_S:
+                    if agree_any([True, signals.number > 0], world)[1]:
+                        return True
+                    told = time.monotonic()
     finally:
         writer.flush()  # an interrupted build keeps what it has
     writer.finish()
     objective.teacher.to(teacher_was_on)
+    return False
 
 
 def _add(writer: TeacherCacheWriter, indices: tuple[int, ...], batch: Batch, features: Float[Tensor, "S C"]) -> None:

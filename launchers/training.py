@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import os
+import signal
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,11 +23,12 @@ from rich.console import Console
 from configs.load import ConfigError, dump, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from data.loader import ShardLoader, build_loader
-from engine.distributed import World, agree_any, agree_max, init_distributed, read_launch, shutdown
-from engine.errors import RunLockedError, StopRequested
-from engine.preempt import StopSignals, name_of
+from engine.distributed import World, agree_any, agree_signal, init_distributed, read_launch, shutdown
+from engine.errors import CheckpointError, PeerFailedError, PeerLostError, RunLockedError, StopRequested
+from engine.preempt import StopSignals
 from engine.pretrain import PretrainSettings, PretrainSummary, pretrain
 from engine.run_lock import RunLock
+from engine.watchdog import Watchdog
 from launchers import attempts, slurm
 from launchers.elastic import fit_micro_batch
 from launchers.pictures import pictures_of_set
@@ -36,6 +38,7 @@ from launchers.teacher_cache import PoolsTeacher, open_or_build
 __all__ = ["load_run", "run", "show", "shutdown"]
 
 CONFIG_FILE = "config.yaml"
+_CLEAN_UP_S = 30
 
 
 def load_run(path: str, overrides: Sequence[str] = ()) -> PretrainConfig:
@@ -74,12 +77,15 @@ def run(config: PretrainConfig) -> PretrainSummary:
                 # Told to the other ranks, which would wait for rank 0 otherwise.
                 refused = str(error) if isinstance(error, RunLockedError) else f"{config.run_dir}: {error}"
         try:
-            summary = _train(config, signals, refused)
+            summary = _train(config, signals, refused, record)
         except StopRequested as stop:
             if record is not None:
                 record.end("preempted", signal=stop.signal)
             raise
         except BaseException as error:
+            if isinstance(error, PeerLostError | PeerFailedError):
+                # The interpreter's clean-up may wait for the peer that is gone; the kernel ends us then.
+                signal.alarm(_CLEAN_UP_S)
             if record is not None:
                 record.end("failed", reason=f"{type(error).__name__}: {error}")
             raise
@@ -97,43 +103,70 @@ def _lock(config: PretrainConfig, signals: StopSignals) -> RunLock:
     )
 
 
-def _train(config: PretrainConfig, signals: StopSignals, refused: str | None) -> PretrainSummary:
-    """Join the other ranks, assemble and train."""
-    world = init_distributed(config.engine.device, timeout_min=config.engine.timeout_min)
+def _train(
+    config: PretrainConfig, signals: StopSignals, refused: str | None, record: attempts.AttemptRecord | None
+) -> PretrainSummary:
+    """Join the other ranks, then train under the eyes of a watchdog."""
+    world = _join(config)
     _stop_together(signals, world)
     _refuse_together(refused, world)
+    with Watchdog(
+        world,
+        heartbeat_s=config.engine.heartbeat_s,
+        stall_min=config.engine.stall_min,
+        on_verdict=None if record is None else lambda reason: record.end("failed", reason=reason),
+    ) as watchdog:
+        try:
+            return _assemble(config, signals, world, watchdog)
+        except ValueError as error:
+            raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
+
+
+def _join(config: PretrainConfig) -> World:
+    try:
+        return init_distributed(config.engine.device, timeout_min=config.engine.timeout_min)
+    except dist.DistError as error:
+        raise PeerLostError(
+            f"the processes did not all meet at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within "
+            f"engine.timeout_min={config.engine.timeout_min:g} min: {error}. The outputs of the other processes say "
+            "which of them never came"
+        ) from error
+
+
+def _assemble(config: PretrainConfig, signals: StopSignals, world: World, watchdog: Watchdog) -> PretrainSummary:
+    """Towers, loader, engine."""
     resolved = yaml.safe_load(show(config))
     # The config stays as it is: on another number of processes the next start derives from it again.
     data = dataclasses.replace(config.data, micro_batch_size=fit_micro_batch(config, world))
     torch.manual_seed(config.seed)  # initial weights are the same on every rank
-    try:
-        objective = config.method.build()
-        cache = None
-        if getattr(getattr(config.method, "teacher", None), "cache", False) and isinstance(objective, PoolsTeacher):
-            cache = open_or_build(objective, data, world)
-        source = build_loader(data, seed=config.seed, rank=world.rank, world_size=world.world_size, teacher_cache=cache)
-        if world.is_main:
-            _write_provenance(config, resolved)
+    objective = config.method.build()
+    cache = None
+    if getattr(getattr(config.method, "teacher", None), "cache", False) and isinstance(objective, PoolsTeacher):
+        watchdog.phase("teacher cache", 0)
+        cache = open_or_build(objective, data, world, signals)
+        watchdog.phase("start", 0)
         _stop_together(signals, world)
-        summary = pretrain(
-            objective,
-            source,
-            PretrainSettings(
-                seed=config.seed,
-                engine=config.engine,
-                optim=config.optim,
-                schedule=config.schedule,
-                checkpoint=config.checkpoint,
-                monitor=config.monitor,
-            ),
-            config.run_dir,
-            micro_batch_size=data.micro_batch_size,
-            fingerprint={"method": resolved["method"], "voxel": resolved["data"]["voxel"]},
-            resolved_config=resolved,
-            pictures=pictures_of_set(config.data) if world.is_main or config.engine.zero_stage == 3 else None,
-        )
-    except ValueError as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
+    source = build_loader(data, seed=config.seed, rank=world.rank, world_size=world.world_size, teacher_cache=cache)
+    if world.is_main:
+        _write_provenance(config, resolved)
+    summary = pretrain(
+        objective,
+        source,
+        PretrainSettings(
+            seed=config.seed,
+            engine=config.engine,
+            optim=config.optim,
+            schedule=config.schedule,
+            checkpoint=config.checkpoint,
+            monitor=config.monitor,
+        ),
+        config.run_dir,
+        micro_batch_size=data.micro_batch_size,
+        fingerprint={"method": resolved["method"], "voxel": resolved["data"]["voxel"]},
+        resolved_config=resolved,
+        pictures=pictures_of_set(config.data) if world.is_main or config.engine.zero_stage == 3 else None,
+        watchdog=watchdog,
+    )
     if world.is_main:
         _tell(summary, source, world)
     return summary
@@ -145,10 +178,9 @@ def _stop_together(signals: StopSignals, world: World) -> None:
     Raises:
         StopRequested: on all ranks.
     """
-    (number,) = agree_max([float(signals.number)], world)
-    signal = name_of(int(number))
-    if signal is not None:
-        raise StopRequested(signal)
+    told = agree_signal(signals, world)
+    if told is not None:
+        raise StopRequested(told)
 
 
 def _refuse_together(refused: str | None, world: World) -> None:
@@ -169,9 +201,15 @@ def _refuse_together(refused: str | None, world: World) -> None:
 def _write_provenance(config: PretrainConfig, resolved: dict[str, Any]) -> None:
     """What is needed to run it again: the resolved config, the git commit, the environment."""
     folder = Path(config.run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).write_text(show(config))
-    (folder / "environment.json").write_text(json.dumps(describe_environment(), indent=1) + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG_FILE).write_text(show(config))
+        (folder / "environment.json").write_text(json.dumps(describe_environment(), indent=1) + "\n")
+    except OSError as error:
+        raise CheckpointError(
+            f"the run's folder {folder} cannot be written: {error}; free disk space, mend its rights, or choose "
+            "another run_dir"
+        ) from error
 
 
 def _tell(summary: PretrainSummary, source: ShardLoader, world: World) -> None:
