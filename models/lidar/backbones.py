@@ -1,10 +1,14 @@
 """The registry of 3D networks: one line a family. `<section>.backbone.name` in a config chooses from it."""
 
 from models.lidar.base import BackboneConfig
+from models.lidar.pillars import PillarsConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.lidar.spvcnn import SpvcnnConfig
+from models.lidar.voxelnet import VoxelNetConfig
 
 BACKBONES: dict[str, type[BackboneConfig]] = {
     "res16unet": Res16UNetConfig,
     "spvcnn": SpvcnnConfig,
+    "pillars": PillarsConfig,
+    "voxelnet": VoxelNetConfig,
 }

@@ -110,17 +110,17 @@ def normalize(norm: nn.BatchNorm1d, features: Float[Tensor, "M C"]) -> Float[Ten
 class ResidualBlock(nn.Module):
     """Two 3³ submanifold convolutions with a shortcut (1 x 1 where the number of channels changes)."""
 
-    def __init__(self, in_channels: int, out_channels: int, config: Res16UNetConfig) -> None:
+    def __init__(self, in_channels: int, out_channels: int, *, bn_momentum: float, backend: BackendName) -> None:
         super().__init__()
-        self.conv1 = SubmanifoldConv3d(in_channels, out_channels, backend=config.backend)
-        self.norm1 = nn.BatchNorm1d(out_channels, momentum=config.bn_momentum)
-        self.conv2 = SubmanifoldConv3d(out_channels, out_channels, backend=config.backend)
-        self.norm2 = nn.BatchNorm1d(out_channels, momentum=config.bn_momentum)
+        self.conv1 = SubmanifoldConv3d(in_channels, out_channels, backend=backend)
+        self.norm1 = nn.BatchNorm1d(out_channels, momentum=bn_momentum)
+        self.conv2 = SubmanifoldConv3d(out_channels, out_channels, backend=backend)
+        self.norm2 = nn.BatchNorm1d(out_channels, momentum=bn_momentum)
         self.shortcut: SubmanifoldConv3d | None = None
         self.shortcut_norm: nn.BatchNorm1d | None = None
         if in_channels != out_channels:
-            self.shortcut = SubmanifoldConv3d(in_channels, out_channels, 1, backend=config.backend)
-            self.shortcut_norm = nn.BatchNorm1d(out_channels, momentum=config.bn_momentum)
+            self.shortcut = SubmanifoldConv3d(in_channels, out_channels, 1, backend=backend)
+            self.shortcut_norm = nn.BatchNorm1d(out_channels, momentum=bn_momentum)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Same voxels, new features."""
@@ -134,7 +134,12 @@ class ResidualBlock(nn.Module):
 
 def _blocks(in_channels: int, out_channels: int, count: int, config: Res16UNetConfig) -> nn.Sequential:
     widths = [in_channels] + [out_channels] * count
-    return nn.Sequential(*(ResidualBlock(a, b, config) for a, b in itertools.pairwise(widths)))
+    return nn.Sequential(
+        *(
+            ResidualBlock(a, b, bn_momentum=config.bn_momentum, backend=config.backend)
+            for a, b in itertools.pairwise(widths)
+        )
+    )
 
 
 class EncoderStage(nn.Module):

@@ -182,14 +182,17 @@ def sparse_tensor(
     return SparseTensor(features, grid), rows
 
 
-class _Convolution(nn.Module):
-    """Weight [K, C_in, C_out] (offsets in the order of `neighbors.kernel_offsets`: x fastest), optional bias."""
+class SparseConvolution(nn.Module):
+    """Weight [K, C_in, C_out] (offsets in the order of `neighbors.kernel_offsets`: x fastest), optional bias.
+
+    `num_offsets`: K, cells of the kernel.
+    """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int,
+        num_offsets: int,
         *,
         bias: bool = False,
         backend: BackendName = "auto",
@@ -197,9 +200,8 @@ class _Convolution(nn.Module):
         super().__init__()
         self.in_channels = in_channels
         self.out_channels = out_channels
-        self.kernel_size = kernel_size
         self.backend: BackendName = backend
-        self.weight = nn.Parameter(torch.empty(kernel_size**3, in_channels, out_channels))
+        self.weight = nn.Parameter(torch.empty(num_offsets, in_channels, out_channels))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
         self.reset_parameters()
 
@@ -208,14 +210,14 @@ class _Convolution(nn.Module):
 
         Source: He et al. 2015, "Delving deep into rectifiers", eq. 14 (backward form, as the Minkowski networks).
         """
-        nn.init.normal_(self.weight, std=(2.0 / (self.kernel_size**3 * self.out_channels)) ** 0.5)
+        nn.init.normal_(self.weight, std=(2.0 / (len(self.weight) * self.out_channels)) ** 0.5)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
     def extra_repr(self) -> str:
         """What `print(module)` shows."""
         bias = self.bias is not None
-        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, bias={bias}"
+        return f"{self.in_channels}, {self.out_channels}, num_offsets={len(self.weight)}, bias={bias}"
 
     def _convolve(self, features: Float[Tensor, "M_in C_in"], kernel_map: KernelMap) -> Float[Tensor, "M_out C_out"]:
         weight: Tensor = self.weight
@@ -232,7 +234,7 @@ class _Convolution(nn.Module):
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
-class SubmanifoldConv3d(_Convolution):
+class SubmanifoldConv3d(SparseConvolution):
     """Convolution of stride 1 whose output voxels are its input voxels. `kernel_size`: 1, 3, 5, ..., centred.
 
     Source: Graham, Engelcke, van der Maaten, "3D semantic segmentation with submanifold sparse convolutional
@@ -250,14 +252,15 @@ class SubmanifoldConv3d(_Convolution):
     ) -> None:
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is {kernel_size}, expected an odd number")
-        super().__init__(in_channels, out_channels, kernel_size, bias=bias, backend=backend)
+        super().__init__(in_channels, out_channels, kernel_size**3, bias=bias, backend=backend)
+        self.kernel_size = kernel_size
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve."""
         return x.with_features(self._convolve(x.features, x.grid.submanifold_map(self.kernel_size)))
 
 
-class StridedConv3d(_Convolution):
+class StridedConv3d(SparseConvolution):
     """Convolution of stride 2. `kernel_size` 2: each output cell is made of the 8 cells inside it (offsets 0, 1);
     3: offsets -1, 0, 1 about the cell at twice its coordinates (padding 1 of a dense convolution, on an unbounded
     grid); it makes output voxels wherever it reaches an input voxel.
@@ -274,7 +277,8 @@ class StridedConv3d(_Convolution):
     ) -> None:
         if kernel_size not in (2, 3):
             raise ValueError(f"kernel_size is {kernel_size}, expected 2 or 3")
-        super().__init__(in_channels, out_channels, kernel_size, bias=bias, backend=backend)
+        super().__init__(in_channels, out_channels, kernel_size**3, bias=bias, backend=backend)
+        self.kernel_size = kernel_size
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve to the coarser grid."""
@@ -282,7 +286,7 @@ class StridedConv3d(_Convolution):
         return SparseTensor(self._convolve(x.features, kernel_map), grid)
 
 
-class InverseConv3d(_Convolution):
+class InverseConv3d(SparseConvolution):
     """Transposed convolution from a coarse grid back to the voxels that a `StridedConv3d` of the same kernel size
     came from: the same pairs and offset numbers, input and output swapped.
     """  # noqa: D205
@@ -298,7 +302,8 @@ class InverseConv3d(_Convolution):
     ) -> None:
         if kernel_size not in (2, 3):
             raise ValueError(f"kernel_size is {kernel_size}, expected 2 or 3")
-        super().__init__(in_channels, out_channels, kernel_size, bias=bias, backend=backend)
+        super().__init__(in_channels, out_channels, kernel_size**3, bias=bias, backend=backend)
+        self.kernel_size = kernel_size
 
     def forward(self, x: SparseTensor, finer: SparseTensor) -> SparseTensor:
         """Convolve to the finer grid.

@@ -28,8 +28,9 @@ from torch import Tensor, nn
 
 from models.lidar import res16unet
 from models.lidar.base import Backbone, BackboneConfig
+from models.lidar.layers import PointLayer
 from models.lidar.neighbors import pack
-from models.lidar.res16unet import Res16UNet, Res16UNetConfig, normalize
+from models.lidar.res16unet import Res16UNet, Res16UNetConfig
 from models.lidar.sparse import BackendName, SparseTensor, VoxelGrid, sparse_tensor
 from models.pairing import segment_mean
 
@@ -91,7 +92,10 @@ class Spvcnn(Backbone):
         self.num_features = self.unet.num_features
         # The branches meet after the stem, the last encoder stage, the second and the last decoder stage.
         widths = [self.unet.level_features[level] for level in (0, 4, 6, 8)]
-        self.point_layers = nn.ModuleList(PointLayer(a, b, config.bn_momentum) for a, b in itertools.pairwise(widths))
+        # The released layers have a bias, which BatchNorm takes away; kept for their published number of parameters.
+        self.point_layers = nn.ModuleList(
+            PointLayer(a, b, bn_momentum=config.bn_momentum, bias=True) for a, b in itertools.pairwise(widths)
+        )
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
@@ -116,19 +120,6 @@ class Spvcnn(Backbone):
                 for stage in self.unet.decoder[2 * number : 2 * number + 2]:
                     x = stage(x, skips.pop())
         return points if rows is None else points[rows]
-
-
-class PointLayer(nn.Module):
-    """Linear layer, BatchNorm, ReLU on each point alone."""
-
-    def __init__(self, in_features: int, out_features: int, bn_momentum: float) -> None:
-        super().__init__()
-        self.linear = nn.Linear(in_features, out_features)
-        self.norm = nn.BatchNorm1d(out_features, momentum=bn_momentum)
-
-    def forward(self, points: Float[Tensor, "M C_in"]) -> Float[Tensor, "M C_out"]:
-        """New features of each point."""
-        return F.relu(normalize(self.norm, self.linear(points)))
 
 
 def voxel_means(features: Float[Tensor, "M C"], fine: VoxelGrid, coarse: VoxelGrid) -> Float[Tensor, "K C"]:

@@ -63,3 +63,25 @@ def transposed(coarse: Tensor, features: Tensor, weight: Tensor, size: int, fine
     padding = 0 if size == 2 else 1
     out = F.conv_transpose3d(grid, kernel, stride=2, padding=padding, output_padding=padding)
     return _read(out, fine, low)
+
+
+def bounded(
+    coords: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    num_samples: int,
+    *,
+    size: tuple[int, int, int],
+    kernel: tuple[int, int, int],
+    stride: tuple[int, int, int],
+    padding: tuple[int, int, int],
+) -> tuple[Tensor, Tensor]:
+    """Dense convolution of a box with corner 0; output voxels (sorted) are the cells that see an input voxel."""
+    low, shape = torch.zeros(3, dtype=torch.long), list(size)
+    x, y, z = kernel
+    dense = weight.view(z, y, x, *weight.shape[1:]).permute(4, 3, 2, 1, 0)
+    out = F.conv3d(_dense(coords, features, low, shape, num_samples), dense, stride=stride, padding=padding)
+    occupied = _dense(coords, torch.ones_like(features[:, :1]), low, shape, num_samples)
+    seen = F.conv3d(occupied, occupied.new_ones(1, 1, *kernel), stride=stride, padding=padding)[:, 0]
+    cells = (seen > 0).nonzero()
+    return cells, _read(out, cells, low)

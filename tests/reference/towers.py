@@ -30,3 +30,30 @@ def voxel_means(coarse: Tensor, features: Tensor, fine: Tensor, factor: int) -> 
         inside = [i for i, v in enumerate(fine.tolist()) if [v[0], *(c // factor for c in v[1:])] == cell]
         rows.append(features[inside].mean(0))
     return torch.stack(rows)
+
+
+def pillar_vectors(
+    points: Tensor, sample: Tensor, layers: list, *, low: tuple, high: tuple, size: float
+) -> dict[tuple[int, int, int], Tensor]:
+    """Vector of each (sample, x, y) pillar: its points decorated, run through the layers, channel-wise maximum.
+
+    `layers` are functions of rows; between two of them each point gets its pillar's maxima appended.
+    """
+    pillars: dict[tuple[int, int, int], list[Tensor]] = {}
+    for b, point in zip(sample.tolist(), points, strict=True):
+        place = point[:3].tolist()
+        if all(low[i] <= place[i] < high[i] for i in range(3)):
+            cell = (b, int((place[0] - low[0]) // size), int((place[1] - low[1]) // size))
+            pillars.setdefault(cell, []).append(point)
+    out = {}
+    for cell, members in pillars.items():
+        mean = torch.stack(members).mean(0)
+        centre = torch.tensor([low[i] + (cell[1 + i] + 0.5) * size for i in (0, 1)], dtype=points.dtype)
+        rows = torch.stack([torch.cat([p, p[:3] - mean[:3], p[:2] - centre]) for p in members])
+        for number, layer in enumerate(layers):
+            rows = layer(rows)
+            largest = rows.max(0).values
+            if number < len(layers) - 1:
+                rows = torch.cat([rows, largest.expand(len(rows), -1)], 1)
+        out[cell] = largest
+    return out

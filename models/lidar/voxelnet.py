@@ -1,0 +1,250 @@
+"""VoxelNet: SECOND's sparse encoder, read as a bird's-eye view; the 3D network of SLidR's and NCLR's detection runs.
+
+A sparse encoder takes a Cartesian grid to stride 8 along x and y and folds what is left of z into channels. The map
+is, by preset, given out as it is (SLidR), or run through SECOND's 2D backbone (SECOND, NCLR's "BEVNet", CenterPoint).
+Each voxel then reads the map bilinearly at its own place, so the voxels of a column share their features: made for
+detection, weak for segmentation.
+
+The grid has a fixed size (`grid_min`, `grid_max`). Voxels outside do not enter the network; at evaluation they read the
+nearest rim of the map, because every point needs a prediction.
+
+Deviations:
+- SLidR's 1 x 1 convolution to 64 channels before the map is read is left to the method's linear head after it; without
+  a bias the two commute, apart from the layers of z having their own weights here.
+- The released residual blocks carry biases in front of BatchNorm, which takes them away; here there are none.
+
+Source: Yan, Mao, Li, "SECOND", Sensors 2018, in OpenPCDet's layout (VoxelBackBone8x, 0.712 M parameters with four input
+channels; VoxelResBackBone8x); Sautier et al., SLidR, CVPR 2022, supplementary material; Yin, Zhou, Krähenbühl,
+"Center-based 3D object detection and tracking", CVPR 2021 (its voxel encoder is the residual one).
+
+Letters: M voxels, B samples, F input channels, C channels, X Y D cells along x, y, z.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from models.lidar.base import Backbone, BackboneConfig, VoxelSettings
+from models.lidar.bev import BN_EPS, BevBackbone, BevLayout, read_bev, to_bev
+from models.lidar.bounded import BoundedConv3d, Triple
+from models.lidar.res16unet import ResidualBlock, normalize
+from models.lidar.sparse import BackendName, SparseConvolution, SparseTensor, SubmanifoldConv3d, sparse_tensor
+
+Preset = Literal["voxelbackbone8x", "second", "centerpoint", "second_tiny"]
+STRIDE = 8
+"""Of the bird's-eye view along x and y."""
+
+_SECOND_BEV = BevLayout(convolutions=(5, 5), strides=(1, 2), channels=(128, 256), up_channels=(256, 256), out_stride=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    channels: tuple[int, int, int, int]  # at strides 1, 2, 4, 8
+    out: int  # after z was reduced once more
+    residual: bool = False
+    bev: BevLayout | None = None
+
+
+_LAYOUTS: dict[str, _Layout] = {
+    "voxelbackbone8x": _Layout(channels=(16, 32, 64, 64), out=128),
+    "second": _Layout(channels=(16, 32, 64, 64), out=128, bev=_SECOND_BEV),
+    "centerpoint": _Layout(channels=(16, 32, 64, 128), out=128, residual=True, bev=_SECOND_BEV),
+    "second_tiny": _Layout(
+        channels=(16, 16, 32, 32),
+        out=32,
+        bev=BevLayout(convolutions=(1, 1), strides=(1, 2), channels=(48, 64), up_channels=(48, 48), out_stride=1),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoxelNetConfig(BackboneConfig):
+    """Which VoxelNet, and the box of cells that it sees. The defaults are SLidR's on nuScenes (0.1, 0.1, 0.2 m).
+
+    Attributes:
+        preset: "voxelbackbone8x": SECOND's sparse encoder alone (SLidR); "second": with the 2D backbone;
+            "centerpoint": residual encoder, 2D backbone; "second_tiny": for the CPU.
+        grid_min: lowest cell along x, y, z; must be what `data.voxel.range_min` and `size` say.
+        grid_max: first cell beyond the grid.
+        bn_momentum: weight of the newest batch in BatchNorm's running statistics.
+        backend: sparse convolution back-end; "auto": spconv on CUDA where it is installed, else torch.
+    """
+
+    preset: Preset = "voxelbackbone8x"
+    grid_min: Triple = (-512, -512, -25)
+    grid_max: Triple = (512, 512, 15)
+    bn_momentum: float = 0.01
+    backend: BackendName = "auto"
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        super().__post_init__()
+        if self.preset not in _LAYOUTS:
+            raise ValueError(f"preset is {self.preset!r}, expected one of {get_args(Preset)}")
+        if not 0.0 < self.bn_momentum <= 1.0:
+            raise ValueError(f"bn_momentum is {self.bn_momentum}, expected more than 0, at most 1")
+        if self.backend not in get_args(BackendName):
+            raise ValueError(f"backend is {self.backend!r}, expected one of {get_args(BackendName)}")
+        x, y, z = self.grid_size
+        bev = _LAYOUTS[self.preset].bev
+        multiple = STRIDE * (1 if bev is None else bev.total_stride)
+        if min(x, y) < 1 or x % multiple or y % multiple:
+            raise ValueError(
+                f"the grid from {self.grid_min} to {self.grid_max} has {x} x {y} cells along x and y, expected "
+                f"multiples of {multiple} for {self.preset}: change the range or the voxel size"
+            )
+        if z % 16 != 8 or z < 24:
+            raise ValueError(
+                f"the grid from {self.grid_min} to {self.grid_max} has {z} cells along z, expected 24, 40, 56, ...: "
+                "with another number the highest cells would be lost on the way to the map. Change the range or the "
+                "voxel size along z (SECOND's grids have 40)"
+            )
+
+    @property
+    def grid_size(self) -> Triple:
+        """Cells along x, y, z."""
+        x, y, z = (high - low for low, high in zip(self.grid_min, self.grid_max, strict=True))
+        return x, y, z
+
+    def check_voxels(self, voxels: VoxelSettings) -> None:
+        """Refuse voxels of another grid.
+
+        Raises:
+            ValueError: cylindrical voxels, no limits, limits that are no whole cells, or other ones than the grid's.
+        """
+        if voxels.kind != "cartesian" or voxels.range_min is None or voxels.range_max is None:
+            raise ValueError(
+                f"{self.preset} works on a bounded Cartesian grid, got data.voxel.kind={voxels.kind!r}, "
+                f"range_min={voxels.range_min}: set data.voxel.kind=cartesian, data.voxel.range_min and range_max"
+            )
+        for name, limit, grid in (
+            ("min", voxels.range_min, self.grid_min),
+            ("max", voxels.range_max, self.grid_max),
+        ):
+            cells = [edge / size for edge, size in zip(limit, voxels.size, strict=True)]
+            whole = [round(c) for c in cells]
+            if any(abs(c - w) > 1e-6 for c, w in zip(cells, whole, strict=True)):
+                raise ValueError(f"data.voxel.range_{name}={limit} is no whole number of cells of {voxels.size}")
+            if tuple(whole) != grid:
+                raise ValueError(
+                    f"grid_{name} is {list(grid)}, but data.voxel.range_{name}={limit} in cells of {voxels.size} is "
+                    f"{whole}: set method.backbone.grid_{name}={whole}"
+                )
+
+    def build(self) -> VoxelNet:
+        """Assemble the network with fresh weights."""
+        return VoxelNet(self)
+
+
+class VoxelNet(Backbone):
+    """Features of each voxel, read from the bird's-eye view.
+
+    Attributes:
+        num_features: output channels.
+    """
+
+    def __init__(self, config: VoxelNetConfig) -> None:
+        super().__init__()
+        layout = _LAYOUTS[config.preset]
+        x, y, z = config.grid_size
+        self.grid_min, self.grid_size = config.grid_min, config.grid_size
+        # OpenPCDet gives the encoder one more layer of cells on top, so that 40 cells end as 2.
+        self.encoder = SparseEncoder(config, layout, (x, y, z + 1))
+        self.num_features = self.encoder.num_features
+        self.bev_backbone: BevBackbone | None = None
+        if layout.bev is not None:
+            self.bev_backbone = BevBackbone(self.num_features, layout.bev, bn_momentum=config.bn_momentum)
+            self.num_features = layout.bev.num_features
+
+    def forward(
+        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
+    ) -> Float[Tensor, "M C"]:
+        """Features of each voxel, in the order of the input rows. See `Backbone.forward`.
+
+        Raises:
+            ValueError: a voxel comes twice, or coordinates are out of range.
+        """
+        cells = voxel_coords[:, 1:] - torch.tensor(self.grid_min, device=voxel_coords.device)
+        size = torch.tensor(self.grid_size, device=voxel_coords.device)
+        inside = ((cells >= 0) & (cells < size)).all(dim=1)
+        shifted = torch.cat([voxel_coords[:, :1], cells], dim=1)[inside]
+        bev = self.bird_eye_view(shifted, voxel_features[inside], num_samples)
+        return read_bev(bev, voxel_coords[:, 0], cells[:, :2].to(torch.float32) / STRIDE)
+
+    def bird_eye_view(
+        self, cells: Int[Tensor, "M 4"], features: Float[Tensor, "M F"], num_samples: int
+    ) -> Float[Tensor, "B C Y X"]:
+        """The map that a detection head works on.
+
+        Args:
+            cells: (sample, x, y, z), counted from `grid_min`, all inside the grid.
+            features: network input of each voxel.
+            num_samples: B.
+        """
+        x: SparseTensor = self.encoder(sparse_tensor(cells, features, num_samples)[0])
+        bev = to_bev(x.features, x.coords, num_samples, self.encoder.out_size)
+        return bev if self.bev_backbone is None else self.bev_backbone(bev)
+
+
+class SparseEncoder(nn.Module):
+    """Stride 8 along x and y, 16 along z; every convolution followed by BatchNorm and ReLU.
+
+    Attributes:
+        out_size: X, Y, D of the result.
+        num_features: channels of the bird's-eye view made of it: those of a cell times D.
+    """
+
+    def __init__(self, config: VoxelNetConfig, layout: _Layout, size: Triple) -> None:
+        super().__init__()
+        momentum, backend = config.bn_momentum, config.backend
+        stages: list[nn.Module] = []
+        width = config.in_channels
+        for level, channels in enumerate(layout.channels):
+            down: SparseConvolution
+            if level == 0:
+                down = SubmanifoldConv3d(width, channels, backend=backend)
+            else:
+                # SECOND pads z everywhere but on the way to stride 8.
+                padding = (1, 1, 0) if level == 3 else (1, 1, 1)
+                down = BoundedConv3d(width, channels, size, padding=padding, backend=backend)
+                size = down.out_size
+            stages.append(ConvNormReLU3d(down, momentum))
+            for _ in range(2 if level or layout.residual else 1):
+                if layout.residual:
+                    block = ResidualBlock(channels, channels, bn_momentum=momentum, backend=backend)
+                    block.norm1.eps = block.norm2.eps = BN_EPS
+                    stages.append(block)
+                else:
+                    stages.append(ConvNormReLU3d(SubmanifoldConv3d(channels, channels, backend=backend), momentum))
+            width = channels
+        last = BoundedConv3d(
+            width, layout.out, size, kernel_size=(1, 1, 3), stride=(1, 1, 2), padding=(0, 0, 0), backend=backend
+        )
+        self.layers = nn.Sequential(*stages, ConvNormReLU3d(last, momentum))
+        self.out_size = last.out_size
+        self.num_features = layout.out * last.out_size[2]
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """Encode voxels that all lie in the grid."""
+        out: SparseTensor = self.layers(x)
+        return out
+
+
+class ConvNormReLU3d(nn.Module):
+    """A sparse convolution, BatchNorm, ReLU."""
+
+    def __init__(self, conv: SparseConvolution, bn_momentum: float) -> None:
+        super().__init__()
+        self.conv = conv
+        self.norm = nn.BatchNorm1d(conv.out_channels, eps=BN_EPS, momentum=bn_momentum)
+
+    def forward(self, x: SparseTensor) -> SparseTensor:
+        """New features, on the voxels that the convolution makes."""
+        out: SparseTensor = self.conv(x)
+        return out.with_features(F.relu_(normalize(self.norm, out.features)))
