@@ -94,9 +94,7 @@ def saved_layout(state: Mapping[str, Any], now: Layout, where: Path) -> Layout:
     """
     record, expected = state.get("parameters", now.record()), now.record()
     if record != expected:
-        before, after = (
-            [f"{name} {shape}" for group in groups for name, shape in group] for groups in (record, expected)
-        )
+        before, after = ([p for group in groups for p in group] for groups in (record, expected))
         pairs = zip_longest(before, after, fillvalue="none")
         first = next((f"{b} in the checkpoint, {a} now" for b, a in pairs if a != b), "their groups")
         raise CheckpointError(

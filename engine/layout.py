@@ -16,7 +16,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 ALIGNMENT = 2
 """A share at stages 1 and 2 is a multiple of so many elements (DeepSpeed's `nccl_start_alignment_factor`)."""
@@ -137,9 +136,9 @@ class Layout:
         if stretch:
             yield stretch
 
-    def record(self) -> list[list[list[Any]]]:
-        """Names and shapes by group, for a checkpoint."""
-        return [[[p.name, list(p.shape)] for p in group] for group in self.groups]
+    def record(self) -> list[list[str]]:
+        """Names and shapes by group, for a checkpoint: "backbone.first.weight 16x6"."""
+        return [[f"{p.name} {'x'.join(map(str, p.shape)) or 'scalar'}" for p in group] for group in self.groups]
 
 
 def _buffer(group: int, shares: Sequence[tuple[Param, int, int]]) -> Buffer:

@@ -7,6 +7,7 @@ Its own checkpoints are not used: they are pickles, loaded with `weights_only=Fa
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ from engine.layout import Layout, Param
 from engine.optim import set_lr
 from engine.protocols import BatchLike
 from engine.rng import get_rng_state, set_rng_state
+
+logger = logging.getLogger("tandem.zero")
 
 LossOutput = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]
 
@@ -298,9 +301,22 @@ class ZeroEngine:
     def load_shard(self, shard: Mapping[str, Any]) -> None:
         """Restore optimizer state and, at ZeRO 1-3, this rank's fp32 weights.
 
+        The optimizer's numbers (momentum, weight decay, ...) stay those of this run's configuration.
+
         Args:
             shard: what `shard()` gave on this rank.
         """
+        groups = self._engine.optimizer.param_groups
+        configured = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+        self._load_shard(shard)
+        for group, numbers in zip(self._engine.optimizer.param_groups, configured, strict=True):
+            changed = {k: v for k, v in numbers.items() if k != "lr" and group.get(k) != v}
+            if changed and self.world.is_main:
+                text = ", ".join(f"{k} {group.get(k)} -> {v}" for k, v in changed.items())
+                logger.warning("the optimizer's settings change from here on: %s", text)
+            group.update(numbers)
+
+    def _load_shard(self, shard: Mapping[str, Any]) -> None:
         optimizer = self._engine.optimizer
         if self.stage == 0:
             optimizer.load_state_dict(shard["optimizer"])

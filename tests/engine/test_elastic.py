@@ -194,9 +194,12 @@ def test_other_parameters_are_refused_by_name(tmp_path: Path) -> None:
     assert same == layout(1, 2)
     assert saved_layout({"engine": engine}, now, tmp_path) == layout(1, 2)  # early checkpoints name no parameters
     for record, message in (
-        ([[["a", [3, 2]], ["b", [5]]], [["c", []]]], r"b \[5\] in the checkpoint, b \[4\] now"),
-        ([[["a", [3, 2]]], [["c", []]]], r"2 parameters in 2 groups and now has 3 in 2 .*c \[\] in the checkpoint, b"),
-        ([[["a", [3, 2]], ["b", [4]], ["c", []]]], "in 1 groups .*their groups"),
+        ([["a 3x2", "b 5"], ["c scalar"]], "b 5 in the checkpoint, b 4 now"),
+        (
+            [["a 3x2"], ["c scalar"]],
+            "2 parameters in 2 groups and now has 3 in 2 .*c scalar in the checkpoint, b 4 now",
+        ),
+        ([["a 3x2", "b 4", "c scalar"]], "in 1 groups .*their groups"),
     ):
         with pytest.raises(CheckpointError, match=message):
             saved_layout({"engine": engine, "parameters": record}, now, tmp_path)
@@ -336,6 +339,23 @@ def test_two_processes_go_on_as_one_three_or_four(tmp_path: Path) -> None:
     print(f"largest relative difference of a loss: {worst:.1e}")
     for size in (1, 3, 4):  # products in bf16: the order of sums shows
         assert losses(tmp_path / f"native-{size}") == pytest.approx(losses(tmp_path / "native"), rel=0.02)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_new_settings_of_the_optimizer_take_effect(
+    stage: int, world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run_toy(job(tmp_path / "whole", 0, 1))
+    caplog.clear()
+    same = job(stop_at(tmp_path / "whole", tmp_path / "same", STOP), stage, 1)
+    run_toy(same)
+    assert_continues(tmp_path / "same", tmp_path / "whole")
+    assert "settings change" not in caplog.text
+    other = job(stop_at(tmp_path / "whole", tmp_path / "other", STOP), stage, 1)
+    other["settings"]["optim"]["momentum"] = 0.0
+    run_toy(other)
+    assert "the optimizer's settings change from here on: momentum 0.9 -> 0.0" in caplog.text
+    assert losses(tmp_path / "other")[STOP + 1 :] != pytest.approx(losses(tmp_path / "whole")[STOP + 1 :], rel=1e-3)
 
 
 def test_accumulation_in_the_place_of_processes(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
