@@ -206,15 +206,25 @@ def _where(info: JobInfo | None) -> str:
 
 def metric_lines(path: Path) -> list[dict[str, Any]]:
     """The last whole lines of metrics.jsonl, at most `SPEED_LINES`; [] if there are none."""
+    # One more, since the first may be cut by our window and the last by the writer.
+    return _whole(tail(path).splitlines()[-SPEED_LINES - 1 :])[-SPEED_LINES:]
+
+
+def all_metric_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of metrics.jsonl; [] if there are none."""
+    return _whole(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else []
+
+
+def _whole(texts: Sequence[str]) -> list[dict[str, Any]]:
     found = []
-    for text in tail(path).splitlines()[-SPEED_LINES - 1 :]:
+    for text in texts:
         try:
             line = json.loads(text)
-        except ValueError:  # cut by our window, or being written at this moment
+        except ValueError:
             continue
         if isinstance(line, dict):
             found.append(line)
-    return found[-SPEED_LINES:]
+    return found
 
 
 def newest_checkpoint(folder: Path) -> Path | None:

@@ -1,0 +1,266 @@
+"""`tandem plan CONFIG --nodes 128 --gpus-per-node 8`: what a run would cost, without a cluster.
+
+Counts come from the manifest (or --samples), parameters from the real objective, the step time from a measurement:
+--step-time-s, the metrics of a finished run (--from-run), or a few updates here and now (--measure). A step time holds
+for the kind of GPU that it was measured on, and is taken to grow with the samples a process has in an update.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from torch import nn
+
+from configs.load import ConfigError
+from configs.schema import PretrainConfig
+from data.shards import load_manifest
+from data.superpixels import SuperpixelConfig
+from engine.deepspeed_config import BUCKET_NUMEL
+from engine.optim import peak_lr
+from engine.schedule import total_steps
+from launchers.cli import guarded
+from launchers.plan_figures import GPU_HOURS_PER_FAILURE, RESTART_S, Course, Plan, StepTime
+from launchers.plan_measure import measured_writing, step_here, step_of_run
+from launchers.plan_tables import sections
+from launchers.plan_warnings import warnings
+from launchers.planning import FP32, Data, Model, Run
+from launchers.training import load_run
+from models.methods.base import Objective
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb."""
+    options = parser().parse_intermixed_args(argv)
+    config = load_run(options.config, [*blanks(options), *options.overrides])
+    objective = without_weight_files(config).method.build()
+    plan = make_plan(config, objective, options)
+    if options.json:
+        figures = {name: {row.name: row.value for row in rows} for name, rows in sections(plan).items()}
+        print(json.dumps(figures | {"warnings": warnings(plan)}, indent=1))
+    else:
+        show(plan, Console(highlight=False))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    p = argparse.ArgumentParser(
+        prog="tandem plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("config", help="YAML file of the run")
+    p.add_argument("overrides", nargs="*", metavar="section.field=value")
+    p.add_argument("--nodes", type=_at_least_one, default=1, help="machines (default: 1)")
+    p.add_argument("--gpus-per-node", type=_at_least_one, default=1, metavar="N", help="one process each (default: 1)")
+    how = p.add_mutually_exclusive_group()
+    how.add_argument("--step-time-s", type=_positive, metavar="S", help="seconds of an update of one process")
+    how.add_argument("--from-run", type=Path, metavar="RUN", help="take it from a run's metrics")
+    how.add_argument("--measure", action="store_true", help="train a few updates on this machine")
+    p.add_argument("--samples", type=_at_least_one, help="of the split, where there is no set yet")
+    p.add_argument("--bytes-per-sample", type=_positive, metavar="B", help="with --samples")
+    p.add_argument("--cameras", type=_at_least_one, help="with --samples, for gathered negatives (default: 1)")
+    p.add_argument("--network-gb-s", type=_positive, metavar="GB", help="of each process; adds communication to times")
+    p.add_argument("--write-mb-s", type=_positive, metavar="MB", help="to the run folder (default: measured)")
+    p.add_argument("--gpu-hours-per-failure", type=_positive, default=GPU_HOURS_PER_FAILURE, metavar="H")
+    p.add_argument("--restart-s", type=_positive, default=RESTART_S, metavar="S", help="from a failure to a new update")
+    p.add_argument("--json", action="store_true", help="all figures, for scripts")
+    return p
+
+
+def _at_least_one(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def _positive(text: str) -> float:
+    if not float(text) > 0:
+        raise ValueError
+    return float(text)
+
+
+def blanks(options: argparse.Namespace) -> list[str]:
+    """Overrides for what a config asks for and a plan can do without: the shards under --samples, weight files."""
+    try:
+        tree = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        return []  # `load_run` says it better
+    found = []
+    for name, stand_in in (("data.shards", "none"), ("method.teacher.weights", "random")):
+        node: Any = tree
+        for key in name.split("."):
+            node = node.get(key) if isinstance(node, dict) else None
+        if node == "???" and (name != "data.shards" or options.samples is not None):
+            found.append(f"{name}={stand_in}")
+    return found
+
+
+def without_weight_files(config: PretrainConfig) -> PretrainConfig:
+    """The config with random weights instead of those in files: sizes are the same, and the file may be elsewhere."""
+    teacher = getattr(config.method, "teacher", None)
+    if teacher is None or ":" not in getattr(teacher, "weights", ""):
+        return config
+    method = dataclasses.replace(config.method, teacher=dataclasses.replace(teacher, weights="random"))  # type: ignore[call-arg]
+    return dataclasses.replace(config, method=method)
+
+
+# ------------------------------------------------------------------------------------------------------------- sizes
+
+
+def make_plan(config: PretrainConfig, objective: Objective, options: argparse.Namespace) -> Plan:
+    """Gather counts and measurements.
+
+    Args:
+        config: of the run.
+        objective: built from it, for its sizes.
+        options: of the command line.
+
+    Raises:
+        ConfigError: settings that do not fit, or a run without metrics.
+        ShardError: no prepared set, and no --samples.
+    """
+    data, cameras = data_sizes(config, options)
+    world_size = options.nodes * options.gpus_per_node
+    global_batch = config.data.micro_batch_size * config.engine.accumulation_steps * world_size
+    try:
+        num_steps = total_steps(config.schedule, samples_per_epoch=data.samples, global_batch_size=global_batch)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    step = None
+    if options.step_time_s is not None:
+        step = StepTime(seconds=options.step_time_s, source="as given")
+    elif options.from_run is not None:
+        step = step_of_run(options.from_run, config)
+    elif options.measure:
+        step = step_here(config, objective, cameras)
+    run = run_settings(config, options, num_steps, cameras)
+    written = options.write_mb_s * 1e6 if options.write_mb_s else measured_writing(Path(config.run_dir))
+    return Plan(
+        model=model_sizes(objective, config.engine.zero3_persistent_numel),
+        data=data,
+        run=run,
+        course=Course(
+            epochs=config.schedule.epochs if config.schedule.steps is None else None,
+            lr_factor=peak_lr(config.optim, global_batch) / config.optim.lr,
+            warmup_steps=config.schedule.warmup_steps,
+            checkpoint_every_s=checkpoint_interval_s(config, step),
+            keep=config.checkpoint.keep,
+            chunk_rows=getattr(config.method, "chunk_rows", None),
+        ),
+        step=step,
+        write_bytes_per_s=written,
+        network_bytes_per_s=options.network_gb_s * 1e9 if options.network_gb_s else None,
+        gpu_hours_per_failure=options.gpu_hours_per_failure,
+        restart_s=options.restart_s,
+    )
+
+
+def model_sizes(objective: nn.Module, persistent_numel: int) -> Model:
+    """Count an objective's parameters and buffers.
+
+    Args:
+        objective: on any device.
+        persistent_numel: parameters with fewer elements stay whole at ZeRO-3.
+    """
+    trainable = [p.numel() for p in objective.parameters() if p.requires_grad]
+    norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return Model(
+        trainable=sum(trainable),
+        whole_numel=sum(count for count in trainable if count < persistent_numel),
+        frozen=sum(p.numel() for p in objective.parameters() if not p.requires_grad),
+        buffer_bytes=sum(b.numel() * b.element_size() for b in objective.state_dict().values())
+        - _param_bytes(objective),
+        norm_channels=tuple(m.num_features for m in norms if any(p.requires_grad for p in m.parameters())),
+    )
+
+
+def _param_bytes(objective: nn.Module) -> int:
+    own = dict(objective.named_parameters())
+    return sum(v.numel() * v.element_size() for name, v in objective.state_dict().items() if name in own)
+
+
+def data_sizes(config: PretrainConfig, options: argparse.Namespace) -> tuple[Data, int]:
+    """The split's sizes and its cameras a sample, from the manifest or from the options."""
+    if options.samples is not None:
+        if options.bytes_per_sample is None:
+            raise ConfigError("--samples needs --bytes-per-sample; `tandem inspect SHARDS` shows it for a prepared set")
+        data = Data(samples=options.samples, bytes_per_sample=options.bytes_per_sample)
+        return data, config.data.cameras_per_sample or options.cameras or 1
+    manifest = load_manifest(config.data.shards)
+    indices = manifest.indices(config.data.split)[: config.data.limit]
+    if len(indices) == 0:
+        raise ConfigError(f"data.split={config.data.split!r} of {config.data.shards} has no samples")
+    data = Data(
+        samples=len(indices),
+        bytes_per_sample=float(manifest.sample_size[indices].mean()),
+        shards=len(set(manifest.sample_shard[indices].tolist())),
+    )
+    return data, config.data.cameras_per_sample or len(manifest.camera_names)
+
+
+def run_settings(config: PretrainConfig, options: argparse.Namespace, num_steps: int, cameras: int) -> Run:
+    """The settings that cost something, from the config and the machine."""
+    gathers = bool(getattr(config.method, "gather_negatives", False))
+    optim = config.optim
+    return Run(
+        nodes=options.nodes,
+        processes_per_node=options.gpus_per_node,
+        micro_batch_size=config.data.micro_batch_size,
+        accumulation_steps=config.engine.accumulation_steps,
+        num_steps=num_steps,
+        zero_stage=config.engine.zero_stage,
+        weight_bytes=2 if config.engine.precision == "bf16_native" else FP32,
+        optimizer_numbers=2 if optim.name == "adamw" else int(optim.momentum > 0),
+        workers=config.data.num_workers,
+        prefetch=config.data.prefetch,
+        shards_per_group=config.data.shards_per_group,
+        sync_bn=config.engine.sync_bn,
+        contrast_rows=config.data.micro_batch_size * cameras * SuperpixelConfig().num_segments if gathers else 0,
+        embedding_dim=int(getattr(config.method, "embedding_dim", 0)),
+        bucket_numel=BUCKET_NUMEL,
+        overlap=config.engine.device != "cpu",
+    )
+
+
+def checkpoint_interval_s(config: PretrainConfig, step: StepTime | None) -> float | None:
+    """Seconds between checkpoints that the config asks for."""
+    asked = [config.checkpoint.every_min * 60] if config.checkpoint.every_min else []
+    if config.checkpoint.every_steps and step is not None:
+        asked.append(config.checkpoint.every_steps * step.seconds)
+    return min(asked, default=None)
+
+
+# -------------------------------------------------------------------------------------------------------------- show
+
+
+def show(plan: Plan, console: Console) -> None:
+    """Print a plan."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(overflow="fold", style="dim")
+    for number, (title, rows) in enumerate(sections(plan).items()):
+        if number:
+            table.add_row("")
+        table.add_row(f"[bold]{escape(title)}[/bold]")
+        for row in rows:
+            table.add_row(escape(row.name), escape(row.text), escape(row.note))
+    console.print(table)
+    found = warnings(plan)
+    if found:
+        console.print("\n[bold]mind[/bold]")
+        for text in found:
+            console.print(escape(f"- {text}"), style="yellow", soft_wrap=False)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))

@@ -1,0 +1,361 @@
+"""What a run costs on so many processes: arithmetic on counts, without torch, data or a cluster.
+
+Letters: N processes, P elements of trainable parameters, F of frozen ones, w bytes an element of the weights (4; 2 in
+`bf16_native`), g bytes an element of the gradients (as w), m numbers of optimizer state an element (AdamW 2, SGD with
+momentum 1, without 0), a micro-batches an update.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+FP32 = 4
+"""Bytes."""
+GATHERED_ONCE_NUMEL = 1_000_000_000
+"""ZeRO-3 keeps gathered weights from the forward to the backward pass while the model has fewer elements than this
+(DeepSpeed 0.19.8: stage3_max_live_parameters and stage3_max_reuse_distance)."""
+INDEX_BYTES = 8
+EPOCHS_HELD = 2
+"""Permutations that each reading process keeps (`data.order.SampleOrder`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Sizes of an objective.
+
+    Attributes:
+        trainable: elements of all trainable parameters, P.
+        whole_numel: those of them that ZeRO-3 leaves whole on every process, being small.
+        frozen: elements of frozen parameters, F.
+        buffer_bytes: buffers (running statistics).
+        norm_channels: channels of each BatchNorm that trains.
+    """
+
+    trainable: int
+    whole_numel: int = 0
+    frozen: int = 0
+    buffer_bytes: int = 0
+    norm_channels: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Sizes of a shard set.
+
+    Attributes:
+        samples: in the split that is trained on.
+        bytes_per_sample: mean, as they are read.
+        shards: that hold them; None where there is no set yet.
+        open_limit: shards that one reading process keeps open.
+    """
+
+    samples: int
+    bytes_per_sample: float
+    shards: int | None = None
+    open_limit: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """The settings that cost something.
+
+    Attributes:
+        nodes: machines.
+        processes_per_node: one a GPU.
+        micro_batch_size: samples a process in a forward pass.
+        accumulation_steps: a.
+        num_steps: updates of the whole run.
+        zero_stage: 0 to 3.
+        weight_bytes: w.
+        optimizer_numbers: m.
+        workers: loader processes of each process; 0: it reads itself.
+        prefetch: batches that each makes ahead.
+        shards_per_group: shards that are shuffled with each other.
+        sync_bn: statistics over all processes.
+        contrast_rows: rows a process brings to the loss where negatives are gathered; 0 where they are not.
+        embedding_dim: their dimensions.
+        bucket_numel: elements that ZeRO reduces at a time.
+        overlap: ZeRO reduces while the backward pass goes on, with a second bucket.
+    """
+
+    nodes: int
+    processes_per_node: int
+    micro_batch_size: int
+    accumulation_steps: int
+    num_steps: int
+    zero_stage: int
+    weight_bytes: int = FP32
+    optimizer_numbers: int
+    workers: int
+    prefetch: int
+    shards_per_group: int
+    sync_bn: bool
+    contrast_rows: int = 0
+    embedding_dim: int = 0
+    bucket_numel: int = 0
+    overlap: bool = False
+
+    @property
+    def world_size(self) -> int:
+        """N."""
+        return self.nodes * self.processes_per_node
+
+    @property
+    def samples_per_process(self) -> int:
+        """Of one update."""
+        return self.micro_batch_size * self.accumulation_steps
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of one update."""
+        return self.samples_per_process * self.world_size
+
+    @property
+    def readers(self) -> int:
+        """Processes that read shards."""
+        return self.world_size * max(self.workers, 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes a process that ZeRO's stage decides about; activations come on top and only a run shows them.
+
+    Attributes:
+        weights: trainable ones, as the network computes with them.
+        frozen: frozen weights and buffers.
+        gradients: at the end of the backward pass.
+        masters: fp32 copy of the weights, in this process's share.
+        optimizer: its state, in this process's share.
+        buckets: what ZeRO gathers gradients in before it sends them.
+    """
+
+    weights: float
+    frozen: float
+    gradients: float
+    masters: float
+    optimizer: float
+    buckets: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.weights + self.frozen + self.gradients + self.masters + self.optimizer + self.buckets
+
+
+def memory(model: Model, run: Run) -> Memory:
+    """Memory of weights, gradients and optimizer state, at its highest.
+
+        stage   weights   gradients   masters   optimizer
+        0       wP        gP          -         4mP
+        1       wP        gP          4P/N      4mP/N
+        2       wP        gP/N        4P/N      4mP/N
+        3       wP/N *    gP/N        4P/N      4mP/N
+
+    * and wP more while a step runs, for models below `GATHERED_ONCE_NUMEL`; frozen weights are split at stage 3 too.
+
+    Source: ZeRO, Rajbhandari et al. (SC 2020), figure 1; the fp32 copy also where the weights are fp32, as
+    DeepSpeed 0.19.8 keeps it.
+    """
+    n, stage, weights = run.world_size, run.zero_stage, float(run.weight_bytes * model.trainable)
+    share = 1 / n if stage > 0 else 1.0
+    frozen = float(run.weight_bytes * model.frozen)
+    live = weights if model.trainable < GATHERED_ONCE_NUMEL else 0.0
+    return Memory(
+        weights=weights if stage < 3 else weights / n + live,
+        frozen=(frozen if stage < 3 else frozen / n + frozen) + model.buffer_bytes,
+        gradients=weights if stage < 2 else weights / n,
+        masters=FP32 * model.trainable * share if stage > 0 else 0.0,
+        optimizer=FP32 * run.optimizer_numbers * model.trainable * share,
+        buckets=float(run.bucket_numel * run.weight_bytes * (2 if run.overlap else 1)) if stage > 0 else 0.0,
+    )
+
+
+# ----------------------------------------------------------------------------------------------------------- traffic
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """What a process receives (and sends as much of) in one update, bytes, and how many collectives that takes.
+
+    Attributes:
+        gradients: reduced.
+        weights: gathered.
+        norms: statistics of BatchNorm over all processes.
+        negatives: embeddings gathered for the loss, and their gradients.
+        small_collectives: of BatchNorm: latency counts there, not size.
+    """
+
+    gradients: float
+    weights: float
+    norms: float
+    negatives: float
+    small_collectives: int
+
+    @property
+    def total(self) -> float:
+        """Bytes."""
+        return self.gradients + self.weights + self.norms + self.negatives
+
+
+def traffic(model: Model, run: Run) -> Traffic:
+    """Volume of the collectives of one update, with f = (N - 1) / N.
+
+        stage   gradients                  weights
+        0       2f gP   (all-reduce)       -
+        1       2f gP                      f wP (all-gather after the update)
+        2       2f gP a                    f wP
+        3       f gP a  (reduce-scatter)   f wP a, or 2f wP a from `GATHERED_ONCE_NUMEL` on
+
+    A synchronised BatchNorm of C channels: 2C + 1 numbers forward in two all-reduces, 2C backward, in every
+    micro-batch. Gathered negatives: N - 1 blocks of rows, and an all-reduce of their gradient.
+
+    Source: ring algorithms' volumes, Thakur et al. (IJHPCA 2005); ZeRO, section 7. The paper has f gP for gradients
+    at stages 1 and 2, but DeepSpeed 0.19.8 all-reduces them there, and at stage 2 after every micro-batch
+    (measured: tests/launchers/test_plan.py).
+    """
+    f, a = (run.world_size - 1) / run.world_size, run.accumulation_steps
+    weights = float(run.weight_bytes * model.trainable)
+    split = float(run.weight_bytes * (model.trainable - model.whole_numel))
+    gathers = 1 if model.trainable < GATHERED_ONCE_NUMEL else 2
+    gradient_factor = {0: 2.0, 1: 2.0, 2: 2.0 * a, 3: 1.0 * a}[run.zero_stage]
+    gathered = {0: 0.0, 1: weights, 2: weights, 3: split * gathers * a + (weights - split)}[run.zero_stage]
+    synced = run.sync_bn and run.world_size > 1
+    rows = FP32 * run.contrast_rows * run.embedding_dim
+    return Traffic(
+        gradients=gradient_factor * f * weights,
+        weights=f * gathered,
+        norms=a * sum(2 * f * FP32 * (4 * c + 1) for c in model.norm_channels) if synced else 0.0,
+        negatives=a * (rows * (run.world_size - 1) + 2 * f * rows * run.world_size),
+        small_collectives=3 * a * len(model.norm_channels) if synced else 0,
+    )
+
+
+def similarity_bytes(run: Run, chunk_rows: int | None) -> float:
+    """fp32 similarities of one process's rows with those of all: what gathered negatives cost in memory.
+
+    Args:
+        run: the settings.
+        chunk_rows: rows at a time, None for all.
+    """
+    rows = min(run.contrast_rows, chunk_rows or run.contrast_rows)
+    return float(FP32 * rows * run.contrast_rows * run.world_size)
+
+
+# ----------------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The load on the file system.
+
+    Attributes:
+        in_flight: samples of all processes that are being trained on or made ready.
+        shards_open: different shards that these lie in, at most; None without a set.
+        readers_per_shard: reading processes that share one of them.
+        opens_per_sample: files opened for each sample read; the rest of reads finds its file open.
+        order_bytes_per_node: index permutations, held by every reading process.
+    """
+
+    in_flight: int
+    shards_open: int | None
+    readers_per_shard: float | None
+    opens_per_sample: float
+    order_bytes_per_node: float
+
+
+def reading(data: Data, run: Run) -> Reading:
+    """Who reads what at one time, from the order of `data.order`: groups of shards, one after another.
+
+    A window of W samples touches at most ceil(W / G) + 1 groups of G samples. A reader takes k = G / readers samples
+    of a group with s shards, which lie in s (1 - (1 - 1/s)^k) different ones on average (draws with replacement), and
+    opens each once; a set of no more shards than a reader keeps open is opened once and for all.
+    """
+    in_flight = run.world_size * run.micro_batch_size * (1 + run.workers * run.prefetch)
+    order = EPOCHS_HELD * INDEX_BYTES * data.samples * run.processes_per_node * max(run.workers, 1)
+    if data.shards is None:
+        return Reading(
+            in_flight=in_flight,
+            shards_open=None,
+            readers_per_shard=None,
+            opens_per_sample=1.0,
+            order_bytes_per_node=float(order),
+        )
+    in_group = min(run.shards_per_group, data.shards)
+    group = data.samples / data.shards * in_group
+    shards_open = min(data.shards, in_group * (math.ceil(in_flight / group) + 1))
+    each = group / run.readers
+    different = in_group * (1 - (1 - 1 / in_group) ** each)
+    return Reading(
+        in_flight=in_flight,
+        shards_open=shards_open,
+        readers_per_shard=run.readers / shards_open,
+        opens_per_sample=0.0 if data.shards <= data.open_limit else min(1.0, different / each),
+        order_bytes_per_node=float(order),
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One checkpoint on disk, bytes.
+
+    Attributes:
+        weights: weights.safetensors.
+        optimizer: the optimizer's shards in all rank files together.
+        files: how many.
+    """
+
+    weights: float
+    optimizer: float
+    files: int
+
+    @property
+    def total(self) -> float:
+        """All of it; random states and descriptions (some 10 kB a process) are left out."""
+        return self.weights + self.optimizer
+
+
+def checkpoint(model: Model, run: Run) -> Checkpoint:
+    """Sizes of what `engine.checkpoint` writes.
+
+    weights.safetensors holds all parameters in fp32, the frozen ones too, and the buffers. The rank files hold 4mP at
+    stage 0 (rank 0's), 4(m + 1)P from stage 1 on: the state and the fp32 copy, each process its share.
+    """
+    masters = 1 if run.zero_stage > 0 else 0
+    return Checkpoint(
+        weights=float(FP32 * (model.trainable + model.frozen) + model.buffer_bytes),
+        optimizer=float(FP32 * (run.optimizer_numbers + masters) * model.trainable),
+        files=run.world_size + 4,
+    )
+
+
+def best_interval_s(checkpoint_s: float, between_failures_s: float) -> float:
+    """Seconds of training between checkpoints that lose the least time: sqrt(2 C M).
+
+    Args:
+        checkpoint_s: C, time that one takes.
+        between_failures_s: M, mean time between failures of the job.
+
+    Source: Young (CACM 1974); Daly (FGCS 2006) adds terms that matter only where C is no longer small against M.
+    """
+    return math.sqrt(2 * checkpoint_s * between_failures_s)
+
+
+def lost_share(checkpoint_s: float, interval_s: float, between_failures_s: float, restart_s: float) -> float:
+    """Share of the time that checkpoints, repeated work and restarts cost: C / t + (t / 2 + R) / M.
+
+    Args:
+        checkpoint_s: C.
+        interval_s: t, training between two checkpoints.
+        between_failures_s: M.
+        restart_s: R, from a failure to the first new update.
+
+    Source: Young (CACM 1974), with the restart added as in Daly (FGCS 2006), first order.
+    """
+    return checkpoint_s / interval_s + (interval_s / 2 + restart_s) / between_failures_s
