@@ -19,6 +19,7 @@ VERBS = {
     "cancel": "end the jobs of runs",
     "requeue": "let running runs start anew, submit failed ones again",
     "status": "one line a run: how far, how fast, evaluated or not, and why it failed",
+    "plan": "what a run would cost on so many GPUs: batches, memory, traffic, hours",
     "report": "gather results of any number of runs into one table and one HTML file",
     "inspect": "look into shards or a run: numbers and pictures",
     "export": "write trained weights for other code bases",
@@ -79,6 +80,7 @@ def _tell(error: Exception) -> int:
     # Imported here, so that verbs that only look at files do not wait for torch.
     from configs.load import ConfigError
     from engine import errors
+    from launchers.slurm import SlurmError
 
     if isinstance(error, ConfigError):
         print(f"config error: {error}", file=sys.stderr)
@@ -90,7 +92,7 @@ def _tell(error: Exception) -> int:
         print(f"PeerLostError: {error}", file=sys.stderr)
         return PEER_LOST
     named: tuple[type[Exception], ...] = (errors.CheckpointError, errors.DivergenceError, errors.DryBatchError)
-    named = (*named, errors.RunLockedError, errors.PeerFailedError)
+    named = (*named, errors.RunLockedError, errors.PeerFailedError, SlurmError)
     if "data.shards" in sys.modules:  # without it nobody can have raised a ShardError
         from data.shards import ShardError
 
