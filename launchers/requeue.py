@@ -29,12 +29,14 @@ def parser() -> argparse.ArgumentParser:
         prog="tandem requeue", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     p.add_argument("runs", nargs="+", metavar="RUN_OR_ROOT", help="run folders, or folders of runs")
+    p.add_argument("--no-check", action="store_true", help="do not try one batch before submitting again")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; 0 when everything that could go on does."""
-    runs = runs_below([Path(path) for path in parser().parse_args(argv).runs])
+    options = parser().parse_args(argv)
+    runs = runs_below([Path(path) for path in options.runs])
     files = [read_files(run) for run in runs]
     queue = slurm.queue(job for one in files for job in one.ids)
     ended = []
@@ -50,11 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{one.folder.name}: finished")
         else:
             ended.append(one.folder)
-    _submit_again(ended)
+    _submit_again(ended, check=not options.no_check)
     return 0
 
 
-def _submit_again(runs: Sequence[Path]) -> None:
+def _submit_again(runs: Sequence[Path], *, check: bool) -> None:
     if not runs:
         return
     from configs.schema import PRETRAIN_CHOICES, ClusterConfig, PretrainConfig
@@ -78,7 +80,7 @@ def _submit_again(runs: Sequence[Path]) -> None:
             overrides = (folder / OVERRIDES_FILE).read_text(encoding="utf-8").splitlines()
             points.append(Point(config=config, overrides=tuple(overrides)))
         cluster = load(ClusterConfig, group[0] / SUBMISSION_FOLDER / CLUSTER_FILE)
-        submit(Order(points=tuple(points), root=root, cluster=cluster, where="slurm"))
+        submit(Order(points=tuple(points), root=root, cluster=cluster, where="slurm", check=check))
 
 
 def _root(run: Path) -> Path:

@@ -110,6 +110,8 @@ def submit(order: Order, *, dry_run: bool = False) -> None:
         SlurmError: SLURM is not here or refuses; what was queued before is in the runs' jobs.json.
     """
     _check_apart(order.points)
+    for folder in (order.root, *(point.run_dir for point in order.points)):
+        check_folder(folder)
     if order.where == "slurm":
         _check_slurm(order)
     active = _active(order, (job for jobs in _known_jobs(order) for job in jobs.ids()))
@@ -153,8 +155,6 @@ def _check_slurm(order: Order) -> None:
 
 
 def _check(order: Order, new: Sequence[_Run]) -> None:
-    for folder in (order.root, *(run.point.run_dir for run in new)):
-        check_folder(folder)
     for run in new:
         who = holder(run.point.run_dir)
         if who is not None:
