@@ -241,9 +241,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("code", type=int, help="exit code of the training step")
     parser.add_argument("run_dir", type=Path, help="folder of the run")
     options = parser.parse_args(argv)
+    if options.code == 0:
+        return 0
     decision = after_step(options.code, options.run_dir, os.environ)
     print(f"after the step: {'queued again' if decision.requeue else 'not queued again'}: {decision.why}", flush=True)
-    return 0 if decision.requeue or options.code == 0 else 1
+    return 0 if decision.requeue else 1
 
 
 if __name__ == "__main__":

@@ -81,8 +81,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} RealMemory=8000 State=UNKNOWN
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} RealMemory=8000 State=UNKNOWN
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 DefaultTime=30 State=UP PriorityTier=1 GraceTime=30 PreemptMode=REQUEUE
-PartitionName=urgent Nodes=n1,n2 Default=NO MaxTime=60 DefaultTime=30 State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=1440 DefaultTime=30 State=UP PriorityTier=1 GraceTime=30 PreemptMode=REQUEUE
+PartitionName=urgent Nodes=n1,n2 Default=NO MaxTime=1440 DefaultTime=30 State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 

@@ -21,6 +21,7 @@ DOWNSTREAM = sorted((CONFIGS.parent / "downstream").glob("*.yaml"))
 MISSING = {
     "slidr_kitti": ("data.shards=a", "method.teacher.weights=random"),
     "slidr_nuscenes": ("data.shards=a", "method.teacher.weights=random"),
+    "slidr_waymo": ("data.shards=a", "method.teacher.weights=random"),
 }
 SMALL_TEACHER = {name: ("method.teacher.name=resnet18",) for name in MISSING}
 

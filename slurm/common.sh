@@ -1,0 +1,114 @@
+# shellcheck shell=bash
+# What the scripts of this folder share; they source it. Works from the repository's root, on a login node and in a job.
+#   tandem_pretrain CONFIG DEFAULT... -- ARGUMENT...    train, requeue if need be, queue the evaluations
+#   tandem_prepare SET SOURCE OUT -- ARGUMENT...        convert as an array, then join
+set -euo pipefail
+: "${script:?}" "${root:?}" # set by the script that sources this
+cd "$root"
+# shellcheck source=slurm/env.sh
+source slurm/env.sh
+
+die() {
+    echo "$(basename "$script"): $*" >&2
+    exit 2
+}
+
+# Splits a command line into sbatch's options (--name=value) and the settings of the program (name=value).
+split_arguments() {
+    options=()
+    settings=()
+    local word
+    for word in "$@"; do
+        case $word in
+            -h | --help) sed -n '2,/^#SBATCH/s/^# //p' "$script" && exit ;;
+            -*) options+=("$word") ;;
+            *=*) settings+=("$word") ;;
+            *) die "'$word': expected section.field=value, or an option of sbatch as --name=value" ;;
+        esac
+    done
+}
+
+# Python must be there before anything else is asked of it.
+check_python() {
+    command -v "$TANDEM_PYTHON" >/dev/null ||
+        die "no Python at '$TANDEM_PYTHON'; run 'make setup', or set TANDEM_PYTHON in slurm/env.sh"
+}
+
+# Lets SLURM look at partition, account and resources without queueing; then queues this script. Prints the id.
+queue() {
+    command -v sbatch >/dev/null || die "no sbatch here; run this on a login node of the cluster"
+    local told id
+    if ! told=$(sbatch --test-only "${options[@]}" "$@" 2>&1); then
+        die "SLURM refuses the job: ${told//$'\n'/ }
+Partition: ${SBATCH_PARTITION:-the default one}, account: ${SBATCH_ACCOUNT:-the default one}; set SBATCH_PARTITION and \
+SBATCH_ACCOUNT in slurm/env.sh, or give --partition= and --account=. Nothing was queued."
+    fi
+    id=$(sbatch --parsable "${options[@]}" "$@") || exit
+    # What sbatch lets pass and the partition never starts.
+    told=$(squeue --noheader --jobs "${id%%;*}" --format %r)
+    [[ $told != Partition*Limit ]] ||
+        echo "job $id: more time or nodes than its partition allows ($told); see sinfo, cancel it and ask for less" >&2
+    echo "${id%%;*}"
+}
+
+tandem_pretrain() {
+    local config=$1 defaults=() run_dir id code=0
+    shift
+    while [[ $1 != -- ]]; do
+        defaults+=("$1")
+        shift
+    done
+    split_arguments "${@:2}"
+    settings=("${defaults[@]}" "${settings[@]}")
+    check_python
+    run_dir=$("$TANDEM_PYTHON" -m launchers.sbatch_check "$config" "${settings[@]}") || exit
+    if [[ -z ${SLURM_JOB_ID:-} ]]; then
+        id=$(queue "$script" "${settings[@]}") || exit
+        echo "queued as $id; run folder: $run_dir; output: slurm/logs/"
+        return
+    fi
+    [[ ${#options[@]} -eq 0 ]] || die "${options[0]}: options of sbatch stand before the script's name"
+    # At the end of the time and on scancel SLURM sends SIGTERM here too; what comes after srun must still run.
+    trap 'echo "$(basename "$script"): SIGTERM"' TERM
+    # srun does not take it from sbatch since SLURM 22.05.
+    export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
+    # pdeathsig: a process whose slurmstepd was killed writes a checkpoint and leaves, instead of living on unseen.
+    srun --kill-on-bad-exit=1 setpriv --pdeathsig TERM \
+        "$TANDEM_PYTHON" -m launchers.pretrain "$config" "${settings[@]}" || code=$?
+    "$TANDEM_PYTHON" -m launchers.after_step "$code" "$run_dir" || true
+    ((code == 0)) || exit "$code"
+    follow "$run_dir"
+}
+
+# Queues evaluations and report of a trained run.
+follow() {
+    if [[ $TANDEM_EVALUATE == 0 ]]; then
+        echo "TANDEM_EVALUATE=0: no evaluations; later: tandem submit --follow $1"
+        return
+    fi
+    "$TANDEM_PYTHON" -m launchers.submit --follow "$1" ${TANDEM_CLUSTER:+--cluster "$TANDEM_CLUSTER"} || {
+        echo "$1 is trained, but its evaluations are not queued; later: tandem submit --follow $1" >&2
+        exit 1
+    }
+}
+
+tandem_prepare() {
+    local set=$1 source=$2 out=$3 array join
+    split_arguments "${@:5}"
+    check_python
+    if [[ -z ${SLURM_JOB_ID:-} ]]; then
+        [[ $source == - || -d $source ]] ||
+            die "no raw data in $source; set TANDEM_RAW in slurm/env.sh to the folder that holds $(basename "$source")"
+        array=$(queue "$script" "${settings[@]}") || exit
+        options+=(--array=0-0 --dependency="afterok:$array" --kill-on-invalid-dep=yes)
+        join=$(queue "$script" --join "${settings[@]}") || exit
+        echo "queued as array $array, joined by $join; shards: $out; output: slurm/logs/"
+        return
+    fi
+    export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
+    local part=(--share "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT")
+    [[ ${options[*]} != --join ]] || part=(--join)
+    # A process a core, each with one thread.
+    OMP_NUM_THREADS=1 srun "$TANDEM_PYTHON" -m launchers.prepare "$set" "$source" "$out" \
+        "${settings[@]}" --workers "${SLURM_CPUS_PER_TASK:-1}" "${part[@]}"
+}
