@@ -192,7 +192,7 @@ def _measure(
             task,
             config,
             draws=draws,
-            context=measured_on(manifest, run_config),
+            context=measured_on(manifest, yaml.safe_load(dump(run_config, choices=PRETRAIN_CHOICES))),
             device=_device(config.device),
             known=known,
             progress=progress,
@@ -322,9 +322,13 @@ def _write_lists(folder: Path, manifest: Manifest, draws: LabelDraws, config: Ev
             write_list(folder / "labelled" / f"{name}_{use}{seed}.txt", manifest, drawn, note)
 
 
-def measured_on(manifest: Manifest, config: PretrainConfig) -> dict[str, Any]:
-    """What shapes the numbers beside the protocols' settings and the weights: the data, its voxels, the network."""
-    resolved = yaml.safe_load(dump(config, choices=PRETRAIN_CHOICES))
+def measured_on(manifest: Manifest, resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """What shapes the numbers beside the protocols' settings and the weights: the data, its voxels, the network.
+
+    Args:
+        manifest: of the labelled set.
+        resolved: the run's config as nested plain values.
+    """
     backbone = resolved["method"].get("backbone")
     return {"data": manifest.fingerprint(), "voxel": resolved["data"]["voxel"], "backbone": backbone}
 

@@ -14,15 +14,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from configs.load import dump, load
-from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
+from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, FollowConfig, PretrainConfig
 from data.fractions import FractionConfig
-from data.shards import load_manifest
+from data.shards import Manifest, load_manifest
 from engine.downstream.results import fingerprint
 from launchers.evaluate import describe_fraction, measured_on
 from launchers.follow_jobs import BaselineJob, EvaluationJob, ReportJob, SelectBestJob
@@ -76,17 +77,22 @@ def baseline_jobs(configs: Sequence[PretrainConfig], folder: Path) -> list[Basel
         ConfigError: a downstream file or an override that cannot be used.
         ShardError: a labelled set that is not there.
     """
+    # A sweep has many runs and few downstream files and sets: each is read once.
+    elements: dict[FollowConfig, dict[str, EvaluateConfig]] = {}
+    manifests: dict[str, Manifest] = {}
     made: dict[str, BaselineJob] = {}
     for config in configs:
-        for name, element in _elements(config).items():
-            key = baseline_key(config, element)
+        if config.evaluate not in elements:
+            elements[config.evaluate] = _elements(config)
+        run = dump(config, choices=PRETRAIN_CHOICES)
+        for name, element in elements[config.evaluate].items():
+            shards = element.data.shards or config.data.shards
+            if shards not in manifests:
+                manifests[shards] = load_manifest(shards)
+            key = baseline_key(measured_on(manifests[shards], yaml.safe_load(run)), element)
             if key not in made:
                 made[key] = BaselineJob(
-                    key=key,
-                    element=name,
-                    folder=str(folder / BASELINES / key),
-                    run=dump(config, choices=PRETRAIN_CHOICES),
-                    settings=dump(element),
+                    key=key, element=name, folder=str(folder / BASELINES / key), run=run, settings=dump(element)
                 )
     return list(made.values())
 
@@ -102,16 +108,16 @@ def report_job(root: Path, run_dirs: Sequence[Path], out: Path | None = None) ->
     return ReportJob(root=str(root), run_dirs=tuple(map(str, run_dirs)), out=str(root if out is None else out))
 
 
-def baseline_key(config: PretrainConfig, protocols: EvaluateConfig) -> str:
-    """What random-initialisation rows depend on: the data, its voxels, the 3D network, the protocols' settings.
+def baseline_key(context: Mapping[str, Any], protocols: EvaluateConfig) -> str:
+    """Identity of random-initialisation rows: same key, same numbers.
 
-    Raises:
-        ShardError: no labelled set there.
+    Args:
+        context: the data, its voxels, the 3D network, see `launchers.evaluate.measured_on`.
+        protocols: of the element; where it runs and where it writes has no part in the key.
     """
-    manifest = load_manifest(protocols.data.shards or config.data.shards)
-    settings = yaml.safe_load(dump(dataclasses.replace(protocols, random=True, results=None, device="auto")))
-    data = {k: v for k, v in settings.pop("data").items() if k not in {"shards", "num_workers"}}
-    return fingerprint({"context": measured_on(manifest, config), "settings": settings, "data": data})
+    settings = dataclasses.asdict(dataclasses.replace(protocols, random=True, results=None, device="auto"))
+    data = {name: value for name, value in settings.pop("data").items() if name not in {"shards", "num_workers"}}
+    return fingerprint({"context": dict(context), "settings": settings, "data": data})
 
 
 def _protocols(config: PretrainConfig) -> dict[str, EvaluateConfig]:

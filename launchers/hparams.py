@@ -63,7 +63,7 @@ def write_hparams(out: Path, runs: Sequence[HparamRun]) -> Path:
     return final
 
 
-def hyper_parameters(runs: Sequence[HparamRun]) -> dict[str, dict[str, str | float | bool]]:
+def hyper_parameters(runs: Sequence[HparamRun]) -> dict[str, dict[str, str | int | float | bool]]:
     """What is told of each run: method, length, rate, seed, and all that the runs differ in.
 
     Args:
@@ -112,7 +112,7 @@ def _at(config: Mapping[str, Any], *path: str) -> Any:
     return value
 
 
-def _plain(value: Any) -> str | float | bool:
+def _plain(value: Any) -> str | int | float | bool:
     if isinstance(value, bool | int | float | str):
         return value
     return "null" if value is None else str(value)

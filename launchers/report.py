@@ -178,13 +178,16 @@ def write_files(found: Found, html: Path, title: str, made: dict[str, str], pict
 def hparam_runs(found: Found) -> list[HparamRun]:
     """Lines of TensorBoard's table of hyper-parameters: runs with a config."""
     made = []
+    names = [folder.name for folder in found.runs.values()]
     for name, folder in found.runs.items():
-        own = [r for r in found.results if [c.partition("/")[0] for c in r.checkpoint] == [folder.name]]
-        # Runs of equal name in different folders: what lies in the run's own folder is its own.
-        twins = sum(other.name == folder.name for other in found.runs.values()) > 1
-        if twins:
-            inside = {r.identity for r in gather([folder])[0]}
-            own = [r for r in own if r.identity in inside]
+        inside = {r.identity for r in gather([folder])[0] if r.pretrained}
+        # Results of several runs may lie in one file elsewhere; then the checkpoint's name says whose they are.
+        by_name = [folder.name] if names.count(folder.name) == 1 else []
+        own = [
+            r
+            for r in found.results
+            if r.identity in inside or (by_name and [c.partition("/")[0] for c in r.checkpoint] == by_name)
+        ]
         if found.configs[name]:
             metrics = metrics_of(own, found.results)
             made.append(HparamRun(name=name, config=found.configs[name], metrics=metrics))

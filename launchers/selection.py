@@ -127,6 +127,6 @@ def _describe_split(checkpoint: Path, config: EvaluateConfig) -> str:
     held = splits_of(manifest, config).test
     logs = len(set(manifest.sample_log[held].tolist()))
     return (
-        f"{len(held)} sweeps of {logs} log{'s' if logs > 1 else ''} held out from {manifest.set_name}'s "
-        f"{config.data.train_split} split"
+        f"{len(held)} sweep{'s' if len(held) > 1 else ''} of {logs} log{'s' if logs > 1 else ''} "
+        f"held out from {manifest.set_name}'s {config.data.train_split} split"
     )

@@ -1,21 +1,36 @@
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
 import math
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import yaml
+from rich.console import Console
 
-from engine.downstream.results import write_results
+from engine.distributed import free_port
+from engine.downstream.results import Result, paired_difference, write_results
+from launchers.attempts import begin
 from launchers.cli import main as tandem
 from launchers.curves import MAX_POINTS, Curve, chart, thinned, tick_labels, ticks
-from launchers.report import gather, read_metrics
+from launchers.jobs_file import Jobs, write_jobs
+from launchers.report import gather, read_metrics, write_report
 from launchers.report_page import RunReport, page
-from launchers.table import groups, markdown
+from launchers.run_status import read_config
+from launchers.settings import labels, setting_of, setting_of_tree
+from launchers.table import groups, markdown, print_table
 from tests.engine.downstream.test_results import make
-from tests.helpers.run_folder import write_toy_run
+from tests.helpers.run_folder import run_config, write_toy_run
 from tests.helpers.samples import write_toy_set
 
 RANDOM = make(init="random", pretrained=False, teacher="", leak="none", miou=(20.0, 30.0, 10.0), checkpoint=())
@@ -62,6 +77,7 @@ def test_report_of_runs_and_results(tmp_path: Path, capsys: pytest.CaptureFixtur
     out = tmp_path / "report.html"
     assert tandem(["report", str(tmp_path / "runs"), "--out", str(out)]) == 0
     terminal = capsys.readouterr().out
+    assert "25.0 ± 9.5" in out.with_suffix(".md").read_text()
     assert "25.0 ± 9.5" in terminal
     assert "+5.0 ± 1.0" in terminal
     parsed = parse(out.read_text())
@@ -190,3 +206,183 @@ def test_report_takes_results_of_one_file(tmp_path: Path, capsys: pytest.Capture
     write_results(tmp_path / "results.json", [OURS])
     assert tandem(["report", str(tmp_path / "results.json"), "--markdown"]) == 0
     assert "| 25.0 ± 9.5 |" in capsys.readouterr().out
+
+
+# --- sweeps ---
+
+SETTINGS = {"a": "temperature=0.07", "b": "temperature=0.1"}
+
+
+def of_run(setting: str, seed: int, step: int, miou: tuple[float, ...], *chosen: str) -> Result:
+    return make(
+        setting=setting,
+        pretrain_seeds=(seed,),
+        miou=miou,
+        chosen=chosen,
+        checkpoint=(f"{setting}{seed}/step_{step:08d} x",),
+        pretraining=f"{step} steps, seed {seed}",
+    )
+
+
+def test_repetitions_become_one_row_with_the_spread_over_runs() -> None:
+    runs = [of_run("a", seed, 400, (24.0 + seed, 36.0, 15.0)) for seed in (0, 1, 2)]
+    (group,) = groups([*runs, RANDOM, of_run("b", 0, 400, (20.0, 30.0, 11.5))], SETTINGS)
+    assert [r.init for r in group.results] == ["random", "slidr, temperature=0.1", "slidr, temperature=0.07"]
+    merged, gain = group.results[2], group.gains[2]
+    # By hand: means of the runs 25, 25.33, 25.67; random 20; gains of the runs 5, 5.33, 5.67.
+    assert merged.miou == pytest.approx((25.0, 25.0 + 1 / 3, 25.0 + 2 / 3))
+    assert gain is not None
+    assert (gain.mean, gain.std, gain.num_pairs) == (pytest.approx(5 + 1 / 3), pytest.approx(1 / 3), 3)
+    assert merged.pretraining == "400 steps, 3 runs, seeds 0, 1, 2"
+    assert group.gains[1] == paired_difference(of_run("b", 0, 400, (20.0, 30.0, 11.5)), RANDOM)
+    assert "pre-training runs" in markdown([*runs, RANDOM])
+    assert "pre-training runs" not in markdown([runs[0], RANDOM])
+
+
+def test_best_and_last_steps_have_rows_of_their_own() -> None:
+    runs = [
+        of_run("a", 0, 200, (40.0, 40.0, 40.0), "best"),
+        of_run("a", 0, 400, (30.0, 30.0, 30.0), "last"),
+        of_run("a", 1, 400, (50.0, 50.0, 50.0), "best", "last"),
+        of_run("b", 0, 400, (10.0, 10.0, 10.0), "best", "last"),
+    ]
+    (group,) = groups(runs, SETTINGS)
+    rows = [(r.init, r.miou) for r in group.results]
+    assert rows == [
+        ("slidr, temperature=0.1, best and last step", (10.0, 10.0, 10.0)),
+        ("slidr, temperature=0.07, last step", (30.0, 50.0)),
+        ("slidr, temperature=0.07, best step", (40.0, 50.0)),
+    ]
+    assert "the test split had no say" in markdown(runs)
+
+
+def test_records_without_a_setting_stay_rows_of_their_own() -> None:
+    (group,) = groups([make(checkpoint=("x/1",)), make(checkpoint=("y/1",)), make(setting="a", pretrain_seeds=(0, 1))])
+    assert len(group.results) == 3
+
+
+def test_labels_tell_settings_apart_by_what_differs() -> None:
+    def config(temperature: float, seed: int, **method: object) -> dict[str, Any]:
+        return {"seed": seed, "run_dir": f"r{seed}", "optim": {"lr": 0.5}, "method": {"t": temperature} | method}
+
+    one, two = config(0.07, 0), config(0.1, 1)
+    assert setting_of_tree(one) == setting_of_tree(config(0.07, 5))
+    assert setting_of_tree(one) != setting_of_tree(two)
+    assert labels({"a": one, "b": two}) == {"a": "t=0.07", "b": "t=0.1"}
+    assert labels({"a": one}) == {"a": ""}
+    assert labels({}) == {}
+    assert labels({"a": config(1.0, 0, name="m", k=1), "b": config(1.0, 0, name="n", j=[1])}) == {
+        "a": "name=m",
+        "b": "name=n",
+    }
+
+
+def test_setting_of_a_config_is_that_of_its_file(tmp_path: Path) -> None:
+    write_toy_run(tmp_path, str(tmp_path / "gone"))
+    assert setting_of(run_config(tmp_path, str(tmp_path / "gone"))) == setting_of_tree(read_config(tmp_path))
+
+
+def test_tables_of_long_names_fit_80_columns() -> None:
+    runs = [of_run("a", s, 400, (24.0, 36.0, 15.0)) for s in (0, 1)]
+    runs = [dataclasses.replace(r, teacher="efficientnet_lite0 (imagenet)", lr=(0.003, 0.01, 0.1)) for r in runs]
+    console = Console(width=80, record=True, file=io.StringIO())
+    print_table([*runs, RANDOM], console, {"a": "temperature=0.07, learning_rate=0.002"})
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 80
+    for whole in ("temperature=0.07", "efficientnet_lite0", "(imagenet)", "25.0 ± 0.0", "0.003, 0.01, 0.1"):
+        assert whole in text
+
+
+def write_sweep(root: Path) -> None:
+    """Two runs that were evaluated, one that failed, baselines beside them that one run needs and one nobody does."""
+    for seed in (0, 1):
+        run = root / f"a{seed}"
+        write_toy_run(run, str(root / "gone"))
+        config = yaml.safe_load((run / "config.yaml").read_text()) | {"seed": seed}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+        result = dataclasses.replace(of_run(setting_of_tree(config), seed, 12, (24.0 + seed, 36.0, 15.0)))
+        write_results(run / "evaluation" / "toy" / "results.json", [result])
+    write_results(root / "baselines" / "k1" / "results.json", [RANDOM])
+    write_results(root / "baselines" / "k2" / "results.json", [dataclasses.replace(RANDOM, fingerprint="other")])
+    (root / "a1" / "evaluation" / "worse").mkdir()
+    (root / "a1" / "evaluation" / "worse" / "error.txt").write_text("ShardError: nothing <b>there</b>\n\nTraceback\n")
+    bad = root / "bad"
+    record = begin(bad, 2, job="7_1")
+    record.end("failed", step=3, reason="DivergenceError: loss not finite")
+    write_jobs(bad, Jobs(pretrain="7_1", evaluate={"toy": "8_0"}, logs=str(bad)))
+
+
+def test_a_sweep_is_grouped_and_failures_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_sweep(tmp_path / "sweep")
+    out = tmp_path / "out"
+    assert tandem(["report", str(tmp_path / "sweep"), "--out-dir", str(out), "--pictures", "0"]) == 0
+    terminal = capsys.readouterr().out
+    html = " ".join(parse((out / "report.html").read_text()).text)
+    for text in (terminal, (out / "report.md").read_text(), html):
+        assert "25.2 ± 0.2" in text  # means of the runs: 25 and 25.33
+        assert "DivergenceError: loss not finite" in text
+        assert "ShardError: nothing" in text
+        assert "1 of 1 evaluations did not run" in text
+    assert "2 runs, seeds 0, 1" in html
+    assert (out / "report.md").read_text().count("| random |") == 1
+    # One run alone finds the baselines beside it.
+    results, _ = gather([tmp_path / "sweep" / "a0"])
+    assert [r.init for r in results] == ["slidr", "random"]
+
+
+def test_baselines_alone_are_shown(tmp_path: Path) -> None:
+    write_results(tmp_path / "baselines" / "k1" / "results.json", [RANDOM])
+    assert gather([tmp_path])[0] == [RANDOM]
+
+
+@pytest.mark.slow
+def test_tensorboard_lists_the_hyper_parameters(tmp_path: Path) -> None:
+    """Asked over HTTP, as its page does."""
+    write_sweep(tmp_path)
+    for _ in range(2):  # the second report replaces the first one's table
+        write_report([tmp_path], tmp_path, title="t", pictures=0)
+    assert sorted(p.name for p in (tmp_path / "tensorboard_hparams").iterdir()) == ["a0", "a1"]
+    port = free_port()
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--port", str(port)]
+    with subprocess.Popen(
+        [*command, "--load_fast=false"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as board:
+        try:
+            sessions = ask(port, "session_groups", EVERYTHING)["sessionGroups"]
+            names = [column["name"] for column in ask(port, "experiment", {})["hparamInfos"]]
+        finally:
+            board.terminate()
+    assert {"method.name", "optim.lr", "seed"} <= set(names)
+    assert sorted(s["name"] for s in sessions) == ["tensorboard_hparams/a0", "tensorboard_hparams/a1"]
+    found = {s["hparams"]["seed"]: {m["name"]["tag"]: m["value"] for m in s["metricValues"]} for s in sessions}
+    assert found[0.0]["eval/toy/linear_probe/all/miou"] == pytest.approx(25.0)
+    assert found[1.0]["eval/toy/linear_probe/all/gain"] == pytest.approx(5 + 1 / 3)
+
+
+EVERYTHING = {
+    "allowedStatuses": ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"],
+    "colParams": [],
+    "startIndex": 0,
+    "sliceSize": 100,
+}
+
+
+def ask(port: int, what: str, query: dict[str, Any]) -> dict[str, Any]:
+    """An answer of the HParams plugin with something in it; it takes a while to load the runs."""
+    url = f"http://127.0.0.1:{port}/data/plugin/hparams/{what}"
+    body = json.dumps({"experimentName": "", **query}).encode()
+    request = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+    end = time.monotonic() + 60
+    answer: dict[str, Any] = {}
+    while time.monotonic() < end:
+        try:
+            with urllib.request.urlopen(request, timeout=20) as reply:
+                answer = json.load(reply)
+        except urllib.error.HTTPError as error:
+            raise AssertionError(error.read()) from error
+        except OSError:  # not listening yet
+            answer = {}
+        if any(answer.get(key) for key in ("hparamInfos", "sessionGroups")):
+            return answer
+        time.sleep(0.5)
+    raise AssertionError(f"{what}: {answer}")
