@@ -14,8 +14,9 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import connection, util
+from multiprocessing import connection, resource_tracker, util
 from typing import Any, Literal
 
 import cv2
@@ -28,6 +29,8 @@ from data.skips import Skip
 
 _ALIGN = 64
 """Bytes; the buffer's parts begin at cache lines."""
+
+_LEFT_TO_THE_TRAINER = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 _PRELOADED = ["data.loader"]
 """Imported once by the fork server instead of once by every worker."""
@@ -142,7 +145,8 @@ def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: W
         # Of its own, because DataLoader draws from it: the global generator's state belongs to the training.
         generator=torch.Generator(),
     )
-    batches: Any = iter(loader)
+    with _signals_held_back() if parallel else nullcontext():
+        batches: Any = iter(loader)
     at_exit = util.Finalize(None, _kill, args=(batches._workers if parallel else (),), exitpriority=0)
     try:
         for packed in batches:
@@ -159,6 +163,23 @@ def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: W
         if parallel:
             batches._shutdown_workers()
         at_exit()
+
+
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Start processes inside that inherit blocked signals; ours come when the block is left.
+
+    A signal to the whole process group (SLURM's way) would otherwise kill a worker, or the fork server, in the first
+    seconds, before `_start_worker` can tell it to leave signals to the trainer.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_TRAINER)
+    # Its start lifts the block of SIGINT and SIGTERM (CPython 3.11), so it must have happened before the others'.
+    resource_tracker.ensure_running()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_TRAINER)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _as_is(loaded: Any) -> Any:
@@ -178,8 +199,9 @@ def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    for number in _LEFT_TO_THE_TRAINER:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_THE_TRAINER)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

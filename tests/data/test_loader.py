@@ -414,6 +414,51 @@ def test_workers_ignore_preemption_signals_and_end_with_a_killed_parent(root: st
             time.sleep(0.1)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn", "fork"])
+def test_signals_to_the_whole_group_while_workers_start(root: str, start_method: str) -> None:
+    """From before the fork server is there until batches flow: nobody dies, and the trainer hears them."""
+    script = f"""
+    import signal
+    from data.loader import DataConfig, build_loader
+    if __name__ == "__main__":
+        heard = set()
+        for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda number, frame: heard.add(number))
+        print("ready", flush=True)
+        config = DataConfig(
+            shards={root!r}, image_size=(40, 72), num_workers=2, micro_batch_size=2, start_method={start_method!r}
+        )
+        stream = build_loader(config, seed=0, rank=0, world_size=1).batches(0)
+        for _ in range(12):
+            next(stream)
+        stream.close()
+        for number in heard:  # as our launchers do: the interpreter's end would restore what kills
+            signal.signal(number, signal.SIG_IGN)
+        print("done", len(heard), flush=True)
+    """
+    path = Path(root) / "group.py"
+    path.write_text(textwrap.dedent(script))
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", str(path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for number in itertools.cycle((signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)):
+            if process.poll() is not None:
+                break
+            os.killpg(process.pid, number)
+            time.sleep(0.01)
+        output, errors = process.communicate()
+    assert (process.returncode, output) == (0, "done 4\n"), errors
+
+
 def test_an_iterator_left_open_does_not_keep_the_process_alive(root: str) -> None:
     script = f"""
     from data.loader import DataConfig, build_loader
