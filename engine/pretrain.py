@@ -123,6 +123,7 @@ def pretrain(
     resolved_config: Mapping[str, Any],
     pictures: Pictures | None = None,
     watchdog: Watchdog | None = None,
+    on_resume: Callable[[int], None] | None = None,
 ) -> PretrainSummary:
     """Train an objective to the end of its schedule, or to a stop signal.
 
@@ -136,6 +137,7 @@ def pretrain(
         resolved_config: JSON values written into every checkpoint.
         pictures: makes pictures from the batch at hand, see `Pictures`.
         watchdog: already watching; None: one of our own.
+        on_resume: called on rank 0 with the updates done before, when the run continues from a checkpoint.
 
     Returns:
         How the run ended.
@@ -173,6 +175,8 @@ def pretrain(
     saved = ckpt.find_checkpoint(run_dir, world)
     if saved is not None:
         state = ckpt.read_state(saved)
+        if on_resume is not None and world.is_main:
+            on_resume(int(state["step"]))
         ckpt.check_same(state["fingerprint"], fingerprint, saved)
         if state["step"] >= num_steps:
             _load_weights(objective, saved)
@@ -404,7 +408,7 @@ def _load_rank(engine: ZeroEngine, run: _Run, saved: Path, state: Mapping[str, A
         own = ckpt.read_rank_state(saved, rank, mapped=True)
         window = own["window"]
         set_rng_state(own["rng"])
-    else:  # no process has a past of its own; checkpoints before 0.1.0 lack the mean over processes
+    else:  # no process has a past of its own; early checkpoints lack the mean
         window = state.get("window", {"sums": {}, "count": 0})
         seed_everything(seed, rank, run.step)
     run.window.sums, run.window.count = dict(window["sums"]), int(window["count"])

@@ -117,7 +117,7 @@ def _train(
         on_verdict=None if record is None else lambda reason: record.end("failed", reason=reason),
     ) as watchdog:
         try:
-            return _assemble(config, signals, world, watchdog)
+            return _assemble(config, signals, world, watchdog, record)
         except ValueError as error:
             raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
 
@@ -133,7 +133,13 @@ def _join(config: PretrainConfig) -> World:
         ) from error
 
 
-def _assemble(config: PretrainConfig, signals: StopSignals, world: World, watchdog: Watchdog) -> PretrainSummary:
+def _assemble(
+    config: PretrainConfig,
+    signals: StopSignals,
+    world: World,
+    watchdog: Watchdog,
+    record: attempts.AttemptRecord | None,
+) -> PretrainSummary:
     """Towers, loader, engine."""
     resolved = yaml.safe_load(show(config))
     # The config stays as it is: on another number of processes the next start derives from it again.
@@ -166,6 +172,7 @@ def _assemble(config: PretrainConfig, signals: StopSignals, world: World, watchd
         resolved_config=resolved,
         pictures=pictures_of_set(config.data) if world.is_main or config.engine.zero_stage == 3 else None,
         watchdog=watchdog,
+        on_resume=None if record is None else record.resumed,
     )
     if world.is_main:
         _tell(summary, source, world)
