@@ -32,6 +32,7 @@ TINY = {
     "voxelnet": {"preset": "second_tiny", "grid_min": (-16, -16, -8), "grid_max": (16, 16, 16)},
     "pillars": {"preset": "pillars_tiny", "range_min_m": (-8.0, -8.0, -8.0), "range_max_m": (8.0, 8.0, 8.0)}
     | {"pillar_size_m": 0.5},
+    "pointnet2": {"preset": "pointnet2_tiny"},
 }
 
 

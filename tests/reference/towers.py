@@ -57,3 +57,44 @@ def pillar_vectors(
                 rows = torch.cat([rows, largest.expand(len(rows), -1)], 1)
         out[cell] = largest
     return out
+
+
+def set_abstraction(
+    points: Tensor, features: Tensor, sample: Tensor, centres: list[int], scales: list[tuple]
+) -> Tensor:
+    """Multi-scale grouping: for each centre and each (radius, k, network), maxima over the ball's first k points."""
+    rows = []
+    for q in centres:
+        parts = []
+        for radius, k, network in scales:
+            ball = [
+                n
+                for n in range(len(points))
+                if sample[n] == sample[q] and float((points[n] - points[q]).detach().norm()) < radius
+            ][:k]
+            values = [network(torch.cat([points[n] - points[q], features[n]])[None])[0] for n in ball]
+            parts.append(torch.stack(values).max(0).values)
+        rows.append(torch.cat(parts))
+    return torch.stack(rows)
+
+
+def three_nearest(points: Tensor, features: Tensor, sample: Tensor, queries: Tensor, query_sample: Tensor) -> Tensor:
+    """Mean over the three nearest points, weighted by inverse squared distance."""
+    rows = []
+    for query, b in zip(queries, query_sample.tolist(), strict=True):
+        own = [n for n in range(len(points)) if int(sample[n]) == b]
+        far = {n: float((points[n] - query).detach().norm()) for n in own}
+        nearest = sorted(own, key=lambda n: far[n])[:3]
+        weight = [1 / (far[n] ** 2 + 1e-8) for n in nearest]
+        rows.append(sum(w * features[n] for w, n in zip(weight, nearest, strict=True)) / sum(weight))
+    return torch.stack(rows)
+
+
+def farthest_rows(rows: Tensor, start: int, num: int) -> list[int]:
+    """Greedy: always the row whose nearest chosen row is farthest."""
+    chosen = [start]
+    while len(chosen) < min(num, len(rows)):
+        nearest = torch.stack([(rows - rows[c]).norm(dim=1) for c in chosen]).min(0).values
+        nearest[chosen] = -1
+        chosen.append(int(nearest.argmax()))
+    return chosen

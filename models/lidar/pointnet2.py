@@ -1,0 +1,343 @@
+"""PointNet++ with multi-scale grouping: set abstraction down to few centres, feature propagation back to all points.
+
+A set-abstraction layer chooses centres by farthest point sampling, gathers the points in balls of several radii around
+each, runs a small network on every neighbour (its offset to the centre and its features) and keeps the maximum. A
+feature-propagation layer interpolates from the three nearest centres and joins the finer level's own features.
+
+Points are the voxels that come in, with x, y, z (`data.voxel.features=xyz_intensity`); cells of 0.05 to 0.1 m keep
+nearly every point. They are put into an order that looks random but follows from their cells: the ball's first
+neighbours are then a fair choice of it, and results do not depend on the order of the rows.
+
+F-FPS samples by distance in feature space, D-FPS by distance in metres. A layer that uses both draws the second kind
+from the points that the first has left. Deviation: the released fusion sampling draws both from all points, so that
+some centres come twice; and SimIPU's, with 512 and 512 centres of 512 and 512 points, chooses nothing.
+
+Source: Qi, Yi, Su, Guibas, "PointNet++", NeurIPS 2017, sections 3.2 to 3.4; Shi, Wang, Li, "PointRCNN", CVPR 2019, in
+OpenPCDet's layout (PointNet2MSG); Yang, Sun, Liu, Jia, "3DSSD", CVPR 2020, section 3.2 (F-FPS); Li et al., "SimIPU",
+AAAI 2022, section 3.2 (16,384 points to 1,024 centres).
+
+Letters: N points, Q centres, B samples, F C channels, k neighbours, M voxels that come in.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Int, Int64
+from torch import Tensor, nn
+
+from models.lidar.base import Backbone, BackboneConfig, VoxelSettings
+from models.lidar.layers import PointLayer
+from models.lidar.neighbors import AXIS_BITS
+from models.lidar.sparse import sparse_tensor
+from models.points.neighbors import ball_query, interpolate, repeat_first
+from models.points.sampling import farthest_points, joint_space
+
+Preset = Literal["pointrcnn", "simipu", "pointnet2_tiny"]
+Sampler = Literal["D-FPS", "F-FPS"]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One ball of a set-abstraction layer: radius in metres, neighbours at most, widths of the network on each."""
+
+    radius_m: float
+    neighbors: int
+    widths: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractionLayout:
+    """One set-abstraction layer.
+
+    Attributes:
+        samplers: (kind, number of centres a sample), in turn.
+        scales: the balls.
+        out: width of a last layer on the joined scales; None for none.
+    """
+
+    samplers: tuple[tuple[Sampler, int], ...]
+    scales: tuple[Scale, ...]
+    out: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    abstraction: tuple[AbstractionLayout, ...]
+    propagation: tuple[tuple[int, ...], ...]  # widths, finest level first; (): centres are only interpolated
+
+
+def _pointrcnn(centres: int, radii: tuple[float, float], *widths: tuple[int, ...]) -> AbstractionLayout:
+    scales = tuple(Scale(r, k, w) for r, k, w in zip(radii, (16, 32), widths, strict=True))
+    return AbstractionLayout(samplers=(("D-FPS", centres),), scales=scales)
+
+
+_LAYOUTS: dict[str, _Layout] = {
+    "pointrcnn": _Layout(
+        abstraction=(
+            _pointrcnn(4096, (0.1, 0.5), (16, 16, 32), (32, 32, 64)),
+            _pointrcnn(1024, (0.5, 1.0), (64, 64, 128), (64, 96, 128)),
+            _pointrcnn(256, (1.0, 2.0), (128, 196, 256), (128, 196, 256)),
+            _pointrcnn(64, (2.0, 4.0), (256, 256, 512), (256, 384, 512)),
+        ),
+        propagation=((128, 128), (256, 256), (512, 512), (512, 512)),
+    ),
+    "simipu": _Layout(
+        abstraction=(
+            AbstractionLayout(
+                samplers=(("D-FPS", 4096),),
+                scales=(Scale(0.2, 32, (32, 32, 64)), Scale(0.4, 32, (32, 32, 64)), Scale(0.8, 64, (64, 64, 128))),
+                out=128,
+            ),
+            AbstractionLayout(
+                samplers=(("F-FPS", 1024), ("D-FPS", 1024)),
+                scales=(Scale(0.4, 32, (64, 64, 128)), Scale(0.8, 32, (64, 64, 128)), Scale(1.6, 64, (128, 128, 256))),
+                out=256,
+            ),
+            AbstractionLayout(
+                samplers=(("F-FPS", 512), ("D-FPS", 512)),
+                scales=(
+                    Scale(1.6, 16, (128, 128, 256)),
+                    Scale(3.2, 16, (128, 192, 256)),
+                    Scale(4.8, 16, (128, 256, 256)),
+                ),
+                out=1024,
+            ),
+        ),
+        propagation=(),
+    ),
+    "pointnet2_tiny": _Layout(
+        abstraction=(
+            AbstractionLayout(
+                samplers=(("D-FPS", 1024),), scales=(Scale(0.4, 8, (16, 16)), Scale(0.8, 16, (16, 32))), out=32
+            ),
+            AbstractionLayout(
+                samplers=(("F-FPS", 128), ("D-FPS", 128)),
+                scales=(Scale(1.0, 8, (32, 32)), Scale(2.0, 16, (32, 48))),
+                out=64,
+            ),
+            AbstractionLayout(
+                samplers=(("D-FPS", 64),), scales=(Scale(2.0, 8, (64, 64)), Scale(4.0, 16, (64, 64))), out=96
+            ),
+        ),
+        propagation=((48,), (64,), (64,)),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointNet2Config(BackboneConfig):
+    """Which PointNet++.
+
+    Attributes:
+        preset: "pointrcnn": four levels down and up, 3.0 M parameters; "simipu": three levels down to 1,024 centres of
+            1,024 channels, no way up (features of the other points are interpolated); "pointnet2_tiny": for the CPU.
+        in_channels: x, y, z and whatever else a point has.
+        bn_momentum: weight of the newest batch in BatchNorm's running statistics.
+    """
+
+    preset: Preset = "pointrcnn"
+    in_channels: int = 4
+    bn_momentum: float = 0.1
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if self.in_channels < 3:
+            raise ValueError(f"in_channels is {self.in_channels}, expected at least 3: x, y and z of each point")
+        if self.preset not in _LAYOUTS:
+            raise ValueError(f"preset is {self.preset!r}, expected one of {get_args(Preset)}")
+        if not 0.0 < self.bn_momentum <= 1.0:
+            raise ValueError(f"bn_momentum is {self.bn_momentum}, expected more than 0, at most 1")
+
+    def check_voxels(self, voxels: VoxelSettings) -> None:
+        """Refuse voxels without coordinates.
+
+        Raises:
+            ValueError: another input than x, y, z first.
+        """
+        if not voxels.features.startswith("xyz"):
+            raise ValueError(
+                f"PointNet++ works on coordinates in metres, got data.voxel.features={voxels.features!r}: set "
+                "data.voxel.features=xyz_intensity"
+            )
+
+    def build(self) -> PointNet2:
+        """Assemble the network with fresh weights."""
+        return PointNet2(self)
+
+
+@dataclass(frozen=True, eq=False)
+class PointSet:
+    """Points of several samples, one sample after another.
+
+    Attributes:
+        points: x, y, z in metres.
+        features: one row a point.
+        counts: points of each sample.
+    """
+
+    points: Float[Tensor, "N 3"]
+    features: Float[Tensor, "N C"]
+    counts: Int64[Tensor, " B"]
+
+
+class PointNet2(Backbone):
+    """Features of each voxel.
+
+    Attributes:
+        num_features: output channels.
+        num_centre_features: channels of the coarsest level.
+    """
+
+    def __init__(self, config: PointNet2Config) -> None:
+        super().__init__()
+        layout = _LAYOUTS[config.preset]
+        widths = [config.in_channels - 3]
+        abstraction, propagation = [], []
+        for level in layout.abstraction:
+            abstraction.append(SetAbstraction(widths[-1], level, bn_momentum=config.bn_momentum))
+            widths.append(abstraction[-1].num_features)
+        self.num_centre_features = self.num_features = widths[-1]
+        for skip, level_widths in zip(reversed(widths[:-1]), reversed(layout.propagation), strict=False):
+            chain = (self.num_features + skip, *level_widths)
+            propagation.append(FeaturePropagation(chain, bn_momentum=config.bn_momentum))
+            self.num_features = level_widths[-1]
+        self.abstraction, self.propagation = nn.ModuleList(abstraction), nn.ModuleList(propagation)
+
+    def forward(
+        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
+    ) -> Float[Tensor, "M C"]:
+        """Features of each voxel, in the order of the input rows. See `Backbone.forward`.
+
+        Places are the first three features; `voxel_coords` gives samples and an order.
+
+        Raises:
+            ValueError: a voxel comes twice, or a coordinate is out of range or not finite.
+        """
+        x, rows = sparse_tensor(voxel_coords, voxel_features, num_samples)
+        order = _scattered(x.grid.keys)
+        values = x.features[order]
+        counts = torch.tensor(x.grid.voxels_per_sample, device=values.device, dtype=torch.int64)
+        levels = self.encode(PointSet(values[:, :3], values[:, 3:], counts))
+        out = torch.empty_like(order)
+        out[order] = torch.arange(len(order), device=order.device)
+        return self.decode(levels)[out if rows is None else out[rows]]
+
+    def encode(self, points: PointSet) -> list[PointSet]:
+        """All levels, the points themselves first, the coarsest last."""
+        levels = [points]
+        for layer in self.abstraction:
+            levels.append(layer(levels[-1]))
+        return levels
+
+    def decode(self, levels: list[PointSet]) -> Float[Tensor, "N C"]:
+        """Features of the finest level's points."""
+        coarse = levels[-1]
+        for layer, fine in zip(self.propagation, reversed(levels[:-1]), strict=False):
+            coarse = PointSet(fine.points, layer(coarse, fine), fine.counts)
+        if self.propagation or len(coarse.features) == 0:
+            return coarse.features
+        finest = levels[0]
+        return interpolate(coarse.features, coarse.points, coarse.counts, finest.points, finest.counts)
+
+
+class SetAbstraction(nn.Module):
+    """Centres, and the largest response among the neighbours of each, in balls of several radii.
+
+        out[q] = concatenation over the scales of max over neighbours n of q of h([x_n - x_q, f_n])
+
+    Balls with fewer than k points repeat the first one, which changes no maximum (BatchNorm counts it again, as in the
+    released networks).
+
+    Attributes:
+        num_features: channels of a centre.
+
+    Source: PointNet++, section 3.3 (multi-scale grouping).
+    """
+
+    def __init__(self, in_features: int, layout: AbstractionLayout, *, bn_momentum: float) -> None:
+        super().__init__()
+        self.layout = layout
+        self.networks = nn.ModuleList(
+            _layers((in_features + 3, *scale.widths), bn_momentum=bn_momentum) for scale in layout.scales
+        )
+        self.num_features = sum(scale.widths[-1] for scale in layout.scales)
+        self.joined: PointLayer | None = None
+        if layout.out is not None:
+            self.joined = PointLayer(self.num_features, layout.out, bn_momentum=bn_momentum)
+            self.num_features = layout.out
+
+    def forward(self, x: PointSet) -> PointSet:
+        """Fewer points, each with what surrounds it; a sample with fewer points than centres keeps all of them."""
+        chosen, counts = sample_centres(x, self.layout.samplers)
+        centres = x.points[chosen]
+        scales = []
+        for scale, network in zip(self.layout.scales, self.networks, strict=True):
+            near = ball_query(centres, counts, x.points, x.counts, scale.neighbors, radius=scale.radius_m)
+            index = repeat_first(near.index)  # no ball is empty: a centre is one of the points
+            offsets = x.points[index] - centres[:, None]
+            rows = torch.cat([offsets, x.features[index].to(offsets.dtype)], dim=2)
+            values: Tensor = network(rows.flatten(0, 1))
+            scales.append(values.view(len(centres), scale.neighbors, values.shape[1]).amax(dim=1))
+        features = torch.cat(scales, dim=1)
+        return PointSet(centres, features if self.joined is None else self.joined(features), counts)
+
+
+class FeaturePropagation(nn.Module):
+    """Interpolation from the coarser level, joined with the finer level's own features, then layers on each point.
+
+    Source: PointNet++, section 3.4.
+    """
+
+    def __init__(self, widths: tuple[int, ...], *, bn_momentum: float) -> None:
+        super().__init__()
+        self.layers = _layers(widths, bn_momentum=bn_momentum)
+
+    def forward(self, coarse: PointSet, fine: PointSet) -> Float[Tensor, "N C"]:
+        """New features of the finer level's points."""
+        spread = interpolate(coarse.features, coarse.points, coarse.counts, fine.points, fine.counts)
+        out: Tensor = self.layers(torch.cat([spread, fine.features.to(spread.dtype)], dim=1))
+        return out
+
+
+def sample_centres(
+    x: PointSet, samplers: tuple[tuple[Sampler, int], ...]
+) -> tuple[Int64[Tensor, " Q"], Int64[Tensor, " B"]]:
+    """Rows of the centres, and their number in each sample; each sampler chooses from what is left.
+
+    Rows stand sample by sample, within a sample sampler by sampler, in the order of choice.
+    """
+    sample = torch.repeat_interleave(torch.arange(len(x.counts), device=x.counts.device), x.counts)
+    left = torch.arange(len(sample), device=sample.device)
+    chosen = []
+    for kind, number in samplers:
+        points = x.points[left]
+        space = points if kind == "D-FPS" else joint_space(points, x.features[left])
+        counts = torch.bincount(sample[left], minlength=len(x.counts))
+        picked = left[farthest_points(space, counts, number)[0]]
+        chosen.append(picked)
+        remaining = torch.ones(len(sample), dtype=torch.bool, device=sample.device)
+        remaining[torch.cat(chosen)] = False
+        left = remaining.nonzero().squeeze(1)
+    rows = torch.cat(chosen)
+    rows = rows[torch.argsort(sample[rows], stable=True)]
+    return rows, torch.bincount(sample[rows], minlength=len(x.counts))
+
+
+def _layers(widths: tuple[int, ...], *, bn_momentum: float) -> nn.Sequential:
+    return nn.Sequential(*(PointLayer(a, b, bn_momentum=bn_momentum) for a, b in itertools.pairwise(widths)))
+
+
+def _scattered(keys: Int64[Tensor, " M"]) -> Int64[Tensor, " M"]:
+    """Rows, sample by sample, in an order that depends on the cells alone and has nothing to do with their places.
+
+    The multiplication spreads neighbouring cells over the whole range of integers (Fibonacci hashing).
+    """
+    cells = keys & ((1 << 3 * AXIS_BITS) - 1)
+    spread = cells * -7046029254386353131  # 2^64 / golden ratio, as a signed number; overflow is meant
+    spread = (spread ^ (spread >> 32)) * -7046029254386353131
+    order = torch.argsort(spread, stable=True)
+    return order[torch.argsort(keys[order] >> 3 * AXIS_BITS, stable=True)]
