@@ -57,7 +57,11 @@ def write_hparams(out: Path, runs: Sequence[HparamRun]) -> Path:
             with SummaryWriter(str(folder)) as writer:
                 writer.add_hparams(dict(told[run.name]), dict(run.metrics), run_name=".")
         shutil.rmtree(final, ignore_errors=True)
-        draft.rename(final)
+        try:
+            draft.rename(final)
+        except OSError:
+            if not final.is_dir():  # else another report of these runs was quicker by a moment: as good as ours
+                raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # still there only if it did not become the table
     return final

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import multiprocessing
 import pickle
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +256,20 @@ def test_random_rows_without_a_checkpoint(run: Path, protocols: str, capsys: pyt
     assert [r.init for r in read_results(run / "results.json")] == ["random"]
     assert tandem(["evaluate", str(run), str(run), *arguments]) == 2
     assert "takes one run, got 2" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_two_jobs_at_once_damage_nothing(run: Path, shards: str, protocols: str) -> None:
+    """As when two sweeps need the same baselines, or an element is queued twice by mistake."""
+    config = following(run, shards, protocols, "protocols=[knn]")
+    jobs = [*evaluation_jobs(run, config), *baseline_jobs([config], run.parent)]
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for one in [pool.submit(job) for job in jobs for _ in range(2)]:
+            one.result()
+    assert all(job.done() for job in jobs)
+    assert [r.init for r in gather([run])[0]] == ["slidr", "random"]
+    left = {p.name for folder in (run / "evaluation", run.parent / "baselines") for p in folder.rglob("*.*")}
+    assert left == {"config.yaml", "run.yaml", "results.json", "results.json.lock"}
 
 
 # --- what goes wrong ---
