@@ -85,7 +85,7 @@ def saved_layout(state: Mapping[str, Any], now: Layout, where: Path) -> Layout:
     """Layout of a checkpoint.
 
     Args:
-        state: its state.json. Without names of parameters (version 0.1.0 before this module), those of `now` are taken.
+        state: its state.json. Early ones name no parameters; those of `now` are taken then.
         now: layout of this run.
         where: the checkpoint, for the message.
 
@@ -146,11 +146,15 @@ class _Move:
     numel: int
 
 
-def _moves(sources: Sequence[Buffer], targets: Sequence[Buffer]) -> list[_Move]:
+def _by_name(targets: Sequence[Buffer]) -> dict[str, list[tuple[int, Piece]]]:
     wanted: dict[str, list[tuple[int, Piece]]] = {}
     for number, buffer in enumerate(targets):
         for piece in buffer.pieces:
             wanted.setdefault(piece.param.name, []).append((number, piece))
+    return wanted
+
+
+def _moves(sources: Sequence[Buffer], wanted: Mapping[str, Sequence[tuple[int, Piece]]]) -> list[_Move]:
     found = []
     for number, buffer in enumerate(sources):
         for piece in buffer.pieces:
@@ -183,10 +187,10 @@ def recut_optimizer(saved: Layout, now: Layout, part: int, read: Callable[[int],
         CheckpointError: a state does not have its layout's buffers, or buffers that become one differ in their step.
     """
     targets, first = now.buffers(part), read(0)
-    state = _blank(first, saved, targets)
+    state, wanted = _blank(first, saved, targets), _by_name(targets)
     for old in range(saved.parts):
         sources = saved.buffers(old)
-        moves = _moves(sources, targets)
+        moves = _moves(sources, wanted)
         if moves:
             given = (first if old == 0 else read(old))["state"]
             for move in moves:

@@ -127,12 +127,14 @@ class Layout:
 
     def _stretches(self, group: Sequence[Param], part: int) -> Iterator[list[tuple[Param, int, int]]]:
         stretch: list[tuple[Param, int, int]] = []
+        numel = 0
         for p in group:
             size = -(-p.numel // self.world_size)
             stretch.append((p, part * size, size))
-            if sum(item[2] for item in stretch) >= self.sub_group_numel:
+            numel += size
+            if numel >= self.sub_group_numel:
                 yield stretch
-                stretch = []
+                stretch, numel = [], 0
         if stretch:
             yield stretch
 

