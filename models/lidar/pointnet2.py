@@ -33,7 +33,7 @@ from models.lidar.base import Backbone, BackboneConfig, VoxelSettings
 from models.lidar.layers import PointLayer
 from models.lidar.neighbors import AXIS_BITS
 from models.lidar.sparse import sparse_tensor
-from models.points.neighbors import ball_query, interpolate, repeat_first
+from models.points.neighbors import ball_query, interpolate
 from models.points.sampling import farthest_points, joint_space
 
 Preset = Literal["pointrcnn", "simipu", "pointnet2_tiny"]
@@ -249,8 +249,8 @@ class SetAbstraction(nn.Module):
 
         out[q] = concatenation over the scales of max over neighbours n of q of h([x_n - x_q, f_n])
 
-    Balls with fewer than k points repeat the first one, which changes no maximum (BatchNorm counts it again, as in the
-    released networks).
+    Every neighbour counts once. Deviation: released networks fill a ball of fewer than k points up with copies of its
+    first, which change no maximum, but which BatchNorm counts and which cost most of the time where points are sparse.
 
     Attributes:
         num_features: channels of a centre.
@@ -277,11 +277,13 @@ class SetAbstraction(nn.Module):
         scales = []
         for scale, network in zip(self.layout.scales, self.networks, strict=True):
             near = ball_query(centres, counts, x.points, x.counts, scale.neighbors, radius=scale.radius_m)
-            index = repeat_first(near.index)  # no ball is empty: a centre is one of the points
-            offsets = x.points[index] - centres[:, None]
-            rows = torch.cat([offsets, x.features[index].to(offsets.dtype)], dim=2)
-            values: Tensor = network(rows.flatten(0, 1))
-            scales.append(values.view(len(centres), scale.neighbors, values.shape[1]).amax(dim=1))
+            centre, slot = (near.index >= 0).nonzero(as_tuple=True)  # no ball is empty: a centre is one of the points
+            point = near.index[centre, slot]
+            offsets = x.points[point] - centres[centre]
+            values: Tensor = network(torch.cat([offsets, x.features[point].to(offsets.dtype)], dim=1))
+            # Values are not below 0 after ReLU, so 0 is where maxima can start from.
+            largest = values.new_zeros(len(centres), values.shape[1])
+            scales.append(largest.scatter_reduce(0, centre[:, None].expand_as(values), values, "amax"))
         features = torch.cat(scales, dim=1)
         return PointSet(centres, features if self.joined is None else self.joined(features), counts)
 

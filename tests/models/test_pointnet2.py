@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.lidar import pointnet2
 from models.lidar.pointnet2 import (
     AbstractionLayout,
     FeaturePropagation,
@@ -147,12 +148,12 @@ def test_published_layout() -> None:
 
 def test_simipu_ends_in_1024_centres_of_1024_channels() -> None:
     net = build("simipu").eval()
-    coords, features, _ = cloud((3000,))
+    coords, features, _ = cloud((2100,))
     with torch.no_grad():
-        levels = net.encode(PointSet(features[:, :3], features[:, 3:], torch.tensor([3000])))
+        levels = net.encode(PointSet(features[:, :3], features[:, 3:], torch.tensor([2100])))
         out = net(coords, features, 1)
-    assert [level.features.shape for level in levels[1:]] == [(3000, 128), (2048, 256), (1024, 1024)]
-    assert out.shape == (3000, net.num_features) == (3000, net.num_centre_features)
+    assert [level.features.shape for level in levels[1:]] == [(2100, 128), (2048, 256), (1024, 1024)]
+    assert out.shape == (2100, net.num_features) == (2100, net.num_centre_features)
     assert len(set(map(tuple, levels[-1].points.tolist()))) == 1024
 
 
@@ -210,13 +211,15 @@ def test_points_at_one_place() -> None:
     torch.testing.assert_close(out, out[:1].expand_as(out))
 
 
-def test_bf16_autocast_stays_close() -> None:
+def test_bf16_autocast_stays_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    # In feature space rounding changes which centres are chosen (features then differ by a quarter): here in metres.
+    monkeypatch.setattr(pointnet2, "joint_space", lambda points, features: points)
     net = build()
     coords, features, num = cloud()
     exact = net(coords, features, num)
     with torch.autocast("cpu", torch.bfloat16):
         out = net(coords, features, num)
-    assert (out.float() - exact).norm() < 0.15 * exact.norm()  # F-FPS may choose other centres
+    assert (out.float() - exact).norm() < 0.1 * exact.norm()
     out.float().square().sum().backward()
     assert all(p.grad is not None and p.grad.dtype is torch.float32 for p in net.parameters())
 
