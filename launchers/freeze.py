@@ -36,7 +36,7 @@ class CodeState:
     """The code at the time of a submission.
 
     Attributes:
-        folder: its copy; jobs run from here.
+        folder: its copy, which jobs run from; the checkout itself where nothing is copied.
         commit: git commit it is based on; None outside a checkout.
         diff: tracked changes since that commit, as git prints them.
         untracked: files that git does not know (and does not ignore); they are in the copy, not in the diff.
@@ -46,6 +46,12 @@ class CodeState:
     commit: str | None
     diff: str
     untracked: tuple[str, ...]
+
+
+def present_code(repository: Path = REPOSITORY) -> CodeState:
+    """The code as it lies here, not copied."""
+    commit, diff, untracked, _ = _from_git(repository) or (None, "", (), [])
+    return CodeState(folder=repository, commit=commit, diff=diff, untracked=untracked)
 
 
 def freeze_code(root: Path, *, repository: Path = REPOSITORY) -> CodeState:

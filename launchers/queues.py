@@ -12,13 +12,14 @@ import shlex
 import signal
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from configs.schema import ClusterConfig, ResourcesConfig
+from engine.distributed import free_port
 from launchers import slurm
 from launchers.jobs import PretrainJob, Work
 
@@ -60,8 +61,9 @@ class Queue(Protocol):
         """Queue an array, at least one element; an id for each."""
         ...
 
-    def active(self, ids: Iterable[str]) -> set[str]:
-        """Those of the ids that are queued or running."""
+    @property
+    def failed(self) -> set[str]:
+        """Ids of jobs that are known to have failed when `submit` comes back."""
         ...
 
 
@@ -101,9 +103,10 @@ class SlurmQueue:
                 raise slurm.SlurmError(f"sbatch refused {name}: {' '.join(str(error).split())}") from error
         return [str(job.job_id) for job in jobs]
 
-    def active(self, ids: Iterable[str]) -> set[str]:
-        """Those of the ids that are queued or running."""
-        return {job for job, info in slurm.queue(ids).items() if info.active}
+    @property
+    def failed(self) -> set[str]:
+        """None: nothing has run yet."""
+        return set()
 
 
 def sbatch_parameters(
@@ -124,7 +127,7 @@ def sbatch_parameters(
         # srun does not take over cpus-per-task from sbatch since SLURM 22.05.
         "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={asked.cpus_per_task}"],
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"}
-        | {option: True if value == "true" else value for option, value in config.sbatch.items()},
+        | {option: True if value.lower() == "true" else value for option, value in config.sbatch.items()},
         "partition": asked.partition or config.partition,
         "account": config.account,
         "qos": config.qos,
@@ -223,15 +226,12 @@ class LocalQueue:
             raise
         return ids
 
-    def active(self, ids: Iterable[str]) -> set[str]:
-        """None: what was submitted is over when `submit` returns."""
-        return set()
-
     def _start(self, work: Work) -> Any:
         import submitit
 
-        training = isinstance(work, PretrainJob)
-        asked: ResourcesConfig = self.config if training else self.config.evaluate
+        asked: ResourcesConfig = self.config.evaluate
+        if isinstance(work, PretrainJob):
+            asked, work = self.config, replace(work, local_port=free_port())
         # submitit hides all GPUs from jobs that ask for none; a run without wishes sees what we see.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         seen = "-u CUDA_VISIBLE_DEVICES" if visible is None else f"CUDA_VISIBLE_DEVICES={shlex.quote(visible)}"
@@ -298,6 +298,7 @@ class DebugQueue:
             work()
         return [f"here-{number}" for number in range(len(works))]
 
-    def active(self, ids: Iterable[str]) -> set[str]:
-        """None: what was submitted is over when `submit` returns."""
+    @property
+    def failed(self) -> set[str]:
+        """None: what fails raises."""
         return set()

@@ -1,8 +1,8 @@
 """`tandem requeue RUN_OR_ROOT ...`: let runs go on: a running one starts anew, a failed one is submitted again.
 
 A running training writes a checkpoint, then its batch script queues it again (to move it off a slow node, say). One
-that failed, died or was cancelled is submitted as it was, with the code as it is now and with what follows it. Runs
-that wait or are finished are left alone.
+that failed, died or was cancelled is submitted as it was, with the code as it is now and with what follows it; of a
+finished one, the evaluations that are not done. Runs that wait are left alone.
 """
 
 from __future__ import annotations
@@ -48,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{one.folder.name}: {info.id} writes a checkpoint and is queued again")
         elif info is not None and info.active:
             print(f"{one.folder.name}: {info.id} is {info.state.lower()} already")
-        elif last == "finished":
+        elif last == "finished" and not (one.folder / SUBMISSION_FOLDER).is_dir():
             print(f"{one.folder.name}: finished")
         else:
-            ended.append(one.folder)
+            ended.append(one.folder)  # of a finished one, the evaluations that are not done
     _submit_again(ended, check=not options.no_check)
     return 0
 
@@ -60,7 +60,8 @@ def _submit_again(runs: Sequence[Path], *, check: bool) -> None:
     if not runs:
         return
     from configs.schema import PRETRAIN_CHOICES, ClusterConfig, PretrainConfig
-    from launchers.submission import Order, Point, submit
+    from launchers.standing import Order, Point
+    from launchers.submission import submit
 
     strangers = [run for run in runs if not (run / SUBMISSION_FOLDER / CLUSTER_FILE).is_file()]
     if strangers:

@@ -19,9 +19,10 @@ from pathlib import Path
 
 from configs.load import ConfigError, load
 from configs.schema import PRETRAIN_CHOICES, ClusterConfig, PretrainConfig
-from launchers.cli import guarded
+from launchers.cli import FAILURE, guarded
 from launchers.freeze import CONFIG_FILE, SUBMISSION_FOLDER
-from launchers.submission import Order, Point, Where, submit
+from launchers.standing import Order, Point, Where
+from launchers.submission import submit
 from launchers.training import load_run
 
 _CLUSTER_PREFIX = "cluster."
@@ -53,7 +54,7 @@ def add_where(p: argparse.ArgumentParser) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb; 0 when everything is queued (or, without SLURM, done)."""
+    """Run the verb; 0 when everything is queued or, without SLURM, done."""
     options = parser().parse_intermixed_args(argv)
     overrides = [word for word in (options.config, *options.overrides) if word is not None]
     if options.follow is not None:
@@ -76,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         after=options.after,
         check=not options.no_check,
     )
-    submit(order, dry_run=options.dry_run)
-    return 0
+    return 0 if submit(order, dry_run=options.dry_run) else FAILURE
 
 
 def where_of(options: argparse.Namespace) -> Where:

@@ -19,8 +19,9 @@ import yaml
 
 from configs.load import ConfigError, load
 from configs.schema import SweepConfig
-from launchers.cli import guarded
-from launchers.submission import Order, Point, submit
+from launchers.cli import FAILURE, guarded
+from launchers.standing import Order, Point
+from launchers.submission import submit
 from launchers.submit import add_where, load_cluster, where_of
 from launchers.training import load_run
 
@@ -42,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb; 0 when everything is queued (or, without SLURM, done)."""
+    """Run the verb; 0 when everything is queued or, without SLURM, done."""
     options = parser().parse_intermixed_args(argv)
     sweep = load(SweepConfig, options.sweep, [] if options.root is None else [f"root={options.root}"])
     where = where_of(options)
@@ -54,8 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         evaluate=sweep.evaluate and not options.no_evaluate,
         check=not options.no_check,
     )
-    submit(order, dry_run=options.dry_run)
-    return 0
+    return 0 if submit(order, dry_run=options.dry_run) else FAILURE
 
 
 def points(sweep: SweepConfig, extra: Sequence[str] = ()) -> list[Point]:

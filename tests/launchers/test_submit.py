@@ -28,7 +28,8 @@ from launchers.jobs import FollowJob, PretrainJob, Work
 from launchers.jobs_file import Jobs, read_jobs, write_jobs
 from launchers.queues import After, sbatch_parameters
 from launchers.slurm import JobInfo, SlurmError
-from launchers.submission import Order, Point, submit
+from launchers.standing import Order, Point
+from launchers.submission import submit
 from tests.helpers.pretrain_run import CONFIGS, SMALL, STREET, UNCACHED, arguments
 from tests.helpers.run_folder import run_config, write_toy_run
 
@@ -51,8 +52,9 @@ class FakeQueue:
         self.arrays.append((name, ids, after))
         return ids
 
-    def active(self, ids: Iterable[str]) -> set[str]:
-        return set(ids)
+    @property
+    def failed(self) -> set[str]:
+        return set()
 
     def named(self, name: str) -> tuple[list[str], After]:
         (found,) = [(ids, after) for known, ids, after in self.arrays if known == name]
@@ -74,7 +76,7 @@ class FakeSlurm:
         monkeypatch.setattr(slurm, "queue", self.queue)
         monkeypatch.setattr(slurm, "cancel", lambda ids: self.cancelled.extend(ids))
         monkeypatch.setattr(slurm, "send_signal", lambda job, name: self.signals.append((job, name)))
-        monkeypatch.setattr(submission, "_queue", self.new)
+        monkeypatch.setattr(submission, "new_queue", self.new)
 
     def queue(self, ids: Iterable[str]) -> dict[str, JobInfo]:
         return {
