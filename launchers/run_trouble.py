@@ -17,6 +17,8 @@ TAIL_BYTES = 32_768
 """Read of the end of a log or of metrics.jsonl; a line of metrics is under 1 kB."""
 STDERR_LINES = 4
 LOG_ENDINGS = (".err", ".out", ".log")
+PLAIN_LOGS = Path(__file__).resolve().parents[1] / "slurm" / "logs"
+"""Where the scripts in slurm/ have sbatch write to."""
 
 SLURM_ENDS = {
     "CANCELLED": "cancelled",
@@ -130,7 +132,7 @@ def stderr_end(files: RunFiles, job: str | None) -> list[str]:
     """
     if job is None:
         return []
-    folders = [Path(files.jobs.logs)] if files.jobs.logs else [files.folder / "logs", files.folder.parent / "logs"]
+    folders = [PLAIN_LOGS, *([Path(files.jobs.logs)] if files.jobs.logs else [])]
     whole_id = re.compile(rf"(?<!\d){re.escape(job)}(?!\d)")
     logs = [p for f in folders if f.is_dir() for p in f.iterdir() if whole_id.search(p.name) and p.is_file()]
     logs = [p for p in logs if p.suffix in LOG_ENDINGS and p.stat().st_size > 0]
