@@ -95,6 +95,11 @@ class PretrainConfig:
                 f"evaluate.every: got {every}, expected a multiple of checkpoint.keep_every={kept}: only those "
                 f"checkpoints stay on disk until they are evaluated (set checkpoint.keep_every={every})"
             )
+        if self.engine.stall_min <= self.data.retry_min:
+            raise ConfigError(
+                f"engine.stall_min: got {self.engine.stall_min:g}, expected more than data.retry_min="
+                f"{self.data.retry_min:g}: a process that waits for storage would be taken for one that hangs"
+            )
         backbone = getattr(self.method, "backbone", None)
         width = self.data.voxel.num_features
         if backbone is not None and backbone.in_channels != width:

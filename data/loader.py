@@ -24,6 +24,7 @@ from data.augment import NO_AUGMENTATION, PointAugmentConfig, draw_cloud_transfo
 from data.collate import collate
 from data.geometry import transform
 from data.order import SampleOrder, augment_rng, batch_positions
+from data.patience import RETRY_MIN
 from data.sample import Batch, Sample
 from data.shards import Manifest, SampleError, SampleReader, ShardError, load_manifest
 from data.skips import Skip, SkipLedger
@@ -49,6 +50,7 @@ class DataConfig(ViewConfig):
         micro_batch_size: samples a rank takes in one forward pass.
         shards_per_group: shards that are shuffled with each other.
         max_skip_share: share of damaged samples that a run puts up with, see `SkipLedger`.
+        retry_min: minutes for which the storage of the shards may be away before the run ends.
         num_workers: processes that make batches; 0: the training process itself.
         prefetch: batches that each worker makes ahead.
         start_method: how workers are started; "forkserver" and "spawn" are safe beside threads and CUDA, "fork" starts
@@ -61,6 +63,7 @@ class DataConfig(ViewConfig):
     micro_batch_size: int = 4
     shards_per_group: int = 8
     max_skip_share: float = 0.01
+    retry_min: float = RETRY_MIN
     num_workers: int = 1
     prefetch: int = 4
     start_method: Literal["forkserver", "spawn", "fork"] = "forkserver"
@@ -76,6 +79,8 @@ class DataConfig(ViewConfig):
             raise ValueError(f"num_workers is {self.num_workers}, expected 0 or more")
         if not 0 <= self.max_skip_share <= 1:
             raise ValueError(f"max_skip_share is {self.max_skip_share}, expected 0 to 1")
+        if self.retry_min < 0:
+            raise ValueError(f"retry_min is {self.retry_min}, expected 0 (never) or more minutes")
 
 
 # ------------------------------------------------------------------------------------------ training stream
@@ -167,7 +172,7 @@ class ShardLoader:
         self._config = config
         order = SampleOrder(indices, manifest.sample_shard[indices], seed, config.shards_per_group)
         self._make = _TrainingBatches(
-            reader=SampleReader(manifest),
+            reader=SampleReader(manifest, retry_min=config.retry_min),
             order=order,
             config=config,
             rank=rank,

@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import socket
 import tarfile
 import zlib
 from collections import OrderedDict
@@ -25,6 +26,7 @@ from jaxtyping import Int, Shaped
 
 from data.codec import MAX_SAMPLE_BYTES, SCHEMA_VERSION, DamagedError
 from data.decode import Wanted, decode_sample
+from data.patience import RETRY_MIN, Patience, StorageAwayError
 from data.sample import Sample
 
 MANIFEST_NAME = "manifest.json"
@@ -265,7 +267,8 @@ def write_manifest(manifest: Manifest) -> None:
 
 def replace_file(path: Path, data: bytes) -> None:
     """Write a file so that a crash leaves the old one or the new one, never a part."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    # With the host: processes of two machines may have the same id and write into the same folder.
+    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
     with temporary.open("wb") as file:
         file.write(data)
         file.flush()
@@ -280,13 +283,15 @@ class SampleReader:
     Safe to pickle and to use on both sides of a fork (`pread` shares no file position); one reader a thread.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, *, retry_min: float = RETRY_MIN) -> None:
         self.manifest = manifest
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._patience = Patience(Path(manifest.root) / MANIFEST_NAME, retry_min)
+        self._given_up: set[int] = set()
 
     def __getstate__(self) -> dict[str, Any]:
         """File descriptors mean nothing in another process."""
-        return {"manifest": self.manifest, "_open": OrderedDict()}
+        return {**self.__dict__, "_open": OrderedDict()}
 
     def __del__(self) -> None:
         self.close()
@@ -310,6 +315,7 @@ class SampleReader:
         Raises:
             SampleError: the sample is damaged. Its bytes are compared with their checksum even where the damaged
                 part was not asked for.
+            ShardError: the storage of the set went away and did not come back in time.
             IndexError: no such sample.
         """
         if not 0 <= index < len(self.manifest):
@@ -331,14 +337,27 @@ class SampleReader:
         offset, size = int(self.manifest.sample_offset[index]), int(self.manifest.sample_size[index])
         if not (offset >= 0 and 0 < size <= MAX_SAMPLE_BYTES):
             raise DamagedError("tar-broken", f"the manifest states {size} bytes at {offset}")
+        shard = int(self.manifest.sample_shard[index])
         try:
-            file = self._file(int(self.manifest.sample_shard[index]))
-            data = _pread(file, size, offset)
+            if shard in self._given_up:
+                data = self._pread(shard, size, offset)
+            else:
+                data = self._patience.read(lambda: self._pread(shard, size, offset))
         except OSError as error:
+            self._given_up.add(shard)  # its other samples need not be waited for, too
             raise DamagedError("shard-missing", str(error)) from error
+        except StorageAwayError as error:
+            raise ShardError(str(error)) from error
         if len(data) != size:
             raise DamagedError("tar-broken", f"truncated: {len(data)} of {size} bytes at {offset}")
         return data
+
+    def _pread(self, shard: int, size: int, offset: int) -> bytes:
+        try:
+            return _pread(self._file(shard), size, offset)
+        except OSError:
+            self.close()  # descriptors of a file system that went away stay dead when it is back
+            raise
 
     def _file(self, shard: int) -> int:
         file = self._open.pop(shard, None)

@@ -103,14 +103,24 @@ class WorkerConfig:
     start_method: Literal["forkserver", "spawn", "fork"] = "forkserver"
 
 
-class _Numbered(Dataset[_Packed]):
+@dataclass(frozen=True, kw_only=True)
+class _Failed:
+    """An error for people; torch would wrap it into the worker's traceback."""
+
+    text: str
+
+
+class _Numbered(Dataset[_Packed | _Failed]):
     """A dataset whose items are whole batches."""
 
     def __init__(self, make: Callable[[int], Loaded]) -> None:
         self._make = make
 
-    def __getitem__(self, number: int) -> _Packed:
-        return _Packed(self._make(number))
+    def __getitem__(self, number: int) -> _Packed | _Failed:
+        try:
+            return _Packed(self._make(number))
+        except ShardError as error:
+            return _Failed(text=str(error))
 
 
 def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: WorkerConfig) -> Iterator[Loaded]:
@@ -150,6 +160,8 @@ def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: W
     at_exit = util.Finalize(None, _kill, args=(batches._workers if parallel else (),), exitpriority=0)
     try:
         for packed in batches:
+            if isinstance(packed, _Failed):
+                raise ShardError(packed.text)
             yield packed.unpack()
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):

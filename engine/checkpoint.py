@@ -18,6 +18,7 @@ import logging
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,8 @@ def save_checkpoint(
     if world.is_main:
         try:
             _clean(root)
-            temp.mkdir(parents=True)
+            root.mkdir(exist_ok=True)  # no more: a run folder that is gone may be a mount that is away
+            temp.mkdir()
         except OSError as e:
             error = e
     _agree_written(error, temp, world)
@@ -144,13 +146,21 @@ def _agree_written(error: OSError | None, temp: Path, world: World) -> None:
     """Raise on all ranks when one of them failed, so that none waits for it for ever."""
     (failed,) = agree_any([error is not None], world)
     if failed:
+        here = f": {error} ({_free_mib(temp)})" if error is not None else " on another rank (see its log)"
         if world.is_main:
             _clean(temp.parent)  # half a checkpoint takes the room that the next try needs
-        here = f": {error}" if error is not None else " on another rank (see its log)"
         raise CheckpointError(
             f"writing the checkpoint {temp} failed{here}; free disk space or mend the folder's rights and start the "
             "run again: it continues from the checkpoint before"
         )
+
+
+def _free_mib(path: Path) -> str:
+    """Room on the storage of a folder, in words: torch's and safetensors' errors do not say that a disk is full."""
+    for folder in (path, *path.parents):
+        with suppress(OSError):
+            return f"{shutil.disk_usage(folder).free // 2**20} MiB free"
+    return "free space unknown"
 
 
 def _clean(root: Path) -> None:

@@ -10,9 +10,11 @@ import os
 import re
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -24,6 +26,13 @@ from engine.deepspeed_config import import_deepspeed
 from engine.preempt import StopSignals, name_of
 
 Device = Literal["auto", "cpu", "cuda"]
+
+CACHES = {
+    "TRITON_CACHE_DIR": "triton",
+    "TORCH_EXTENSIONS_DIR": "torch_extensions",
+    "TORCHINDUCTOR_CACHE_DIR": "torch_inductor",
+}
+"""Environment variable of each compile cache -> name of its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +177,24 @@ def address(node: str) -> str:
     return node
 
 
+def separate_caches(env: MutableMapping[str, str]) -> None:
+    """Give each SLURM job folders of its own for what is compiled while it runs, unless the user has chosen some.
+
+    Elements of an array start at the same moment, often on one machine, and would find each other's half-built files; a
+    job that was killed leaves lock files behind that its next attempt would wait for. So: one folder for each attempt
+    of each job, on the machine's own disk.
+
+    Args:
+        env: environment variables, changed in place.
+    """
+    if "SLURM_JOB_ID" not in env:
+        return
+    attempt = f"{env['SLURM_JOB_ID']}_{env.get('SLURM_RESTART_COUNT', '0')}"
+    root = Path(env.get("TMPDIR", tempfile.gettempdir())) / f"tandem_{os.getuid()}_{attempt}"
+    for name, folder in CACHES.items():
+        env.setdefault(name, str(root / folder))
+
+
 def free_port() -> int:
     """A TCP port on this machine that nobody listens on at this moment."""
     with socket.socket() as sock:
@@ -206,6 +233,7 @@ def init_distributed(device: Device = "auto", *, timeout_min: float = 30.0) -> W
     Raises:
         ValueError: inconsistent environment or no such device.
     """
+    separate_caches(os.environ)
     launch = read_launch(os.environ)
     chosen = choose_device(device, launch.local_rank)
     if chosen.type == "cuda":

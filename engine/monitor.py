@@ -6,16 +6,16 @@ the last line and over ranks; skipped updates count in `train/skipped` only. Ran
 
 from __future__ import annotations
 
-import json
-import logging
+import contextlib
 import math
 import resource
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import psutil
@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from engine.distributed import World, mean_over_ranks
+from engine.log_files import EventFile, MetricsFile
 from engine.metric_names import (
     CUDA_GIB,
     DATA_S,
@@ -37,8 +38,6 @@ from engine.metric_names import (
     SKIPPED,
     STEP_S,
 )
-
-logger = logging.getLogger("tandem.pretrain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +182,8 @@ class Monitor:
             num_steps: updates of the whole run.
         """
         self.active = world.is_main
-        self._jsonl: TextIO | None = None
-        self._writer: Any = None
+        self._metrics: MetricsFile | None = None
+        self._events: EventFile | None = None
         self._progress: Progress | None = None
         self._num_steps = num_steps
         self._began, self._began_at = time.monotonic(), step
@@ -192,14 +191,9 @@ class Monitor:
         self._plain = config.progress and not self._console.is_terminal
         if not self.active:
             return
-        run_dir.mkdir(parents=True, exist_ok=True)
-        path = run_dir / "metrics.jsonl"
-        drop_lines_after(path, step)
-        self._jsonl = path.open("a")
+        self._metrics = MetricsFile(run_dir / "metrics.jsonl", step)
         if config.tensorboard:
-            from torch.utils.tensorboard.writer import SummaryWriter
-
-            self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step)
+            self._events = EventFile(run_dir / "tensorboard", step)
         if config.progress and not self._plain:
             self._progress = _progress_bar(self._console)
             self._task = self._progress.add_task("pre-training", total=num_steps, completed=step, note="")
@@ -212,17 +206,16 @@ class Monitor:
             step: updates done.
             metrics: by name.
         """
-        if not self.active or self._jsonl is None:
+        if self._metrics is None:
             return
         # JSON has no NaN: a number that is not finite becomes null.
         line = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._jsonl.write(json.dumps({"step": step, "time": time.time(), **line}) + "\n")
-        self._jsonl.flush()
-        if self._writer is not None:
-            for name, value in metrics.items():
-                self._writer.add_scalar(name, value, step)
+        self._metrics.append({"step": step, "time": time.time(), **line})
+        if self._events is not None:
+            self._events.add(step, partial(_add_scalars, step=step, metrics=dict(metrics)))
         if self._plain:
-            sys.stderr.write(f"step {step}/{self._num_steps}  {_note(metrics)}  {self._eta(step)}\n")
+            with contextlib.suppress(OSError):  # a full disk behind the job's output: there is no place to say so
+                sys.stderr.write(f"step {step}/{self._num_steps}  {_note(metrics)}  {self._eta(step)}\n")
 
     def pictures(self, step: int, images: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
         """Put pictures into TensorBoard.
@@ -231,9 +224,8 @@ class Monitor:
             step: updates done.
             images: RGB by name.
         """
-        if self._writer is not None:
-            for name, image in images.items():
-                self._writer.add_image(f"pictures/{name}", image, step, dataformats="HWC")
+        if self._events is not None:
+            self._events.add(step, partial(_add_pictures, step=step, images=dict(images)))
 
     def advance(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
         """Move the progress bar.
@@ -251,10 +243,10 @@ class Monitor:
         """Flush and close everything."""
         if self._progress is not None:
             self._progress.stop()
-        if self._writer is not None:
-            self._writer.close()
-        if self._jsonl is not None:
-            self._jsonl.close()
+        if self._events is not None:
+            self._events.close()
+        if self._metrics is not None:
+            self._metrics.close()
 
     def _eta(self, step: int) -> str:
         done = step - self._began_at
@@ -263,6 +255,16 @@ class Monitor:
         left_s = (time.monotonic() - self._began) / done * (self._num_steps - step)
         minutes, seconds = divmod(round(left_s), 60)
         return f"{minutes // 60:d}:{minutes % 60:02d}:{seconds:02d} left"
+
+
+def _add_scalars(writer: Any, *, step: int, metrics: Mapping[str, float]) -> None:
+    for name, value in metrics.items():
+        writer.add_scalar(name, value, step)
+
+
+def _add_pictures(writer: Any, *, step: int, images: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
+    for name, image in images.items():
+        writer.add_image(f"pictures/{name}", image, step, dataformats="HWC")
 
 
 def _progress_bar(console: Console) -> Progress:
@@ -286,29 +288,6 @@ def _note(metrics: Mapping[str, float]) -> str:
     if metrics.get(SKIPPED):
         words.append(f"skipped {metrics[SKIPPED]:.0f}")
     return "  ".join(words)
-
-
-def drop_lines_after(path: Path, step: int) -> None:
-    """Remove lines of metrics.jsonl beyond a step (and a last line cut short by a crash): they will be run again.
-
-    Args:
-        path: metrics.jsonl; may be absent.
-        step: last step to keep.
-    """
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            logger.warning("%s: dropped a line that is cut short: %.40r", path, line)
-            continue
-        if record["step"] <= step:
-            kept.append(line)
-    temp = path.with_suffix(".tmp")
-    temp.write_text("".join(f"{line}\n" for line in kept))
-    temp.replace(path)
 
 
 def to_floats(values: Mapping[str, Tensor], prefix: str) -> dict[str, float]:

@@ -40,7 +40,7 @@ from engine.keeper import Keeper
 from engine.monitor import Monitor, MonitorConfig, Stopwatch, Window, peak_rss_gib, to_floats
 from engine.optim import OptimConfig, build_optimizer, peak_lr
 from engine.preempt import StopSignals, name_of
-from engine.protocols import BatchLike, BatchSource
+from engine.protocols import BatchLike, BatchSource, CountsSkips
 from engine.rng import get_rng_state, seed_everything, set_rng_state
 from engine.schedule import ScheduleConfig, lr_scale, lr_table, total_steps
 from engine.sync_bn import convert_sync_batchnorm
@@ -289,6 +289,8 @@ def pretrain(
                     metrics = run.window.means(world) | stopwatch.read(world)
                     metrics |= {names.LR: lr, names.SKIPPED: float(run.skipped)}
                     metrics |= {names.EPOCH: run.step * global_batch_size / source.samples_per_epoch}
+                    if isinstance(source, CountsSkips):
+                        metrics[names.DATA_SKIPPED] = _total(sum(source.counters.values()), world)
                     if settings.engine.precision == "fp16":
                         metrics[names.LOSS_SCALE] = engine.loss_scale.value
                     monitor.log(run.step, metrics)
@@ -359,6 +361,12 @@ def _timed(batches: Iterator[BatchLike], stopwatch: Stopwatch) -> Generator[Batc
     finally:
         if isinstance(batches, Generator):
             batches.close()  # ends the loader's workers now, not when memory is collected
+
+
+def _total(count: int, world: World) -> float:
+    """Sum of a count over ranks."""
+    values = torch.tensor([float(count)], dtype=torch.float64).to(world.device)
+    return float(mean_over_ranks(values, world)) * world.world_size
 
 
 def _dry_batch(engine: ZeroEngine, batch: BatchLike, micro_batch_size: int) -> None:

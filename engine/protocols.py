@@ -136,3 +136,13 @@ class Backbone(Protocol):
     ) -> Float[Tensor, "M C"]:
         """Features of each voxel, in the order of the input rows."""
         ...
+
+
+@runtime_checkable
+class CountsSkips(Protocol):
+    """A source that leaves out damaged samples and counts them."""
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """Different samples that this process left out, by reason."""
+        ...

@@ -22,7 +22,7 @@ from engine.checkpoint import (
 )
 from engine.distributed import World
 from engine.errors import CheckpointError
-from engine.monitor import drop_lines_after
+from engine.log_files import drop_lines_after
 from tests.helpers.toy_run import losses, run_toy
 
 

@@ -16,6 +16,7 @@ from engine.distributed import (
     first_host,
     mean_over_ranks,
     read_launch,
+    separate_caches,
     slurm_port,
 )
 from engine.preempt import StopSignals
@@ -157,3 +158,17 @@ def test_a_node_without_a_host_name_is_reached_at_slurms_address(tmp_path, monke
     scontrol.write_text('#!/bin/sh\necho "NodeName=$4 NodeAddr=10.0.0.7 NodeHostName=h7 Port=6818"\n')
     scontrol.chmod(0o755)
     assert address("node.invalid") == "10.0.0.7"
+
+
+def test_jobs_and_attempts_share_no_compile_cache() -> None:
+    folders: list[str] = []
+    for job, restarts in (("12", "0"), ("13", "0"), ("12", "1")):
+        env = {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": restarts, "TMPDIR": "/scratch", "TRITON_CACHE_DIR": "/mine"}
+        separate_caches(env)
+        assert env["TRITON_CACHE_DIR"] == "/mine"  # what the user chose stays
+        assert env["TORCH_EXTENSIONS_DIR"].startswith("/scratch/tandem_")
+        folders += [env["TORCH_EXTENSIONS_DIR"], env["TORCHINDUCTOR_CACHE_DIR"]]
+    assert len(set(folders)) == 6
+    alone = {"PATH": "/bin"}
+    separate_caches(alone)
+    assert alone == {"PATH": "/bin"}

@@ -58,8 +58,8 @@ def pretrain_here(run_dir: Path | str, shards: str, *overrides: str, config: Pat
     return run(load_run(path, rest))
 
 
-def child(module: str, *argv: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """`python -m module ARGV`, one thread, output (both streams) piped."""
+def child(module: str, *argv: str, env: dict[str, str] | None = None, new_group: bool = False) -> subprocess.Popen[str]:
+    """`python -m module ARGV`, one thread, output (both streams) piped; `new_group`: to signal all of it."""
     outside = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"}}
     return subprocess.Popen(
         [sys.executable, "-m", module, *argv],
@@ -68,6 +68,7 @@ def child(module: str, *argv: str, env: dict[str, str] | None = None) -> subproc
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
+        start_new_session=new_group,
     )
 
 

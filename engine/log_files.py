@@ -1,0 +1,176 @@
+"""Files that a run tells its course to, on storage that may be full or away for a while.
+
+Nothing here ends a run: what cannot be written is kept in memory and written when the storage is back, with one warning
+for each outage. Both classes drop what a former attempt wrote beyond the step at which this one begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger("tandem.pretrain")
+
+_MAX_PENDING_EVENTS = 1000
+"""Events that wait for TensorBoard's file to be writable again; older ones are given up (metrics.jsonl has them)."""
+
+
+class MetricsFile:
+    """Appends JSON lines to a file that can only be read whole lines from."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Drop the lines beyond a step and open the file, or do it later if the storage is away.
+
+        Args:
+            path: metrics.jsonl; its folder is made.
+            step: last step of earlier attempts to keep.
+        """
+        self._path, self._step = path, step
+        self._fd: int | None = None
+        self._ready = False
+        self._pending = b""
+        self._away = False
+        self.flush()
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a line.
+
+        Args:
+            record: JSON values.
+        """
+        self._pending += json.dumps(record).encode() + b"\n"
+        self.flush()
+
+    def flush(self) -> None:
+        """Write what waits, as far as the storage lets us."""
+        try:
+            self._write()
+        except OSError as error:
+            if not self._away:
+                logger.warning("%s: cannot be written (%s); its lines wait in memory", self._path, error)
+            self._away = True
+            self._close()  # a handle of a file system that went away stays dead when it is back
+        else:
+            if self._away:
+                logger.warning("%s: written again, nothing is lost", self._path)
+            self._away = False
+
+    def close(self) -> None:
+        """Write what waits and close."""
+        self.flush()
+        if self._pending:
+            logger.error("%s: %d lines could not be written", self._path, self._pending.count(b"\n"))
+        self._close()
+
+    def _write(self) -> None:
+        if not self._ready:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            drop_lines_after(self._path, self._step)
+            self._ready = True
+        if self._fd is None:
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+        while self._pending:
+            # On a disk that is nearly full a part may fit; the rest follows right behind it.
+            written = os.write(self._fd, self._pending)
+            self._pending = self._pending[written:]
+
+    def _close(self) -> None:
+        if self._fd is not None:
+            with contextlib.suppress(OSError):
+                os.close(self._fd)
+            self._fd = None
+
+
+class EventFile:
+    """TensorBoard's file."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        """Nothing is written before the first event.
+
+        Args:
+            folder: of the run's TensorBoard files.
+            step: events of earlier attempts beyond it are hidden.
+        """
+        self._folder, self._step = folder, step
+        self._writer: Any = None
+        self._pending: deque[tuple[int, Callable[[Any], None]]] = deque(maxlen=_MAX_PENDING_EVENTS)
+        self._away = False
+
+    def add(self, step: int, event: Callable[[Any], None]) -> None:
+        """Add an event and see that it is on the disk.
+
+        Args:
+            step: updates done.
+            event: called with torch's SummaryWriter; once more if its first call was lost with the storage.
+        """
+        self._pending.append((step, event))
+        try:
+            self._write()
+        except OSError as error:
+            if not self._away:
+                logger.warning("%s: TensorBoard's file cannot be written (%s); events wait", self._folder, error)
+            self._away = True
+            self._drop_writer()
+        else:
+            self._away = False
+
+    def close(self) -> None:
+        """Close; events that still wait are lost here, metrics.jsonl has their numbers."""
+        if self._pending:
+            logger.error("%s: %d events could not be written", self._folder, len(self._pending))
+        self._drop_writer()
+
+    def _write(self) -> None:
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        if self._writer is None:
+            # In a new file, and what an old one has from the first event on that was not known to be written is hidden.
+            first = self._pending[0][0] if self._away else self._step
+            self._writer = SummaryWriter(str(self._folder), purge_step=first)
+        for _, event in self._pending:
+            event(self._writer)
+        self._writer.flush()
+        self._pending.clear()
+
+    def _drop_writer(self) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(OSError):
+                self._writer.close()
+            self._writer = None
+
+
+def drop_lines_after(path: Path, step: int) -> None:
+    """Remove lines of metrics.jsonl beyond a step (and a last line cut short by a crash): they will be run again.
+
+    Args:
+        path: metrics.jsonl; may be absent.
+        step: last step to keep.
+
+    Raises:
+        OSError: it cannot be read or written.
+    """
+    try:
+        before = path.read_text()
+    except FileNotFoundError:
+        return
+    kept = []
+    for line in before.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            logger.warning("%s: dropped a line that is cut short: %.40r", path, line)
+            continue
+        if record["step"] <= step:
+            kept.append(line)
+    after = "".join(f"{line}\n" for line in kept)
+    if after == before:
+        return
+    temp = path.with_suffix(".tmp")
+    temp.write_text(after)
+    temp.replace(path)
