@@ -181,6 +181,8 @@ def _summary(grouped: Sequence[Group]) -> str:
         if not pairs:
             continue
         result, gain = pairs[-1]
+        # Of several rows the best is shown, and it was found on the numbers shown: a reader must know.
+        best_of = f"; best of {len(pairs)} rows" if len(pairs) > 1 else ""
         beyond_noise = gain.std is None or abs(gain.mean) > gain.std
         direction = ("up" if gain.mean > 0 else "down") if beyond_noise else "level"
         tiles.append(
@@ -188,7 +190,7 @@ def _summary(grouped: Sequence[Group]) -> str:
             f'<b class="{direction}">{plus_minus(gain.mean, gain.std, sign=True)}</b>'
             f"<small>mIoU points over random initialisation: {result.miou_mean:.1f} against "
             f"{result.miou_mean - gain.mean:.1f}, {gain.num_pairs} paired run{'s' if gain.num_pairs > 1 else ''}"
-            f" ({html.escape(result.init)})</small></div>"
+            f" ({html.escape(result.init)}{best_of})</small></div>"
         )
     return f'<div class="tiles">{"".join(tiles)}</div>' if tiles else ""
 
