@@ -49,7 +49,9 @@ UNCACHED = ("method.teacher.cache=false", "method.teacher.weights=random", "data
 
 def arguments(run_dir: Path | str, shards: str, *overrides: str, config: Path = STREET) -> list[str]:
     """Command line behind `tandem pretrain`."""
-    return [str(config), f"run_dir={run_dir}", f"data.shards={shards}", *SMALL, *overrides]
+    given = {override.partition("=")[0] for override in overrides}
+    small = [override for override in SMALL if override.partition("=")[0] not in given]
+    return [str(config), f"run_dir={run_dir}", f"data.shards={shards}", *small, *overrides]
 
 
 def pretrain_here(run_dir: Path | str, shards: str, *overrides: str, config: Path = STREET) -> PretrainSummary:

@@ -13,6 +13,8 @@ from configs.schema import EvaluateConfig
 from engine.distributed import World
 from launchers.cli import main as tandem
 from launchers.training import load_run
+from models.lidar.voxelnet import VoxelNetConfig
+from models.methods.slidr import SlidrConfig
 from tests.helpers.pretrain_run import CONFIGS, STREET, pretrain_here
 from tests.helpers.toy_run import losses, weights
 
@@ -21,9 +23,19 @@ DOWNSTREAM = sorted((CONFIGS.parent / "downstream").glob("*.yaml"))
 MISSING = {
     "slidr_kitti": ("data.shards=a", "method.teacher.weights=random"),
     "slidr_nuscenes": ("data.shards=a", "method.teacher.weights=random"),
+    "slidr_voxelnet_nuscenes": ("data.shards=a", "method.teacher.weights=random"),
     "slidr_waymo": ("data.shards=a", "method.teacher.weights=random"),
 }
 SMALL_TEACHER = {name: ("method.teacher.name=resnet18",) for name in MISSING}
+SMALL_BACKBONE = {
+    "slidr_voxelnet_nuscenes": (  # in the cells of 0.5 m that toy runs have
+        "method.backbone.preset=second_tiny",
+        "method.backbone.grid_min=[-128,-128,-8]",
+        "method.backbone.grid_max=[128,128,16]",
+        "data.voxel.range_min=[-64,-64,-4]",
+        "data.voxel.range_max=[64,64,8]",
+    )
+}
 
 
 def name_of(path: Path) -> str:
@@ -37,7 +49,8 @@ def test_there_are_configs() -> None:
 
 @pytest.mark.parametrize("path", PRETRAIN, ids=name_of)
 def test_every_pretrain_config_takes_two_steps(path: Path, toy_set: str, world: World, tmp_path: Path) -> None:
-    overrides = (*MISSING.get(path.stem, ())[1:], *SMALL_TEACHER.get(path.stem, ()), "optim.lr=0.01")
+    small = (*SMALL_TEACHER.get(path.stem, ()), *SMALL_BACKBONE.get(path.stem, ()))
+    overrides = (*MISSING.get(path.stem, ())[1:], *small, "optim.lr=0.01")
     summary = pretrain_here(tmp_path, toy_set, *overrides, "schedule.steps=2", config=path)
     assert (summary.status, summary.step, summary.skipped) == ("finished", 2, 0)
     values = losses(tmp_path)
@@ -63,7 +76,7 @@ def test_the_papers_networks_take_a_step(toy_set: str, world: World, tmp_path: P
 def test_show_config_prints_what_loads_back_equal(
     path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    overrides = [*MISSING.get(path.stem, ()), "optim.lr=0.125", "data.voxel.size=[0.3,0.3,0.3]"]
+    overrides = [*MISSING.get(path.stem, ()), "optim.lr=0.125", "optim.betas=[0.8,0.9]"]
     assert tandem(["pretrain", str(path), *overrides, "--show-config"]) == 0
     printed = capsys.readouterr().out
     copy = tmp_path / "copy.yaml"
@@ -89,6 +102,13 @@ def test_the_papers_recipe_is_in_its_config() -> None:
     assert (config.data.voxel.kind, config.data.voxel.size) == ("cylindrical", (0.1, 1.0, 0.1))
     assert (config.data.image_size, config.schedule.epochs, config.schedule.kind) == ((224, 416), 50, "cosine")
     assert config.data.micro_batch_size * 4 == 16
+
+
+def test_slidrs_voxelnet_as_its_paper_has_it() -> None:
+    config = load_run(str(CONFIGS / "slidr_voxelnet_nuscenes.yaml"), MISSING["slidr_voxelnet_nuscenes"])
+    assert isinstance(config.method, SlidrConfig)
+    assert config.method.backbone == VoxelNetConfig(preset="voxelbackbone8x", in_channels=4)
+    assert (config.optim.lr, config.data.micro_batch_size, config.schedule.epochs) == (0.01, 6, 50)
 
 
 def test_the_street_config_is_complete() -> None:

@@ -148,10 +148,10 @@ def test_published_layout() -> None:
 
 def test_simipu_ends_in_1024_centres_of_1024_channels() -> None:
     net = build("simipu").eval()
-    coords, features, _ = cloud((2100,))
+    _, features, _ = cloud((2100,))
     with torch.no_grad():
         levels = net.encode(PointSet(features[:, :3], features[:, 3:], torch.tensor([2100])))
-        out = net(coords, features, 1)
+        out = net.decode(levels)
     assert [level.features.shape for level in levels[1:]] == [(2100, 128), (2048, 256), (1024, 1024)]
     assert out.shape == (2100, net.num_features) == (2100, net.num_centre_features)
     assert len(set(map(tuple, levels[-1].points.tolist()))) == 1024
