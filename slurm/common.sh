@@ -72,8 +72,11 @@ tandem_pretrain() {
     trap 'echo "$(basename "$script"): SIGTERM"' TERM
     # srun does not take it from sbatch since SLURM 22.05.
     export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
+    "$TANDEM_PYTHON" -m launchers.step_watch "$run_dir" $$ &
+    # Not --kill-on-bad-exit=1: it kills the others within KillWait (30 s by default), and they need about as long to be
+    # sure which rank is lost, to say so in the run's history and to leave with the code that decides what comes next.
     # pdeathsig: a process whose slurmstepd was killed writes a checkpoint and leaves, instead of living on unseen.
-    srun --kill-on-bad-exit=1 setpriv --pdeathsig TERM \
+    srun --kill-on-bad-exit=0 --wait=120 setpriv --pdeathsig TERM \
         "$TANDEM_PYTHON" -m launchers.pretrain "$config" "${settings[@]}" || code=$?
     "$TANDEM_PYTHON" -m launchers.after_step "$code" "$run_dir" || true
     ((code == 0)) || exit "$code"
