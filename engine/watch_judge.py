@@ -137,6 +137,12 @@ class Judge:
         present = [h for h in self.heard.values() if h.sign.state != "left" and h.sign.phase != "end"]
         return self._failed(present) or self._silent(present, now) or self._stuck(present, now)
 
+    def behind(self) -> list[Sign]:
+        """Ranks that are not as far as others; [] if all are at the same point."""
+        last = min((h.sign.progress for h in self.heard.values()), default=0)
+        signs = [h.sign for h in self.heard.values() if h.sign.progress == last]
+        return signs if len(signs) < len(self.heard) else []
+
     def _failed(self, present: list[_Heard]) -> Verdict | None:
         failed = [h.sign for h in present if h.sign.state == "failed"]
         if not failed:

@@ -239,9 +239,10 @@ class Watchdog:
         self._decided.wait(timeout=self._heartbeat_s + 2 * self._interval_s)
         if self._verdict is not None:
             return _error(self._verdict)
+        behind = "; ".join(f"{sign} is behind, at {sign.where}" for sign in self._judge.behind())
         return PeerLostError(
-            f"a connection to another rank broke at step {self._step}, phase '{self._phase}', though all ranks still "
-            f"answer: {_short(error)}. Look at the network between the nodes. {RESTART}"
+            f"a collective failed at step {self._step}, phase '{self._phase}', though all ranks still answer: "
+            f"{_short(error)}. {behind or 'Look at the network between the nodes'}. {RESTART}"
         )
 
     def _own(self, beat: int) -> Sign:

@@ -60,6 +60,16 @@ def test_who_is_behind_is_the_one_that_is_stuck(phase: str, stuck: bool) -> None
         assert f"phase '{phase}'" in verdict.text
 
 
+def test_who_is_behind() -> None:
+    watch = judge()
+    assert watch.behind() == []
+    for rank, progress in ((0, 6), (1, 5), (2, 6)):
+        watch.hear(sign(rank, progress=progress, phase="checkpoint"), 0.0)
+    assert [s.rank for s in watch.behind()] == [1]
+    watch.hear(sign(1, progress=6), 1.0)
+    assert watch.behind() == []
+
+
 def test_all_stand_still() -> None:
     watch = judge()
     for now in range(0, 700, 5):

@@ -1,7 +1,8 @@
 """Ranks of the toy run that can be killed, stopped and left hanging; each leaves with the exit code of `tandem`.
 
 `python -m tests.helpers.survival_run JOB`: as `tests.helpers.toy_run`, for one job. More keys of a job: hang (rank and
-batch number whose reading never ends), fail (rank and batch number whose reading raises a ShardError).
+batch number whose reading never ends), fail (rank and batch number whose reading raises a ShardError), clock (rank and
+seconds that its clock is wrong by).
 """
 
 from __future__ import annotations
@@ -76,6 +77,10 @@ class Ranks:
 
 def _trouble(job: dict[str, Any]) -> None:
     rank = init_distributed("cpu").rank
+    wrong_rank, shift_s = job.get("clock", (-1, 0))
+    if rank == wrong_rank:
+        right = time.time
+        time.time = lambda: right() + shift_s
     plain = toy_run.SlowSource.batches
 
     def batches(self: toy_run.SlowSource, start: int) -> Iterator[ToyBatch]:
