@@ -258,8 +258,10 @@ def show(plan: Plan, console: Console) -> None:
     found = warnings(plan)
     if found:
         console.print("\n[bold]mind[/bold]")
+        listed = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False, style="yellow")
         for text in found:
-            console.print(escape(f"- {text}"), style="yellow", soft_wrap=False)
+            listed.add_row("-", escape(text))
+        console.print(listed)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from launchers.set_summary import human_bytes
 
 MIN_STEPS_PER_EPOCH = 20
 MIN_STEPS = 1000
+MAX_REST = 0.01
+"""Samples beyond the asked-for epochs, as a share of them: the last update is always whole."""
 MAX_LR_FACTOR = 16.0
 """Of linear scaling without warm-up: Goyal et al. (2017) go from 256 to 8,192 samples (a factor of 32) and need it."""
 MAX_TEACHER_SHARE = 0.3
@@ -59,7 +61,7 @@ def _of_batches(plan: Plan) -> Iterator[str]:
         yield f"the whole run is {run.num_steps} updates, under {MIN_STEPS}: more epochs or smaller global batches"
     if plan.course.epochs is not None:
         rest = run.num_steps * run.global_batch - plan.course.epochs * data.samples
-        if rest:
+        if rest > MAX_REST * plan.course.epochs * data.samples:
             yield (
                 f"{plan.course.epochs} x {data.samples} samples are no whole number of updates of {run.global_batch}: "
                 f"the last update takes {rest} samples of one more epoch"
