@@ -120,11 +120,10 @@ def to_bev(
     """
     x_size, y_size, depth = size
     sample, x, y, z = cells.long().unbind(1)
-    place = ((sample * depth + z) * y_size + y) * x_size + x
-    channels = features.shape[1]
-    flat = features.new_zeros(num_samples * depth * y_size * x_size, channels)
-    grid = flat.index_copy(0, place, features).view(num_samples, depth, y_size, x_size, channels)
-    return grid.permute(0, 4, 1, 2, 3).reshape(num_samples, channels * depth, y_size, x_size)
+    # Channels last: rows are stored as they come, `read_bev` takes them back without a copy, convolutions like it.
+    grid = features.new_zeros(num_samples, y_size, x_size, features.shape[1], depth)
+    grid[sample, y, x, :, z] = features
+    return grid.flatten(3).permute(0, 3, 1, 2)
 
 
 def read_bev(

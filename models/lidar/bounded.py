@@ -13,7 +13,7 @@ import itertools
 import math
 
 import torch
-from jaxtyping import Int32, Int64
+from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
 from models.lidar.neighbors import KernelMap, pack, unpack
@@ -67,16 +67,16 @@ class BoundedConv3d(SparseConvolution):
 
     def _map(self, coords: Int32[Tensor, "M 4"]) -> tuple[Int64[Tensor, " M_out"], KernelMap]:
         """Packed output voxels, ascending, and pairs."""
-        device = coords.device
-        stride, last = (torch.tensor(v, device=device, dtype=torch.int32) for v in (self.stride, self.out_size))
-        shifted = coords[:, 1:] + torch.tensor(self.padding, device=device, dtype=torch.int32)
+        reached = [
+            [self._cells(coords[:, 1 + axis], axis, offset) for offset in range(size)]
+            for axis, size in enumerate(self.kernel_size)
+        ]
         in_rows, out_keys = [], []
-        for z, y, x in itertools.product(*(range(n) for n in reversed(self.kernel_size))):
-            reach = shifted - torch.tensor((x, y, z), device=device, dtype=torch.int32)
-            cell = reach.div(stride, rounding_mode="floor")
-            rows = ((cell * stride == reach) & (cell >= 0) & (cell < last)).all(dim=1).nonzero().squeeze(1)
+        for z, y, x in itertools.product(*reversed(reached)):
+            rows = (x[0] & y[0] & z[0]).nonzero().squeeze(1)
+            cells = [coords[:, 0], x[1], y[1], z[1]]
             in_rows.append(rows.int())
-            out_keys.append(pack(torch.cat([coords[rows, :1], cell[rows]], dim=1)))
+            out_keys.append(pack(torch.stack([c.index_select(0, rows) for c in cells], dim=1)))
         keys, out_rows = torch.unique(torch.cat(out_keys), return_inverse=True)
         return keys, KernelMap(
             in_rows=torch.cat(in_rows),
@@ -85,6 +85,14 @@ class BoundedConv3d(SparseConvolution):
             num_in=int(coords.shape[0]),
             num_out=int(keys.shape[0]),
         )
+
+    def _cells(
+        self, coords: Int32[Tensor, " M"], axis: int, offset: int
+    ) -> tuple[Bool[Tensor, " M"], Int32[Tensor, " M"]]:
+        """Along one axis: whether an output cell reads a voxel under this offset, and which cell."""
+        reach = coords + (self.padding[axis] - offset)
+        cell = reach.div(self.stride[axis], rounding_mode="floor")
+        return (cell * self.stride[axis] == reach) & (cell >= 0) & (cell < self.out_size[axis]), cell
 
 
 def _out_size(size: int, kernel: int, stride: int, padding: int) -> int:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from models.lidar.bev import BevBackbone, BevLayout, read_bev, to_bev
 from models.lidar.bounded import BoundedConv3d
+from models.lidar.neighbors import pack
 from models.lidar.res16unet import ResidualBlock
-from models.lidar.sparse import SubmanifoldConv3d, sparse_tensor
+from models.lidar.sparse import SubmanifoldConv3d, load_backend, sparse_tensor
 from models.lidar.voxelnet import STRIDE, ConvNormReLU3d, SparseEncoder, VoxelNet, VoxelNetConfig, _Layout
-from tests.models.test_sparse import assert_same_gradients
+from tests.models.test_sparse import assert_same_gradients, needs_spconv
 from tests.reference import dense_conv
 
 SIZE = (6, 4, 7)
@@ -58,6 +59,32 @@ def test_bounded_convolution_equals_dense(kernel, stride, padding, counts) -> No
     dense = nn.Conv3d(1, 1, kernel, **shape)
     assert conv.out_size == dense(torch.zeros(1, 1, *SIZE)).shape[2:]
     assert_same_gradients(out.features, expected, [features, conv.weight])
+
+
+@needs_spconv
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"),
+    [((3, 3, 3), (2, 2, 2), (1, 1, 1)), ((3, 3, 3), (2, 2, 2), (1, 1, 0)), ((1, 1, 3), (1, 1, 2), (0, 0, 0))],
+)
+def test_bounded_convolution_equals_spconvs_own(kernel, stride, padding) -> None:
+    """SECOND's strided layers in the library that its published weights come from: voxels and features."""
+    load_backend("spconv", "cpu")  # imports spconv with its deprecation warnings put aside
+    import spconv.pytorch as spconv
+
+    coords, features, num = boxed((60, 0, 80), channels=8)
+    x = sparse_tensor(coords, features.float(), num)[0]
+    mine = BoundedConv3d(8, 5, SIZE, kernel_size=kernel, stride=stride, padding=padding)
+    theirs = spconv.SparseConv3d(8, 5, kernel, stride, padding, bias=False)
+    with torch.no_grad():
+        weight = mine.weight.view(*reversed(kernel), 8, 5)
+        theirs.weight.copy_(weight.permute(4, 2, 1, 0, 3))  # z, y, x -> spconv's x, y, z
+        expected = theirs(spconv.SparseConvTensor(x.features, x.coords, list(SIZE), num))
+        for backend in ("torch", "spconv"):
+            mine.backend = backend  # type: ignore[assignment]
+            out = mine(x)
+            order = pack(expected.indices).argsort()
+            assert torch.equal(out.coords, expected.indices[order])
+            torch.testing.assert_close(out.features, expected.features[order], rtol=1e-4, atol=1e-5)
 
 
 def test_a_box_too_small_for_the_kernel_is_refused() -> None:
