@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -91,3 +92,20 @@ class Patience:
         except OSError:
             return False
         return True
+
+
+def read_at(file: int, size: int, offset: int) -> bytes:
+    """Bytes of a file, fewer at its end: one system call may return fewer on network file systems.
+
+    Args:
+        file: descriptor.
+        size: bytes wanted.
+        offset: of the first.
+    """
+    data = os.pread(file, size, offset)
+    while data and len(data) < size:
+        more = os.pread(file, size - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data

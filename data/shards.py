@@ -26,7 +26,7 @@ from jaxtyping import Int, Shaped
 
 from data.codec import MAX_SAMPLE_BYTES, SCHEMA_VERSION, DamagedError
 from data.decode import Wanted, decode_sample
-from data.patience import RETRY_MIN, Patience, StorageAwayError
+from data.patience import RETRY_MIN, Patience, StorageAwayError, read_at
 from data.sample import Sample
 
 MANIFEST_NAME = "manifest.json"
@@ -354,7 +354,7 @@ class SampleReader:
 
     def _pread(self, shard: int, size: int, offset: int) -> bytes:
         try:
-            return _pread(self._file(shard), size, offset)
+            return read_at(self._file(shard), size, offset)
         except OSError:
             self.close()  # descriptors of a file system that went away stay dead when it is back
             raise
@@ -367,17 +367,6 @@ class SampleReader:
         if len(self._open) > _OPEN_SHARDS:
             os.close(self._open.popitem(last=False)[1])
         return file
-
-
-def _pread(file: int, size: int, offset: int) -> bytes:
-    """All bytes up to the end of the file: one call may return fewer on network file systems."""
-    data = os.pread(file, size, offset)
-    while data and len(data) < size:
-        more = os.pread(file, size - len(data), offset + len(data))
-        if not more:
-            break
-        data += more
-    return data
 
 
 def _members(key: str, data: bytes) -> dict[str, bytes]:

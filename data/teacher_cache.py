@@ -26,10 +26,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from data.patience import RETRY_MIN, Patience, StorageAwayError, read_at
 from data.shards import Manifest, ShardError, file_sha256, replace_file
 
 _log = logging.getLogger(__name__)
 
+_ITEM_BYTES = 2  # float16
 _VERSION = 1
 _PART_BYTES = 256 << 20
 _KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
@@ -64,6 +66,7 @@ class TeacherCache:
     """
 
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self._files: dict[int, int] = {}
         self.path = path
         self.dim = int(content["dim"])
         self.manifest_fingerprint = str(content["manifest_fingerprint"])
@@ -73,16 +76,21 @@ class TeacherCache:
         self._part = np.full(num_samples, -1, dtype=np.int32)
         self._row = np.zeros(num_samples, dtype=np.int64)
         self._counts = np.zeros((num_samples, num_cameras), dtype=np.int32)
+        self._starts: list[int] = []
         for number, part in enumerate(self._parts):
             samples, counts, _ = _read_index(path / part.file)
+            self._starts.append(part.num_bytes - int(counts.sum()) * self.dim * _ITEM_BYTES)  # behind the .npy header
             self._part[samples] = number
             self._row[samples] = np.cumsum(counts.sum(axis=1)) - counts.sum(axis=1)
             self._counts[samples] = counts
-        self._maps: dict[int, np.ndarray] = {}
+        self._patience = Patience(path / "cache.json", RETRY_MIN)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Maps are opened anew in each process."""
-        return {**self.__dict__, "_maps": {}}
+        """Files are opened anew in each process."""
+        return {**self.__dict__, "_files": {}}
+
+    def __del__(self) -> None:
+        self._close()
 
     @staticmethod
     def open(root: str, key: str, *, verify: bool = True) -> TeacherCache | None:
@@ -119,18 +127,38 @@ class TeacherCache:
         return np.concatenate(([0], np.cumsum(self._counts[index], dtype=np.int64)))
 
     def features(self, index: int) -> Float[np.ndarray, "S D"]:
-        """float16 features of a sample's superpixels (a read-only view of the file).
+        """float16 features of a sample's superpixels.
 
         Raises:
             KeyError: the sample is not in the cache.
+            ShardError: they cannot be read.
         """
         part = int(self._part[index])
         if part < 0:
             raise KeyError(f"sample {index} is not in the teacher cache {self.path}")
-        if part not in self._maps:
-            self._maps[part] = np.load(self.path / self._parts[part].file, mmap_mode="r", allow_pickle=False)
-        start = int(self._row[index])
-        return self._maps[part][start : start + int(self._counts[index].sum())]
+        row_bytes, rows = self.dim * _ITEM_BYTES, int(self._counts[index].sum())
+        start = self._starts[part] + int(self._row[index]) * row_bytes
+        # Not mapped: where storage goes away, touching a map kills the process, while a read can be tried again.
+        try:
+            data = self._patience.read(lambda: self._pread(part, rows * row_bytes, start))
+        except (OSError, StorageAwayError) as error:
+            raise ShardError(f"{self.path / self._parts[part].file} cannot be read: {error}") from error
+        if len(data) != rows * row_bytes:
+            raise ShardError(f"{self.path / self._parts[part].file} has become shorter; delete {self.path}")
+        return np.frombuffer(data, dtype=np.float16).reshape(rows, self.dim)
+
+    def _pread(self, part: int, size: int, offset: int) -> bytes:
+        try:
+            if part not in self._files:
+                self._files[part] = os.open(self.path / self._parts[part].file, os.O_RDONLY | os.O_CLOEXEC)
+            return read_at(self._files[part], size, offset)
+        except OSError:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
 
 
 def _check_part(path: Path, part: _Part, *, verify: bool, remedy: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import logging
 import os
 import threading
@@ -9,12 +10,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data import patience, shards
 from data.loader import DataConfig, build_loader
 from data.patience import Patience, StorageAwayError
 from data.shards import SampleError, SampleReader, ShardError, load_manifest
+from data.teacher_cache import TeacherCache, TeacherCacheWriter
 from tests.helpers.samples import write_toy_set
 
 
@@ -102,7 +105,7 @@ def test_a_bad_sector_is_given_up_after_a_few_tries_and_its_shard_remembered(
         raise OSError(errno.EIO, "Input/output error")
 
     reader = SampleReader(load_manifest(root))
-    monkeypatch.setattr(shards, "_pread", unreadable)
+    monkeypatch.setattr(shards, "read_at", unreadable)
     for expected in (3, 1):  # tries
         with pytest.raises(SampleError, match="Input/output error"):
             reader.read(0)
@@ -115,3 +118,19 @@ def test_waiting_is_told_once_and_bounded(tmp_path: Path, caplog: pytest.LogCapt
     with pytest.raises(StorageAwayError, match="did not come back"):
         Patience(tmp_path / "gone" / "manifest.json", 0.02).read(failing([errno.EIO] * 1000))
     assert sum("waiting for it" in r.message for r in caplog.records) == 1
+
+
+def test_a_teacher_cache_that_is_away_for_a_while(root: str) -> None:
+    manifest = load_manifest(root)
+    writer = TeacherCacheWriter(root, "key", 4, manifest)
+    features = np.arange(12, dtype=np.float32).reshape(3, 4)
+    counts = [3, *[0] * (len(manifest.camera_names) - 1)]
+    writer.add(5, features, counts)
+    cache = writer.finish()
+    timer = away_for(root, 1.0)
+    assert np.array_equal(cache.features(5), features)
+    timer.join()
+    os.remove(next(Path(root).glob("teacher_cache/*/part-*.npy")))
+    again = TeacherCache(cache.path, json.loads((cache.path / "cache.json").read_text()))
+    with pytest.raises(ShardError, match="cannot be read"):
+        again.features(5)
