@@ -175,7 +175,10 @@ def _assemble(
         on_resume=None if record is None else record.resumed,
     )
     if world.is_main:
-        _tell(summary, source, world)
+        try:
+            _tell(summary, source, world)
+        except OSError as error:  # a full disk behind the job's output makes no finished run a failed one
+            logging.getLogger("tandem.pretrain").warning("the summary could not be printed: %s", error)
     return summary
 
 
