@@ -155,17 +155,17 @@ def _start_keeps_place(rows: Float32[np.ndarray, "N D"], height: int, start: int
     where each side already stands together there is nothing to swap. The caller checks that it worked.
     """
     order = np.arange(len(rows))
-    low, high = 0, len(rows)
+    columns, here, low = np.ascontiguousarray(rows.T), order.copy(), 0
     for _ in range(height):
-        part = rows[order[low:high]]
-        axis = int(np.argmax(part.max(axis=0) - part.min(axis=0)))
-        below = part[:, axis] < part[:, axis].mean()
-        here = order[low:high].copy()
+        axis = int(np.argmax(columns.max(axis=1) - columns.min(axis=1)))
+        below = columns[axis] < columns[axis].mean()
         if below.all() or not below.any():
             break
-        order[low:high] = np.concatenate([here[below], here[~below]])
-        split = low + int(below.sum())
-        low, high = (low, split) if below[np.flatnonzero(here == start)[0]] else (split, high)
+        split, high = low + int(np.count_nonzero(below)), low + len(here)
+        order[low:split], order[split:high] = here[below], here[~below]
+        side = below if below[np.flatnonzero(here == start)[0]] else ~below
+        low = low if side is below else split
+        columns, here = columns[:, side], here[side]
     return order
 
 

@@ -7,6 +7,7 @@ import torch
 
 from models.points import neighbors
 from models.points.neighbors import Neighbors, ball_query, interpolate, knn, repeat_first
+from models.points.sampling import farthest_points
 from tests.reference.points import interpolate_loop, neighbors_loop
 
 QUERY_COUNTS = torch.tensor([40, 5, 0, 30])
@@ -128,3 +129,15 @@ def test_interpolation_gradient():
     assert torch.autograd.gradcheck(
         lambda x: interpolate(x, points.double(), POINT_COUNTS, queries.double(), QUERY_COUNTS)[35:50], (features,)
     )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_equals_cpu():
+    queries, points = clouds()
+    on_gpu = [x.cuda() for x in (queries, QUERY_COUNTS, points, POINT_COUNTS)]
+    assert torch.equal(knn(*on_gpu, 4).index.cpu(), knn(queries, QUERY_COUNTS, points, POINT_COUNTS, 4).index)
+    index, _ = farthest_points(on_gpu[2], on_gpu[3], 20)
+    assert torch.equal(index.cpu(), farthest_points(points, POINT_COUNTS, 20)[0])
+    near = ball_query(*on_gpu, 6, radius=0.8)
+    assert torch.equal(near.index.cpu(), ball_query(queries, QUERY_COUNTS, points, POINT_COUNTS, 6, radius=0.8).index)
