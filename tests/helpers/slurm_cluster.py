@@ -68,7 +68,7 @@ SlurmdDebug=info
 SlurmdTimeout=8
 SlurmctldTimeout=10
 InactiveLimit=0
-KillWait=3
+KillWait=10
 MinJobAge=3600
 CompleteWait=0
 MessageTimeout=5
@@ -81,8 +81,8 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]} CPUs={cpus} RealMemory=8000 State=UNKNOWN
 NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs={cpus} RealMemory=8000 State=UNKNOWN
-PartitionName=main Nodes=n1,n2 Default=YES MaxTime=1440 DefaultTime=30 State=UP PriorityTier=1 GraceTime=30 PreemptMode=REQUEUE
-PartitionName=urgent Nodes=n1,n2 Default=NO MaxTime=1440 DefaultTime=30 State=UP PriorityTier=10 PreemptMode=OFF
+PartitionName=main Nodes=n1,n2 Default=YES MaxTime=1440 DefaultTime=30 PriorityTier=1 GraceTime=30 PreemptMode=REQUEUE
+PartitionName=urgent Nodes=n1,n2 Default=NO MaxTime=1440 DefaultTime=30 PriorityTier=10 PreemptMode=OFF
 """
 
 
@@ -100,18 +100,25 @@ class SlurmCluster:
         outside = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "SBATCH_", "SRUN_"))}
         path = os.pathsep.join([outside.get("PATH", ""), _SYSTEM_PATH])
         self._children: list[subprocess.Popen[bytes]] = []
+        self._guard: subprocess.Popen[bytes] | None = None
         self.env = outside | {"SLURM_CONF": str(self.conf), "PATH": path}
 
     def __enter__(self) -> SlurmCluster:
+        # Ends the cluster should this process be killed before it can do so itself.
+        guard = [sys.executable, "-m", "tests.helpers.slurm_cluster", "guard", str(self.folder), str(os.getpid())]
+        self._guard = subprocess.Popen(guard, start_new_session=True)
         try:
             self.start()
         except BaseException:
-            self.stop()
+            self.__exit__(None, None, None)
             raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
+        if self._guard is not None:
+            self._guard.kill()
+            self._guard.wait()
 
     # ------------------------------------------------------------------------------------- whole cluster
     def start(self) -> None:
@@ -380,6 +387,10 @@ def main() -> None:
         cluster.start()
         print(f"export SLURM_CONF={cluster.conf}")
     elif verb == "stop":
+        cluster.stop()
+    elif verb == "guard":
+        with contextlib.suppress(psutil.NoSuchProcess):
+            psutil.Process(int(sys.argv[3])).wait()
         cluster.stop()
     else:
         raise SystemExit(f"{verb!r}: expected start or stop")

@@ -1,8 +1,13 @@
 """The test cluster itself: two nodes, a requeue within seconds, parts that die, nothing left behind."""
 
+import json
+import subprocess
+import sys
+
 import psutil
 import pytest
 
+from tests.helpers.pretrain_run import REPOSITORY
 from tests.helpers.slurm_cluster import NODES, SlurmCluster, wait_until, why_not
 
 pytestmark = [
@@ -43,6 +48,21 @@ def test_a_job_outlives_the_death_of_a_node(cluster, tmp_path):
     cluster.run("scancel", job)
     cluster.wait_for(job)
     cluster.wait_for_nodes()
+
+
+def test_nothing_is_left_when_the_test_itself_is_killed(tmp_path):
+    code = (
+        "import os, pathlib, time; from tests.helpers.slurm_cluster import SlurmCluster\n"
+        f"with SlurmCluster(pathlib.Path({str(tmp_path / 'c')!r})) as c:\n"
+        "    print([p.pid for p in c._processes()], flush=True); time.sleep(60)"
+    )
+    victim = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=REPOSITORY)
+    assert victim.stdout is not None
+    pids = json.loads(victim.stdout.readline())
+    assert len(pids) >= 4
+    victim.kill()
+    victim.communicate()
+    wait_until(lambda: not any(psutil.pid_exists(p) and psutil.Process(p).status() != "zombie" for p in pids), 30)
 
 
 def test_two_clusters_side_by_side_and_nothing_left(cluster, tmp_path):
