@@ -162,7 +162,8 @@ def markdown(results: Sequence[Result], labels: Mapping[str, str] | None = None)
         rule = ["---:" if column in NUMERIC else "---" for column in range(len(HEADER))]
         lines = [f"**{plain(group.title)}**", "", *(table_line(cells) for cells in (HEADER, rule, *group.rows))]
         blocks.append("\n".join(lines))
-    return "\n\n".join([*blocks, "\n".join(f"- {line}" for line in notes(results))]) + "\n"
+    remarks = ("- " + line.replace("*", "\\*") for line in notes(results))  # a bare star would start a list
+    return "\n\n".join([*blocks, "\n".join(remarks)]) + "\n"
 
 
 def table_line(cells: Sequence[str]) -> str:
