@@ -56,10 +56,13 @@ def load(
     for source in sources:
         # Merging takes `???` for "as before": a file that asks for a value would get the dataclass's default.
         asked_for = {key for key in asked_for if not _gives(source, key)} | OmegaConf.missing_keys(source)
-        try:
-            schema = OmegaConf.merge(schema, source)
-        except OmegaConfBaseException as error:
-            raise _explain(error, schema, source) from error
+    # First with one another: a value that suits only a weaker source's choice may be replaced with that choice.
+    given = OmegaConf.merge(*sources)
+    assert isinstance(given, DictConfig)
+    try:
+        schema = OmegaConf.merge(schema, given)
+    except OmegaConfBaseException as error:
+        raise _explain(error, schema, given) from error
     missing = sorted(OmegaConf.missing_keys(schema) | asked_for)
     if missing:
         raise ConfigError(f"{missing[0]}: no value given and there is no default (add `{missing[0]}=...`)")

@@ -110,6 +110,17 @@ def test_a_section_inside_a_chosen_one_is_chosen_by_its_own_name(tmp_path: Path)
     assert chosen.method == Towered(tower=Tall(floors=5))
 
 
+def test_what_suits_the_files_choice_only_can_be_replaced_with_it(tmp_path: Path) -> None:
+    """Names of presets differ between networks: with the network, the command line changes the preset."""
+    file = tmp_path / "a.yaml"
+    file.write_text("method: {name: towered, tower: {width: 3, floors: 4}}\n")
+    with pytest.raises(ConfigError, match=r"method\.tower\.floors: unknown name"):
+        _load("method.tower.name=round", path=file)
+    file.write_text("optim: {kind: sdg}\nmethod: {name: towered, tower: {width: 3}}\n")
+    config = _load("optim.kind=sgd", "method.tower.name=round", path=file)
+    assert config.method == Towered(tower=Round(width=3))
+
+
 def test_dump_of_a_chosen_inner_section(tmp_path: Path) -> None:
     """Its name is written where it is not what the outer section has by default; old dumps have none and still load."""
     file = tmp_path / "config.yaml"
