@@ -1,7 +1,7 @@
 """`tandem pretrain` goes on with another number of processes: same global batch, same order of samples, same losses.
 
 Stated tolerance of SLidR in float32 at toy size: the losses of the three updates behind the change are within 1e-4 of
-the undisturbed run's (`test_ranks.py` says why it can be more than rounding).
+the undisturbed run's, and the ends of both within 1 % of the way between (`test_ranks.py` says why more than rounding).
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ import torch
 
 from configs.load import ConfigError
 from data.loader import build_loader
-from engine.checkpoint import list_checkpoints
+from engine.checkpoint import list_checkpoints, load_weights
 from engine.distributed import World
 from launchers.elastic import choose_micro_batch
 from launchers.training import load_run
 from tests.helpers.pretrain_run import UNCACHED, arguments, pretrain_here, spawn_ranks
-from tests.helpers.toy_run import finish, losses, metrics, stop_at, weights
+from tests.helpers.toy_run import finish, losses, metrics, stop_at
 
 
 def sizes(micro_batch_size: int, world_size: int, accumulation_steps: int = 1) -> dict[str, int]:
@@ -126,7 +126,7 @@ def test_updates_hold_the_same_samples_in_the_same_order(
 
 
 # ------------------------------------------------------------------------------------------ the verb
-GATHERED = (*UNCACHED, "method.gather_negatives=true", "optim.lr=0.002", "optim.momentum=0.9")
+GATHERED = (*UNCACHED, "method.gather_negatives=true", "optim.name=sgd", "optim.lr=0.002")
 """With negatives from all ranks the loss does not depend on their number."""
 
 
@@ -173,6 +173,7 @@ def test_losses_that_depend_on_the_processes_are_announced(
 
 
 STAGES, STEPS, STOP = (0, 1, 2, 3), 5, 2
+STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 ON = {1: (0, 3), 3: (1, 2), 4: (0, 3)}
 """Stages that go on with so many processes; `tests/engine/test_elastic.py` has all of both."""
 
@@ -201,9 +202,10 @@ def test_slidr_goes_on_as_one_three_or_four(toy_set: str, tmp_path: Path) -> Non
         assert [line["step"] for line in metrics(cut)] == list(range(1, STEPS + 1))
         assert losses(cut) == pytest.approx(losses(whole), rel=1e-4), cut.name
         worst = max(worst, *(abs(a / b - 1) for a, b in zip(losses(cut), losses(whole), strict=True)))
-        expected, got = weights(whole), weights(cut)
-        assert expected.keys() == got.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-4, msg=f"{cut.name}: {name}")
+        ends = [load_weights(path) for path in (list_checkpoints(cut)[0], list_checkpoints(whole)[0])]
+        begin = load_weights(whole / "checkpoints" / f"step_{STOP:08d}")
+        names = [name for name in begin if not name.startswith("teacher") and name.split(".")[-1] not in STATISTICS]
+        mine, other, before = (torch.cat([w[name].flatten().double() for name in names]) for w in (*ends, begin))
+        assert (mine - other).norm() < 0.01 * (other - before).norm(), cut.name
     assert len(pairs) == 7
     print(f"largest relative difference of a loss: {worst:.1e}")
