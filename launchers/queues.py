@@ -26,6 +26,9 @@ from launchers.jobs import PretrainJob, Work
 LOGS_FOLDER = "logs"
 
 _LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SURVIVORS_FINISH = ("--kill-on-bad-exit=0", "--wait=120")
+"""When one process of a run has ended, the others find out by themselves which, note it, and leave with the code that
+decides what comes next; SLURM ends them two minutes later."""
 _NO_LIMIT_MIN = 60 * 24 * 365
 _POLL_S = 0.2
 
@@ -101,7 +104,19 @@ class SlurmQueue:
                 jobs = executor.submit_array(list(works))
             except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
                 raise slurm.SlurmError(f"sbatch refused {name}: {' '.join(str(error).split())}") from error
-        return [str(job.job_id) for job in jobs]
+        ids = [str(job.job_id) for job in jobs]
+        self._warn(ids[0])
+        return ids
+
+    def _warn(self, job: str) -> None:
+        """What sbatch lets pass and the partition never starts."""
+        info = slurm.queue([job]).get(job)
+        if info is not None and info.reason.startswith("Partition"):
+            print(
+                f"job {job} cannot start as things are ({info.reason}); see sinfo. Where it asks for more than its "
+                "partition allows, cancel it and ask for less (cluster.time_min, --nodes)",
+                file=sys.stderr,
+            )
 
     @property
     def failed(self) -> set[str]:
@@ -125,7 +140,7 @@ def sbatch_parameters(
         "array_parallelism": config.array_parallelism if training else len(works),
         "setup": [*config.setup, *(_after_step([w for w in works if isinstance(w, PretrainJob)], code))],
         # srun does not take over cpus-per-task from sbatch since SLURM 22.05.
-        "srun_args": ["--kill-on-bad-exit=1", f"--cpus-per-task={asked.cpus_per_task}"],
+        "srun_args": [*_SURVIVORS_FINISH, f"--cpus-per-task={asked.cpus_per_task}"],
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"}
         | {option: True if value.lower() == "true" else value for option, value in config.sbatch.items()},
         "partition": asked.partition or config.partition,
@@ -160,12 +175,13 @@ def _after_step(works: Sequence[PretrainJob], code: Path) -> list[str]:
         f"after_step() {{ code=$?; cd {shlex.quote(str(code))} && "
         f'{shlex.quote(sys.executable)} -m launchers.after_step "$code" "$run_dir"; }}',
         "trap after_step EXIT",
+        "trap : TERM",  # at a cancellation the script gets it too, and has to outlive srun
     ]
 
 
 def _python(code: Path) -> str:
     """Command that starts Python with the frozen code first on its path."""
-    return f"env --chdir={shlex.quote(str(code))} {shlex.quote(sys.executable)}"
+    return shlex.join(["env", f"--chdir={code}", sys.executable])
 
 
 @contextmanager

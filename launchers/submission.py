@@ -82,7 +82,7 @@ def _train(standing: Standing, order: Order, queue: Queue, code: CodeState) -> l
     queued = {run.folder: job for run, job in zip(standing.to_train, ids, strict=True)}
     for run in standing.to_train:
         write_jobs(run.folder, _with_ids(Jobs(), queue, pretrain=queued[run.folder]))
-        print(f"{run.name}: training {_named(queue, queued[run.folder])}")
+        _tell(queue, f"{run.name}: training", queued[run.folder])
     return [replace(run, training=queued.get(run.folder, run.training)) for run in standing.runs]
 
 
@@ -138,7 +138,7 @@ class _Following:
         if new:
             fresh = {job.name: id_ for job, id_ in zip(new, ids, strict=True)}
             self._record(run, evaluate={**run.jobs.evaluate, **fresh})
-            print(f"{run.name}: {len(new)} evaluations {_named(self.queue, _array(ids[0]))}")
+            _tell(self.queue, f"{run.name}: {len(new)} evaluations", _array(ids[0]))
         return [*before.values(), *ids]
 
     def _baselines(self, runs: Sequence[Run]) -> list[str]:
@@ -149,7 +149,7 @@ class _Following:
         ids = self._queued(list(new.values()), f"{self.order.name}-random", After())
         if new:
             queued |= dict(zip(new, ids, strict=True))
-            print(f"random initialisation: {len(new)} jobs {_named(self.queue, _array(ids[0]))}")
+            _tell(self.queue, f"random initialisation: {len(new)} jobs", _array(ids[0]))
         for run in runs:
             own = {job.key: queued[job.key] for job in run.baselines if job.key in queued}
             if own:
@@ -170,7 +170,7 @@ class _Following:
         job = self._queued([report], f"{self.order.name}-report", after)[0]
         for run in runs:
             self._record(run, report=job)
-        print(f"report {_named(self.queue, job)}")
+        _tell(self.queue, "report", job)
 
     def _queued(self, works: Sequence[Work], name: str, after: After) -> list[str]:
         folder = str(Path.cwd())
@@ -189,8 +189,9 @@ def _array(job: str) -> str:
 # ------------------------------------------------------------------------------------------------------------- words
 
 
-def _named(queue: Queue, job: str) -> str:
-    return f"queued as {job}" if queue.cluster is not None else "over"
+def _tell(queue: Queue, what: str, job: str) -> None:
+    if queue.cluster is not None:  # elsewhere it is over by now, and the queue has said how it went
+        print(f"{what} queued as {job}")
 
 
 def _say(run: Run, order: Order) -> None:

@@ -586,31 +586,29 @@ def test_runs_that_were_not_submitted_cannot_be_requeued(fake: FakeSlurm, tmp_pa
 
 
 @pytest.mark.slow
-def test_local_sweep_from_frozen_code_to_the_report(tmp_path: Path, toy_set: str) -> None:
-    """Two processes a run that meet by themselves, two seeds, evaluations, report; again: nothing to train."""
-    sweep = tmp_path / "sweep.yaml"
-    sweep.write_text(f"base: {STREET}\nroot: {tmp_path / 'a sweep'}\ngrid: {{seed: [0, 1]}}\n")
-    words = ["sweep", str(sweep), "--local", "cluster.tasks_per_node=2", *_quick(toy_set)]
+def test_local_run_from_frozen_code_to_the_report(tmp_path: Path, toy_set: str) -> None:
+    """Two processes that meet by themselves, an evaluation, the report; again: nothing to do."""
+    root = tmp_path / "a run"
+    words = ["submit", str(STREET), f"run_dir={root}", "--local", "cluster.tasks_per_node=2", *_quick(toy_set)]
     first = _tandem(words)
-    root = tmp_path / "a sweep"
     assert first.returncode == 0, first.stdout
-    for name in ("seed_0", "seed_1"):
-        (attempt,) = attempts.read_attempts(root / name)
-        assert (attempt.status, attempt.world_size) == ("finished", 2)
-        assert {path.name for path in (root / name / "evaluation").iterdir()} == ELEMENTS
-        environment = json.loads((root / name / "environment.json").read_text())
-        assert environment["git"]["code"].startswith(str(root / "code"))
+    (attempt,) = attempts.read_attempts(root)
+    assert (attempt.status, attempt.world_size) == ("finished", 2)
+    assert {path.name for path in (root / "evaluation").iterdir()} == {"street-knn"}
+    environment = json.loads((root / "environment.json").read_text())
+    assert environment["git"]["code"].startswith(str(root / "code"))
     assert (root / "report.md").is_file()
     second = _tandem(words)
-    assert "seed_0: finished before" in second.stdout
+    assert "a run: finished before" in second.stdout
     assert "nothing left to do" in second.stdout
-    assert len(attempts.read_attempts(root / "seed_0")) == 1
+    assert len(attempts.read_attempts(root)) == 1
 
 
 @pytest.mark.slow
 def test_local_run_that_fails_is_not_evaluated(tmp_path: Path, toy_set: str) -> None:
     words = ["submit", str(STREET), f"run_dir={tmp_path / 'run'}", "--local", "--no-check", *_quick(toy_set)]
     done = _tandem([*words, "engine.precision=fp16"])
+    assert done.returncode == 1
     assert "run: failed or stopped; see" in done.stdout
     assert "run-evaluate: left out, what it depends on has failed" in done.stdout
     (attempt,) = attempts.read_attempts(tmp_path / "run")
@@ -623,22 +621,13 @@ def test_local_run_that_fails_is_not_evaluated(tmp_path: Path, toy_set: str) -> 
 def test_debug_runs_in_one_process(tmp_path: Path, toy_set: str) -> None:
     done = _tandem(["submit", str(STREET), f"run_dir={tmp_path / 'run'}", "--debug", *_quick(toy_set)])
     assert done.returncode == 0, done.stdout
+    assert read_jobs(tmp_path / "run") == Jobs(logs=str(tmp_path / "run" / "logs"))
+    assert (tmp_path / "run" / "submission" / "config.yaml").is_file()
     assert (tmp_path / "run" / "report.md").is_file()
     assert not (tmp_path / "run" / "code").exists()
 
 
-QUICK = (
-    "linear_probe.steps=2",
-    "linear_probe.lrs=[0.01]",
-    "linear_probe.seeds=[0]",
-    "knn.bank_size=100",
-    "finetune.steps=1",
-    "finetune.lrs=[0.001]",
-    "finetune.seeds=[0]",
-    "calibration_sweeps=2",
-    "voxels_per_sweep=50",
-    "tune_sweeps=1",
-)
+QUICK = ("protocols=[knn]", "knn.bank_size=100", "calibration_sweeps=2", "voxels_per_sweep=50", "tune_sweeps=1")
 
 
 def _quick(toy_set: str) -> list[str]:

@@ -176,5 +176,5 @@ def test_what_is_wrong_is_said_before_anything_is_queued(cluster: SlurmCluster, 
     # What SLURM lets pass and never starts.
     words = ("submit", *arguments(tmp_path / "run", toy_set, *UNCACHED), "--no-check", "--no-evaluate", "--nodes", "3")
     done = tandem(cluster, *words, "cluster.time_min=30")
-    assert "PartitionNodeLimit" in done.stderr
+    assert "cannot start as things are (Partition" in done.stderr
     assert "cancelled 1 job" in tandem(cluster, "cancel", str(tmp_path / "run")).stdout
