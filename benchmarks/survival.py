@@ -145,8 +145,10 @@ def preemptions(shards: str, folder: Path, options: argparse.Namespace) -> list[
         told = time.time()
         for process in processes:
             process.send_signal(signal.SIGUSR1)
-        outputs(processes, codes=(75,))
+        for process in processes:
+            process.wait()
         gone = time.time()
+        outputs(processes, codes=(75,))  # after it: the fork server's death takes a second that nobody waits for
         old = marks
         marks, processes, started = start(folder / f"marks_{number}", argv, options.processes)
         wait_for(marks, processes, STEPS_BEFORE)

@@ -73,14 +73,18 @@ def evaluations(folder: Path, jobs: Jobs, queue: Mapping[str, JobInfo]) -> tuple
     done, trouble = 0, []
     known = sorted(made | set(jobs.evaluate))
     for name in known:
-        if (root / name / "results.json").is_file():
-            done += 1
-            continue
         error = root / name / "error.txt"
         info = queue.get(jobs.evaluate.get(name, ""))
-        if error.is_file() and not (info is not None and info.active):  # else it is being tried again
+        never = info is not None and info.reason == "DependencyNeverSatisfied"
+        if info is not None and info.active and not never:
+            continue  # whatever lies there is of an earlier attempt, or half of it
+        if error.is_file():
             trouble.append(f"evaluation {name}: {_first_line(error)}")
-        elif info is not None and (ended_badly(info) or info.reason == "DependencyNeverSatisfied"):
+        elif (root / name / "results.json").is_file():
+            done += 1
+        elif never:
+            trouble.append(f"evaluation {name}: never starts, since what it waited for failed")
+        elif info is not None and ended_badly(info):
             reason = "" if info.reason in ("None", "") else f" ({info.reason})"
             trouble.append(f"evaluation {name}: {info.state.lower()}{reason}")
     return done, len(known), trouble

@@ -191,16 +191,28 @@ def test_the_reason_and_the_end_of_the_error_log(tmp_path: Path) -> None:
 
 def test_evaluations_are_counted_and_failed_ones_explained(tmp_path: Path, cluster: Slurm) -> None:
     run = write_run(tmp_path / "run", step=100, events=[begin(), end("finished")])
-    ids = {"knn": "9_0", "probe": "9_1", "finetune-1": "9_2", "finetune-10": "9_3"}
+    ids = {"knn": "9_0", "probe": "9_1", "finetune-1": "9_2", "finetune-10": "9_3", "depth": "9_4", "again": "9_5"}
     write_jobs(run, Jobs(evaluate=ids))
-    for name, file in (("knn", "results.json"), ("probe", "error.txt"), ("finetune-1", "error.txt")):
+    for name, file in (
+        ("knn", "results.json"),
+        ("probe", "error.txt"),
+        ("finetune-1", "error.txt"),
+        ("again", "results.json"),
+    ):
         (run / "evaluation" / name).mkdir(parents=True)
         (run / "evaluation" / name / file).write_text("\nShardError: no labels\nmore\n")
-    cluster(job("9_1", "FAILED"), job("9_2", "RUNNING"), job("9_3", "CANCELLED", "Dependency"))
+    never = job("9_4", "PENDING", "DependencyNeverSatisfied")
+    cluster(
+        job("9_1", "FAILED"), job("9_2", "RUNNING"), job("9_3", "CANCELLED", "Dependency"), never, job("9_5", "RUNNING")
+    )
     status = one(run)
-    assert (status.state, status.evaluations_done, status.evaluations) == ("finished", 1, 4)
-    # finetune-1 is being tried again: what its last attempt said is old news
-    assert status.why == ("evaluation finetune-10: cancelled (Dependency)", "evaluation probe: ShardError: no labels")
+    assert (status.state, status.evaluations_done, status.evaluations) == ("finished", 1, 6)
+    # finetune-1 is being tried again: what its last attempt said is old news, as are the results of "again"
+    assert status.why == (
+        "evaluation depth: never starts, since what it waited for failed",
+        "evaluation finetune-10: cancelled (Dependency)",
+        "evaluation probe: ShardError: no labels",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- with SLURM
