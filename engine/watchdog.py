@@ -189,8 +189,11 @@ class Watchdog:
             self._verdict = verdict
         self._note(verdict)
         if self._world.is_main and self._store is not None:
-            self._store.set("verdict", verdict.encode())
-            self._wait_for_others(verdict.ranks, 3 * self._interval_s + 2.0, told=True)
+            try:
+                self._store.set("verdict", verdict.encode())
+                self._wait_for_others(verdict.ranks, 3 * self._interval_s + 2.0, told=True)
+            except (dist.DistError, RuntimeError, OSError) as error:
+                logger.warning("the other ranks could not be told: %s", _short(error))  # they notice by themselves
         self._decided.set()
         threading.Thread(target=self._leave, args=(verdict,), name="watchdog_leave", daemon=True).start()
 

@@ -68,7 +68,7 @@ class Ranks:
     def send(self, rank: int, what: signal.Signals) -> None:
         self.processes[rank].send_signal(what)
 
-    def end(self, *ranks: int, timeout_s: float = 60.0) -> list[tuple[int, str]]:
+    def end(self, *ranks: int, timeout_s: float = 200.0) -> list[tuple[int, str]]:
         """Exit codes and outputs of these ranks (all without arguments)."""
         chosen = [self.processes[rank] for rank in ranks] or self.processes
         outputs = [process.communicate(timeout=timeout_s)[0] for process in chosen]

@@ -35,23 +35,25 @@ def undisturbed(toy_set: str, world: World, tmp_path_factory: pytest.TempPathFac
 # --- what is noted ---
 
 
-def test_attempts_are_noted(toy_set: str, world: World, tmp_path: Path) -> None:
+def test_attempts_are_noted(toy_set: str, world: World, one_thread: None, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").mkdir()
     with pytest.raises(CheckpointError):
         pretrain_here(tmp_path, toy_set, *SHORT)
     (tmp_path / "config.yaml").rmdir()
-    pretrain_here(tmp_path, toy_set, *SHORT)
+    pretrain_here(tmp_path, toy_set, *SHORT, "schedule.steps=1")
     failed, finished = read_attempts(tmp_path)
     assert (failed.status, finished.status) == ("failed", "finished")
     assert failed.reason is not None
     assert failed.reason.startswith("CheckpointError: the run's folder")
-    assert (finished.step, finished.pid, finished.world_size) == (STEPS, os.getpid(), 1)
+    assert (finished.step, finished.pid, finished.world_size) == (1, os.getpid(), 1)
 
 
 # --- two jobs in one folder ---
 
 
-def test_a_second_job_in_the_folder_is_refused_and_touches_nothing(toy_set: str, world: World, tmp_path: Path) -> None:
+def test_a_second_job_in_the_folder_is_refused_and_touches_nothing(
+    toy_set: str, world: World, one_thread: None, tmp_path: Path
+) -> None:
     with RunLock(tmp_path, wait_s=0.0, job="12_3"):
         with pytest.raises(RunLockedError, match=rf"trained by job 12_3, process {os.getpid()}"):
             pretrain_here(tmp_path, toy_set, *SHORT, "checkpoint.lock_wait_s=0")
