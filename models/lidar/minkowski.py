@@ -34,6 +34,8 @@ def minkowski_key(key: str) -> str:
     Raises:
         ValueError: no tensor of a Res16UNet has this name.
     """
+    if key.startswith("stem2"):
+        raise ValueError(f"weights: {key!r}: SLidR's layout has one convolution as stem, this network two")
     if key == "stem.weight":
         return "conv0p1s1.kernel"
     if found := re.fullmatch(r"stem_norm\.(\w+)", key):

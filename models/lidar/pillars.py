@@ -117,15 +117,29 @@ class PillarsConfig(BackboneConfig):
         return x, y
 
     def check_voxels(self, voxels: VoxelSettings) -> None:
-        """Refuse voxels without coordinates.
+        """Refuse voxels without coordinates, and pre-training on points that the network does not see.
 
         Raises:
-            ValueError: another input than x, y, z first.
+            ValueError: another input than x, y, z first, or no Cartesian limits inside the pillars' range.
         """
         if not voxels.features.startswith("xyz"):
             raise ValueError(
                 f"pillars are made from coordinates in metres, got data.voxel.features={voxels.features!r}: set "
                 "data.voxel.features=xyz_intensity"
+            )
+        low, high = voxels.range_min, voxels.range_max
+        if (
+            voxels.kind != "cartesian"
+            or low is None
+            or high is None
+            or any(a < b for a, b in zip(low, self.range_min_m, strict=True))
+            or any(a > b for a, b in zip(high, self.range_max_m, strict=True))
+        ):
+            raise ValueError(
+                f"points outside the pillars' range would train on the features of its rim; the range is "
+                f"{self.range_min_m} to {self.range_max_m}, got data.voxel.kind={voxels.kind!r}, range_min={low}, "
+                f"range_max={high}: set data.voxel.kind=cartesian, data.voxel.range_min={list(self.range_min_m)}, "
+                f"data.voxel.range_max={list(self.range_max_m)}, or less"
             )
 
     def build(self) -> Pillars:

@@ -25,7 +25,10 @@ BOUNDED = (
     "data.voxel.range_min=[-51.2,-51.2,-5.0]",
     "data.voxel.range_max=[51.2,51.2,3.0]",
 )
-NEEDS = {"voxelnet": BOUNDED}
+NEEDS = {
+    "voxelnet": BOUNDED,
+    "pillars": (BOUNDED[0], "data.voxel.range_min=[0,-39.68,-3]", "data.voxel.range_max=[69.12,39.68,1]"),
+}
 TINY = {
     "res16unet": {"preset": "res16unet_tiny"},
     "spvcnn": {"preset": "spvcnn_tiny"},
@@ -83,6 +86,7 @@ def test_runs_from_before_there_was_a_choice_stay_as_they_are(tmp_path: Path) ->
             ["method.backbone.name=pillars", "method.backbone.in_channels=1"],
             ["method.backbone", "in_channels is 1, expected at least 3"],
         ),
+        (["method.backbone.name=pillars", *XYZ], ["method.backbone: points outside the pillars' range"]),
         (["method.backbone.name=voxelnet"], ["method.backbone: ", "set data.voxel.kind=cartesian"]),
         (
             ["method.backbone.name=voxelnet", *BOUNDED, "data.voxel.range_max=[51.2,51.2,5.0]"],

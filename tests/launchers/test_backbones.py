@@ -18,6 +18,7 @@ from models.weights import read_backbone_metadata
 from tests.helpers.pretrain_run import UNCACHED, pretrain_here
 from tests.helpers.toy_run import losses, weights
 
+RANGE = ("data.voxel.range_min=[-64,-64,-4]", "data.voxel.range_max=[64,64,8]")
 XYZ = ("data.voxel.features=xyz_intensity", "method.backbone.in_channels=4")
 SMALL = {
     "res16unet": (),
@@ -26,8 +27,7 @@ SMALL = {
         "method.backbone.preset=second_tiny",
         "method.backbone.grid_min=[-128,-128,-8]",
         "method.backbone.grid_max=[128,128,16]",
-        "data.voxel.range_min=[-64,-64,-4]",
-        "data.voxel.range_max=[64,64,8]",
+        *RANGE,
     ),
     "pillars": (
         *XYZ,
@@ -35,6 +35,7 @@ SMALL = {
         "method.backbone.pillar_size_m=1.0",
         "method.backbone.range_min_m=[-64,-64,-4]",
         "method.backbone.range_max_m=[64,64,8]",
+        *RANGE,
     ),
     "pointnet2": (*XYZ, "method.backbone.preset=pointnet2_tiny"),
 }

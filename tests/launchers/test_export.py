@@ -133,6 +133,8 @@ def test_renaming_is_one_to_one_and_refuses_strangers() -> None:
     for stranger in ("encoder.4.down.weight", "decoder.0.down.weight", "stem.bias", "encoder.0.blocks.0.conv3.weight"):
         with pytest.raises(ValueError, match="no tensor of a Res16UNet"):
             minkowski_key(stranger)
+    with pytest.raises(ValueError, match="SLidR's layout has one convolution as stem, this network two"):
+        to_minkowski(Res16UNetConfig(preset="minkunet18").build().state_dict())
 
 
 def test_a_file_that_differs_is_refused(run: tuple[Path, Objective], tmp_path: Path) -> None:

@@ -168,17 +168,29 @@ def test_bf16_autocast_stays_close() -> None:
 
 @dataclass(frozen=True)
 class Voxels:
-    features: str
-    kind: str = "cylindrical"
-    size: tuple[float, float, float] = (0.1, 1.0, 0.1)
-    range_min: tuple[float, float, float] | None = None
-    range_max: tuple[float, float, float] | None = None
+    features: str = "xyz_intensity"
+    kind: str = "cartesian"
+    size: tuple[float, float, float] = (0.08, 0.08, 0.1)
+    range_min: tuple[float, float, float] | None = (0.0, -39.68, -3.0)
+    range_max: tuple[float, float, float] | None = (69.12, 39.68, 1.0)
 
 
-def test_voxels_must_hold_coordinates() -> None:
-    PillarsConfig().check_voxels(Voxels("xyz_intensity"))
-    with pytest.raises(ValueError, match=r"got data.voxel.features='intensity': set data.voxel.features=xyz_intensity"):
-        PillarsConfig().check_voxels(Voxels("intensity"))
+def test_voxels_must_hold_coordinates_inside_the_range() -> None:
+    config = PillarsConfig()
+    config.check_voxels(Voxels())
+    config.check_voxels(Voxels(range_min=(1.0, -10.0, -2.0)))
+    for voxels, message in (
+        (Voxels(features="intensity"), r"'intensity': set data.voxel.features=xyz_intensity"),
+        (Voxels(kind="cylindrical"), "got data.voxel.kind='cylindrical'"),
+        (
+            Voxels(range_min=None, range_max=None),
+            r"range_max=None: set data.voxel.kind=cartesian, .*=\[0.0, -39.68, -3.0\]",
+        ),
+        (Voxels(range_max=(69.12, 39.68, 2.0)), "would train on the features of its rim"),
+        (Voxels(range_min=(0.0, -40.0, -3.0)), "would train on the features of its rim"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            config.check_voxels(voxels)
 
 
 @pytest.mark.parametrize(
