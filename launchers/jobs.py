@@ -72,15 +72,19 @@ class PretrainJob:
         # In place of submitit's handlers, before torch is imported: its own would kill or requeue at once.
         StopSignals().catch()
         _stop_with_parent()
-        os.chdir(self.folder)
         _meet_local_peers(self.local_port)
-        from launchers import pretrain
-
-        code = guarded(pretrain.main, [self.config])
+        code = guarded(lambda _: self.train(), [])
         ignore_stop_signals()
         if code != 0:
             # Not an exception that submitit would note and turn into code 1: what follows depends on the code.
             sys.exit(code)
+
+    def train(self) -> int:
+        """Train in this process as it is; returns the exit code of `tandem pretrain`."""
+        os.chdir(self.folder)
+        from launchers import pretrain
+
+        return pretrain.main([self.config])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,10 +135,12 @@ def _stop_with_parent() -> None:
 
 def _meet_local_peers(port: int) -> None:
     """Without SLURM: give the processes that submitit started on this machine what torchrun would give them."""
+    if os.environ.get("SUBMITIT_EXECUTOR") != "local":
+        return
     import submitit
 
     environment = submitit.JobEnvironment()
-    if environment.cluster != "local" or environment.num_tasks == 1:
+    if environment.num_tasks == 1:
         return
     os.environ.update(
         RANK=str(environment.global_rank),

@@ -1,4 +1,4 @@
-"""Where jobs go: SLURM, processes on this machine, or this process. All three by the same call.
+"""Where jobs go: SLURM (`launchers.slurm_queue`), processes on this machine, or this process; all by the same call.
 
 `submit(works, ...)` queues an array and returns an id for each element. On SLURM it returns at once and the order is
 kept by dependencies; the other two come back when the work is done, and leave out what depends on something failed.
@@ -7,12 +7,12 @@ kept by dependencies; the other two come back when the work is done, and leave o
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,15 +20,11 @@ from typing import Any, Protocol, runtime_checkable
 
 from configs.schema import ClusterConfig, ResourcesConfig
 from engine.distributed import free_port
-from launchers import slurm
-from launchers.jobs import PretrainJob, Work
+from launchers.jobs import FollowJob, PretrainJob, Work
 
 LOGS_FOLDER = "logs"
 
 _LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_SURVIVORS_FINISH = ("--kill-on-bad-exit=0", "--wait=120")
-"""When one process of a run has ended, the others find out by themselves which, note it, and leave with the code that
-decides what comes next; SLURM ends them two minutes later."""
 _NO_LIMIT_MIN = 60 * 24 * 365
 _POLL_S = 0.2
 
@@ -46,6 +42,10 @@ class After:
     ended: tuple[str, ...] = ()
 
 
+AT_ONCE = After()
+"""Wait for nothing."""
+
+
 @runtime_checkable
 class Queue(Protocol):
     """Takes jobs."""
@@ -60,7 +60,7 @@ class Queue(Protocol):
         """Name for jobs.json; None without SLURM."""
         ...
 
-    def submit(self, works: Sequence[Work], *, name: str, after: After = ...) -> list[str]:
+    def submit(self, works: Sequence[Work], *, name: str, after: After = AT_ONCE) -> list[str]:
         """Queue an array, at least one element; an id for each."""
         ...
 
@@ -70,128 +70,19 @@ class Queue(Protocol):
         ...
 
 
-@dataclass(kw_only=True)
-class SlurmQueue:
-    """Job arrays by submitit and sbatch.
-
-    Attributes:
-        config: the cluster, and what pre-training asks for; other work gets `config.evaluate`.
-        logs: folder of output.
-        code: folder of the frozen code.
-    """
-
-    config: ClusterConfig
-    logs: Path
-    code: Path
-
-    @property
-    def cluster(self) -> str | None:
-        """Name of the cluster."""
-        return self.config.name
-
-    def submit(self, works: Sequence[Work], *, name: str, after: After = After()) -> list[str]:
-        """Queue an array; pre-training is throttled to `array_parallelism` elements at a time.
-
-        Raises:
-            SlurmError: sbatch refuses; its words are in the message.
-        """
-        import submitit
-
-        with _own_variables_only():
-            executor = submitit.SlurmExecutor(folder=self.logs, python=_python(self.code))
-            executor.update_parameters(**sbatch_parameters(self.config, works, name=name, after=after, code=self.code))
-            try:
-                jobs = executor.submit_array(list(works))
-            except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-                raise slurm.SlurmError(f"sbatch refused {name}: {' '.join(str(error).split())}") from error
-        ids = [str(job.job_id) for job in jobs]
-        self._warn(ids[0])
-        return ids
-
-    def _warn(self, job: str) -> None:
-        """What sbatch lets pass and the partition never starts."""
-        info = slurm.queue([job]).get(job)
-        if info is not None and info.reason.startswith("Partition"):
-            print(
-                f"job {job} cannot start as things are ({info.reason}); see sinfo. Where it asks for more than its "
-                "partition allows, cancel it and ask for less (cluster.time_min, --nodes)",
-                file=sys.stderr,
-            )
-
-    @property
-    def failed(self) -> set[str]:
-        """None: nothing has run yet."""
-        return set()
-
-
-def sbatch_parameters(
-    config: ClusterConfig, works: Sequence[Work], *, name: str, after: After, code: Path
-) -> dict[str, Any]:
-    """What submitit is told about an array (its names for sbatch's options)."""
-    training = isinstance(works[0], PretrainJob)
-    asked: ResourcesConfig = config if training else config.evaluate
-    parameters: dict[str, Any] = {
-        "job_name": job_name(name),
-        "time": asked.time_min,
-        "nodes": asked.nodes,
-        "ntasks_per_node": asked.tasks,
-        "cpus_per_task": asked.cpus_per_task,
-        "signal_delay_s": min(config.signal_s, 60 * asked.time_min // 2),
-        "array_parallelism": config.array_parallelism if training else len(works),
-        "setup": [*config.setup, *(_after_step([w for w in works if isinstance(w, PretrainJob)], code))],
-        # srun does not take over cpus-per-task from sbatch since SLURM 22.05.
-        "srun_args": [*_SURVIVORS_FINISH, f"--cpus-per-task={asked.cpus_per_task}"],
-        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"}
-        | {option: True if value.lower() == "true" else value for option, value in config.sbatch.items()},
-        "partition": asked.partition or config.partition,
-        "account": config.account,
-        "qos": config.qos,
-        "gpus_per_node": asked.gpus_per_node or None,
-        "mem": None if asked.mem_gb is None else f"{round(asked.mem_gb * 1024)}M",
-        "dependency": _dependency(after),
-    }
-    return {key: value for key, value in parameters.items() if value is not None}
-
-
-def job_name(name: str) -> str:
-    """A name that is safe in a batch script and readable in `squeue`."""
-    return "tandem-" + (re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-")[:60] or "run")
-
-
-def _dependency(after: After) -> str | None:
-    parts = [f"afterok:{':'.join(after.succeeded)}"] if after.succeeded else []
-    parts += [f"afterany:{':'.join(after.ended)}"] if after.ended else []
-    return ",".join(parts) or None
-
-
-def _after_step(works: Sequence[PretrainJob], code: Path) -> list[str]:
-    """Shell lines: when the batch script ends, decide in one place whether the run is queued again."""
-    if not works:
-        return []
-    runs = " ".join(shlex.quote(work.run_dir) for work in works)
-    return [
-        f"runs=({runs})",
-        "run_dir=${runs[${SLURM_ARRAY_TASK_ID:-0}]}",
-        f"after_step() {{ code=$?; cd {shlex.quote(str(code))} && "
-        f'{shlex.quote(sys.executable)} -m launchers.after_step "$code" "$run_dir"; }}',
-        "trap after_step EXIT",
-        "trap : TERM",  # at a cancellation the script gets it too, and has to outlive srun
-    ]
-
-
-def _python(code: Path) -> str:
+def frozen_python(code: Path) -> str:
     """Command that starts Python with the frozen code first on its path."""
     return shlex.join(["env", f"--chdir={code}", sys.executable])
 
 
 @contextmanager
-def _own_variables_only() -> Iterator[None]:
+def own_variables_only(hide: AbstractSet[str] = frozenset()) -> Iterator[None]:
     """Hide what a surrounding job or launcher has set: the new job would take it for its own."""
     kept = {"SLURM_CONF"}
     hidden = {
         name: os.environ.pop(name)
         for name in list(os.environ)
-        if (name.startswith(("SLURM_", "SUBMITIT_")) and name not in kept) or name in _LAUNCH_VARIABLES
+        if (name.startswith(("SLURM_", "SUBMITIT_")) and name not in kept) or name in hide or name in _LAUNCH_VARIABLES
     }
     try:
         yield
@@ -216,7 +107,7 @@ class LocalQueue:
     failed: set[str] = field(default_factory=set)
     cluster: str | None = None
 
-    def submit(self, works: Sequence[Work], *, name: str, after: After = After()) -> list[str]:
+    def submit(self, works: Sequence[Work], *, name: str, after: After = AT_ONCE) -> list[str]:
         """Run the works, `array_parallelism` at a time; Ctrl-C asks them to stop and write a checkpoint."""
         if self.failed.intersection(after.succeeded):
             print(f"{name}: left out, what it depends on has failed")
@@ -252,11 +143,11 @@ class LocalQueue:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         seen = "-u CUDA_VISIBLE_DEVICES" if visible is None else f"CUDA_VISIBLE_DEVICES={shlex.quote(visible)}"
         prefix = "" if asked.gpus_per_node else f"env {seen} "
-        executor = submitit.LocalExecutor(folder=self.logs, python=prefix + _python(self.code))
+        executor = submitit.LocalExecutor(folder=self.logs, python=prefix + frozen_python(self.code))
         executor.update_parameters(
             nodes=1, tasks_per_node=asked.tasks, gpus_per_node=asked.gpus_per_node, timeout_min=_NO_LIMIT_MIN
         )
-        with _own_variables_only(), _sigint_ignored():
+        with own_variables_only(), _sigint_ignored():
             return executor.submit(work)
 
     def _still_running(self, running: Sequence[tuple[Work, Any]]) -> list[tuple[Work, Any]]:
@@ -307,11 +198,15 @@ class DebugQueue:
     logs: Path
     cluster: str | None = None
 
-    def submit(self, works: Sequence[Work], *, name: str, after: After = After()) -> list[str]:
+    def submit(self, works: Sequence[Work], *, name: str, after: After = AT_ONCE) -> list[str]:
         """Run the works here."""
         for work in works:
             print(f"{name}: {work.name} in this process")
-            work()
+            if isinstance(work, PretrainJob):
+                if (code := work.train()) != 0:
+                    sys.exit(code)
+            elif isinstance(work, FollowJob):
+                work.work()
         return [f"here-{number}" for number in range(len(works))]
 
     @property

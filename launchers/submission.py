@@ -18,8 +18,9 @@ from launchers.followup import report_job
 from launchers.freeze import CodeState, freeze_code, freeze_run, present_code
 from launchers.jobs import FollowJob, PretrainJob, Work
 from launchers.jobs_file import Jobs, read_jobs, write_jobs
-from launchers.queues import LOGS_FOLDER, After, DebugQueue, LocalQueue, Queue, SlurmQueue
+from launchers.queues import AT_ONCE, LOGS_FOLDER, After, DebugQueue, LocalQueue, Queue
 from launchers.run_status import find_runs
+from launchers.slurm_queue import SlurmQueue
 from launchers.standing import Order, Run, Standing, known_jobs, look
 
 
@@ -125,7 +126,7 @@ class _Following:
     def _evaluations(self, run: Run) -> list[str]:
         """Queue the elements that are neither done nor queued; ids of all that are not done."""
         stale = run.training is not None  # results that are there belong to an earlier checkpoint
-        after = After() if run.training is None else After(succeeded=(run.training,))
+        after = AT_ONCE if run.training is None else After(succeeded=(run.training,))
         if run.select is not None and (stale or not run.select.done()):
             chosen = run.jobs.select if run.jobs.select in self.active else None
             if chosen is None:
@@ -146,7 +147,7 @@ class _Following:
         known = {key: job for jobs in known_jobs(self.order) for key, job in jobs.baselines.items()}
         queued = {key: job for key, job in known.items() if job in self.active}
         new = {job.key: job for run in runs for job in run.baselines if job.key not in queued and not job.done()}
-        ids = self._queued(list(new.values()), f"{self.order.name}-random", After())
+        ids = self._queued(list(new.values()), f"{self.order.name}-random", AT_ONCE)
         if new:
             queued |= dict(zip(new, ids, strict=True))
             _tell(self.queue, f"random initialisation: {len(new)} jobs", _array(ids[0]))

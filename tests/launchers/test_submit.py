@@ -26,8 +26,9 @@ from launchers.cli import main as tandem
 from launchers.freeze import freeze_code, freeze_run
 from launchers.jobs import FollowJob, PretrainJob, Work
 from launchers.jobs_file import Jobs, read_jobs, write_jobs
-from launchers.queues import After, sbatch_parameters
+from launchers.queues import AT_ONCE, After
 from launchers.slurm import JobInfo, SlurmError
+from launchers.slurm_queue import sbatch_parameters
 from launchers.standing import Order, Point
 from launchers.submission import submit
 from tests.helpers.pretrain_run import CONFIGS, SMALL, STREET, UNCACHED, arguments
@@ -46,7 +47,7 @@ class FakeQueue:
     arrays: list[tuple[str, list[str], After]] = field(default_factory=list)
     works: dict[str, Work] = field(default_factory=dict)
 
-    def submit(self, works: Sequence[Work], *, name: str, after: After = After()) -> list[str]:  # noqa: B008
+    def submit(self, works: Sequence[Work], *, name: str, after: After = AT_ONCE) -> list[str]:
         ids = [f"{len(self.arrays) + 1}_{number}" for number in range(len(works))]
         self.works |= dict(zip(ids, works, strict=True))
         self.arrays.append((name, ids, after))
