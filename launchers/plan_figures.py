@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launchers import planning
+from launchers import planning, planning_storage
 from launchers.planning import Data, Model, Run
 
 DAY_S = 86_400.0
@@ -109,7 +109,7 @@ class Plan:
         """Seconds to write and hash a checkpoint, the files one after another."""
         if self.write_bytes_per_s is None:
             return None
-        return planning.checkpoint(self.model, self.run).total / self.write_bytes_per_s
+        return planning_storage.checkpoint(self.model, self.run).total / self.write_bytes_per_s
 
     @property
     def between_failures_s(self) -> float:

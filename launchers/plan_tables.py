@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launchers import planning
+from launchers import planning, planning_storage
 from launchers.plan_figures import DAY_S, Plan
 from launchers.set_summary import human_bytes
 
@@ -57,7 +57,7 @@ def _batches(plan: Plan) -> list[Row]:
 
 
 def _reading(plan: Plan) -> list[Row]:
-    read, data = planning.reading(plan.data, plan.run), plan.data
+    read, data = planning_storage.reading(plan.data, plan.run), plan.data
     rate = plan.samples_per_s
     rows = [
         _count("readers", plan.run.readers, f"{plan.run.workers} loader workers a process"),
@@ -107,12 +107,16 @@ def _network(plan: Plan) -> list[Row]:
 
 
 def _checkpoints(plan: Plan) -> list[Row]:
-    made = planning.checkpoint(plan.model, plan.run)
-    best = None if plan.checkpoint_s is None else planning.best_interval_s(plan.checkpoint_s, plan.between_failures_s)
+    made = planning_storage.checkpoint(plan.model, plan.run)
+    best = (
+        None
+        if plan.checkpoint_s is None
+        else planning_storage.best_interval_s(plan.checkpoint_s, plan.between_failures_s)
+    )
     every = plan.course.checkpoint_every_s
     lost = None
     if plan.checkpoint_s is not None and every is not None:
-        lost = planning.lost_share(plan.checkpoint_s, every, plan.between_failures_s, plan.restart_s)
+        lost = planning_storage.lost_share(plan.checkpoint_s, every, plan.between_failures_s, plan.restart_s)
     return [
         _bytes("one checkpoint", made.total, f"{made.files} files"),
         _bytes("on disk", made.total * plan.course.keep, f"{plan.course.keep} kept"),

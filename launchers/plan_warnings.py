@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launchers import planning
+from launchers import planning, planning_storage
 from launchers.plan_figures import Plan
 from launchers.set_summary import human_bytes
 
@@ -35,7 +35,7 @@ def _of_data(plan: Plan) -> Iterator[str]:
             f"fewer shards than readers: {data.shards} shards, {run.readers} reading processes; prepare the set with "
             "smaller shards, or lower data.num_workers"
         )
-    read = planning.reading(data, run)
+    read = planning_storage.reading(data, run)
     if read.readers_per_shard is not None and read.readers_per_shard > MAX_READERS_PER_SHARD:
         yield (
             f"{read.readers_per_shard:.0f} reading processes share each open shard: hot spots of the file system; "
@@ -124,7 +124,7 @@ def _of_checkpoints(plan: Plan) -> Iterator[str]:
     if every is None:
         yield "no checkpoints but the last one: set checkpoint.every_min"
         return
-    best = planning.best_interval_s(taken, plan.between_failures_s)
+    best = planning_storage.best_interval_s(taken, plan.between_failures_s)
     if every > INTERVAL_FACTOR * best and plan.train_s is not None and plan.train_s > best:
         yield (
             f"checkpoints every {every / 60:.0f} min; a failure of the job is expected every "

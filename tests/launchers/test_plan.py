@@ -14,7 +14,7 @@ import pytest
 from data.order import SampleOrder, batch_positions
 from engine.checkpoint import WEIGHTS, newest_intact, read_rank_state
 from engine.distributed import World, free_port
-from launchers import planning
+from launchers import planning, planning_storage
 from launchers.cli import main as tandem
 from launchers.plan import model_sizes, parser, run_settings
 from launchers.plan_figures import Course, Plan, StepTime
@@ -75,7 +75,7 @@ def test_predicted_checkpoint_is_the_real_one(
     options = parser().parse_args([path])
     settings = run_settings(config, options, num_steps=1, cameras=2)
     model = model_sizes(config.method.build(), config.engine.zero3_persistent_numel)
-    predicted = planning.checkpoint(model, settings)
+    predicted = planning_storage.checkpoint(model, settings)
 
     folder = newest_intact(tmp_path / "run")
     assert folder is not None
@@ -110,7 +110,7 @@ def test_predicted_shares_of_two_processes(toy_set: str, tmp_path: Path) -> None
     for path, *rest in jobs:
         config = load_run(path, rest)
         settings = run_settings(config, parser().parse_args([path, "--gpus-per-node", "2"]), num_steps=1, cameras=2)
-        predicted = planning.checkpoint(model_sizes(config.method.build(), 0), settings)
+        predicted = planning_storage.checkpoint(model_sizes(config.method.build(), 0), settings)
         folder = newest_intact(Path(config.run_dir))
         assert folder is not None
         for rank in (0, 1):
@@ -143,7 +143,7 @@ def test_a_window_of_the_stream_touches_no_more_shards_than_predicted() -> None:
     """The real order of samples: the shards of all samples in flight, and how often readers change files."""
     settings = run(nodes=4, processes_per_node=4, micro_batch_size=4)
     data = Data(samples=32_000, bytes_per_sample=1.0, shards=160)
-    predicted = planning.reading(data, settings)
+    predicted = planning_storage.reading(data, settings)
     assert predicted.in_flight == 16 * 4 * (1 + 2 * 2)
     order = SampleOrder(np.arange(32_000), np.arange(32_000) // 200, seed=1, shards_per_group=8)
     shards = [int(order.shards[order.at(p)[1]]) for p in range(32_000)]
@@ -199,9 +199,9 @@ def test_norms_and_negatives_by_hand() -> None:
 
 
 def test_youngs_interval_loses_least() -> None:
-    best = planning.best_interval_s(20.0, 90_000.0)
+    best = planning_storage.best_interval_s(20.0, 90_000.0)
     assert best == pytest.approx(math.sqrt(2 * 20 * 90_000))
-    losses = [planning.lost_share(20.0, best * factor, 90_000.0, 300.0) for factor in (0.5, 0.9, 1.0, 1.1, 2.0)]
+    losses = [planning_storage.lost_share(20.0, best * factor, 90_000.0, 300.0) for factor in (0.5, 0.9, 1.0, 1.1, 2.0)]
     assert min(losses) == losses[2]
 
 
