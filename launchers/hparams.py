@@ -16,10 +16,9 @@ from typing import Any
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from engine.downstream.results import Result, baseline_of, paired_difference
-from launchers.followup import safe_name
 from launchers.settings import differences
 
-FOLDER = "tensorboard_hparams"
+FOLDER = "hparams"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +52,7 @@ def write_hparams(out: Path, runs: Sequence[HparamRun]) -> Path:
     try:
         draft.chmod(0o755)
         for run in runs:
-            folder = draft / safe_name(run.name)
+            folder = draft / run.name  # "parent/run" becomes a folder in a folder
             with SummaryWriter(str(folder)) as writer:
                 writer.add_hparams(dict(told[run.name]), dict(run.metrics), run_name=".")
         shutil.rmtree(final, ignore_errors=True)

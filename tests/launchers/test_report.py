@@ -341,7 +341,7 @@ def test_tensorboard_lists_the_hyper_parameters(tmp_path: Path) -> None:
     write_sweep(tmp_path)
     for _ in range(2):  # the second report replaces the first one's table
         write_report([tmp_path], tmp_path, title="t", pictures=0)
-    assert sorted(p.name for p in (tmp_path / "tensorboard_hparams").iterdir()) == ["a0", "a1"]
+    assert sorted(p.name for p in (tmp_path / "hparams").iterdir()) == ["a0", "a1"]
     port = free_port()
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--port", str(port)]
     with subprocess.Popen(
@@ -353,7 +353,7 @@ def test_tensorboard_lists_the_hyper_parameters(tmp_path: Path) -> None:
         finally:
             board.terminate()
     assert {"method.name", "optim.lr", "seed"} <= set(names)
-    assert sorted(s["name"] for s in sessions) == ["tensorboard_hparams/a0", "tensorboard_hparams/a1"]
+    assert sorted(s["name"] for s in sessions) == ["hparams/a0", "hparams/a1"]
     found = {s["hparams"]["seed"]: {m["name"]["tag"]: m["value"] for m in s["metricValues"]} for s in sessions}
     assert found[0.0]["eval/toy/linear_probe/all/miou"] == pytest.approx(25.0)
     assert found[1.0]["eval/toy/linear_probe/all/gain"] == pytest.approx(5 + 1 / 3)
