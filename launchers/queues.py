@@ -139,10 +139,12 @@ class LocalQueue:
         asked: ResourcesConfig = self.config.evaluate
         if isinstance(work, PretrainJob):
             asked, work = self.config, replace(work, local_port=free_port())
-        # submitit hides all GPUs from jobs that ask for none; a run without wishes sees what we see.
+        # submitit gives a job the first GPUs, and none to one that asks for none. We want: the choice made outside, if
+        # there is one; else, of a run without wishes, all.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        seen = "-u CUDA_VISIBLE_DEVICES" if visible is None else f"CUDA_VISIBLE_DEVICES={shlex.quote(visible)}"
-        prefix = "" if asked.gpus_per_node else f"env {seen} "
+        prefix = "" if asked.gpus_per_node else "env -u CUDA_VISIBLE_DEVICES "
+        if visible is not None:
+            prefix = f"env CUDA_VISIBLE_DEVICES={shlex.quote(visible)} "
         executor = submitit.LocalExecutor(folder=self.logs, python=prefix + frozen_python(self.code))
         executor.update_parameters(
             nodes=1, tasks_per_node=asked.tasks, gpus_per_node=asked.gpus_per_node, timeout_min=_NO_LIMIT_MIN

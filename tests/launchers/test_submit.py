@@ -26,7 +26,7 @@ from launchers.cli import main as tandem
 from launchers.freeze import freeze_code, freeze_run
 from launchers.jobs import FollowJob, PretrainJob, Work
 from launchers.jobs_file import Jobs, read_jobs, write_jobs
-from launchers.queues import AT_ONCE, After
+from launchers.queues import AT_ONCE, After, own_variables_only
 from launchers.slurm import JobInfo, SlurmError
 from launchers.slurm_queue import sbatch_parameters
 from launchers.standing import Order, Point
@@ -306,6 +306,19 @@ def test_the_batch_script_hands_on_run_and_code(tmp_path: Path, name: str) -> No
     assert done.returncode == 75
     assert json.loads((tmp_path / "code" / "got").read_text()) == ["75", f"/runs/{name}"]
     assert not (tmp_path / "hacked").exists()
+
+
+def test_variables_of_a_surrounding_job_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is submitted from inside a job must not take that job's size or rank for its own."""
+    outside = {"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "RANK": "3", "SUBMITIT_EXECUTOR": "slurm"}
+    kept = {"SLURM_CONF": "/etc/slurm.conf", "SBATCH_ACCOUNT": "lab", "PATH_OF_MINE": "x"}
+    for name, value in {**outside, **kept, "SBATCH_PARTITION": "old"}.items():
+        monkeypatch.setenv(name, value)
+    with own_variables_only(hide={"SBATCH_PARTITION"}):
+        assert not (set(outside) | {"SBATCH_PARTITION"}) & set(os.environ)
+        assert kept.items() <= os.environ.items()
+    assert outside.items() <= os.environ.items()
+    assert os.environ["SBATCH_PARTITION"] == "old"
 
 
 def test_slurm_settings_out_of_range() -> None:
