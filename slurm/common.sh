@@ -44,8 +44,12 @@ Partition: ${SBATCH_PARTITION:-the default one}, account: ${SBATCH_ACCOUNT:-the 
 SBATCH_ACCOUNT in slurm/env.sh, or give --partition= and --account=. Nothing was queued."
     fi
     id=$(sbatch --parsable "${options[@]}" "$@") || exit
-    # What sbatch lets pass and the partition never starts.
-    told=$(squeue --noheader --jobs "${id%%;*}" --format %r)
+    # What sbatch lets pass and the partition never starts; the scheduler has to have looked at it.
+    for _ in 1 2 3 4; do
+        told=$(squeue --noheader --jobs "${id%%;*}" --format %r | head -n 1)
+        [[ $told == None ]] || break
+        sleep 0.5
+    done
     [[ $told != Partition*Limit ]] ||
         echo "job $id: more time or nodes than its partition allows ($told); see sinfo, cancel it and ask for less" >&2
     echo "${id%%;*}"
@@ -60,6 +64,8 @@ tandem_pretrain() {
     done
     split_arguments "${@:2}"
     settings=("${defaults[@]}" "${settings[@]}")
+    [[ -z ${SLURM_JOB_ID:-} || ${#options[@]} -eq 0 ]] ||
+        die "${options[0]}: options of sbatch stand before the script's name"
     check_python
     run_dir=$("$TANDEM_PYTHON" -m launchers.sbatch_check "$config" "${settings[@]}") || exit
     if [[ -z ${SLURM_JOB_ID:-} ]]; then
@@ -67,7 +73,6 @@ tandem_pretrain() {
         echo "queued as $id; run folder: $run_dir; output: slurm/logs/"
         return
     fi
-    [[ ${#options[@]} -eq 0 ]] || die "${options[0]}: options of sbatch stand before the script's name"
     # At the end of the time and on scancel SLURM sends SIGTERM here too; what comes after srun must still run.
     trap 'echo "$(basename "$script"): SIGTERM"' TERM
     # srun does not take it from sbatch since SLURM 22.05.

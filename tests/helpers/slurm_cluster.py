@@ -106,7 +106,8 @@ class SlurmCluster:
     def __enter__(self) -> SlurmCluster:
         # Ends the cluster should this process be killed before it can do so itself.
         guard = [sys.executable, "-m", "tests.helpers.slurm_cluster", "guard", str(self.folder), str(os.getpid())]
-        self._guard = subprocess.Popen(guard, start_new_session=True)
+        quiet = subprocess.DEVNULL  # not the pipes of whoever waits for this process
+        self._guard = subprocess.Popen(guard, start_new_session=True, stdin=quiet, stdout=quiet, stderr=quiet)
         try:
             self.start()
         except BaseException:
@@ -333,6 +334,14 @@ def wait_until(
         time.sleep(every_s)
 
 
+def alive(process: psutil.Process) -> bool:
+    """Whether a process still does something."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, below those that the kernel gives to clients."""
     found: list[int] = []
@@ -389,8 +398,9 @@ def main() -> None:
     elif verb == "stop":
         cluster.stop()
     elif verb == "guard":
-        with contextlib.suppress(psutil.NoSuchProcess):
-            psutil.Process(int(sys.argv[3])).wait()
+        parent = psutil.Process(int(sys.argv[3]))
+        while alive(parent):
+            time.sleep(0.5)
         cluster.stop()
     else:
         raise SystemExit(f"{verb!r}: expected start or stop")

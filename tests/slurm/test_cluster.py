@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tests.helpers.pretrain_run import REPOSITORY
-from tests.helpers.slurm_cluster import NODES, SlurmCluster, wait_until, why_not
+from tests.helpers.slurm_cluster import NODES, SlurmCluster, alive, wait_until, why_not
 
 pytestmark = [
     pytest.mark.slurm,
@@ -16,6 +16,10 @@ pytestmark = [
 ]
 
 SLEEP = "#!/bin/sh\necho start $SLURM_RESTART_COUNT\nsrun sh -c 'echo on $SLURMD_NODENAME; sleep 100'\n"
+
+
+def running(pid):
+    return psutil.pid_exists(pid) and alive(psutil.Process(pid))
 
 
 def script(folder, name="job.sh", text=SLEEP):
@@ -62,7 +66,7 @@ def test_nothing_is_left_when_the_test_itself_is_killed(tmp_path):
     assert len(pids) >= 4
     victim.kill()
     victim.communicate()
-    wait_until(lambda: not any(psutil.pid_exists(p) and psutil.Process(p).status() != "zombie" for p in pids), 30)
+    wait_until(lambda: not any(running(pid) for pid in pids), 30)
 
 
 def test_two_clusters_side_by_side_and_nothing_left(cluster, tmp_path):
@@ -71,5 +75,5 @@ def test_two_clusters_side_by_side_and_nothing_left(cluster, tmp_path):
         second.wait_for(job, ("RUNNING",))
         assert cluster.job("999") == {}
         mine = [process.pid for process in second.tasks()] + [second.slurmd(node).pid for node in NODES]
-    assert not [pid for pid in mine if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+    assert not [pid for pid in mine if running(pid)]
     cluster.wait_for_nodes()

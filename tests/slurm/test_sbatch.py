@@ -73,7 +73,7 @@ def test_called_on_a_login_node_it_checks_and_queues_itself(
     job = done.stdout.split()[2].rstrip(";")
     assert f"run folder: {run.run_dir}" in done.stdout
     fields = cluster.job(job)
-    assert (fields["JobState"], fields["NumNodes"], fields["TimeLimit"]) == ("PENDING", "1", "00:10:00")
+    assert (fields["JobState"], fields["NumNodes"], fields["TimeLimit"]) == ("PENDING", "1-1", "00:10:00")
     assert (fields["Requeue"], fields["WorkDir"]) == ("1", str(REPOSITORY))
     cluster.run("scancel", job)
 
@@ -88,7 +88,7 @@ def test_called_on_a_login_node_it_checks_and_queues_itself(
         ("pretrain_kitti.sh", [], {"TANDEM_PYTHON": "/none/python"}, ["no Python at '/none/python'", "env.sh"]),
         ("prepare_kitti.sh", [], {}, ["no raw data in /no-raw/kitti_raw", "TANDEM_RAW"]),
         ("prepare_synthetic.sh", ["--partition=nosuch"], {}, ["nosuch", "SBATCH_PARTITION", "Nothing was queued"]),
-        ("prepare_synthetic.sh", ["--nodes=9"], {}, ["SLURM refuses", "Nothing was queued"]),
+        ("prepare_synthetic.sh", ["--ntasks=99"], {}, ["SLURM refuses", "Nothing was queued"]),
     ],
 )
 def test_what_is_missing_is_said_before_anything_is_queued(
@@ -114,7 +114,7 @@ def test_the_same_in_a_job(cluster: SlurmCluster, tmp_path: Path) -> None:
 
 
 def test_a_limit_of_the_partition_is_told(cluster: SlurmCluster, tmp_path: Path) -> None:
-    done = script(cluster, "prepare_synthetic.sh", "--time=99:00:00", "--hold", f"--output={tmp_path}/out")
+    done = script(cluster, "prepare_synthetic.sh", "--time=99:00:00", f"--output={tmp_path}/out")
     assert "more time or nodes than its partition allows (PartitionTimeLimit)" in done.stderr
     array = done.stdout.split()[3].rstrip(",")
     join = done.stdout.split("joined by ")[1].split(";")[0]

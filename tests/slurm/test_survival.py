@@ -7,14 +7,13 @@ import signal
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from launchers.after_step import read_entries
 from tests.helpers.pretrain_run import spawn_ranks
 from tests.helpers.samples import write_toy_set
 from tests.helpers.sbatch_run import TOY, SbatchRun
-from tests.helpers.slurm_cluster import SlurmCluster, wait_until
+from tests.helpers.slurm_cluster import SlurmCluster, alive, wait_until
 from tests.helpers.toy_run import finish, losses, metrics
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(400)]
@@ -57,14 +56,6 @@ def assert_goes_on(run: SbatchRun, undisturbed: list[float], *, lost: int) -> No
     assert last.status == "finished", run.told()
     assert last.resumed is not None
     assert last.resumed >= CUT_AT - lost, run.told()
-
-
-def alive(process: psutil.Process) -> bool:
-    """Whether it still does something."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_preempted_by_a_more_urgent_job(run: SbatchRun, undisturbed: list[float]) -> None:
@@ -156,7 +147,7 @@ def test_a_node_dies_and_the_run_goes_on_elsewhere(run: SbatchRun, undisturbed: 
 
 
 def test_from_two_processes_to_one_to_three(run: SbatchRun, undisturbed: list[float]) -> None:
-    shapes = [("--nodes=2",), ("--nodes=1",), ("--nodes=2", "--ntasks=3", "--ntasks-per-node=2")]
+    shapes = [("--nodes=2",), ("--nodes=1",), ("--nodes=2", "--ntasks=3", "--ntasks-per-node=3")]
     for number, (shape, step) in enumerate(zip(shapes, (CUT_AT, 2 * CUT_AT, STEPS), strict=True)):
         job = run.queue(*shape)
         run.wait_for_step(step)
@@ -168,4 +159,7 @@ def test_from_two_processes_to_one_to_three(run: SbatchRun, undisturbed: list[fl
     assert [attempt.world_size for attempt in run.attempts()] == [2, 1, 3]
     assert [attempt.status for attempt in run.attempts()] == ["preempted", "preempted", "finished"]
     assert [line["step"] for line in metrics(run.run_dir)] == list(range(1, STEPS + 1))
-    assert run.losses() == pytest.approx(undisturbed, rel=1e-5)
+    # Sums in another order: within rounding at first, and rounding grows with each update.
+    changed = run.attempts()[0].step or 0
+    assert run.losses()[: changed + 3] == pytest.approx(undisturbed[: changed + 3], rel=1e-5)
+    assert run.losses() == pytest.approx(undisturbed, rel=1e-3)
