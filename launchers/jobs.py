@@ -6,7 +6,6 @@ begin. Only light modules are imported at the top: a signal that comes while a j
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -16,11 +15,9 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from engine.preempt import StopSignals, ignore_stop_signals
+from launchers import slurm
 from launchers.attempts import read_attempts
 from launchers.cli import guarded
-
-_PR_SET_PDEATHSIG = 1
-"""Of prctl(2): the signal that this process gets when its parent dies."""
 
 
 @runtime_checkable
@@ -71,7 +68,7 @@ class PretrainJob:
         """Train; leaves with the exit code of `tandem pretrain` where that is not 0."""
         # In place of submitit's handlers, before torch is imported: its own would kill or requeue at once.
         StopSignals().catch()
-        _stop_with_parent()
+        slurm.stop_with_slurmstepd()
         _meet_local_peers(self.local_port)
         code = guarded(lambda _: self.train(), [])
         ignore_stop_signals()
@@ -113,7 +110,7 @@ class FollowJob:
         # submitit's handlers wait for a pre-emption that it would answer by queueing again; an evaluation that is told
         # to end just ends. What it measured by then is kept, and SLURM queues a pre-empted job again by itself.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _stop_with_parent()
+        slurm.stop_with_slurmstepd()
         os.chdir(self.folder)
         _work_alone()
         code = guarded(lambda _: _zero(self.work), [])
@@ -124,13 +121,6 @@ class FollowJob:
 def _zero(work: Callable[[], object]) -> int:
     work()
     return 0
-
-
-def _stop_with_parent() -> None:
-    """In a SLURM job: be told to stop (SIGTERM) when slurmstepd is killed, instead of living on where nobody looks."""
-    if "SLURM_STEP_ID" in os.environ and sys.platform == "linux":
-        # Not `setpriv --pdeathsig` in the batch script: older distributions' setpriv has no such option.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def _meet_local_peers(port: int) -> None:

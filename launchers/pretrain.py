@@ -14,6 +14,7 @@ from collections.abc import Sequence
 # Light modules only: signal handlers have to be there before torch is imported, and each loader worker imports this
 # module anew (`launchers.training` would cost it some seconds and 150 MB).
 from engine.preempt import StopSignals, ignore_stop_signals
+from launchers import slurm
 from launchers.cli import TRY_AGAIN, guarded
 
 
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _process(argv: list[str]) -> None:
     """The verb as a whole process: signals are caught from its first line to its last."""
     StopSignals().catch()
+    slurm.stop_with_slurmstepd()
     code = guarded(main, argv)
     ignore_stop_signals()  # the code is known; a signal during the interpreter's clean-up must not replace it
     sys.exit(code)

@@ -6,11 +6,14 @@ Job ids are SLURM's own spelling: "12" for a plain job, "12_0" for element 0 of 
 
 from __future__ import annotations
 
+import ctypes
 import getpass
 import os
 import re
 import shutil
+import signal
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +26,8 @@ ACTIVE = frozenset(
 )
 """States of a job that has not ended for good."""
 
+_PR_SET_PDEATHSIG = 1
+"""Of prctl(2): the signal that this process gets when its parent dies."""
 _JOB_ID = re.compile(r"\d+(?:_\d+)?")
 
 
@@ -129,6 +134,16 @@ def send_signal(job: str, name: str) -> None:
         SlurmError: SLURM refuses.
     """
     run_command("scancel", f"--signal={name}", *_checked([job]))
+
+
+def stop_with_slurmstepd() -> None:
+    """In a job step: be told to stop (SIGTERM) when slurmstepd is killed, instead of living on where nobody looks.
+
+    Called by the step's process itself: `setpriv --pdeathsig` in a batch script needs util-linux 2.33, which clusters
+    with older distributions lack. Linux only; elsewhere there is no such signal.
+    """
+    if "SLURM_STEP_ID" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
 
 
 def partitions() -> tuple[str, ...]:

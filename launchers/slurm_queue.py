@@ -131,5 +131,6 @@ def _after_step(works: Sequence[PretrainJob], code: Path) -> list[str]:
         f"after_step() {{ code=$?; cd {shlex.quote(str(code))} && "
         f'{shlex.quote(sys.executable)} -m launchers.after_step "$code" "$run_dir"; }}',
         "trap after_step EXIT",
+        f'(cd {shlex.quote(str(code))} && exec {shlex.quote(sys.executable)} -m launchers.step_watch "$run_dir" $$) &',
         "trap : TERM",  # at a cancellation the script gets it too, and has to outlive srun
     ]

@@ -50,8 +50,8 @@ SBATCH_ACCOUNT in slurm/env.sh, or give --partition= and --account=. Nothing was
         [[ $told == None ]] || break
         sleep 0.5
     done
-    [[ $told != Partition*Limit ]] ||
-        echo "job $id: more time or nodes than its partition allows ($told); see sinfo, cancel it and ask for less" >&2
+    [[ $told != Partition* ]] ||
+        echo "job $id waits for ever: its partition is down, or allows less time or fewer nodes ($told); see sinfo" >&2
     echo "${id%%;*}"
 }
 
@@ -80,8 +80,7 @@ tandem_pretrain() {
     "$TANDEM_PYTHON" -m launchers.step_watch "$run_dir" $$ &
     # Not --kill-on-bad-exit=1: it kills the others within KillWait (30 s by default), and they need about as long to be
     # sure which rank is lost, to say so in the run's history and to leave with the code that decides what comes next.
-    # pdeathsig: a process whose slurmstepd was killed writes a checkpoint and leaves, instead of living on unseen.
-    srun --kill-on-bad-exit=0 --wait=120 setpriv --pdeathsig TERM \
+    srun --kill-on-bad-exit=0 --wait=120 \
         "$TANDEM_PYTHON" -m launchers.pretrain "$config" "${settings[@]}" || code=$?
     "$TANDEM_PYTHON" -m launchers.after_step "$code" "$run_dir" || true
     ((code == 0)) || exit "$code"

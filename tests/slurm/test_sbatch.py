@@ -72,6 +72,7 @@ def test_called_on_a_login_node_it_checks_and_queues_itself(
     assert done.returncode == 0, done.stderr
     job = done.stdout.split()[2].rstrip(";")
     assert f"run folder: {run.run_dir}" in done.stdout
+    assert "waits for ever" not in done.stderr
     fields = cluster.job(job)
     assert (fields["JobState"], fields["NumNodes"], fields["TimeLimit"]) == ("PENDING", "1-1", "00:10:00")
     assert (fields["Requeue"], fields["WorkDir"]) == ("1", str(REPOSITORY))
@@ -115,7 +116,7 @@ def test_the_same_in_a_job(cluster: SlurmCluster, tmp_path: Path) -> None:
 
 def test_a_limit_of_the_partition_is_told(cluster: SlurmCluster, tmp_path: Path) -> None:
     done = script(cluster, "prepare_synthetic.sh", "--time=99:00:00", f"--output={tmp_path}/out")
-    assert "more time or nodes than its partition allows (PartitionTimeLimit)" in done.stderr
+    assert "waits for ever: its partition is down, or allows less time or fewer nodes (Partition" in done.stderr
     array = done.stdout.split()[3].rstrip(",")
     join = done.stdout.split("joined by ")[1].split(";")[0]
     cluster.run("scancel", array, join)
