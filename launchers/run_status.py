@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from engine import metric_names as names
+from engine.errors import CheckpointError
 from launchers.attempts import Attempt, read_attempts
 from launchers.jobs_file import JOBS_FILE, Jobs, read_jobs
 from launchers.run_trouble import SLURM_ENDS, RunFiles, ended_badly, evaluations, mtime, tail
@@ -92,12 +93,13 @@ def find_runs(root: Path) -> Iterator[Path]:
 
 
 def read_files(folder: Path) -> RunFiles:
-    """Jobs and attempts of a run.
-
-    Raises:
-        CheckpointError: jobs.json is damaged.
-    """
-    return RunFiles(folder=folder, jobs=read_jobs(folder) or Jobs(), attempts=tuple(read_attempts(folder)))
+    """Jobs and attempts of a run. A damaged jobs.json is a remark on this run: the others are still to be shown."""
+    jobs, damage = None, ""
+    try:
+        jobs = read_jobs(folder)
+    except CheckpointError as error:
+        damage = str(error)
+    return RunFiles(folder=folder, jobs=jobs or Jobs(), attempts=tuple(read_attempts(folder)), damage=damage)
 
 
 def run_status(files: RunFiles, queue: Mapping[str, JobInfo]) -> RunStatus:

@@ -34,11 +34,19 @@ BAD = frozenset({"failed", "died", *SLURM_ENDS.values()})
 
 @dataclass(frozen=True, kw_only=True)
 class RunFiles:
-    """What a run's folder says about its jobs, read before SLURM is asked about all runs at once."""
+    """What a run's folder says about its jobs, read before SLURM is asked about all runs at once.
+
+    Attributes:
+        folder: of the run.
+        jobs: its jobs; none where they cannot be read.
+        attempts: oldest first.
+        damage: why they cannot be read, "" where they can.
+    """
 
     folder: Path
     jobs: Jobs
     attempts: tuple[Attempt, ...]
+    damage: str = ""
 
     @property
     def ids(self) -> list[str]:
@@ -111,9 +119,9 @@ def why(files: RunFiles, state: str, info: JobInfo | None) -> list[str]:
         state: as `launchers.run_status.state_of` gave it.
         info: its pre-training job, where SLURM still knows it.
     """
+    lines = [files.damage] if files.damage else []
     if state not in BAD:
-        return []
-    lines = []
+        return lines
     last = files.attempts[-1] if files.attempts else None
     if last is not None and last.reason:
         lines.append(last.reason)

@@ -88,7 +88,6 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunStatus], str]:
 
     Raises:
         ConfigError: a root is no folder, or there are no runs.
-        CheckpointError: a run's jobs.json is damaged.
     """
     folders: dict[Path, None] = {}
     for root in roots:

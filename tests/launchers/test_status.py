@@ -254,6 +254,33 @@ def test_a_controller_that_is_down_is_a_remark(tmp_path: Path, monkeypatch: pyte
     assert "Unable to contact slurm controller" in text
 
 
+def test_damaged_files_of_one_run_do_not_hide_the_others(tmp_path: Path) -> None:
+    whole, broken = (write_run(tmp_path / name, events=[begin(), end("finished")]) for name in ("a", "b"))
+    for name in ("jobs.json", "config.yaml", "attempts.jsonl", "metrics.jsonl"):
+        (broken / name).write_bytes(b'{"\xff: [')
+    found, _ = gather([tmp_path])
+    assert [status.run for status in found] == [str(whole), str(broken)]
+    assert (found[1].state, found[1].loss, found[1].num_steps) == ("not started", None, None)
+    assert found[1].why[0].startswith(f"{broken}/jobs.json")
+
+
+def test_watching_ends_with_ctrl_c(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    naps: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("launchers.status.time.sleep", sleep)
+    write_run(tmp_path / "run", events=[begin(), end("finished")])
+    assert tandem(["status", str(tmp_path), "--watch", "30"]) == 0
+    assert naps == [30.0, 30.0]
+    assert capsys.readouterr().out.count("finished") == 2
+
+
 # -------------------------------------------------------------------------------------------------------------- table
 def test_narrow_terminals_drop_columns_and_keep_one_line_a_run(tmp_path: Path) -> None:
     for number in range(3):
