@@ -146,6 +146,7 @@ def test_published_layout() -> None:
     assert net.num_features == 128
 
 
+@pytest.mark.slow
 def test_simipu_ends_in_1024_centres_of_1024_channels() -> None:
     net = build("simipu").eval()
     _, features, _ = cloud((2100,))
