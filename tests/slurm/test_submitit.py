@@ -130,16 +130,17 @@ def test_sweep_with_evaluations_report_and_a_setting_that_fails(
     wait_until(lambda: states(cluster, sorted(filter(None, again))) <= {"CANCELLED", "FAILED"}, 60)
 
 
-def test_preempted_on_two_nodes_goes_on_with_the_code_of_its_submission(
+def test_preempted_and_killed_on_two_nodes_goes_on_with_the_code_of_its_submission(
     cluster: SlurmCluster, toy_set: str, tmp_path: Path
 ) -> None:
     """From a checkout that is broken after submission, in a folder with a name that shells trip over."""
-    steps = 14
+    steps = 24
+    length = (f"schedule.steps={steps}", "checkpoint.every_steps=2")
     checkout = tmp_path / "checkout"
     for package in PACKAGES:
         shutil.copytree(REPOSITORY / package, checkout / package, ignore=shutil.ignore_patterns("__pycache__"))
     run = tmp_path / "a $HOME; run#1 (ü)"
-    words = ("submit", *arguments(run, toy_set, *UNCACHED, f"schedule.steps={steps}"), *ON_THE_CLUSTER, "--nodes", "2")
+    words = ("submit", *arguments(run, toy_set, *UNCACHED, *length), *ON_THE_CLUSTER, "--nodes", "2")
     tandem(cluster, *words, "cluster.sbatch.hold=true", "--no-evaluate", cwd=checkout)
     for package in PACKAGES:
         for path in (checkout / package).rglob("*.py"):
@@ -147,17 +148,28 @@ def test_preempted_on_two_nodes_goes_on_with_the_code_of_its_submission(
     job = jobs_of(run).pretrain or ""
     cluster.run("scontrol", "release", job)
     logs = run / "logs"
-    wait_until(lambda: (run / "metrics.jsonl").is_file() and len(metrics(run)) >= 3, 120, lambda: logs_of(logs))
+
+    def wait_for_step(step: int) -> None:
+        log = run / "metrics.jsonl"
+        wait_until(lambda: log.is_file() and len(metrics(run)) >= step, 120, lambda: logs_of(logs), every_s=0.05)
+
+    wait_for_step(3)
     assert "writes a checkpoint and is queued again" in tandem(cluster, "requeue", str(run)).stdout
+    wait_until(lambda: len(read_attempts(run)) == 2, 120, lambda: logs_of(logs))
+    stopped_at = read_attempts(run)[0].step or 0
+    wait_for_step(stopped_at + 3)
+    cluster.ranks(job, "submitit.core._submit")[1].kill()
     assert wait_until_over(cluster, job, logs) == "COMPLETED", logs_of(logs)
 
-    first, second = read_attempts(run)
+    first, second, third = read_attempts(run)
     assert (first.status, first.signal, first.world_size, first.job) == ("preempted", "SIGUSR2", 2, job)
-    assert (second.status, second.step) == ("finished", steps)
-    assert 3 <= (first.step or 0) < steps
+    assert 3 <= stopped_at < steps
+    assert (second.status, second.resumed) == ("failed", stopped_at)
+    assert "rank 1" in (second.reason or "")
+    assert (third.status, third.step) == ("finished", steps)
 
     whole = tmp_path / "whole"
-    finish(spawn_ranks([arguments(whole, toy_set, *UNCACHED, f"schedule.steps={steps}")], world_size=2))
+    finish(spawn_ranks([arguments(whole, toy_set, *UNCACHED, *length)], world_size=2))
     assert [line["step"] for line in metrics(run)] == list(range(1, steps + 1))
     assert losses(run) == losses(whole)
 
