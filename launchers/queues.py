@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from configs.schema import ClusterConfig, ResourcesConfig
 from engine.distributed import free_port
+from launchers.cli import TRY_AGAIN
 from launchers.jobs import FollowJob, PretrainJob, Work
 
 LOGS_FOLDER = "logs"
@@ -130,7 +131,8 @@ class LocalQueue:
                 job._process.send_signal(signal.SIGTERM)  # submitit hands it on to the job's processes
             while running:
                 running = self._still_running(running)
-            raise
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            sys.exit(TRY_AGAIN)
         return ids
 
     def _start(self, work: Work) -> Any:
