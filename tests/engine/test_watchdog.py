@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.survival_run import Ranks
-from tests.helpers.toy_run import losses
+from tests.helpers.toy_run import losses, metrics
 
 HEARTBEAT_S = 4.0
 STEPS, EVERY = 30, 5
@@ -70,6 +70,33 @@ def test_all_die(tmp_path: Path, undisturbed: list[float]) -> None:
         for rank in (0, 1):
             ranks.send(rank, signal.SIGKILL)
     check_goes_on(tmp_path, undisturbed)
+
+
+def test_a_job_that_is_suspended_goes_on(tmp_path: Path, undisturbed: list[float]) -> None:
+    """Longer than the heartbeat, as by `scontrol suspend`: nobody takes the others for dead afterwards."""
+    with Ranks(job(tmp_path, step_sleep_s=0.05)) as ranks:
+        ranks.wait_for_step(EVERY)
+        for rank in (0, 1):
+            ranks.send(rank, signal.SIGSTOP)
+        time.sleep(HEARTBEAT_S + 2)
+        for rank in (0, 1):
+            ranks.send(rank, signal.SIGCONT)
+        for code, output in ranks.end():
+            assert code == 0, output
+    assert losses(tmp_path) == undisturbed
+
+
+@pytest.mark.parametrize("shift_s", [3600, -3600])
+def test_clocks_an_hour_apart(tmp_path: Path, undisturbed: list[float], shift_s: int) -> None:
+    """Of the two ranks, then between two attempts: rank 0 begins with a wrong clock and continues with a right one."""
+    with Ranks(job(tmp_path, clock=[0, shift_s])) as ranks:
+        ranks.wait_for_step(EVERY + 2)
+        for rank in (0, 1):
+            ranks.send(rank, signal.SIGKILL)
+    check_goes_on(tmp_path, undisturbed)
+    lines = metrics(tmp_path)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert abs(lines[0]["time"] - lines[-1]["time"]) > 3000  # the clocks were indeed apart
 
 
 @pytest.mark.parametrize("rank", [0, 1])
