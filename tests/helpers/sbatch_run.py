@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from launchers.attempts import Attempt, read_attempts
 from tests.helpers.pretrain_run import REPOSITORY, SMALL, UNCACHED
@@ -15,6 +20,32 @@ from tests.helpers.toy_run import losses, metrics
 SCRIPT = "slurm/pretrain_synthetic.sh"
 ENV = {"TANDEM_PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "TANDEM_EVALUATE": "0", "PYTHONUNBUFFERED": "1"}
 TOY = (*SMALL, *UNCACHED)
+
+
+@contextlib.contextmanager
+def slowed(processes: Iterable[psutil.Process]) -> Iterator[None]:
+    """Let processes run a tenth of the time: what SLURM looks at every 30 s has to meet a run that lasts longer."""
+    those, over = list(processes), threading.Event()
+
+    def send(act: Callable[[psutil.Process], None]) -> None:
+        for process in those:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                act(process)
+
+    def work() -> None:
+        while not over.is_set():
+            send(psutil.Process.suspend)
+            over.wait(0.9)
+            send(psutil.Process.resume)
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()  # its last act is to let them run
 
 
 @dataclass(frozen=True, kw_only=True)

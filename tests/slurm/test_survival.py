@@ -12,7 +12,7 @@ import pytest
 from launchers.after_step import read_entries
 from tests.helpers.pretrain_run import spawn_ranks
 from tests.helpers.samples import write_toy_set
-from tests.helpers.sbatch_run import TOY, SbatchRun
+from tests.helpers.sbatch_run import TOY, SbatchRun, slowed
 from tests.helpers.slurm_cluster import SlurmCluster, alive, wait_until
 from tests.helpers.toy_run import finish, losses, metrics
 
@@ -73,9 +73,10 @@ def test_preempted_by_a_more_urgent_job(run: SbatchRun, undisturbed: list[float]
 def test_the_end_of_the_time(run: SbatchRun, undisturbed: list[float]) -> None:
     job = run.queue("--time=30", "--signal=USR1@60")
     run.wait_for_step(CUT_AT)
-    elapsed_min = 1 + int(time.time() - run.attempts()[0].began) // 60
-    run.cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={elapsed_min + 1}")
-    wait_until(lambda: run.attempts()[0].signal is not None, 90, run.told)
+    with slowed(run.cluster.ranks(job).values()):
+        minutes = int(time.time() - run.attempts()[0].began) // 60 + 2
+        run.cluster.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+        wait_until(lambda: run.attempts()[0].ended is not None, 150, run.told)
     run.cluster.wait_for(job, ("PENDING",), 60)
     run.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     run.finish(job)
