@@ -222,6 +222,8 @@ def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConf
             if depth + 1 == len(path) and not _accepts(schema, path, value):
                 return ConfigError(f"{dotted}: got {value!r}, expected {_describe(hints[key])}")
             child = node._get_node(key)
+            if isinstance(child, DictConfig) and child._is_missing():
+                child = OmegaConf.structured(hints[key])  # a section without a default
             if not isinstance(child, DictConfig) or child._is_none():
                 if depth + 1 < len(path):
                     return ConfigError(f"{dotted}: got a section, expected {_describe(hints[key])}")
