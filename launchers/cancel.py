@@ -12,10 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.load import ConfigError
-from launchers import slurm
 from launchers.cli import guarded
-from launchers.jobs_file import JOBS_FILE, read_jobs
-from launchers.run_status import find_runs, read_files
+from launchers.cluster import slurm
+from launchers.cluster.jobs_file import JOBS_FILE, read_jobs
+from launchers.runs.run_status import find_runs, read_files
 
 
 def parser() -> argparse.ArgumentParser:

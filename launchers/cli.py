@@ -80,7 +80,7 @@ def _tell(error: Exception) -> int:
     # Imported here, so that verbs that only look at files do not wait for torch.
     from configs.load import ConfigError
     from engine import errors
-    from launchers.slurm import SlurmError
+    from launchers.cluster.slurm import SlurmError
 
     if isinstance(error, ConfigError):
         print(f"config error: {error}", file=sys.stderr)

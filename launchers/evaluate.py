@@ -40,9 +40,15 @@ from engine.downstream.metrics import LabelError
 from engine.downstream.protocol import LabelDraws, SegmentationTask, Splits, hold_out, thin
 from engine.downstream.results import FILE_NAME, Result, ResultsError, read_results, write_results
 from launchers.cli import guarded
-from launchers.networks import check_alike, open_source, pretrained_initialisation, random_initialisation, run_folder_of
-from launchers.run_folder import CONFIG_FILE
-from launchers.table import print_table
+from launchers.reporting.table import print_table
+from launchers.runs.networks import (
+    check_alike,
+    open_source,
+    pretrained_initialisation,
+    random_initialisation,
+    run_folder_of,
+)
+from launchers.runs.run_folder import CONFIG_FILE
 
 _LONG_PASS = 64
 """Sweeps from which on reading ahead in other processes is worth starting them."""

@@ -18,11 +18,11 @@ import numpy as np
 
 from data.shards import MANIFEST_NAME, Manifest, SampleError, SampleReader, ShardError, load_manifest
 from launchers.cli import guarded
-from launchers.contact_sheet import Picture, Table, page
-from launchers.drawing import RgbImage, png_bytes
-from launchers.run_folder import is_run, run_pictures, run_tables
-from launchers.set_summary import sample_table, set_tables
-from launchers.views import sample_views
+from launchers.reporting.contact_sheet import Picture, Table, page
+from launchers.reporting.drawing import RgbImage, png_bytes
+from launchers.reporting.set_summary import sample_table, set_tables
+from launchers.reporting.views import sample_views
+from launchers.runs.run_folder import is_run, run_pictures, run_tables
 
 
 def parser() -> argparse.ArgumentParser:

@@ -29,12 +29,12 @@ from engine.deepspeed_config import BUCKET_NUMEL
 from engine.optim import peak_lr
 from engine.schedule import total_steps
 from launchers.cli import guarded
-from launchers.plan_figures import GPU_HOURS_PER_FAILURE, RESTART_S, Course, Plan, StepTime
-from launchers.plan_measure import measured_writing, step_here, step_of_run
-from launchers.plan_tables import sections
-from launchers.plan_warnings import warnings
-from launchers.planning import FP32, Data, Model, Run
-from launchers.training import load_run
+from launchers.planning.arithmetic import FP32, Data, Model, Run
+from launchers.planning.figures import GPU_HOURS_PER_FAILURE, RESTART_S, Course, Plan, StepTime
+from launchers.planning.measure import measured_writing, step_here, step_of_run
+from launchers.planning.tables import sections
+from launchers.planning.warnings import warnings
+from launchers.runs.training import load_run
 from models.methods.base import Objective
 
 

@@ -25,22 +25,22 @@ from configs.load import ConfigError
 from data.shards import ShardError, replace_file
 from engine.downstream.results import FILE_NAME, Result, ResultsError, read_results
 from engine.errors import CheckpointError
-from launchers.attempts import FILE as ATTEMPTS_FILE
 from launchers.cli import guarded
-from launchers.drawing import RgbImage
-from launchers.followup import BASELINES
-from launchers.hparams import FOLDER as HPARAMS
-from launchers.hparams import HparamRun, metrics_of, write_hparams
-from launchers.jobs_file import JOBS_FILE
-from launchers.provenance import describe_environment
-from launchers.report_page import CURVES, RunReport, page
-from launchers.report_text import text_report
-from launchers.run_folder import METRICS_FILE, is_run, run_pictures
-from launchers.run_status import read_config
-from launchers.selection import Selection
-from launchers.settings import labels, setting_of_tree
-from launchers.table import markdown, print_table
-from launchers.troubles import Trouble, selections, troubles
+from launchers.cluster.followup import BASELINES
+from launchers.cluster.jobs_file import JOBS_FILE
+from launchers.reporting.drawing import RgbImage
+from launchers.reporting.hparams import FOLDER as HPARAMS
+from launchers.reporting.hparams import HparamRun, metrics_of, write_hparams
+from launchers.reporting.report_page import CURVES, RunReport, page
+from launchers.reporting.report_text import text_report
+from launchers.reporting.table import markdown, print_table
+from launchers.reporting.troubles import Trouble, selections, troubles
+from launchers.runs.attempts import FILE as ATTEMPTS_FILE
+from launchers.runs.provenance import describe_environment
+from launchers.runs.run_folder import METRICS_FILE, is_run, run_pictures
+from launchers.runs.run_status import read_config
+from launchers.runs.selection import Selection
+from launchers.runs.settings import labels, setting_of_tree
 
 _ENVIRONMENT = "environment.json"
 _NOT_SEARCHED = {"checkpoints", "tensorboard", "teacher_cache", "labelled", "submission", "code", HPARAMS}

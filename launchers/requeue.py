@@ -13,11 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.load import ConfigError, load
-from launchers import slurm
 from launchers.cancel import runs_below
 from launchers.cli import guarded
-from launchers.freeze import CLUSTER_FILE, CONFIG_FILE, OVERRIDES_FILE, SUBMISSION_FOLDER
-from launchers.run_status import read_files
+from launchers.cluster import slurm
+from launchers.cluster.freeze import CLUSTER_FILE, CONFIG_FILE, OVERRIDES_FILE, SUBMISSION_FOLDER
+from launchers.runs.run_status import read_files
 
 STOP_SIGNAL = "USR2"
 """What submitit asks SLURM to send before a time limit; training answers any stop signal alike."""
@@ -60,8 +60,8 @@ def _submit_again(runs: Sequence[Path], *, check: bool) -> None:
     if not runs:
         return
     from configs.schema import PRETRAIN_CHOICES, ClusterConfig, PretrainConfig
-    from launchers.standing import Order, Point
-    from launchers.submission import submit
+    from launchers.cluster.standing import Order, Point
+    from launchers.cluster.submission import submit
 
     strangers = [run for run in runs if not (run / SUBMISSION_FOLDER / CLUSTER_FILE).is_file()]
     if strangers:

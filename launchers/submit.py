@@ -20,10 +20,10 @@ from pathlib import Path
 from configs.load import ConfigError, load
 from configs.schema import PRETRAIN_CHOICES, ClusterConfig, PretrainConfig
 from launchers.cli import FAILURE, guarded
-from launchers.freeze import CONFIG_FILE, SUBMISSION_FOLDER
-from launchers.standing import Order, Point, Where
-from launchers.submission import submit
-from launchers.training import load_run
+from launchers.cluster.freeze import CONFIG_FILE, SUBMISSION_FOLDER
+from launchers.cluster.standing import Order, Point, Where
+from launchers.cluster.submission import submit
+from launchers.runs.training import load_run
 
 _CLUSTER_PREFIX = "cluster."
 

@@ -20,10 +20,10 @@ import yaml
 from configs.load import ConfigError, load
 from configs.schema import SweepConfig
 from launchers.cli import FAILURE, guarded
-from launchers.standing import Order, Point
-from launchers.submission import submit
+from launchers.cluster.standing import Order, Point
+from launchers.cluster.submission import submit
+from launchers.runs.training import load_run
 from launchers.submit import add_where, load_cluster, where_of
-from launchers.training import load_run
 
 _MAX_NAME = 96
 """Characters of a point's name; folders allow 255 bytes, and logs and TensorBoard add to it."""

@@ -67,7 +67,7 @@ tandem_pretrain() {
     [[ -z ${SLURM_JOB_ID:-} || ${#options[@]} -eq 0 ]] ||
         die "${options[0]}: options of sbatch stand before the script's name"
     check_python
-    run_dir=$("$TANDEM_PYTHON" -m launchers.sbatch_check "$config" "${settings[@]}") || exit
+    run_dir=$("$TANDEM_PYTHON" -m launchers.cluster.sbatch_check "$config" "${settings[@]}") || exit
     if [[ -z ${SLURM_JOB_ID:-} ]]; then
         id=$(queue "$script" "${settings[@]}") || exit
         echo "queued as $id; run folder: $run_dir; output: slurm/logs/"
@@ -77,12 +77,12 @@ tandem_pretrain() {
     trap 'echo "$(basename "$script"): SIGTERM"' TERM
     # srun does not take it from sbatch since SLURM 22.05.
     export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
-    "$TANDEM_PYTHON" -m launchers.step_watch "$run_dir" $$ &
+    "$TANDEM_PYTHON" -m launchers.cluster.step_watch "$run_dir" $$ &
     # Not --kill-on-bad-exit=1: it kills the others within KillWait (30 s by default), and they need about as long to be
     # sure which rank is lost, to say so in the run's history and to leave with the code that decides what comes next.
     srun --kill-on-bad-exit=0 --wait=120 \
         "$TANDEM_PYTHON" -m launchers.pretrain "$config" "${settings[@]}" || code=$?
-    "$TANDEM_PYTHON" -m launchers.after_step "$code" "$run_dir" || true
+    "$TANDEM_PYTHON" -m launchers.cluster.after_step "$code" "$run_dir" || true
     ((code == 0)) || exit "$code"
     follow "$run_dir"
 }

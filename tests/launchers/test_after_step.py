@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from launchers import attempts, slurm
-from launchers.after_step import (
+from launchers.cluster import slurm
+from launchers.cluster.after_step import (
     FILE,
     MAX_DEATHS,
     MAX_STOPS,
@@ -24,7 +24,8 @@ from launchers.after_step import (
     newest_step,
     read_entries,
 )
-from launchers.attempts import read_attempts
+from launchers.runs import attempts
+from launchers.runs.attempts import read_attempts
 
 RUNNING = OwnJob(state="RUNNING", reason="None", restarts=0)
 ENV = {"SLURM_JOB_ID": "12"}
@@ -172,5 +173,5 @@ def test_its_words_and_code(asked, tmp_path, monkeypatch, capsys):
 
 
 def test_it_needs_no_torch():
-    code = "import sys, launchers.after_step; sys.exit('torch' in sys.modules)"
+    code = "import sys, launchers.cluster.after_step; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -19,14 +19,14 @@ from engine.checkpoint import CheckpointConfig, list_checkpoints, step_of
 from engine.distributed import World
 from engine.downstream.results import Result, read_results
 from engine.errors import CheckpointError
-from launchers import selection
 from launchers.cli import main as tandem
+from launchers.cluster.follow_jobs import EvaluationJob, read_error
+from launchers.cluster.followup import baseline_jobs, evaluation_jobs, report_job, safe_name, selection_job
 from launchers.evaluate import evaluate_runs, splits_of
-from launchers.follow_jobs import EvaluationJob, read_error
-from launchers.followup import baseline_jobs, evaluation_jobs, report_job, safe_name, selection_job
 from launchers.report import gather
-from launchers.selection import Selection, read_selection, select_best
-from launchers.training import load_run
+from launchers.runs import selection
+from launchers.runs.selection import Selection, read_selection, select_best
+from launchers.runs.training import load_run
 from tests.engine.downstream.test_results import make
 from tests.helpers.pretrain_run import UNCACHED, pretrain_here
 from tests.helpers.run_folder import run_config, write_toy_run

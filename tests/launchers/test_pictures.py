@@ -18,8 +18,8 @@ from data.sample import IGNORE_LABEL, Batch, Boxes
 from data.shards import SampleReader, load_manifest
 from data.view import ViewConfig
 from data.voxelize import VoxelConfig
-from launchers import drawing, views
-from launchers.pictures import first_sample, pictures_of, pictures_of_set, query_point, training_pictures
+from launchers.reporting import drawing, views
+from launchers.reporting.pictures import first_sample, pictures_of, pictures_of_set, query_point, training_pictures
 from tests.helpers.run_folder import run_config
 from tests.helpers.samples import CLASS_NAMES, make_sample, write_toy_set
 

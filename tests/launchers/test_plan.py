@@ -14,15 +14,15 @@ import pytest
 from data.order import SampleOrder, batch_positions
 from engine.checkpoint import WEIGHTS, newest_intact, read_rank_state
 from engine.distributed import World, free_port
-from launchers import planning, planning_storage
 from launchers.cli import main as tandem
 from launchers.plan import model_sizes, parser, run_settings
-from launchers.plan_figures import Course, Plan, StepTime
-from launchers.plan_measure import measured_writing
-from launchers.plan_tables import spoken
-from launchers.plan_warnings import warnings
-from launchers.planning import Data, Model, Run
-from launchers.training import load_run
+from launchers.planning import arithmetic, storage
+from launchers.planning.arithmetic import Data, Model, Run
+from launchers.planning.figures import Course, Plan, StepTime
+from launchers.planning.measure import measured_writing
+from launchers.planning.tables import spoken
+from launchers.planning.warnings import warnings
+from launchers.runs.training import load_run
 from tests.helpers.pretrain_run import CONFIGS, UNCACHED, arguments, child, pretrain_here, spawn_ranks
 from tests.helpers.toy_run import finish
 
@@ -75,7 +75,7 @@ def test_predicted_checkpoint_is_the_real_one(
     options = parser().parse_args([path])
     settings = run_settings(config, options, num_steps=1, cameras=2)
     model = model_sizes(config.method.build(), config.engine.zero3_persistent_numel)
-    predicted = planning_storage.checkpoint(model, settings)
+    predicted = storage.checkpoint(model, settings)
 
     folder = newest_intact(tmp_path / "run")
     assert folder is not None
@@ -86,7 +86,7 @@ def test_predicted_checkpoint_is_the_real_one(
     assert len(real) == predicted.files
 
     # The same tensors are what ZeRO holds in memory: to the byte, padding and step counters aside.
-    memory = planning.memory(model, settings)
+    memory = arithmetic.memory(model, settings)
     held = tensor_bytes(read_rank_state(folder, 0)["shard"])
     assert held == pytest.approx(memory.masters + memory.optimizer, rel=1e-3)
 
@@ -110,7 +110,7 @@ def test_predicted_shares_of_two_processes(toy_set: str, tmp_path: Path) -> None
     for path, *rest in jobs:
         config = load_run(path, rest)
         settings = run_settings(config, parser().parse_args([path, "--gpus-per-node", "2"]), num_steps=1, cameras=2)
-        predicted = planning_storage.checkpoint(model_sizes(config.method.build(), 0), settings)
+        predicted = storage.checkpoint(model_sizes(config.method.build(), 0), settings)
         folder = newest_intact(Path(config.run_dir))
         assert folder is not None
         for rank in (0, 1):
@@ -130,7 +130,7 @@ def test_predicted_traffic_is_what_two_processes_send() -> None:
     assert len(found) == 8
     for stage, accumulation_steps, trainable, received, _ in found:
         here = run(nodes=1, processes_per_node=2, zero_stage=stage, accumulation_steps=accumulation_steps)
-        predicted = planning.traffic(Model(trainable=trainable), here)
+        predicted = arithmetic.traffic(Model(trainable=trainable), here)
         gradients = received.get("reduce-scatter" if stage == 3 else "all-reduce", 0.0)
         assert gradients == pytest.approx(predicted.gradients, rel=0.01), (stage, accumulation_steps)
         assert received.get("all-gather", 0.0) == pytest.approx(predicted.weights, rel=0.01), (
@@ -143,7 +143,7 @@ def test_a_window_of_the_stream_touches_no_more_shards_than_predicted() -> None:
     """The real order of samples: the shards of all samples in flight, and how often readers change files."""
     settings = run(nodes=4, processes_per_node=4, micro_batch_size=4)
     data = Data(samples=32_000, bytes_per_sample=1.0, shards=160)
-    predicted = planning_storage.reading(data, settings)
+    predicted = storage.reading(data, settings)
     assert predicted.in_flight == 16 * 4 * (1 + 2 * 2)
     order = SampleOrder(np.arange(32_000), np.arange(32_000) // 200, seed=1, shards_per_group=8)
     shards = [int(order.shards[order.at(p)[1]]) for p in range(32_000)]
@@ -169,39 +169,39 @@ def test_a_window_of_the_stream_touches_no_more_shards_than_predicted() -> None:
 # ------------------------------------------------------------------------------------------------------------ by hand
 def test_memory_by_hand() -> None:
     """ZeRO's table for 8 processes, a million fp32 parameters, AdamW."""
-    rows = {s: planning.memory(MODEL, run(zero_stage=s, optimizer_numbers=2)) for s in (0, 1, 2, 3)}
+    rows = {s: arithmetic.memory(MODEL, run(zero_stage=s, optimizer_numbers=2)) for s in (0, 1, 2, 3)}
     assert [m.weights for m in rows.values()] == [4e6, 4e6, 4e6, 4.5e6]
     assert [m.gradients for m in rows.values()] == [4e6, 4e6, 0.5e6, 0.5e6]
     assert [m.masters for m in rows.values()] == [0, 0.5e6, 0.5e6, 0.5e6]
     assert [m.optimizer for m in rows.values()] == [8e6, 1e6, 1e6, 1e6]
-    native = planning.memory(MODEL, run(zero_stage=1, weight_bytes=2))
+    native = arithmetic.memory(MODEL, run(zero_stage=1, weight_bytes=2))
     assert (native.weights, native.gradients, native.masters) == (2e6, 2e6, 0.5e6)
 
 
 def test_large_models_are_gathered_twice() -> None:
-    large = Model(trainable=planning.GATHERED_ONCE_NUMEL)
-    small = Model(trainable=planning.GATHERED_ONCE_NUMEL - 8)
-    volumes = [planning.traffic(model, run(zero_stage=3)).weights for model in (small, large)]
+    large = Model(trainable=arithmetic.GATHERED_ONCE_NUMEL)
+    small = Model(trainable=arithmetic.GATHERED_ONCE_NUMEL - 8)
+    volumes = [arithmetic.traffic(model, run(zero_stage=3)).weights for model in (small, large)]
     assert volumes[1] == pytest.approx(2 * volumes[0], rel=1e-6)
-    assert planning.memory(large, run(zero_stage=3)).weights == 4e9 / 8
+    assert arithmetic.memory(large, run(zero_stage=3)).weights == 4e9 / 8
 
 
 def test_norms_and_negatives_by_hand() -> None:
     model = dataclasses.replace(MODEL, norm_channels=(16, 32))
-    sent = planning.traffic(model, run(sync_bn=True, accumulation_steps=2, contrast_rows=100, embedding_dim=8))
+    sent = arithmetic.traffic(model, run(sync_bn=True, accumulation_steps=2, contrast_rows=100, embedding_dim=8))
     assert sent.small_collectives == 12
     assert sent.norms == pytest.approx(2 * 2 * 7 / 8 * 4 * (4 * 48 + 2))
     block = 100 * 8 * 4
     assert sent.negatives == pytest.approx(2 * (7 * block + 2 * 7 / 8 * 8 * block))
-    assert planning.traffic(model, run(sync_bn=True, nodes=1, processes_per_node=1)).total == 0.0
-    assert planning.similarity_bytes(run(contrast_rows=100), None) == 4 * 100 * 800
-    assert planning.similarity_bytes(run(contrast_rows=100), 10) == 4 * 10 * 800
+    assert arithmetic.traffic(model, run(sync_bn=True, nodes=1, processes_per_node=1)).total == 0.0
+    assert arithmetic.similarity_bytes(run(contrast_rows=100), None) == 4 * 100 * 800
+    assert arithmetic.similarity_bytes(run(contrast_rows=100), 10) == 4 * 10 * 800
 
 
 def test_youngs_interval_loses_least() -> None:
-    best = planning_storage.best_interval_s(20.0, 90_000.0)
+    best = storage.best_interval_s(20.0, 90_000.0)
     assert best == pytest.approx(math.sqrt(2 * 20 * 90_000))
-    losses = [planning_storage.lost_share(20.0, best * factor, 90_000.0, 300.0) for factor in (0.5, 0.9, 1.0, 1.1, 2.0)]
+    losses = [storage.lost_share(20.0, best * factor, 90_000.0, 300.0) for factor in (0.5, 0.9, 1.0, 1.1, 2.0)]
     assert min(losses) == losses[2]
 
 

@@ -18,12 +18,12 @@ import yaml
 from rich.console import Console
 
 from configs.load import ConfigError
-from launchers import slurm
-from launchers.attempts import Attempt
 from launchers.cli import main as tandem
-from launchers.jobs_file import Jobs, write_jobs
-from launchers.run_status import RunStatus, state_of
-from launchers.slurm import JobInfo, SlurmError
+from launchers.cluster import slurm
+from launchers.cluster.jobs_file import Jobs, write_jobs
+from launchers.cluster.slurm import JobInfo, SlurmError
+from launchers.runs.attempts import Attempt
+from launchers.runs.run_status import RunStatus, state_of
 from launchers.status import duration, gather, show
 
 REPOSITORY = Path(__file__).resolve().parents[2]

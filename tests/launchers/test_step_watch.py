@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from launchers import attempts
-from launchers.step_watch import watch
+from launchers.cluster.step_watch import watch
+from launchers.runs import attempts
 
 PATIENCE_S = 0.6
 

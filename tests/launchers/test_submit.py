@@ -21,16 +21,18 @@ from configs.schema import PRETRAIN_CHOICES, ClusterConfig, FollowConfig, Pretra
 from engine.checkpoint import CheckpointConfig
 from engine.errors import CheckpointError
 from engine.run_lock import RunLock
-from launchers import attempts, cancel, freeze, requeue, slurm, submission
+from launchers import cancel, requeue
 from launchers.cli import main as tandem
-from launchers.freeze import freeze_code, freeze_run
-from launchers.jobs import FollowJob, PretrainJob, Work
-from launchers.jobs_file import Jobs, read_jobs, write_jobs
-from launchers.queues import AT_ONCE, After, own_variables_only
-from launchers.slurm import JobInfo, SlurmError
-from launchers.slurm_queue import sbatch_parameters
-from launchers.standing import Order, Point
-from launchers.submission import submit
+from launchers.cluster import freeze, slurm, submission
+from launchers.cluster.freeze import freeze_code, freeze_run
+from launchers.cluster.jobs import FollowJob, PretrainJob, Work
+from launchers.cluster.jobs_file import Jobs, read_jobs, write_jobs
+from launchers.cluster.queues import AT_ONCE, After, own_variables_only
+from launchers.cluster.slurm import JobInfo, SlurmError
+from launchers.cluster.slurm_queue import sbatch_parameters
+from launchers.cluster.standing import Order, Point
+from launchers.cluster.submission import submit
+from launchers.runs import attempts
 from tests.helpers.pretrain_run import CONFIGS, SMALL, STREET, UNCACHED, arguments
 from tests.helpers.run_folder import run_config, write_toy_run
 
@@ -186,7 +188,7 @@ def test_what_is_finished_is_not_run_again(
 def test_elements_with_results_are_left_alone(
     fake: FakeSlurm, tmp_path: Path, toy_set: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launchers.follow_jobs import BaselineJob, EvaluationJob
+    from launchers.cluster.follow_jobs import BaselineJob, EvaluationJob
 
     run = point(tmp_path / "a", toy_set)
     finish(run)
@@ -293,7 +295,7 @@ def test_what_sbatch_is_told(tmp_path: Path) -> None:
     "name", ["plain", "it's", 'say "x"', "a b", "$(touch hacked)", "`id`", "ü☃", "a;b", "new\nline"]
 )
 def test_the_batch_script_hands_on_run_and_code(tmp_path: Path, name: str) -> None:
-    """The lines are run by a real shell; a stand-in for `launchers.after_step` notes what it got."""
+    """The lines are run by a real shell; a stand-in for `launchers.cluster.after_step` notes what it got."""
     package = tmp_path / "code" / "launchers"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()

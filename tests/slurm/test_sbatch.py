@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from data.shards import load_manifest
-from launchers.jobs_file import read_jobs
+from launchers.cluster.jobs_file import read_jobs
 from tests.helpers.pretrain_run import REPOSITORY
 from tests.helpers.samples import write_toy_set
 from tests.helpers.sbatch_run import ENV, SCRIPT, SbatchRun

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from launchers.after_step import read_entries
+from launchers.cluster.after_step import read_entries
 from tests.helpers.pretrain_run import spawn_ranks
 from tests.helpers.samples import write_toy_set
 from tests.helpers.sbatch_run import TOY, SbatchRun, slowed

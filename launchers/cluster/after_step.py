@@ -1,0 +1,256 @@
+"""`python -m launchers.cluster.after_step CODE RUN_DIR`: what a batch script does when its training step has ended.
+
+The one place that requeues. It runs once a job, in the batch script, however many ranks got a signal or died:
+
+- finished (0), a mistake in the config (2), a named failure (1): never again by itself;
+- told to stop (75): queued again, continues from the checkpoint that it wrote;
+- a peer lost (70), killed (128 and more), or begun and ended without a word in attempts.jsonl: queued again, unless
+  that happened several times in a row without a newer checkpoint;
+- cancelled, requeued or ended by SLURM itself: left alone.
+
+Each decision is a line of `<run>/requeues.jsonl`. No torch import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from launchers.cli import PEER_LOST, TRY_AGAIN, USAGE_ERROR
+from launchers.cluster import slurm
+from launchers.runs.attempts import Attempt, read_attempts
+
+FILE = "requeues.jsonl"
+
+MAX_DEATHS = 3
+"""Deaths in a row without a newer checkpoint after which a job is not queued again."""
+
+MAX_STOPS = 10
+"""The same for stops: a time limit shorter than the start of a run would go round for ever."""
+
+_SIGNALLED = 128
+"""Exit codes of a shell from here on mean "killed by a signal"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How a training step ended.
+
+    Attributes:
+        code: of srun, or of the process.
+        cut_short: whether the run's own record has this job's beginning and no end: it died too suddenly to write it.
+        step: of the newest checkpoint, None without one.
+    """
+
+    code: int
+    cut_short: bool
+    step: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnJob:
+    """This batch script's job as SLURM sees it now.
+
+    Attributes:
+        state: "RUNNING" while the script is in charge; "COMPLETING" when SLURM is ending it.
+        reason: why; "TimeLimit" at the end of the time.
+        restarts: times that it was started again.
+    """
+
+    state: str
+    reason: str
+    restarts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What to do, and why in words."""
+
+    requeue: bool
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A line of requeues.jsonl.
+
+    Attributes:
+        time: seconds since 1970, for people.
+        job: SLURM's id.
+        code: of the step.
+        step: of the newest checkpoint.
+        requeue: what was decided.
+        why: in words.
+    """
+
+    time: float
+    job: str
+    code: int
+    step: int | None
+    requeue: bool
+    why: str
+
+
+def decide(ended: Ended, job: OwnJob, own_restarts: int, before: Sequence[Entry]) -> Decision:
+    """Whether the job is to be queued again.
+
+    Args:
+        ended: how the step ended.
+        job: the job in SLURM.
+        own_restarts: restarts when this batch script began (SLURM_RESTART_COUNT).
+        before: earlier decisions about this job, oldest first.
+    """
+    if ended.code == 0:
+        return Decision(requeue=False, why="finished")
+    theirs = _slurms_doing(job, own_restarts)
+    if theirs:
+        return Decision(requeue=False, why=theirs)
+    stopped = ended.code == TRY_AGAIN
+    died = ended.code == PEER_LOST or ended.code >= _SIGNALLED or (ended.cut_short and ended.code != USAGE_ERROR)
+    if not stopped and not died:
+        return Decision(requeue=False, why=f"failed with code {ended.code}: see its last messages; mend that first")
+    what = "stopped to be continued" if stopped else f"died (code {ended.code})"
+    most = MAX_STOPS if stopped else MAX_DEATHS
+    in_a_row = 1 + _without_progress(before, ended.step, stopped=stopped)
+    at = "before its first checkpoint" if ended.step is None else f"at checkpoint {ended.step}"
+    if in_a_row >= most:
+        return Decision(
+            requeue=False, why=f"{what} for the {in_a_row}th time in a row {at}: given up; submit it again when mended"
+        )
+    return Decision(requeue=True, why=f"{what} {at}")
+
+
+def _slurms_doing(job: OwnJob, own_restarts: int) -> str | None:
+    """Why the job is no longer this script's to decide about, None if it is."""
+    if job.restarts > own_restarts:
+        return "SLURM has queued the job again already"
+    if job.state == "COMPLETING" and job.reason == "TimeLimit":
+        return None  # the signal before the limit came too late for the step; it may be requeued still
+    if job.state != "RUNNING":
+        return f"cancelled or ended by SLURM (state {job.state}, reason {job.reason})"
+    return None
+
+
+def _without_progress(before: Sequence[Entry], step: int | None, *, stopped: bool) -> int:
+    """Requeues of the same kind just before this one, with the same newest checkpoint."""
+    count = 0
+    for entry in reversed(before):
+        if entry.step != step or not entry.requeue:
+            break
+        count += (entry.code == TRY_AGAIN) == stopped
+    return count
+
+
+# ------------------------------------------------------------------------------------------------- surroundings
+def newest_step(run_dir: Path) -> int | None:
+    """Updates that the newest checkpoint has seen, by its name; None without one.
+
+    Args:
+        run_dir: folder of the run.
+    """
+    names = [re.fullmatch(r"step_(\d+)", path.name) for path in (run_dir / "checkpoints").glob("step_*")]
+    return max((int(name.group(1)) for name in names if name), default=None)
+
+
+def cut_short(attempts: Sequence[Attempt], job: str) -> bool:
+    """Whether the newest attempt is this job's and does not say how it ended.
+
+    Args:
+        attempts: of the run.
+        job: SLURM's id.
+    """
+    return bool(attempts) and attempts[-1].job == job and attempts[-1].status == "running"
+
+
+def read_entries(run_dir: Path, job: str) -> list[Entry]:
+    """Earlier decisions about a job, oldest first; a line cut short by a crash is passed over.
+
+    Args:
+        run_dir: folder of the run.
+        job: SLURM's id.
+    """
+    try:
+        lines = (run_dir / FILE).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    entries = []
+    for line in lines:
+        try:
+            entries.append(Entry(**json.loads(line)))
+        except (ValueError, TypeError):
+            continue
+    return [entry for entry in entries if entry.job == job]
+
+
+def look_up(job: str) -> OwnJob:
+    """Ask SLURM about the own job.
+
+    Args:
+        job: "12" or "12_0".
+
+    Raises:
+        SlurmError: SLURM does not answer.
+    """
+    words = slurm.run_command("scontrol", "--oneliner", "show", "job", job).split()
+    fields = {name: value for name, sign, value in (word.partition("=") for word in words) if sign}
+    return OwnJob(
+        state=fields.get("JobState", "unknown"),
+        reason=fields.get("Reason", "None"),
+        restarts=int(fields.get("Restarts", "0")),
+    )
+
+
+def after_step(code: int, run_dir: Path, env: Mapping[str, str]) -> Decision:
+    """Decide, note and, where so decided, requeue.
+
+    Args:
+        code: exit code of the training step.
+        run_dir: folder of the run.
+        env: the batch script's environment.
+
+    Raises:
+        SlurmError: SLURM refuses or does not answer.
+    """
+    job = slurm.own_job(env)
+    if job is None:
+        return Decision(requeue=False, why="not in a SLURM job")
+    ended = Ended(code=code, cut_short=cut_short(read_attempts(run_dir), job), step=newest_step(run_dir))
+    restarts = int(env.get("SLURM_RESTART_COUNT", "0"))
+    decision = decide(ended, look_up(job), restarts, read_entries(run_dir, job))
+    if run_dir.is_dir():  # a step that failed at once has no folder, and gets none
+        entry = Entry(time=time.time(), job=job, code=code, step=ended.step, **asdict(decision))
+        with (run_dir / FILE).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(entry)) + "\n")
+    if decision.requeue:
+        slurm.requeue(job)
+    return decision
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it; 0 when the job was queued again or needs nothing, 1 when it stays down."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launchers.cluster.after_step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("code", type=int, help="exit code of the training step")
+    parser.add_argument("run_dir", type=Path, help="folder of the run")
+    options = parser.parse_args(argv)
+    if options.code == 0:
+        return 0
+    decision = after_step(options.code, options.run_dir, os.environ)
+    print(f"after the step: {'queued again' if decision.requeue else 'not queued again'}: {decision.why}", flush=True)
+    return 0 if decision.requeue else 1
+
+
+if __name__ == "__main__":
+    from launchers.cli import guarded
+
+    sys.exit(guarded(main, sys.argv[1:]))

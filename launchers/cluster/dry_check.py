@@ -1,0 +1,140 @@
+"""What can be checked before anything is queued: shards, output folder, partition, one batch. One clear message each.
+
+A job that waits two days in a queue to say that a path is wrong is a bad way to learn of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+import time
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.load import ConfigError
+from configs.schema import ClusterConfig, PretrainConfig
+from data.loader import load_batch
+from data.shards import SampleReader, load_manifest
+from engine.errors import DryBatchError
+from launchers.cluster import slurm
+
+_TOY_SAMPLES = 2
+_NAMES_SHOWN = 8
+
+
+def check_cluster(cluster: ClusterConfig) -> None:
+    """Partitions and account exist on this cluster.
+
+    Raises:
+        ConfigError: one of them does not; lists what there is.
+        SlurmError: SLURM is not here or does not answer.
+    """
+    known = slurm.partitions()
+    for name, partition in (("partition", cluster.partition), ("evaluate.partition", cluster.evaluate.partition)):
+        if partition is not None and partition not in known:
+            raise ConfigError(f"cluster.{name}: {partition!r} is no partition here; expected one of {_listed(known)}")
+    accounts = slurm.accounts()
+    if cluster.account is not None and accounts is not None and cluster.account not in accounts:
+        raise ConfigError(
+            f"cluster.account: {cluster.account!r} is none of your accounts; expected one of {_listed(accounts)}"
+        )
+
+
+def check_folder(folder: Path) -> None:
+    """The folder can be made and written to.
+
+    Raises:
+        ConfigError: it cannot, with the system's reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable"):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written: {error.strerror}; choose another run_dir or root") from error
+
+
+def check_spelling(path: Path) -> None:
+    """A path that SLURM takes as it is: it expands `%j` and the like in the names of log files.
+
+    Raises:
+        ConfigError: a character that does not survive.
+    """
+    bad = sorted({c for c in str(path) if c in "%\\'\"" or not c.isprintable()})
+    if bad:
+        raise ConfigError(
+            f"{str(path)!r}: SLURM cannot write logs below a folder with {', '.join(map(repr, bad))} in its path; "
+            "choose another run_dir or root"
+        )
+
+
+def check_runs(configs: Sequence[PretrainConfig], *, one_batch: bool = True) -> float:
+    """Shards are reachable, and one batch goes forward and backward; what several runs share is checked once.
+
+    Args:
+        configs: the runs.
+        one_batch: also build the method, at toy width, and make a gradient.
+
+    Returns:
+        Seconds that it took.
+
+    Raises:
+        ShardError: no such set, or damaged.
+        ConfigError: a setting that does not fit the data or the method.
+        DryBatchError: the batch failed.
+    """
+    began = time.monotonic()
+    seen: list[tuple[Any, Any]] = []
+    for config in configs:
+        load_manifest(config.data.shards).indices(config.data.split)
+        if one_batch and (config.data, config.method) not in seen:
+            seen.append((config.data, config.method))
+            _one_batch(config)
+    return time.monotonic() - began
+
+
+def _one_batch(config: PretrainConfig) -> None:
+    manifest = load_manifest(config.data.shards)
+    indices = manifest.indices(config.data.split)[: min(_TOY_SAMPLES, config.data.limit or _TOY_SAMPLES)]
+    try:
+        objective = _toy_width(config.method).build()
+        batch = load_batch(SampleReader(manifest), [int(i) for i in indices], config.data)
+        loss = objective(batch).total
+        loss.backward()
+        gradients = [p.grad for p in objective.parameters() if p.grad is not None]
+    except OSError as error:
+        raise ConfigError(f"{config.run_dir}: the method cannot be built: {error}") from error
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(f"{config.run_dir}: {error}") from error
+    except RuntimeError as error:
+        raise DryBatchError(
+            f"{config.run_dir}: one batch of {len(indices)} samples at toy width failed: {error}; nothing was queued"
+        ) from error
+    finite = bool(torch.isfinite(loss)) and all(bool(torch.isfinite(g).all()) for g in gradients)
+    if not gradients or not finite:
+        what = "no gradient" if not gradients else f"loss {float(loss):g} or its gradient is not finite"
+        raise DryBatchError(f"{config.run_dir}: one batch of {len(indices)} samples at toy width: {what}")
+
+
+def _toy_width(method: Any) -> Any:
+    """The method with the narrowest preset of its backbone (where it has presets), on the back-end for the CPU."""
+    backbone = getattr(method, "backbone", None)
+    if backbone is None:
+        return method
+    changes: dict[str, str] = {}
+    presets = typing.get_args(typing.get_type_hints(type(backbone)).get("preset"))
+    narrow = [name for name in presets if name.endswith("_tiny")]
+    if narrow:
+        changes["preset"] = narrow[0]
+    if hasattr(backbone, "backend"):
+        changes["backend"] = "auto"
+    return dataclasses.replace(method, backbone=dataclasses.replace(backbone, **changes))
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_NAMES_SHOWN]) or "none"
+    return shown + (f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else "")

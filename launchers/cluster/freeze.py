@@ -1,0 +1,160 @@
+"""Freezes a submission: the code that jobs run from, and what they run, so that later edits do not reach them.
+
+The packages are copied to `<root>/code/<hash>/`, once for each state of the code; jobs start with that folder as their
+current one, which Python searches first. What a run was asked for goes to `<run>/submission/`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from configs.load import ConfigError
+
+CODE_FOLDER = "code"
+SUBMISSION_FOLDER = "submission"
+CONFIG_FILE = "config.yaml"
+OVERRIDES_FILE = "overrides.txt"
+COMMIT_FILE = "commit.json"
+DIFF_FILE = "diff.patch"
+CLUSTER_FILE = "cluster.yaml"
+PACKAGES = ("configs", "data", "engine", "launchers", "models")
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodeState:
+    """The code at the time of a submission.
+
+    Attributes:
+        folder: its copy, which jobs run from; the checkout itself where nothing is copied.
+        commit: git commit it is based on; None outside a checkout.
+        diff: tracked changes since that commit, as git prints them.
+        untracked: files that git does not know (and does not ignore); they are in the copy, not in the diff.
+    """
+
+    folder: Path
+    commit: str | None
+    diff: str
+    untracked: tuple[str, ...]
+
+
+def present_code(repository: Path = REPOSITORY) -> CodeState:
+    """The code as it lies here, not copied."""
+    commit, diff, untracked, _ = _from_git(repository) or (None, "", (), [])
+    return CodeState(folder=repository, commit=commit, diff=diff, untracked=untracked)
+
+
+def freeze_code(root: Path, *, repository: Path = REPOSITORY) -> CodeState:
+    """Copy the packages to `root`/code/<hash of their content>/ unless that copy is there.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    commit, diff, untracked, files = _from_git(repository) or (None, "", (), _all_files(repository))
+    contents = {name: (repository / name).read_bytes() for name in sorted(files) if (repository / name).is_file()}
+    digest = hashlib.sha256()
+    for name, content in contents.items():
+        digest.update(f"{name}\0{len(content)}\0".encode() + content)
+    code = root.absolute() / CODE_FOLDER / digest.hexdigest()[:12]
+    state = CodeState(folder=code, commit=commit, diff=diff, untracked=untracked)
+    if code.is_dir():
+        return state
+    draft = code.with_name(f".{code.name}.{os.getpid()}")
+    try:
+        for name, content in contents.items():
+            path = draft / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        (draft / COMMIT_FILE).write_text(_commit_json(state), encoding="utf-8")
+        _move_into_place(draft, code)
+    except OSError as error:
+        raise ConfigError(
+            f"{code}: the code cannot be copied there: {error}; choose another run_dir or root"
+        ) from error
+    return state
+
+
+def freeze_run(
+    run_dir: Path, *, config_text: str, overrides: Sequence[str], cluster_text: str | None, code: CodeState
+) -> Path:
+    """Write what a run was asked for into its folder; a resubmission replaces it.
+
+    Args:
+        run_dir: folder of the run.
+        config_text: resolved config.
+        overrides: as given on the command line or by the sweep.
+        cluster_text: resolved cluster; None for runs without SLURM.
+        code: what `freeze_code` returned.
+
+    Returns:
+        The frozen config's file.
+    """
+    folder = run_dir.absolute() / SUBMISSION_FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / OVERRIDES_FILE).write_text("".join(f"{line}\n" for line in overrides), encoding="utf-8")
+    (folder / COMMIT_FILE).write_text(_commit_json(code), encoding="utf-8")
+    (folder / DIFF_FILE).write_text(code.diff, encoding="utf-8", errors="surrogateescape")
+    if cluster_text is not None:
+        (folder / CLUSTER_FILE).write_text(cluster_text, encoding="utf-8")
+    config = folder / CONFIG_FILE
+    draft = config.with_name(f".{CONFIG_FILE}.{os.getpid()}")
+    draft.write_text(config_text, encoding="utf-8")
+    os.replace(draft, config)  # at once: a job of an earlier submission may be reading it
+    return config
+
+
+def _from_git(repository: Path) -> tuple[str, str, tuple[str, ...], list[str]] | None:
+    """Commit, diff, untracked files and all files of the packages; None where this is no checkout."""
+    if not (repository / ".git").exists():
+        return None  # a folder inside somebody else's checkout is not one
+    try:
+        commit = _git(repository, "rev-parse", "HEAD").strip()
+        diff = _git(repository, "diff", "--binary", "HEAD", "--", *PACKAGES)
+        tracked = _git(repository, "ls-files", "-z", "--", *PACKAGES).split("\0")
+        others = _git(repository, "ls-files", "-z", "--others", "--exclude-standard", "--", *PACKAGES).split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    untracked = tuple(sorted(filter(None, others)))
+    return commit, diff, untracked, [*filter(None, tracked), *untracked]
+
+
+def _git(repository: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=repository, check=True, capture_output=True)
+    return done.stdout.decode(errors="surrogateescape")
+
+
+def _all_files(repository: Path) -> list[str]:
+    found = (path for name in PACKAGES for path in (repository / name).rglob("*"))
+    return [str(p.relative_to(repository)) for p in found if p.is_file() and p.suffix in {".py", ".yaml"}]
+
+
+def _commit_json(code: CodeState) -> str:
+    content = {
+        "commit": code.commit,
+        "dirty": bool(code.diff or code.untracked),
+        "untracked": list(code.untracked),
+        "code": str(code.folder),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "folder": os.getcwd(),
+    }
+    return json.dumps(content, indent=1) + "\n"
+
+
+def _move_into_place(draft: Path, code: Path) -> None:
+    try:
+        os.rename(draft, code)
+    except OSError:
+        if not code.is_dir():
+            raise
+        shutil.rmtree(draft)  # another submission was first, with the same content

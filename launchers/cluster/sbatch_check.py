@@ -1,0 +1,38 @@
+"""`python -m launchers.cluster.sbatch_check CONFIG [section.field=value ...]`: asked by slurm/pretrain_*.sh first.
+
+Looks at the config, the shards and the run's folder; a mistake is one message and exit code 2 or 1. Prints the folder
+of the run, which the batch script needs and the config knows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launchers.cli import guarded
+from launchers.cluster.dry_check import check_folder, check_runs
+from launchers.runs.training import load_run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Check; prints the run's folder.
+
+    Raises:
+        ConfigError: a mistake in the config, or the folder cannot be written.
+        ShardError: no prepared set where the config says.
+    """
+    parser = argparse.ArgumentParser(prog="python -m launchers.cluster.sbatch_check", description=__doc__)
+    parser.add_argument("config", help="YAML file of the run")
+    parser.add_argument("overrides", nargs="*", metavar="section.field=value")
+    options = parser.parse_args(argv)
+    config = load_run(options.config, options.overrides)
+    check_runs([config], one_batch=False)
+    check_folder(Path(config.run_dir))
+    print(config.run_dir)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))

@@ -1,0 +1,137 @@
+"""Job arrays on SLURM, by submitit and sbatch."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from configs.schema import ClusterConfig, ResourcesConfig
+from launchers.cluster import slurm
+from launchers.cluster.jobs import PretrainJob, Work
+from launchers.cluster.queues import AT_ONCE, After, frozen_python, own_variables_only
+
+_SURVIVORS_FINISH = ("--kill-on-bad-exit=0", "--wait=120")
+"""When one process of a run has ended, the others find out by themselves which, note it, and leave with the code that
+decides what comes next; SLURM ends them two minutes later."""
+_SET_BY_US = frozenset(
+    f"SBATCH_{option}" for option in ("TIMELIMIT", "SIGNAL", "ARRAY_INX", "OPEN_MODE", "OUTPUT", "ERROR", "NO_REQUEUE")
+)
+
+
+@dataclass(kw_only=True)
+class SlurmQueue:
+    """Job arrays by submitit and sbatch.
+
+    Attributes:
+        config: the cluster, and what pre-training asks for; other work gets `config.evaluate`.
+        logs: folder of output.
+        code: folder of the frozen code.
+    """
+
+    config: ClusterConfig
+    logs: Path
+    code: Path
+
+    @property
+    def cluster(self) -> str | None:
+        """Name of the cluster."""
+        return self.config.name
+
+    def submit(self, works: Sequence[Work], *, name: str, after: After = AT_ONCE) -> list[str]:
+        """Queue an array; pre-training is throttled to `array_parallelism` elements at a time.
+
+        Raises:
+            SlurmError: sbatch refuses; its words are in the message.
+        """
+        import submitit
+
+        parameters = sbatch_parameters(self.config, works, name=name, after=after, code=self.code)
+        # sbatch prefers its variables to the lines of a script.
+        ours = {f"SBATCH_{option.upper()}" for option in ("partition", "account", "qos") if option in parameters}
+        with own_variables_only(hide=ours | _SET_BY_US):
+            executor = submitit.SlurmExecutor(folder=self.logs, python=frozen_python(self.code))
+            executor.update_parameters(**parameters)
+            try:
+                jobs = executor.submit_array(list(works))
+            except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
+                raise slurm.SlurmError(f"sbatch refused {name}: {' '.join(str(error).split())}") from error
+        ids = [str(job.job_id) for job in jobs]
+        self._warn(ids[0])
+        return ids
+
+    def _warn(self, job: str) -> None:
+        """What sbatch lets pass and the partition never starts."""
+        info = slurm.queue([job]).get(job)
+        if info is not None and info.reason.startswith("Partition"):
+            print(
+                f"job {job} cannot start as things are ({info.reason}); see sinfo. Where it asks for more than its "
+                "partition allows, cancel it and ask for less (cluster.time_min, --nodes)",
+                file=sys.stderr,
+            )
+
+    @property
+    def failed(self) -> set[str]:
+        """None: nothing has run yet."""
+        return set()
+
+
+def sbatch_parameters(
+    config: ClusterConfig, works: Sequence[Work], *, name: str, after: After, code: Path
+) -> dict[str, Any]:
+    """What submitit is told about an array (its names for sbatch's options)."""
+    training = isinstance(works[0], PretrainJob)
+    asked: ResourcesConfig = config if training else config.evaluate
+    parameters: dict[str, Any] = {
+        "job_name": job_name(name),
+        "time": asked.time_min,
+        "nodes": asked.nodes,
+        "ntasks_per_node": asked.tasks,
+        "cpus_per_task": asked.cpus_per_task,
+        "signal_delay_s": min(config.signal_s, 60 * asked.time_min // 2),
+        "array_parallelism": config.array_parallelism if training else len(works),
+        "setup": [*config.setup, *(_after_step([w for w in works if isinstance(w, PretrainJob)], code))],
+        # srun does not take over cpus-per-task from sbatch since SLURM 22.05.
+        "srun_args": [*_SURVIVORS_FINISH, f"--cpus-per-task={asked.cpus_per_task}"],
+        "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"}
+        | {option: True if value.lower() == "true" else value for option, value in config.sbatch.items()},
+        "partition": asked.partition or config.partition,
+        "account": config.account,
+        "qos": config.qos,
+        "gpus_per_node": asked.gpus_per_node or None,
+        "mem": None if asked.mem_gb is None else f"{round(asked.mem_gb * 1024)}M",
+        "dependency": _dependency(after),
+    }
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def job_name(name: str) -> str:
+    """A name that is safe in a batch script and readable in `squeue`."""
+    return "tandem-" + (re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-")[:60] or "run")
+
+
+def _dependency(after: After) -> str | None:
+    parts = [f"afterok:{':'.join(after.succeeded)}"] if after.succeeded else []
+    parts += [f"afterany:{':'.join(after.ended)}"] if after.ended else []
+    return ",".join(parts) or None
+
+
+def _after_step(works: Sequence[PretrainJob], code: Path) -> list[str]:
+    """Shell lines: when the batch script ends, decide in one place whether the run is queued again."""
+    if not works:
+        return []
+    runs = " ".join(shlex.quote(work.run_dir) for work in works)
+    return [
+        f"runs=({runs})",
+        "run_dir=${runs[${SLURM_ARRAY_TASK_ID:-0}]}",
+        f"after_step() {{ code=$?; cd {shlex.quote(str(code))} && "
+        f'{shlex.quote(sys.executable)} -m launchers.cluster.after_step "$code" "$run_dir"; }}',
+        "trap after_step EXIT",
+        f"(cd {shlex.quote(str(code))} && "
+        f'exec {shlex.quote(sys.executable)} -m launchers.cluster.step_watch "$run_dir" $$) &',
+        "trap : TERM",  # at a cancellation the script gets it too, and has to outlive srun
+    ]

@@ -1,0 +1,216 @@
+"""Queues runs with all that follows them; the core of `tandem submit`, `sweep` and `requeue`.
+
+Pre-training first, one array. Then for each run its evaluations, which wait for it to succeed; random-initialisation
+rows, which wait for nothing; and one report after all. Called again, it queues what is neither done nor queued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from configs.load import dump
+from configs.schema import PRETRAIN_CHOICES
+from launchers.cluster import slurm
+from launchers.cluster.followup import report_job
+from launchers.cluster.freeze import CodeState, freeze_code, freeze_run, present_code
+from launchers.cluster.jobs import FollowJob, PretrainJob, Work
+from launchers.cluster.jobs_file import Jobs, read_jobs, write_jobs
+from launchers.cluster.queues import AT_ONCE, LOGS_FOLDER, After, DebugQueue, LocalQueue, Queue
+from launchers.cluster.slurm_queue import SlurmQueue
+from launchers.cluster.standing import Order, Run, Standing, known_jobs, look
+from launchers.runs.run_status import find_runs
+
+
+def submit(order: Order, *, dry_run: bool = False) -> bool:
+    """Check, freeze, queue; says on stdout what it did.
+
+    Args:
+        order: what is wanted.
+        dry_run: stop after the checks and say what would be queued.
+
+    Returns:
+        Whether nothing is known to have failed; on SLURM nothing has run yet.
+
+    Raises:
+        ConfigError, ShardError, DryBatchError: the dry check found something; nothing was queued.
+        SlurmError: SLURM is not here or refuses; what was queued before is in the runs' jobs.json.
+    """
+    standing = look(order)
+    for run in standing.runs:
+        _say(run, order)
+    if dry_run:
+        _say_plan(order, standing)
+        return True
+    code = present_code() if order.where == "debug" else freeze_code(order.root)
+    queue = new_queue(order, code)
+    runs = _train(standing, order, queue, code)
+    if order.evaluate:
+        _Following(order=order, queue=queue, active=standing.active).submit(runs)
+    print(f"watch: tandem status {order.root}")
+    return not queue.failed
+
+
+def new_queue(order: Order, code: CodeState) -> Queue:
+    """Where the order's jobs go."""
+    logs = order.root.absolute() / LOGS_FOLDER
+    if order.where == "debug":
+        return DebugQueue(logs=logs)
+    kind = SlurmQueue if order.where == "slurm" else LocalQueue
+    queue: Queue = kind(config=order.cluster, logs=logs, code=code.folder)
+    return queue
+
+
+# ---------------------------------------------------------------------------------------------------------- training
+
+
+def _train(standing: Standing, order: Order, queue: Queue, code: CodeState) -> list[Run]:
+    """Queue the array of pre-training; all runs, with the ids that they are trained by."""
+    folder = str(Path.cwd())
+    works: list[Work] = []
+    for run in standing.to_train:
+        config = freeze_run(
+            run.folder,
+            config_text=dump(run.point.config, choices=PRETRAIN_CHOICES),
+            overrides=run.point.overrides,
+            cluster_text=dump(order.cluster) if order.where == "slurm" else None,
+            code=code,
+        )
+        works.append(PretrainJob(run_dir=str(run.folder), config=str(config), folder=folder))
+    ids = queue.submit(works, name=order.name) if works else []
+    queued = {run.folder: job for run, job in zip(standing.to_train, ids, strict=True)}
+    for run in standing.to_train:
+        write_jobs(run.folder, _with_ids(Jobs(), queue, pretrain=queued[run.folder]))
+        _tell(queue, f"{run.name}: training", queued[run.folder])
+    return [replace(run, training=queued.get(run.folder, run.training)) for run in standing.runs]
+
+
+def _with_ids(jobs: Jobs, queue: Queue, **ids: Any) -> Jobs:
+    """The jobs with more ids; those of processes on this machine mean nothing later and are left out."""
+    jobs = replace(jobs, logs=str(queue.logs), cluster=queue.cluster)
+    return jobs if queue.cluster is None else replace(jobs, **ids)
+
+
+# ------------------------------------------------------------------------------------------------------ what follows
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Following:
+    """Queues evaluations, baselines and the report of an order's runs.
+
+    Attributes:
+        order: what is wanted.
+        queue: where jobs go.
+        active: ids of earlier jobs that are queued or running.
+    """
+
+    order: Order
+    queue: Queue
+    active: frozenset[str]
+
+    def submit(self, runs: Sequence[Run]) -> None:
+        evaluated = [run for run in runs if run.elements]
+        if not evaluated:
+            print("no evaluations: evaluate.configs is empty")
+            return
+        wanted = [job for run in evaluated for job in self._evaluations(run)]
+        wanted += self._baselines(evaluated)
+        wanted += [run.training for run in runs if run.training is not None]
+        if not wanted:
+            print(f"nothing left to do; `tandem report {self.order.root}` writes the report again")
+            return
+        self._report(evaluated, wanted)
+
+    def _evaluations(self, run: Run) -> list[str]:
+        """Queue the elements that are neither done nor queued; ids of all that are not done."""
+        stale = run.training is not None  # results that are there belong to an earlier checkpoint
+        after = AT_ONCE if run.training is None else After(succeeded=(run.training,))
+        if run.select is not None and (stale or not run.select.done()):
+            chosen = run.jobs.select if run.jobs.select in self.active else None
+            if chosen is None:
+                chosen = self._queued([run.select], f"{run.name}-select", after)[0]
+                self._record(run, select=chosen)
+            after = After(succeeded=(chosen,))
+        before = {name: job for name, job in run.jobs.evaluate.items() if job in self.active}
+        new = [job for job in run.elements if job.name not in before and (stale or not job.done())]
+        ids = self._queued(new, f"{run.name}-evaluate", after)
+        if new:
+            fresh = {job.name: id_ for job, id_ in zip(new, ids, strict=True)}
+            self._record(run, evaluate={**run.jobs.evaluate, **fresh})
+            _tell(self.queue, f"{run.name}: {len(new)} evaluations", _array(ids[0]))
+        return [*before.values(), *ids]
+
+    def _baselines(self, runs: Sequence[Run]) -> list[str]:
+        """Queue the random-initialisation rows that are neither there nor queued; ids of all that are not there."""
+        known = {key: job for jobs in known_jobs(self.order) for key, job in jobs.baselines.items()}
+        queued = {key: job for key, job in known.items() if job in self.active}
+        new = {job.key: job for run in runs for job in run.baselines if job.key not in queued and not job.done()}
+        ids = self._queued(list(new.values()), f"{self.order.name}-random", AT_ONCE)
+        if new:
+            queued |= dict(zip(new, ids, strict=True))
+            _tell(self.queue, f"random initialisation: {len(new)} jobs", _array(ids[0]))
+        for run in runs:
+            own = {job.key: queued[job.key] for job in run.baselines if job.key in queued}
+            if own:
+                self._record(run, baselines=own)
+        return [queued[key] for key in {job.key for run in runs for job in run.baselines} if key in queued]
+
+    def _report(self, runs: Sequence[Run], wanted: Sequence[str]) -> None:
+        """Queue the report, in place of one that waits, unless nothing is new."""
+        waiting = sorted({run.jobs.report for run in runs if run.jobs.report is not None} & self.active)
+        if waiting and self.active.issuperset(wanted):
+            return
+        slurm.cancel(waiting)
+        # All runs of the root, also those that this call does not touch.
+        folders = {run.folder for run in runs} | {found.absolute() for found in find_runs(self.order.root)}
+        report = report_job(self.order.root.absolute(), sorted(folders))
+        # Whole arrays instead of all their elements: sbatch's line would grow with the sweep.
+        after = After(ended=tuple(dict.fromkeys(map(_array, wanted))))
+        job = self._queued([report], f"{self.order.name}-report", after)[0]
+        for run in runs:
+            self._record(run, report=job)
+        _tell(self.queue, "report", job)
+
+    def _queued(self, works: Sequence[Work], name: str, after: After) -> list[str]:
+        folder = str(Path.cwd())
+        jobs = [FollowJob(work=work, folder=folder) for work in works]
+        return self.queue.submit(jobs, name=name, after=after) if jobs else []
+
+    def _record(self, run: Run, **ids: Any) -> None:
+        write_jobs(run.folder, _with_ids(read_jobs(run.folder) or Jobs(), self.queue, **ids))
+
+
+def _array(job: str) -> str:
+    """The array that an element belongs to."""
+    return job.partition("_")[0]
+
+
+# ------------------------------------------------------------------------------------------------------------- words
+
+
+def _tell(queue: Queue, what: str, job: str) -> None:
+    if queue.cluster is not None:  # elsewhere it is over by now, and the queue has said how it went
+        print(f"{what} queued as {job}")
+
+
+def _say(run: Run, order: Order) -> None:
+    if run.finished:
+        print(f"{run.name}: finished before")
+    elif run.training is not None:
+        print(f"{run.name}: is in the queue as {run.training}")
+    elif not order.train:
+        print(f"{run.name}: is not finished; what follows sees its newest checkpoint")
+
+
+def _say_plan(order: Order, standing: Standing) -> None:
+    asked = order.cluster
+    counts = f"{len(standing.to_train)} of {len(standing.runs)} runs"
+    print(f"would train {counts}, each on {asked.nodes} x {asked.tasks} process(es):")
+    for run in standing.to_train:
+        print(f"  {run.folder}")
+    elements = sum(len(run.elements) for run in standing.runs)
+    if elements:
+        print(f"then {elements} evaluations, random initialisation beside them, and a report in {order.root}")
+    print("nothing was queued (--dry-run)")

@@ -1,0 +1,128 @@
+"""What a run asks of the file system: reading shards, writing checkpoints, and how often to write them.
+
+Letters as in `launchers.planning.arithmetic`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from launchers.planning.arithmetic import FP32, Data, Model, Run
+
+INDEX_BYTES = 8
+EPOCHS_HELD = 2
+"""Permutations that each reading process keeps (`data.order.SampleOrder`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """The load on the file system.
+
+    Attributes:
+        in_flight: samples of all processes that are being trained on or made ready.
+        shards_open: different shards that these lie in, at most; None without a set.
+        readers_per_shard: reading processes that share one of them.
+        opens_per_sample: files opened for each sample read; the rest of reads finds its file open.
+        order_bytes_per_node: index permutations, held by every reading process.
+    """
+
+    in_flight: int
+    shards_open: int | None
+    readers_per_shard: float | None
+    opens_per_sample: float
+    order_bytes_per_node: float
+
+
+def reading(data: Data, run: Run) -> Reading:
+    """Who reads what at one time, from the order of `data.order`: groups of shards, one after another.
+
+    A window of W samples touches at most ceil(W / G) + 1 groups of G samples. A reader takes k = G / readers samples
+    of a group with s shards, which lie in s (1 - (1 - 1/s)^k) different ones on average (draws with replacement), and
+    opens each once; a set of no more shards than a reader keeps open is opened once and for all.
+    """
+    in_flight = run.world_size * run.micro_batch_size * (1 + run.workers * run.prefetch)
+    order = EPOCHS_HELD * INDEX_BYTES * data.samples * run.processes_per_node * max(run.workers, 1)
+    if data.shards is None:
+        return Reading(
+            in_flight=in_flight,
+            shards_open=None,
+            readers_per_shard=None,
+            opens_per_sample=1.0,
+            order_bytes_per_node=float(order),
+        )
+    in_group = min(run.shards_per_group, data.shards)
+    group = data.samples / data.shards * in_group
+    shards_open = min(data.shards, in_group * (math.ceil(in_flight / group) + 1))
+    each = group / run.readers
+    different = in_group * (1 - (1 - 1 / in_group) ** each)
+    return Reading(
+        in_flight=in_flight,
+        shards_open=shards_open,
+        readers_per_shard=run.readers / shards_open,
+        opens_per_sample=0.0 if data.shards <= data.open_limit else min(1.0, different / each),
+        order_bytes_per_node=float(order),
+    )
+
+
+# -------------------------------------------------------------------------------------------------------- checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One checkpoint on disk, bytes.
+
+    Attributes:
+        weights: weights.safetensors.
+        optimizer: the optimizer's shards in all rank files together.
+        files: how many.
+    """
+
+    weights: float
+    optimizer: float
+    files: int
+
+    @property
+    def total(self) -> float:
+        """All of it; random states and descriptions (some 10 kB a process) are left out."""
+        return self.weights + self.optimizer
+
+
+def checkpoint(model: Model, run: Run) -> Checkpoint:
+    """Sizes of what `engine.checkpoint` writes.
+
+    weights.safetensors holds all parameters in fp32, the frozen ones too, and the buffers. The rank files hold 4mP at
+    stage 0 (rank 0's), 4(m + 1)P from stage 1 on: the state and the fp32 copy, each process its share.
+    """
+    masters = 1 if run.zero_stage > 0 else 0
+    return Checkpoint(
+        weights=float(FP32 * (model.trainable + model.frozen) + model.buffer_bytes),
+        optimizer=float(FP32 * (run.optimizer_numbers + masters) * model.trainable),
+        files=run.world_size + 4,
+    )
+
+
+def best_interval_s(checkpoint_s: float, between_failures_s: float) -> float:
+    """Seconds of training between checkpoints that lose the least time: sqrt(2 C M).
+
+    Args:
+        checkpoint_s: C, time that one takes.
+        between_failures_s: M, mean time between failures of the job.
+
+    Source: Young (CACM 1974); Daly (FGCS 2006) adds terms that matter only where C is no longer small against M.
+    """
+    return math.sqrt(2 * checkpoint_s * between_failures_s)
+
+
+def lost_share(checkpoint_s: float, interval_s: float, between_failures_s: float, restart_s: float) -> float:
+    """Share of the time that checkpoints, repeated work and restarts cost: C / t + (t / 2 + R) / M.
+
+    Args:
+        checkpoint_s: C.
+        interval_s: t, training between two checkpoints.
+        between_failures_s: M.
+        restart_s: R, from a failure to the first new update.
+
+    Source: Young (CACM 1974), with the restart added as in Daly (FGCS 2006), first order.
+    """
+    return checkpoint_s / interval_s + (interval_s / 2 + restart_s) / between_failures_s

@@ -1,0 +1,121 @@
+"""TensorBoard's table of hyper-parameters: what runs differ in, beside what their evaluations gave.
+
+Written anew by each report into a folder of its own: a second event file in a run's own TensorBoard folder would make
+TensorBoard stop following the first.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard.writer import SummaryWriter
+
+from engine.downstream.results import Result, baseline_of, paired_difference
+from launchers.runs.settings import differences
+
+FOLDER = "hparams"
+
+
+@dataclass(frozen=True, kw_only=True)
+class HparamRun:
+    """One line of the table.
+
+    Attributes:
+        name: of the run.
+        config: resolved config.
+        metrics: name -> value.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+def write_hparams(out: Path, runs: Sequence[HparamRun]) -> Path:
+    """Write the table, replacing an earlier one.
+
+    Args:
+        out: folder of the report.
+        runs: the lines.
+
+    Returns:
+        The folder to be read by TensorBoard.
+    """
+    told = hyper_parameters(runs)
+    final = out / FOLDER
+    draft = Path(tempfile.mkdtemp(dir=out, prefix=f".{FOLDER}."))
+    try:
+        draft.chmod(0o755)
+        for run in runs:
+            folder = draft / run.name  # "parent/run" becomes a folder in a folder
+            with SummaryWriter(str(folder)) as writer:
+                writer.add_hparams(dict(told[run.name]), dict(run.metrics), run_name=".")
+        shutil.rmtree(final, ignore_errors=True)
+        try:
+            draft.rename(final)
+        except OSError:
+            if not final.is_dir():  # else another report of these runs was quicker by a moment: as good as ours
+                raise
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # still there only if it did not become the table
+    return final
+
+
+def hyper_parameters(runs: Sequence[HparamRun]) -> dict[str, dict[str, str | int | float | bool]]:
+    """What is told of each run: method, length, rate, seed, and all that the runs differ in.
+
+    Args:
+        runs: the lines.
+    """
+    differ = differences({run.name: run.config for run in runs}) if runs else {}
+    return {
+        run.name: {
+            name: _plain(value)
+            for name, value in {
+                "method.name": _at(run.config, "method", "name"),
+                "optim.lr": _at(run.config, "optim", "lr"),
+                "schedule.steps": _at(run.config, "schedule", "steps"),
+                "seed": run.config.get("seed"),
+                **differ[run.name],
+            }.items()
+        }
+        for run in runs
+    }
+
+
+def metrics_of(results: Sequence[Result], everything: Sequence[Result]) -> dict[str, float]:
+    """mIoU, and the gain over random initialisation where there is one, in percent.
+
+    Args:
+        results: records of one run.
+        everything: all records, to find the baselines in.
+    """
+    metrics = {}
+    for result in sorted(results, key=lambda r: r.date):
+        place = f"eval/{result.dataset}/{result.protocol}/{result.labels}".replace(" ", "_")
+        baseline = baseline_of(result, everything)
+        gain = None if baseline is None else paired_difference(result, baseline)
+        for choice in result.chosen or ("last",):
+            prefix = "" if choice == "last" else f"{choice}_"
+            metrics[f"{place}/{prefix}miou"] = result.miou_mean
+            if gain is not None:
+                metrics[f"{place}/{prefix}gain"] = gain.mean
+    return metrics
+
+
+def _at(config: Mapping[str, Any], *path: str) -> Any:
+    value: Any = config
+    for key in path:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _plain(value: Any) -> str | int | float | bool:
+    if isinstance(value, bool | int | float | str):
+        return value
+    return "null" if value is None else str(value)

@@ -1,0 +1,176 @@
+"""Downstream results as rows: one table for the terminal, for markdown and for the report page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from engine.downstream.results import Difference, Result
+from launchers.reporting.repetitions import rows_of
+
+PROTOCOLS = {"linear_probe": "linear probe", "knn": "kNN", "finetune": "fine-tuning"}
+"""Protocol -> name for people; also their order."""
+
+HEADER = (
+    *("initialisation", "mIoU %", "over random", "accuracy %", "seeds", "rate"),
+    *("teacher", "labels seen in pre-training"),
+)
+"""Numbers first: a phone shows them without scrolling sideways."""
+NUMERIC = (1, 2, 3, 4, 5)
+"""Columns of `HEADER` that hold numbers."""
+
+LEAKS = {
+    "none": "none",
+    "ssl-teacher": "none (self-supervised teacher)",
+    "supervised-teacher": "image classes",
+    "class-agnostic-masks": "masks without classes",
+    "class-name-prompts": "names of the classes",
+    "unknown": "unknown",
+}
+"""Label-leak level -> what it means."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Results that may be compared: same protocol, set, labels, settings.
+
+    Attributes:
+        title: what they share.
+        results: random initialisation first, then by rising mIoU.
+        gains: paired difference of each to random initialisation; None where there is none.
+    """
+
+    title: str
+    results: tuple[Result, ...]
+    gains: tuple[Difference | None, ...]
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """Cells in the order of `HEADER`."""
+        return [_row(result, gain) for result, gain in zip(self.results, self.gains, strict=True)]
+
+
+def groups(results: Sequence[Result], labels: Mapping[str, str] | None = None) -> list[Group]:
+    """Sort results into comparable groups: by set, then protocol, then labels. Repetitions become one row.
+
+    Args:
+        results: all records.
+        labels: setting of pre-training -> text that tells it from others.
+    """
+    order = list(PROTOCOLS)
+    keyed: dict[tuple[str, int, str, str, str], list[Result]] = {}
+    for r in results:
+        rank = order.index(r.protocol) if r.protocol in order else len(order)
+        keyed.setdefault((r.dataset, rank, r.protocol, r.labels, r.fingerprint), []).append(r)
+    made = []
+    for (dataset, _, protocol, label, _), members in sorted(keyed.items()):
+        rows = rows_of(members, results, labels or {})
+        title = f"{dataset}: {PROTOCOLS.get(protocol, protocol)}, labels: {label}"
+        made.append(Group(title, tuple(r for r, _ in rows), tuple(gain for _, gain in rows)))
+    return made
+
+
+def plus_minus(mean: float, std: float | None, *, sign: bool = False) -> str:
+    """E.g. "31.2 ± 1.4", or the mean alone where there is one measurement."""
+    text = f"{mean:+.1f}" if sign else f"{mean:.1f}"
+    return text if std is None else f"{text} ± {std:.1f}"
+
+
+def _row(result: Result, gain: Difference | None) -> tuple[str, ...]:
+    rates = sorted(set(result.lr))
+    accuracy = sum(result.accuracy) / len(result.accuracy)
+    return (
+        result.init + (f" ({result.pretraining})" if result.pretraining else ""),
+        plus_minus(result.miou_mean, result.miou_std),
+        "–" if gain is None else plus_minus(gain.mean, gain.std, sign=True),
+        f"{accuracy:.1f}",
+        str(len(result.seeds)),
+        (", ".join(f"{lr:g}" for lr in rates) or "–") + (" *" if result.lr_at_edge else ""),
+        result.teacher or "–",
+        LEAKS[result.leak],
+    )
+
+
+def notes(results: Sequence[Result]) -> list[str]:
+    """What a reader of the table must know."""
+    lines = [
+        "mIoU over the classes of the test split, every point with its voxel's prediction; ± is the sample standard "
+        "deviation over seeds.",
+        "over random: difference to random initialisation under the same budget, seed by seed on the same label draws.",
+    ]
+    if any(len(r.pretrain_seeds) > 1 for group in groups(results) for r in group.results):
+        lines.append(
+            "Several runs in one row: each run counts once, with the mean over its protocol's seeds; ± is over "
+            "pre-training runs. They share the rows of random initialisation."
+        )
+    if any(r.chosen for r in results):
+        lines.append("best step: chosen on logs held out from the train split; the test split had no say in it.")
+    limits = sorted({str(q) for r in results if r.protocol == "knn" and (q := r.settings.get("queries_per_sweep"))})
+    if limits:
+        lines.append(f"kNN: {', '.join(limits)} random voxels of each test sweep, with all of their points.")
+    if any(r.lr_at_edge for r in results):
+        lines.append("* the best learning rate was at the end of the grid; a wider one might give more.")
+    return lines
+
+
+def print_table(results: Sequence[Result], console: Console, labels: Mapping[str, str] | None = None) -> None:
+    """To the terminal: one table a group, narrow enough for 80 columns.
+
+    Args:
+        results: all records.
+        console: where to.
+        labels: see `groups`.
+    """
+    made = groups(results, labels)
+    if not made:
+        console.print("no results yet")
+    names = [_name(result) for group in made for result in group.results]
+    # All tables get the same first column, so that the numbers stand below each other.
+    width = min(max(map(len, names), default=0), max(console.width - _NUMBERS_WIDTH, _LEAST_NAME_WIDTH))
+    for group in made:
+        best = max(r.miou_mean for r in group.results)
+        table = Table(title=escape(group.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        table.add_column("initialisation", overflow="fold", width=width)
+        for name, least in (("mIoU %", 11), ("over random", 11), ("runs", 4), ("rate", 6)):
+            table.add_column(name, justify="right", no_wrap=True, min_width=least)
+        for result, row in zip(group.results, group.rows, strict=True):
+            cells = (_name(result), row[1], row[2], row[4], row[5])
+            table.add_row(*map(escape, cells), style="bold" if result.miou_mean == best else "")
+        console.print(table)
+    for line in notes(results):
+        console.print(escape(line), style="dim")
+
+
+_NUMBERS_WIDTH = 58
+"""Columns of the terminal that the numbers and the gaps take, with two learning rates and a mark."""
+_LEAST_NAME_WIDTH = 20
+
+
+def _name(result: Result) -> str:
+    return f"{result.init}, {result.teacher}" if result.teacher else result.init
+
+
+def markdown(results: Sequence[Result], labels: Mapping[str, str] | None = None) -> str:
+    """As markdown, one table a group; `labels` as in `groups`."""
+    blocks = []
+    for group in groups(results, labels):
+        rule = ["---:" if column in NUMERIC else "---" for column in range(len(HEADER))]
+        lines = [f"**{plain(group.title)}**", "", *(table_line(cells) for cells in (HEADER, rule, *group.rows))]
+        blocks.append("\n".join(lines))
+    remarks = ("- " + line.replace("*", "\\*") for line in notes(results))  # a bare star would start a list
+    return "\n\n".join([*blocks, "\n".join(remarks)]) + "\n"
+
+
+def table_line(cells: Sequence[str]) -> str:
+    """A line of a markdown table."""
+    return "| " + " | ".join(plain(cell) for cell in cells) + " |"
+
+
+def plain(text: str) -> str:
+    """Names come from files: nothing in them may end a cell or start markup."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,172 @@
+"""Networks for downstream evaluation: pre-trained ones from checkpoints, random ones of the same architecture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from configs.load import ConfigError
+from configs.schema import EvaluateConfig, PretrainConfig
+from engine.checkpoint import WEIGHTS, load_weights, read_state
+from engine.downstream.evaluate import Initialisation
+from engine.downstream.results import LeakLevel
+from engine.errors import CheckpointError
+from launchers.runs.run_folder import CHECKPOINT_CONFIG, find_checkpoint_folder, load_run_config
+from launchers.runs.settings import setting_of
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pre-trained network on disk.
+
+    Attributes:
+        checkpoint: its folder.
+        config: of the run.
+        method: its name.
+        identity: run, step and beginning of the weights' sha256.
+        steps: updates of pre-training.
+    """
+
+    checkpoint: Path
+    config: PretrainConfig
+    method: str
+    identity: str
+    steps: int
+
+
+def open_source(path: Path) -> Source:
+    """Find and check a checkpoint.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or written by another version.
+    """
+    folder = find_checkpoint_folder(path)
+    return Source(
+        checkpoint=folder,
+        config=load_run_config(folder),
+        method=str(json.loads((folder / CHECKPOINT_CONFIG).read_text())["method"]["name"]),
+        identity=identity_of(folder),
+        steps=int(read_state(folder)["step"]),
+    )
+
+
+def identity_of(checkpoint: Path) -> str:
+    """Name of a checkpoint's weights in results, see `Source.identity`; the weights are not read."""
+    sha256 = json.loads((checkpoint / "files.json").read_text())[WEIGHTS]["sha256"]
+    return f"{run_folder_of(checkpoint).name}/{checkpoint.name} {sha256[:12]}"
+
+
+def run_folder_of(path: Path) -> Path:
+    """The run that a folder belongs to: <run>/checkpoints/step_... or the run itself."""
+    resolved = path.resolve()
+    return resolved.parent.parent if resolved.parent.name == "checkpoints" else resolved
+
+
+def check_alike(sources: Sequence[Source]) -> None:
+    """Repetitions of one method differ in their seed and their folder, in nothing that shapes the network.
+
+    Raises:
+        CheckpointError: names what differs.
+    """
+    for other in sources[1:]:
+        for what in ("method", "config.method", "config.data.voxel"):
+            first, second = (_attribute(s, what) for s in (sources[0], other))
+            if first != second:
+                raise CheckpointError(
+                    f"{other.checkpoint}: {what.removeprefix('config.')} differs from that of "
+                    f"{sources[0].checkpoint}; checkpoints of one call are repetitions of one method. Evaluate them in "
+                    "separate calls"
+                )
+
+
+def _attribute(value: object, dotted: str) -> object:
+    for name in dotted.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def pretrained_initialisation(sources: Sequence[Source], chosen: tuple[str, ...] = ()) -> Initialisation:
+    """The pre-trained networks."""
+    first = sources[0]
+    teacher, leak = describe_teacher(getattr(first.config.method, "teacher", None))
+    seeds = tuple(s.config.seed for s in sources)
+    steps = "/".join(sorted({str(s.steps) for s in sources}))
+    settings = {setting_of(s.config) for s in sources}
+    return Initialisation(
+        name=first.method,
+        pretrained=True,
+        networks=tuple(lambda s=s: pretrained_backbone(s) for s in sources),  # type: ignore[misc]
+        checkpoint=tuple(s.identity for s in sources),
+        teacher=teacher,
+        leak=leak,
+        pretraining=f"{steps} steps, seed{'s' if len(sources) > 1 else ''} {', '.join(map(str, seeds))}",
+        setting=settings.pop() if len(settings) == 1 else "",
+        pretrain_seeds=seeds,
+        chosen=chosen,
+    )
+
+
+def random_initialisation(config: PretrainConfig, protocols: EvaluateConfig) -> Initialisation:
+    """Random networks of a run's architecture, one a seed."""
+    count = max(len(protocols.seeds(p)) for p in protocols.protocols)
+    networks = tuple(lambda n=n: random_backbone(config, n) for n in range(count))
+    return Initialisation(name="random", pretrained=False, networks=networks)
+
+
+def random_backbone(config: PretrainConfig, seed: int) -> nn.Module:
+    """The run's 3D network with fresh weights; the caller's random state is left alone.
+
+    Raises:
+        ConfigError: the method has no 3D network.
+    """
+    backbone = getattr(config.method, "backbone", None)
+    if backbone is None:
+        raise ConfigError(
+            f"{type(config.method).__name__} has no section `backbone`: there is no 3D network to evaluate"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built: nn.Module = backbone.build()
+    return built
+
+
+def pretrained_backbone(source: Source) -> nn.Module:
+    """The run's 3D network with its trained weights, all of them.
+
+    Raises:
+        CheckpointError: the weights do not fit the network.
+    """
+    backbone = random_backbone(source.config, 0)
+    weights = load_weights(source.checkpoint, prefix="backbone.")
+    try:
+        backbone.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(
+            f"{source.checkpoint}: {len(lines)} kinds of mismatch between the weights and the run's network, first: "
+            f"{lines[0] if lines else error}; was it trained with another version?"
+        ) from error
+    return backbone
+
+
+def describe_teacher(teacher: object | None) -> tuple[str, LeakLevel]:
+    """Name for tables, and how much human labelling the teacher brought along."""
+    if teacher is None:
+        return "", "none"
+    name, weights = str(getattr(teacher, "name", "unnamed")), str(getattr(teacher, "weights", ""))
+    kind = weights.partition(":")[0]
+    levels: dict[str, LeakLevel] = {
+        "random": "none",
+        "imagenet": "supervised-teacher",
+        "torchvision": "supervised-teacher",
+        "moco_v1": "ssl-teacher",
+        "moco_v2": "ssl-teacher",
+        "moco_v3": "ssl-teacher",
+        "dino": "ssl-teacher",
+    }
+    return f"{name} ({kind})", levels.get(kind, "unknown")

@@ -1,0 +1,71 @@
+"""Where a result comes from: commit, machine, versions."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import platform
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import torch
+
+from launchers.cluster.freeze import COMMIT_FILE
+
+_PACKAGES = ("tandem-pretrain", "torch", "deepspeed", "spconv", "webdataset", "numpy", "scipy")
+
+
+def describe_environment() -> dict[str, object]:
+    """Date, commit, command, machine and versions, as JSON values."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "git": git_state(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": psutil.cpu_count(logical=True),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "packages": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+    }
+
+
+def git_state() -> dict[str, object] | None:
+    """Commit of the checkout and whether it has uncommitted changes; None outside a checkout.
+
+    A job that runs from a copy of the code (`launchers.cluster.freeze`) finds what was noted when the copy was made.
+    """
+    folder = Path(__file__).resolve().parent
+    noted = folder.parents[1] / COMMIT_FILE
+    if noted.is_file():
+        content = json.loads(noted.read_text(encoding="utf-8"))
+        return {"commit": content["commit"], "dirty": content["dirty"], "code": content["code"]}
+    try:
+        commit = _git(folder, "rev-parse", "HEAD")
+        return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=folder, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
