@@ -26,7 +26,6 @@ from data.shards import ShardError, replace_file
 from engine.downstream.results import FILE_NAME, Result, ResultsError, read_results
 from engine.errors import CheckpointError
 from launchers.cli import guarded
-from launchers.cluster.followup import BASELINES
 from launchers.cluster.jobs_file import JOBS_FILE
 from launchers.reporting.drawing import RgbImage
 from launchers.reporting.hparams import FOLDER as HPARAMS
@@ -36,6 +35,7 @@ from launchers.reporting.report_text import text_report
 from launchers.reporting.table import markdown, print_table
 from launchers.reporting.troubles import Trouble, selections, troubles
 from launchers.runs.attempts import FILE as ATTEMPTS_FILE
+from launchers.runs.elements import BASELINES
 from launchers.runs.provenance import describe_environment
 from launchers.runs.run_folder import METRICS_FILE, is_run, run_pictures
 from launchers.runs.run_status import read_config

@@ -25,15 +25,11 @@ from engine.checkpoint import list_checkpoints, newest_intact, step_of
 from engine.downstream.results import FILE_NAME, ResultsError, fingerprint, read_results
 from engine.errors import CheckpointError
 from launchers.evaluate import evaluate_random, evaluate_runs, shown_progress
+from launchers.runs.elements import ERROR_FILE, EVALUATIONS
 from launchers.runs.networks import identity_of
 from launchers.runs.run_folder import CONFIG_FILE
 from launchers.runs.selection import FOLDER as SELECTION
 from launchers.runs.selection import Selection, read_selection, select_best
-
-EVALUATIONS = "evaluation"
-"""Folder inside a run: one folder for each of its elements."""
-ERROR_FILE = "error.txt"
-"""In an element's folder: why it failed, first line for tables, then where."""
 
 _PICTURED_RUNS = 8
 """A report of more runs has no pictures: each needs the run's networks."""
@@ -264,15 +260,6 @@ def _failures_noted(folder: Path) -> Iterator[None]:
         except OSError as e:
             logger.warning("%s could not be written (%s)", folder / ERROR_FILE, e)
         raise
-
-
-def read_error(folder: Path) -> str | None:
-    """Why the job of a folder failed, one line; None if it did not."""
-    try:
-        lines = (folder / ERROR_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return None
-    return lines[0] if lines else "unknown"
 
 
 def _settings_in(folder: Path, settings: str) -> EvaluateConfig:

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launchers.cluster.follow_jobs import ERROR_FILE, read_error
 from launchers.cluster.slurm import JobInfo, SlurmError, available, queue
+from launchers.runs.elements import BASELINES, ERROR_FILE, read_error
 from launchers.runs.run_status import read_files, run_status
 from launchers.runs.run_trouble import BAD
 from launchers.runs.selection import FOLDER as SELECTION
@@ -74,7 +74,7 @@ def troubles(runs: Mapping[str, Path]) -> list[Trouble]:
 
 
 def _baselines(runs: Mapping[str, Path]) -> list[Trouble]:
-    folders = dict.fromkeys(folder.parent / "baselines" for folder in runs.values())
+    folders = dict.fromkeys(folder.parent / BASELINES for folder in runs.values())
     failed = sorted(path.parent for folder in folders for path in folder.glob(f"*/{ERROR_FILE}"))
     return [
         Trouble(

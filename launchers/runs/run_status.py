@@ -20,6 +20,7 @@ import yaml
 
 from engine import metric_names as names
 from engine.errors import CheckpointError
+from launchers.runs.elements import BASELINES, EVALUATIONS
 from launchers.runs.attempts import Attempt, read_attempts
 from launchers.cluster.jobs_file import JOBS_FILE, Jobs, read_jobs
 from launchers.runs.run_trouble import SLURM_ENDS, RunFiles, ended_badly, evaluations, mtime, tail
@@ -28,7 +29,7 @@ from launchers.cluster.slurm import JobInfo
 
 MARKS = ("config.yaml", "attempts.jsonl", JOBS_FILE, "submission", "checkpoints")
 """Each of these makes a folder a run's."""
-NO_RUNS = frozenset({"baselines", "code", "evaluation", "tensorboard"})
+NO_RUNS = frozenset({BASELINES, "code", EVALUATIONS, "tensorboard"})
 """Folders beside or in runs that hold none."""
 MAX_DEPTH = 4
 SPEED_LINES = 5

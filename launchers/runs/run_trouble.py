@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from launchers.runs.elements import EVALUATIONS, read_error
 from launchers.runs.attempts import Attempt
 from launchers.cluster.jobs_file import Jobs
 from launchers.cluster.slurm import JobInfo
@@ -76,18 +77,17 @@ def evaluations(folder: Path, jobs: Jobs, queue: Mapping[str, JobInfo]) -> tuple
         jobs: of the run.
         queue: what SLURM knows.
     """
-    root = folder / "evaluation"
+    root = folder / EVALUATIONS
     made = {path.name for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
     done, trouble = 0, []
     known = sorted(made | set(jobs.evaluate))
     for name in known:
-        error = root / name / "error.txt"
         info = queue.get(jobs.evaluate.get(name, ""))
         never = info is not None and info.reason == "DependencyNeverSatisfied"
         if info is not None and info.active and not never:
             continue  # whatever lies there is of an earlier attempt, or half of it
-        if error.is_file():
-            trouble.append(f"evaluation {name}: {_first_line(error)}")
+        if (reason := read_error(root / name)) is not None:
+            trouble.append(f"evaluation {name}: {reason}")
         elif (root / name / "results.json").is_file():
             done += 1
         elif never:
@@ -101,11 +101,6 @@ def evaluations(folder: Path, jobs: Jobs, queue: Mapping[str, JobInfo]) -> tuple
 def ended_badly(info: JobInfo) -> bool:
     """Whether a job is over and did not do its work."""
     return not info.active and info.state != "COMPLETED"
-
-
-def _first_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    return next((line.strip() for line in lines if line.strip()), "no reason recorded")
 
 
 # -------------------------------------------------------------------------------------------------------------- why

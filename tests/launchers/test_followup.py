@@ -20,11 +20,12 @@ from engine.distributed import World
 from engine.downstream.results import Result, read_results
 from engine.errors import CheckpointError
 from launchers.cli import main as tandem
-from launchers.cluster.follow_jobs import EvaluationJob, read_error
+from launchers.cluster.follow_jobs import EvaluationJob
 from launchers.cluster.followup import baseline_jobs, evaluation_jobs, report_job, safe_name, selection_job
 from launchers.evaluate import evaluate_runs, splits_of
 from launchers.report import gather
 from launchers.runs import selection
+from launchers.runs.elements import read_error
 from launchers.runs.selection import Selection, read_selection, select_best
 from launchers.runs.training import load_run
 from tests.engine.downstream.test_results import make
