@@ -42,7 +42,7 @@ def child(options: argparse.Namespace) -> None:
     from engine.optim import build_optimizer
     from engine.sync_bn import convert_sync_batchnorm
     from engine.zero import ZeroEngine
-    from launchers.runs.training import load_run
+    from launchers.run.training import load_run
     from launchers.teacher_cache import open_or_build
 
     torch.set_num_threads(1)

@@ -32,7 +32,7 @@ from engine.distributed import init_distributed, shutdown
 from engine.monitor import peak_rss_gib
 from engine.optim import build_optimizer
 from engine.zero import ZeroEngine
-from launchers.runs.training import load_run
+from launchers.run.training import load_run
 from launchers.teacher_cache import PoolsTeacher, open_or_build
 from models.lidar import sparse
 from tests.helpers.samples import write_toy_set

@@ -64,7 +64,7 @@ def trained(marks: Path, argv: list[str]) -> None:
 
     from engine import checkpoint
     from engine.zero import ZeroEngine
-    from launchers.runs import training
+    from launchers.run import training
 
     def around(owner: Any, name: str, before: str, after: str) -> None:
         function = getattr(owner, name)

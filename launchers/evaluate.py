@@ -41,14 +41,14 @@ from engine.downstream.protocol import LabelDraws, SegmentationTask, Splits, hol
 from engine.downstream.results import FILE_NAME, Result, ResultsError, read_results, write_results
 from launchers.cli import guarded
 from launchers.reporting.table import print_table
-from launchers.runs.networks import (
+from launchers.run.networks import (
     check_alike,
     open_source,
     pretrained_initialisation,
     random_initialisation,
     run_folder_of,
 )
-from launchers.runs.run_folder import CONFIG_FILE
+from launchers.run.run_folder import CONFIG_FILE
 
 _LONG_PASS = 64
 """Sweeps from which on reading ahead in other processes is worth starting them."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from engine.checkpoint import read_state
 from engine.errors import CheckpointError
 from launchers.cli import guarded
-from launchers.runs.run_folder import CHECKPOINT_CONFIG, build_objective, find_checkpoint_folder, load_run_config
+from launchers.run.run_folder import CHECKPOINT_CONFIG, build_objective, find_checkpoint_folder, load_run_config
 from models.lidar.minkowski import to_minkowski
 from models.lidar.res16unet import Res16UNet
 from models.methods.base import Objective

@@ -22,7 +22,7 @@ from launchers.reporting.contact_sheet import Picture, Table, page
 from launchers.reporting.drawing import RgbImage, png_bytes
 from launchers.reporting.set_summary import sample_table, set_tables
 from launchers.reporting.views import sample_views
-from launchers.runs.run_folder import is_run, run_pictures, run_tables
+from launchers.run.run_folder import is_run, run_pictures, run_tables
 
 
 def parser() -> argparse.ArgumentParser:

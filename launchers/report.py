@@ -34,13 +34,13 @@ from launchers.reporting.report_page import CURVES, RunReport, page
 from launchers.reporting.report_text import text_report
 from launchers.reporting.table import markdown, print_table
 from launchers.reporting.troubles import Trouble, selections, troubles
-from launchers.runs.attempts import FILE as ATTEMPTS_FILE
-from launchers.runs.elements import BASELINES
-from launchers.runs.provenance import describe_environment
-from launchers.runs.run_folder import METRICS_FILE, is_run, run_pictures
-from launchers.runs.run_status import read_config
-from launchers.runs.selection import Selection
-from launchers.runs.settings import labels, setting_of_tree
+from launchers.run.attempts import FILE as ATTEMPTS_FILE
+from launchers.run.elements import BASELINES
+from launchers.run.provenance import describe_environment
+from launchers.run.run_folder import METRICS_FILE, is_run, run_pictures
+from launchers.run.run_status import read_config
+from launchers.run.selection import Selection
+from launchers.run.settings import labels, setting_of_tree
 
 _ENVIRONMENT = "environment.json"
 _NOT_SEARCHED = {"checkpoints", "tensorboard", "teacher_cache", "labelled", "submission", "code", HPARAMS}

@@ -17,7 +17,7 @@ from launchers.cancel import runs_below
 from launchers.cli import guarded
 from launchers.cluster import slurm
 from launchers.cluster.freeze import CLUSTER_FILE, CONFIG_FILE, OVERRIDES_FILE, SUBMISSION_FOLDER
-from launchers.runs.run_status import read_files
+from launchers.run.run_status import read_files
 
 STOP_SIGNAL = "USR2"
 """What submitit asks SLURM to send before a time limit; training answers any stop signal alike."""

@@ -23,7 +23,7 @@ from launchers.cli import FAILURE, guarded
 from launchers.cluster.freeze import CONFIG_FILE, SUBMISSION_FOLDER
 from launchers.cluster.standing import Order, Point, Where
 from launchers.cluster.submission import submit
-from launchers.runs.training import load_run
+from launchers.run.training import load_run
 
 _CLUSTER_PREFIX = "cluster."
 

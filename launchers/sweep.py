@@ -22,7 +22,7 @@ from configs.schema import SweepConfig
 from launchers.cli import FAILURE, guarded
 from launchers.cluster.standing import Order, Point
 from launchers.cluster.submission import submit
-from launchers.runs.training import load_run
+from launchers.run.training import load_run
 from launchers.submit import add_where, load_cluster, where_of
 
 _MAX_NAME = 96

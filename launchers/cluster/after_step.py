@@ -25,7 +25,7 @@ from pathlib import Path
 
 from launchers.cli import PEER_LOST, TRY_AGAIN, USAGE_ERROR
 from launchers.cluster import slurm
-from launchers.runs.attempts import Attempt, read_attempts
+from launchers.run.attempts import Attempt, read_attempts
 
 FILE = "requeues.jsonl"
 

@@ -25,11 +25,11 @@ from engine.checkpoint import list_checkpoints, newest_intact, step_of
 from engine.downstream.results import FILE_NAME, ResultsError, fingerprint, read_results
 from engine.errors import CheckpointError
 from launchers.evaluate import evaluate_random, evaluate_runs, shown_progress
-from launchers.runs.elements import ERROR_FILE, EVALUATIONS
-from launchers.runs.networks import identity_of
-from launchers.runs.run_folder import CONFIG_FILE
-from launchers.runs.selection import FOLDER as SELECTION
-from launchers.runs.selection import Selection, read_selection, select_best
+from launchers.run.elements import ERROR_FILE, EVALUATIONS
+from launchers.run.networks import identity_of
+from launchers.run.run_folder import CONFIG_FILE
+from launchers.run.selection import FOLDER as SELECTION
+from launchers.run.selection import Selection, read_selection, select_best
 
 _PICTURED_RUNS = 8
 """A report of more runs has no pictures: each needs the run's networks."""
@@ -114,7 +114,7 @@ def _of_step(run_dir: Path, selection: Selection) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class SelectBestJob:
-    """Chooses a run's best checkpoint on logs held out from the train split; see `launchers.runs.selection`.
+    """Chooses a run's best checkpoint on logs held out from the train split; see `launchers.run.selection`.
 
     Attributes:
         run_dir: of the run.

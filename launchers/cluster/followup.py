@@ -27,7 +27,7 @@ from data.shards import Manifest, load_manifest
 from engine.downstream.results import fingerprint
 from launchers.cluster.follow_jobs import BaselineJob, EvaluationJob, ReportJob, SelectBestJob
 from launchers.evaluate import describe_fraction, measured_on
-from launchers.runs.elements import BASELINES
+from launchers.run.elements import BASELINES
 
 logger = logging.getLogger("tandem.followup")
 

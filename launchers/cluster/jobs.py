@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 from engine.preempt import StopSignals, ignore_stop_signals
 from launchers.cli import guarded
 from launchers.cluster import slurm
-from launchers.runs.attempts import read_attempts
+from launchers.run.attempts import read_attempts
 
 
 @runtime_checkable

@@ -17,9 +17,9 @@ from launchers.cluster.dry_check import check_cluster, check_folder, check_runs,
 from launchers.cluster.follow_jobs import BaselineJob, EvaluationJob, SelectBestJob
 from launchers.cluster.followup import baseline_jobs, evaluation_jobs, selection_job
 from launchers.cluster.jobs_file import JOBS_FILE, Jobs, read_jobs
-from launchers.runs.attempts import read_attempts
-from launchers.runs.run_folder import CONFIG_FILE
-from launchers.runs.settings import flat
+from launchers.run.attempts import read_attempts
+from launchers.run.run_folder import CONFIG_FILE
+from launchers.run.settings import flat
 
 Where = Literal["slurm", "local", "debug"]
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from launchers.cluster import slurm
-from launchers.runs.attempts import read_attempts
+from launchers.run.attempts import read_attempts
 
 PATIENCE_S = 45.0
 """How long srun may outlive the attempt's end: more than a process takes to leave."""

@@ -21,7 +21,7 @@ from launchers.cluster.jobs_file import Jobs, read_jobs, write_jobs
 from launchers.cluster.queues import AT_ONCE, LOGS_FOLDER, After, DebugQueue, LocalQueue, Queue
 from launchers.cluster.slurm_queue import SlurmQueue
 from launchers.cluster.standing import Order, Run, Standing, known_jobs, look
-from launchers.runs.run_status import find_runs
+from launchers.run.run_status import find_runs
 
 
 def submit(order: Order, *, dry_run: bool = False) -> bool:

@@ -16,8 +16,8 @@ from configs.schema import PretrainConfig
 from data.shards import file_sha256
 from engine import metric_names as names
 from launchers.planning.figures import StepTime
-from launchers.runs.run_status import all_metric_lines, read_config
-from launchers.runs.training import run as train
+from launchers.run.run_status import all_metric_lines, read_config
+from launchers.run.training import run as train
 from models.image.teacher import FrozenTeacher
 from models.methods.base import Objective
 

@@ -16,7 +16,7 @@ from launchers.reporting.curves import Curve, chart, legend
 from launchers.reporting.drawing import RgbImage, fit_width, jpeg_bytes
 from launchers.reporting.table import HEADER, NUMERIC, PROTOCOLS, Group, groups, notes, plus_minus
 from launchers.reporting.troubles import Trouble, describe_scores
-from launchers.runs.selection import Selection
+from launchers.run.selection import Selection
 
 _PICTURE_WIDTH_PX = 1280
 

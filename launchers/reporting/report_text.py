@@ -8,7 +8,7 @@ from engine.downstream.results import Result
 from launchers.reporting.report_page import RunReport
 from launchers.reporting.table import markdown, plain, table_line
 from launchers.reporting.troubles import Trouble, describe_scores
-from launchers.runs.selection import Selection
+from launchers.run.selection import Selection
 
 
 def text_report(

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launchers.cluster.slurm import JobInfo, SlurmError, available, queue
-from launchers.runs.elements import BASELINES, ERROR_FILE, read_error
-from launchers.runs.run_status import read_files, run_status
-from launchers.runs.run_trouble import BAD
-from launchers.runs.selection import FOLDER as SELECTION
-from launchers.runs.selection import Selection, read_selection
+from launchers.run.elements import BASELINES, ERROR_FILE, read_error
+from launchers.run.run_status import read_files, run_status
+from launchers.run.run_trouble import BAD
+from launchers.run.selection import FOLDER as SELECTION
+from launchers.run.selection import Selection, read_selection
 
 logger = logging.getLogger("tandem.report")
 

@@ -24,8 +24,8 @@ from launchers.cluster.after_step import (
     newest_step,
     read_entries,
 )
-from launchers.runs import attempts
-from launchers.runs.attempts import read_attempts
+from launchers.run import attempts
+from launchers.run.attempts import read_attempts
 
 RUNNING = OwnJob(state="RUNNING", reason="None", restarts=0)
 ENV = {"SLURM_JOB_ID": "12"}

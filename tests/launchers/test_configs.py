@@ -12,7 +12,7 @@ from configs.load import ConfigError, load
 from configs.schema import EvaluateConfig
 from engine.distributed import World
 from launchers.cli import main as tandem
-from launchers.runs.training import load_run
+from launchers.run.training import load_run
 from models.lidar.voxelnet import VoxelNetConfig
 from models.methods.slidr import SlidrConfig
 from tests.helpers.pretrain_run import CONFIGS, STREET, pretrain_here

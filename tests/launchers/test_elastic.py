@@ -19,8 +19,8 @@ from configs.load import ConfigError
 from data.loader import build_loader
 from engine.checkpoint import list_checkpoints, load_weights
 from engine.distributed import World
-from launchers.runs.elastic import choose_micro_batch
-from launchers.runs.training import load_run
+from launchers.run.elastic import choose_micro_batch
+from launchers.run.training import load_run
 from tests.helpers.pretrain_run import UNCACHED, arguments, pretrain_here, spawn_ranks
 from tests.helpers.toy_run import finish, losses, metrics, stop_at
 

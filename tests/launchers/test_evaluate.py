@@ -14,7 +14,7 @@ from data.shards import load_manifest
 from engine.downstream.results import read_results
 from launchers import evaluate as verb
 from launchers.cli import main as tandem
-from launchers.runs import networks
+from launchers.run import networks
 from tests.helpers.run_folder import run_config, write_toy_run
 from tests.helpers.samples import write_toy_set
 

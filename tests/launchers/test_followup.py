@@ -24,10 +24,10 @@ from launchers.cluster.follow_jobs import EvaluationJob
 from launchers.cluster.followup import baseline_jobs, evaluation_jobs, report_job, safe_name, selection_job
 from launchers.evaluate import evaluate_runs, splits_of
 from launchers.report import gather
-from launchers.runs import selection
-from launchers.runs.elements import read_error
-from launchers.runs.selection import Selection, read_selection, select_best
-from launchers.runs.training import load_run
+from launchers.run import selection
+from launchers.run.elements import read_error
+from launchers.run.selection import Selection, read_selection, select_best
+from launchers.run.training import load_run
 from tests.engine.downstream.test_results import make
 from tests.helpers.pretrain_run import UNCACHED, pretrain_here
 from tests.helpers.run_folder import run_config, write_toy_run

@@ -22,8 +22,8 @@ from launchers.cli import main as tandem
 from launchers.cluster import slurm
 from launchers.cluster.jobs_file import Jobs, write_jobs
 from launchers.cluster.slurm import JobInfo, SlurmError
-from launchers.runs.attempts import Attempt
-from launchers.runs.run_status import RunStatus, state_of
+from launchers.run.attempts import Attempt
+from launchers.run.run_status import RunStatus, state_of
 from launchers.status import duration, gather, show
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from launchers.cluster.step_watch import watch
-from launchers.runs import attempts
+from launchers.run import attempts
 
 PATIENCE_S = 0.6
 

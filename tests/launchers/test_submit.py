@@ -32,7 +32,7 @@ from launchers.cluster.slurm import JobInfo, SlurmError
 from launchers.cluster.slurm_queue import sbatch_parameters
 from launchers.cluster.standing import Order, Point
 from launchers.cluster.submission import submit
-from launchers.runs import attempts
+from launchers.run import attempts
 from tests.helpers.pretrain_run import CONFIGS, SMALL, STREET, UNCACHED, arguments
 from tests.helpers.run_folder import run_config, write_toy_run
 

@@ -17,7 +17,7 @@ from data.shards import SampleReader, load_manifest
 from data.teacher_cache import TeacherCache, teacher_cache_key
 from engine.distributed import World
 from launchers import teacher_cache as builder
-from launchers.runs.training import load_run
+from launchers.run.training import load_run
 from models.methods.slidr import Slidr
 from tests.helpers.pretrain_run import arguments, pretrain_here
 from tests.helpers.samples import write_toy_set

@@ -1,6 +1,6 @@
 """One pre-training run from its config: lock, towers, loader, engine, and a record of how it went.
 
-Whatever happens on the way, the run's folder says so (`launchers.runs.attempts`), and all ranks end alike.
+Whatever happens on the way, the run's folder says so (`launchers.run.attempts`), and all ranks end alike.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from engine.preempt import StopSignals
 from engine.pretrain import PretrainSettings, PretrainSummary, pretrain
 from engine.run_lock import RunLock
 from engine.watchdog import Watchdog
-from launchers.runs import attempts
 from launchers.cluster import slurm
-from launchers.runs.elastic import fit_micro_batch
 from launchers.reporting.pictures import pictures_of_set
-from launchers.runs.provenance import describe_environment
+from launchers.run import attempts
+from launchers.run.elastic import fit_micro_batch
+from launchers.run.provenance import describe_environment
 from launchers.teacher_cache import PoolsTeacher, open_or_build
 
 __all__ = ["load_run", "run", "show", "shutdown"]

@@ -20,12 +20,12 @@ import yaml
 
 from engine import metric_names as names
 from engine.errors import CheckpointError
-from launchers.runs.elements import BASELINES, EVALUATIONS
-from launchers.runs.attempts import Attempt, read_attempts
 from launchers.cluster.jobs_file import JOBS_FILE, Jobs, read_jobs
-from launchers.runs.run_trouble import SLURM_ENDS, RunFiles, ended_badly, evaluations, mtime, tail
-from launchers.runs.run_trouble import why as reasons
 from launchers.cluster.slurm import JobInfo
+from launchers.run.attempts import Attempt, read_attempts
+from launchers.run.elements import BASELINES, EVALUATIONS
+from launchers.run.run_trouble import SLURM_ENDS, RunFiles, ended_badly, evaluations, mtime, tail
+from launchers.run.run_trouble import why as reasons
 
 MARKS = ("config.yaml", "attempts.jsonl", JOBS_FILE, "submission", "checkpoints")
 """Each of these makes a folder a run's."""

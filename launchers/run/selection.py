@@ -21,8 +21,8 @@ from engine.checkpoint import list_checkpoints, newest_intact, step_of
 from engine.downstream.results import now
 from engine.errors import CheckpointError
 from launchers.evaluate import Progressing, evaluate_runs, splits_of
-from launchers.runs.networks import identity_of
-from launchers.runs.run_folder import load_run_config
+from launchers.run.networks import identity_of
+from launchers.run.run_folder import load_run_config
 
 FOLDER = "selection"
 _OUTCOME = "selection.json"

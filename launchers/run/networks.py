@@ -16,8 +16,8 @@ from engine.checkpoint import WEIGHTS, load_weights, read_state
 from engine.downstream.evaluate import Initialisation
 from engine.downstream.results import LeakLevel
 from engine.errors import CheckpointError
-from launchers.runs.run_folder import CHECKPOINT_CONFIG, find_checkpoint_folder, load_run_config
-from launchers.runs.settings import setting_of
+from launchers.run.run_folder import CHECKPOINT_CONFIG, find_checkpoint_folder, load_run_config
+from launchers.run.settings import setting_of
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launchers.runs.elements import EVALUATIONS, read_error
-from launchers.runs.attempts import Attempt
 from launchers.cluster.jobs_file import Jobs
 from launchers.cluster.slurm import JobInfo
+from launchers.run.attempts import Attempt
+from launchers.run.elements import EVALUATIONS, read_error
 
 TAIL_BYTES = 32_768
 """Read of the end of a log or of metrics.jsonl; a line of metrics is under 1 kB."""
@@ -111,7 +111,7 @@ def why(files: RunFiles, state: str, info: JobInfo | None) -> list[str]:
 
     Args:
         files: of the run.
-        state: as `launchers.runs.run_status.state_of` gave it.
+        state: as `launchers.run.run_status.state_of` gave it.
         info: its pre-training job, where SLURM still knows it.
     """
     lines = [files.damage] if files.damage else []
