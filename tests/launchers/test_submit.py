@@ -296,7 +296,7 @@ def test_what_sbatch_is_told(tmp_path: Path) -> None:
 )
 def test_the_batch_script_hands_on_run_and_code(tmp_path: Path, name: str) -> None:
     """The lines are run by a real shell; a stand-in for `launchers.cluster.after_step` notes what it got."""
-    package = tmp_path / "code" / "launchers"
+    package = tmp_path / "code" / "launchers" / "cluster"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
     (package / "after_step.py").write_text("import json, sys; json.dump(sys.argv[1:], open('got', 'w'))")
