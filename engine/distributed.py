@@ -67,7 +67,7 @@ class Launch:
         world_size: processes in all.
         local_rank: on this machine.
         master_addr: host of rank 0.
-        master_port: TCP port of the rendezvous on that host; 0 = any free one.
+        master_port: TCP port of the rendezvous on that host; 0 = any free one, which only a process alone can take.
     """
 
     launcher: Literal["torchrun", "srun", "alone"]
@@ -240,14 +240,13 @@ def init_distributed(device: Device = "auto", *, timeout_min: float = 30.0) -> W
         torch.cuda.set_device(chosen)
     deepspeed = import_deepspeed(chosen.type)
     if not (dist.is_initialized() and deepspeed.comm.is_initialized()):
-        port = launch.master_port or free_port()
         # DeepSpeed and torch both read these, whatever is passed as an argument.
         os.environ.update(
             RANK=str(launch.rank),
             WORLD_SIZE=str(launch.world_size),
             LOCAL_RANK=str(launch.local_rank),
             MASTER_ADDR=address(launch.master_addr) if launch.launcher == "srun" else launch.master_addr,
-            MASTER_PORT=str(port),
+            MASTER_PORT=str(launch.master_port),
         )
         deepspeed.init_distributed(
             dist_backend="nccl" if chosen.type == "cuda" else "gloo",
