@@ -65,7 +65,7 @@ SlurmdLogFile={folder}/slurmd-%n.log
 SlurmctldDebug=info
 SlurmdDebug=info
 # Short, so that tests see in seconds what takes minutes on a cluster.
-SlurmdTimeout=8
+SlurmdTimeout=15
 SlurmctldTimeout=10
 InactiveLimit=0
 KillWait=10
