@@ -106,9 +106,21 @@ def point_name(chosen: Mapping[str, Any]) -> str:
     return f"{safe[: _MAX_NAME - _HASH - 1]}-{digest}"
 
 
+class _OneLine(yaml.SafeDumper):
+    """Writes texts with line breaks and other invisible characters in double quotes, where they are escaped."""
+
+
+_OneLine.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'
+    ),
+)
+
+
 def yaml_value(value: Any) -> str:
     """A value on one line, as an override's right side."""
-    text = yaml.safe_dump(_plain(value), default_flow_style=True, width=1 << 20, allow_unicode=True)
+    text = yaml.dump(_plain(value), Dumper=_OneLine, default_flow_style=True, width=1 << 20, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("...").rstrip("\n")
 
 

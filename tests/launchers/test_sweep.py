@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from configs.load import ConfigError, load
@@ -97,6 +97,8 @@ def test_different_points_have_different_safe_names(keys: list[str], one: list[A
 
 
 @given(VALUES)
+@example("\n")
+@example(["a\r\nb", "\u2028"])
 def test_a_value_survives_the_way_through_an_override(value: Any) -> None:
     import yaml
 
