@@ -293,6 +293,8 @@ def check_room(config: DataConfig, opened: Opened, *, warn: bool) -> None:
         ValueError: naming the setting and the number needed.
     """
     reader = opened.reader
+    if not is_remote(reader):
+        return
     remote = [is_url(root) for root, num in zip(reader.roots, reader.shards_each, strict=True) for _ in range(num)]
     used = shards_of(reader.manifest, opened.indices)
     check_cache(

@@ -158,13 +158,13 @@ class Argoverse2Converter:
         try:
             reader = _LogReader(self, log, folder, labelled=split != "test")
         except DamagedError as error:
-            yield from (Skipped(reason=error.reason, key=f"{log}_{time}", detail=error.detail) for time in times)
+            yield from (Skipped.of(error, f"{log}_{time}") for time in times)
             return
         for time in times:
             try:
                 yield reader.read(time)
             except DamagedError as error:
-                yield Skipped(reason=error.reason, key=f"{log}_{time}", detail=error.detail)
+                yield Skipped.of(error, f"{log}_{time}")
 
 
 def _times_ns(folder: Path, ending: str) -> list[int]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from data.codec import DamagedError
 from data.sample import Sample
 
 
@@ -16,6 +17,28 @@ class Skipped:
     reason: str
     key: str
     detail: str
+
+    @staticmethod
+    def of(error: DamagedError, key: str) -> Skipped:
+        """The frame of that key, for that reason."""
+        return Skipped(reason=error.reason, key=key, detail=error.detail)
+
+
+def only_frame(log: str, start: int, stop: int, read: Callable[[str], Sample]) -> Iterator[Sample | Skipped]:
+    """`Converter.frames` of a set whose logs are single frames; a damaged one is named and left out.
+
+    Args:
+        log: the frame.
+        start: first frame asked for.
+        stop: the one after the last.
+        read: makes the sample.
+    """
+    if not start <= 0 < stop:
+        return
+    try:
+        yield read(log)
+    except DamagedError as error:
+        yield Skipped.of(error, log)
 
 
 @runtime_checkable

@@ -176,13 +176,13 @@ class CustomConverter:
         try:
             reader = _LogReader(folder, self)
         except DamagedError as error:  # the log's own files: none of its sweeps can be used
-            yield from (Skipped(reason=error.reason, key=f"{log}_{time}", detail=error.detail) for time, _ in chosen)
+            yield from (Skipped.of(error, f"{log}_{time}") for time, _ in chosen)
             return
         for time_us, path in chosen:
             try:
                 yield reader.read(time_us, path)
             except DamagedError as error:
-                yield Skipped(reason=error.reason, key=f"{log}_{time_us}", detail=error.detail)
+                yield Skipped.of(error, f"{log}_{time_us}")
 
 
 class _LogReader:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import calendar
 import re
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +91,11 @@ def inverse(name: str, T: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
     if not np.isfinite(T).all() or abs(np.linalg.det(T)) < 0.5:
         raise DamagedError("calibration-singular", f"{name}: {T.tolist()}")
     return np.linalg.inv(T)
+
+
+def some(logs: Sequence[str]) -> str:
+    """The first of the names and how many more there are, for notes."""
+    return logs[0] if len(logs) == 1 else f"{logs[0]} and {len(logs) - 1} more"
 
 
 def read_sweep(path: Path) -> Float[np.ndarray, "N 4"]:

@@ -170,13 +170,13 @@ class Kitti360Converter:
             rig = _Rig(self._root / "calibration", self._camera_names)
             times = self._times(log)
         except DamagedError as error:
-            yield from (_skip(error, log, name) for name in names)
+            yield from (Skipped.of(error, f"{log}_{name}") for name in names)
             return
         for name in names:
             try:
                 yield self._read(log, name, rig, times, np.eye(4) if poses is None else poses[int(name)])
             except DamagedError as error:
-                yield _skip(error, log, name)
+                yield Skipped.of(error, f"{log}_{name}")
 
     def _times(self, log: str) -> dict[str, list[int] | None]:
         """Times of each sensor's frames."""
@@ -217,10 +217,6 @@ class Kitti360Converter:
             T_world_ego=T_world_ego,
             cameras=tuple(cameras),
         )
-
-
-def _skip(error: DamagedError, log: str, name: str) -> Skipped:
-    return Skipped(reason=error.reason, key=f"{log}_{name}", detail=error.detail)
 
 
 def _time_us(times: list[int] | None, frame: int) -> int:

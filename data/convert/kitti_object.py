@@ -17,6 +17,7 @@ Source: Geiger et al., Are we ready for Autonomous Driving? (CVPR 2012); the obj
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,7 +29,7 @@ from jaxtyping import Bool, Float
 
 from data.codec import DamagedError
 from data.convert import kitti
-from data.convert.base import Skipped
+from data.convert.base import Skipped, only_frame
 from data.convert.files import layout_error, read_bytes, read_image
 from data.geometry import project, transform, visible
 from data.labels import labels_from_boxes
@@ -121,12 +122,7 @@ class KittiObjectConverter:
 
     def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
         """The log's one frame; a damaged one is named and left out."""
-        if not start <= 0 < stop:
-            return
-        try:
-            yield _read_frame(self._folder, log)
-        except DamagedError as error:
-            yield Skipped(reason=error.reason, key=log, detail=error.detail)
+        return only_frame(log, start, stop, functools.partial(_read_frame, self._folder))
 
 
 def _read_list(path: str) -> list[str]:

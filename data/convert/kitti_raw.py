@@ -121,12 +121,12 @@ class KittiRawConverter:
             found.append(f"no {absent[0]} in every drive: only {', '.join(self._camera_names)}")
         no_oxts = [log for log, path in self._drives.items() if not (path / "oxts").is_dir()]
         if no_oxts:
-            found.append(f"no oxts: ego poses are identity ({_some(no_oxts)})")
+            found.append(f"no oxts: ego poses are identity ({kitti.some(no_oxts)})")
         untimed = [
             log for log, path in self._drives.items() if not (path / "velodyne_points" / "timestamps.txt").is_file()
         ]
         if untimed:
-            found.append(f"no timestamps.txt: 10 Hz assumed ({_some(untimed)})")
+            found.append(f"no timestamps.txt: 10 Hz assumed ({kitti.some(untimed)})")
         return tuple(found)
 
     def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
@@ -138,21 +138,13 @@ class KittiRawConverter:
             clock = _Clock(drive, self._camera_names)
             poses = _Poses(drive)
         except DamagedError as error:
-            yield from (_skip(error, log, name) for name in names)
+            yield from (Skipped.of(error, f"{log}_{name}") for name in names)
             return
         for name in names:
             try:
                 yield _read_frame(drive, name, calibration, clock, poses)
             except DamagedError as error:
-                yield _skip(error, log, name)
-
-
-def _some(logs: list[str]) -> str:
-    return logs[0] if len(logs) == 1 else f"{logs[0]} and {len(logs) - 1} more"
-
-
-def _skip(error: DamagedError, log: str, name: str) -> Skipped:
-    return Skipped(reason=error.reason, key=f"{log}_{name}", detail=error.detail)
+                yield Skipped.of(error, f"{log}_{name}")
 
 
 class _Calibration:

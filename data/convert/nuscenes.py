@@ -173,7 +173,7 @@ class NuscenesConverter:
             try:
                 yield self._read(log, key, row, cameras)
             except DamagedError as error:
-                yield Skipped(reason=error.reason, key=key, detail=error.detail)
+                yield Skipped.of(error, key)
 
     def _read(self, log: str, key: str, row: np.void, cameras: list[_CameraRows]) -> Sample:
         T_world_ego = _pose(row)

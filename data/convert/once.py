@@ -180,7 +180,7 @@ class OnceConverter:
             try:
                 yield reader.read(frame)
             except DamagedError as error:
-                yield Skipped(reason=error.reason, key=f"{log}_{frame['frame_id']}", detail=error.detail)
+                yield Skipped.of(error, f"{log}_{frame['frame_id']}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

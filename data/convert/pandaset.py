@@ -155,13 +155,13 @@ class PandasetConverter:
         try:
             reader = _Reader(self, log)
         except DamagedError as error:
-            yield from (Skipped(reason=error.reason, key=f"{log}_{name}", detail=error.detail) for name in names)
+            yield from (Skipped.of(error, f"{log}_{name}") for name in names)
             return
         for name in names:
             try:
                 yield reader.read(name)
             except DamagedError as error:
-                yield Skipped(reason=error.reason, key=f"{log}_{name}", detail=error.detail)
+                yield Skipped.of(error, f"{log}_{name}")
 
 
 def _frame_names(folder: Path) -> list[str]:

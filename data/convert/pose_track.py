@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.spatial.transform import Rotation, Slerp
+from scipy.spatial.transform import Rotation
 
 from data.codec import DamagedError
 from data.convert.files import read_bytes
+from data.convert.poses import pose_between
 from data.geometry import rigid
 
 COLUMNS = ("timestamp_us", "x", "y", "z", "qw", "qx", "qy", "qz")
@@ -47,16 +48,16 @@ class PoseTrack:
             )
         right = int(np.searchsorted(self.times_us, time_us))
         if int(self.times_us[right]) == time_us:
-            return rigid(Rotation.from_quat(self.quaternions[right]).as_matrix(), self.positions_m[right])
-        pair = slice(right - 1, right + 1)
-        start, end = (int(time) for time in self.times_us[pair])
+            return self._pose(right)
+        start, end = (int(time) for time in self.times_us[right - 1 : right + 1])
         if end - start > self.max_gap_us:
             detail = f"no ego pose at {time_us}: its neighbours are {(end - start) / 1e3:.0f} ms apart"
             raise DamagedError("calibration-missing", f"{detail}, allowed are {self.max_gap_us / 1e3:.0f} ms")
-        share = (time_us - start) / (end - start)
-        turn = Slerp([0.0, 1.0], Rotation.from_quat(self.quaternions[pair]))(share)
-        before, after = self.positions_m[pair]
-        return rigid(turn.as_matrix(), before + share * (after - before))
+        before, after = (self._pose(number) for number in (right - 1, right))
+        return pose_between(before, after, (time_us - start) / (end - start))
+
+    def _pose(self, number: int) -> Float[np.ndarray, "4 4"]:
+        return rigid(Rotation.from_quat(self.quaternions[number]).as_matrix(), self.positions_m[number])
 
 
 def read_pose_track(path: Path, max_gap_us: int) -> PoseTrack:

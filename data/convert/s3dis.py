@@ -28,7 +28,7 @@ from jaxtyping import Float, Int
 from pyarrow import csv
 
 from data.codec import DamagedError
-from data.convert.base import Skipped
+from data.convert.base import Skipped, only_frame
 from data.convert.files import layout_error, read_bytes
 from data.convert.rgbd import luminance
 from data.geometry import rigid
@@ -128,12 +128,7 @@ class S3disConverter:
 
     def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
         """The room; a damaged one is named and left out."""
-        if not start <= 0 < stop:
-            return
-        try:
-            yield self._read(log)
-        except DamagedError as error:
-            yield Skipped(reason=error.reason, key=log, detail=error.detail)
+        return only_frame(log, start, stop, self._read)
 
     def _read(self, log: str) -> Sample:
         tables, labels = [], []

@@ -157,14 +157,14 @@ class ScanNetConverter:
                 try:
                     yield read_scan(Path(self.source), log)
                 except DamagedError as error:
-                    yield Skipped(reason=error.reason, key=log, detail=error.detail)
+                    yield Skipped.of(error, log)
             return
         for number in self._frame_numbers(log)[start:stop]:
             key = f"{log}_{number:06d}"
             try:
                 yield self._read(log, number, key)
             except DamagedError as error:
-                yield Skipped(reason=error.reason, key=key, detail=error.detail)
+                yield Skipped.of(error, key)
 
     def _read(self, log: str, number: int, key: str) -> Sample:
         folder = self._folders[log]

@@ -125,10 +125,10 @@ class SemanticKittiConverter:
         found = [] if self._camera_names else ["no images: sweeps only"]
         unposed = [log for log, path in self._sequences.items() if poses_file(path) is None]
         if unposed:
-            found.append(f"no poses: ego poses are identity ({_some(unposed)})")
+            found.append(f"no poses: ego poses are identity ({kitti.some(unposed)})")
         untimed = [log for log, path in self._sequences.items() if not (path / "times.txt").is_file()]
         if untimed:
-            found.append(f"no times.txt: 10 Hz assumed ({_some(untimed)})")
+            found.append(f"no times.txt: 10 Hz assumed ({kitti.some(untimed)})")
         for log, path in self._sequences.items():
             labels = {file.stem for file in (path / "labels").glob("*.label")}
             unlabelled = sum(name not in labels for name in frame_names(path))
@@ -143,22 +143,14 @@ class SemanticKittiConverter:
         try:
             calibration = _Calibration(folder, self._camera_names)
         except DamagedError as error:
-            yield from (_skip(error, log, name) for name in names[start:stop])
+            yield from (Skipped.of(error, f"{log}_{name}") for name in names[start:stop])
             return
         track = Track(folder=folder, names=tuple(names), T_cam_lidar=calibration.T_rect0_lidar)
         for name in names[start:stop]:
             try:
                 yield _read_frame(folder, name, calibration, track)
             except DamagedError as error:
-                yield _skip(error, log, name)
-
-
-def _some(logs: list[str]) -> str:
-    return logs[0] if len(logs) == 1 else f"{logs[0]} and {len(logs) - 1} more"
-
-
-def _skip(error: DamagedError, log: str, name: str) -> Skipped:
-    return Skipped(reason=error.reason, key=f"{log}_{name}", detail=error.detail)
+                yield Skipped.of(error, f"{log}_{name}")
 
 
 class _Calibration:

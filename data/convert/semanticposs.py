@@ -113,17 +113,13 @@ class SemanticPossConverter:
         try:
             track = Track(folder=folder, names=tuple(names), T_cam_lidar=_pose_frame(folder))
         except DamagedError as error:
-            yield from (_skip(error, log, name) for name in names[start:stop])
+            yield from (Skipped.of(error, f"{log}_{name}") for name in names[start:stop])
             return
         for name in names[start:stop]:
             try:
                 yield _read_frame(folder, name, track)
             except DamagedError as error:
-                yield _skip(error, log, name)
-
-
-def _skip(error: DamagedError, log: str, name: str) -> Skipped:
-    return Skipped(reason=error.reason, key=f"{log}_{name}", detail=error.detail)
+                yield Skipped.of(error, f"{log}_{name}")
 
 
 def _pose_frame(folder: Path) -> Float[np.ndarray, "4 4"]:

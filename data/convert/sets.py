@@ -120,6 +120,7 @@ def make_converter(settings: Any) -> Converter:
     """
     if isinstance(settings, StreetConfig):
         return SyntheticConverter(street=settings)
-    if isinstance(settings, Converter):
-        return settings
+    if type(settings) in SETTINGS.values():
+        converter: Converter = settings
+        return converter
     raise TypeError(f"no data set has settings of type {type(settings).__name__}")

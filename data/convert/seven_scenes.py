@@ -121,7 +121,7 @@ class SevenScenesConverter:
             try:
                 yield self._read(log, name, key)
             except DamagedError as error:
-                yield Skipped(reason=error.reason, key=key, detail=error.detail)
+                yield Skipped.of(error, key)
 
     def _read(self, log: str, name: str, key: str) -> Sample:
         folder = self._sequences[log]

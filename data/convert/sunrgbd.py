@@ -29,7 +29,7 @@ from jaxtyping import Float
 from scipy.io.matlab import MatReadError
 
 from data.codec import DamagedError
-from data.convert.base import Skipped
+from data.convert.base import Skipped, only_frame
 from data.convert.files import read_bytes, read_image
 from data.convert.rgbd import luminance
 from data.geometry import rigid
@@ -123,12 +123,7 @@ class SunRgbdConverter:
 
     def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
         """The log's one frame; a damaged one is named and left out."""
-        if not start <= 0 < stop:
-            return
-        try:
-            yield self._read(log)
-        except DamagedError as error:
-            yield Skipped(reason=error.reason, key=log, detail=error.detail)
+        return only_frame(log, start, stop, self._read)
 
     def _read(self, name: str) -> Sample:
         root = Path(self.source)

@@ -199,7 +199,7 @@ class WaymoConverter:
                     raise frame
                 yield self._sample(log, frame, labelled=split != "test")
             except DamagedError as error:
-                yield Skipped(reason=error.reason, key=f"{log}_{name}", detail=error.detail)
+                yield Skipped.of(error, f"{log}_{name}")
 
     def _sample(self, log: str, frame: RawFrame, *, labelled: bool) -> Sample:
         what = f"{log}, frame {frame.timestamp_us}"

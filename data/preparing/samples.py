@@ -109,7 +109,7 @@ class SourceConverter:
             try:
                 sample = self.frames_of.frame(log, index)
             except DamagedError as error:
-                yield Skipped(reason=error.reason, key=f"{log}_{index}", detail=error.detail)
+                yield Skipped.of(error, f"{log}_{index}")
                 continue
             _check_fits(sample, self.cameras, log)
             yield sample
@@ -237,7 +237,7 @@ def _finished(sample: Sample, config: SuperpixelConfig | None) -> Sample | Skipp
     try:
         return sample if config is None else add_superpixels(sample, config)
     except DamagedError as error:
-        return Skipped(reason=error.reason, key=sample.key, detail=error.detail)
+        return Skipped.of(error, sample.key)
 
 
 @dataclass
@@ -322,7 +322,7 @@ class _OpenShards:
             try:
                 shard.writer.write(item)
             except DamagedError as error:
-                item = Skipped(reason=error.reason, key=item.key, detail=error.detail)
+                item = Skipped.of(error, item.key)
         if isinstance(item, Skipped):
             shard.skipped.append(item)
         shard.count += 1

@@ -146,7 +146,7 @@ def _write(writer: ShardWriter, sample: Sample, superpixels: SuperpixelConfig | 
     try:
         writer.write(sample if superpixels is None else add_superpixels(sample, superpixels))
     except DamagedError as error:
-        return Skipped(reason=error.reason, key=sample.key, detail=error.detail)
+        return Skipped.of(error, sample.key)
     return None
 
 
