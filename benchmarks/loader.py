@@ -13,16 +13,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import tempfile
 import time
 import zlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import cv2
 import numpy as np
@@ -35,7 +32,7 @@ import data.decode
 import data.shards
 import data.stages
 import data.view
-from benchmarks.common import markdown, setting
+from benchmarks.common import Stopwatch, markdown, setting
 from benchmarks.ordinary import OfficialFrames, ordinary_sample, street_frames, write_copies, write_frames
 from data.augment import AugmentConfig, ImageAugmentConfig
 from data.collate import collate
@@ -65,40 +62,6 @@ _STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "voxelise": ((data.collate, "voxelize"),),
 }
 """Functions whose own time (without that of other stages that they call) is a stage's."""
-
-
-class Stopwatch:
-    """Own processor time of functions, by stage."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._inner = [0.0]
-
-    def timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its time counted; the time of timed functions inside it is theirs."""
-
-        @functools.wraps(function)
-        def run(*arguments: Any, **options: Any) -> Any:
-            self._inner.append(0.0)
-            start = time.process_time()
-            try:
-                return function(*arguments, **options)
-            finally:
-                taken = time.process_time() - start
-                self.seconds[stage] += taken - self._inner.pop()
-                self._inner[-1] += taken
-
-        return run
-
-    @contextmanager
-    def over(self, stages: dict[str, tuple[tuple[Any, str], ...]]) -> Iterator[None]:
-        """Time these functions inside the block."""
-        with ExitStack() as stack:
-            for stage, places in stages.items():
-                for owner, name in places:
-                    timed = self.timed(stage, getattr(owner, name))
-                    stack.enter_context(mock.patch.object(owner, name, timed))
-            yield
 
 
 # ---------------------------------------------------------------------------------------------- our way

@@ -17,16 +17,12 @@ so that no disk is waited for. The stages:
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 import tempfile
 import time
 import zlib
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from typing import Any
-from unittest import mock
 
 import cv2
 import simplejpeg
@@ -34,7 +30,7 @@ import simplejpeg
 import data.convert.files
 import data.preparing.unit
 import data.shard_writer
-from benchmarks.common import REPOSITORY, markdown, setting
+from benchmarks.common import REPOSITORY, Stopwatch, markdown, setting
 from data.convert.base import Converter
 from data.convert.sets import SETTINGS, make_converter
 from data.preparing.prepare import PrepareConfig, prepare
@@ -93,12 +89,14 @@ def _row(name: str, converter: Converter, frames: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         config = PrepareConfig(limit=frames, max_skip_share=1.0)
         prepare(converter, f"{folder}/warm", config)  # files and code are in memory after it
-        with measured() as seconds:
+        watch = Stopwatch()
+        with watch.over(stages()):
             started = time.process_time()
             summary = prepare(converter, f"{folder}/measured", config)
             total = time.process_time() - started
         count = len(summary.manifest)
         num_bytes = sum(shard.num_bytes for shard in summary.manifest.shards)
+    seconds = watch.seconds
     seconds["convert"] = total - sum(seconds.values())
     shares = [f"{1e3 * seconds[stage] / count:.1f}" for stage in STAGES]
     return [
@@ -110,63 +108,17 @@ def _row(name: str, converter: Converter, frames: int) -> list[str]:
     ]
 
 
-# ----------------------------------------------------------------------------------------------- measuring
-@contextmanager
-def measured() -> Iterator[dict[str, float]]:
-    """Seconds of processor time by stage while it is entered; time inside of a nested stage counts there alone."""
-    clock = _Clock()
-    wrapped: list[tuple[Any, str, str]] = [
-        (cv2, "imdecode", "decode"),
-        (simplejpeg, "decode_jpeg", "decode"),
-        (zlib, "decompress", "decode"),
-        (data.preparing.unit, "segment", "superpixels"),
-        (data.shard_writer, "encode_sample", "encode"),
-        (data.shard_writer, "count_pairs", "encode"),
-        (ShardWriter, "write", "write"),
-        (ShardWriter, "finish", "write"),
-        *_readers(),
-    ]
-    with ExitStack() as stack:
-        for holder, name, stage in wrapped:
-            stack.enter_context(mock.patch.object(holder, name, clock.wrap(getattr(holder, name), stage)))
-        yield clock.seconds
-
-
-def _readers() -> list[tuple[Any, str, str]]:
-    """`read_bytes` under every name by which a converter imported it."""
+def stages() -> dict[str, list[tuple[Any, str]]]:
+    """Stage -> its functions; reading is `read_bytes` under every name by which a converter imported it."""
     original = data.convert.files.read_bytes
     modules = [module for name, module in sys.modules.items() if name.startswith("data.convert.")]
-    return [(module, "read_bytes", "read") for module in modules if getattr(module, "read_bytes", None) is original]
-
-
-class _Clock:
-    """A stack of stages; only the innermost one's time runs."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._open: list[str] = []
-        self._since = 0.0
-
-    def _switch(self) -> None:
-        now = time.process_time()
-        if self._open:
-            self.seconds[self._open[-1]] += now - self._since
-        self._since = now
-
-    def wrap(self, call: Callable[..., Any], stage: str) -> Callable[..., Any]:
-        """The call, timed."""
-
-        @functools.wraps(call)
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            self._switch()
-            self._open.append(stage)
-            try:
-                return call(*args, **kwargs)
-            finally:
-                self._switch()
-                self._open.pop()
-
-        return timed
+    return {
+        "read": [(module, "read_bytes") for module in modules if getattr(module, "read_bytes", None) is original],
+        "decode": [(cv2, "imdecode"), (simplejpeg, "decode_jpeg"), (zlib, "decompress")],
+        "superpixels": [(data.preparing.unit, "segment")],
+        "encode": [(data.shard_writer, "encode_sample"), (data.shard_writer, "count_pairs")],
+        "write": [(ShardWriter, "write"), (ShardWriter, "finish")],
+    }
 
 
 if __name__ == "__main__":

@@ -9,25 +9,21 @@ written as each set publishes them. Reading is that of a warm cache.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import cv2
 import numpy as np
 
+from benchmarks.common import Stopwatch, place, prepared
 from data.convert.argoverse2 import Argoverse2Converter
 from data.convert.base import Converter
 from data.convert.once import OnceConverter
 from data.convert.pandaset import PandasetConverter
 from data.convert.sets import make_converter
-from data.preparing.prepare import PrepareConfig, prepare
 from data.sample import CameraView, Sample
 from tests.helpers.layouts import argoverse2, once, pandaset
 from tests.helpers.street_logs import street_log
@@ -44,7 +40,7 @@ _STAGES = {
     "feather": ("data.convert.argoverse2.read_feather",),
     "boxes to labels": tuple(f"data.convert.{name}.labels_from_boxes" for name in ("once", "pandaset", "argoverse2")),
 }
-"""Stage -> functions. Pickles and feather include reading their files."""
+"""Stage -> functions; each has its own time, without that of others in it."""
 
 
 def full_size(cameras: tuple[str, ...], frames: int, image_size: tuple[int, int], points: int) -> list[Sample]:
@@ -107,30 +103,6 @@ SETS: dict[str, Callable[[Path, int], Converter]] = {
 }
 
 
-@contextlib.contextmanager
-def _timed() -> Iterator[dict[str, float]]:
-    """CPU seconds spent in each stage."""
-    seconds: dict[str, float] = defaultdict(float)
-
-    def wrapped(stage: str, inner: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.process_time()
-            try:
-                return inner(*args, **kwargs)
-            finally:
-                seconds[stage] += time.process_time() - began
-
-        return call
-
-    with contextlib.ExitStack() as stack:
-        for stage, names in _STAGES.items():
-            for name in names:
-                patch = mock.patch(name, autospec=True)
-                inner = patch.get_original()[0]
-                stack.enter_context(mock.patch(name, wrapped(stage, inner)))
-        yield seconds
-
-
 def main() -> None:
     """Print two lines a set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -143,27 +115,20 @@ def main() -> None:
             converter = write(Path(folder) / name, args.frames)
             _measure(name, converter, args.frames)
             if args.prepare:
-                _prepare(converter, Path(folder) / f"{name}-shards", args.frames)
+                print(f"  {prepared(converter, Path(folder) / f'{name}-shards', args.frames)}", flush=True)
 
 
 def _measure(name: str, converter: Converter, frames: int) -> None:
     (log,) = converter.logs()
     list(converter.frames(log, 0, 1))  # imports, tables of Arrow
-    with _timed() as seconds:
+    watch = Stopwatch()
+    with watch.over({stage: [place(name) for name in names] for stage, names in _STAGES.items()}):
         began = time.process_time()
         found = list(converter.frames(log, 0, frames))
         total = time.process_time() - began
     assert all(isinstance(item, Sample) for item in found), found
-    parts = ", ".join(f"{stage} {1e3 * spent / frames:.0f}" for stage, spent in seconds.items())
+    parts = ", ".join(f"{stage} {1e3 * spent / frames:.0f}" for stage, spent in watch.seconds.items())
     print(f"{name}: {frames / total:.2f} frames/s of a core; {1e3 * total / frames:.0f} ms ({parts})", flush=True)
-
-
-def _prepare(converter: Converter, root: Path, frames: int) -> None:
-    began = time.process_time()
-    summary = prepare(converter, str(root), PrepareConfig())
-    spent = time.process_time() - began
-    size = sum(shard.num_bytes for shard in summary.manifest.shards)
-    print(f"  prepared: {frames / spent:.2f} frames/s of a core, {size / frames / 1e6:.2f} MB a sample", flush=True)
 
 
 if __name__ == "__main__":

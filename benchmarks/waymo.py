@@ -9,17 +9,12 @@ The frames are generated: range images of 64 x 2650 and four times 200 x 600 cel
 from __future__ import annotations
 
 import argparse
-import contextlib
 import tempfile
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
+from benchmarks.common import Stopwatch, place, prepared
 from data.convert.waymo import WaymoConverter
-from data.preparing.prepare import PrepareConfig, prepare
 from data.sample import Sample
 from tests.helpers.layouts.waymo import WaymoOptions
 from tests.helpers.layouts.waymo_full import write_full_size
@@ -31,30 +26,6 @@ _STAGES = {
     "jpeg": ("data.convert.waymo.decode_jpeg",),
 }
 """Stage -> functions; reading Parquet is unpacking it as well."""
-
-
-@contextlib.contextmanager
-def _timed() -> Iterator[dict[str, float]]:
-    """Seconds spent in each stage."""
-    seconds: dict[str, float] = defaultdict(float)
-
-    def wrapped(stage: str, inner: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            began = time.process_time()
-            try:
-                return inner(*args, **kwargs)
-            finally:
-                seconds[stage] += time.process_time() - began
-
-        return call
-
-    with contextlib.ExitStack() as stack:
-        for stage, names in _STAGES.items():
-            for name in names:
-                patch = mock.patch(name, autospec=False)
-                inner = patch.get_original()[0]
-                stack.enter_context(mock.patch(name, wrapped(stage, inner)))
-        yield seconds
 
 
 _REPEATS = 3
@@ -82,31 +53,22 @@ def main() -> None:
             )
             print(f"  {points} points, {num_bytes / args.frames / 1e6:.2f} MB a source frame", flush=True)
             if args.prepare:
-                _prepare(converter, Path(folder) / f"{version}-shards", args.frames)
+                print(f"  {prepared(converter, Path(folder) / f'{version}-shards', args.frames)}", flush=True)
 
 
 def _convert(converter: WaymoConverter, log: str, frames: int) -> tuple[float, dict[str, float], int]:
     """Seconds, seconds of each stage, points a frame."""
-    with _timed() as seconds:
+    watch = Stopwatch()
+    with watch.over({stage: [place(name) for name in names] for stage, names in _STAGES.items()}):
         began = time.process_time()
         samples = [item for item in converter.frames(log, 0, frames) if isinstance(item, Sample)]
         total = time.process_time() - began
     assert len(samples) == frames
-    return total, seconds, sum(len(sample.points_lidar) for sample in samples) // frames
+    return total, watch.seconds, sum(len(sample.points_lidar) for sample in samples) // frames
 
 
 def _total(run: tuple[float, dict[str, float], int]) -> float:
     return run[0]
-
-
-def _prepare(converter: WaymoConverter, root: Path, frames: int) -> None:
-    began = time.process_time()
-    summary = prepare(converter, str(root), PrepareConfig())
-    spent = time.process_time() - began
-    size = sum(shard.num_bytes for shard in summary.manifest.shards)
-    print(
-        f"  prepared with superpixels: {frames / spent:.2f} frames/s, {size / frames / 1e6:.2f} MB a sample", flush=True
-    )
 
 
 if __name__ == "__main__":
