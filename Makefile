@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Waiting threads spin briefly: see launchers/__init__.py.
+# Threads that wait spin: see launchers/__init__.py.
 export GOMP_SPINCOUNT ?= 10000
+export OPENBLAS_NUM_THREADS ?= 1
 # Triggers a re-install when what the project needs has changed.
 STAMP := $(VENV)/.installed
 

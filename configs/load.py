@@ -231,7 +231,8 @@ def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConf
             dotted = ".".join(path[: depth + 1])
             if kind is None or not dataclasses.is_dataclass(kind):
                 break
-            hints = typing.get_type_hints(kind)
+            names = {field.name for field in dataclasses.fields(kind)}
+            hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name in names}
             if key not in hints:
                 known = ", ".join(sorted(hints)) or "nothing"
                 return ConfigError(f"{dotted}: unknown name{_near(key, hints)} (got {value!r}; valid here: {known})")
