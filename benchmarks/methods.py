@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from benchmarks.common import REPOSITORY, markdown, setting, street_set
-from configs.load import load
+from configs.load import ConfigError, load
 from configs.schema import SweepConfig, SweepRunConfig
 from engine.downstream.results import FILE_NAME, Result, baseline_of, read_results
 from engine.metric_names import RSS_GIB, STEP_S, WATCH
@@ -40,7 +40,6 @@ from launchers.sweep import points
 
 SWEEP = REPOSITORY / "configs" / "sweep" / "all_methods.yaml"
 TABLE = "methods.md"
-SHORT_SWEEP = ("grid.seed=[0]",)
 SHORT_RUNS = (
     "schedule.steps=120",
     "schedule.warmup_steps=10",
@@ -220,10 +219,12 @@ def main() -> int:
     parser.add_argument("--root", help="folder of the sweep instead of the file's")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these runs of the sweep")
     parser.add_argument("--short", action="store_true", help="one seed, fewer updates and sweeps")
+    parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of pre-training, instead of the sweep's")
     parser.add_argument("--table", action="store_true", help="train nothing, read what is there")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="for all runs")
     options = parser.parse_intermixed_args()
-    sweep = load(SweepConfig, options.sweep, SHORT_SWEEP if options.short else ())
+    seeds = options.seeds or ([0] if options.short else None)
+    sweep = load(SweepConfig, options.sweep, [f"grid.seed={seeds}"] if seeds else ())
     unknown = sorted(set(options.only or ()) - set(sweep.runs))
     if unknown:
         parser.error(f"--only {unknown[0]}: expected names among {', '.join(sweep.runs)}")
@@ -234,7 +235,11 @@ def main() -> int:
     sweep = replace(sweep, root=str(root), runs=chosen)
     root.mkdir(parents=True, exist_ok=True)
     shards = street_set(options.shards, root) if options.shards or not (root / "shards").is_dir() else root / "shards"
-    made = points(sweep, [f"data.shards={shards}", *(SHORT_RUNS if options.short else ()), *options.overrides])
+    overrides = [f"data.shards={shards}", *(SHORT_RUNS if options.short else ()), *options.overrides]
+    try:
+        made = points(sweep, overrides)
+    except ConfigError as error:
+        parser.error(str(error))
     done = True
     if not options.table:
         cluster = load_cluster(None, (), nodes=None, where="local")  # one run at a time
