@@ -99,7 +99,7 @@ def main() -> None:
         if args.only and settings["preset"] not in args.only.split(","):
             continue
         torch.manual_seed(0)
-        net = BACKBONES[name](in_channels=4, **settings).build().to(args.device)  # type: ignore[arg-type]
+        net = BACKBONES[name](in_channels=4, **settings).build().to(args.device)
         times, sizes = [], []
         for _ in range(args.warm_up + args.repeat):
             kept = [c[rng.random(len(c)) < 0.9] for c in clouds]

@@ -66,7 +66,8 @@ class OfficialFrames:
         return self.root / "superpixels" / f"{self._data[token][channel]['token']}.png"
 
     def _calibration(self, row: Row) -> Row:
-        return self._by_token["calibrated_sensor"][row["calibrated_sensor_token"]]
+        found: Row = self._by_token["calibrated_sensor"][row["calibrated_sensor_token"]]
+        return found
 
     def motions(self, token: str, channel: str) -> tuple[Row, Row]:
         """Sensor to ego, and ego to world, at the sensor's own time: rows with `rotation` and `translation`."""

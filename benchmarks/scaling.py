@@ -43,7 +43,7 @@ def child(options: argparse.Namespace) -> None:
     from engine.sync_bn import convert_sync_batchnorm
     from engine.zero import ZeroEngine
     from launchers.run.training import load_run
-    from launchers.teacher_cache import open_or_build
+    from launchers.teacher_cache import PoolsTeacher, open_or_build
 
     torch.set_num_threads(1)
     overrides = [f"data.shards={options.shards}", f"engine.zero_stage={options.stage}", "data.num_workers=0"]
@@ -51,6 +51,7 @@ def child(options: argparse.Namespace) -> None:
     world = init_distributed(config.engine.device)
     torch.manual_seed(config.seed)
     objective = config.method.build()
+    assert isinstance(objective, PoolsTeacher)  # SLidR
     cache = open_or_build(objective, config.data, world)
     if config.engine.sync_bn and world.world_size > 1:
         convert_sync_batchnorm(objective)

@@ -80,9 +80,9 @@ def measure(args: argparse.Namespace, all_coords: Tensor, dtype: torch.dtype) ->
         with _onednn(rows):  # the faster of torch's two CPU libraries for both; its preparation is not counted
             torch.mm(rows, matrix, out=out)
             torch.mm(rows.t(), rows, out=wide)
-            times["bound forward"].append(timed(lambda a=rows, b=matrix, o=out: torch.mm(a, b, out=o), device))
+            times["bound forward"].append(timed(functools.partial(torch.mm, rows, matrix, out=out), device))
             times["bound backward"].append(
-                times["bound forward"][-1] + timed(lambda a=rows, o=wide: torch.mm(a.t(), a, out=o), device)
+                times["bound forward"][-1] + timed(functools.partial(torch.mm, rows.t(), rows, out=wide), device)
             )
         features = x.features.requires_grad_()
         weight = conv.weight.detach().to(dtype).requires_grad_()

@@ -57,9 +57,10 @@ def trained(marks: Path, argv: list[str]) -> None:
             file.write(json.dumps([name, time.time()]) + "\n")
             file.flush()
 
+    from engine.preempt import StopSignals
     from launchers import pretrain as verb
+    from launchers.cli import guarded
 
-    StopSignals = verb.StopSignals
     StopSignals().catch()
 
     from engine import checkpoint
@@ -86,7 +87,7 @@ def trained(marks: Path, argv: list[str]) -> None:
     around(ZeroEngine, "update", "", "update")
     around(training, "run", "imported", "")
     around(ZeroEngine, "discard", "", "dry batch")
-    sys.exit(verb.guarded(verb.main, argv))
+    sys.exit(guarded(verb.main, argv))
 
 
 def written(folder: Path, stage: int, width: int) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from data.synthetic import LogRenderer, StreetCameraConfig, StreetConfig, StreetLidarConfig
 
@@ -23,10 +23,10 @@ class Clock:
         self.cpu_s: dict[str, float] = {}
         self.wall_s: dict[str, float] = {}
 
-    def time(self, part: str, call: Callable[[], _T]) -> _T:
+    def time(self, part: str, call: Callable[..., _T], *arguments: Any) -> _T:
         """Run `call` and book its time on `part`."""
         cpu, wall = time.process_time(), time.perf_counter()
-        result = call()
+        result = call(*arguments)
         self.cpu_s[part] = self.cpu_s.get(part, 0.0) + time.process_time() - cpu
         self.wall_s[part] = self.wall_s.get(part, 0.0) + time.perf_counter() - wall
         return result
@@ -35,12 +35,12 @@ class Clock:
 def measure(config: StreetConfig, first_log: int) -> Clock:
     clock = Clock()
     for log in range(first_log, config.num_logs):
-        renderer = clock.time("world", lambda log=log: LogRenderer(config, log))
+        renderer = clock.time("world", LogRenderer, config, log)
         for frame in range(config.frames_per_log):
-            sweep = clock.time("lidar", lambda r=renderer, f=frame: r.sweep(f))
+            sweep = clock.time("lidar", renderer.sweep, frame)
             for camera in range(len(config.cameras.names)):
-                clock.time("cameras", lambda r=renderer, f=frame, c=camera: r.view(f, c))
-            clock.time("boxes", lambda r=renderer, f=frame, s=sweep: r.boxes(f, s))
+                clock.time("cameras", renderer.view, frame, camera)
+            clock.time("boxes", renderer.boxes, frame, sweep)
     return clock
 
 
