@@ -1,17 +1,18 @@
-"""All methods for 3D networks under one protocol: trains, evaluates, and writes one table.
+"""All methods of a sweep under one protocol: trains, evaluates, and writes one table.
 
     python -m benchmarks.methods --shards runs/street/shards                  # a night on two CPU cores
     python -m benchmarks.methods --shards runs/street/shards --short          # under an hour
     python -m benchmarks.methods --shards runs/street/shards --sweep configs/sweep/modalities.yaml
+    python -m benchmarks.methods --shards runs/street/shards --sweep configs/sweep/image_methods.yaml
 
 Runs `tandem sweep` on this machine, one run at a time, then reads what the runs left: results.json of evaluations and
 of random initialisation, metrics.jsonl of training. Stopped and called again it goes on; `--table` only reads. Without
 --shards a small set is made in the sweep's folder first. The table goes to methods.md there and to the terminal.
 
-Columns: mIoU in percent on the test split, mean and standard deviation over the pre-training seeds (of random
-initialisation: over its own); medians of the time of an update, data wait included; highest resident memory of the
-training process; collapse watch, mean over the last tenth of the run, which says how easy a method's own task has
-become and cannot be compared between tasks.
+Columns: the main metric of each protocol on the test split, where none is named mIoU in percent; mean and standard
+deviation over the pre-training seeds (of random initialisation: over its own); medians of the time of an update, data
+wait included; highest resident memory of the training process; collapse watch, mean over the last tenth of the run,
+which says how easy a method's own task has become and cannot be compared between tasks.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple, cast
 
 from benchmarks.common import REPOSITORY, markdown, setting, street_set
 from configs.load import ConfigError, load
 from configs.schema import SweepConfig, SweepRunConfig
+from engine.downstream.measures import METRICS
+from engine.downstream.records import ORDER, ProtocolName
 from engine.downstream.results import FILE_NAME, Result, baseline_of, read_results
 from engine.metric_names import RSS_GIB, STEP_S, WATCH
 from launchers.cli import FAILURE
@@ -69,18 +73,45 @@ class TrainingFigures:
     watch: Mapping[str, float]
 
 
+class Column(NamedTuple):
+    """What a score is of: protocol, labels used, main metric."""
+
+    protocol: str
+    labels: str
+    metric: str
+
+    @property
+    def title(self) -> str:
+        """For people."""
+        labels = "" if self.labels == "all" else f", {self.labels}"
+        metric = "" if self.metric == "miou" else f", {METRICS[self.metric].heading}"
+        return self.protocol.replace("_", " ") + labels + metric
+
+    @property
+    def place(self) -> tuple[int, int, str]:
+        """Protocols in their order; from few to many labels, all last."""
+        number = next((int(word) for word in self.labels.split() if word.isdigit()), sys.maxsize)
+        return ORDER.index(cast(ProtocolName, self.protocol)), number, self.labels
+
+    def text(self, values: Sequence[float]) -> str:
+        """Mean and standard deviation; empty where nothing was measured."""
+        if not values:
+            return ""
+        return METRICS[self.metric].text(statistics.fmean(values), statistics.stdev(values) if values[1:] else None)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One line of the table.
 
     Attributes:
         name: of the method or its variant.
-        scores: column -> mIoU of each pre-training seed.
+        scores: column -> value of each pre-training seed.
         training: one a run; () for random initialisation.
     """
 
     name: str
-    scores: Mapping[str, tuple[float, ...]]
+    scores: Mapping[Column, tuple[float, ...]]
     training: tuple[TrainingFigures, ...] = ()
 
 
@@ -106,14 +137,14 @@ def training_figures(run_dir: Path) -> TrainingFigures | None:
     )
 
 
-def column_of(result: Result) -> str:
-    """Title of the column that a record belongs to."""
-    return result.protocol.replace("_", " ") if result.labels == "all" else f"{result.protocol}, {result.labels}"
+def column_of(result: Result) -> Column:
+    """The column that a record belongs to."""
+    return Column(result.protocol, result.labels, result.metric)
 
 
-def scores_of(results: Iterable[Result]) -> dict[str, float]:
+def scores_of(results: Iterable[Result]) -> dict[Column, float]:
     """Column -> mean over a record's own seeds; of records that replace each other, the newest."""
-    newest: dict[str, Result] = {}
+    newest: dict[Column, Result] = {}
     for result in results:
         column = column_of(result)
         if column not in newest or result.date >= newest[column].date:
@@ -129,7 +160,7 @@ def rows_of(sweep: SweepConfig, run_dirs: Sequence[Path]) -> list[Row]:
     rows: list[Row] = []
     measured: dict[str, list[Result]] = {}
     for name, folders in runs.items():
-        scores: dict[str, list[float]] = defaultdict(list)
+        scores: dict[Column, list[float]] = defaultdict(list)
         measured[name] = []
         for folder in folders:
             results = _results_in(folder / EVALUATIONS)
@@ -144,7 +175,7 @@ def rows_of(sweep: SweepConfig, run_dirs: Sequence[Path]) -> list[Row]:
 
 def _random_rows(measured: Mapping[str, Sequence[Result]], baselines: Sequence[Result]) -> list[Row]:
     """One row a network and voxels; where runs differ in these, it says for which of them it is."""
-    groups: list[tuple[list[str], dict[str, Result]]] = []
+    groups: list[tuple[list[str], dict[Column, Result]]] = []
     for name, results in measured.items():
         found = (baseline_of(result, baselines) for result in results)
         beside = {column_of(baseline): baseline for baseline in found if baseline is not None}
@@ -172,32 +203,23 @@ def _results_in(folder: Path) -> list[Result]:
 
 def table_of(rows: Sequence[Row]) -> str:
     """The table; empty cells where nothing was measured."""
-    columns = sorted({column for row in rows for column in row.scores}, key=_order_of)
-    header = ["method", *columns, "ms a step", "GiB", *(name.replace("_", " ") for name in WATCHED)]
+    columns = sorted({column for row in rows for column in row.scores}, key=lambda column: column.place)
+    header = [
+        "method",
+        *(column.title for column in columns),
+        "ms a step",
+        "GiB",
+        *(name.replace("_", " ") for name in WATCHED),
+    ]
     lines = []
     for row in rows:
-        cells = [row.name, *(_spread(row.scores.get(column, ())) for column in columns)]
+        cells = [row.name, *(column.text(row.scores.get(column, ())) for column in columns)]
         cells.append(_mean([t.step_ms for t in row.training], "{:.0f}"))
         cells.append(_mean([t.memory_gib for t in row.training], "{:.1f}"))
         for name in WATCHED:
             cells.append(_mean([t.watch[name] for t in row.training if name in t.watch], "{:.2f}"))
         lines.append(cells)
     return markdown(header, lines)
-
-
-def _order_of(column: str) -> tuple[int, int, str]:
-    """Linear probe, fine-tuning from few to many labels, kNN, others."""
-    kinds = ("linear probe", "finetune", "knn")
-    kind = next((n for n, start in enumerate(kinds) if column.startswith(start)), len(kinds))
-    number = next((int(word) for word in column.split() if word.isdigit()), 0)
-    return kind, number, column
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    deviation = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{deviation}"
 
 
 def _mean(values: Sequence[float], form: str) -> str:
