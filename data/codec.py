@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, Integer
 
 from data.geometry import project, transform, visible
 from data.runs import encode_runs
-from data.sample import Boxes, CameraView, Sample
+from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 
 SCHEMA_VERSION = 2
 """Raised by one whenever a reader of the version before would misread or refuse a set."""
@@ -180,6 +180,11 @@ def count_pairs(sample: Sample) -> int:
         uv, depth = project(camera.K, transform(sample.T_cam_lidar(camera), sample.points_lidar))
         total += int(visible(uv, depth, camera.image_size).sum())
     return total
+
+
+def count_labelled(sample: Sample) -> int:
+    """Number of points with a class."""
+    return 0 if sample.labels is None else int((sample.labels != IGNORE_LABEL).sum())
 
 
 # ---------------------------------------------------------------------------------------------- encoding

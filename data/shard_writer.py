@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from webdataset.writer import TarWriter
 
-from data.codec import CodecConfig, count_pairs, encode_sample
+from data.codec import CodecConfig, count_labelled, count_pairs, encode_sample
 from data.sample import Sample
 from data.shards import SAMPLE_COLUMNS, Manifest, Shard, write_manifest
 
@@ -104,6 +104,7 @@ class ShardWriter:
                 "sample_timestamp_us": int(sample.timestamp_us),
                 "num_points": int(sample.points_lidar.shape[0]),
                 "num_pairs": count_pairs(sample),
+                "num_labelled": count_labelled(sample),
             }
         )
 

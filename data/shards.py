@@ -95,6 +95,7 @@ class Manifest(SharesTables):
         sample_timestamp_us: time of the sweep.
         num_points: points of the sweep.
         num_pairs: (point, camera) pairs, see `data.codec.count_pairs`.
+        num_labelled: points with a class; -1 where the set does not say.
         cache: where shards of a set behind a URL are kept.
         schema_version: of the stored set.
     """
@@ -117,6 +118,7 @@ class Manifest(SharesTables):
     sample_timestamp_us: Int[np.ndarray, " n"]
     num_points: Int[np.ndarray, " n"]
     num_pairs: Int[np.ndarray, " n"]
+    num_labelled: Int[np.ndarray, " n"]
     cache: CacheConfig = field(default_factory=CacheConfig)
     schema_version: int = SCHEMA_VERSION
 
@@ -146,6 +148,11 @@ class Manifest(SharesTables):
             chosen &= self.sample_log == self.logs.index(log)
         order = np.lexsort((self.sample_timestamp_us, self.sample_log))
         return np.asarray(order[chosen[order]], dtype=np.int64)
+
+    def labelled(self, indices: Int[np.ndarray, " k"]) -> Int[np.ndarray, " m"]:
+        """Those samples that have a point with a class, or may have one; all of them where none has."""
+        kept = indices[self.num_labelled[indices] != 0]
+        return kept if len(kept) else indices
 
     def key(self, index: int) -> str:
         """The sample's key as text."""
@@ -208,8 +215,11 @@ SAMPLE_COLUMNS = {
     "sample_timestamp_us": np.int64,
     "num_points": np.int32,
     "num_pairs": np.int32,
+    "num_labelled": np.int32,
 }
 """Columns of samples.npz beside `keys`."""
+_LATER = "num_labelled"
+"""A column that sets prepared before it was thought of lack."""
 
 
 def load_manifest(root: str, cache: CacheConfig | None = None) -> Manifest:
@@ -262,7 +272,9 @@ def _read_table(store: Store, root: str, sha256: str) -> dict[str, np.ndarray]:
         raise ShardError(f"{path} cannot be read: {error}") from error
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ShardError(f"{path} is missing or not the one of {MANIFEST_NAME}; prepare the set again")
-    return parse_npz(data, ("keys", *SAMPLE_COLUMNS))
+    table = parse_npz(data, ("keys", *SAMPLE_COLUMNS), optional=(_LATER,))
+    table.setdefault(_LATER, np.full(table["keys"].shape, -1, SAMPLE_COLUMNS[_LATER]))
+    return table
 
 
 def _manifest_from(root: str, content: dict[str, Any], table: dict[str, np.ndarray], cache: CacheConfig) -> Manifest:

@@ -79,12 +79,13 @@ def parse_npy(data: bytes) -> np.ndarray:
     return array
 
 
-def parse_npz(data: bytes, names: Sequence[str]) -> dict[str, np.ndarray]:
+def parse_npz(data: bytes, names: Sequence[str], *, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
     """Arrays of an uncompressed .npz archive, as `np.savez` writes it.
 
     Args:
         data: the archive.
-        names: of the arrays that must be there; others are left alone.
+        names: of the arrays to read; others are left alone.
+        optional: those of them that may be missing.
 
     Raises:
         ValueError: no archive, an array missing or damaged, or compressed (which could unpack to any size).
@@ -92,7 +93,10 @@ def parse_npz(data: bytes, names: Sequence[str]) -> dict[str, np.ndarray]:
     arrays = {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            there = set(archive.namelist())
             for name in names:
+                if name in optional and f"{name}.npy" not in there:
+                    continue
                 info = archive.getinfo(f"{name}.npy")
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
                     raise ValueError(f"{name} is compressed or larger than the archive")

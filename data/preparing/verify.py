@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, Shaped
 
-from data.codec import count_pairs
+from data.codec import count_labelled, count_pairs
 from data.preparing.pool import Meter, Progress, run_all
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.shards import Manifest, SampleError, SampleReader, ShardError, file_sha256, load_manifest, replace_file
@@ -244,11 +244,13 @@ def sample_problems(manifest: Manifest, row: int, sample: Sample) -> Iterator[tu
         sample: read whole.
     """
     num_pairs, stated_pairs = count_pairs(sample), int(manifest.num_pairs[row])
-    facts = (
+    facts: tuple[tuple[str, Any, Any], ...] = (
         ("log", sample.log, manifest.logs[int(manifest.sample_log[row])]),
         ("timestamp_us", sample.timestamp_us, int(manifest.sample_timestamp_us[row])),
         ("num_points", len(sample.points_lidar), int(manifest.num_points[row])),
     )
+    if manifest.num_labelled[row] >= 0:
+        facts += (("num_labelled", count_labelled(sample), int(manifest.num_labelled[row])),)
     for name, is_so, stated in facts:
         if is_so != stated:
             yield "table-wrong", f"{name} is {is_so!r}, stated {stated!r}"

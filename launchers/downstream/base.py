@@ -72,21 +72,32 @@ def fitting(manifest: Manifest) -> Iterator[None]:
         raise ConfigError(f"{error} ({manifest.root})") from error
 
 
-def splits_of(manifest: Manifest, config: EvaluateConfig) -> Splits:
+def splits_of(manifest: Manifest, config: EvaluateConfig, *, labelled: bool) -> Splits:
     """Sweeps to learn from and sweeps to measure on.
 
     With `data.holdout` both come from the train split, in whole logs, and the test split is not looked at.
+
+    Args:
+        manifest: of the set.
+        config: names the splits.
+        labelled: only sweeps with classes of points, in a set that has others too (nuScenes between key frames, most
+            frames of Waymo).
 
     Raises:
         ShardError: the set has no split of that name.
         ValueError: too few sweeps, or the same in both.
     """
-    train = thin(manifest.indices(config.data.train_split), config.data.limit_train)
+
+    def sweeps(split: str, limit: int | None) -> Int[np.ndarray, " n"]:
+        found = manifest.indices(split)
+        return thin(manifest.labelled(found) if labelled else found, limit)
+
+    train = sweeps(config.data.train_split, config.data.limit_train)
     if config.data.holdout:
         train, held = hold_out(train, manifest.sample_log[train].astype(np.int64), config.validation_share)
         test = thin(held, config.data.limit_test)
         return Splits(train=train, train_logs=manifest.sample_log[train].astype(np.int64), test=test)
-    test = thin(manifest.indices(config.data.test_split), config.data.limit_test)
+    test = sweeps(config.data.test_split, config.data.limit_test)
     return Splits(train=train, train_logs=manifest.sample_log[train].astype(np.int64), test=test)
 
 

@@ -39,7 +39,7 @@ def measure_images(inits: Sequence[Initialisation], evaluation: Evaluation) -> I
     images = LabelledImages(manifest, config, size)
     draws: dict[ProtocolName, LabelDraws] = {}
     with fitting(manifest):
-        splits = splits_of(manifest, config)
+        splits = splits_of(manifest, config, labelled=False)
         classes = task_of(manifest) if any(TRUTHS[p] == "labels" for p in protocols) else None
         for protocol in protocols:
             if protocol in DRAWN:

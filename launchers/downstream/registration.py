@@ -39,7 +39,7 @@ def measure_registration(inits: Sequence[Initialisation], evaluation: Evaluation
     manifest, config = evaluation.manifest, evaluation.config
     kept = _Kept(evaluation)
     with fitting(manifest):
-        splits = splits_of(manifest, config)
+        splits = splits_of(manifest, config, labelled=False)
         chosen = thin(splits.train, config.calibration_sweeps) if config.calibration_sweeps else splits.train[:0]
         yield from registration(
             inits,

@@ -28,7 +28,7 @@ def measure_sweeps(inits: Sequence[Initialisation], evaluation: Evaluation) -> I
     manifest, config = evaluation.manifest, evaluation.config
     recipe, draws = config.finetune, None
     with fitting(manifest):
-        task, splits = task_of(manifest), splits_of(manifest, config)
+        task, splits = task_of(manifest), splits_of(manifest, config, labelled=True)
         if "finetune" in config.protocols:
             draws = draws_of(manifest, splits, config, recipe.seeds, recipe.tune_seeds)
     if draws is not None:

@@ -51,8 +51,12 @@ def _splits(manifest: Manifest) -> Table:
     rows = []
     for split in dict.fromkeys(manifest.splits):
         logs = sum(name == split for name in manifest.splits)
-        rows.append((split or "(none)", str(logs), f"{len(manifest.indices(split)):,}"))
-    return Table(title="splits", header=("split", "logs", "samples"), rows=tuple(rows), numeric=(1, 2))
+        indices = manifest.indices(split)
+        labelled = manifest.num_labelled[indices]
+        known = f"{(labelled > 0).sum():,}" if (labelled >= 0).all() else "unknown"
+        rows.append((split or "(none)", str(logs), f"{len(indices):,}", known))
+    header = ("split", "logs", "samples", "labelled")
+    return Table(title="splits", header=header, rows=tuple(rows), numeric=(1, 2, 3))
 
 
 def _classes(manifest: Manifest, reader: SampleReader) -> Table:

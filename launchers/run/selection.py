@@ -19,6 +19,7 @@ from configs.schema import EvaluateConfig
 from data.shards import load_manifest, replace_file
 from engine.checkpoint import list_checkpoints, newest_intact, step_of
 from engine.downstream.measures import METRICS, Metric
+from engine.downstream.records import TOWERS
 from engine.downstream.results import now
 from engine.errors import CheckpointError
 from launchers.downstream.base import Progressing, splits_of
@@ -135,7 +136,7 @@ def select_best(
 
 def _describe_split(checkpoint: Path, config: EvaluateConfig) -> str:
     manifest = load_manifest(config.data.shards or load_run_config(checkpoint).data.shards)
-    held = splits_of(manifest, config).test
+    held = splits_of(manifest, config, labelled=TOWERS[config.protocols[0]] == "backbone").test
     logs = len(set(manifest.sample_log[held].tolist()))
     return (
         f"{len(held)} sweep{'s' if len(held) > 1 else ''} of {logs} log{'s' if logs > 1 else ''} "

@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import webdataset as wds
 
 from data.codec import REASONS, CodecConfig, DamagedError, check_sample, count_pairs, encode_sample
 from data.decode import jpeg_size
+from data.preparing.verify import verify
 from data.runs import decode_runs, encode_runs
 from data.sample import IGNORE_LABEL
 from data.shard_writer import SetInfo, ShardWriter, join_manifest, write_shard
@@ -166,6 +168,31 @@ def test_pairs_and_points_are_counted(toy):
     assert 100 < toy.num_pairs.mean() < 300
 
 
+def test_points_with_classes_are_counted(tmp_path, toy):
+    assert toy.num_labelled.tolist() == [390] * 12
+    partly = load_manifest(write_toy_set(tmp_path / "partly", bare_frames=3))
+    assert partly.num_labelled.tolist() == [390, 0, 0, 0] * 3
+    assert partly.labelled(partly.indices("train")).tolist() == [0, 4]
+    bare = load_manifest(write_toy_set(tmp_path / "bare", labels=False))
+    assert bare.num_labelled.tolist() == [0] * 12
+    assert bare.labelled(bare.indices("train")).tolist() == bare.indices("train").tolist()
+
+
+def test_sets_that_do_not_say_which_samples_have_classes_are_read(toy):
+    root = Path(toy.root)
+    with np.load(root / "samples.npz") as stored:
+        columns = {name: stored[name] for name in stored.files if name != "num_labelled"}
+    np.savez(root / "samples.npz", **columns)
+    content = json.loads((root / "manifest.json").read_text())
+    content["table_sha256"] = hashlib.sha256((root / "samples.npz").read_bytes()).hexdigest()
+    (root / "manifest.json").write_text(json.dumps(content))
+    loaded = load_manifest(str(root))
+    assert loaded.num_labelled.tolist() == [-1] * 12
+    assert loaded.labelled(loaded.indices("train")).tolist() == toy.indices("train").tolist()
+    assert loaded.fingerprint() == toy.fingerprint()
+    assert verify(str(root)).problems == ()
+
+
 def test_fingerprint_follows_the_content(tmp_path, toy):
     same = load_manifest(write_toy_set(tmp_path / "same"))
     other = load_manifest(write_toy_set(tmp_path / "other", num_points=401))
@@ -195,8 +222,8 @@ def write_one(root: Path, members: dict[str, bytes]) -> Manifest:
         writer._tar.write({"__key__": "log-000_000000", **members})
         size = writer._tar.tarstream.offset
         writer._keys, writer._logs = ["log-000_000000"], ["log-000"]
-        row = {"sample_offset": 0, "sample_size": size, "sample_timestamp_us": 0, "num_points": 1, "num_pairs": 1}
-        writer._rows = [row]
+        counts = {"num_points": 1, "num_pairs": 1, "num_labelled": 0}
+        writer._rows = [{"sample_offset": 0, "sample_size": size, "sample_timestamp_us": 0, **counts}]
         table = writer.finish()
     info = SetInfo(set_name="one", camera_names=CAMERA_NAMES, logs=("log-000",), splits=("train",))
     return join_manifest(str(root), info, [table])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -129,16 +130,20 @@ def toy_log(number: int, frames: int, **options: bool | int) -> list[Sample]:
     ]
 
 
-def write_toy_set(path: Path | str, num_logs: int = 3, frames_per_log: int = 4, **options: bool | int) -> str:
+def write_toy_set(
+    path: Path | str, num_logs: int = 3, frames_per_log: int = 4, *, bare_frames: int = 0, **options: bool | int
+) -> str:
     """A finished shard set, one shard a log; the last log is the split "val", the others are "train".
 
-    Options go to `make_sample`, e.g. `labels=False`.
+    The last `bare_frames` of each log have no classes. Options go to `make_sample`, e.g. `labels=False`.
     """
     root = Path(path)
     root.mkdir(parents=True, exist_ok=True)
     tables = [
-        write_shard(root / f"shard-{number:06d}.tar", toy_log(number, frames_per_log, **options))
+        write_shard(root / f"shard-{number:06d}.tar", [*kept, *(dataclasses.replace(s, labels=None) for s in bare)])
         for number in range(num_logs)
+        for log in [toy_log(number, frames_per_log, **options)]
+        for kept, bare in [(log[: frames_per_log - bare_frames], log[frames_per_log - bare_frames :])]
     ]
     labelled = bool(options.get("labels", True))
     info = SetInfo(

@@ -153,6 +153,19 @@ def test_unlabelled_set_is_refused(run: Path, tmp_path: Path, capsys: object) ->
     assert "has no point labels" in capsys.readouterr().err  # type: ignore[attr-defined]
 
 
+def test_sweeps_without_classes_are_passed_over(run: Path, shards: str, tmp_path: Path) -> None:
+    partly = write_toy_set(tmp_path / "partly", num_logs=6, frames_per_log=3, bare_frames=2)
+    config = yaml_of(tmp_path)
+    scores = []
+    for shard_set, results in ((shards, "whole.json"), (partly, "partly.json")):
+        target = tmp_path / results
+        assert tandem(["evaluate", str(run), config, *QUICK, f"data.shards={shard_set}", f"results={target}"]) == 0
+        # The labelled frames are the same samples; what augments them in fine-tuning goes by their number in the set.
+        scores.append([(r.init, r.protocol, r.values) for r in read_results(target) if r.protocol != "finetune"])
+    assert len(scores[0]) == 4
+    assert scores[0] == scores[1]
+
+
 def test_labels_beyond_the_class_names_are_refused(run: Path, shards: str, tmp_path: Path, capsys: object) -> None:
     wrong = tmp_path / "wrong"
     shutil.copytree(shards, wrong)

@@ -241,7 +241,7 @@ def test_scores_of_the_choice_are_no_results(run: Path, shards: str, protocols: 
 def test_holdout_measures_on_logs_of_the_train_split(run: Path, shards: str) -> None:
     manifest = load_manifest(shards)
     config = load(EvaluateConfig, None, ["data.holdout=true", "data.test_split=absent", *QUICK, "protocols=[knn]"])
-    splits = splits_of(manifest, config)
+    splits = splits_of(manifest, config, labelled=True)
     assert sorted([*splits.train, *splits.test]) == sorted(manifest.indices("train"))
     assert not set(manifest.sample_log[splits.train]) & set(manifest.sample_log[splits.test])
     (held, _) = evaluate_runs([run], config)

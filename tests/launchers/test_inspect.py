@@ -79,7 +79,7 @@ def test_set_summary_counts_what_is_in_the_shards(shards: str) -> None:
     assert contents["samples"] == "6"
     assert contents["points a sample"] == "400 (from 400 to 400)"
     assert contents["pairs a sample"].startswith(f"{manifest.num_pairs.mean():,.0f} ")
-    assert tables["splits"].rows == (("train", "2", "4"), ("val", "1", "2"))
+    assert tables["splits"].rows == (("train", "2", "4", "4"), ("val", "1", "2", "2"))
     labels = np.concatenate([reader.read(i).labels for i in range(6)])  # type: ignore[misc]
     for class_id, name in enumerate(CLASS_NAMES):
         assert (str(class_id), name, f"{(labels == class_id).mean():.2%}") in tables["classes"].rows
