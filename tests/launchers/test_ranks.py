@@ -149,34 +149,41 @@ def test_every_stage_equals_one_process(toy_set: str, world: World, one_thread: 
         ),
     ],
 )
-@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_other_settings_on_two_ranks(
     options: tuple[str, ...],
     one: tuple[str, ...],
     two: tuple[str, ...],
-    stage: int,
     toy_set: str,
     world: World,
     one_thread: None,
     tmp_path: Path,
 ) -> None:
     common = (*UNCACHED, *SGD, *options)
-    job = arguments(tmp_path / "two", toy_set, *common, *two, f"engine.zero_stage={stage}")
-    finish(spawn_ranks([job], world_size=2), timeout_s=240)
+    stages = {f"two{stage}": f"engine.zero_stage={stage}" for stage in (0, 2, 3)}
+    jobs = [arguments(tmp_path / name, toy_set, *common, *two, stage) for name, stage in stages.items()]
+    ranks = spawn_ranks(jobs, world_size=2)
     pretrain_here(tmp_path / "one", toy_set, *common, *one)
-    assert_same_run(toy_set, tmp_path / "one", tmp_path / "two")
+    finish(ranks, timeout_s=280)
+    for name in stages:
+        assert_same_run(toy_set, tmp_path / "one", tmp_path / name)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_resume_bit_for_bit(stage: int, toy_set: str, tmp_path: Path) -> None:
+def test_two_ranks_resume_bit_for_bit(toy_set: str, tmp_path: Path) -> None:
     """Stopped after step 3 by losing the later checkpoint, continued, compared with the run that was never stopped."""
-    common = (*UNCACHED, *SGD, TWO, f"engine.zero_stage={stage}", "checkpoint.every_steps=3", "schedule.steps=6")
-    whole = arguments(tmp_path / "whole", toy_set, *common)
-    cut = arguments(tmp_path / "cut", toy_set, *common)
-    finish(spawn_ranks([whole, cut], world_size=2), timeout_s=240)
-    (tmp_path / "cut" / "checkpoints" / "step_00000006" / "files.json").unlink()
-    finish(spawn_ranks([cut], world_size=2), timeout_s=240)
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    expected, got = weights(tmp_path / "whole"), weights(tmp_path / "cut")
-    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    common = (*UNCACHED, *SGD, TWO, "checkpoint.every_steps=3", "schedule.steps=6")
+
+    def job(name: str, stage: int) -> list[str]:
+        return arguments(tmp_path / f"{name}{stage}", toy_set, *common, f"engine.zero_stage={stage}")
+
+    finish(
+        spawn_ranks([job(name, stage) for stage in range(4) for name in ("whole", "cut")], world_size=2), timeout_s=280
+    )
+    for stage in range(4):
+        (tmp_path / f"cut{stage}" / "checkpoints" / "step_00000006" / "files.json").unlink()
+    finish(spawn_ranks([job("cut", stage) for stage in range(4)], world_size=2), timeout_s=280)
+    for stage in range(4):
+        whole, cut = tmp_path / f"whole{stage}", tmp_path / f"cut{stage}"
+        assert losses(cut) == losses(whole), f"stage {stage}"
+        expected, got = weights(whole), weights(cut)
+        assert all(torch.equal(got[name], expected[name]) for name in expected), f"stage {stage}"
