@@ -34,7 +34,7 @@ Letters: I images, B samples, N points, M voxels, P pairs, U units, T units of a
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -49,6 +49,7 @@ from models.lidar.res16unet import Res16UNetConfig
 from models.losses import gather_with_grad, info_nce
 from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds, matched_clouds
 from models.pairing import read_pixels
+from models.ranges import at_least, one_of, positive
 from models.sketch import PointSketch, Sketch
 from models.units import Context, Sampling, Units, make_units, too_similar
 from models.watch import collapse_watch
@@ -117,18 +118,10 @@ class ContrastiveUnitsConfig(MethodConfig):
         Raises:
             ValueError: a field is out of range.
         """
-        for name, kind in (("mode", Mode), ("sampling", Sampling), ("context", Context)):
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(f"{name} = {getattr(self, name)!r}: expected one of {', '.join(get_args(kind))}")
-        for name in ("num_units", "num_neighbors", "num_negatives", "embedding_dim", "hidden_dim", "chunk_rows"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} = {value}: expected at least 1")
-        for name in ("pillar_m", "temperature", "single_weight"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected > 0")
-        if self.watch_rows < 2:
-            raise ValueError(f"watch_rows = {self.watch_rows}: expected at least 2")
+        one_of(self, mode=Mode, sampling=Sampling, context=Context)
+        at_least(self, num_units=1, num_neighbors=1, num_negatives=1, embedding_dim=1, hidden_dim=1)
+        at_least(self, chunk_rows=1, watch_rows=2)
+        positive(self, "pillar_m", "temperature", "single_weight")
 
     @property
     def uses_images(self) -> bool:

@@ -21,7 +21,7 @@ Letters: B samples, S samples with voxels in both views, M voxels, R filled rows
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int64
@@ -37,6 +37,7 @@ from models.memory import KeyQueue, contrast_with_queue, queue_watch
 from models.methods.base import LossTerms, MethodConfig, Objective
 from models.momentum import MomentumConfig, MomentumCopy, check_whole_weights
 from models.pairing import segment_max
+from models.ranges import at_least, one_of, positive, weights
 from models.sketch import PointSketch, Sketch
 
 Formats = Literal["both", "voxel", "point"]
@@ -78,28 +79,18 @@ class DepthContrastConfig(MethodConfig):
         Raises:
             ValueError: a field is out of range, or a network is not of its format.
         """
-        if self.formats not in get_args(Formats):
-            raise ValueError(f"formats = {self.formats!r}: expected one of {', '.join(get_args(Formats))}")
+        one_of(self, formats=Formats)
+        at_least(self, queue_size=1, embedding_dim=1, hidden_dim=1, watch_rows=2)
+        positive(self, "temperature")
+        weights(self, "within_weight", "across_weight")
         takes_points = isinstance(self.backbone, PointNet2Config)
         if takes_points != (self.formats == "point"):
             wanted = "pointnet2" if self.formats == "point" else "a network on voxels (pointnet2 is one on points)"
             raise ValueError(f"formats = {self.formats!r}: expected backbone to be {wanted}")
         if self.formats == "both" and not isinstance(self.point_backbone, PointNet2Config):
             raise ValueError("formats = 'both': expected point_backbone to be pointnet2")
-        for name in ("queue_size", "embedding_dim", "hidden_dim"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature}: expected > 0")
-        if min(self.within_weight, self.across_weight) < 0 or self.within_weight + self.across_weight == 0:
-            raise ValueError(
-                f"within_weight = {self.within_weight}, across_weight = {self.across_weight}: expected 0 or more, and "
-                "not both 0"
-            )
         if self.formats != "both" and self.within_weight == 0:
             raise ValueError(f"formats = {self.formats!r} with within_weight = 0 leaves nothing to learn")
-        if self.watch_rows < 2:
-            raise ValueError(f"watch_rows = {self.watch_rows}: expected at least 2")
 
     def wants(self) -> Wants:
         """Two augmentations of a sweep, no images."""

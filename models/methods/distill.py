@@ -32,6 +32,7 @@ from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods.base import LossTerms, MethodConfig, Objective
 from models.pairing import read_pixels
+from models.ranges import at_least
 from models.sketch import ProjectionSketch, Sketch
 from models.watch import collapse_watch
 
@@ -59,10 +60,7 @@ class DistillConfig(MethodConfig):
         Raises:
             ValueError: a field is out of range, or a cache is asked for.
         """
-        if self.hidden_features is not None and self.hidden_features < 1:
-            raise ValueError(f"hidden_features = {self.hidden_features}: expected at least 1, or null")
-        if self.watch_rows < 2:
-            raise ValueError(f"watch_rows = {self.watch_rows}: expected at least 2")
+        at_least(self, hidden_features=1, watch_rows=2)
         if self.teacher.cache:
             raise ValueError(
                 "teacher.cache = true: distill reads single pixels, the cache holds means over superpixels"

@@ -34,6 +34,7 @@ from models.memory import KeyQueue, contrast_with_queue, queue_watch
 from models.methods.base import LossTerms, MethodConfig, Objective
 from models.momentum import MomentumConfig, MomentumCopy, check_whole_weights
 from models.pairing import upsample_to_pixels
+from models.ranges import at_least, positive
 from models.sketch import PixelSketch, Sketch
 
 
@@ -65,15 +66,8 @@ class MocoConfig(MethodConfig):
         Raises:
             ValueError: a field is out of range.
         """
-        if self.queue_size < 1 or self.embedding_dim < 1 or (self.hidden_dim is not None and self.hidden_dim < 1):
-            raise ValueError(
-                f"queue_size = {self.queue_size}, embedding_dim = {self.embedding_dim}, hidden_dim = "
-                f"{self.hidden_dim}: expected at least 1"
-            )
-        if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature}: expected > 0")
-        if self.watch_rows < 2:
-            raise ValueError(f"watch_rows = {self.watch_rows}: expected at least 2")
+        at_least(self, queue_size=1, embedding_dim=1, hidden_dim=1, watch_rows=2)
+        positive(self, "temperature")
 
     def wants(self) -> Wants:
         """Images, augmented twice."""

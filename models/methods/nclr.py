@@ -60,6 +60,7 @@ from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods.base import LossTerms, MethodConfig, Objective
 from models.pairing import read_pixels, resample_cells, upsample_to_pixels
+from models.ranges import at_least, positive
 from models.sketch import Sketch
 from models.watch import collapse_watch
 
@@ -129,32 +130,17 @@ class NclrConfig(MethodConfig):
         Raises:
             ValueError: a field is out of range, or two of them do not go together.
         """
-        for name, least in (
-            ("embedding_dim", 6),
-            ("tokens", 1),
-            ("contrast_points", 1),
-            ("pose_points", 6),
-            ("attention_stride", 1),
-            ("fusion_layers", 1),
-            ("heads", 1),
-            ("watch_rows", 2),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected at least {least}")
+        at_least(self, embedding_dim=6, tokens=1, contrast_points=1, pose_points=6, watch_rows=2)
+        at_least(self, attention_stride=1, fusion_layers=1, heads=1)
+        at_least(self, contrast_weight=0, overlap_weight=0, pose_weight=0, translation_weight=0)
+        positive(self, "temperature", "match_temperature")
         if self.embedding_dim % self.heads:
             raise ValueError(f"embedding_dim = {self.embedding_dim}: expected a multiple of heads = {self.heads}")
-        for name in ("temperature", "match_temperature"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name} = {value}: expected > 0")
         if not 0 < self.near_px <= self.far_px:
             raise ValueError(f"near_px = {self.near_px}, far_px = {self.far_px}: expected 0 < near_px <= far_px")
         for name in ("overlap_threshold", "pose_start"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected 0 to below 1")
-        for name in ("contrast_weight", "overlap_weight", "pose_weight", "translation_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected 0 or more")
         if self.pose and not self.overlap:
             raise ValueError(
                 "pose = true with overlap = false: nothing would say which points to match; set pose=false"

@@ -38,6 +38,7 @@ from models.image.unet import ResNetUnetConfig
 from models.losses import gather_with_grad, info_nce
 from models.methods.base import LossTerms, MethodConfig, Objective
 from models.pairing import read_pixels, upsample_to_pixels
+from models.ranges import at_least, positive
 from models.sketch import MatchSketch, PixelSketch, Sketch
 from models.watch import collapse_watch
 
@@ -74,12 +75,8 @@ class PixelContrastConfig(MethodConfig):
         Raises:
             ValueError: a field is out of range.
         """
-        for name, least in (("num_places", 1), ("chunk_rows", 1), ("watch_rows", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} = {value}: expected at least {least}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature}: expected > 0")
+        at_least(self, num_places=1, chunk_rows=1, watch_rows=2)
+        positive(self, "temperature")
 
     def wants(self) -> Wants:
         """Two augmentations of each image."""

@@ -36,6 +36,7 @@ from models.lidar.res16unet import Res16UNetConfig
 from models.losses import info_nce
 from models.methods.base import LossTerms, MethodConfig, Objective
 from models.pairing import draw_rows, read_pixels, upsample_to_pixels
+from models.ranges import at_least, positive
 from models.sketch import ProjectionSketch, Sketch
 from models.watch import collapse_watch
 
@@ -68,12 +69,8 @@ class PixelToPointConfig(MethodConfig):
         Raises:
             ValueError: a field is out of range.
         """
-        for name, least in (("num_pairs", 2), ("chunk_rows", 1), ("watch_rows", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} = {value}: expected at least {least}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature}: expected > 0")
+        at_least(self, num_pairs=2, chunk_rows=1, watch_rows=2)
+        positive(self, "temperature")
 
     def wants(self) -> Wants:
         """Images with pairs."""

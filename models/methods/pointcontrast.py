@@ -26,7 +26,7 @@ Letters: M N voxels of the two clouds, Q matches, R pairs, T pairs of all ranks,
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int, Int64
@@ -39,6 +39,7 @@ from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.losses import gather_with_grad, info_nce, world_size
 from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds, matched_clouds
+from models.ranges import at_least, one_of, positive
 from models.sketch import PointSketch, Sketch
 from models.watch import collapse_watch
 
@@ -86,21 +87,14 @@ class PointContrastConfig(MethodConfig):
         Raises:
             ValueError: a field is out of range.
         """
-        if self.loss not in get_args(LossName):
-            raise ValueError(f"loss = {self.loss!r}: expected one of {', '.join(get_args(LossName))}")
-        if self.num_pairs < 1 or self.embedding_dim < 1:
-            raise ValueError(f"num_pairs = {self.num_pairs}, embedding_dim = {self.embedding_dim}: expected at least 1")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature}: expected > 0")
+        one_of(self, loss=LossName)
+        at_least(self, num_pairs=1, embedding_dim=1, chunk_rows=1, watch_rows=2)
+        positive(self, "temperature")
         if not 0 <= self.positive_margin < self.negative_margin <= 2:
             raise ValueError(
                 f"positive_margin = {self.positive_margin}, negative_margin = {self.negative_margin}: expected "
                 "0 <= positive < negative <= 2, the largest distance of unit vectors"
             )
-        if self.chunk_rows is not None and self.chunk_rows < 1:
-            raise ValueError(f"chunk_rows = {self.chunk_rows}: expected at least 1, or null")
-        if self.watch_rows < 2:
-            raise ValueError(f"watch_rows = {self.watch_rows}: expected at least 2")
 
     def wants(self) -> Wants:
         """Two clouds with matches, no images."""

@@ -35,6 +35,7 @@ from models.lidar.res16unet import Res16UNetConfig
 from models.losses import info_nce
 from models.methods.base import LossTerms, MethodConfig, Objective
 from models.pairing import draw_rows, read_pixels
+from models.ranges import at_least, positive
 from models.sketch import ProjectionSketch, Sketch
 from models.watch import collapse_watch
 
@@ -71,12 +72,8 @@ class PpktConfig(MethodConfig):
         Raises:
             ValueError: a field is out of range, or a cache is asked for.
         """
-        for name, least in (("num_pairs", 2), ("embedding_dim", 1), ("chunk_rows", 1), ("watch_rows", 2)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} = {value}: expected at least {least}")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature}: expected > 0")
+        at_least(self, num_pairs=2, embedding_dim=1, chunk_rows=1, watch_rows=2)
+        positive(self, "temperature")
         if self.teacher.cache:
             raise ValueError("teacher.cache = true: PPKT reads single pixels, the cache holds means over superpixels")
 

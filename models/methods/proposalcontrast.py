@@ -27,7 +27,7 @@ Letters: N points, Q matches, R proposals, K neighbours, M voxels, C channels, A
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -46,6 +46,7 @@ from models.losses import info_nce, world_size
 from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds, matched_clouds
 from models.points.neighbors import ball_query
 from models.points.sampling import farthest_points
+from models.ranges import at_least, one_of, positive, weights
 from models.sinkhorn import sinkhorn
 from models.sketch import PointSketch, Sketch
 from models.watch import collapse_watch
@@ -110,28 +111,13 @@ class ProposalContrastConfig(MethodConfig):
         Raises:
             ValueError: a field is out of range.
         """
-        positive = ("num_proposals", "num_neighbors", "attention_shrink", "hidden_dim", "embedding_dim", "iterations")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
-        for name in ("radius_m", "temperature", "epsilon"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected > 0")
-        if self.num_prototypes < 2 or self.watch_rows < 2:
-            raise ValueError(
-                f"num_prototypes = {self.num_prototypes}, watch_rows = {self.watch_rows}: expected at least 2"
-            )
-        if min(self.proposal_weight, self.cluster_weight) < 0 or self.proposal_weight + self.cluster_weight == 0:
-            raise ValueError(
-                f"proposal_weight = {self.proposal_weight}, cluster_weight = {self.cluster_weight}: expected 0 or "
-                "more, not both 0"
-            )
-        if self.neighbors not in get_args(Choice):
-            raise ValueError(f"neighbors = {self.neighbors!r}: expected one of {', '.join(get_args(Choice))}")
+        at_least(self, num_proposals=1, num_neighbors=1, attention_shrink=1, hidden_dim=1, embedding_dim=1)
+        at_least(self, iterations=1, num_prototypes=2, chunk_rows=1, watch_rows=2)
+        positive(self, "radius_m", "temperature", "epsilon")
+        weights(self, "proposal_weight", "cluster_weight")
+        one_of(self, neighbors=Choice)
         if self.within_view and self.gather_negatives:
             raise ValueError("within_view with gather_negatives is not defined; choose one of them")
-        if self.chunk_rows is not None and self.chunk_rows < 1:
-            raise ValueError(f"chunk_rows = {self.chunk_rows}: expected at least 1, or null")
 
     def wants(self) -> Wants:
         """Two clouds with matches and ground, no images."""

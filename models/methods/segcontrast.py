@@ -34,6 +34,7 @@ from models.memory import KeyQueue, contrast_with_queue, queue_watch
 from models.methods.base import LossTerms, MethodConfig, Objective
 from models.momentum import MomentumConfig, MomentumCopy, check_whole_weights
 from models.pairing import segment_max
+from models.ranges import at_least, positive
 from models.sketch import PointSketch, Sketch
 
 
@@ -75,16 +76,10 @@ class SegContrastConfig(MethodConfig):
         Raises:
             ValueError: a field is out of range.
         """
-        for name in ("queue_size", "embedding_dim", "hidden_dim", "max_segments", "min_points"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} = {value}: expected at least 1")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature}: expected > 0")
+        at_least(self, queue_size=1, embedding_dim=1, hidden_dim=1, max_segments=1, min_points=1, watch_rows=2)
+        positive(self, "temperature")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout = {self.dropout}: expected 0 <= dropout < 1")
-        if self.watch_rows < 2:
-            raise ValueError(f"watch_rows = {self.watch_rows}: expected at least 2")
 
     def wants(self) -> Wants:
         """Two augmentations of a sweep with segments, no images."""

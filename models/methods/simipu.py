@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -51,6 +51,7 @@ from models.methods.base import LossTerms, MethodConfig, Objective, joined_cloud
 from models.pairing import read_pixels, segment_mean
 from models.points.ragged import bounds
 from models.points.sampling import farthest_points
+from models.ranges import at_least, one_of, positive, weights
 from models.sketch import MatchSketch, PointSketch, ProjectionSketch, Sketch
 from models.watch import collapse_watch
 
@@ -104,23 +105,10 @@ class SimipuConfig(MethodConfig):
         Raises:
             ValueError: a field is out of range.
         """
-        if self.num_centres < 1 or self.embedding_dim < 1:
-            raise ValueError(
-                f"num_centres = {self.num_centres}, embedding_dim = {self.embedding_dim}: expected at least 1"
-            )
-        if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature}: expected > 0")
-        if min(self.intra_weight, self.inter_weight) < 0 or self.intra_weight + self.inter_weight == 0:
-            raise ValueError(
-                f"intra_weight = {self.intra_weight}, inter_weight = {self.inter_weight}: expected 0 or more, "
-                "not both 0"
-            )
-        if self.matching not in get_args(Matching):
-            raise ValueError(f"matching = {self.matching!r}: expected one of {', '.join(get_args(Matching))}")
-        if self.match_gate_m is not None and not self.match_gate_m > 0:
-            raise ValueError(f"match_gate_m = {self.match_gate_m}: expected above 0, or null for no limit")
-        if self.watch_rows < 2:
-            raise ValueError(f"watch_rows = {self.watch_rows}: expected at least 2")
+        at_least(self, num_centres=1, embedding_dim=1, watch_rows=2)
+        positive(self, "temperature", "match_gate_m")
+        weights(self, "intra_weight", "inter_weight")
+        one_of(self, matching=Matching)
 
     def wants(self) -> Wants:
         """Images, the points that they show, and these points a second time."""

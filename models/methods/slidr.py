@@ -40,6 +40,7 @@ from models.lidar.res16unet import Res16UNetConfig
 from models.losses import info_nce
 from models.methods.base import LossTerms, MethodConfig, Objective
 from models.pairing import segment_mean, segment_mean_of_map
+from models.ranges import at_least, positive
 from models.sketch import PixelSketch, Sketch
 from models.tolerance import SemanticToleranceConfig, Tolerance, semantic_tolerance
 from models.watch import collapse_watch
@@ -78,19 +79,13 @@ class SlidrConfig(MethodConfig):
         Raises:
             ValueError: a field is out of range.
         """
-        if self.embedding_dim < 1:
-            raise ValueError(f"embedding_dim = {self.embedding_dim}: expected at least 1")
-        if not self.temperature > 0:
-            raise ValueError(f"temperature = {self.temperature}: expected > 0")
-        if self.chunk_rows is not None and self.chunk_rows < 1:
-            raise ValueError(f"chunk_rows = {self.chunk_rows}: expected at least 1, or null")
+        at_least(self, embedding_dim=1, chunk_rows=1, watch_rows=2)
+        positive(self, "temperature")
         if self.tolerant is not None and self.symmetric and self.gather_negatives:
             raise ValueError(
                 "tolerant with symmetric and gather_negatives: the weights of the other direction would be held by "
                 "other ranks; expected one of symmetric and gather_negatives off"
             )
-        if self.watch_rows < 2:
-            raise ValueError(f"watch_rows = {self.watch_rows}: expected at least 2")
 
     def wants(self) -> Wants:
         """Images with superpixels."""

@@ -168,7 +168,7 @@ def test_refused() -> None:
         ({"formats": "point"}, "expected backbone to be pointnet2"),
         ({"backbone": POINTS}, "a network on voxels"),
         ({"point_backbone": Res16UNetConfig()}, "expected point_backbone to be pointnet2"),
-        ({"within_weight": 0.0, "across_weight": 0.0}, "not both 0"),
+        ({"within_weight": 0.0, "across_weight": 0.0}, "not all 0"),
         ({"formats": "voxel", "within_weight": 0.0}, "nothing to learn"),
         ({"queue_size": 0}, "queue_size"),
         ({"temperature": 0.0}, "temperature"),

@@ -261,7 +261,7 @@ def test_refused():
     ):
         with pytest.raises(ValueError, match=next(iter(settings))):
             SimipuConfig(**settings)
-    with pytest.raises(ValueError, match="not both 0"):
+    with pytest.raises(ValueError, match="not all 0"):
         SimipuConfig(intra_weight=0.0, inter_weight=0.0)
 
 
