@@ -231,7 +231,7 @@ def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConf
             dotted = ".".join(path[: depth + 1])
             if kind is None or not dataclasses.is_dataclass(kind):
                 break
-            names = {field.name for field in dataclasses.fields(kind)}
+            names = {field.name for field in dataclasses.fields(kind)}  # class variables are no settings
             hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name in names}
             if key not in hints:
                 known = ", ".join(sorted(hints)) or "nothing"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 
@@ -35,6 +35,7 @@ class Base:
 
 @dataclass(frozen=True, kw_only=True)
 class First(Base):
+    label: ClassVar[str] = "no setting"
     a: int = 1
 
 
@@ -152,7 +153,7 @@ def test_dump_of_a_chosen_inner_section(tmp_path: Path) -> None:
         ("optim.lr=-1", ["optim", "lr: got -1", "positive"]),
         ("optm.lr=1", ["optm", "'optim'"]),
         ("method.name=frist", ["method.name", "'frist'", "'first'"]),
-        ("method.b.lr=1", ["method.b", "valid here: a"]),
+        ("method.b.lr=1", ["method.b", "valid here: a)"]),
         ("optim=3", ["optim", "section"]),
         ("--lr", ["'--lr'", "section.field=value"]),
         ("method.tower.name=tall", ["method.tower", "unknown name", "valid here: a"]),
