@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.voxelize import VoxelConfig, inside_range, voxelize
+from data.views.voxelize import VoxelConfig, inside_range, voxelize
 from models.lidar.backbones import BACKBONES
 
 CARTESIAN = VoxelConfig(kind="cartesian", size=(0.2, 0.2, 0.2), features="xyz_intensity", reduce="mean")

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 
 from engine.checkpoint import WEIGHTS
 from engine.deepspeed_config import SUB_GROUP_NUMEL
-from engine.elastic import cut_anew
-from engine.layout import Layout, Param
+from engine.reshard import cut_anew
 from engine.zero import SHARD_KEYS
+from engine.zero_layout import Layout, Param
 from models.lidar.res16unet import Res16UNetConfig
 
 MOVES = ("0:2-1:3", "1:2-1:1", "1:2-1:3", "3:2-3:3", "1:2-3:4", "1:64-1:48", "3:64-3:48")

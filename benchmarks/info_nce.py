@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.common import REPOSITORY, markdown, setting
-from models.losses import info_nce
+from models.contrast.losses import info_nce
 
 PLAIN_COPIES = 6
 """Matrices of rows x rows that the plain form is expected to hold at once, for the limit of memory only."""

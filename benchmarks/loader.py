@@ -26,40 +26,40 @@ import numpy as np
 import simplejpeg
 import torch
 
-import data.augment
-import data.collate
-import data.decode
-import data.shards
-import data.stages
-import data.view
+import data.loading.collate
+import data.storage.decode
+import data.storage.shards
+import data.views.augment
+import data.views.stages
+import data.views.view
 from benchmarks.common import Stopwatch, markdown, setting
 from benchmarks.ordinary import OfficialFrames, ordinary_sample, street_frames, write_copies, write_frames
-from data.augment import AugmentConfig, ImageAugmentConfig
-from data.collate import collate
-from data.loader import DataConfig, build_loader
+from data.batch_spec import BatchSpec
+from data.loading.collate import collate
+from data.loading.loader import DataConfig, build_loader
+from data.loading.workers import Loaded, _Packed
 from data.order import SampleDraws
-from data.read_view import read_view
-from data.shard_writer import SetInfo, join_manifest, write_shard
-from data.shards import SampleReader, load_manifest
-from data.teacher_cache import TeacherCache, TeacherCacheWriter
-from data.voxelize import VoxelConfig
-from data.wants import Wants
-from data.workers import Loaded, _Packed
+from data.storage.shard_writer import SetInfo, join_manifest, write_shard
+from data.storage.shards import SampleReader, load_manifest
+from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter
+from data.views.augment import AugmentConfig, ImageAugmentConfig
+from data.views.read_view import read_view
+from data.views.voxelize import VoxelConfig
 
-_WANTS = Wants(superpixels=True)
+_WANTS = BatchSpec(superpixels=True)
 _SEED = 0
 _STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "read": ((SampleReader, "_sample_bytes"),),
     "checksum": ((zlib, "crc32"),),
-    "points, calibration": ((data.shards, "decode_sample"), (data.shards, "_members")),
-    "superpixels": ((data.decode, "_decode_superpixels"),),
-    "pairs": ((data.stages, "point_pixel_pairs"),),
-    "augment the cloud": ((data.view, "draw_cloud"),),
-    "draw crops": ((data.stages, "draw_pixel_transform"),),
-    "decode JPEG": ((data.stages, "decode_jpeg"),),
-    "resize, mirror": ((data.augment.PixelTransform, "image"),),
-    "cut superpixels, look up pairs": ((data.view, "_assemble"),),
-    "voxelise": ((data.collate, "voxelize"),),
+    "points, calibration": ((data.storage.shards, "decode_sample"), (data.storage.shards, "_members")),
+    "superpixels": ((data.storage.decode, "_decode_superpixels"),),
+    "pairs": ((data.views.stages, "point_pixel_pairs"),),
+    "augment the cloud": ((data.views.view, "draw_cloud"),),
+    "draw crops": ((data.views.stages, "draw_pixel_transform"),),
+    "decode JPEG": ((data.views.stages, "decode_jpeg"),),
+    "resize, mirror": ((data.views.augment.PixelTransform, "image"),),
+    "cut superpixels, look up pairs": ((data.views.view, "_assemble"),),
+    "voxelise": ((data.loading.collate, "voxelize"),),
 }
 """Functions whose own time (without that of other stages that they call) is a stage's."""
 
@@ -167,7 +167,7 @@ def _print_waiting(root: str, config: DataConfig, cached: DataConfig, dim: int, 
     print(f"\n{config.num_workers} worker(s), batches of {config.micro_batch_size}, steps of {step_s} s")
     cache = _build_cache(root, dim)
     for title, settings, teacher in (("images", config, None), ("cached teacher", cached, cache)):
-        source = build_loader(settings, wants=_WANTS, seed=_SEED, rank=0, world_size=1, teacher_cache=teacher)
+        source = build_loader(settings, spec=_WANTS, seed=_SEED, rank=0, world_size=1, teacher_cache=teacher)
         first, wait = _waiting(source.batches(0), step_s, 20)
         share = wait / (wait + step_s)
         print(f"  {title:15s} first batch after {first:.2f} s, then waits {1e3 * wait:.1f} ms a step ({share:.1%})")

@@ -30,17 +30,17 @@ from typing import NamedTuple, cast
 from benchmarks.common import REPOSITORY, markdown, setting, street_set
 from configs.load import ConfigError, load
 from configs.schema import SweepConfig, SweepRunConfig
-from engine.downstream.measures import METRICS
-from engine.downstream.records import ORDER, ProtocolName
+from engine.downstream.metrics import METRICS
+from engine.downstream.protocols import ORDER, ProtocolName
 from engine.downstream.results import FILE_NAME, Result, baseline_of, read_results
 from engine.metric_names import RSS_GIB, STEP_S, WATCH
 from launchers.cli import FAILURE
-from launchers.cluster.standing import Order, with_first_stages
+from launchers.cluster.plan_submission import Order, with_first_stages
 from launchers.cluster.submission import submit
-from launchers.run.elements import BASELINES, EVALUATIONS
-from launchers.run.training import load_run
+from launchers.runs.elements import BASELINES, EVALUATIONS
 from launchers.submit import load_cluster
 from launchers.sweep import points
+from launchers.training.run import load_run
 
 SWEEP = REPOSITORY / "configs" / "sweep" / "all_methods.yaml"
 TABLE = "methods.md"

@@ -18,8 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from data.convert.nuscenes import NuscenesConverter
-from data.convert.nuscenes_names import CAMERAS
+from data.convert.nuscenes.converter import NuscenesConverter
+from data.convert.nuscenes.names import CAMERAS
 
 RADARS = ("RADAR_FRONT", "RADAR_FRONT_LEFT", "RADAR_FRONT_RIGHT", "RADAR_BACK_LEFT", "RADAR_BACK_RIGHT")
 CHANNELS = ("LIDAR_TOP", *CAMERAS, *RADARS)

@@ -24,12 +24,12 @@ from jaxtyping import Float, Int
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from data.augment import AugmentConfig, draw_cloud_transform, draw_cuboid, draw_pixel_transform
 from data.geometry import rigid
+from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import CameraView, Sample
 from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
-from data.superpixels import SuperpixelConfig, segment
-from data.synthetic import generate_log
+from data.street.log import generate_log
+from data.views.augment import AugmentConfig, draw_cloud_transform, draw_cuboid, draw_pixel_transform
 
 _TABLES = ("sample", "sample_data", "calibrated_sensor", "sensor", "ego_pose")
 Row = dict[str, Any]

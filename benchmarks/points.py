@@ -22,9 +22,9 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from models import matching
-from models.epnp import epnp
+from models.contrast import matching
 from models.points import neighbors, sampling
+from models.pose.epnp import epnp
 
 
 def sweep(pattern: str | None, num: int, seed: int) -> Tensor:

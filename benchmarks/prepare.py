@@ -29,13 +29,13 @@ import simplejpeg
 
 import data.convert.files
 import data.preparing.unit
-import data.shard_writer
+import data.storage.shard_writer
 from benchmarks.common import REPOSITORY, Stopwatch, markdown, setting
 from data.convert.base import Converter
 from data.convert.sets import SETTINGS, make_converter
 from data.preparing.prepare import PrepareConfig, prepare
-from data.shard_writer import ShardWriter
-from data.shards import ShardError
+from data.storage.shard_writer import ShardWriter
+from data.storage.shards import ShardError
 from data.street.config import StreetConfig
 
 REAL = REPOSITORY.parent / "shared" / "data"
@@ -116,7 +116,7 @@ def stages() -> dict[str, list[tuple[Any, str]]]:
         "read": [(module, "read_bytes") for module in modules if getattr(module, "read_bytes", None) is original],
         "decode": [(cv2, "imdecode"), (simplejpeg, "decode_jpeg"), (zlib, "decompress")],
         "superpixels": [(data.preparing.unit, "segment")],
-        "encode": [(data.shard_writer, "encode_sample"), (data.shard_writer, "count_pairs")],
+        "encode": [(data.storage.shard_writer, "encode_sample"), (data.storage.shard_writer, "count_pairs")],
         "write": [(ShardWriter, "write"), (ShardWriter, "finish")],
     }
 

@@ -22,7 +22,7 @@ from benchmarks.common import Stopwatch, place, prepared
 from data.convert.argoverse2 import Argoverse2Converter
 from data.convert.base import Converter
 from data.convert.once import OnceConverter
-from data.convert.pandaset import PandasetConverter
+from data.convert.pandaset.converter import PandasetConverter
 from data.convert.sets import make_converter
 from data.sample import CameraView, Sample
 from tests.helpers.layouts import argoverse2, once, pandaset
@@ -32,11 +32,11 @@ _STAGES = {
     "read": (
         "data.convert.files.read_bytes",
         "data.convert.feather.read_bytes",
-        "data.convert.pandas_pickle.read_bytes",
+        "data.convert.pandaset.pandas_pickle.read_bytes",
     ),
     "jpeg": ("data.convert.files.decode_jpeg",),
     "undistort": ("data.convert.once._Reader._undistorted",),
-    "pickles": ("data.convert.pandaset.read_table",),
+    "pickles": ("data.convert.pandaset.converter.read_table",),
     "feather": ("data.convert.argoverse2.read_feather",),
     "boxes to labels": tuple(f"data.convert.{name}.labels_from_boxes" for name in ("once", "pandaset", "argoverse2")),
 }

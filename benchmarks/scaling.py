@@ -36,14 +36,14 @@ def child(options: argparse.Namespace) -> None:
 
     import torch
 
-    from data.loader import build_loader
+    from data.loading.loader import build_loader
     from engine.deepspeed_config import quiet_deepspeed
     from engine.distributed import init_distributed, shutdown
     from engine.optim import build_optimizer
     from engine.sync_bn import convert_sync_batchnorm
     from engine.zero import ZeroEngine
-    from launchers.run.training import load_run
-    from launchers.teacher_cache import PoolsTeacher, open_or_build
+    from launchers.training.run import load_run
+    from launchers.training.teacher_cache import PoolsTeacher, open_or_build
 
     torch.set_num_threads(1)
     overrides = [f"data.shards={options.shards}", f"engine.zero_stage={options.stage}", "data.num_workers=0"]
@@ -62,7 +62,7 @@ def child(options: argparse.Namespace) -> None:
         engine = ZeroEngine(objective, optimizer, config.engine, world, micro_batch_size=options.batch)
         source = build_loader(
             config.data,
-            wants=config.method.wants(),
+            spec=config.method.batch_spec(),
             seed=0,
             rank=world.rank,
             world_size=world.world_size,

@@ -22,20 +22,20 @@ from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
 from benchmarks.common import markdown, setting
-from data.clusters import clusters
-from data.ground import ground_mask
+from data.batch_spec import GroundConfig, PointClusterConfig
 from data.sample import Sample
-from data.shards import SampleReader, load_manifest
-from data.wants import ClusterConfig, GroundConfig
+from data.storage.shards import SampleReader, load_manifest
+from data.views.clusters import clusters
+from data.views.ground import ground_mask
 
 T = TypeVar("T")
 GROUND = ("road", "parking", "sidewalk", "terrain")
 """Classes of the street world that lie on the ground."""
 GROUNDS = {"lines": GroundConfig(kind="lines"), "plane": GroundConfig(kind="plane")}
 CLUSTERS = {
-    "radius 0.5 m": ClusterConfig(radius_m=0.5),
-    "radius 0.5 m, filtered": ClusterConfig(radius_m=0.5, max_extent_m=15.0, max_aspect=10.0),
-    "DBSCAN 0.25 m": ClusterConfig(kind="dbscan", radius_m=0.25),
+    "radius 0.5 m": PointClusterConfig(radius_m=0.5),
+    "radius 0.5 m, filtered": PointClusterConfig(radius_m=0.5, max_extent_m=15.0, max_aspect=10.0),
+    "DBSCAN 0.25 m": PointClusterConfig(kind="dbscan", radius_m=0.25),
 }
 
 

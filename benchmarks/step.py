@@ -26,14 +26,14 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.schema import PretrainConfig
-from data.loader import build_loader
+from data.loading.loader import build_loader
 from engine.deepspeed_config import quiet_deepspeed
 from engine.distributed import init_distributed, shutdown
 from engine.monitor import peak_rss_gib
 from engine.optim import build_optimizer
 from engine.zero import ZeroEngine
-from launchers.run.training import load_run
-from launchers.teacher_cache import PoolsTeacher, open_or_build
+from launchers.training.run import load_run
+from launchers.training.teacher_cache import PoolsTeacher, open_or_build
 from models.lidar import sparse
 from tests.helpers.samples import write_toy_set
 
@@ -77,7 +77,9 @@ def measure(config: PretrainConfig, steps: int) -> tuple[dict[str, list[float]],
     cache = None
     if getattr(getattr(config.method, "teacher", None), "cache", False) and isinstance(objective, PoolsTeacher):
         cache = open_or_build(objective, config.data, world)
-    source = build_loader(config.data, wants=config.method.wants(), seed=0, rank=0, world_size=1, teacher_cache=cache)
+    source = build_loader(
+        config.data, spec=config.method.batch_spec(), seed=0, rank=0, world_size=1, teacher_cache=cache
+    )
     objective.to(world.device).train()
     optimizer = build_optimizer(objective, config.optim, config.optim.lr)
     seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}

@@ -20,8 +20,8 @@ import simplejpeg
 
 from benchmarks.common import markdown, setting
 from benchmarks.ordinary import write_copies
-from data.codec import CodecConfig, encode_sample
-from data.runs import decode_runs, encode_runs
+from data.storage.encode import CodecConfig, encode_sample
+from data.storage.run_lengths import decode_runs, encode_runs
 
 
 def _best_ms(call: Callable[[], object]) -> float:

@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import markdown, setting
-from data.coming import shards_of
-from data.loader import DataConfig, build_loader
+from data.batch_spec import BatchSpec
+from data.loading.loader import DataConfig, build_loader
 from data.order import SampleOrder
-from data.remote.shard_cache import CacheConfig
-from data.shard_writer import SetInfo, join_manifest, write_shard
-from data.shards import Manifest, SampleReader, load_manifest
-from data.wants import Wants
+from data.storage.prefetch import shards_of
+from data.storage.remote.shard_cache import CacheConfig
+from data.storage.shard_writer import SetInfo, join_manifest, write_shard
+from data.storage.shards import Manifest, SampleReader, load_manifest
 from tests.helpers.object_server import serving
 from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, make_sample
 
@@ -144,7 +144,7 @@ def seconds_of_batches(shards: str, cache: CacheConfig) -> tuple[float, float]:
         shards_per_group=_SHARDS_PER_GROUP,
         num_workers=1,
     )
-    loader = build_loader(config, wants=Wants(superpixels=True), seed=_SEED, rank=0, world_size=1)
+    loader = build_loader(config, spec=BatchSpec(superpixels=True), seed=_SEED, rank=0, world_size=1)
     began = time.perf_counter()
     stream = loader.batches(0)
     next(stream)

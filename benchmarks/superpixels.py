@@ -26,10 +26,10 @@ from jaxtyping import Bool, Int, UInt8
 
 from benchmarks.common import REPOSITORY, markdown, setting
 from data.convert.files import read_image
+from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import IGNORE_LABEL
 from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
-from data.superpixels import SuperpixelConfig, segment
-from data.synthetic import generate_log
+from data.street.log import generate_log
 
 Image = UInt8[np.ndarray, "H W 3"]
 Ids = Int[np.ndarray, "H W"]

@@ -65,7 +65,7 @@ def trained(marks: Path, argv: list[str]) -> None:
 
     from engine import checkpoint
     from engine.zero import ZeroEngine
-    from launchers.run import training
+    from launchers.training import run as training
 
     def around(owner: Any, name: str, before: str, after: str) -> None:
         function = getattr(owner, name)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from data.synthetic import LogRenderer, StreetCameraConfig, StreetConfig, StreetLidarConfig
+from data.street.log import LogRenderer, StreetCameraConfig, StreetConfig, StreetLidarConfig
 
 _T = TypeVar("_T")
 

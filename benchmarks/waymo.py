@@ -14,16 +14,16 @@ import time
 from pathlib import Path
 
 from benchmarks.common import Stopwatch, place, prepared
-from data.convert.waymo import WaymoConverter
+from data.convert.waymo.converter import WaymoConverter
 from data.sample import Sample
 from tests.helpers.layouts.waymo import WaymoOptions
 from tests.helpers.layouts.waymo_full import write_full_size
 
 _STAGES = {
-    "read": ("data.convert.waymo_tfrecord.read_range", "data.convert.parquet_rows.ParquetRows.rows"),
-    "unpack": ("data.convert.waymo_proto._floats", "data.convert.waymo_proto._integers"),
-    "points": ("data.convert.waymo.laser_points",),
-    "jpeg": ("data.convert.waymo.decode_jpeg",),
+    "read": ("data.convert.waymo.tfrecord.read_range", "data.convert.parquet_rows.ParquetRows.rows"),
+    "unpack": ("data.convert.waymo.proto._floats", "data.convert.waymo.proto._integers"),
+    "points": ("data.convert.waymo.converter.laser_points",),
+    "jpeg": ("data.convert.waymo.converter.decode_jpeg",),
 }
 """Stage -> functions; reading Parquet is unpacking it as well."""
 

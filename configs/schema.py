@@ -10,15 +10,15 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
 from configs.load import Choices, ConfigError
-from data.augment import PointAugmentConfig
-from data.fractions import FractionConfig
-from data.image_batches import ImageTruthConfig
-from data.loader import DataConfig
-from data.remote.shard_cache import CacheConfig
+from data.loading.fractions import FractionConfig
+from data.loading.image_evaluation import ImageTruthConfig
+from data.loading.loader import DataConfig
+from data.storage.remote.shard_cache import CacheConfig
+from data.views.augment import PointAugmentConfig
 from engine.checkpoint import CheckpointConfig
 from engine.deepspeed_config import EngineConfig
 from engine.downstream.evaluate import ProtocolsConfig
-from engine.downstream.records import ORDER, TOWER_TITLES, TOWERS, ProtocolName
+from engine.downstream.protocols import ORDER, TOWER_TITLES, TOWERS, ProtocolName
 from engine.monitor import MonitorConfig
 from engine.optim import OptimConfig
 from engine.schedule import ScheduleConfig
@@ -258,7 +258,7 @@ class ResourcesConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig(ResourcesConfig):
+class SlurmConfig(ResourcesConfig):
     """A cluster and what a pre-training run asks of it (with the fields of `ResourcesConfig`).
 
     Attributes:

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int
 
-from data.shared import SharesTables
+from data.shared_memory import SharesTables
 
 # Distinguishes the uses of one seed, so that no two of them draw the same numbers.
 _ORDER_STREAM, _AUGMENT_STREAM, _REPLACEMENT_STREAM, _SECOND_STREAM, _PARTNER_STREAM, _GROUND_STREAM = range(1, 7)

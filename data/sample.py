@@ -149,13 +149,14 @@ class Batch:
         image_affine: pixel coordinates of the stored image to those of the augmented one, per image.
         image_depth_m: ground-truth depth, 0 where unknown; downstream only.
         image_labels: ground-truth class of each pixel, IGNORE_LABEL where unlabelled; downstream only.
-        ground: whether a point lies on the ground; None unless `Wants.ground`.
+        ground: whether a point lies on the ground; None unless `BatchSpec.ground`.
         cluster: object of each point, 0 <= id < num_clusters, unique over the batch, -1 for none; None unless
-            `Wants.clusters`. `second` has the same ids.
+            `BatchSpec.clusters`. `second` has the same ids.
         num_clusters: clusters of all samples, also those that augmentation removed.
-        second: another view of the same samples in the same order (`Wants.second_cloud`, `Wants.second_images`). Of
-            the two parts, cloud and images, the one that was not asked for is that of the first view.
-        match_point: points of this view that have a partner in the second one; None without `Wants.second_cloud`.
+        second: another view of the same samples in the same order (`BatchSpec.second_cloud`,
+            `BatchSpec.second_images`). Of the two parts, cloud and images, the one that was not asked for is that of
+            the first view.
+        match_point: points of this view that have a partner in the second one; None without `BatchSpec.second_cloud`.
         match_second: the partner of each, a point of `second`. No point occurs twice in `match_point`.
     """
 

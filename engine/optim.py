@@ -2,7 +2,7 @@
 
 The learning rate of a group in an update is peak * lr_scale(step) * the group's own `lr_scale`. DeepSpeed gets the
 optimizer as an object, so it builds no kernel of its own. Parts of the objective can have an optimizer, rates and
-decays of their own: `engine.towers`.
+decays of their own: `engine.tower_optim`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from engine.protocols import HasParamGroups
-from engine.towers import (
+from engine.interfaces import HasParamGroups
+from engine.tower_optim import (
     NUMBERS,
     TowerOptimConfig,
     TowersOptimizer,

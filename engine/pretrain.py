@@ -32,15 +32,15 @@ from torch import nn
 from engine import checkpoint as ckpt
 from engine import metric_names as names
 from engine.checkpoint import CheckpointConfig
+from engine.checkpoint_retry import CheckpointRetry
 from engine.deepspeed_config import EngineConfig, check_precision, quiet_deepspeed
 from engine.distributed import World, agree_max, agree_signal, init_distributed, mean_over_ranks
-from engine.elastic import check_continuable, cut_anew, saved_layout
 from engine.errors import DivergenceError, DryBatchError, StopRequested
-from engine.keeper import Keeper
+from engine.interfaces import BatchLike, BatchSource, ChecksEngine, CountsSkips, FollowsUpdates
 from engine.monitor import Monitor, MonitorConfig, Stopwatch, Window, peak_rss_gib, to_floats
 from engine.optim import OptimConfig, build_optimizer, optimizer_name, peak_lr
 from engine.preempt import StopSignals, name_of
-from engine.protocols import BatchLike, BatchSource, ChecksEngine, CountsSkips, FollowsUpdates
+from engine.reshard import check_continuable, cut_anew, saved_layout
 from engine.rng import get_rng_state, seed_everything, set_rng_state
 from engine.schedule import ScheduleConfig, lr_scale, lr_table, total_steps
 from engine.sync_bn import convert_sync_batchnorm
@@ -219,7 +219,7 @@ def pretrain(
         if told is not None:
             engine.close()
             raise StopRequested(told)
-        stopwatch, keeper = Stopwatch(), Keeper(settings.checkpoint)
+        stopwatch, keeper = Stopwatch(), CheckpointRetry(settings.checkpoint)
         buffers: dict[str, torch.Tensor] | None = None
         stream = _timed(source.batches(run.step * accumulation_steps), stopwatch)
         watch.phase("data", run.step)

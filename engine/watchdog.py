@@ -1,10 +1,10 @@
 """Notices ranks that died, hang or failed, so that the others leave with a clear message instead of waiting for ever.
 
 One thread a rank tells the run's rendezvous store, over a connection of its own, that the process lives and where its
-training is; rank 0's also listens to all and judges (`engine.watch_judge`). A second thread watches the first, because
-a store whose process is stopped answers nothing, not even an error. A verdict is written to the store, and every rank
-that cannot raise it (it waits in a collective that will never return) is ended from here, with exit code 70 for a lost
-peer and 1 for one that failed by itself.
+training is; rank 0's also listens to all and judges (`engine.watchdog_verdict`). A second thread watches the first,
+because a store whose process is stopped answers nothing, not even an error. A verdict is written to the store, and
+every rank that cannot raise it (it waits in a collective that will never return) is ended from here, with exit code 70
+for a lost peer and 1 for one that failed by itself.
 
 A step pays for this with a few assignments; the threads wake some ten times in `engine.heartbeat_s`.
 """
@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from engine.distributed import World, barrier
 from engine.errors import PeerFailedError, PeerLostError, StopRequested
-from engine.watch_judge import RESTART, Judge, Sign, State, Verdict
+from engine.watchdog_verdict import RESTART, Judge, Sign, State, Verdict
 
 EXIT_CODES = {"lost": 70, "failed": 1}
 _MAX_INTERVAL_S = 5.0

@@ -1,7 +1,7 @@
 """The objective inside DeepSpeed: forward, backward, one update or none, state in and out, at every ZeRO stage.
 
 Everything that depends on how DeepSpeed 0.19 keeps gradients, weights and optimizer state at a stage is in this file
-and, where the arithmetic of its flat buffers is concerned, in `engine.layout`.
+and, where the arithmetic of its flat buffers is concerned, in `engine.zero_layout`.
 Its own checkpoints are not used: they are pickles, loaded with `weights_only=False`, so they could run foreign code.
 """
 
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from engine.deepspeed_config import SUB_GROUP_NUMEL, EngineConfig, deepspeed_dict, import_deepspeed
 from engine.distributed import World
-from engine.layout import Layout, Param
+from engine.interfaces import BatchLike
 from engine.optim import set_lr
-from engine.protocols import BatchLike
 from engine.rng import get_rng_state, set_rng_state
+from engine.zero_layout import Layout, Param
 
 logger = logging.getLogger("tandem.zero")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from configs.load import ConfigError
 from launchers.cli import guarded
-from launchers.cluster import slurm
-from launchers.cluster.jobs_file import JOBS_FILE, read_jobs
-from launchers.run.run_status import find_runs, read_files
+from launchers.runs import slurm
+from launchers.runs.job_record import JOBS_FILE, read_jobs
+from launchers.runs.run_status import find_runs, read_files
 
 
 def parser() -> argparse.ArgumentParser:

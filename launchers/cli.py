@@ -80,7 +80,7 @@ def _tell(error: Exception) -> int:
     # Imported here, so that verbs that only look at files do not wait for torch.
     from configs.load import ConfigError
     from engine import errors
-    from launchers.cluster.slurm import SlurmError
+    from launchers.runs.slurm import SlurmError
 
     if isinstance(error, ConfigError):
         print(f"config error: {error}", file=sys.stderr)
@@ -94,7 +94,7 @@ def _tell(error: Exception) -> int:
     named: tuple[type[Exception], ...] = (errors.CheckpointError, errors.DivergenceError, errors.DryBatchError)
     named = (*named, errors.RunLockedError, errors.PeerFailedError, SlurmError)
     if "data.shards" in sys.modules:  # without it nobody can have raised a ShardError
-        from data.shards import ShardError
+        from data.storage.shards import ShardError
 
         named = (*named, ShardError)
     if not isinstance(error, named):

@@ -22,17 +22,14 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from configs.load import ConfigError, dump, load
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
-from data.shards import ShardError, load_manifest
-from engine.downstream.metrics import LabelError
-from engine.downstream.records import ORDER, TOWERS, Initialisation, Tower
+from data.storage.shards import ShardError, load_manifest
+from engine.downstream.confusion import LabelError
+from engine.downstream.protocols import ORDER, TOWERS, Initialisation, Tower
 from engine.downstream.results import FILE_NAME, Result, ResultsError, read_results, write_results
 from launchers.cli import guarded
-from launchers.downstream.base import Evaluation, Family, Progressing, device_of
-from launchers.downstream.images import measure_images
-from launchers.downstream.registration import measure_registration
-from launchers.downstream.sweeps import measure_sweeps
-from launchers.reporting.table import print_table
-from launchers.run.networks import (
+from launchers.evaluation.common import Evaluation, Family, Progressing, device_of
+from launchers.evaluation.images import measure_images
+from launchers.evaluation.networks import (
     check_alike,
     check_tower,
     open_source,
@@ -40,7 +37,10 @@ from launchers.run.networks import (
     random_initialisation,
     run_folder_of,
 )
-from launchers.run.run_folder import CONFIG_FILE
+from launchers.evaluation.registration_task import measure_registration
+from launchers.evaluation.sweeps import measure_sweeps
+from launchers.reporting.table import print_table
+from launchers.training.run_folder import CONFIG_FILE
 
 
 def parser() -> argparse.ArgumentParser:

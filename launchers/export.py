@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from engine.checkpoint import read_state
 from engine.errors import CheckpointError
 from launchers.cli import guarded
-from launchers.run.image_export import check_torchvision, resnet_of, write_torchvision
-from launchers.run.run_folder import CHECKPOINT_CONFIG, build_objective, find_checkpoint_folder, load_run_config
+from launchers.image_export import check_torchvision, resnet_of, write_torchvision
+from launchers.training.run_folder import CHECKPOINT_CONFIG, build_objective, find_checkpoint_folder, load_run_config
 from models.lidar.minkowski import to_minkowski
 from models.lidar.res16unet import Res16UNet
 from models.methods.base import Objective

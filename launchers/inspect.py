@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from data.shards import Manifest, SampleError, SampleReader, ShardError, load_manifest
-from data.store import MANIFEST_NAME, is_url
+from data.storage.shards import Manifest, SampleError, SampleReader, ShardError, load_manifest
+from data.storage.store import MANIFEST_NAME, is_url
 from launchers.cli import guarded
-from launchers.reporting.calibration import calibration_view, check_set
-from launchers.reporting.contact_sheet import Picture, Table, page
-from launchers.reporting.drawing import RgbImage, png_bytes
-from launchers.reporting.set_summary import sample_table, set_tables
-from launchers.reporting.views import sample_views
-from launchers.run.run_folder import is_run, run_pictures, run_tables
+from launchers.drawing.calibration_page import calibration_view, check_set
+from launchers.drawing.canvas import RgbImage, png_bytes
+from launchers.drawing.contact_sheet import Picture, Table, page
+from launchers.drawing.set_summary import sample_table, set_tables
+from launchers.drawing.views import sample_views
+from launchers.training.run_folder import is_run, run_pictures, run_tables
 
 _CALIBRATION_SAMPLES = 40
 """Enough to tell shifts of a few pixels in streets; see docs/custom_data.md."""

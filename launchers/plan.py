@@ -24,9 +24,9 @@ from torch import nn
 
 from configs.load import ConfigError
 from configs.schema import PretrainConfig
-from data.mixture import open_sets
-from data.shards import SampleReader
-from data.superpixels import SuperpixelConfig
+from data.preparing.superpixels import SuperpixelConfig
+from data.storage.mixture import open_sets
+from data.storage.shards import SampleReader
 from engine.deepspeed_config import BUCKET_NUMEL
 from engine.optim import peak_lr, state_numbers
 from engine.schedule import total_steps
@@ -36,7 +36,7 @@ from launchers.planning.figures import GPU_HOURS_PER_FAILURE, RESTART_S, Course,
 from launchers.planning.measure import measured_writing, step_here, step_of_run
 from launchers.planning.tables import sections
 from launchers.planning.warnings import warnings
-from launchers.run.training import load_run
+from launchers.training.run import load_run
 from models.methods.base import Objective
 
 

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Sequence
 
 # Light modules only: signal handlers have to be there before torch is imported, and each loader worker imports this
-# module anew (`launchers.run.training` would cost it some seconds and 150 MB).
+# module anew (`launchers.training.run` would cost it some seconds and 150 MB).
 from engine.preempt import StopSignals, ignore_stop_signals
 from launchers.cli import TRY_AGAIN, guarded
-from launchers.cluster import slurm
+from launchers.runs import slurm
 
 
 def parser() -> argparse.ArgumentParser:
@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; 0 when the run is finished, 75 when it was told to stop before."""
     with StopSignals():
         options = parser().parse_args(argv)
-        from launchers.run import stages, training
+        from launchers.training import run as training
+        from launchers.training import stages
 
         config = training.load_run(options.config, options.overrides)
         if options.show_config:

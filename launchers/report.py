@@ -22,27 +22,27 @@ from typing import Any
 from rich.console import Console
 
 from configs.load import ConfigError
-from data.shards import ShardError, replace_file
+from data.storage.shards import ShardError, replace_file
 from engine.downstream.results import FILE_NAME, Result, ResultsError, read_results
 from engine.errors import CheckpointError
 from launchers.cli import guarded
-from launchers.cluster.jobs_file import JOBS_FILE
-from launchers.reporting.drawing import RgbImage
+from launchers.drawing.canvas import RgbImage
+from launchers.drawing.predictions import read_predictions
+from launchers.drawing.recall import recall_pictures
+from launchers.evaluation.selection import Selection
 from launchers.reporting.hparams import FOLDER as HPARAMS
 from launchers.reporting.hparams import HparamRun, metrics_of, write_hparams
-from launchers.reporting.predictions import read_predictions
-from launchers.reporting.recall import recall_pictures
 from launchers.reporting.report_page import CURVES, RunReport, page
 from launchers.reporting.report_text import text_report
 from launchers.reporting.table import markdown, print_table
 from launchers.reporting.troubles import Trouble, selections, troubles
-from launchers.run.attempts import FILE as ATTEMPTS_FILE
-from launchers.run.elements import BASELINES
-from launchers.run.provenance import describe_environment
-from launchers.run.run_folder import METRICS_FILE, is_run, run_pictures
-from launchers.run.run_status import read_config
-from launchers.run.selection import Selection
-from launchers.run.settings import labels, setting_of_tree
+from launchers.runs.attempts import FILE as ATTEMPTS_FILE
+from launchers.runs.elements import BASELINES
+from launchers.runs.job_record import JOBS_FILE
+from launchers.runs.provenance import describe_environment
+from launchers.runs.run_status import read_config
+from launchers.runs.settings import labels, setting_of_tree
+from launchers.training.run_folder import METRICS_FILE, is_run, run_pictures
 
 _ENVIRONMENT = "environment.json"
 _NOT_SEARCHED = {"checkpoints", "tensorboard", "teacher_cache", "labelled", "submission", "code", HPARAMS}

@@ -15,9 +15,9 @@ from pathlib import Path
 from configs.load import ConfigError, load
 from launchers.cancel import runs_below
 from launchers.cli import guarded
-from launchers.cluster import slurm
 from launchers.cluster.freeze import CLUSTER_FILE, CONFIG_FILE, OVERRIDES_FILE, SUBMISSION_FOLDER
-from launchers.run.run_status import read_files
+from launchers.runs import slurm
+from launchers.runs.run_status import read_files
 
 STOP_SIGNAL = "USR2"
 """What submitit asks SLURM to send before a time limit; training answers any stop signal alike."""
@@ -59,8 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _submit_again(runs: Sequence[Path], *, check: bool) -> None:
     if not runs:
         return
-    from configs.schema import PRETRAIN_CHOICES, ClusterConfig, PretrainConfig
-    from launchers.cluster.standing import Order, Point, with_first_stages
+    from configs.schema import PRETRAIN_CHOICES, PretrainConfig, SlurmConfig
+    from launchers.cluster.plan_submission import Order, Point, with_first_stages
     from launchers.cluster.submission import submit
 
     strangers = [run for run in runs if not (run / SUBMISSION_FOLDER / CLUSTER_FILE).is_file()]
@@ -80,7 +80,7 @@ def _submit_again(runs: Sequence[Path], *, check: bool) -> None:
             config = load(PretrainConfig, folder / CONFIG_FILE, choices=PRETRAIN_CHOICES)
             overrides = (folder / OVERRIDES_FILE).read_text(encoding="utf-8").splitlines()
             points.append(Point(config=config, overrides=tuple(overrides)))
-        cluster = load(ClusterConfig, group[0] / SUBMISSION_FOLDER / CLUSTER_FILE)
+        cluster = load(SlurmConfig, group[0] / SUBMISSION_FOLDER / CLUSTER_FILE)
         submit(Order(points=with_first_stages(points), root=root, cluster=cluster, where="slurm", check=check))
 
 

@@ -22,9 +22,9 @@ from rich.table import Table
 
 from configs.load import ConfigError
 from launchers.cli import guarded
-from launchers.cluster import slurm
-from launchers.run.run_status import RunStatus, find_runs, read_files, run_status
-from launchers.run.run_trouble import BAD
+from launchers.runs import slurm
+from launchers.runs.run_status import RunStatus, find_runs, read_files, run_status
+from launchers.runs.run_trouble import BAD
 
 PIPE_WIDTH = 240
 """Columns where the output is no terminal: nothing is folded there."""

@@ -18,12 +18,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.load import ConfigError, load
-from configs.schema import PRETRAIN_CHOICES, ClusterConfig, PretrainConfig
+from configs.schema import PRETRAIN_CHOICES, PretrainConfig, SlurmConfig
 from launchers.cli import FAILURE, guarded
 from launchers.cluster.freeze import CONFIG_FILE, SUBMISSION_FOLDER
-from launchers.cluster.standing import Order, Point, Where, with_first_stages
+from launchers.cluster.plan_submission import Order, Point, Where, with_first_stages
 from launchers.cluster.submission import submit
-from launchers.run.training import load_run
+from launchers.training.run import load_run
 
 _CLUSTER_PREFIX = "cluster."
 
@@ -85,7 +85,7 @@ def where_of(options: argparse.Namespace) -> Where:
     return "local" if options.local else "debug" if options.debug else "slurm"
 
 
-def load_cluster(path: str | None, overrides: Sequence[str], *, nodes: int | None, where: Where) -> ClusterConfig:
+def load_cluster(path: str | None, overrides: Sequence[str], *, nodes: int | None, where: Where) -> SlurmConfig:
     """The cluster's config with the `cluster.` overrides; defaults where no file is named.
 
     Raises:
@@ -94,7 +94,7 @@ def load_cluster(path: str | None, overrides: Sequence[str], *, nodes: int | Non
     own = [o.removeprefix(_CLUSTER_PREFIX) for o in overrides if o.startswith(_CLUSTER_PREFIX)]
     # On one machine, runs side by side take each other's cores: one at a time unless asked otherwise.
     defaults = {"array_parallelism": 1} if where == "local" and path is None else {}
-    cluster = load(ClusterConfig, path, own, defaults=defaults)
+    cluster = load(SlurmConfig, path, own, defaults=defaults)
     if nodes is not None:
         cluster = dataclasses.replace(cluster, nodes=nodes)
     if where == "local" and cluster.nodes > 1:

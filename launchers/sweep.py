@@ -21,10 +21,10 @@ import yaml
 from configs.load import ConfigError, load
 from configs.schema import SweepConfig
 from launchers.cli import FAILURE, guarded
-from launchers.cluster.standing import Order, Point, with_first_stages
+from launchers.cluster.plan_submission import Order, Point, with_first_stages
 from launchers.cluster.submission import submit
-from launchers.run.training import load_run
 from launchers.submit import add_where, load_cluster, where_of
+from launchers.training.run import load_run
 
 _MAX_NAME = 96
 """Characters of a point's name; folders allow 255 bytes, and logs and TensorBoard add to it."""

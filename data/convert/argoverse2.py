@@ -25,14 +25,14 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
-from data.codec import DamagedError
 from data.convert.base import Skipped
+from data.convert.box_labels import labels_from_boxes
 from data.convert.feather import Kind, Table, read_feather
 from data.convert.files import layout_error, read_jpeg
 from data.convert.poses import pose, track_id
 from data.geometry import transform
-from data.labels import labels_from_boxes
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
+from data.storage.encode import DamagedError
 
 RING_CAMERAS = (
     *("ring_front_center", "ring_front_left", "ring_front_right", "ring_side_left", "ring_side_right"),

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from data.codec import DamagedError
 from data.sample import Sample
+from data.storage.encode import DamagedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A source frame that cannot become a sample; `reason` is one of `data.codec.REASONS`."""
+    """A source frame that cannot become a sample; `reason` is one of `data.storage.encode.REASONS`."""
 
     reason: str
     key: str

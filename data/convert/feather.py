@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.feather
 from jaxtyping import Shaped
 
-from data.codec import DamagedError
 from data.convert.files import read_bytes
+from data.storage.encode import DamagedError
 
 Table: TypeAlias = Mapping[str, Shaped[np.ndarray, " rows"]]
 Kind: TypeAlias = Literal["number", "integer", "text"]

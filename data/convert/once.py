@@ -27,14 +27,14 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data.codec import DamagedError
 from data.convert.base import Skipped
+from data.convert.box_labels import labels_from_boxes
 from data.convert.files import layout_error, read_bytes, read_jpeg, read_json, read_records
 from data.convert.poses import looks_forward, pose
 from data.geometry import rigid, transform, yaw_rotation
-from data.labels import labels_from_boxes
 from data.sample import Boxes, CameraView, Sample
-from data.shards import ShardError
+from data.storage.encode import DamagedError
+from data.storage.shards import ShardError
 
 CLASS_NAMES = ("background", "Car", "Truck", "Bus", "Pedestrian", "Cyclist")
 CAMERAS = ("cam01", "cam03", "cam05", "cam06", "cam07", "cam08", "cam09")

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from data.codec import DamagedError
 from data.geometry import rigid
+from data.storage.encode import DamagedError
 
 _FORWARD = 0.7
 """Least cosine between a front camera's optical axis and the vehicle's x axis: 45 degrees."""

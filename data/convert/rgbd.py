@@ -13,9 +13,9 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-from data.codec import DamagedError
 from data.convert.files import check_header, read_bytes
 from data.geometry import rigid
+from data.storage.encode import DamagedError
 
 T_CAM_LIDAR = rigid(np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]]), np.zeros(3))
 """Axes of a camera (x right, y down, z forward) from those of our LiDAR frame."""

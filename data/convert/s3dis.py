@@ -27,13 +27,13 @@ import pyarrow
 from jaxtyping import Float, Int
 from pyarrow import csv
 
-from data.codec import DamagedError
 from data.convert.base import Skipped, only_frame
 from data.convert.files import layout_error, read_bytes
 from data.convert.rgbd import luminance
 from data.geometry import rigid
 from data.sample import Sample
-from data.shards import ShardError
+from data.storage.encode import DamagedError
+from data.storage.shards import ShardError
 
 CLASS_NAMES = (
     "ceiling",

@@ -6,21 +6,21 @@ from typing import Any
 
 from data.convert.argoverse2 import Argoverse2Converter
 from data.convert.base import Converter
-from data.convert.custom import CustomConverter
-from data.convert.kitti_360 import Kitti360Converter
-from data.convert.kitti_object import KittiObjectConverter
-from data.convert.kitti_raw import KittiRawConverter
-from data.convert.nuscenes import NuscenesConverter
+from data.convert.custom.converter import CustomConverter
+from data.convert.kitti.kitti_360 import Kitti360Converter
+from data.convert.kitti.kitti_object import KittiObjectConverter
+from data.convert.kitti.kitti_raw import KittiRawConverter
+from data.convert.kitti.semantickitti import SemanticKittiConverter
+from data.convert.kitti.semanticposs import SemanticPossConverter
+from data.convert.nuscenes.converter import NuscenesConverter
 from data.convert.once import OnceConverter
-from data.convert.pandaset import PandasetConverter
+from data.convert.pandaset.converter import PandasetConverter
 from data.convert.s3dis import S3disConverter
-from data.convert.scannet import ScanNetConverter
-from data.convert.semantickitti import SemanticKittiConverter
-from data.convert.semanticposs import SemanticPossConverter
+from data.convert.scannet.converter import ScanNetConverter
 from data.convert.seven_scenes import SevenScenesConverter
 from data.convert.sunrgbd import SunRgbdConverter
 from data.convert.synthetic import SyntheticConverter
-from data.convert.waymo import WaymoConverter
+from data.convert.waymo.converter import WaymoConverter
 from data.street.config import StreetConfig
 
 SETTINGS: dict[str, type] = {
@@ -46,7 +46,7 @@ SETTINGS: dict[str, type] = {
 HELP: dict[str, tuple[str, str]] = {
     "synthetic": (
         "the built-in street world; SRC is '-', nothing is downloaded",
-        "num_logs, frames_per_log, seed, ... (data/synthetic.py)",
+        "num_logs, frames_per_log, seed, ... (data/street/log.py)",
     ),
     "kitti-raw": (
         "KITTI raw, synced+rectified: SRC holds <date>/<date>_drive_<number>_sync",

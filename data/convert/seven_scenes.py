@@ -20,12 +20,12 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from data.codec import DamagedError
 from data.convert.base import Skipped
 from data.convert.files import read_image
 from data.convert.rgbd import T_CAM_LIDAR, depth_points, read_depth
 from data.sample import CameraView, Sample
-from data.shards import ShardError
+from data.storage.encode import DamagedError
+from data.storage.shards import ShardError
 
 _CAMERA = "color"
 _FRAME_PERIOD_US = 33_333

@@ -28,14 +28,14 @@ import scipy.io
 from jaxtyping import Float
 from scipy.io.matlab import MatReadError
 
-from data.codec import DamagedError
 from data.convert.base import Skipped, only_frame
+from data.convert.box_labels import labels_from_boxes
 from data.convert.files import read_bytes, read_image
 from data.convert.rgbd import luminance
 from data.geometry import rigid
-from data.labels import labels_from_boxes
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
-from data.shards import ShardError
+from data.storage.encode import DamagedError
+from data.storage.shards import ShardError
 
 CLASS_NAMES = (
     "background",

@@ -54,7 +54,7 @@ class SyntheticConverter:
 
     def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
         """Frames before `start` are generated and thrown away."""
-        from data.synthetic import generate_log  # the renderer's libraries are needed in the workers only
+        from data.street.log import generate_log  # the renderer's libraries are needed in the workers only
 
         return itertools.islice(generate_log(self.street, _index(log)), start, stop)
 

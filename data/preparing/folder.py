@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from data.preparing.unit import RECORDS, Unit
-from data.shards import ShardError, replace_file
-from data.store import MANIFEST_NAME
-from data.untrusted import parse_json
+from data.storage.shards import ShardError, replace_file
+from data.storage.store import MANIFEST_NAME
+from data.storage.untrusted import parse_json
 
 _SETTINGS = "settings.json"
 _MAX_SETTINGS_BYTES = 16 << 20

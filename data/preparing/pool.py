@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import cv2
 import torch
 
-from data.shards import ShardError
+from data.storage.shards import ShardError
 
 _POLL_S = 0.2
 

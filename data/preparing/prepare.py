@@ -22,14 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from data.codec import SCHEMA_VERSION, CodecConfig
 from data.convert.base import Converter
 from data.preparing.folder import locked, same_settings, storage_errors_named, sweep, units_locked
 from data.preparing.pool import Meter, Progress, run_all
+from data.preparing.superpixels import SuperpixelConfig
 from data.preparing.unit import RECORDS, Unit, UnitJob, UnitRecord, load_record, plan_units, run_unit
-from data.shard_writer import SetInfo, join_manifest
-from data.shards import Manifest, ShardError
-from data.superpixels import SuperpixelConfig
+from data.storage.encode import SCHEMA_VERSION, CodecConfig
+from data.storage.shard_writer import SetInfo, join_manifest
+from data.storage.shards import Manifest, ShardError
 
 _log = logging.getLogger(__name__)
 

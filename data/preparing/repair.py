@@ -25,11 +25,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
-from data.manifest_check import MAX_MANIFEST_BYTES
 from data.preparing.folder import locked
 from data.preparing.unit import RECORDS
 from data.preparing.verify import Verdict
-from data.shards import (
+from data.storage.manifest_check import MAX_MANIFEST_BYTES
+from data.storage.shards import (
     SAMPLE_COLUMNS,
     TABLE_NAME,
     Manifest,
@@ -40,8 +40,8 @@ from data.shards import (
     replace_file,
     write_manifest,
 )
-from data.store import MANIFEST_NAME
-from data.untrusted import parse_json
+from data.storage.store import MANIFEST_NAME
+from data.storage.untrusted import parse_json
 
 SUFFIX = ".before-repair"
 

@@ -23,15 +23,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from data.codec import SCHEMA_VERSION, DamagedError
 from data.convert.base import Skipped
 from data.preparing.folder import locked, same_settings, sweep
 from data.preparing.prepare import PrepareConfig, PrepareSummary, join_records
+from data.preparing.superpixels import SuperpixelConfig
 from data.preparing.unit import Stretch, Unit, UnitRecord, add_superpixels, load_record, save_record
 from data.sample import Sample
-from data.shard_writer import ShardWriter
-from data.shards import ShardError
-from data.superpixels import SuperpixelConfig
+from data.storage.encode import SCHEMA_VERSION, DamagedError
+from data.storage.shard_writer import ShardWriter
+from data.storage.shards import ShardError
 
 _AHEAD = 2
 """Samples in work or waiting for each worker: bounds memory, whatever the iterator's speed."""

@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data.codec import CodecConfig, DamagedError
 from data.convert.base import Converter, Skipped
-from data.manifest_check import MAX_MANIFEST_BYTES, is_plain_name
+from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import Sample
-from data.shard_writer import COUNTED_COLUMNS, ShardTable, ShardWriter
-from data.shards import Shard, file_sha256, replace_file
-from data.superpixels import SuperpixelConfig, segment
-from data.untrusted import parse_json
+from data.storage.encode import CodecConfig, DamagedError
+from data.storage.manifest_check import MAX_MANIFEST_BYTES, is_plain_name
+from data.storage.shard_writer import COUNTED_COLUMNS, ShardTable, ShardWriter
+from data.storage.shards import Shard, file_sha256, replace_file
+from data.storage.untrusted import parse_json
 
 _log = logging.getLogger(__name__)
 

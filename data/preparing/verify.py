@@ -22,11 +22,19 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, Shaped
 
-from data.codec import count_labelled, count_pairs
 from data.preparing.pool import Meter, Progress, run_all
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
-from data.shards import Manifest, SampleError, SampleReader, ShardError, file_sha256, load_manifest, replace_file
-from data.store import is_url
+from data.storage.encode import count_labelled, count_pairs
+from data.storage.shards import (
+    Manifest,
+    SampleError,
+    SampleReader,
+    ShardError,
+    file_sha256,
+    load_manifest,
+    replace_file,
+)
+from data.storage.store import is_url
 
 REPORT_NAME = "verify.json"
 
@@ -43,7 +51,7 @@ REASONS = (
     "superpixel-ids",  # not consecutive from 0
     "boxes-broken",  # a size that is not above 0
 )
-"""What `verify` finds beside `data.codec.REASONS`."""
+"""What `verify` finds beside `data.storage.encode.REASONS`."""
 
 _INTENSITY_SLACK = 1e-3
 _ROTATION_SLACK = 1e-2
@@ -56,7 +64,7 @@ class Problem:
     """One thing that is wrong.
 
     Attributes:
-        reason: one of `REASONS` or of `data.codec.REASONS`.
+        reason: one of `REASONS` or of `data.storage.encode.REASONS`.
         shard: file name of the tar.
         row: of the sample in samples.npz; -1 where the shard as a whole is meant.
         key: of the sample, "" for the shard.

@@ -27,8 +27,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from engine.downstream.confusion import LabelError
 from engine.downstream.image_protocol import DenseTrainingConfig, ImageBatch, Measure, Truth
-from engine.downstream.metrics import LabelError
 
 START_DEPTH_M = 10.0
 """Depth that an output of 0 means; where training starts."""

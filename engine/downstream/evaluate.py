@@ -18,14 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
-from engine.downstream.depth import DepthConfig
-from engine.downstream.features import FeatureBank, Predictor, extract_bank, score
-from engine.downstream.finetune import FinetuneConfig, finetune
-from engine.downstream.image_segmentation import ImageFinetuneConfig, ImageProbeConfig
-from engine.downstream.knn import KnnClassifier, KnnConfig
-from engine.downstream.linear_probe import LinearProbeConfig, fit_linear, tune_linear
-from engine.downstream.metrics import ConfusionMatrix
-from engine.downstream.protocol import (
+from engine.downstream.common import (
     LabelDraws,
     Meter,
     SegmentationTask,
@@ -37,8 +30,15 @@ from engine.downstream.protocol import (
     thin,
     tune_rate,
 )
-from engine.downstream.records import DRAWN, ORDER, Initialisation, Planned, ProtocolName, Tower, of_tower
-from engine.downstream.register import RegistrationConfig
+from engine.downstream.confusion import ConfusionMatrix
+from engine.downstream.depth import DepthConfig
+from engine.downstream.features import FeatureBank, Predictor, extract_bank, score
+from engine.downstream.finetune import FinetuneConfig, finetune
+from engine.downstream.image_segmentation import ImageFinetuneConfig, ImageProbeConfig
+from engine.downstream.knn import KnnClassifier, KnnConfig
+from engine.downstream.linear_probe import LinearProbeConfig, fit_linear, tune_linear
+from engine.downstream.protocols import DRAWN, ORDER, Initialisation, Planned, ProtocolName, Tower, of_tower
+from engine.downstream.registration import RegistrationConfig
 from engine.downstream.results import Result, describe_machine, now, software_versions
 
 
@@ -47,7 +47,7 @@ class ProtocolsConfig:
     """Which protocols run, and what they share."""
 
     protocols: tuple[ProtocolName, ...] = ("linear_probe", "knn", "finetune")
-    """Any of `engine.downstream.records.ProtocolName`."""
+    """Any of `engine.downstream.protocols.ProtocolName`."""
     validation_share: float = 0.2
     """Share of the train split's logs that learning rates are tuned on."""
     tune_sweeps: int = 12

@@ -22,6 +22,18 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
+from engine.downstream.common import (
+    LabelDraws,
+    Meter,
+    SegmentationTask,
+    Splits,
+    Tuned,
+    calibrate_batch_norm,
+    hold_out,
+    thin,
+    tune_rate,
+)
+from engine.downstream.confusion import ConfusionMatrix
 from engine.downstream.depth import MAIN_METRIC, DepthTask
 from engine.downstream.evaluate import ProtocolsConfig, check_draws
 from engine.downstream.image_protocol import (
@@ -47,20 +59,8 @@ from engine.downstream.image_segmentation import (
     score_probes,
 )
 from engine.downstream.linear_probe import fit_linear, tune_linear
-from engine.downstream.measures import METRICS
-from engine.downstream.metrics import ConfusionMatrix
-from engine.downstream.protocol import (
-    LabelDraws,
-    Meter,
-    SegmentationTask,
-    Splits,
-    Tuned,
-    calibrate_batch_norm,
-    hold_out,
-    thin,
-    tune_rate,
-)
-from engine.downstream.records import DRAWN, Initialisation, Planned, ProtocolName, of_tower
+from engine.downstream.metrics import METRICS
+from engine.downstream.protocols import DRAWN, Initialisation, Planned, ProtocolName, of_tower
 from engine.downstream.results import Result, describe_machine, now, software_versions
 
 TRUTHS: dict[ProtocolName, Truth] = {

@@ -18,9 +18,9 @@ import torch
 from jaxtyping import Bool, Float16, Int
 from torch import Tensor, nn
 
-from engine.downstream.metrics import ConfusionMatrix, LabelError
-from engine.downstream.protocol import SegmentationTask, feature_width, point_labels, run_backbone, voxel_labels
-from engine.protocols import PointBatch
+from engine.downstream.common import SegmentationTask, feature_width, point_labels, run_backbone, voxel_labels
+from engine.downstream.confusion import ConfusionMatrix, LabelError
+from engine.interfaces import PointBatch
 
 Predictor = Callable[[Tensor], Tensor]
 """Voxel features float32 [M, C] -> class int64 [M]."""

@@ -20,9 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from engine.downstream.losses import SegmentationLossConfig, class_weights, segmentation_loss
-from engine.downstream.metrics import LabelError
-from engine.downstream.protocol import (
+from engine.downstream.common import (
     SegmentationTask,
     Sweeps,
     check_rates,
@@ -31,9 +29,11 @@ from engine.downstream.protocol import (
     run_backbone,
     voxel_labels,
 )
-from engine.downstream.updates import train_updates
-from engine.protocols import PointBatch
-from engine.towers import layer_scales
+from engine.downstream.confusion import LabelError
+from engine.downstream.fit import train_updates
+from engine.downstream.losses import SegmentationLossConfig, class_weights, segmentation_loss
+from engine.interfaces import PointBatch
+from engine.tower_optim import layer_scales
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class FinetuneConfig:
     """The new head's rate = this x the backbone's: it starts from nothing."""
     layer_decay: float = 1.0
     """A layer of the backbone has the backbone's rate x this to the power of the layers above it; 1: all alike. The
-    backbone must number its layers (`engine.protocols.HasLayers`)."""
+    backbone must number its layers (`engine.interfaces.HasLayers`)."""
     weight_decay: float = 0.01
     """Of AdamW, relative to the learning rate."""
     steps: int = 80

@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from engine.downstream.metrics import LabelError
-from engine.downstream.protocol import check_rates, check_seeds
-from engine.downstream.updates import train_updates
-from engine.protocols import BatchLike
+from engine.downstream.common import check_rates, check_seeds
+from engine.downstream.confusion import LabelError
+from engine.downstream.fit import train_updates
+from engine.interfaces import BatchLike
 
 Truth = Literal["depth", "labels"]
 
@@ -79,7 +79,7 @@ class Measure(Protocol):
         ...
 
     def metrics(self) -> dict[str, float]:
-        """Values by the names of `engine.downstream.measures.METRICS`."""
+        """Values by the names of `engine.downstream.metrics.METRICS`."""
         ...
 
 

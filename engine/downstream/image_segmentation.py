@@ -19,12 +19,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from engine.downstream.common import SegmentationTask
+from engine.downstream.confusion import ConfusionMatrix, LabelError
 from engine.downstream.features import FeatureBank
 from engine.downstream.image_protocol import DenseTrainingConfig, ImageBatch, Measure, Truth, images_of, pyramid_of
 from engine.downstream.linear_probe import LinearHead, LinearProbeConfig
 from engine.downstream.losses import SegmentationLossConfig, segmentation_loss
-from engine.downstream.metrics import ConfusionMatrix, LabelError
-from engine.downstream.protocol import SegmentationTask
 
 Resample = Callable[[Any, tuple[int, int]], Float[Tensor, "I C H W"]]
 """(map of a pyramid, (height, width)) -> the map read bilinearly at every pixel."""

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from engine.downstream.common import SegmentationTask, check_seeds
 from engine.downstream.features import FeatureBank
-from engine.downstream.protocol import SegmentationTask, check_seeds
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from engine.downstream.common import SegmentationTask, Tuned, check_rates, check_seeds, tune_rate
+from engine.downstream.confusion import ConfusionMatrix
 from engine.downstream.features import FeatureBank
 from engine.downstream.losses import SegmentationLossConfig, class_weights, segmentation_loss
-from engine.downstream.metrics import ConfusionMatrix
-from engine.downstream.protocol import SegmentationTask, Tuned, check_rates, check_seeds, tune_rate
 from engine.errors import DivergenceError
 
 

@@ -1,96 +1,81 @@
-"""Segmentation metrics from a confusion matrix: exact over any number of batches, in a few kilobytes.
+"""What downstream results are measured in: name, unit, and which way is better.
 
-Letters: K classes, N points.
+Tables, pages and comparisons ask here, so that none of them knows a task. A new metric is one line of `METRICS`.
 """
 
 from __future__ import annotations
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+import math
+from dataclasses import dataclass
 
 
-class LabelError(ValueError):
-    """A set's labels are missing or do not fit the task."""
-
-
-class ConfusionMatrix:
-    """Counts of (true class, predicted class) over all points seen.
+@dataclass(frozen=True)
+class Metric:
+    """One kind of number.
 
     Attributes:
-        counts: row = true class, column = predicted class.
-        ignore_label: points with this true label are not counted.
+        title: for people, without the unit.
+        unit: "%", "m", "deg", "px" or "" for a plain number.
+        higher_is_better: False for errors.
+        decimals: digits after the point in tables.
+        high: largest value that makes sense; the smallest is 0.
+        in_tables: False for figures that stay in results.json and TensorBoard.
     """
 
-    counts: Int[Tensor, "K K"]
-
-    def __init__(self, num_classes: int, ignore_label: int) -> None:
-        if num_classes < 2:
-            raise ValueError(f"num_classes = {num_classes}: a segmentation metric needs at least 2 classes")
-        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-        self.ignore_label = ignore_label
+    title: str
+    unit: str
+    higher_is_better: bool
+    decimals: int = 1
+    high: float = math.inf
+    in_tables: bool = True
 
     @property
-    def num_classes(self) -> int:
-        """K."""
-        return int(self.counts.shape[0])
+    def heading(self) -> str:
+        """Of a column: title and unit."""
+        return f"{self.title} {self.unit}".rstrip()
 
-    def update(self, predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> None:
-        """Count a batch of points.
+    @property
+    def sign(self) -> int:
+        """1 where higher is better, -1 where lower is: what a value or a difference is multiplied with to compare."""
+        return 1 if self.higher_is_better else -1
 
-        Args:
-            predicted: class of each point, 0 to K - 1; negative where no prediction was asked for (not counted).
-            labels: true class of each point, or the ignore label.
-
-        Raises:
-            LabelError: a label is neither a class nor the ignore label, or a prediction is no class.
-        """
-        keep = (labels != self.ignore_label) & (predicted >= 0)
-        true, guess = labels[keep].long(), predicted[keep].long()
-        check_class_range(true, self.num_classes, "label")
-        check_class_range(guess, self.num_classes, "prediction")
-        flat = torch.bincount(true * self.num_classes + guess, minlength=self.num_classes**2)
-        self.counts += flat.view_as(self.counts).cpu()
-
-    def iou(self) -> Float[Tensor, " K"]:
-        """Intersection over union of each class, 0 to 1; NaN for classes that never occur in the ground truth."""
-        counts = self.counts.double()
-        intersection = counts.diagonal()
-        true, predicted = counts.sum(1), counts.sum(0)
-        iou = intersection / (true + predicted - intersection)
-        return torch.where(true > 0, iou, torch.nan)
-
-    def miou(self) -> float:
-        """Mean IoU over the classes that occur in the ground truth, 0 to 1.
-
-        Classes that are only predicted have no row of their own: their false positives already cost the classes
-        that they were taken from. (Averaging them in as zeros would make the number depend on unused outputs.)
-
-        Raises:
-            LabelError: no labelled point was counted.
-        """
-        if not self.counts.any():
-            raise LabelError("mIoU of nothing: not one labelled point was counted; is the split labelled?")
-        return float(self.iou().nanmean())
-
-    def accuracy(self) -> float:
-        """Share of points whose class was right, 0 to 1; NaN before any was counted."""
-        total = int(self.counts.sum())
-        return float(self.counts.diagonal().sum()) / total if total else float("nan")
+    def text(self, mean: float | None, std: float | None = None, *, sign: bool = False) -> str:
+        """E.g. "31.2 ± 1.4", or the mean alone where there is one measurement; a dash where there is none."""
+        if mean is None:
+            return "–"
+        number = f"{mean:{'+' if sign else ''}.{self.decimals}f}"
+        return number if std is None else f"{number} ± {std:.{self.decimals}f}"
 
 
-def check_class_range(classes: Int[Tensor, " N"], num_classes: int, what: str) -> None:
-    """Refuse values outside of 0 to K - 1.
-
-    Raises:
-        LabelError: names the offending value.
-    """
-    if classes.numel() == 0:
-        return
-    low, high = int(classes.min()), int(classes.max())
-    if low < 0 or high >= num_classes:
-        bad = high if high >= num_classes else low
-        raise LabelError(
-            f"{what} {bad} is outside of the {num_classes} classes (0 to {num_classes - 1}); "
-            "do the class names of the set and its labels belong together?"
-        )
+METRICS: dict[str, Metric] = {
+    "miou": Metric("mIoU", "%", higher_is_better=True, high=100.0),
+    "accuracy": Metric("accuracy", "%", higher_is_better=True, high=100.0),
+    "abs_rel": Metric("abs rel", "", higher_is_better=False, decimals=3),
+    "sq_rel": Metric("sq rel", "m", higher_is_better=False, decimals=3),
+    "rmse": Metric("RMSE", "m", higher_is_better=False, decimals=3),
+    "rmse_log": Metric("RMSE log", "", higher_is_better=False, decimals=3),
+    "silog": Metric("SILog x 100", "", higher_is_better=False, decimals=2),
+    "delta1": Metric("delta < 1.25", "%", higher_is_better=True, high=100.0),
+    "delta2": Metric("delta < 1.25^2", "%", higher_is_better=True, high=100.0),
+    "delta3": Metric("delta < 1.25^3", "%", higher_is_better=True, high=100.0),
+    "rre_median": Metric("RRE median", "deg", higher_is_better=False, decimals=2, high=180.0),
+    "rte_median": Metric("RTE median", "m", higher_is_better=False, decimals=2),
+    "rre": Metric("RRE", "deg", higher_is_better=False, decimals=2, high=180.0, in_tables=False),
+    "rre_euler": Metric("RRE (Euler sum)", "deg", higher_is_better=False, decimals=2, high=450.0, in_tables=False),
+    "rte": Metric("RTE", "m", higher_is_better=False, decimals=2, in_tables=False),
+    "rre_registered": Metric("RRE, registered", "deg", higher_is_better=False, decimals=2, high=180.0, in_tables=False),
+    "rre_euler_registered": Metric(
+        "RRE (Euler sum), registered", "deg", higher_is_better=False, decimals=2, high=450.0, in_tables=False
+    ),
+    "rte_registered": Metric("RTE, registered", "m", higher_is_better=False, decimals=2, in_tables=False),
+    "recall": Metric("registered", "%", higher_is_better=True, high=100.0),
+    "recall_euler": Metric("registered (Euler sum)", "%", higher_is_better=True, high=100.0),
+    "found": Metric("poses found", "%", higher_is_better=True, high=100.0),
+    "match_soft": Metric("soft matching error", "px", higher_is_better=False),
+    "match_hard": Metric("matching error", "px", higher_is_better=False),
+    "match_soft_kept": Metric("soft matching error, kept", "px", higher_is_better=False),
+    "match_hard_kept": Metric("matching error, kept", "px", higher_is_better=False),
+    "overlap_precision": Metric("overlap precision", "%", higher_is_better=True, high=100.0, in_tables=False),
+    "overlap_recall": Metric("overlap recall", "%", higher_is_better=True, high=100.0, in_tables=False),
+}
+"""All metrics by the name that results.json and TensorBoard use."""

@@ -1,221 +1,338 @@
-"""How well a pose between LiDAR and camera was found: translation and rotation errors, recall, matching error.
+"""The registration protocol: find each camera's pose from its image and a sweep that was turned and moved.
 
-Errors are those of the residual transform inv(T_estimated) T_true:
+The whole objective is measured, not a tower: both networks and what joins them. Nothing is trained. Every
+initialisation sees the same sweeps with the same perturbations, a function of the seed and the sweep alone.
 
-    RTE = |translation of the residual|                                     metres
-    RRE = angle of its rotation (geodesic distance), 0 to 180               degrees
-    RRE (Euler) = sum of the sizes of its three Euler angles, up to 450     degrees, never below the geodesic one
+The matching error comes in four variants: best cell or soft match, over all points that the image truly shows or over
+those of them that the method keeps. (Table X of the NCLR paper has four variants as well, which the material that we
+had does not name; its four ablation stages - contrast alone, with alignment, with overlap, with pose - are four runs
+here, each with all four figures.)
 
-The registration literature (DeepI2P, CorrI2P and what follows them) calls the sum "RRE"; both are reported.
-A sample for which no pose was found has infinite errors and counts as not registered in every share.
-
-Letters: B samples, P points, K thresholds.
+Letters: I images, Q points that were looked at.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-import warnings
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Literal, Protocol, runtime_checkable
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64
-from scipy.spatial.transform import Rotation
-from torch import Tensor
+from torch import Tensor, nn
 
-RTE_LIMIT_M = 2.0
-"""A sample is registered below this RTE and RRE: the usual limits of the KITTI and nuScenes tables."""
-RRE_LIMIT_DEG = 5.0
-EULER_ORDER: Final = "xzy"
-"""Order of the angles in the literature's released code (lower case: about fixed axes). The middle angle stays within
-90 degrees: a turn about z by 170 is 180 + 10 + 180 = 370 degrees as a sum."""
+from engine.downstream.common import Meter, calibrate_batch_norm, check_seeds
+from engine.downstream.pose_errors import PoseErrors, RegistrationSummary, pose_errors, summarise
+from engine.downstream.protocols import Initialisation, Planned
+from engine.downstream.results import Result, describe_machine, now, software_versions
+from engine.interfaces import CalibratedBatch, EstimatesPose, PoseEstimateLike
 
-
-@dataclass(frozen=True, kw_only=True)
-class PoseErrors:
-    """Errors of each sample, infinite where no pose was found.
-
-    Attributes:
-        rte_m: translation.
-        rre_deg: rotation, geodesic.
-        rre_euler_deg: rotation, sum of Euler angles.
-    """
-
-    rte_m: Float64[Tensor, " B"]
-    rre_deg: Float64[Tensor, " B"]
-    rre_euler_deg: Float64[Tensor, " B"]
+MAIN_METRIC = "rre_median"
+"""Median over all images, 180 degrees where no pose was found: always defined, and no single failure moves it."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RegistrationSummary:
-    """What a registration table states; means are NaN where they are means of nothing.
+class RegistrationConfig:
+    """Settings of the registration protocol.
 
     Attributes:
-        num_samples: B.
-        found: share of samples with any pose.
-        recall: share registered within `RTE_LIMIT_M` and `RRE_LIMIT_DEG` (geodesic).
-        recall_euler: the same with the sum of Euler angles, the literature's "registration accuracy".
-        rte_m: mean over the samples with a pose, outliers included.
-        rre_deg: mean over the same.
-        rre_euler_deg: mean over the same.
-        rte_registered_m: mean over the samples of `recall_euler`, as tables usually have it.
-        rre_registered_deg: geodesic, mean over the same.
-        rre_euler_registered_deg: mean over the same.
+        seeds: of the perturbations; the r-th is measured on network r modulo their number.
+        max_rotation_deg: the sweep is turned about z by up to so much either way (NCLR: 180).
+        translate_m: and moved by up to so much along x, y and z either way, before (NCLR: 15, 15, 0).
+        cameras_per_sample: cameras of each sweep that are registered, drawn at random; null: all.
+        solver: "network": the pose that the method gives; "ransac": from the same kept soft matches by EPnP in a
+            RANSAC, as the literature solves it.
+        ransac_trials: of "ransac".
+        ransac_px: matches closer than this to a trial's projection are its inliers.
     """
 
-    num_samples: int
-    found: float
-    recall: float
-    recall_euler: float
-    rte_m: float
-    rre_deg: float
-    rre_euler_deg: float
-    rte_registered_m: float
-    rre_registered_deg: float
-    rre_euler_registered_deg: float
+    seeds: tuple[int, ...] = (0,)
+    max_rotation_deg: float = 180.0
+    translate_m: tuple[float, float, float] = (15.0, 15.0, 0.0)
+    cameras_per_sample: int | None = 1
+    solver: Literal["network", "ransac"] = "network"
+    ransac_trials: int = 500
+    ransac_px: float = 8.0
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        check_seeds(self.seeds)
+        if not 0 < self.max_rotation_deg <= 180:
+            raise ValueError(f"max_rotation_deg = {self.max_rotation_deg}: expected above 0 and at most 180")
+        if not all(0 <= side < math.inf for side in self.translate_m):
+            raise ValueError(f"translate_m = {self.translate_m}: expected metres, not negative")
+        if self.cameras_per_sample is not None and self.cameras_per_sample < 1:
+            raise ValueError(f"cameras_per_sample = {self.cameras_per_sample}: expected at least 1, or null for all")
+        if self.ransac_trials < 1 or not self.ransac_px > 0:
+            raise ValueError(
+                f"ransac_trials = {self.ransac_trials}, ransac_px = {self.ransac_px}: expected at least 1 and above 0"
+            )
+
+
+@runtime_checkable
+class PerturbedSweeps(Protocol):
+    """Reads sweeps with their images, perturbed."""
+
+    def __call__(self, seed: int) -> Iterable[CalibratedBatch]:
+        """The test sweeps, in the same order for every seed."""
+        ...
+
+    def calibration(self) -> Iterable[CalibratedBatch]:
+        """Train sweeps that BatchNorm statistics are estimated on anew; none: the statistics stay."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class MatchingError:
-    """How far from their true pixels points were matched; NaN without points.
+class Registered:
+    """What one network did on all images of one seed.
 
     Attributes:
-        num_points: points that count.
-        mean_px: mean distance.
-        median_px: median distance.
-        within: share of points closer than each threshold asked for.
+        errors: of the poses.
+        soft_px: distance of each truly seen point's soft match from its true pixel.
+        hard_px: of its best cell.
+        kept: whether the method kept it.
+        false_kept: points that it kept although the image does not show them.
     """
 
-    num_points: int
-    mean_px: float
-    median_px: float
-    within: tuple[float, ...]
+    errors: PoseErrors
+    soft_px: Float64[Tensor, " S"]
+    hard_px: Float64[Tensor, " S"]
+    kept: Bool[Tensor, " S"]
+    false_kept: int
+
+    def metrics(self) -> dict[str, float | None]:
+        """By the names of `engine.downstream.metrics`; None where something is not defined."""
+        summary = summarise(self.errors)
+        known = int(self.kept.sum())
+        values = {
+            MAIN_METRIC: _median(self.errors.rre_deg.clamp(max=180.0)),
+            "rte_median": _median(self.errors.rte_m),
+            **_of_summary(summary),
+            "match_soft": _mean(self.soft_px),
+            "match_hard": _mean(self.hard_px),
+            "match_soft_kept": _mean(self.soft_px[self.kept]),
+            "match_hard_kept": _mean(self.hard_px[self.kept]),
+            "overlap_precision": 100 * known / max(known + self.false_kept, 1) if known + self.false_kept else math.nan,
+            "overlap_recall": 100 * _mean(self.kept.double()),
+        }
+        return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def pose_errors(
-    T_estimated: Float[Tensor, "B 4 4"],
-    T_true: Float[Tensor, "B 4 4"],
-    valid: Bool[Tensor, " B"] | None = None,
-) -> PoseErrors:
-    """Errors of estimated camera-from-LiDAR poses, in float64.
-
-    Source: DeepI2P (Li and Lee, CVPR 2021), CorrI2P (Ren et al., TCSVT 2022) for RTE and the sum of Euler angles.
-
-    Args:
-        T_estimated: rigid transforms; what stands where not valid is ignored.
-        T_true: rigid transforms.
-        valid: whether a pose was found; None for all.
-
-    Raises:
-        ValueError: a transform that counts is not rigid (to 1e-3), or not finite.
-    """
-    estimated, true = T_estimated.detach().double().cpu(), T_true.detach().double().cpu()
-    keep = torch.ones(len(true), dtype=torch.bool) if valid is None else valid.cpu()
-    _check_rigid(estimated, keep, "T_estimated")
-    _check_rigid(true, torch.ones_like(keep), "T_true")
-    identity = torch.eye(4, dtype=torch.float64)
-    residual = torch.linalg.inv(torch.where(keep[:, None, None], estimated, identity)) @ true
-    R = residual[:, :3, :3]
-    # Sine and cosine both: the arc cosine alone has no digits left at small angles.
-    axis = torch.stack([R[:, 2, 1] - R[:, 1, 2], R[:, 0, 2] - R[:, 2, 0], R[:, 1, 0] - R[:, 0, 1]], dim=1)
-    geodesic = torch.atan2(axis.norm(dim=1) / 2, (R.diagonal(dim1=1, dim2=2).sum(dim=1) - 1) / 2)
-    errors = (residual[:, :3, 3].norm(dim=1), torch.rad2deg(geodesic), _euler_sum(R))
-    rte, rre, euler = (torch.where(keep, error, math.inf) for error in errors)
-    return PoseErrors(rte_m=rte, rre_deg=rre, rre_euler_deg=euler)
-
-
-def summarise(errors: PoseErrors) -> RegistrationSummary:
-    """The table's row of these samples."""
-    found = torch.isfinite(errors.rte_m)
-    close = errors.rte_m < RTE_LIMIT_M
-    registered = close & (errors.rre_euler_deg < RRE_LIMIT_DEG)
-    return RegistrationSummary(
-        num_samples=len(found),
-        found=_mean(found.double()),
-        recall=_mean((close & (errors.rre_deg < RRE_LIMIT_DEG)).double()),
-        recall_euler=_mean(registered.double()),
-        rte_m=_mean(errors.rte_m[found]),
-        rre_deg=_mean(errors.rre_deg[found]),
-        rre_euler_deg=_mean(errors.rre_euler_deg[found]),
-        rte_registered_m=_mean(errors.rte_m[registered]),
-        rre_registered_deg=_mean(errors.rre_deg[registered]),
-        rre_euler_registered_deg=_mean(errors.rre_euler_deg[registered]),
-    )
-
-
-def recall_curve(errors: Float[Tensor, " B"], thresholds: Sequence[float]) -> Float64[Tensor, " K"]:
-    """Share of samples with an error below each threshold; NaN without samples.
-
-    Args:
-        errors: one of the errors of `PoseErrors`.
-        thresholds: in the error's unit.
-
-    Raises:
-        ValueError: an error is NaN (a missing pose must be infinite), or thresholds do not ascend.
-    """
-    limits = torch.tensor(thresholds, dtype=torch.float64)
-    if bool((limits.diff() <= 0).any()):
-        raise ValueError(f"thresholds {list(thresholds)} must ascend: a curve is read from left to right")
-    if bool(errors.isnan().any()):
-        raise ValueError("an error is NaN: it would count as good nowhere and be averaged nowhere; use infinity")
-    if errors.numel() == 0:
-        return torch.full_like(limits, torch.nan)
-    return (errors.detach().double().cpu()[:, None] < limits).double().mean(dim=0)
-
-
-def matching_error(
-    matched_uv: Float[Tensor, "P 2"],
-    true_uv: Float[Tensor, "P 2"],
-    keep: Bool[Tensor, " P"] | None = None,
+def registration(
+    inits: Sequence[Initialisation],
+    sweeps: PerturbedSweeps,
+    planned: Planned,
+    config: RegistrationConfig,
     *,
-    thresholds_px: Sequence[float] = (),
-) -> MatchingError:
-    """Feature matching error: distance in pixels from each point's matched pixel to its true projection.
+    num_sweeps: int,
+    device: torch.device | str = "cpu",
+    known: Sequence[Result] = (),
+    progress: Callable[[float, str], None] | None = None,
+    keep: Callable[[str, int, Registered], None] | None = None,
+) -> Iterator[Result]:
+    """Measure initialisations.
 
     Args:
-        matched_uv: pixel that the features chose (hard or soft) for each point.
-        true_uv: projection by the true pose.
-        keep: points that count, e.g. those in the overlap of sweep and image; None for all.
-        thresholds_px: distances whose shares are reported.
+        inits: what to compare; their networks are whole objectives.
+        sweeps: reader of the test sweeps.
+        planned: the protocol on this set.
+        config: settings.
+        num_sweeps: that each seed reads, for the progress bar.
+        device: where networks run.
+        known: earlier results; what they already hold is not measured again but given back, labelled anew.
+        progress: told the share done (0 to 1) and what is going on.
+        keep: told initialisation, seed and figures of each pass (for curves).
+
+    Yields:
+        One record for each initialisation.
 
     Raises:
-        ValueError: a pixel that counts is not finite.
+        ValueError: the objective finds no poses, or the batches are not calibrated.
     """
-    keep = torch.ones(len(true_uv), dtype=torch.bool, device=true_uv.device) if keep is None else keep
-    distance = (matched_uv[keep].detach().double() - true_uv[keep].detach().double()).norm(dim=1).cpu()
-    if not bool(torch.isfinite(distance).all()):
-        raise ValueError(
-            f"{int((~torch.isfinite(distance)).sum())} pixels are not finite: leave their points out by keep"
+    earlier = {result.identity: result for result in known}
+    blanks = [(init, planned.blank(init)) for init in inits]
+    yield from (i.labelled(earlier[blank.identity]) for i, blank in blanks if blank.identity in earlier)
+    todo = [(init, blank) for init, blank in blanks if blank.identity not in earlier]
+    meter = Meter(len(todo) * len(config.seeds) * num_sweeps, progress)
+    for init, blank in todo:
+        began, columns = time.perf_counter(), []
+        for number, seed in enumerate(config.seeds):
+            objective = init.networks[number % len(init.networks)]().to(device).eval()
+            calibrate_batch_norm(objective, sweeps.calibration(), device, run=_run_objective)
+            done = register(objective, sweeps(seed), config, device=device, on_sweeps=_told(meter, init.name))
+            columns.append(done.metrics())
+            if keep is not None:
+                keep(init.name, seed, done)
+        yield dataclasses.replace(
+            blank,
+            metrics={name: tuple(column[name] for column in columns) for name in columns[0]},
+            seconds=round(time.perf_counter() - began, 1),
+            versions=software_versions(),
+            machine=describe_machine(device),
+            date=now(),
         )
-    return MatchingError(
-        num_points=len(distance),
-        mean_px=_mean(distance),
-        median_px=float(distance.quantile(0.5)) if len(distance) else math.nan,
-        within=tuple(_mean((distance < limit).double()) for limit in thresholds_px),
+
+
+def register(
+    objective: nn.Module,
+    batches: Iterable[CalibratedBatch],
+    config: RegistrationConfig,
+    *,
+    device: torch.device | str = "cpu",
+    on_sweeps: Callable[[int], None] = lambda n: None,
+) -> Registered:
+    """One pass over the test sweeps.
+
+    Args:
+        objective: in evaluation mode, on the device.
+        batches: calibrated; clouds perturbed.
+        config: how poses are solved for.
+        device: where the objective is.
+        on_sweeps: told how many more sweeps are done.
+
+    Raises:
+        ValueError: the objective finds no poses, the batches are not calibrated, or there is no image.
+    """
+    if not isinstance(objective, EstimatesPose):
+        raise ValueError(
+            f"{type(objective).__name__} has no estimate_pose: the registration protocol measures methods that find "
+            "the pose between camera and LiDAR, such as nclr"
+        )
+    poses: list[tuple[Tensor, Tensor, Tensor]] = []
+    matches: list[_Matched] = []
+    for batch in batches:
+        there = batch.to(device)
+        if there.image_T_cam_points is None:
+            raise ValueError(
+                f"sweeps {', '.join(batch.keys[:3])} have no calibration; registration needs the true pose"
+            )
+        found = objective.estimate_pose(there)
+        T, valid = (found.T_cam_points, found.valid) if config.solver == "network" else _ransac(there, found, config)
+        poses.append((T.double().cpu(), valid.cpu(), there.image_T_cam_points.double().cpu()))
+        matches.append(_matched(there, found))
+        on_sweeps(batch.num_samples)
+    if not poses:
+        raise ValueError("no sweep to register: the test split is empty")
+    T, valid, true = (torch.cat(parts) for parts in zip(*poses, strict=True))
+    return Registered(
+        errors=pose_errors(T, true, valid),
+        soft_px=torch.cat([m.soft_px for m in matches]),
+        hard_px=torch.cat([m.hard_px for m in matches]),
+        kept=torch.cat([m.kept for m in matches]),
+        false_kept=sum(m.false_kept for m in matches),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Matched:
+    soft_px: Float64[Tensor, " S"]
+    hard_px: Float64[Tensor, " S"]
+    kept: Bool[Tensor, " S"]
+    false_kept: int
+
+
+def _matched(batch: CalibratedBatch, found: PoseEstimateLike) -> _Matched:
+    """Matching errors of the points that the images truly show."""
+    true, seen = _true_pixels(batch, found)
+    soft, hard = ((uv.double() - true).norm(dim=1)[seen].cpu() for uv in (found.match_soft_uv, found.match_hard_uv))
+    kept = found.match_kept
+    return _Matched(soft_px=soft, hard_px=hard, kept=kept[seen].cpu(), false_kept=int((kept & ~seen).sum()))
+
+
+def _true_pixels(batch: CalibratedBatch, found: PoseEstimateLike) -> tuple[Float64[Tensor, "Q 2"], Bool[Tensor, " Q"]]:
+    """Where each point is by the true pose, and whether that is inside of its image."""
+    assert batch.images is not None
+    assert batch.image_K is not None
+    assert batch.image_T_cam_points is not None
+    K, T = batch.image_K.double()[found.match_image], batch.image_T_cam_points.double()[found.match_image]
+    camera = torch.einsum("qij,qj->qi", T[:, :3, :3], found.match_points.double()) + T[:, :3, 3]
+    depth = camera[:, 2:].clamp(min=1e-6)
+    uv = torch.einsum("qij,qj->qi", K, camera)[:, :2] / depth
+    height, width = batch.images.shape[-2:]
+    inside = (uv >= 0).all(dim=1) & (uv <= uv.new_tensor([width - 1, height - 1])).all(dim=1)
+    return uv, inside & (camera[:, 2] > MIN_DEPTH_M)
+
+
+MIN_DEPTH_M = 1.0
+"""Points nearer than this to a camera's plane are not seen by it, as in the loader's pairs."""
+
+
+def _ransac(
+    batch: CalibratedBatch, found: PoseEstimateLike, config: RegistrationConfig
+) -> tuple[Float64[Tensor, "I 4 4"], Bool[Tensor, " I"]]:
+    """Poses from the kept soft matches by OpenCV, whose draws are the same in every call."""
+    assert batch.image_K is not None
+    T = torch.eye(4, dtype=torch.float64).repeat(len(found.valid), 1, 1)
+    valid = torch.zeros(len(T), dtype=torch.bool)
+    for image in range(len(T)):
+        mine = (found.match_image == image) & found.match_kept
+        points, pixels = (x[mine].double().cpu().numpy() for x in (found.match_points, found.match_soft_uv))
+        solved = solve_ransac(points, pixels, batch.image_K[image].double().cpu().numpy(), config)
+        if solved is not None:
+            T[image], valid[image] = torch.from_numpy(solved), True
+    return T, valid
+
+
+def solve_ransac(
+    points: Float[np.ndarray, "P 3"],
+    pixels_uv: Float[np.ndarray, "P 2"],
+    K: Float[np.ndarray, "3 3"],
+    config: RegistrationConfig,
+) -> Float[np.ndarray, "4 4"] | None:
+    """Pose with the most inliers; None where fewer than 6 matches, or no pose, are found.
+
+    Source: Fischler and Bolles (1981), with EPnP inside as in DeepI2P and CorrI2P.
+    """
+    if len(points) < 6:
+        return None
+    done, turn, shift, _ = cv2.solvePnPRansac(
+        points,
+        pixels_uv,
+        K,
+        None,
+        flags=cv2.SOLVEPNP_EPNP,
+        iterationsCount=config.ransac_trials,
+        reprojectionError=config.ransac_px,
+    )
+    T = np.eye(4)
+    T[:3, :3], T[:3, 3] = cv2.Rodrigues(turn)[0], shift[:, 0]
+    return T if done and np.isfinite(T).all() else None
+
+
+def _run_objective(objective: nn.Module, batch: Any) -> None:
+    if isinstance(objective, EstimatesPose):
+        objective.estimate_pose(batch)
+
+
+def _told(meter: Meter, name: str) -> Callable[[int], None]:
+    return lambda n: meter.advance(n, f"{name}: registration")
+
+
+def _of_summary(summary: RegistrationSummary) -> dict[str, float]:
+    return {
+        "recall": 100 * summary.recall,
+        "recall_euler": 100 * summary.recall_euler,
+        "found": 100 * summary.found,
+        "rre": summary.rre_deg,
+        "rre_euler": summary.rre_euler_deg,
+        "rte": summary.rte_m,
+        "rre_registered": summary.rre_registered_deg,
+        "rre_euler_registered": summary.rre_euler_registered_deg,
+        "rte_registered": summary.rte_registered_m,
+    }
 
 
 def _mean(values: Float64[Tensor, " n"]) -> float:
-    return float(values.mean()) if values.numel() else math.nan
+    return float(values.mean()) if len(values) else math.nan
 
 
-def _euler_sum(R: Float64[Tensor, "B 3 3"]) -> Float64[Tensor, " B"]:
-    if len(R) == 0:
-        return R.new_zeros(0)
-    with warnings.catch_warnings():
-        # At a middle angle of 90 degrees the other two are not unique. Such a sample is far beyond every limit anyway.
-        warnings.filterwarnings("ignore", message="Gimbal lock")
-        angles = Rotation.from_matrix(R.numpy()).as_euler(EULER_ORDER, degrees=True)
-    return torch.from_numpy(np.abs(angles).sum(axis=1))
-
-
-def _check_rigid(T: Float64[Tensor, "B 4 4"], keep: Bool[Tensor, " B"], name: str) -> None:
-    R, last = T[:, :3, :3], T.new_tensor([0.0, 0.0, 0.0, 1.0])
-    off = (R @ R.mT - torch.eye(3, dtype=T.dtype)).abs().amax(dim=(1, 2)) + (T[:, 3] - last).abs().amax(dim=1)
-    good = (off < 1e-3) & (torch.linalg.det(torch.nan_to_num(R)) > 0) & torch.isfinite(T).all(dim=2).all(dim=1)
-    if not bool((good | ~keep).all()):
-        sample = int((~good & keep).nonzero()[0])
-        raise ValueError(f"{name} of sample {sample} is no rigid transform:\n{T[sample]}")
+def _median(values: Float64[Tensor, " n"]) -> float:
+    """Infinite where half of the values are."""
+    return (
+        float(values.sort().values[(len(values) - 1) // 2 :][: 2 - len(values) % 2].mean()) if len(values) else math.nan
+    )

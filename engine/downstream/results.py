@@ -1,6 +1,6 @@
 """Results of downstream evaluations: typed records, and a `results.json` that several runs can add to.
 
-Shares are in percent, other units as in `engine.downstream.measures`. Standard deviations are those of a sample
+Shares are in percent, other units as in `engine.downstream.metrics`. Standard deviations are those of a sample
 (n - 1); with one seed there is none.
 
 A record has one main metric, by which rows are compared, and any number of others. Files of schema version 1, which
@@ -27,7 +27,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from engine.downstream.measures import METRICS, Metric
+from engine.downstream.metrics import METRICS, Metric
 
 SCHEMA_VERSION = 2
 _READABLE = (1, 2)

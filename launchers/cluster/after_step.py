@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from launchers.cli import PEER_LOST, TRY_AGAIN, USAGE_ERROR
-from launchers.cluster import slurm
-from launchers.run.attempts import Attempt, read_attempts
+from launchers.runs import slurm
+from launchers.runs.attempts import Attempt, read_attempts
 
 FILE = "requeues.jsonl"
 

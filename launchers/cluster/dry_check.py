@@ -16,23 +16,23 @@ from typing import Any
 import torch
 
 from configs.load import ConfigError
-from configs.schema import ClusterConfig, PretrainConfig
-from data.listed import load_batch
-from data.loader import check_room
-from data.mixture import open_sets
+from configs.schema import PretrainConfig, SlurmConfig
+from data.loading.evaluation import load_batch
+from data.loading.loader import check_room
 from data.sample import Batch
-from data.shards import SampleError, SampleReader, load_manifest
-from data.store import is_url
+from data.storage.mixture import open_sets
+from data.storage.shards import SampleError, SampleReader, load_manifest
+from data.storage.store import is_url
 from engine.errors import DryBatchError
-from launchers.cluster import slurm
-from launchers.run.stages import method_without_weights
+from launchers.runs import slurm
+from launchers.training.stages import method_without_weights
 
 _TOY_SAMPLES = 2
 _TRIED_SAMPLES = 20
 _NAMES_SHOWN = 8
 
 
-def check_cluster(cluster: ClusterConfig) -> None:
+def check_cluster(cluster: SlurmConfig) -> None:
     """Partitions and account exist on this cluster.
 
     Raises:
@@ -140,18 +140,18 @@ def _first_batch(config: PretrainConfig) -> Batch:
     """
     manifest = load_manifest(config.data.shards)
     indices = [int(i) for i in manifest.indices(config.data.split)[: config.data.limit][:_TRIED_SAMPLES]]
-    reader, wants = SampleReader(manifest), config.method.wants()
+    reader, spec = SampleReader(manifest), config.method.batch_spec()
     chosen: list[int] = []
     for index in indices:
         try:
-            load_batch(reader, [index], config.data, wants)
+            load_batch(reader, [index], config.data, spec)
             chosen.append(index)
         except SampleError as error:
             if error.reason != "no-partner" or (index == indices[-1] and not chosen):
                 raise
         if len(chosen) == _TOY_SAMPLES:
             break
-    return load_batch(reader, chosen, config.data, wants)
+    return load_batch(reader, chosen, config.data, spec)
 
 
 def _toy_width(method: Any) -> Any:

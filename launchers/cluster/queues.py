@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from configs.schema import ClusterConfig, ResourcesConfig
+from configs.schema import ResourcesConfig, SlurmConfig
 from engine.distributed import free_port
 from launchers.cli import TRY_AGAIN
-from launchers.cluster.jobs import FollowJob, PretrainJob, Work
+from launchers.cluster.work import FollowJob, PretrainJob, Work
 
 LOGS_FOLDER = "logs"
 
@@ -102,7 +102,7 @@ class LocalQueue:
         failed: ids of jobs that did not bring their result, or were left out.
     """
 
-    config: ClusterConfig
+    config: SlurmConfig
     logs: Path
     code: Path
     failed: set[str] = field(default_factory=set)

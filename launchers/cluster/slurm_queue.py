@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from configs.schema import ClusterConfig, ResourcesConfig
-from launchers.cluster import slurm
-from launchers.cluster.jobs import PretrainJob, Work
+from configs.schema import ResourcesConfig, SlurmConfig
 from launchers.cluster.queues import AT_ONCE, After, frozen_python, own_variables_only
+from launchers.cluster.work import PretrainJob, Work
+from launchers.runs import slurm
 
 _SURVIVORS_FINISH = ("--kill-on-bad-exit=0", "--wait=120")
 """When one process of a run has ended, the others find out by themselves which, note it, and leave with the code that
@@ -33,7 +33,7 @@ class SlurmQueue:
         code: folder of the frozen code.
     """
 
-    config: ClusterConfig
+    config: SlurmConfig
     logs: Path
     code: Path
 
@@ -81,7 +81,7 @@ class SlurmQueue:
 
 
 def sbatch_parameters(
-    config: ClusterConfig, works: Sequence[Work], *, name: str, after: After, code: Path
+    config: SlurmConfig, works: Sequence[Work], *, name: str, after: After, code: Path
 ) -> dict[str, Any]:
     """What submitit is told about an array (its names for sbatch's options)."""
     training = isinstance(works[0], PretrainJob)
@@ -132,6 +132,6 @@ def _after_step(works: Sequence[PretrainJob], code: Path) -> list[str]:
         f'{shlex.quote(sys.executable)} -m launchers.cluster.after_step "$code" "$run_dir"; }}',
         "trap after_step EXIT",
         f"(cd {shlex.quote(str(code))} && "
-        f'exec {shlex.quote(sys.executable)} -m launchers.cluster.step_watch "$run_dir" $$) &',
+        f'exec {shlex.quote(sys.executable)} -m launchers.cluster.srun_reaper "$run_dir" $$) &',
         "trap : TERM",  # at a cancellation the script gets it too, and has to outlive srun
     ]

@@ -13,15 +13,15 @@ from typing import Any
 
 from configs.load import dump
 from configs.schema import PRETRAIN_CHOICES
-from launchers.cluster import slurm
-from launchers.cluster.followup import report_job
 from launchers.cluster.freeze import CodeState, freeze_code, freeze_run, present_code
-from launchers.cluster.jobs import FollowJob, PretrainJob, Work
-from launchers.cluster.jobs_file import Jobs, read_jobs, write_jobs
+from launchers.cluster.plan_followups import report_job
+from launchers.cluster.plan_submission import Order, Run, Standing, known_jobs, look
 from launchers.cluster.queues import AT_ONCE, LOGS_FOLDER, After, DebugQueue, LocalQueue, Queue
 from launchers.cluster.slurm_queue import SlurmQueue
-from launchers.cluster.standing import Order, Run, Standing, known_jobs, look
-from launchers.run.run_status import find_runs
+from launchers.cluster.work import FollowJob, PretrainJob, Work
+from launchers.runs import slurm
+from launchers.runs.job_record import Jobs, read_jobs, write_jobs
+from launchers.runs.run_status import find_runs
 
 
 def submit(order: Order, *, dry_run: bool = False) -> bool:

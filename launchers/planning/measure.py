@@ -13,11 +13,11 @@ import torch
 
 from configs.load import ConfigError
 from configs.schema import PretrainConfig
-from data.shards import file_sha256
+from data.storage.shards import file_sha256
 from engine import metric_names as names
 from launchers.planning.figures import StepTime
-from launchers.run.run_status import all_metric_lines, read_config
-from launchers.run.training import run as train
+from launchers.runs.run_status import all_metric_lines, read_config
+from launchers.training.run import run as train
 from models.image.teacher import FrozenTeacher
 from models.methods.base import Objective
 

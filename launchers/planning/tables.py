@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from launchers.drawing.set_summary import human_bytes
 from launchers.planning import arithmetic, storage
 from launchers.planning.figures import DAY_S, Plan
-from launchers.reporting.set_summary import human_bytes
 
 
 @dataclass(frozen=True)

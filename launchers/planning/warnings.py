@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from launchers.drawing.set_summary import human_bytes
 from launchers.planning import arithmetic, storage
 from launchers.planning.figures import Plan
-from launchers.reporting.set_summary import human_bytes
 
 MIN_STEPS_PER_EPOCH = 20
 MIN_STEPS = 1000

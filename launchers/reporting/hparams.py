@@ -16,7 +16,7 @@ from typing import Any
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from engine.downstream.results import Result, baseline_of, paired_difference
-from launchers.run.settings import differences
+from launchers.runs.settings import differences
 
 FOLDER = "hparams"
 

@@ -12,13 +12,13 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from engine.downstream.measures import Metric
+from engine.downstream.metrics import Metric
 from engine.downstream.results import Result
-from launchers.reporting.curves import Curve, chart, legend
-from launchers.reporting.drawing import RgbImage, fit_width, jpeg_bytes
+from launchers.drawing.canvas import RgbImage, fit_width, jpeg_bytes
+from launchers.drawing.curves import Curve, chart, legend
+from launchers.evaluation.selection import Selection
 from launchers.reporting.table import PROTOCOLS, Group, groups, notes
 from launchers.reporting.troubles import Trouble, describe_scores
-from launchers.run.selection import Selection
 
 _PICTURE_WIDTH_PX = 1280
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from engine.downstream.results import Result
+from launchers.evaluation.selection import Selection
 from launchers.reporting.report_page import RunReport
 from launchers.reporting.table import markdown, plain, table_line
 from launchers.reporting.troubles import Trouble, describe_scores
-from launchers.run.selection import Selection
 
 
 def text_report(

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engine.downstream.measures import METRICS
+from engine.downstream.metrics import METRICS
 from engine.downstream.results import Difference, Result
 from launchers.reporting.repetitions import rows_of
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @runtime_checkable
 class VoxelSettings(Protocol):
-    """How the voxels that a network is fed are made: what a network may ask of `data.voxelize.VoxelConfig`."""
+    """How the voxels that a network is fed are made: what a network may ask of `data.views.voxelize.VoxelConfig`."""
 
     @property
     def kind(self) -> str:

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from data.batch_spec import BatchSpec
 from data.sample import Batch
-from data.wants import Wants
 from models.lidar.base import BackboneConfig
-from models.sketch import Sketch
+from models.visuals import Sketch
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Objective(nn.Module, ABC):
     Downstream tasks take over the attribute `backbone` (a `models.lidar.base.Backbone`) or `image_backbone` (a
     `models.image.base.ImageEncoder`), or both; a method that trains no such network has no such attribute. What a
     method can do besides (own parameter groups, work after each update, an estimate of the pose) are the protocols of
-    `engine.protocols`.
+    `engine.interfaces`.
     """
 
     @abstractmethod
@@ -54,7 +54,7 @@ class MethodConfig(ABC):
     """Settings of one method: the paper's values as defaults, ranges checked in `__post_init__`."""
 
     @abstractmethod
-    def wants(self) -> Wants:
+    def batch_spec(self) -> BatchSpec:
         """What the loader must put into batches."""
 
     def point_networks(self) -> dict[str, BackboneConfig]:
@@ -78,7 +78,7 @@ def matched_clouds(batch: Batch, method: str) -> tuple[Batch, Int[Tensor, " Q"],
         ValueError: the batch has no second cloud.
     """
     if batch.second is None or batch.match_point is None or batch.match_second is None:
-        raise ValueError(f"{method} needs a second cloud with matches; this batch has none (Wants.second_cloud)")
+        raise ValueError(f"{method} needs a second cloud with matches; this batch has none (BatchSpec.second_cloud)")
     return batch.second, batch.match_point, batch.match_second
 
 

@@ -40,19 +40,19 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from common.ranges import at_least, one_of, positive
+from data.batch_spec import BatchSpec, GroundConfig, PointClusterConfig, SecondCloud
 from data.sample import Batch
-from data.wants import ClusterConfig, GroundConfig, SecondCloud, Wants
+from models.contrast.collapse_monitor import collapse_watch
+from models.contrast.losses import gather_with_grad, info_nce
+from models.contrast.units import Context, Sampling, Units, make_units, too_similar
 from models.heads import MLPHead
 from models.image.teacher import TeacherConfig, build_teacher
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.losses import gather_with_grad, info_nce
 from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds, matched_clouds
 from models.pairing import read_pixels
-from models.ranges import at_least, one_of, positive
-from models.sketch import PointSketch, Sketch
-from models.units import Context, Sampling, Units, make_units, too_similar
-from models.watch import collapse_watch
+from models.visuals import PointSketch, Sketch
 
 Mode = Literal["cross", "single", "single_plus", "multi"]
 _PAIRS_AT_A_TIME = 8192
@@ -94,8 +94,8 @@ class ContrastiveUnitsConfig(MethodConfig):
     ground_removal: bool = True
     ground: GroundConfig = field(default_factory=lambda: GroundConfig(kind="lines", distance_m=0.2))
     instances: bool = True
-    clusters: ClusterConfig = field(
-        default_factory=lambda: ClusterConfig(radius_m=0.5, min_points=5, max_extent_m=15.0, max_aspect=10.0)
+    clusters: PointClusterConfig = field(
+        default_factory=lambda: PointClusterConfig(radius_m=0.5, min_points=5, max_extent_m=15.0, max_aspect=10.0)
     )
     num_units: int = 1024
     sampling: Sampling = "fps"
@@ -138,9 +138,9 @@ class ContrastiveUnitsConfig(MethodConfig):
         """Whether ground removal and merging are off together, whatever their own settings."""
         return self.mode == "single"
 
-    def wants(self) -> Wants:
+    def batch_spec(self) -> BatchSpec:
         """Images, a second cloud, ground and clusters, each where the mode and the options need it."""
-        return Wants(
+        return BatchSpec(
             images=self.uses_images,
             second_cloud=self.second_cloud if self.uses_views else None,
             ground=self.ground if self.ground_removal and not self.plain else None,
@@ -212,7 +212,7 @@ class ContrastiveUnits(Objective):
         Raises:
             ValueError: the batch lacks ground, clusters, pairs or matches that the settings need.
         """
-        config, wants = self.config, self.config.wants()
+        config, spec = self.config, self.config.batch_spec()
         units = make_units(
             batch.points,
             batch.point_sample,
@@ -224,22 +224,26 @@ class ContrastiveUnits(Objective):
             num_neighbors=config.num_neighbors,
             pillar_m=config.pillar_m,
         )
-        if wants.clusters is None:
+        if spec.clusters is None:
             return units
         if batch.cluster is None:
-            raise ValueError("contrastive_units with instances needs clusters; this batch has none (Wants.clusters)")
+            raise ValueError(
+                "contrastive_units with instances needs clusters; this batch has none (BatchSpec.clusters)"
+            )
         return units.merged(batch.cluster)
 
     def candidates(self, batch: Batch) -> Bool[Tensor, " N"]:
         """Points that can be part of units: not on the ground, seen by a camera, present in the second view."""
         kept = torch.ones(batch.num_points, dtype=torch.bool, device=batch.points.device)
-        if self.config.wants().ground is not None:
+        if self.config.batch_spec().ground is not None:
             if batch.ground is None:
-                raise ValueError("contrastive_units removes the ground; this batch has no ground mask (Wants.ground)")
+                raise ValueError(
+                    "contrastive_units removes the ground; this batch has no ground mask (BatchSpec.ground)"
+                )
             kept &= ~batch.ground
         if self.config.uses_images:
             if batch.pair_point is None:
-                raise ValueError("contrastive_units needs point-pixel pairs; this batch has none (Wants.images)")
+                raise ValueError("contrastive_units needs point-pixel pairs; this batch has none (BatchSpec.images)")
             kept &= _marked(batch.pair_point.long(), batch.num_points)
         if self.config.uses_views:
             kept &= _marked(matched_clouds(batch, "contrastive_units")[1].long(), batch.num_points)

@@ -3,8 +3,8 @@
 Paper: Zhang, Girdhar, Joulin, Misra, "Self-supervised pretraining of 3D features on any point-cloud", ICCV 2021.
 Learnt: a sparse network on voxels and PointNet++ on points, each with an MLP head. In: two augmentations of a sweep. No
 images, no poses, no correspondences: a whole sweep is one vector. Each network has a momentum copy
-(`models.momentum`), each format a queue of past keys (`models.memory`). A query is compared with keys of its own format
-and of the other one.
+(`models.contrast.momentum`), each format a queue of past keys (`models.contrast.memory`). A query is compared with
+keys of its own format and of the other one.
 
 Deviations from the released code:
 - Both formats get the same two augmentations; there each of the four inputs is augmented on its own.
@@ -12,8 +12,8 @@ Deviations from the released code:
 - On LiDAR its sparse network is OpenPCDet's UNetV2, read at the end of its encoder, so that no decoder is trained;
   here features are read where downstream tasks read them, at every voxel.
 - Its LiDAR configuration leaves the contrast across formats out (`across_weight: 0`); the paper has both.
-- The queue begins empty instead of with random vectors (`models.memory`); the key encoder follows after each update.
-  Samples are not shuffled between ranks (`models.momentum`).
+- The queue begins empty instead of with random vectors (`models.contrast.memory`); the key encoder follows after each
+  update. Samples are not shuffled between ranks (`models.contrast.momentum`).
 
 Letters: B samples, S samples with voxels in both views, M voxels, R filled rows of a queue, C channels, D embedding.
 """
@@ -27,18 +27,18 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from common.ranges import at_least, one_of, positive, weights
+from data.batch_spec import BatchSpec, SecondCloud
 from data.sample import Batch
-from data.wants import SecondCloud, Wants
+from models.contrast.memory import KeyQueue, contrast_with_queue, queue_watch
+from models.contrast.momentum import MomentumConfig, MomentumCopy, check_whole_weights
 from models.heads import PlainMLPHead
 from models.lidar.base import BackboneConfig
 from models.lidar.pointnet2 import PointNet2Config
 from models.lidar.res16unet import Res16UNetConfig
-from models.memory import KeyQueue, contrast_with_queue, queue_watch
 from models.methods.base import LossTerms, MethodConfig, Objective
-from models.momentum import MomentumConfig, MomentumCopy, check_whole_weights
 from models.pairing import segment_max
-from models.ranges import at_least, one_of, positive, weights
-from models.sketch import PointSketch, Sketch
+from models.visuals import PointSketch, Sketch
 
 Formats = Literal["both", "voxel", "point"]
 
@@ -92,9 +92,9 @@ class DepthContrastConfig(MethodConfig):
         if self.formats != "both" and self.within_weight == 0:
             raise ValueError(f"formats = {self.formats!r} with within_weight = 0 leaves nothing to learn")
 
-    def wants(self) -> Wants:
+    def batch_spec(self) -> BatchSpec:
         """Two augmentations of a sweep, no images."""
-        return Wants(images=False, second_cloud=SecondCloud())
+        return BatchSpec(images=False, second_cloud=SecondCloud())
 
     def point_networks(self) -> dict[str, BackboneConfig]:
         """Without the network that is not built."""
@@ -179,7 +179,7 @@ class DepthContrast(Objective):
         """Refuse ZeRO 3 and weights in bfloat16.
 
         Raises:
-            ValueError: see `models.momentum.check_whole_weights`.
+            ValueError: see `models.contrast.momentum.check_whole_weights`.
         """
         check_whole_weights("depthcontrast", zero_stage=zero_stage, precision=precision)
 

@@ -24,17 +24,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common.ranges import at_least
+from data.batch_spec import BatchSpec
 from data.sample import Batch
-from data.wants import Wants
+from models.contrast.collapse_monitor import collapse_watch
 from models.heads import unit
 from models.image.teacher import TeacherConfig, build_teacher
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods.base import LossTerms, MethodConfig, Objective
 from models.pairing import read_pixels
-from models.ranges import at_least
-from models.sketch import ProjectionSketch, Sketch
-from models.watch import collapse_watch
+from models.visuals import ProjectionSketch, Sketch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +66,9 @@ class DistillConfig(MethodConfig):
                 "teacher.cache = true: distill reads single pixels, the cache holds means over superpixels"
             )
 
-    def wants(self) -> Wants:
+    def batch_spec(self) -> BatchSpec:
         """Images with pairs."""
-        return Wants()
+        return BatchSpec()
 
     def build(self) -> Distill:
         """Assemble towers and head."""

@@ -2,14 +2,14 @@
 
 Paper: Chen, Fan, Girshick, He, "Improved baselines with momentum contrastive learning", 2020, on He et al., "Momentum
 contrast for unsupervised visual representation learning", CVPR 2020. Learnt: the image network with its MLP head. In:
-images, each augmented twice. No points, no labels. The key encoder is a momentum copy (`models.momentum`), the
-negatives are a queue of past keys (`models.memory`). Here it is the image-only baseline of SimIPU, and the way to make
-a teacher where no weights are at hand.
+images, each augmented twice. No points, no labels. The key encoder is a momentum copy (`models.contrast.momentum`), the
+negatives are a queue of past keys (`models.contrast.memory`). Here it is the image-only baseline of SimIPU, and the
+way to make a teacher where no weights are at hand.
 
 Deviations:
 - Samples are not shuffled between ranks before the key encoder: BatchNorm has the statistics of all ranks. What leaks
-  through them, and `momentum.norms: running` against it: `models.momentum`.
-- The queue begins empty instead of with random vectors (`models.memory`).
+  through them, and `momentum.norms: running` against it: `models.contrast.momentum`.
+- The queue begins empty instead of with random vectors (`models.contrast.memory`).
 - The key encoder follows after each update, not before each forward pass: the same copies, and also right when an
   update has several micro-batches.
 - Every camera of a sweep is an image of its own. Cameras of one sweep overlap little, the same camera a moment later
@@ -25,17 +25,17 @@ from dataclasses import dataclass, field
 from jaxtyping import UInt8
 from torch import Tensor
 
+from common.ranges import at_least, positive
+from data.batch_spec import BatchSpec
 from data.sample import Batch
-from data.wants import Wants
+from models.contrast.memory import KeyQueue, contrast_with_queue, queue_watch
+from models.contrast.momentum import MomentumConfig, MomentumCopy, check_whole_weights
 from models.heads import PlainMLPHead, unit
 from models.image.base import ImageEncoderConfig
 from models.image.resnet_encoder import ResNetEncoderConfig
-from models.memory import KeyQueue, contrast_with_queue, queue_watch
 from models.methods.base import LossTerms, MethodConfig, Objective
-from models.momentum import MomentumConfig, MomentumCopy, check_whole_weights
 from models.pairing import upsample_to_pixels
-from models.ranges import at_least, positive
-from models.sketch import PixelSketch, Sketch
+from models.visuals import PixelSketch, Sketch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +69,9 @@ class MocoConfig(MethodConfig):
         at_least(self, queue_size=1, embedding_dim=1, hidden_dim=1, watch_rows=2)
         positive(self, "temperature")
 
-    def wants(self) -> Wants:
+    def batch_spec(self) -> BatchSpec:
         """Images, augmented twice."""
-        return Wants(second_images=True)
+        return BatchSpec(second_images=True)
 
     def build(self) -> Moco:
         """Assemble network, head, their copies and the queue."""
@@ -124,7 +124,7 @@ class Moco(Objective):
         """Refuse ZeRO 3 and weights in bfloat16.
 
         Raises:
-            ValueError: see `models.momentum.check_whole_weights`.
+            ValueError: see `models.contrast.momentum.check_whole_weights`.
         """
         check_whole_weights("moco", zero_stage=zero_stage, precision=precision)
 

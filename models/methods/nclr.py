@@ -39,9 +39,17 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from common.ranges import at_least, positive
+from data.batch_spec import BatchSpec
 from data.sample import Batch
-from data.wants import Wants
-from models.alignment import (
+from models.contrast.collapse_monitor import collapse_watch
+from models.image.base import ImageEncoderConfig
+from models.image.fpn import ResNetFpnConfig
+from models.lidar.base import BackboneConfig
+from models.lidar.res16unet import Res16UNetConfig
+from models.methods.base import LossTerms, MethodConfig, Objective
+from models.pairing import read_pixels, resample_cells, upsample_to_pixels
+from models.pose.alignment import (
     IdentityAlignment,
     LearnableAlignment,
     PoseEstimate,
@@ -50,19 +58,11 @@ from models.alignment import (
     near_far_nce,
     soft_match,
 )
-from models.calibration import Tokens, cell_pixels, check_calibrated, covered_cells, sample_tokens
-from models.calibration_sketch import overlap_sketches, pose_sketches
-from models.epnp import Pose, epnp
-from models.fusion import Fusion, sinusoidal
-from models.image.base import ImageEncoderConfig
-from models.image.fpn import ResNetFpnConfig
-from models.lidar.base import BackboneConfig
-from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective
-from models.pairing import read_pixels, resample_cells, upsample_to_pixels
-from models.ranges import at_least, positive
-from models.sketch import Sketch
-from models.watch import collapse_watch
+from models.pose.calibration import Tokens, cell_pixels, check_calibrated, covered_cells, sample_tokens
+from models.pose.calibration_sketch import overlap_sketches, pose_sketches
+from models.pose.epnp import Pose, epnp
+from models.pose.fusion import Fusion, sinusoidal
+from models.visuals import Sketch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,9 +146,9 @@ class NclrConfig(MethodConfig):
                 "pose = true with overlap = false: nothing would say which points to match; set pose=false"
             )
 
-    def wants(self) -> Wants:
+    def batch_spec(self) -> BatchSpec:
         """Images with their calibration."""
-        return Wants()
+        return BatchSpec()
 
     def build(self) -> Nclr:
         """Assemble towers, fusion and heads.

@@ -30,17 +30,17 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from common.ranges import at_least, positive
+from data.batch_spec import BatchSpec
 from data.sample import Batch
-from data.wants import Wants
+from models.contrast.collapse_monitor import collapse_watch
+from models.contrast.losses import gather_with_grad, info_nce
 from models.heads import unit
 from models.image.base import ImageEncoderConfig
 from models.image.unet import ResNetUnetConfig
-from models.losses import gather_with_grad, info_nce
 from models.methods.base import LossTerms, MethodConfig, Objective
 from models.pairing import read_pixels, upsample_to_pixels
-from models.ranges import at_least, positive
-from models.sketch import MatchSketch, PixelSketch, Sketch
-from models.watch import collapse_watch
+from models.visuals import MatchSketch, PixelSketch, Sketch
 
 _SHOWN = 24
 """Places whose matches are drawn."""
@@ -57,7 +57,7 @@ class PixelContrastConfig(MethodConfig):
         temperature: of the softmax.
         negatives: "both_views": the other drawn places in both views; "other_view": in the view of the positive only.
         gather_negatives: negatives from all ranks instead of this rank's batch only.
-        chunk_rows: see `models.losses.info_nce`.
+        chunk_rows: see `models.contrast.losses.info_nce`.
         watch_rows: places that the collapse watch looks at.
     """
 
@@ -78,9 +78,9 @@ class PixelContrastConfig(MethodConfig):
         at_least(self, num_places=1, chunk_rows=1, watch_rows=2)
         positive(self, "temperature")
 
-    def wants(self) -> Wants:
+    def batch_spec(self) -> BatchSpec:
         """Two augmentations of each image."""
-        return Wants(second_images=True)
+        return BatchSpec(second_images=True)
 
     def build(self) -> PixelContrast:
         """Assemble the network."""

@@ -25,20 +25,20 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from common.ranges import at_least, positive
+from data.batch_spec import BatchSpec
 from data.sample import Batch
-from data.wants import Wants
+from models.contrast.collapse_monitor import collapse_watch
+from models.contrast.losses import info_nce
 from models.heads import PointHead, unit
 from models.image.base import ImageEncoderConfig
 from models.image.frozen import frozen_encoder
 from models.image.unet import ResNetUnetConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.losses import info_nce
 from models.methods.base import LossTerms, MethodConfig, Objective
 from models.pairing import draw_rows, read_pixels, upsample_to_pixels
-from models.ranges import at_least, positive
-from models.sketch import ProjectionSketch, Sketch
-from models.watch import collapse_watch
+from models.visuals import ProjectionSketch, Sketch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class PixelToPointConfig(MethodConfig):
         num_pairs: point-pixel pairs drawn from a batch; None: all.
         temperature: of the softmax.
         gather_negatives: negatives from all ranks instead of this rank's batch only.
-        chunk_rows: see `models.losses.info_nce`.
+        chunk_rows: see `models.contrast.losses.info_nce`.
         watch_rows: pairs that the collapse watch looks at.
     """
 
@@ -72,9 +72,9 @@ class PixelToPointConfig(MethodConfig):
         at_least(self, num_pairs=2, chunk_rows=1, watch_rows=2)
         positive(self, "temperature")
 
-    def wants(self) -> Wants:
+    def batch_spec(self) -> BatchSpec:
         """Images with pairs."""
-        return Wants()
+        return BatchSpec()
 
     def build(self) -> PixelToPoint:
         """Assemble towers and head."""

@@ -32,16 +32,16 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
+from common.ranges import at_least, one_of, positive
+from data.batch_spec import BatchSpec, SecondCloud
 from data.sample import Batch
-from data.wants import SecondCloud, Wants
+from models.contrast.collapse_monitor import collapse_watch
+from models.contrast.losses import gather_with_grad, info_nce, world_size
 from models.heads import PointHead
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.losses import gather_with_grad, info_nce, world_size
 from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds, matched_clouds
-from models.ranges import at_least, one_of, positive
-from models.sketch import PointSketch, Sketch
-from models.watch import collapse_watch
+from models.visuals import PointSketch, Sketch
 
 LossName = Literal["info_nce", "hardest"]
 EPSILON = 1e-12
@@ -96,9 +96,9 @@ class PointContrastConfig(MethodConfig):
                 "0 <= positive < negative <= 2, the largest distance of unit vectors"
             )
 
-    def wants(self) -> Wants:
+    def batch_spec(self) -> BatchSpec:
         """Two clouds with matches, no images."""
-        return Wants(images=False, second_cloud=self.second_cloud)
+        return BatchSpec(images=False, second_cloud=self.second_cloud)
 
     def build(self) -> PointContrast:
         """Assemble network and head."""

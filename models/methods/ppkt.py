@@ -26,18 +26,18 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from common.ranges import at_least, positive
+from data.batch_spec import BatchSpec
 from data.sample import Batch
-from data.wants import Wants
+from models.contrast.collapse_monitor import collapse_watch
+from models.contrast.losses import info_nce
 from models.heads import PixelHead, PointHead
 from models.image.teacher import TeacherConfig, build_teacher
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.losses import info_nce
 from models.methods.base import LossTerms, MethodConfig, Objective
 from models.pairing import draw_rows, read_pixels
-from models.ranges import at_least, positive
-from models.sketch import ProjectionSketch, Sketch
-from models.watch import collapse_watch
+from models.visuals import ProjectionSketch, Sketch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class PpktConfig(MethodConfig):
         temperature: of the softmax.
         symmetric: also pixels as anchors and points as targets, mean of both.
         gather_negatives: negatives from all ranks instead of this rank's batch only.
-        chunk_rows: see `models.losses.info_nce`.
+        chunk_rows: see `models.contrast.losses.info_nce`.
         watch_rows: pairs that the collapse watch looks at.
     """
 
@@ -77,9 +77,9 @@ class PpktConfig(MethodConfig):
         if self.teacher.cache:
             raise ValueError("teacher.cache = true: PPKT reads single pixels, the cache holds means over superpixels")
 
-    def wants(self) -> Wants:
+    def batch_spec(self) -> BatchSpec:
         """Images with pairs."""
-        return Wants()
+        return BatchSpec()
 
     def build(self) -> Ppkt:
         """Assemble towers and heads."""

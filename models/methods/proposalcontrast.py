@@ -35,21 +35,21 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor, nn
 
+from common.ranges import at_least, one_of, positive, weights
+from data.batch_spec import BatchSpec, GroundConfig, SecondCloud
 from data.sample import Batch
-from data.wants import GroundConfig, SecondCloud, Wants
+from models.contrast.collapse_monitor import collapse_watch
+from models.contrast.losses import info_nce, world_size
+from models.contrast.sinkhorn import sinkhorn
 from models.heads import unit
 from models.lidar.base import BackboneConfig
 from models.lidar.layers import PointLayer
 from models.lidar.res16unet import normalize
 from models.lidar.voxelnet import VoxelNetConfig
-from models.losses import info_nce, world_size
 from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds, matched_clouds
 from models.points.neighbors import ball_query
 from models.points.sampling import farthest_points
-from models.ranges import at_least, one_of, positive, weights
-from models.sinkhorn import sinkhorn
-from models.sketch import PointSketch, Sketch
-from models.watch import collapse_watch
+from models.visuals import PointSketch, Sketch
 
 Choice = Literal["random", "nearest"]
 
@@ -119,9 +119,9 @@ class ProposalContrastConfig(MethodConfig):
         if self.within_view and self.gather_negatives:
             raise ValueError("within_view with gather_negatives is not defined; choose one of them")
 
-    def wants(self) -> Wants:
+    def batch_spec(self) -> BatchSpec:
         """Two clouds with matches and ground, no images."""
-        return Wants(images=False, second_cloud=self.second_cloud, ground=self.ground)
+        return BatchSpec(images=False, second_cloud=self.second_cloud, ground=self.ground)
 
     def build(self) -> ProposalContrast:
         """Assemble network, encoder and heads."""
@@ -367,5 +367,5 @@ class Prototypes(nn.Module):
 
 def _ground(batch: Batch) -> Bool[Tensor, " N"]:
     if batch.ground is None:
-        raise ValueError("ProposalContrast needs to know the ground; this batch does not (Wants.ground)")
+        raise ValueError("ProposalContrast needs to know the ground; this batch does not (BatchSpec.ground)")
     return batch.ground

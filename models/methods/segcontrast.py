@@ -3,14 +3,15 @@
 Paper: Nunes, Marcuzzi, Chen, Behley, Stachniss, "SegContrast: 3D point cloud feature representation learning through
 self-supervised segment discrimination", RA-L 2022. Learnt: the 3D network with its MLP head. In: two augmentations of a
 sweep, and segments: what is left of the sweep without its ground, clustered by density. No images. The key encoder is a
-momentum copy (`models.momentum`), the negatives are a queue of past segments (`models.memory`).
+momentum copy (`models.contrast.momentum`), the negatives are a queue of past segments (`models.contrast.memory`).
 
 Deviations from the released code:
 - It looks for segments that both views have by dropping the first of the common ids, which is meant to be that of "no
   segment" and is a real one where one view has no such point. Here common segments are exactly that.
 - Its limit of 50 segments a sweep counts points before augmentation, here after it, in the view that has fewer.
 - It feeds 20,000 random points of a view in voxels of 5 cm; how many points stay is the loader's choice here.
-- The queue begins empty instead of with random vectors (`models.memory`); the key encoder follows after each update.
+- The queue begins empty instead of with random vectors (`models.contrast.memory`); the key encoder follows after each
+  update.
 - Its SGD has Nesterov momentum, ours has not.
 
 Letters: N points, M voxels, S segments of all samples, T segments that both views have, C channels, D embedding.
@@ -25,17 +26,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
+from common.ranges import at_least, positive
+from data.batch_spec import BatchSpec, GroundConfig, PointClusterConfig, SecondCloud
 from data.sample import Batch
-from data.wants import ClusterConfig, GroundConfig, SecondCloud, Wants
+from models.contrast.memory import KeyQueue, contrast_with_queue, queue_watch
+from models.contrast.momentum import MomentumConfig, MomentumCopy, check_whole_weights
 from models.heads import PlainMLPHead
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.memory import KeyQueue, contrast_with_queue, queue_watch
 from models.methods.base import LossTerms, MethodConfig, Objective
-from models.momentum import MomentumConfig, MomentumCopy, check_whole_weights
 from models.pairing import segment_max
-from models.ranges import at_least, positive
-from models.sketch import PointSketch, Sketch
+from models.visuals import PointSketch, Sketch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,9 @@ class SegContrastConfig(MethodConfig):
 
     backbone: BackboneConfig = field(default_factory=lambda: Res16UNetConfig(preset="minkunet18", in_channels=4))
     ground: GroundConfig = field(default_factory=lambda: GroundConfig(kind="plane", distance_m=0.25, trials=200))
-    clusters: ClusterConfig = field(default_factory=lambda: ClusterConfig(kind="dbscan", radius_m=0.25, min_points=10))
+    clusters: PointClusterConfig = field(
+        default_factory=lambda: PointClusterConfig(kind="dbscan", radius_m=0.25, min_points=10)
+    )
     momentum: MomentumConfig = field(default_factory=MomentumConfig)
     queue_size: int = 65_536
     embedding_dim: int = 128
@@ -81,9 +84,9 @@ class SegContrastConfig(MethodConfig):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout = {self.dropout}: expected 0 <= dropout < 1")
 
-    def wants(self) -> Wants:
+    def batch_spec(self) -> BatchSpec:
         """Two augmentations of a sweep with segments, no images."""
-        return Wants(images=False, second_cloud=SecondCloud(), ground=self.ground, clusters=self.clusters)
+        return BatchSpec(images=False, second_cloud=SecondCloud(), ground=self.ground, clusters=self.clusters)
 
     def build(self) -> SegContrast:
         """Assemble network, head, their copies and the queue."""
@@ -169,7 +172,7 @@ class SegContrast(Objective):
         """Refuse ZeRO 3 and weights in bfloat16.
 
         Raises:
-            ValueError: see `models.momentum.check_whole_weights`.
+            ValueError: see `models.contrast.momentum.check_whole_weights`.
         """
         check_whole_weights("segcontrast", zero_stage=zero_stage, precision=precision)
 

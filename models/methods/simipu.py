@@ -38,22 +38,22 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from common.ranges import at_least, one_of, positive, weights
+from data.batch_spec import BatchSpec, SecondCloud
 from data.sample import Batch
-from data.wants import SecondCloud, Wants
+from models.contrast.collapse_monitor import collapse_watch
+from models.contrast.losses import info_nce
+from models.contrast.matching import greedy, hungarian
 from models.heads import MLPHead
 from models.image.base import ImageEncoderConfig
 from models.image.resnet_encoder import ResNetEncoderConfig
 from models.lidar.base import BackboneConfig, GivesCentres
 from models.lidar.pointnet2 import PointNet2Config, PointSet
-from models.losses import info_nce
-from models.matching import greedy, hungarian
 from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds
 from models.pairing import read_pixels, segment_mean
 from models.points.ragged import bounds
 from models.points.sampling import farthest_points
-from models.ranges import at_least, one_of, positive, weights
-from models.sketch import MatchSketch, PointSketch, ProjectionSketch, Sketch
-from models.watch import collapse_watch
+from models.visuals import MatchSketch, PointSketch, ProjectionSketch, Sketch
 
 Matching = Literal["hungarian", "greedy"]
 MIN_DEPTH_M = 1.0
@@ -110,9 +110,9 @@ class SimipuConfig(MethodConfig):
         weights(self, "intra_weight", "inter_weight")
         one_of(self, matching=Matching)
 
-    def wants(self) -> Wants:
+    def batch_spec(self) -> BatchSpec:
         """Images, the points that they show, and these points a second time."""
-        return Wants(only_seen=True, second_cloud=SecondCloud(source="same"))
+        return BatchSpec(only_seen=True, second_cloud=SecondCloud(source="same"))
 
     def build(self) -> Simipu:
         """Assemble networks and heads."""

@@ -13,11 +13,11 @@ Deviations:
   instead of before. The head is linear and up-sampling sums to one, so the *directions* of the two targets differ only
   by how unequal the lengths of a superpixel's pixels are. The cached target has length 1, the other one is shorter (the
   more, the less its pixels agree), which acts like a higher temperature for mixed superpixels. Measured figures:
-  `tests/models/test_slidr.py::test_pooling_before_or_after_the_norm`.
+  `tests/models/methods/test_slidr.py::test_pooling_before_or_after_the_norm`.
 - `symmetric` and `gather_negatives` are options that the paper does not have.
 
 Option `tolerant`: negatives that look to the teacher like the anchor's own superpixel count less (ST-SLidR, Mahmoud et
-al., CVPR 2023; see `models.tolerance` for what is done otherwise than in its released code).
+al., CVPR 2023; see `models.contrast.tolerance` for what is done otherwise than in its released code).
 
 Letters: I images, M voxels, P pairs, S superpixels, C channels, D embedding, H W pixels, h w cells.
 """
@@ -31,19 +31,19 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from common.ranges import at_least, positive
+from data.batch_spec import BatchSpec
 from data.sample import Batch
-from data.wants import Wants
+from models.contrast.collapse_monitor import collapse_watch
+from models.contrast.losses import info_nce
+from models.contrast.tolerance import SemanticToleranceConfig, Tolerance, semantic_tolerance
 from models.heads import PixelHead, PointHead
 from models.image.teacher import TeacherConfig, build_teacher
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.losses import info_nce
 from models.methods.base import LossTerms, MethodConfig, Objective
 from models.pairing import segment_mean, segment_mean_of_map
-from models.ranges import at_least, positive
-from models.sketch import PixelSketch, Sketch
-from models.tolerance import SemanticToleranceConfig, Tolerance, semantic_tolerance
-from models.watch import collapse_watch
+from models.visuals import PixelSketch, Sketch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +87,9 @@ class SlidrConfig(MethodConfig):
                 "other ranks; expected one of symmetric and gather_negatives off"
             )
 
-    def wants(self) -> Wants:
+    def batch_spec(self) -> BatchSpec:
         """Images with superpixels."""
-        return Wants(superpixels=True)
+        return BatchSpec(superpixels=True)
 
     def build(self) -> Slidr:
         """Assemble towers and heads."""

@@ -10,8 +10,8 @@ import pytest
 
 from configs.load import ConfigError, dump, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
-from data.augment import PointAugmentConfig
-from data.colour import ColourConfig
+from data.views.augment import PointAugmentConfig
+from data.views.colour import ColourConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine import keeper as keeper_module
+from engine import checkpoint_retry as keeper_module
 from engine.checkpoint import CheckpointConfig, list_checkpoints, newest_intact
+from engine.checkpoint_retry import CheckpointRetry
 from engine.distributed import World
 from engine.errors import CheckpointError
-from engine.keeper import Keeper
 from engine.log_files import EventFile, MetricsFile
 from engine.pretrain import pretrain
 from tests.helpers.small_disk import SmallDisk, small_disk
@@ -196,7 +196,7 @@ def test_keeper_counts_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails() -> Path:
         raise CheckpointError("no room")
 
-    keeper = Keeper(CheckpointConfig(max_failures=2, retry_min=1.0))
+    keeper = CheckpointRetry(CheckpointConfig(max_failures=2, retry_min=1.0))
     assert keeper.write(fails, must=False) is None
     assert keeper.write(fails, must=False) is None
     assert keeper.write(lambda: Path("there"), must=False) == Path("there")

@@ -13,11 +13,11 @@ from unittest import mock
 import cv2
 import numpy as np
 
-import data.shard_writer
-from data.codec import CodecConfig, encode_sample
+import data.storage.shard_writer
 from data.sample import Sample
-from data.shard_writer import SetInfo, join_manifest, write_shard
-from data.shards import load_manifest
+from data.storage.encode import CodecConfig, encode_sample
+from data.storage.shard_writer import SetInfo, join_manifest, write_shard
+from data.storage.shards import load_manifest
 from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, toy_log
 
 Members = dict[str, bytes]
@@ -115,5 +115,5 @@ def _members_changed(by_key: dict[str, Callable[[Members], None]]) -> Iterator[N
             by_key[sample.key](members)
         return members
 
-    with mock.patch.object(data.shard_writer, "encode_sample", encode):
+    with mock.patch.object(data.storage.shard_writer, "encode_sample", encode):
         yield

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data.sample import Batch
-from launchers.reporting.pictures import first_sample
+from launchers.drawing.pictures import first_sample
 
 PAIR_FIELDS = ("pair_point", "pair_image", "pair_uv", "pair_segment")
 

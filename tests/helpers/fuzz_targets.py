@@ -20,16 +20,16 @@ from pathlib import Path
 
 import numpy as np
 
-from data.codec import REASONS, CodecConfig, DamagedError, encode_sample
 from data.convert.base import Converter, Skipped
 from data.convert.sets import SETTINGS, make_converter
 from data.preparing.prepare import PrepareConfig, prepare
 from data.preparing.unit import RECORDS, plan_units
 from data.preparing.verify import verify
 from data.sample import Sample
-from data.shards import SAMPLE_COLUMNS, ShardError, load_manifest
-from tests.data.test_convert import write_object, write_raw
-from tests.data.test_convert_rgbd import write_scene, write_sun
+from data.storage.encode import REASONS, CodecConfig, DamagedError, encode_sample
+from data.storage.shards import SAMPLE_COLUMNS, ShardError, load_manifest
+from tests.data.convert.test_kitti import write_object, write_raw
+from tests.data.convert.test_rgbd import write_scene, write_sun
 from tests.helpers.layouts import (
     argoverse2,
     custom,

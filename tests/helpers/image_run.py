@@ -9,8 +9,8 @@ import yaml
 
 from configs.load import dump
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
-from data.augment import NO_AUGMENTATION
-from data.loader import DataConfig
+from data.loading.loader import DataConfig
+from data.views.augment import NO_AUGMENTATION
 from engine.checkpoint import save_checkpoint
 from engine.distributed import World
 from models.image.resnet_encoder import ResNetEncoderConfig

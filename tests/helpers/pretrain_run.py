@@ -17,7 +17,7 @@ import torch
 
 from engine.distributed import free_port, shutdown
 from engine.pretrain import PretrainSummary
-from launchers.run.training import load_run, run
+from launchers.training.run import load_run, run
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = REPOSITORY / "configs" / "pretrain"

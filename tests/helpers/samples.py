@@ -9,7 +9,7 @@ import numpy as np
 
 from data.geometry import rigid, yaw_rotation
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
-from data.shard_writer import SetInfo, join_manifest, write_shard
+from data.storage.shard_writer import SetInfo, join_manifest, write_shard
 
 CLASS_NAMES = ("road", "building", "car", "pedestrian")
 CAMERA_NAMES = ("front", "left")

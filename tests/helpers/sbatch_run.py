@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from launchers.run.attempts import Attempt, read_attempts
+from launchers.runs.attempts import Attempt, read_attempts
 from tests.helpers.pretrain_run import REPOSITORY, SMALL, UNCACHED
 from tests.helpers.slurm_cluster import SlurmCluster, wait_until
 from tests.helpers.toy_run import losses, metrics

@@ -6,11 +6,11 @@ import hashlib
 import itertools
 from multiprocessing.connection import Connection
 
-from data.coming import shards_of
 from data.order import SampleOrder
-from data.remote import download
-from data.remote.shard_cache import CacheConfig
-from data.shards import SampleReader, load_manifest
+from data.storage.prefetch import shards_of
+from data.storage.remote import download
+from data.storage.remote.shard_cache import CacheConfig
+from data.storage.shards import SampleReader, load_manifest
 
 
 def read_stream(url: str, cache: CacheConfig, part: tuple[int, int], num: int, told: Connection | None) -> None:

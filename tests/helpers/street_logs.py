@@ -7,7 +7,7 @@ import itertools
 
 from data.sample import Sample
 from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
-from data.synthetic import CLASS_NAMES, generate_log
+from data.street.log import CLASS_NAMES, generate_log
 
 __all__ = ["CLASS_NAMES", "street_log"]
 

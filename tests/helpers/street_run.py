@@ -8,11 +8,11 @@ from functools import cache
 import torch
 
 from configs.schema import PretrainConfig
-from data.listed import load_batch
+from data.loading.evaluation import load_batch
 from data.sample import Batch
-from data.shards import SampleReader, load_manifest
-from launchers.run.stages import method_without_weights
-from launchers.run.training import load_run
+from data.storage.shards import SampleReader, load_manifest
+from launchers.training.run import load_run
+from launchers.training.stages import method_without_weights
 from models.methods.base import Objective
 from tests.helpers.pretrain_run import CONFIGS
 
@@ -58,5 +58,5 @@ def street_batch(name: str, shards: str, samples: tuple[int, ...] = (0, 1)) -> B
     """Augmented as in training, with what the method wants."""
     config = street_config(name, shards)
     return load_batch(
-        SampleReader(load_manifest(shards)), list(samples), config.data, config.method.wants(), augmented=True
+        SampleReader(load_manifest(shards)), list(samples), config.data, config.method.batch_spec(), augmented=True
     )

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import Sample
-from data.shard_writer import SetInfo, join_manifest, write_shard
+from data.storage.shard_writer import SetInfo, join_manifest, write_shard
 from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
-from data.superpixels import SuperpixelConfig, segment
-from data.synthetic import CLASS_NAMES, generate_log
+from data.street.log import CLASS_NAMES, generate_log
 
 STREET_WORLD = StreetConfig(
     num_logs=4,

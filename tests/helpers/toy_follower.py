@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from models.contrast.memory import KeyQueue, contrast_with_queue
+from models.contrast.momentum import MomentumConfig, MomentumCopy, check_whole_weights
 from models.heads import unit
-from models.memory import KeyQueue, contrast_with_queue
-from models.momentum import MomentumConfig, MomentumCopy, check_whole_weights
 from tests.helpers.toy_objective import ToyBatch, ToyObjective, ToyTerms
 
 QUEUE = 7

@@ -26,7 +26,7 @@ from engine.monitor import MonitorConfig
 from engine.optim import OptimConfig
 from engine.pretrain import PretrainSettings, PretrainSummary, pretrain
 from engine.schedule import ScheduleConfig
-from engine.towers import TowerOptimConfig
+from engine.tower_optim import TowerOptimConfig
 from tests.helpers.toy_follower import ToyFollower
 from tests.helpers.toy_objective import ToyBatch, ToyObjective, ToySource
 

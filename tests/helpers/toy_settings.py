@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from launchers.run.training import load_run
+from launchers.training.run import load_run
 
 # Grids with limits, in the cells of 0.5 m that toy runs have.
 _BOUNDED = {

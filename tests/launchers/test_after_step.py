@@ -8,7 +8,6 @@ import sys
 
 import pytest
 
-from launchers.cluster import slurm
 from launchers.cluster.after_step import (
     FILE,
     MAX_DEATHS,
@@ -24,8 +23,8 @@ from launchers.cluster.after_step import (
     newest_step,
     read_entries,
 )
-from launchers.run import attempts
-from launchers.run.attempts import read_attempts
+from launchers.runs import attempts, slurm
+from launchers.runs.attempts import read_attempts
 
 RUNNING = OwnJob(state="RUNNING", reason="None", restarts=0)
 ENV = {"SLURM_JOB_ID": "12"}

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launchers.run import attempts
-from launchers.run.attempts import begin, read_attempts
+from launchers.runs import attempts
+from launchers.runs.attempts import begin, read_attempts
 
 
 def test_a_run_with_several_attempts(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_imports_no_torch(tmp_path: Path) -> None:
     begin(tmp_path, 1).end("finished", step=1)
     code = f"""
 import json, sys
-from launchers.run.attempts import read_attempts
+from launchers.runs.attempts import read_attempts
 from engine.run_lock import holder
 print(json.dumps([read_attempts({str(tmp_path)!r})[0].status, holder({str(tmp_path)!r}), "torch" in sys.modules]))
 """

@@ -12,8 +12,8 @@ from configs.load import ConfigError, load
 from configs.schema import EvaluateConfig
 from engine.distributed import World
 from launchers.cli import main as tandem
-from launchers.run.stages import stages
-from launchers.run.training import load_run, run
+from launchers.training.run import load_run, run
+from launchers.training.stages import stages
 from models.lidar.voxelnet import VoxelNetConfig
 from models.methods.slidr import SlidrConfig
 from tests.helpers.pretrain_run import CONFIGS, SMALL, STREET, pretrain_here

@@ -10,7 +10,7 @@ from configs.load import load
 from configs.schema import EvaluateConfig
 from launchers.cli import VERBS
 from launchers.demo import FULL, NORMAL, SHORT, Size, main, stages
-from launchers.run.training import load_run
+from launchers.training.run import load_run
 
 
 @pytest.mark.parametrize("size", [NORMAL, FULL, SHORT], ids=["normal", "full", "short"])

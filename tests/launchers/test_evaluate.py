@@ -9,12 +9,12 @@ import torch
 
 from configs.load import load
 from configs.schema import EvaluateConfig
-from data.fractions import read_list
-from data.shards import load_manifest
+from data.loading.fractions import read_list
+from data.storage.shards import load_manifest
 from engine.downstream.results import read_results
 from launchers import evaluate as verb
 from launchers.cli import main as tandem
-from launchers.run import networks
+from launchers.evaluation import networks
 from tests.helpers.image_networks import write_checkpoint
 from tests.helpers.run_folder import run_config, write_toy_run
 from tests.helpers.samples import write_toy_set

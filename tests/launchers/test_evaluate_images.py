@@ -12,13 +12,13 @@ from configs.schema import EvaluateConfig, FollowConfig
 from engine.checkpoint import CheckpointConfig
 from engine.downstream.results import read_results
 from launchers.cli import main as tandem
-from launchers.cluster.followup import baseline_jobs, evaluation_jobs
+from launchers.cluster.plan_followups import baseline_jobs, evaluation_jobs
+from launchers.drawing.predictions import read_predictions
 from launchers.evaluate import evaluate_runs
+from launchers.evaluation import networks
 from launchers.reporting.hparams import metrics_of
-from launchers.reporting.predictions import read_predictions
 from launchers.reporting.report_page import page
 from launchers.reporting.table import groups, markdown
-from launchers.run import networks
 from models.image.resnet import ResNet
 from models.weights import load_image_weights
 from tests.helpers.image_run import image_run_config, write_image_run

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from data.sample import IGNORE_LABEL
-from data.shards import SampleReader, ShardError, load_manifest
+from data.storage.shards import SampleReader, ShardError, load_manifest
 from engine.errors import CheckpointError
+from launchers.drawing.contact_sheet import Picture, Table, page
+from launchers.drawing.set_summary import human_bytes, set_tables
 from launchers.inspect import find_sample, main
-from launchers.reporting.contact_sheet import Picture, Table, page
-from launchers.reporting.set_summary import human_bytes, set_tables
-from launchers.run.run_folder import find_checkpoint_folder, is_run, load_run_config, run_tables
+from launchers.training.run_folder import find_checkpoint_folder, is_run, load_run_config, run_tables
 from tests.helpers.run_folder import STEP, write_toy_run
 from tests.helpers.samples import CLASS_NAMES, write_toy_set
 

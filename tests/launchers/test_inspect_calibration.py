@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from data.calibration_check import CalibrationCheck, Verdict
-from data.shards import SampleReader, load_manifest
+from data.calibration.check import CalibrationCheck, Verdict
+from data.storage.shards import SampleReader, load_manifest
+from launchers.drawing.calibration_page import CalibrationReport, calibration_view, check_set
 from launchers.inspect import main
-from launchers.reporting.calibration import CalibrationReport, calibration_view, check_set
 from tests.helpers.samples import write_toy_set
 
 FITS = Verdict(

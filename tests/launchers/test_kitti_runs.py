@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.shards import SampleReader, load_manifest
+from data.storage.shards import SampleReader, load_manifest
 from engine.distributed import World
 from engine.downstream.results import read_results
 from launchers.cli import main as tandem

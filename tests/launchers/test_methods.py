@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 
 from engine.distributed import World
-from engine.protocols import FollowsUpdates
+from engine.interfaces import FollowsUpdates
 from engine.sync_bn import convert_sync_batchnorm
-from launchers.run.training import run
+from launchers.training.run import run
 from models.methods import METHODS
 from tests.helpers.degenerate_batches import degenerate_batches
 from tests.helpers.distributed import run_distributed

@@ -11,16 +11,17 @@ import torch
 from scipy.stats import ortho_group
 from torch import Tensor, nn
 
-from data.augment import NO_AUGMENTATION
-from data.listed import load_batch
-from data.pairs import point_pixel_pairs
+from data.batch_spec import BatchSpec
+from data.loading.evaluation import load_batch
 from data.sample import IGNORE_LABEL, Batch, Boxes
-from data.shards import SampleReader, load_manifest
-from data.view import ViewConfig
-from data.voxelize import VoxelConfig
-from data.wants import Wants
-from launchers.reporting import drawing, views
-from launchers.reporting.pictures import first_sample, pictures_of, pictures_of_set, query_point, training_pictures
+from data.storage.shards import SampleReader, load_manifest
+from data.views.augment import NO_AUGMENTATION
+from data.views.pairs import point_pixel_pairs
+from data.views.view import ViewConfig
+from data.views.voxelize import VoxelConfig
+from launchers.drawing import canvas as drawing
+from launchers.drawing import views
+from launchers.drawing.pictures import first_sample, pictures_of, pictures_of_set, query_point, training_pictures
 from tests.helpers.run_folder import run_config
 from tests.helpers.samples import CLASS_NAMES, make_sample, write_toy_set
 
@@ -36,7 +37,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="module")
 def batch(shards: str) -> Batch:
-    return load_batch(SampleReader(load_manifest(shards)), [0, 1, 2], CONFIG, Wants(superpixels=True))
+    return load_batch(SampleReader(load_manifest(shards)), [0, 1, 2], CONFIG, BatchSpec(superpixels=True))
 
 
 class PointsOnly(nn.Module):
@@ -359,5 +360,5 @@ def test_fixed_pictures_do_not_follow_the_training_batch(batch: Batch, shards: s
     assert np.array_equal(
         draw(objective, other, 3)["superpixels"], training_pictures(objective, batch, 3)["superpixels"]
     )
-    drawn = pictures_of_set(run_config(None, shards).data, Wants(superpixels=True))(objective, other, 3)  # type: ignore[arg-type]
+    drawn = pictures_of_set(run_config(None, shards).data, BatchSpec(superpixels=True))(objective, other, 3)  # type: ignore[arg-type]
     assert set(drawn) == INPUT | POINTS | PIXELS

@@ -22,7 +22,7 @@ from launchers.planning.figures import Course, Plan, StepTime
 from launchers.planning.measure import measured_writing
 from launchers.planning.tables import spoken
 from launchers.planning.warnings import warnings
-from launchers.run.training import load_run
+from launchers.training.run import load_run
 from tests.helpers.pretrain_run import CONFIGS, UNCACHED, arguments, child, pretrain_here, spawn_ranks
 from tests.helpers.toy_run import finish
 

@@ -7,10 +7,10 @@ import pytest
 
 from configs.load import ConfigError
 from data.preparing.unit import RECORDS
-from data.shards import SampleReader, load_manifest
+from data.storage.shards import SampleReader, load_manifest
 from launchers.cli import guarded
 from launchers.prepare import main
-from tests.data.test_convert import write_object, write_raw
+from tests.data.convert.test_kitti import write_object, write_raw
 
 
 def test_kitti_raw_end_to_end(tmp_path, capsys):

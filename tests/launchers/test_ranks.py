@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from data.loader import build_loader
+from data.loading.loader import build_loader
 from engine.distributed import World
 from engine.sync_bn import convert_sync_batchnorm
-from launchers.run.training import load_run
+from launchers.training.run import load_run
 from models.methods.base import Objective
 from tests.helpers.distributed import run_distributed
 from tests.helpers.pretrain_run import UNCACHED, arguments, pretrain_here, spawn_ranks
@@ -78,7 +78,7 @@ def double_gradients(
         if sync and world_size > 1:
             convert_sync_batchnorm(objective)
         stream = build_loader(
-            config.data, wants=config.method.wants(), seed=0, rank=rank, world_size=world_size
+            config.data, spec=config.method.batch_spec(), seed=0, rank=rank, world_size=world_size
         ).batches(number)
         batch = next(stream)
         batch = dataclasses.replace(batch, voxel_features=batch.voxel_features.double())

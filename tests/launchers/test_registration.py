@@ -12,16 +12,16 @@ import torch
 
 from configs.load import ConfigError, load
 from configs.schema import EvaluateConfig
-from data.shards import load_manifest
+from data.storage.shards import load_manifest
 from engine.distributed import World
-from engine.downstream.records import TOWERS
-from engine.downstream.register import RegistrationConfig
+from engine.downstream.protocols import TOWERS
+from engine.downstream.registration import RegistrationConfig
 from engine.downstream.results import read_results
 from launchers import evaluate as verb
-from launchers.downstream.registration import PerturbedImages
+from launchers.evaluation.networks import open_source, pretrained_network, random_network
+from launchers.evaluation.registration_task import PerturbedImages
 from launchers.report import write_report
-from launchers.run.networks import open_source, pretrained_network, random_network
-from launchers.run.training import load_run
+from launchers.training.run import load_run
 from models.methods.nclr import Nclr
 from tests.helpers.pretrain_run import CONFIGS, SMALL, pretrain_here
 from tests.helpers.run_folder import write_toy_run

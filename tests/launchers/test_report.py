@@ -21,14 +21,14 @@ from rich.console import Console
 from engine.distributed import free_port
 from engine.downstream.results import Result, paired_difference, write_results
 from launchers.cli import main as tandem
-from launchers.cluster.jobs_file import Jobs, write_jobs
+from launchers.drawing.curves import MAX_POINTS, Curve, chart, thinned, tick_labels, ticks
 from launchers.report import gather, read_metrics, write_report
-from launchers.reporting.curves import MAX_POINTS, Curve, chart, thinned, tick_labels, ticks
 from launchers.reporting.report_page import RunReport, page
 from launchers.reporting.table import groups, markdown, print_table
-from launchers.run.attempts import begin
-from launchers.run.run_status import read_config
-from launchers.run.settings import labels, setting_of, setting_of_tree
+from launchers.runs.attempts import begin
+from launchers.runs.job_record import Jobs, write_jobs
+from launchers.runs.run_status import read_config
+from launchers.runs.settings import labels, setting_of, setting_of_tree
 from tests.engine.downstream.test_results import make
 from tests.helpers.run_folder import run_config, write_toy_run
 from tests.helpers.samples import write_toy_set

@@ -82,7 +82,7 @@ def test_another_number_of_workers_is_the_same_run(
 def test_a_changed_model_or_stream_is_refused(toy_set: str, world: World, tmp_path: Path) -> None:
     """By the launcher as by the engine: exit code 1 or 2, the field named, the checkpoint left alone."""
     from launchers.cli import guarded
-    from launchers.run.training import load_run, run
+    from launchers.training.run import load_run, run
 
     pretrain_here(tmp_path, toy_set, *UNCACHED, "schedule.steps=2")
     before = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())

@@ -14,7 +14,7 @@ import torch
 
 from configs.load import ConfigError
 from engine.checkpoint import list_checkpoints, load_weights, step_of
-from launchers.run.training import run
+from launchers.training.run import run
 from models.methods import METHODS
 from tests.helpers.street_run import street_config
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from data.shards import load_manifest
+from data.storage.shards import load_manifest
 from engine.distributed import World
 from launchers.cli import main as tandem
-from launchers.run.stages import stages
-from launchers.run.training import load_run, run
+from launchers.training.run import load_run, run
+from launchers.training.stages import stages
 from tests.helpers.layouts.scannet import write_frames
 from tests.helpers.pretrain_run import CONFIGS, SMALL
 from tests.helpers.street_logs import street_log

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from data.sample import Batch
-from launchers.reporting.drawing import BACKGROUND, UNLABELLED, class_palette, turbo
-from launchers.reporting.pictures import training_pictures
-from launchers.reporting.sketches import MAX_LINES, draw
-from launchers.reporting.views import birds_eye_uv
-from models.sketch import MatchSketch, PixelSketch, PointSketch, ProjectionSketch, Scale, Sketch
+from launchers.drawing.canvas import BACKGROUND, UNLABELLED, class_palette, turbo
+from launchers.drawing.pictures import training_pictures
+from launchers.drawing.sketches import MAX_LINES, draw
+from launchers.drawing.views import birds_eye_uv
+from models.visuals import MatchSketch, PixelSketch, PointSketch, ProjectionSketch, Scale, Sketch
 from tests.helpers.toy_batches import toy_batch
 
 CAPTION_PX = 24

@@ -13,11 +13,11 @@ from configs.schema import PretrainConfig
 from engine.checkpoint import find_checkpoint, list_checkpoints, load_weights
 from engine.distributed import World
 from launchers import inspect, pretrain
-from launchers.cluster.standing import Point, with_first_stages
-from launchers.run import attempts
-from launchers.run.settings import setting_of
-from launchers.run.stages import first_folder, is_finished, method_to_build, method_without_weights, stages
-from launchers.run.training import load_run
+from launchers.cluster.plan_submission import Point, with_first_stages
+from launchers.runs import attempts
+from launchers.runs.settings import setting_of
+from launchers.training.run import load_run
+from launchers.training.stages import first_folder, is_finished, method_to_build, method_without_weights, stages
 from models.methods.pixel_to_point import PixelToPointConfig
 from tests.helpers.pretrain_run import CONFIGS, SMALL
 from tests.helpers.toy_settings import toy_overrides
@@ -105,7 +105,7 @@ def test_points_that_share_a_first_stage_queue_it_once(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_one_command_trains_both(toy_set: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launchers.run.training.shutdown", lambda: None)  # the tests' process group stays
+    monkeypatch.setattr("launchers.training.run.shutdown", lambda: None)  # the tests' process group stays
     run_dir = tmp_path / "run"
     command = [str(TWO), f"run_dir={run_dir}", f"data.shards={toy_set}", "schedule.steps=2"]
     command += [o for o in SMALL if not o.startswith("method.")] + [*toy_overrides(TWO)]

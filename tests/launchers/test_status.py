@@ -19,11 +19,11 @@ from rich.console import Console
 
 from configs.load import ConfigError
 from launchers.cli import main as tandem
-from launchers.cluster import slurm
-from launchers.cluster.jobs_file import Jobs, write_jobs
-from launchers.cluster.slurm import JobInfo, SlurmError
-from launchers.run.attempts import Attempt
-from launchers.run.run_status import RunStatus, state_of
+from launchers.runs import slurm
+from launchers.runs.attempts import Attempt
+from launchers.runs.job_record import Jobs, write_jobs
+from launchers.runs.run_status import RunStatus, state_of
+from launchers.runs.slurm import JobInfo, SlurmError
 from launchers.status import duration, gather, show
 
 REPOSITORY = Path(__file__).resolve().parents[2]

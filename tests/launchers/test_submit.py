@@ -17,23 +17,23 @@ from typing import Any
 import pytest
 
 from configs.load import ConfigError, dump
-from configs.schema import PRETRAIN_CHOICES, ClusterConfig, FollowConfig, PretrainConfig, ResourcesConfig
+from configs.schema import PRETRAIN_CHOICES, FollowConfig, PretrainConfig, ResourcesConfig, SlurmConfig
 from engine.checkpoint import CheckpointConfig
 from engine.errors import CheckpointError
 from engine.run_lock import RunLock
 from launchers import cancel, requeue
 from launchers.cli import main as tandem
-from launchers.cluster import freeze, slurm, submission
+from launchers.cluster import freeze, submission
 from launchers.cluster.freeze import freeze_code, freeze_run
-from launchers.cluster.jobs import FollowJob, PretrainJob, Work
-from launchers.cluster.jobs_file import Jobs, read_jobs, write_jobs
+from launchers.cluster.plan_submission import Order, Point, with_first_stages
 from launchers.cluster.queues import AT_ONCE, After, own_variables_only
-from launchers.cluster.slurm import JobInfo, SlurmError
 from launchers.cluster.slurm_queue import sbatch_parameters
-from launchers.cluster.standing import Order, Point, with_first_stages
 from launchers.cluster.submission import submit
-from launchers.run import attempts
-from launchers.run.training import load_run
+from launchers.cluster.work import FollowJob, PretrainJob, Work
+from launchers.runs import attempts, slurm
+from launchers.runs.job_record import Jobs, read_jobs, write_jobs
+from launchers.runs.slurm import JobInfo, SlurmError
+from launchers.training.run import load_run
 from tests.helpers.pretrain_run import CONFIGS, SMALL, STREET, UNCACHED, arguments
 from tests.helpers.run_folder import run_config, write_toy_run
 
@@ -112,7 +112,7 @@ def point(run_dir: Path, toy_set: str, **changes: Any) -> Point:
 
 
 def order(root: Path, *points: Point, **changes: Any) -> Order:
-    fields: dict[str, Any] = {"cluster": ClusterConfig(), "where": "slurm", "check": False} | changes
+    fields: dict[str, Any] = {"cluster": SlurmConfig(), "where": "slurm", "check": False} | changes
     return Order(points=points, root=root, **fields)
 
 
@@ -210,7 +210,7 @@ def test_what_is_finished_is_not_run_again(
 def test_elements_with_results_are_left_alone(
     fake: FakeSlurm, tmp_path: Path, toy_set: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from launchers.cluster.follow_jobs import BaselineJob, EvaluationJob
+    from launchers.cluster.evaluation_jobs import BaselineJob, EvaluationJob
 
     run = point(tmp_path / "a", toy_set)
     finish(run)
@@ -277,7 +277,7 @@ def test_dry_run_queues_and_writes_nothing(
 
 
 def test_what_sbatch_is_told(tmp_path: Path) -> None:
-    cluster = ClusterConfig(
+    cluster = SlurmConfig(
         partition="gpu",
         account="lab",
         nodes=2,
@@ -323,7 +323,7 @@ def test_the_batch_script_hands_on_run_and_code(tmp_path: Path, name: str) -> No
     (package / "__init__.py").touch()
     (package / "after_step.py").write_text("import json, sys; json.dump(sys.argv[1:], open('got', 'w'))")
     works = [PretrainJob(run_dir=f"/runs/{run}", config="", folder="") for run in ("other", name)]
-    lines = sbatch_parameters(ClusterConfig(), works, name=name, after=After(), code=tmp_path / "code")["setup"]
+    lines = sbatch_parameters(SlurmConfig(), works, name=name, after=After(), code=tmp_path / "code")["setup"]
     script = "\n".join([*lines, "python3 -c 'raise SystemExit(75)'"])
     environment = {**os.environ, "SLURM_ARRAY_TASK_ID": "1"}
     done = subprocess.run(["bash", "-c", script], cwd=tmp_path, env=environment, check=False)
@@ -353,7 +353,7 @@ def test_slurm_settings_out_of_range() -> None:
         ({"array_parallelism": 0}, "array_parallelism is 0"),
     ):
         with pytest.raises(ValueError, match=message):
-            ClusterConfig(**wrong)
+            SlurmConfig(**wrong)
 
 
 # ---------------------------------------------------------------------------------------------------- freezing
@@ -452,12 +452,12 @@ def test_unknown_partition_and_account(
 ) -> None:
     run = point(tmp_path / "a", toy_set)
     with pytest.raises(ConfigError, match="'no' is no partition here; expected one of main, gpu"):
-        submit(order(tmp_path, run, cluster=ClusterConfig(partition="no")))
+        submit(order(tmp_path, run, cluster=SlurmConfig(partition="no")))
     with pytest.raises(ConfigError, match="partition: 'no' is no partition"):
-        submit(order(tmp_path, run, cluster=ClusterConfig(evaluate=ResourcesConfig(partition="no"))))
+        submit(order(tmp_path, run, cluster=SlurmConfig(evaluate=ResourcesConfig(partition="no"))))
     monkeypatch.setattr(slurm, "accounts", lambda: ("lab",))
     with pytest.raises(ConfigError, match="'mine' is none of your accounts; expected one of lab"):
-        submit(order(tmp_path, run, cluster=ClusterConfig(account="mine")))
+        submit(order(tmp_path, run, cluster=SlurmConfig(account="mine")))
     assert fake.queues == []
 
 

@@ -12,7 +12,7 @@ import pytest
 from engine.distributed import World, free_port
 from engine.errors import CheckpointError, RunLockedError
 from engine.run_lock import RunLock
-from launchers.run.attempts import read_attempts
+from launchers.runs.attempts import read_attempts
 from tests.helpers.pretrain_run import UNCACHED, arguments, child, pretrain_here
 from tests.helpers.toy_run import losses, metrics
 

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from configs.load import ConfigError, load
-from configs.schema import ClusterConfig, SweepConfig, SweepRunConfig
+from configs.schema import SlurmConfig, SweepConfig, SweepRunConfig
 from launchers.cli import main as tandem
 from launchers.sweep import combinations, point_name, points, yaml_value
 from tests.helpers.pretrain_run import CONFIGS, STREET
@@ -51,7 +51,7 @@ def test_points_are_every_combination_in_the_files_order(tmp_path: Path) -> None
 
 
 def load_street_lr() -> float:
-    from launchers.run.training import load_run
+    from launchers.training.run import load_run
 
     return load_run(str(STREET)).optim.lr
 
@@ -144,7 +144,7 @@ def test_every_sweep_config_makes_its_points(path: Path, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
 def test_every_cluster_config_loads(path: Path) -> None:
-    cluster = load(ClusterConfig, path)
+    cluster = load(SlurmConfig, path)
     assert cluster.name == path.stem
     assert cluster.evaluate.tasks == 1
 

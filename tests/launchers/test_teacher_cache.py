@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from data.listed import load_batch
+from data.loading.evaluation import load_batch
 from data.sample import Batch
-from data.shards import SampleReader, load_manifest
-from data.teacher_cache import TeacherCache, teacher_cache_key
+from data.storage.shards import SampleReader, load_manifest
+from data.storage.teacher_cache import TeacherCache, teacher_cache_key
 from engine.distributed import World
-from launchers import teacher_cache as builder
-from launchers.run.training import load_run
+from launchers.training import teacher_cache as builder
+from launchers.training.run import load_run
 from models.methods.slidr import Slidr
 from tests.helpers.pretrain_run import arguments, pretrain_here
 from tests.helpers.samples import write_toy_set
@@ -81,7 +81,7 @@ def test_what_is_cached_is_what_the_teacher_gives(shards: str, world: World) -> 
     manifest = load_manifest(shards)
     reader = SampleReader(manifest)
     for index in manifest.indices("train").tolist():
-        batch = load_batch(reader, [index], config.data, config.method.wants())
+        batch = load_batch(reader, [index], config.data, config.method.batch_spec())
         assert batch.segments_per_image is not None
         expected = objective.pool_teacher(batch).numpy()
         stored = cache.features(index)
@@ -94,13 +94,13 @@ def test_what_is_cached_is_what_the_teacher_gives(shards: str, world: World) -> 
 
 def test_loss_with_and_without_cache_agree_where_the_method_says_so(shards: str, world: World) -> None:
     """The same samples: cached features are those of the batch's own images, in the batch's order."""
-    from data.loader import build_loader
+    from data.loading.loader import build_loader
 
     config, objective = built(shards, "data.augment.points.enabled=false")
     cache = builder.open_or_build(objective, config.data, world)
     streams = [
         build_loader(
-            config.data, wants=config.method.wants(), seed=0, rank=0, world_size=1, teacher_cache=teacher_cache
+            config.data, spec=config.method.batch_spec(), seed=0, rank=0, world_size=1, teacher_cache=teacher_cache
         ).batches(2)
         for teacher_cache in (cache, None)
     ]
@@ -144,7 +144,7 @@ def test_an_interrupted_build_goes_on(
     assert all(index in cache for index in manifest.indices("train").tolist())
     last = int(manifest.indices("train")[-1])
     expected = objective.pool_teacher(
-        load_batch(SampleReader(manifest), [last], config.data, config.method.wants())
+        load_batch(SampleReader(manifest), [last], config.data, config.method.batch_spec())
     ).numpy()
     np.testing.assert_allclose(cache.features(last).astype(np.float32), expected, rtol=2**-11, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""Slow, obvious forms of what `models.losses` and `models.pairing` compute: loops over single numbers."""
+"""Slow, obvious forms of what `models.contrast.losses` and `models.pairing` compute: loops over single numbers."""
 
 import math
 

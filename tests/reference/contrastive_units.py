@@ -20,8 +20,8 @@ Unit = list[list[int]]
 def units_loop(batch: Batch, config: ContrastiveUnitsConfig) -> list[Unit]:
     """Units with farthest point sampling, sample by sample."""
     usable = set(range(batch.num_points))
-    wants = config.wants()
-    if wants.ground is not None:
+    spec = config.batch_spec()
+    if spec.ground is not None:
         usable -= set(torch.nonzero(batch.ground).flatten().tolist())
     if config.uses_images:
         usable &= set(batch.pair_point.tolist())
@@ -47,7 +47,7 @@ def units_loop(batch: Batch, config: ContrastiveUnitsConfig) -> list[Unit]:
                 groups.append((rows[place], [rows[place]]))
     units: dict[tuple[str, int], Unit] = {}
     for number, (center, group) in enumerate(groups):
-        cluster = -1 if wants.clusters is None else int(batch.cluster[center])
+        cluster = -1 if spec.clusters is None else int(batch.cluster[center])
         units.setdefault(("alone", number) if cluster < 0 else ("cluster", cluster), []).append(group)
     return list(units.values())
 

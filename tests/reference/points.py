@@ -1,4 +1,4 @@
-"""Slow, obvious forms of `models.points` and `models.matching`: loops over points."""
+"""Slow, obvious forms of `models.points` and `models.contrast.matching`: loops over points."""
 
 import itertools
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from data.wants import ClusterConfig, GroundConfig
+from data.batch_spec import GroundConfig, PointClusterConfig
 
 
 def radius_clusters_loop(points: np.ndarray, radius_m: float) -> list[set[int]]:
@@ -27,7 +27,7 @@ def radius_clusters_loop(points: np.ndarray, radius_m: float) -> list[set[int]]:
     return found
 
 
-def dbscan_loop(points: np.ndarray, config: ClusterConfig) -> list[set[int]]:
+def dbscan_loop(points: np.ndarray, config: PointClusterConfig) -> list[set[int]]:
     """Clusters of core points, then every other point to its nearest core point."""
     near = [np.flatnonzero(np.linalg.norm(points - here, axis=1) <= config.radius_m).tolist() for here in points]
     core = [p for p in range(len(points)) if len(near[p]) >= config.min_points]
@@ -41,7 +41,7 @@ def dbscan_loop(points: np.ndarray, config: ClusterConfig) -> list[set[int]]:
 
 
 def ground_lines_loop(points: np.ndarray, config: GroundConfig) -> np.ndarray:
-    """`data.ground` "lines" with a known sensor height, following its docstring sector by sector."""
+    """`data.views.ground` "lines" with a known sensor height, following its docstring sector by sector."""
     radius = np.hypot(points[:, 0], points[:, 1])
     sector = np.floor((np.arctan2(points[:, 1], points[:, 0]) / (2 * np.pi) + 0.5) * config.sectors) % config.sectors
     ground = np.zeros(len(points), dtype=bool)

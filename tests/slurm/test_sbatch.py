@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data.shards import load_manifest
-from launchers.cluster.jobs_file import read_jobs
+from data.storage.shards import load_manifest
+from launchers.runs.job_record import read_jobs
 from tests.helpers.pretrain_run import REPOSITORY
 from tests.helpers.samples import write_toy_set
 from tests.helpers.sbatch_run import ENV, SCRIPT, SbatchRun

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from launchers.cluster.freeze import PACKAGES, REPOSITORY
-from launchers.cluster.jobs_file import Jobs, read_jobs
-from launchers.run.attempts import read_attempts
+from launchers.runs.attempts import read_attempts
+from launchers.runs.job_record import Jobs, read_jobs
 from tests.helpers.pretrain_run import SMALL, STREET, UNCACHED, arguments, spawn_ranks
 from tests.helpers.samples import write_toy_set
 from tests.helpers.slurm_cluster import SlurmCluster, wait_until

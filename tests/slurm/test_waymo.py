@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from data.shards import load_manifest
-from launchers.cluster.jobs_file import read_jobs
-from launchers.run.attempts import read_attempts
+from data.storage.shards import load_manifest
+from launchers.runs.attempts import read_attempts
+from launchers.runs.job_record import read_jobs
 from tests.helpers.layouts.waymo import CAMERAS, WaymoOptions, write_waymo_v1, write_waymo_v2
 from tests.helpers.pretrain_run import REPOSITORY, SMALL
 from tests.helpers.sbatch_run import ENV

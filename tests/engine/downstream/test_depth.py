@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from engine.downstream.confusion import LabelError
 from engine.downstream.depth import (
     METRIC_NAMES,
     START_DEPTH_M,
@@ -14,8 +15,7 @@ from engine.downstream.depth import (
     predicted_depth,
     silog_loss,
 )
-from engine.downstream.measures import METRICS
-from engine.downstream.metrics import LabelError
+from engine.downstream.metrics import METRICS
 from tests.helpers.toy_dense import toy_images
 from tests.reference import depth as slow
 

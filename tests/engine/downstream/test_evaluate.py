@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from engine.downstream.common import LabelDraws, hold_out
 from engine.downstream.evaluate import ProtocolsConfig, evaluate
 from engine.downstream.finetune import FinetuneConfig, finetune
+from engine.downstream.fit import learning_rate_factor
 from engine.downstream.knn import KnnConfig
 from engine.downstream.linear_probe import LinearProbeConfig
-from engine.downstream.protocol import LabelDraws, hold_out
-from engine.downstream.records import Initialisation
+from engine.downstream.protocols import Initialisation
 from engine.downstream.results import paired_difference
-from engine.downstream.updates import learning_rate_factor
 from tests.engine.downstream.toy import TASK, ToyNet, ToySweeps, toy_splits
 
 SMALL = ProtocolsConfig(

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from data.sample import IGNORE_LABEL
+from engine.downstream.common import LabelDraws, SegmentationTask
+from engine.downstream.confusion import LabelError
 from engine.downstream.depth import DepthConfig, DepthTask
 from engine.downstream.evaluate import ProtocolsConfig
 from engine.downstream.evaluate_images import ImageParts, evaluate_images
@@ -21,9 +23,7 @@ from engine.downstream.image_segmentation import (
     probe_pyramid,
 )
 from engine.downstream.linear_probe import LinearHead
-from engine.downstream.metrics import LabelError
-from engine.downstream.protocol import LabelDraws, SegmentationTask
-from engine.downstream.records import Initialisation, ProtocolName
+from engine.downstream.protocols import Initialisation, ProtocolName
 from engine.downstream.results import Result, paired_difference
 from models.image.base import FeatureMap
 from models.image.decoder import UNetDecoder

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from engine.downstream.common import voxel_labels
 from engine.downstream.features import FeatureBank, extract_bank, score
 from engine.downstream.knn import KnnClassifier, KnnConfig
 from engine.downstream.linear_probe import LinearProbeConfig, fit_linear, tune_linear
-from engine.downstream.protocol import voxel_labels
 from engine.errors import DivergenceError
 from tests.engine.downstream.toy import TASK, ToyNet, ToySweeps, toy_batch
 

@@ -1,119 +1,197 @@
-"""Registration metrics on poses whose errors are known, against one-sample formulas, and on nothing."""
+"""The registration protocol on objectives whose answers are known."""
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
-from torch import Tensor
+from torch import Tensor, nn
 
-from engine.downstream.registration import matching_error, pose_errors, recall_curve, summarise
-
-
-def poses(rotation: Rotation, translation: np.ndarray) -> Tensor:
-    T = np.tile(np.eye(4), (len(translation), 1, 1))
-    T[:, :3, :3], T[:, :3, 3] = rotation.as_matrix(), translation
-    return torch.from_numpy(T)
-
-
-def random_poses(num: int, seed: int) -> Tensor:
-    return poses(Rotation.random(num, rng=seed), np.random.default_rng(seed).standard_normal((num, 3)) * 5)
+from data.sample import Batch
+from engine.downstream.metrics import METRICS
+from engine.downstream.protocols import Initialisation, Planned
+from engine.downstream.registration import MAIN_METRIC, RegistrationConfig, register, registration, solve_ransac
+from models.pose.alignment import PoseEstimate
+from tests.helpers.toy_batches import toy_batch
 
 
-def test_errors_of_known_perturbations():
-    true = random_poses(4, 0)
-    turns = Rotation.from_euler("xyz", [[0, 0, 0], [3, 0, 0], [-170, 0, 0], [1e-5, 0, 0]], degrees=True)
-    shift = np.array([[0, 0, 0], [3, 4, 0], [0, 0, -1], [0, 0, 0.0]])
-    errors = pose_errors(true @ torch.linalg.inv(poses(turns, shift)), true)  # residual = the perturbation
-    torch.testing.assert_close(errors.rte_m, torch.tensor([0, 5, 1, 0.0]).double(), atol=1e-9, rtol=0)
-    torch.testing.assert_close(errors.rre_deg, torch.tensor([0, 3, 170, 1e-5]).double(), atol=1e-9, rtol=0)
-    torch.testing.assert_close(errors.rre_euler_deg, torch.tensor([0, 3, 170, 1e-5]).double(), atol=1e-9, rtol=0)
+class Oracle(nn.Module):
+    """Matches that are right but for a shift, a pose that is right but for a turn, or none."""
+
+    def __init__(self, *, shift_px: float = 0.0, turn_deg: float = 0.0, found: bool = True) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+        self.shift_px, self.turn_deg, self.found = shift_px, turn_deg, found
+
+    def estimate_pose(self, batch: Batch) -> PoseEstimate:
+        """For every point of the sample."""
+        assert batch.image_sample is not None
+        assert batch.image_K is not None
+        assert batch.image_T_cam_points is not None
+        self.norm(batch.points)
+        turn = torch.eye(4)
+        turn[:3, :3] = torch.from_numpy(Rotation.from_euler("z", self.turn_deg, degrees=True).as_matrix())
+        image, points = [], []
+        for i, sample in enumerate(batch.image_sample.tolist()):
+            mine = batch.points[batch.point_sample == sample]
+            points.append(mine)
+            image.append(torch.full((len(mine),), i))
+        where, all_points = torch.cat(image), torch.cat(points)
+        camera = torch.einsum("qij,qj->qi", batch.image_T_cam_points[where, :3, :3], all_points)
+        camera = camera + batch.image_T_cam_points[where, :3, 3]
+        uv = torch.einsum("qij,qj->qi", batch.image_K[where], camera)
+        uv = uv[:, :2] / uv[:, 2:]
+        moved = uv + torch.tensor([self.shift_px, 0.0])
+        return PoseEstimate(
+            T_cam_points=batch.image_T_cam_points @ turn,
+            valid=torch.full((len(batch.image_K),), self.found),
+            match_image=where,
+            match_points=all_points,
+            match_soft_uv=moved,
+            match_hard_uv=moved + torch.tensor([0.0, 4.0]),
+            match_kept=torch.arange(len(uv)) % 2 == 0,
+        )
 
 
-def test_errors_equal_one_sample_formulas():
-    estimated, true = random_poses(50, 1), random_poses(50, 2)
-    errors = pose_errors(estimated.float(), true)
-    for i in range(50):
-        residual = np.linalg.inv(estimated[i].float().double().numpy()) @ true[i].numpy()
-        rotation = Rotation.from_matrix(residual[:3, :3])
-        assert errors.rte_m[i] == pytest.approx(np.linalg.norm(residual[:3, 3]))
-        assert errors.rte_m[i] == pytest.approx(float((estimated[i, :3, 3] - true[i, :3, 3]).norm()), abs=1e-5)
-        assert errors.rre_deg[i] == pytest.approx(math.degrees(rotation.magnitude()), abs=1e-4)
-        assert errors.rre_euler_deg[i] == pytest.approx(np.abs(rotation.as_euler("xzy", degrees=True)).sum())
-    assert (errors.rre_euler_deg >= errors.rre_deg - 1e-6).all()
+class Sweeps:
+    """Two toy sweeps, one camera each."""
+
+    def __call__(self, seed: int) -> list[Batch]:
+        """The same for each seed."""
+        return [toy_batch([n], images_each=1, calibration=True) for n in (0, 1)]
+
+    def calibration(self) -> list[Batch]:
+        """Another one."""
+        return [toy_batch([2], images_each=1, calibration=True)]
 
 
-def test_half_turns_and_locked_angles_are_finite():
-    turns = Rotation.from_euler("xzy", [[180, 0, 0], [0, 90, 0], [20, 90, 30], [0, -90, 0]], degrees=True)
-    errors = pose_errors(poses(turns, np.zeros((4, 3))), torch.eye(4).expand(4, 4, 4))
-    assert torch.isfinite(errors.rre_euler_deg).all()
-    torch.testing.assert_close(errors.rre_deg[[0, 1, 3]], torch.tensor([180.0, 90, 90]).double())
+def _planned(config: RegistrationConfig) -> Planned:
+    return Planned(
+        protocol="registration",
+        dataset="toy",
+        labels="none",
+        seeds=config.seeds,
+        metric=MAIN_METRIC,
+        settings={},
+        context={},
+        task=[],
+    )
 
 
-def test_missing_poses_are_never_registered():
-    true = random_poses(4, 3)
-    estimated = true.clone()
-    estimated[1] = torch.nan
-    estimated[2, 0, 3] += 3.0
-    errors = pose_errors(estimated, true, torch.tensor([True, False, True, True]))
-    assert errors.rte_m[1] == errors.rre_deg[1] == errors.rre_euler_deg[1] == math.inf
-    summary = summarise(errors)
-    assert summary.num_samples == 4
-    assert summary.found == 0.75
-    assert summary.recall == summary.recall_euler == 0.5
-    assert summary.rte_m == pytest.approx(1.0)
-    assert summary.rte_registered_m == pytest.approx(0.0, abs=1e-9)
-    assert recall_curve(errors.rte_m, [0.5, 5.0, 1e9]).tolist() == [0.5, 0.75, 0.75]
+def test_known_errors():
+    done = register(Oracle(shift_px=3.0, turn_deg=4.0), Sweeps()(0), RegistrationConfig()).metrics()
+    assert done[MAIN_METRIC] == pytest.approx(4.0, abs=1e-3)
+    assert done["rre_euler"] == pytest.approx(4.0, abs=1e-3)
+    assert done["rte_median"] == pytest.approx(0.0, abs=1e-5)
+    assert done["recall"] == done["found"] == 100.0
+    assert (done["match_soft"], done["match_soft_kept"]) == pytest.approx((3.0, 3.0), abs=1e-3)
+    assert done["match_hard"] == pytest.approx(5.0, abs=1e-3)
+    assert done["overlap_precision"] == 100.0
+    assert done["overlap_recall"] == pytest.approx(50.0, abs=2.0)
 
 
-def test_the_two_rotation_errors_draw_the_line_differently():
-    turn = Rotation.from_euler("xzy", [[3, 3, 0]], degrees=True)  # 4.2 degrees geodesic, 6 as a sum
-    summary = summarise(pose_errors(poses(turn, np.zeros((1, 3))).transpose(1, 2), torch.eye(4)[None]))
-    assert summary.recall == 1.0
-    assert summary.recall_euler == 0.0
-    assert math.isnan(summary.rte_registered_m)
+def test_no_pose_is_the_worst_pose():
+    done = register(Oracle(found=False), Sweeps()(0), RegistrationConfig()).metrics()
+    assert done[MAIN_METRIC] == 180.0
+    assert done["recall"] == done["found"] == 0.0
+    assert done["rte_median"] is None
+    assert done["rre"] is None
 
 
-def test_recall_curve_is_the_share_below():
-    errors = torch.tensor([0.0, 0.2, 0.5, 0.5, 3.0])
-    assert recall_curve(errors, [0.1, 0.5, 0.6, 4.0]).tolist() == pytest.approx([0.2, 0.4, 0.8, 1.0])
+def test_ransac_finds_the_pose_among_wrong_matches():
+    done = register(Oracle(turn_deg=90.0), Sweeps()(0), RegistrationConfig(solver="ransac")).metrics()
+    assert done[MAIN_METRIC] == pytest.approx(0.0, abs=0.05)  # from the matches, whatever the network says
+    rng = np.random.default_rng(0)
+    K = np.array([[400.0, 0, 320], [0, 400.0, 120], [0, 0, 1]])
+    T = np.eye(4)
+    T[:3, :3], T[:3, 3] = Rotation.random(rng=0).as_matrix(), (1.0, 2.0, 3.0)
+    camera = rng.uniform((-5, -2, 5), (5, 2, 40), (100, 3))
+    uv = camera @ K.T
+    uv = uv[:, :2] / uv[:, 2:]
+    uv[:40] = rng.uniform(0, 300, (40, 2))
+    found = solve_ransac((camera - T[:3, 3]) @ T[:3, :3], uv, K, RegistrationConfig())
+    np.testing.assert_allclose(found, T, atol=1e-4)
 
 
-def test_matching_error():
-    true = torch.tensor([[10.0, 20.0], [0.0, 0.0], [5.0, 5.0], [7.0, 7.0]])
-    matched = true + torch.tensor([[3.0, 4.0], [0.0, 1.0], [0.0, 0.0], [torch.nan, 0.0]])
-    error = matching_error(matched, true, torch.tensor([True, True, True, False]), thresholds_px=(1.0, 2.0, 10.0))
-    assert error.num_points == 3
-    assert error.mean_px == pytest.approx(2.0)
-    assert error.median_px == pytest.approx(1.0)
-    assert error.within == pytest.approx((1 / 3, 2 / 3, 1.0))
-    with pytest.raises(ValueError, match="1 pixels are not finite"):
-        matching_error(matched, true)
+@pytest.mark.parametrize("kind", ["few", "one point", "one pixel", "line"])
+def test_ransac_on_degenerate_matches_gives_nothing_or_finite_numbers(kind: str):
+    rng = np.random.default_rng(1)
+    points, uv = rng.normal(size=(20, 3)) * 5, rng.uniform(0, 300, (20, 2))
+    if kind == "few":
+        points, uv = points[:5], uv[:5]
+    elif kind == "one point":
+        points[:] = points[0]
+    elif kind == "one pixel":
+        uv[:] = uv[0]
+    else:
+        points[:, 1:] = 0
+    found = solve_ransac(points, uv, np.diag([400.0, 400.0, 1.0]), RegistrationConfig())
+    assert found is None or np.isfinite(found).all()
 
 
-def test_nothing():
-    none = pose_errors(torch.zeros(0, 4, 4), torch.zeros(0, 4, 4))
-    summary = summarise(none)
-    assert summary.num_samples == 0
-    assert math.isnan(summary.recall)
-    assert recall_curve(none.rte_m, [1.0]).isnan().all()
-    error = matching_error(torch.zeros(0, 2), torch.zeros(0, 2), thresholds_px=(1.0,))
-    assert error.num_points == 0
-    assert math.isnan(error.mean_px)
-    assert math.isnan(error.median_px)
-    assert math.isnan(error.within[0])
+def test_records_of_several_seeds_and_networks():
+    config = RegistrationConfig(seeds=(0, 1, 2))
+    seen: list[tuple[str, int, int]] = []
+    inits = [
+        Initialisation(
+            name="good", pretrained=True, networks=(lambda: Oracle(turn_deg=1.0), lambda: Oracle(turn_deg=2.0))
+        ),
+        Initialisation(name="random", pretrained=False, networks=(lambda: Oracle(found=False),)),
+    ]
+    told: list[float] = []
+    results = list(
+        registration(
+            inits,
+            Sweeps(),
+            _planned(config),
+            config,
+            num_sweeps=2,
+            progress=lambda share, text: told.append(share),
+            keep=lambda name, seed, done: seen.append((name, seed, len(done.errors.rte_m))),
+        )
+    )
+    assert [r.init for r in results] == ["good", "random"]
+    assert results[0].values == pytest.approx((1.0, 2.0, 1.0), abs=1e-3)
+    assert results[1].values == (180.0, 180.0, 180.0)
+    assert results[0].goodness > results[1].goodness
+    assert set(results[0].metrics) <= set(METRICS)
+    assert seen[0] == ("good", 0, 2)
+    assert len(seen) == 6
+    assert told[-1] == 1.0
+    again = list(registration(inits, Sweeps(), _planned(config), config, num_sweeps=2, known=results))
+    assert [r.date for r in again] == [r.date for r in results]
 
 
-def test_refused_input():
-    true = random_poses(2, 4)
-    mirrored = true.clone()
-    mirrored[1, :3, 0] *= -1
-    with pytest.raises(ValueError, match="T_estimated of sample 1 is no rigid transform"):
-        pose_errors(mirrored, true)
-    with pytest.raises(ValueError, match="T_true of sample 0"):
-        pose_errors(true, true * torch.nan)
-    with pytest.raises(ValueError, match="must ascend"):
-        recall_curve(torch.zeros(2), [1.0, 0.5])
-    with pytest.raises(ValueError, match="an error is NaN"):
-        recall_curve(torch.tensor([torch.nan]), [1.0])
+def test_batch_norm_is_calibrated_on_the_train_sweeps():
+    made: list[Oracle] = []
+
+    def build() -> Oracle:
+        made.append(Oracle())
+        return made[-1]
+
+    init = Initialisation(name="random", pretrained=False, networks=(build,))
+    config = RegistrationConfig()
+    list(registration([init], Sweeps(), _planned(config), config, num_sweeps=2))
+    wanted: Tensor = Sweeps().calibration()[0].points.mean(dim=0)
+    torch.testing.assert_close(made[0].norm.running_mean, wanted)
+
+
+def test_refused():
+    with pytest.raises(ValueError, match="Linear has no estimate_pose"):
+        register(nn.Linear(1, 1), Sweeps()(0), RegistrationConfig())
+    with pytest.raises(ValueError, match="test split is empty"):
+        register(Oracle(), [], RegistrationConfig())
+    for settings in (
+        {"seeds": ()},
+        {"max_rotation_deg": 200.0},
+        {"translate_m": (math.inf, 0.0, 0.0)},
+        {"cameras_per_sample": 0},
+        {"ransac_trials": 0},
+    ):
+        with pytest.raises(ValueError, match=next(iter(settings))):
+            RegistrationConfig(**settings)
+    blind = dataclasses.replace(Sweeps()(0)[0], image_T_cam_points=None)
+    with pytest.raises(ValueError, match="sample-000 have no calibration"):
+        register(Oracle(), [blind], RegistrationConfig())

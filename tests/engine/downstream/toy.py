@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data.sample import IGNORE_LABEL, Batch
-from engine.downstream.protocol import SegmentationTask, Splits
+from engine.downstream.common import SegmentationTask, Splits
 
 TASK = SegmentationTask(dataset="toy", class_names=("road", "car", "tree"), ignore_label=IGNORE_LABEL)
 

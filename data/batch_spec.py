@@ -1,0 +1,139 @@
+"""What a method asks of the loader beyond points and voxels: the only thing that the two know of each other.
+
+A method's config answers `batch_spec()`; the loader's workers then do that work, whatever the method is called.
+
+Numbers that a paper gives for its method (a radius, a distance to the ground) are fields of these dataclasses, stated
+once by the method's config. How strongly clouds and images are augmented is the run's choice: `data.augment`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroundConfig:
+    """How points on the ground are told from the others, in the recorded sweep. See `data.views.ground`.
+
+    Attributes:
+        kind: "lines": line fits in polar sectors (Himmelsbach et al., IV 2010); "plane": one plane by RANSAC.
+        distance_m: points closer than this to the fitted line or plane are ground.
+        max_slope: of a line or plane, rise by run.
+        sectors: of "lines": angular sectors around the sensor.
+        bin_m: of "lines": length of a radial bin.
+        fit_error_m: of "lines": root mean square distance of a line's points to it, at most.
+        step_m: of "lines": how far above or below the one line the next may begin, if it follows at once; over a gap
+            half of `max_slope` is added.
+        sensor_height_m: of "lines": where the ground is expected below the sensor; None: estimated from the sweep.
+        trials: of "plane": planes tried.
+    """
+
+    kind: Literal["lines", "plane"] = "lines"
+    distance_m: float = 0.25
+    max_slope: float = 0.15
+    sectors: int = 180
+    bin_m: float = 0.5
+    fit_error_m: float = 0.05
+    step_m: float = 0.2
+    sensor_height_m: float | None = None
+    trials: int = 100
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("distance_m", "max_slope", "bin_m", "fit_error_m", "step_m"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: expected above 0")
+        if self.sectors < 4 or self.trials < 1:
+            raise ValueError(f"sectors={self.sectors}, trials={self.trials}: expected at least 4 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointClusterConfig:
+    """How points become objects without labels, in the recorded sweep, ground left out. See `data.views.clusters`.
+
+    Attributes:
+        kind: "radius": points within `radius_m` of each other are one cluster (Klasing et al., ICRA 2008); "dbscan":
+            the same, grown from core points only.
+        radius_m: distance of neighbours.
+        min_points: of "dbscan": neighbours, itself included, that make a core point; of both: smaller clusters are
+            dropped.
+        max_points: larger clusters are dropped; None: no limit.
+        max_extent_m: clusters that are longer, wider or higher are dropped; None: no limit. Length and width are
+            along the principal axes of the footprint.
+        max_aspect: clusters whose footprint is longer than so many times its width are dropped; None: no limit.
+    """
+
+    kind: Literal["radius", "dbscan"] = "radius"
+    radius_m: float = 0.5
+    min_points: int = 10
+    max_points: int | None = None
+    max_extent_m: float | None = None
+    max_aspect: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not self.radius_m > 0 or self.min_points < 1:
+            raise ValueError(f"radius_m={self.radius_m}, min_points={self.min_points}: expected above 0 and at least 1")
+        for name in ("max_points", "max_extent_m", "max_aspect"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}={value}: expected above 0, or null for no limit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecondCloud:
+    """A second cloud of each sample, augmented on its own, and which points of the two belong together.
+
+    Attributes:
+        source: "same": the sample's sweep again; "other": another sweep of its log, registered by their poses.
+        match_radius_m: of "other": nearest neighbours in the common frame match up to this distance.
+        min_overlap: of "other": share of points that must have a match; sweeps of less overlap are not paired.
+        max_gap_s: of "other": time between the two sweeps at most. A sample with no such partner is skipped and
+            counted.
+    """
+
+    source: Literal["same", "other"] = "same"
+    match_radius_m: float = 0.2
+    min_overlap: float = 0.3
+    max_gap_s: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not (self.match_radius_m > 0 and self.max_gap_s > 0 and 0 <= self.min_overlap <= 1):
+            raise ValueError(
+                f"match_radius_m={self.match_radius_m}, max_gap_s={self.max_gap_s}, min_overlap={self.min_overlap}: "
+                "expected above 0, above 0, and 0 to 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSpec:
+    """What a batch must hold.
+
+    Attributes:
+        images: pixels and point-pixel pairs. False: no image is decoded and sweeps without pairs are welcome.
+        superpixels: of the images; the set must have been prepared with them.
+        only_seen: keep only points that some image shows.
+        second_images: the same images augmented once more, in `Batch.second`.
+        second_cloud: a second cloud in `Batch.second`; None: none.
+        ground: `Batch.ground`; None: not computed.
+        clusters: `Batch.cluster`; None: not computed. Ground points are left out where `ground` is asked for.
+    """
+
+    images: bool = True
+    superpixels: bool = False
+    only_seen: bool = False
+    second_images: bool = False
+    second_cloud: SecondCloud | None = None
+    ground: GroundConfig | None = None
+    clusters: PointClusterConfig | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the wishes go together."""
+        if not self.images and (self.superpixels or self.only_seen or self.second_images):
+            raise ValueError("superpixels, only_seen and second_images need images=True")
+        if self.clusters is not None and self.second_cloud is not None and self.second_cloud.source == "other":
+            raise ValueError(
+                "clusters of two sweeps have nothing to do with each other: they need second_cloud.source='same'"
+            )

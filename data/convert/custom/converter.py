@@ -1,0 +1,299 @@
+"""`custom`: anyone's own logs, as a folder of plain files. docs/custom_data.md describes it, with an example to copy.
+
+::
+
+    SRC/classes.txt                                  one name a line; needed with labels or boxes only
+    SRC/<log>/calibration.json
+    SRC/<log>/poses.csv                              ego poses; without, the ego stands still
+    SRC/<log>/lidar/<timestamp_us>.npy | .bin        x y z intensity
+    SRC/<log>/cameras/<name>/<timestamp_us>.jpg | .jpeg | .png
+    SRC/<log>/labels/<timestamp_us>.npy              class of each point; optional
+    SRC/<log>/boxes/<timestamp_us>.json              optional
+
+Each sweep becomes a sample with each camera's nearest image in time. The ego pose of the sweep and of each image is
+interpolated to its own time, so that what the vehicle drove in between is in the projection.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Int
+
+from data.convert.base import Skipped
+from data.convert.custom import files as custom_files
+from data.convert.custom.files import Calibration, CameraCalibration
+from data.convert.custom.pose_track import PoseTrack, read_pose_track
+from data.convert.files import layout_error, read_image, read_jpeg
+from data.sample import CameraView, Sample
+from data.storage.encode import DamagedError
+from data.storage.shards import ShardError
+
+_SWEEPS = (".npy", ".bin")
+_IMAGES = (".jpg", ".jpeg", ".png")
+_JPEGS = (".jpg", ".jpeg")
+_NAME = re.compile(r"[A-Za-z0-9_-]+\Z")
+_CAMERA_NAME = re.compile(r"[A-Za-z0-9_]+\Z")
+_EXPECTED = "<log>/calibration.json and <log>/lidar/<timestamp_us>.npy (docs/custom_data.md)"
+_PLAUSIBLE_PERIOD_US = (1_000, 60_000_000)
+"""Sweeps closer or further apart than this have times in another unit, most likely."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomConverter:
+    """Settings and reader of the plain layout.
+
+    Attributes:
+        source: folder that holds the logs' folders.
+        cameras: which, in this order; () for all, by name.
+        val_logs: logs of the split "val"; all others are "train".
+        max_image_gap_ms: a sweep whose nearest image of any camera is further away in time is skipped.
+        max_pose_gap_ms: poses further apart are not interpolated between.
+    """
+
+    source: str
+    cameras: tuple[str, ...] = ()
+    val_logs: tuple[str, ...] = ()
+    max_image_gap_ms: float = 60.0
+    max_pose_gap_ms: float = 1000.0
+
+    set_name: ClassVar[str] = "custom"
+    whole_logs: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("max_image_gap_ms", "max_pose_gap_ms"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0")
+
+    # ------------------------------------------------------------------------------------------------ what is there
+    @cached_property
+    def _logs(self) -> dict[str, Path]:
+        root = Path(self.source)
+        if not root.is_dir():
+            raise layout_error(self.source, "custom", _EXPECTED)
+        if (root / "calibration.json").is_file():
+            raise layout_error(self.source, "custom", f"{_EXPECTED}; this is one log, name the folder above it")
+        logs = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")}
+        if not logs:
+            raise layout_error(self.source, "custom", _EXPECTED)
+        for name, folder in logs.items():
+            if not _NAME.match(name):
+                raise ShardError(f"{folder}: a log's name has letters, digits, '-' and '_' only; rename the folder")
+            if not (folder / "calibration.json").is_file() or not (folder / "lidar").is_dir():
+                raise layout_error(self.source, "custom", "calibration.json and lidar/", folder)
+        unknown = sorted(set(self.val_logs) - set(logs))
+        if unknown:
+            raise ShardError(f"val_logs names {unknown[0]!r}, which is not in {self.source} ({', '.join(logs)})")
+        return logs
+
+    @cached_property
+    def _camera_names(self) -> tuple[str, ...]:
+        """The same in every log: a set has one list of cameras."""
+        found = {name: _subfolders(folder / "cameras") for name, folder in self._logs.items()}
+        first_log, first = next(iter(found.items()))
+        wanted = self.cameras or first
+        for log, names in found.items():
+            missing = [name for name in wanted if name not in names]
+            if missing or (not self.cameras and names != first):
+                raise ShardError(
+                    f"{self.source}: log {log} has the cameras {list(names)}, expected {list(wanted)} "
+                    f"{'as asked for' if self.cameras else f'as in {first_log}'}; choose with cameras=[...] those that "
+                    "are in every log"
+                )
+        wrong = [name for name in wanted if not _CAMERA_NAME.match(name)]
+        if wrong:
+            raise ShardError(f"{self.source}: camera {wrong[0]!r}: expected letters, digits and '_' only")
+        return wanted
+
+    @cached_property
+    def _class_names(self) -> tuple[str, ...]:
+        path = Path(self.source) / "classes.txt"
+        if path.is_file():
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            names = tuple(line.strip() for line in lines if line.strip())
+            if len(set(names)) != len(names) or not 0 < len(names) < 255:
+                raise ShardError(f"{path}: expected 1 to 254 different class names, one a line")
+            return names
+        labelled = [
+            folder / kind for folder in self._logs.values() for kind in ("labels", "boxes") if (folder / kind).is_dir()
+        ]
+        if labelled:
+            raise ShardError(f"{labelled[0]} holds labels, but {path} is missing: one class name a line, 0 first")
+        return ()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Of classes.txt."""
+        return self._class_names
+
+    def camera_names(self) -> tuple[str, ...]:
+        """As asked for, or all by name."""
+        return self._camera_names
+
+    def settings(self) -> dict[str, Any]:
+        """The fields, by name."""
+        return dataclasses.asdict(self)
+
+    def logs(self) -> tuple[str, ...]:
+        """Folders by name."""
+        return tuple(self._logs)
+
+    def split_of(self, log: str) -> str:
+        """As `val_logs` says."""
+        return "val" if log in self.val_logs else "train"
+
+    def num_frames(self, log: str) -> int:
+        """Sweeps."""
+        return len(_timed_files(self._logs[log] / "lidar", _SWEEPS)[1])
+
+    def notes(self) -> tuple[str, ...]:
+        """What had to be assumed, and what looks odd."""
+        still = [log for log, folder in self._logs.items() if not (folder / "poses.csv").is_file()]
+        found = [f"no poses.csv, the ego stands still: {', '.join(still[:4])}"] if still else []
+        for log, folder in self._logs.items():
+            periods = np.diff(_timed_files(folder / "lidar", _SWEEPS)[0])
+            period = float(np.median(periods)) if len(periods) else float(_PLAUSIBLE_PERIOD_US[0])
+            if not _PLAUSIBLE_PERIOD_US[0] <= period <= _PLAUSIBLE_PERIOD_US[1]:
+                found.append(f"{log}: sweeps are {period:.0f} microseconds apart; are file names in microseconds?")
+        return tuple(found)
+
+    # ------------------------------------------------------------------------------------------------------- frames
+    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        """Sweeps of a log in order of time; one that cannot be used is named and left out."""
+        folder = self._logs[log]
+        times, paths = _timed_files(folder / "lidar", _SWEEPS)
+        chosen = list(itertools.islice(zip(times.tolist(), paths, strict=True), start, stop))
+        try:
+            reader = _LogReader(folder, self)
+        except DamagedError as error:  # the log's own files: none of its sweeps can be used
+            yield from (Skipped.of(error, f"{log}_{time}") for time, _ in chosen)
+            return
+        for time_us, path in chosen:
+            try:
+                yield reader.read(time_us, path)
+            except DamagedError as error:
+                yield Skipped.of(error, f"{log}_{time_us}")
+
+
+class _LogReader:
+    """One log's calibration, poses and lists of images."""
+
+    def __init__(self, folder: Path, settings: CustomConverter) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._class_names = settings.class_names
+        self._calibration: Calibration = custom_files.read_calibration(folder / "calibration.json")
+        track = folder / "poses.csv"
+        self._poses = read_pose_track(track, round(settings.max_pose_gap_ms * 1e3)) if track.is_file() else None
+        self._images = {name: _timed_files(folder / "cameras" / name, _IMAGES) for name in settings.camera_names()}
+        for name in self._images:
+            if name not in self._calibration.cameras:
+                calibrated = ", ".join(self._calibration.cameras) or "none"
+                detail = f"{folder / 'calibration.json'} has no camera {name!r}, it has {calibrated}"
+                raise DamagedError("calibration-missing", detail)
+
+    def read(self, time_us: int, path: Path) -> Sample:
+        """The sample of one sweep.
+
+        Raises:
+            DamagedError: a part of it is missing or damaged.
+        """
+        sweep = custom_files.read_sweep(path)
+        kept = custom_files.has_return(sweep)
+        labels = boxes = None
+        if (self._folder / "labels").is_dir():
+            label_path = self._folder / "labels" / f"{time_us}.npy"
+            labels = custom_files.read_labels(label_path, len(sweep), len(self._class_names))[kept]
+        if (self._folder / "boxes").is_dir():
+            boxes = custom_files.read_boxes(self._folder / "boxes" / f"{time_us}.json", self._class_names)
+        return Sample(
+            key=f"{self._folder.name}_{time_us}",
+            log=self._folder.name,
+            timestamp_us=time_us,
+            points_lidar=np.ascontiguousarray(sweep[kept, :3]),
+            intensity=np.clip(sweep[kept, 3] / np.float32(self._calibration.intensity_max), 0, 1),
+            T_ego_lidar=self._calibration.T_ego_lidar,
+            T_world_ego=_pose_at(self._poses, time_us),
+            cameras=tuple(self._view(name, time_us) for name in self._images),
+            labels=labels,
+            boxes=boxes,
+        )
+
+    def _view(self, name: str, time_us: int) -> CameraView:
+        times, paths = self._images[name]
+        if not paths:
+            raise DamagedError("member-missing", f"{self._folder / 'cameras' / name} holds no image")
+        nearest = int(np.abs(times - time_us).argmin())
+        gap_ms = abs(int(times[nearest]) - time_us) / 1e3
+        if gap_ms > self._settings.max_image_gap_ms:
+            detail = f"{name}: the nearest image is {gap_ms:.1f} ms from the sweep"
+            raise DamagedError("member-missing", f"{detail}, allowed are {self._settings.max_image_gap_ms:g} ms")
+        calibration = self._calibration.cameras[name]
+        jpeg, image = (
+            read_jpeg(paths[nearest]) if paths[nearest].suffix in _JPEGS else (None, read_image(paths[nearest]))
+        )
+        if image.shape[:2] != calibration.image_size:
+            got, stated = image.shape[:2], calibration.image_size
+            raise DamagedError("image-size", f"{paths[nearest]} is {got}, calibration.json says {stated}")
+        if calibration.distortion is not None:
+            jpeg, image = None, cv2.undistort(image, calibration.K, calibration.distortion)
+        image_time_us = int(times[nearest])
+        return _camera_view(name, calibration, image_time_us, _pose_at(self._poses, image_time_us), image, jpeg)
+
+
+def _camera_view(
+    name: str,
+    calibration: CameraCalibration,
+    time_us: int,
+    T_world_ego: Float[np.ndarray, "4 4"],
+    image: np.ndarray,
+    jpeg: bytes | None,
+) -> CameraView:
+    return CameraView(
+        name=name,
+        image_size=calibration.image_size,
+        K=calibration.K,
+        T_cam_ego=calibration.T_cam_ego,
+        T_world_ego=T_world_ego,
+        timestamp_us=time_us,
+        image=image,
+        jpeg=jpeg,
+    )
+
+
+def _pose_at(poses: PoseTrack | None, time_us: int) -> Float[np.ndarray, "4 4"]:
+    return np.eye(4) if poses is None else poses.at(time_us)
+
+
+def _subfolders(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir())) if folder.is_dir() else ()
+
+
+def _timed_files(folder: Path, suffixes: tuple[str, ...]) -> tuple[Int[np.ndarray, " n"], list[Path]]:
+    """Files whose names are times in microseconds, in order of time.
+
+    Raises:
+        ShardError: a file has another name, or two have the same time.
+    """
+    found: dict[int, Path] = {}
+    for name in sorted(os.listdir(folder)):
+        stem, suffix = os.path.splitext(name)
+        if name.startswith("."):
+            continue
+        if suffix not in suffixes or not re.fullmatch(r"[0-9]{1,18}", stem):
+            raise ShardError(f"{folder / name}: expected <time in microseconds> and one of {', '.join(suffixes)}")
+        if int(stem) in found:
+            raise ShardError(f"{folder}: {found[int(stem)].name} and {name} have the same time")
+        found[int(stem)] = folder / name
+    times = sorted(found)
+    return np.array(times, dtype=np.int64), [found[time] for time in times]

@@ -1,0 +1,230 @@
+"""Files of the `custom` layout: calibration, sweeps, labels and boxes. docs/custom_data.md is their description."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Shaped, UInt8
+
+from data.convert.files import read_bytes, read_json, read_records
+from data.sample import IGNORE_LABEL, Boxes
+from data.storage.encode import DamagedError
+from data.storage.untrusted import parse_npy
+
+SWEEP_COLUMNS = 4
+"""x, y, z, intensity."""
+_DISTORTION_LENGTHS = (4, 5, 8)
+_BOX_KEYS = ("class", "center", "size", "yaw")
+_BOX_EXTRAS = ("velocity", "track_id")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CameraCalibration:
+    """One camera of calibration.json.
+
+    Attributes:
+        K: intrinsics, pixels; (0, 0) is the centre of the top-left pixel.
+        image_size: height, width.
+        T_cam_ego: ego to camera, the inverse of what the file gives.
+        distortion: OpenCV's k1 k2 p1 p2 [k3 [k4 k5 k6]]; None where images are free of it.
+    """
+
+    K: Float[np.ndarray, "3 3"]
+    image_size: tuple[int, int]
+    T_cam_ego: Float[np.ndarray, "4 4"]
+    distortion: Float[np.ndarray, " n"] | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Calibration:
+    """A log's calibration.json.
+
+    Attributes:
+        T_ego_lidar: LiDAR to ego.
+        intensity_max: the intensity that becomes 1; larger ones are clipped to it.
+        cameras: by name.
+    """
+
+    T_ego_lidar: Float[np.ndarray, "4 4"]
+    intensity_max: float
+    cameras: Mapping[str, CameraCalibration]
+
+
+def read_calibration(path: Path) -> Calibration:
+    """A log's calibration.
+
+    Raises:
+        DamagedError: the file is missing, an entry is missing, unknown or has another form.
+    """
+    content = _fields(str(path), read_json(path), ("T_ego_lidar", "intensity_max", "cameras"), ())
+    intensity_max, cameras = content["intensity_max"], content["cameras"]
+    if isinstance(intensity_max, bool) or not isinstance(intensity_max, int | float) or not intensity_max > 0:
+        raise DamagedError("meta-broken", f"{path}: intensity_max is {intensity_max!r}, expected a number above 0")
+    if not isinstance(cameras, dict):
+        raise DamagedError("meta-broken", f"{path}: cameras is {cameras!r}, expected names with their calibration")
+    return Calibration(
+        T_ego_lidar=_pose(f"{path}: T_ego_lidar", content["T_ego_lidar"]),
+        intensity_max=float(intensity_max),
+        cameras={name: _camera(f"{path}: cameras.{name}", entry) for name, entry in cameras.items()},
+    )
+
+
+def _camera(where: str, entry: Any) -> CameraCalibration:
+    content = _fields(where, entry, ("K", "image_size", "T_ego_camera"), ("distortion",))
+    size = content["image_size"]
+    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+        raise DamagedError("meta-broken", f"{where}.image_size is {size!r}, expected [height, width]")
+    K = _matrix(f"{where}.K", content["K"], 3)
+    if not (K[0, 0] > 0 and K[1, 1] > 0 and K[1, 0] == 0 and np.array_equal(K[2], [0, 0, 1])):
+        detail = f"{where}.K is {K.tolist()}, expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels"
+        raise DamagedError("calibration-singular", detail)
+    distortion = None
+    if "distortion" in content:
+        distortion = _numbers(f"{where}.distortion", content["distortion"])
+        if distortion.shape[0] not in _DISTORTION_LENGTHS:
+            detail = f"{where}.distortion has {distortion.shape[0]} numbers, expected {_DISTORTION_LENGTHS}"
+            raise DamagedError("meta-broken", f"{detail} (OpenCV's k1 k2 p1 p2 k3 ...; undistort fisheyes beforehand)")
+    return CameraCalibration(
+        K=K,
+        image_size=(size[0], size[1]),
+        T_cam_ego=np.linalg.inv(_pose(f"{where}.T_ego_camera", content["T_ego_camera"])),
+        distortion=distortion,
+    )
+
+
+def _fields(where: str, content: Any, needed: tuple[str, ...], extra: tuple[str, ...]) -> dict[str, Any]:
+    """An object with exactly these names."""
+    if not isinstance(content, dict):
+        raise DamagedError("meta-broken", f"{where} is {content!r}, expected an object")
+    missing = [name for name in needed if name not in content]
+    unknown = sorted(set(content) - {*needed, *extra})
+    if missing or unknown:
+        wrong = f"{missing[0]!r} is missing" if missing else f"{unknown[0]!r} is unknown"
+        optional = f" and perhaps {', '.join(extra)}" if extra else ""
+        raise DamagedError("calibration-missing", f"{where}: {wrong}; expected {', '.join(needed)}{optional}")
+    return content
+
+
+def _numbers(where: str, value: Any) -> Float[np.ndarray, "*shape"]:
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DamagedError("meta-broken", f"{where}: {error}") from error
+    if not np.isfinite(array).all() or array.ndim == 0:
+        raise DamagedError("meta-broken", f"{where} is {value!r}, expected finite numbers")
+    return array
+
+
+def _matrix(where: str, value: Any, side: int) -> Float[np.ndarray, "side side"]:
+    array = _numbers(where, value)
+    if array.shape != (side, side):
+        raise DamagedError("meta-broken", f"{where} has shape {array.shape}, expected {side} rows of {side}")
+    return array
+
+
+def _pose(where: str, value: Any) -> Float[np.ndarray, "4 4"]:
+    T = _matrix(where, value, 4)
+    R = T[:3, :3]
+    if not (np.allclose(T[3], (0, 0, 0, 1)) and np.allclose(R @ R.T, np.eye(3), atol=1e-3) and np.linalg.det(R) > 0):
+        detail = f"{where} is {T.tolist()}, expected a rotation and a translation in metres, [0, 0, 0, 1] last"
+        raise DamagedError("calibration-singular", detail)
+    left, _, right = np.linalg.svd(R)  # as written with few digits: the nearest rotation
+    T[:3, :3] = left @ right
+    return T
+
+
+# -------------------------------------------------------------------------------------------- sweeps and labels
+def read_sweep(path: Path) -> Float32[np.ndarray, "N 4"]:
+    """Rows x, y, z in metres and raw intensity, of an .npy of floats or a .bin of float32.
+
+    Raises:
+        DamagedError: the file is missing or has another form.
+    """
+    if path.suffix == ".bin":
+        return np.asarray(read_records(path, "<f4", SWEEP_COLUMNS), dtype=np.float32)
+    table = read_npy(path)
+    if table.ndim != 2 or table.shape[1] != SWEEP_COLUMNS or not np.issubdtype(table.dtype, np.floating):
+        detail = f"{path}: {table.dtype} {table.shape}, expected floats, N rows of x y z intensity"
+        raise DamagedError("array-broken", detail)
+    return table.astype(np.float32)
+
+
+def read_npy(path: Path) -> Shaped[np.ndarray, "*shape"]:
+    """An array; pickled objects are refused, and nothing is allocated that the file does not hold.
+
+    Raises:
+        DamagedError: the file is missing or no whole, plain .npy.
+    """
+    try:
+        return parse_npy(read_bytes(path))
+    except ValueError as error:
+        raise DamagedError("array-broken", f"{path}: {error}") from error
+
+
+def has_return(sweep: Float32[np.ndarray, "N 4"]) -> Bool[np.ndarray, " N"]:
+    """Rows that are a measurement: all numbers finite and not at the sensor's own place."""
+    return np.asarray(np.isfinite(sweep).all(axis=1) & (sweep[:, :3] != 0).any(axis=1))
+
+
+def read_labels(path: Path, num_points: int, num_classes: int) -> UInt8[np.ndarray, " N"]:
+    """Class of each row of the sweep.
+
+    Raises:
+        DamagedError: the file is missing, of another length, or a class is unknown.
+    """
+    labels = read_npy(path)
+    if labels.shape != (num_points,) or not np.issubdtype(labels.dtype, np.integer):
+        detail = f"{path}: {labels.dtype} {labels.shape}, expected whole numbers, one for each of {num_points} rows"
+        raise DamagedError("array-broken", detail)
+    wrong = (labels != IGNORE_LABEL) & ((labels < 0) | (labels >= num_classes))
+    if wrong.any():
+        detail = f"{path}: class {labels[wrong][0]}, expected 0 to {num_classes - 1} or {IGNORE_LABEL}"
+        raise DamagedError("array-broken", detail)
+    return labels.astype(np.uint8)
+
+
+def read_boxes(path: Path, class_names: tuple[str, ...]) -> Boxes:
+    """Boxes in the LiDAR frame.
+
+    Raises:
+        DamagedError: the file is missing, or an entry has another form or an unknown class.
+    """
+    entries = read_json(path)
+    if not isinstance(entries, list):
+        raise DamagedError("meta-broken", f"{path} holds a {type(entries).__name__}, expected a list of boxes")
+    rows, classes, tracks = [], [], []
+    for number, entry in enumerate(entries):
+        where = f"{path}: box {number}"
+        box = _fields(where, entry, _BOX_KEYS, _BOX_EXTRAS)
+        if box["class"] not in class_names:
+            detail = f"{where}: class {box['class']!r} is not in classes.txt ({', '.join(class_names)})"
+            raise DamagedError("meta-broken", detail)
+        row = _numbers(where, [*_three(where, box, "center"), *_three(where, box, "size"), box["yaw"]])
+        velocity = [np.nan, np.nan] if box.get("velocity") is None else _numbers(where, box["velocity"]).tolist()
+        track = box.get("track_id", -1)
+        if (row[3:6] <= 0).any() or len(velocity) != 2 or type(track) is not int:
+            expected = "sizes above 0, two numbers of velocity, a whole track_id"
+            raise DamagedError("meta-broken", f"{where} is {entry}, expected {expected}")
+        rows.append([*row, *velocity])
+        classes.append(class_names.index(box["class"]))
+        tracks.append(track)
+    table = np.array(rows, dtype=np.float64).reshape(-1, 9)
+    return Boxes(
+        centers_m=table[:, 0:3],
+        sizes_m=table[:, 3:6],
+        yaws=table[:, 6],
+        velocities_mps=table[:, 7:9],
+        classes=np.array(classes, dtype=np.int32),
+        track_ids=np.array(tracks, dtype=np.int32),
+    )
+
+
+def _three(where: str, box: Mapping[str, Any], name: str) -> list[Any]:
+    value = box[name]
+    if not (isinstance(value, list) and len(value) == 3):
+        raise DamagedError("meta-broken", f"{where}: {name} is {value!r}, expected three numbers in metres")
+    return value

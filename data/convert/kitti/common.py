@@ -1,0 +1,131 @@
+"""What KITTI's sets have in common: calibration text, sweeps, times, and the chain of frames.
+
+Frames: `velo` is our `lidar`; `imu` (x forward, y left, z up, at the GPS/IMU unit) is our `ego`; `rect0` is the
+rectified frame of camera 0, in which KITTI's projection matrices and 3D boxes live.
+
+Source: Geiger et al., Vision meets Robotics: The KITTI Dataset (IJRR 2013), section IV.
+"""
+
+from __future__ import annotations
+
+import calendar
+import re
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from data.convert.files import read_bytes, read_records
+from data.geometry import rigid
+from data.storage.encode import DamagedError
+
+
+def read_calibration(path: Path) -> dict[str, Float[np.ndarray, " n"]]:
+    """Lines of ``NAME: numbers``; lines that hold no numbers (times, names) are left out.
+
+    Raises:
+        DamagedError: the file is missing.
+    """
+    if not path.is_file():
+        raise DamagedError("calibration-missing", str(path))
+    values: dict[str, Float[np.ndarray, " n"]] = {}
+    for line in read_bytes(path).decode("utf-8", errors="replace").splitlines():
+        name, colon, numbers = line.partition(":")
+        if not colon:
+            continue
+        try:
+            values[name.strip()] = np.array([float(number) for number in numbers.split()])
+        except ValueError:  # e.g. calib_time; a damaged number surfaces as a missing entry below
+            continue
+    return values
+
+
+def entry(values: Mapping[str, Float[np.ndarray, " n"]], name: str, shape: tuple[int, ...]) -> Float[np.ndarray, "..."]:
+    """One calibration entry in its shape.
+
+    Raises:
+        DamagedError: the entry is missing or has another number of values.
+    """
+    value = values.get(name)
+    if value is None or value.size != np.prod(shape):
+        detail = f"{name}: {'absent' if value is None else f'{value.size} numbers'}, expected {shape}"
+        raise DamagedError("calibration-missing", detail)
+    return value.reshape(shape)
+
+
+def split_projection(
+    P: Float[np.ndarray, "3 4"],
+) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "4 4"]]:
+    """Take a rectified projection matrix K [I | t] apart.
+
+    Returns:
+        Intrinsics K in pixels, and T_cam_rect0, the camera's offset from camera 0 (6 cm for the left colour camera).
+
+    Raises:
+        DamagedError: K is singular.
+    """
+    K = P[:, :3]
+    if not np.isfinite(P).all() or abs(np.linalg.det(K)) < 1e-6:
+        raise DamagedError("calibration-singular", f"projection matrix {P.tolist()}")
+    return K.copy(), rigid(np.eye(3), np.linalg.solve(K, P[:, 3]))
+
+
+def rotation(R: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "4 4"]:
+    """A rectifying rotation as homogeneous matrix."""
+    return rigid(R, np.zeros(3))
+
+
+def homogeneous(T: Float[np.ndarray, "3 4"]) -> Float[np.ndarray, "4 4"]:
+    """A 3x4 rigid transform as homogeneous matrix."""
+    return rigid(T[:, :3], T[:, 3])
+
+
+def inverse(name: str, T: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
+    """Inverse of a transform that came out of a file.
+
+    Raises:
+        DamagedError: it has none.
+    """
+    if not np.isfinite(T).all() or abs(np.linalg.det(T)) < 0.5:
+        raise DamagedError("calibration-singular", f"{name}: {T.tolist()}")
+    return np.linalg.inv(T)
+
+
+def some(logs: Sequence[str]) -> str:
+    """The first of the names and how many more there are, for notes."""
+    return logs[0] if len(logs) == 1 else f"{logs[0]} and {len(logs) - 1} more"
+
+
+def read_sweep(path: Path) -> Float[np.ndarray, "N 4"]:
+    """x, y, z in metres and reflectance from 0 to 1 of a .bin file.
+
+    Raises:
+        DamagedError: the file is missing, or its length is no multiple of 16 bytes.
+    """
+    return read_records(path, "<f4", 4)
+
+
+def numbered(paths: Iterable[Path]) -> list[str]:
+    """Names of frames in order, each once: file names of at most ten digits, all other files are none of the set's."""
+    return sorted({path.stem for path in paths if re.fullmatch(r"[0-9]{1,10}", path.stem)})
+
+
+def read_timestamps(path: Path) -> list[int] | None:
+    """Microseconds since 1970 of each line ``2011-09-26 13:02:25.951199337``, None where there is no file.
+
+    Raises:
+        DamagedError: a line has another form.
+    """
+    if not path.is_file():
+        return None
+    times = []
+    for number, line in enumerate(read_bytes(path).decode("utf-8", errors="replace").splitlines(), start=1):
+        seconds, _, fraction = line.strip().partition(".")
+        try:
+            whole = calendar.timegm(time.strptime(seconds, "%Y-%m-%d %H:%M:%S"))
+            times.append(whole * 1_000_000 + int((fraction + "000000")[:6]))
+        except ValueError as error:
+            raise DamagedError("meta-broken", f"{path}, line {number}: {line!r} is no time") from error
+    return times

@@ -1,0 +1,272 @@
+"""KITTI 3D object detection, the training folder: ``training/{velodyne,image_2,calib,label_2}``.
+
+Points get labels from the 3D boxes: background, Car, Pedestrian, Cyclist. Ignored (`IGNORE_LABEL`) are points
+
+- outside the left colour image and in no box: KITTI labels nothing there, so "background" would be wrong;
+- in boxes of Van, Truck, Tram, Misc and Person_sitting: neither background nor one of the three;
+- that project into a DontCare rectangle and lie in no box of the three: far or crowded objects without boxes.
+
+Each frame is a log of its own, as frames come shuffled from many drives, and has no known time or ego pose.
+
+Splits: the 3712/3769 lists that papers use are not shipped. Give them as `train_list` and `val_list`; otherwise every
+`val_every`-th frame is "val", which puts frames of one drive on both sides and makes figures look better than they are.
+
+Source: Geiger et al., Are we ready for Autonomous Driving? (CVPR 2012); the object development kit's readme.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from data.convert.base import Skipped, only_frame
+from data.convert.box_labels import labels_from_boxes
+from data.convert.files import layout_error, read_bytes, read_image
+from data.convert.kitti import common as kitti
+from data.geometry import project, transform, visible
+from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
+from data.storage.encode import DamagedError
+from data.storage.shards import ShardError
+
+CLASS_NAMES = ("background", "Car", "Pedestrian", "Cyclist")
+_OTHER_TYPES = ("Van", "Truck", "Tram", "Misc", "Person_sitting")
+_CAMERA = "image_2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KittiObjectConverter:
+    """Settings and reader of KITTI object.
+
+    Attributes:
+        source: folder that holds `training`.
+        train_list: text file with one frame id a line (``000123``); with `val_list` it replaces the default rule, and
+            frames in neither are left out.
+        val_list: as `train_list`.
+        val_every: without lists, frames whose id is a multiple of it are "val"; 0 puts all into "train".
+    """
+
+    source: str
+    train_list: str | None = None
+    val_list: str | None = None
+    val_every: int = 5
+
+    set_name: ClassVar[str] = "kitti-object"
+    class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
+    whole_logs: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.val_every < 0:
+            raise ValueError(f"val_every is {self.val_every}, expected 0 or more")
+        if (self.train_list is None) != (self.val_list is None):
+            raise ValueError("train_list and val_list must be given together")
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.source) / "training"
+
+    @cached_property
+    def _splits(self) -> dict[str, str]:
+        """Split of each frame in use."""
+        found = [*(self._folder / "velodyne").glob("*.bin"), *(self._folder / _CAMERA).glob("*.png")]
+        names = kitti.numbered(found)
+        if not names:
+            raise layout_error(self.source, "KITTI object", "training/{velodyne,image_2,calib,label_2}/NNNNNN.*")
+        if self.train_list is None or self.val_list is None:
+            is_val = {name: self.val_every > 0 and int(name) % self.val_every == 0 for name in names}
+            return {name: "val" if val else "train" for name, val in is_val.items()}
+        splits = dict.fromkeys(_read_list(self.train_list), "train")
+        both = sorted(set(splits) & set(_read_list(self.val_list)))
+        if both:
+            raise ShardError(f"frame {both[0]} is in train_list and in val_list")
+        splits |= dict.fromkeys(_read_list(self.val_list), "val")
+        return {name: splits[name] for name in sorted(splits) if name in names}
+
+    def settings(self) -> dict[str, Any]:
+        """The fields, by name."""
+        return dataclasses.asdict(self)
+
+    def logs(self) -> tuple[str, ...]:
+        """Frame ids."""
+        return tuple(self._splits)
+
+    def camera_names(self) -> tuple[str, ...]:
+        """The left colour camera."""
+        return (_CAMERA,)
+
+    def split_of(self, log: str) -> str:
+        """Split of a frame by list or rule."""
+        return self._splits[log]
+
+    def num_frames(self, log: str) -> int:
+        """A log is one frame."""
+        return 1
+
+    def notes(self) -> tuple[str, ...]:
+        """How the frames were split."""
+        found = ["frames have no times and no ego poses"]
+        if self.train_list is None:
+            found.append(f"no split lists: every {self.val_every}th frame is val" if self.val_every else "no val split")
+        else:
+            total = len(set(_read_list(self.train_list)) | set(_read_list(self.val_list or "")))
+            if total > len(self._splits):
+                found.append(f"{total - len(self._splits)} of {total} listed frames are not in the source")
+        return tuple(found)
+
+    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        """The log's one frame; a damaged one is named and left out."""
+        return only_frame(log, start, stop, functools.partial(_read_frame, self._folder))
+
+
+def _read_list(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").split()
+    except OSError as error:
+        raise ShardError(f"cannot read the split list {path}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Calibration:
+    K: Float[np.ndarray, "3 3"]
+    T_cam_lidar: Float[np.ndarray, "4 4"]
+    T_rect0_lidar: Float[np.ndarray, "4 4"]
+    T_ego_lidar: Float[np.ndarray, "4 4"]
+
+
+def _read_calibration(path: Path) -> _Calibration:
+    values = kitti.read_calibration(path)
+    K, T_cam_rect0 = kitti.split_projection(kitti.entry(values, "P2", (3, 4)))
+    T_rect0_lidar = kitti.rotation(kitti.entry(values, "R0_rect", (3, 3))) @ kitti.homogeneous(
+        kitti.entry(values, "Tr_velo_to_cam", (3, 4))
+    )
+    T_velo_imu = kitti.homogeneous(kitti.entry(values, "Tr_imu_to_velo", (3, 4)))
+    return _Calibration(
+        K=K,
+        T_cam_lidar=T_cam_rect0 @ T_rect0_lidar,
+        T_rect0_lidar=T_rect0_lidar,
+        T_ego_lidar=kitti.inverse("Tr_imu_to_velo", T_velo_imu),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectLabels:
+    """A parsed label_2 file.
+
+    Attributes:
+        boxes: in the LiDAR frame; other types than the three have class IGNORE_LABEL.
+        dont_care_px: rectangles left, top, right, bottom.
+    """
+
+    boxes: Boxes
+    dont_care_px: Float[np.ndarray, "rectangles 4"]
+
+
+def read_labels(path: Path, T_rect0_lidar: Float[np.ndarray, "4 4"]) -> ObjectLabels:
+    """Boxes and DontCare rectangles of a frame.
+
+    KITTI gives the centre of a box's bottom face in the rectified frame of camera 0 (y down) and its rotation about
+    that y; the small tilt between that frame and the LiDAR's (about a degree) is not kept in the box.
+
+    Raises:
+        DamagedError: the file is missing or a line has another form.
+    """
+    text = read_bytes(path).decode("utf-8", errors="replace")
+    T_lidar_rect0 = kitti.inverse("velo_to_rect", T_rect0_lidar)
+    rows, classes, rectangles = [], [], []
+    for number, line in enumerate(text.splitlines(), start=1):
+        fields = line.split()
+        if not fields:
+            continue
+        kind = fields[0]
+        try:
+            values = [float(value) for value in fields[1:]]
+        except ValueError as error:
+            raise DamagedError("meta-broken", f"{path}, line {number}: {error}") from error
+        known = kind in CLASS_NAMES[1:] or kind in _OTHER_TYPES or kind == "DontCare"
+        if len(values) < 14 or not known:
+            raise DamagedError("meta-broken", f"{path}, line {number}: {line!r} is no object label")
+        if kind == "DontCare":
+            rectangles.append(values[3:7])
+            continue
+        rows.append(_box_row(values, T_lidar_rect0))
+        classes.append(CLASS_NAMES.index(kind) if kind in CLASS_NAMES else IGNORE_LABEL)
+    table = np.array(rows, dtype=np.float64).reshape(-1, 7)
+    boxes = Boxes(
+        centers_m=table[:, 0:3],
+        sizes_m=table[:, 3:6],
+        yaws=table[:, 6],
+        velocities_mps=np.full((len(rows), 2), np.nan),
+        classes=np.array(classes, dtype=np.int32),
+        track_ids=np.full(len(rows), -1, dtype=np.int32),
+    )
+    return ObjectLabels(boxes=boxes, dont_care_px=np.array(rectangles, dtype=np.float64).reshape(-1, 4))
+
+
+def _box_row(values: list[float], T_lidar_rect0: Float[np.ndarray, "4 4"]) -> list[float]:
+    """Centre, size and yaw in the LiDAR frame; `values` are the numbers after the type."""
+    height, width, length = values[7:10]
+    bottom = np.array(values[10:13])
+    rotation_y = values[13]
+    center = transform(T_lidar_rect0, (bottom - [0, height / 2, 0])[None])[0]
+    # At rotation_y = 0 a car points along the camera's x; positive turns x towards -z.
+    heading = T_lidar_rect0[:3, :3] @ np.array([np.cos(rotation_y), 0.0, -np.sin(rotation_y)])
+    return [*center.tolist(), length, width, height, float(np.arctan2(heading[1], heading[0]))]
+
+
+def _read_frame(folder: Path, name: str) -> Sample:
+    calibration = _read_calibration(folder / "calib" / f"{name}.txt")
+    sweep = kitti.read_sweep(folder / "velodyne" / f"{name}.bin")
+    image = read_image(folder / _CAMERA / f"{name}.png")
+    image_size = (image.shape[0], image.shape[1])
+    found = read_labels(folder / "label_2" / f"{name}.txt", calibration.T_rect0_lidar)
+    points = np.ascontiguousarray(sweep[:, :3])
+    labels, instances = labels_from_boxes(points, found.boxes, CLASS_NAMES.index("background"))
+    objects = (labels > 0) & (labels != IGNORE_LABEL)
+    unlabelled = _unlabelled(points, calibration, image_size, found.dont_care_px, objects)
+    labels[unlabelled] = IGNORE_LABEL
+    view = CameraView(
+        name=_CAMERA,
+        image_size=image_size,
+        K=calibration.K,
+        T_cam_ego=calibration.T_cam_lidar @ np.linalg.inv(calibration.T_ego_lidar),
+        T_world_ego=np.eye(4),
+        timestamp_us=0,
+        image=image,
+    )
+    return Sample(
+        key=name,
+        log=name,
+        timestamp_us=0,
+        points_lidar=points,
+        intensity=np.ascontiguousarray(sweep[:, 3]),
+        T_ego_lidar=calibration.T_ego_lidar,
+        T_world_ego=np.eye(4),
+        cameras=(view,),
+        labels=labels,
+        instances=instances,
+        boxes=found.boxes,
+    )
+
+
+def _unlabelled(
+    points: Float[np.ndarray, "N 3"],
+    calibration: _Calibration,
+    image_size: tuple[int, int],
+    dont_care_px: Float[np.ndarray, "rectangles 4"],
+    objects: Bool[np.ndarray, " N"],
+) -> Bool[np.ndarray, " N"]:
+    """Points in no object that are outside the image or in a DontCare rectangle: the labels say nothing of them."""
+    uv, depth = project(calibration.K, transform(calibration.T_cam_lidar, points))
+    unknown = ~visible(uv, depth, image_size, min_depth_m=0.0, border_px=0.0)
+    with np.errstate(invalid="ignore"):
+        for left, top, right, bottom in dont_care_px:
+            inside = (uv[:, 0] >= left) & (uv[:, 0] <= right) & (uv[:, 1] >= top) & (uv[:, 1] <= bottom)
+            unknown |= inside
+    return np.asarray(unknown & ~objects)

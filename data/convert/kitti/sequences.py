@@ -1,0 +1,174 @@
+"""Folders of sequences as KITTI odometry has them, and label words as SemanticKITTI writes them.
+
+``dataset/sequences/NN/{velodyne/NNNNNN.bin, labels/NNNNNN.label, poses.txt, times.txt}``, shared by SemanticKITTI and
+SemanticPOSS. A label file holds one 32-bit word a point: class in the low 16 bits, object in the high 16 bits.
+
+Source: Geiger et al., KITTI (CVPR 2012), odometry development kit; Behley et al., SemanticKITTI (ICCV 2019).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, UInt8
+
+from data.convert.files import layout_error, read_numbers, read_records
+from data.convert.kitti.common import inverse, numbered
+from data.geometry import rigid
+from data.sample import IGNORE_LABEL
+from data.storage.encode import DamagedError
+
+FRAME_PERIOD_US = 100_000
+_WORDS = 1 << 16
+_UNKNOWN = -1
+
+
+# ---------------------------------------------------------------------------------------------------- labels
+def class_table(classes: Mapping[str, tuple[int, ...]], ignored: tuple[int, ...]) -> Int[np.ndarray, " words"]:
+    """Class of each possible label word: index into `classes`, IGNORE_LABEL, or -1 for words that the set has not.
+
+    Args:
+        classes: evaluation class -> the set's words for it.
+        ignored: words of points that the benchmark does not count.
+    """
+    table = np.full(_WORDS, _UNKNOWN, dtype=np.int16)
+    table[list(ignored)] = IGNORE_LABEL
+    for index, words in enumerate(classes.values()):
+        table[list(words)] = index
+    return table
+
+
+def read_labels(
+    path: Path, num_points: int, table: Int[np.ndarray, " words"]
+) -> tuple[UInt8[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    """Class and object of each point of a sweep.
+
+    Args:
+        path: of the .label file.
+        num_points: of the sweep.
+        table: from `class_table`.
+
+    Raises:
+        DamagedError: the file is missing, is not one word a point, or has a word that the set does not know.
+    """
+    words = read_records(path, "<u4", 1)[:, 0]
+    if len(words) != num_points:
+        raise DamagedError("array-broken", f"{path}: {len(words)} labels for {num_points} points")
+    classes = table[words & 0xFFFF]
+    unknown = classes == _UNKNOWN
+    if unknown.any():
+        word = int(words[unknown][0] & 0xFFFF)
+        raise DamagedError("array-broken", f"{path}: {int(unknown.sum())} points of class {word}, unknown to this set")
+    return classes.astype(np.uint8), (words >> 16).astype(np.int32)
+
+
+# ------------------------------------------------------------------------------------------------- sequences
+def find_sequences(source: str, data_set: str, last: int) -> dict[str, Path]:
+    """Folders of the sequences that have sweeps, by their two digits.
+
+    Args:
+        source: folder that holds `dataset/sequences`, or `sequences`.
+        data_set: name for messages.
+        last: highest number that the set has.
+
+    Raises:
+        ShardError: no sequence is there, or one that the set has not.
+    """
+    root = Path(source)
+    inside = root / "sequences" if (root / "sequences").is_dir() else root / "dataset" / "sequences"
+    found = {
+        path.name: path
+        for path in sorted(inside.glob("*"))
+        if re.fullmatch(r"\d\d", path.name) and (path / "velodyne").is_dir()
+    }
+    beyond = [name for name in found if int(name) > last]
+    if not found or beyond:
+        expected = f"NN/velodyne/NNNNNN.bin with NN from 00 to {last:02d}"
+        raise layout_error(source, data_set, expected, inside if inside.is_dir() else root)
+    return found
+
+
+def frame_names(folder: Path, cameras: tuple[str, ...] = ()) -> list[str]:
+    """Frames that have a sweep or an image: one that lacks its sweep is counted as skipped, not silently left out."""
+    found = list((folder / "velodyne").glob("*.bin"))
+    for camera in cameras:
+        found += (folder / camera).glob("*.png")
+    return numbered(found)
+
+
+def poses_file(folder: Path) -> Path | None:
+    """Poses of a sequence: its own `poses.txt`, else KITTI odometry's `dataset/poses/NN.txt`; None where there is none.
+
+    SemanticKITTI brings a file of its own (from SLAM) for every sequence, odometry one (from GPS) for 00 to 10.
+    """
+    candidates = (folder / "poses.txt", folder.parent.parent / "poses" / f"{folder.name}.txt")
+    return next((path for path in candidates if path.is_file()), None)
+
+
+_MAX_TIME_S = 1e12
+"""Beyond it, microseconds do not fit 64 bits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Track:
+    """Where and when a sequence's frames are.
+
+    Lines of `poses.txt` and `times.txt` belong to frames 0, 1, ...; where a sequence is numbered from another frame on
+    and has as many lines as frames, to those in turn.
+
+    Attributes:
+        folder: of the sequence.
+        names: of its frames.
+        T_cam_lidar: of the camera in whose frame the poses are; None where there are no poses to bring into ours.
+    """
+
+    folder: Path
+    names: tuple[str, ...]
+    T_cam_lidar: Float[np.ndarray, "4 4"] | None
+
+    @cached_property
+    def _poses(self) -> Float[np.ndarray, "frames 12"] | None:
+        path = poses_file(self.folder)
+        return None if path is None else read_numbers(path, 12)
+
+    @cached_property
+    def _times_s(self) -> Float[np.ndarray, "frames 1"] | None:
+        path = self.folder / "times.txt"
+        return read_numbers(path, 1) if path.is_file() else None
+
+    def time_us(self, name: str) -> int:
+        """Since the start of the sequence; by 10 Hz without `times.txt`.
+
+        Raises:
+            DamagedError: `times.txt` is damaged or too short.
+        """
+        if self._times_s is None:
+            return int(name) * FRAME_PERIOD_US
+        time_s = float(self._times_s[self._line("times", name, len(self._times_s)), 0])
+        if not abs(time_s) < _MAX_TIME_S:
+            raise DamagedError("meta-broken", f"times.txt says {time_s} s for frame {name}")
+        return round(time_s * 1e6)
+
+    def T_world_lidar(self, name: str) -> Float[np.ndarray, "4 4"]:  # noqa: N802
+        """Pose of a sweep; the world is the LiDAR frame at the origin of the poses, that of the first sweep.
+
+        Raises:
+            DamagedError: poses or calibration are damaged or too short.
+        """
+        if self._poses is None or self.T_cam_lidar is None:
+            return np.eye(4)
+        pose = self._poses[self._line("poses", name, len(self._poses))].reshape(3, 4)
+        T_cam0_cam = rigid(pose[:, :3], pose[:, 3])
+        return np.asarray(inverse("Tr", self.T_cam_lidar) @ T_cam0_cam @ self.T_cam_lidar)
+
+    def _line(self, what: str, name: str, num_lines: int) -> int:
+        line = int(name) - (int(self.names[0]) if num_lines == len(self.names) else 0)
+        if not 0 <= line < num_lines:
+            detail = f"{self.folder}: {what} of {num_lines} frames, none for frame {name}"
+            raise DamagedError("calibration-missing" if what == "poses" else "meta-broken", detail)
+        return line

@@ -1,0 +1,300 @@
+"""The tables of nuScenes joined into two arrays on disk: frames with their poses, and annotations with velocities.
+
+Made once, in the process that plans the work: v1.0-trainval takes about a minute (see docs/datasets/nuscenes.md). The
+arrays lie in a temporary folder that goes with the object; copies of it in worker processes map the same files, so that
+a worker holds the pages that it looks at and nothing more.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+from scipy.spatial.transform import Rotation
+
+from data.convert.files import layout_error
+from data.convert.nuscenes.names import ATTRIBUTES, CLASS_OF
+from data.convert.nuscenes.tables import read_columns, read_table
+from data.geometry import rigid
+from data.sample import IGNORE_LABEL
+from data.storage.shards import ShardError
+
+LIDAR = "LIDAR_TOP"
+_TOKEN = 32
+_FILE = 112
+_MAX_GAP_S = 1.5
+"""Neighbouring annotations farther apart give no velocity; twice that from the one before to the one after."""
+
+FRAME = np.dtype(
+    [
+        ("time_us", "<i8"),
+        ("sample", "<i4"),
+        ("sensor", "<i4"),
+        ("size", "<i4", (2,)),
+        ("key", "?"),
+        ("rotation", "<f8", (4,)),
+        ("translation", "<f8", (3,)),
+        ("token", f"S{_TOKEN}"),
+        ("file", f"S{_FILE}"),
+    ]
+)
+"""A row of sample_data with its ego pose (NaN: the table lacks it). `sensor`: row of calibrated_sensor in use."""
+
+ANNOTATION = np.dtype(
+    [
+        ("sample", "<i4"),
+        ("instance", "<i4"),
+        ("num_points", "<i4"),
+        ("class", "u1"),
+        ("attribute", "i1"),
+        ("center", "<f8", (3,)),
+        ("size", "<f8", (3,)),
+        ("rotation", "<f8", (4,)),
+        ("velocity", "<f8", (3,)),
+    ]
+)
+"""A row of sample_annotation, in the world; `size` is width, length, height; rotations are quaternions w x y z."""
+
+
+class NuscenesIndex:
+    """Frames by scene and channel in order of time, and annotations by sample.
+
+    Attributes:
+        channels: LIDAR_TOP and the cameras.
+        T_ego_sensor: extrinsics of each calibrated sensor.
+        K: its intrinsics, NaN for the LiDAR.
+        num_without_sweep: key frames of which sample_data has no sweep.
+    """
+
+    def __init__(self, folder: Path, channels: tuple[str, ...], scenes: Sequence[str], *, sweeps: bool) -> None:
+        """Read the tables.
+
+        Args:
+            folder: of the tables, e.g. v1.0-mini.
+            channels: LIDAR_TOP and the cameras.
+            scenes: tokens of the scenes, in the order in which they are asked for.
+            sweeps: keep frames that are no key frames.
+
+        Raises:
+            ShardError: a table is missing, damaged, or refers to what another one lacks.
+        """
+        self.channels = channels
+        self._path = tempfile.mkdtemp(prefix="tandem-nuscenes-")
+        self._disk = weakref.finalize(self, shutil.rmtree, self._path, ignore_errors=True)
+        try:
+            sensors = _Sensors(folder, channels)
+            self.T_ego_sensor, self.K = sensors.T_ego_sensor, sensors.K
+            samples = _Samples(folder, scenes)
+            self._build_frames(_read_frames(folder, sensors, samples, sweeps), sensors, samples, len(scenes))
+            self._build_annotations(_read_annotations(folder, samples), len(samples.times_us))
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
+            raise ShardError(f"the tables in {folder} do not fit together: {error!r}") from error
+        self._map()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy maps the files of the first one, which must outlive it."""
+        return {
+            name: value for name, value in self.__dict__.items() if name not in ("_disk", "_frames", "_annotations")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._map()
+
+    def frames(self, scene: int, channel: int) -> Shaped[np.ndarray, " n"]:
+        """Rows of `FRAME`, in order of time.
+
+        Args:
+            scene: number in the list that the index was made with.
+            channel: number in `channels`.
+        """
+        group = scene * len(self.channels) + channel
+        return np.asarray(self._frames[self._frame_starts[group] : self._frame_starts[group + 1]])
+
+    def num_frames(self, scene: int) -> int:
+        """Sweeps of a scene."""
+        group = scene * len(self.channels)
+        return int(self._frame_starts[group + 1] - self._frame_starts[group])
+
+    def annotations(self, sample: int) -> Shaped[np.ndarray, " n"]:
+        """Rows of `ANNOTATION` of one key frame (`sample` of its frames)."""
+        return np.asarray(self._annotations[self._annotation_starts[sample] : self._annotation_starts[sample + 1]])
+
+    @property
+    def num_annotations(self) -> int:
+        """Of all scenes."""
+        return len(self._annotations)
+
+    def _map(self) -> None:
+        self._frames = np.load(os.path.join(self._path, "frames.npy"), mmap_mode="r")
+        self._annotations = np.load(os.path.join(self._path, "annotations.npy"), mmap_mode="r")
+
+    def _build_frames(
+        self, frames: Shaped[np.ndarray, " n"], sensors: _Sensors, samples: _Samples, num_scenes: int
+    ) -> None:
+        groups = (
+            samples.scenes[frames["sample"]].astype(np.int64) * len(self.channels) + sensors.channel[frames["sensor"]]
+        )
+        key_sweeps = frames["key"] & (sensors.channel[frames["sensor"]] == 0)
+        self.num_without_sweep = len(samples.times_us) - int(key_sweeps.sum())
+        order = np.lexsort((frames["time_us"], groups))
+        self._frame_starts = np.searchsorted(groups[order], np.arange(num_scenes * len(self.channels) + 1))
+        np.save(os.path.join(self._path, "frames.npy"), frames[order])
+
+    def _build_annotations(self, annotations: Shaped[np.ndarray, " n"], num_samples: int) -> None:
+        order = np.argsort(annotations["sample"], kind="stable")
+        self._annotation_starts = np.searchsorted(annotations["sample"][order], np.arange(num_samples + 1))
+        np.save(os.path.join(self._path, "annotations.npy"), annotations[order])
+
+
+def rotations(quaternions: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 3 3"]:
+    """Rotation matrices of quaternions w x y z of any length but 0."""
+    return np.asarray(Rotation.from_quat(np.roll(quaternions, -1, axis=1)).as_matrix()).reshape(-1, 3, 3)
+
+
+def _text(values: Sequence[str], width: int) -> Shaped[np.ndarray, " n"]:
+    """ASCII text of at most `width` characters."""
+    found = np.array(values, dtype="S")
+    if found.dtype.itemsize > width:
+        raise ValueError(f"{max(values, key=len)!r} is longer than {width} characters")
+    return found.astype(f"S{width}")
+
+
+class _Sensors:
+    """calibrated_sensor: those of the channels in use."""
+
+    def __init__(self, folder: Path, channels: tuple[str, ...]) -> None:
+        names = dict(read_table(folder, "sensor", "token", "channel"))
+        missing = [name for name in channels if name not in names.values()]
+        if missing:
+            wanted = (
+                f"{', '.join(missing)} in sensor.json (which names {', '.join(sorted(names.values())) or 'nothing'})"
+            )
+            raise layout_error(folder.parent, "nuScenes", wanted, folder)
+        rows = read_table(
+            folder, "calibrated_sensor", "token", "sensor_token", "rotation", "translation", "camera_intrinsic"
+        )
+        rows = [row for row in rows if names[row[1]] in channels]
+        self.number = {row[0]: number for number, row in enumerate(rows)}
+        self.channel = np.array([channels.index(names[row[1]]) for row in rows], dtype=np.int64)
+        turns = rotations(np.array([row[2] for row in rows], dtype=np.float64).reshape(-1, 4))
+        shifts = np.array([row[3] for row in rows], dtype=np.float64).reshape(-1, 3)
+        self.T_ego_sensor = np.array([rigid(turn, shift) for turn, shift in zip(turns, shifts, strict=True)])
+        self.K = np.array([row[4] or np.full((3, 3), np.nan) for row in rows], dtype=np.float64).reshape(-1, 3, 3)
+
+
+class _Samples:
+    """sample: scene and time of each key frame."""
+
+    def __init__(self, folder: Path, scenes: Sequence[str]) -> None:
+        numbers = {token: number for number, token in enumerate(scenes)}
+        rows = read_table(folder, "sample", "token", "timestamp", "scene_token")
+        self.number = {row[0]: number for number, row in enumerate(rows)}
+        self.times_us = np.array([row[1] for row in rows], dtype=np.int64)
+        self.scenes = np.array([numbers[row[2]] for row in rows], dtype=np.int32)
+
+
+def _read_frames(folder: Path, sensors: _Sensors, samples: _Samples, sweeps: bool) -> Shaped[np.ndarray, " n"]:
+    columns = ("calibrated_sensor_token", "is_key_frame", "sample_token", "timestamp", "height", "width")
+    found, poses = [np.zeros(0, FRAME)], [np.zeros(0, f"S{_TOKEN}")]
+    for block in read_columns(folder, "sample_data", *columns, "token", "filename", "ego_pose_token"):
+        use = [row for row, sensor in enumerate(block[0]) if sensor in sensors.number and (sweeps or block[1][row])]
+        sensor, key, sample, time_us, height, width, token, file, pose = (
+            [column[row] for row in use] for column in block
+        )
+        rows = np.zeros(len(use), FRAME)
+        rows["sensor"] = [sensors.number[name] for name in sensor]
+        rows["key"] = key
+        rows["sample"] = [samples.number[name] for name in sample]
+        rows["time_us"] = time_us
+        rows["size"] = np.array([height, width], dtype=np.int32).T
+        rows["token"] = _text(token, _TOKEN)
+        rows["file"] = _text(file, _FILE)
+        found.append(rows)
+        poses.append(_text(pose, _TOKEN))
+    frames = np.concatenate(found)
+    del found  # at full size each copy of all sweeps is a third of a gigabyte
+    frames["rotation"], frames["translation"] = _read_poses(folder, np.concatenate(poses))
+    return frames
+
+
+def _read_poses(
+    folder: Path, tokens: Shaped[np.ndarray, " n"]
+) -> tuple[Float[np.ndarray, "n 4"], Float[np.ndarray, "n 3"]]:
+    """Quaternion and translation of each pose, NaN where the table has none."""
+    wanted, places = np.unique(tokens, return_inverse=True)
+    turns, shifts = np.full((len(wanted), 4), np.nan), np.full((len(wanted), 3), np.nan)
+    for names, rotation, translation in read_columns(folder, "ego_pose", "token", "rotation", "translation"):
+        at = _find(wanted, np.array(names, dtype="S"))
+        use = np.flatnonzero(at >= 0)
+        turns[at[use]] = np.array([rotation[row] for row in use], dtype=np.float64).reshape(-1, 4)
+        shifts[at[use]] = np.array([translation[row] for row in use], dtype=np.float64).reshape(-1, 3)
+    return turns[places], shifts[places]
+
+
+def _find(ordered: Shaped[np.ndarray, " m"], values: Shaped[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Where each value stands in `ordered`, -1 for nowhere."""
+    if len(ordered) == 0:
+        return np.full(len(values), -1)
+    at = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return np.where(ordered[at] == values, at, -1)
+
+
+def _read_annotations(folder: Path, samples: _Samples) -> Shaped[np.ndarray, " n"]:
+    category_of = dict(read_table(folder, "category", "token", "name"))
+    attribute_of = dict(read_table(folder, "attribute", "token", "name"))
+    kinds = {token: CLASS_OF.get(name, IGNORE_LABEL) for token, name in category_of.items()}
+    attributes = {token: ATTRIBUTES.index(name) for token, name in attribute_of.items() if name in ATTRIBUTES}
+    objects = {
+        token: (number, kinds[category])
+        for number, (token, category) in enumerate(read_table(folder, "instance", "token", "category_token"))
+    }
+    columns = ("sample_token", "instance_token", "num_lidar_pts", "attribute_tokens", "translation", "size", "rotation")
+    found, links = [np.zeros(0, ANNOTATION)], [np.zeros((0, 3), f"S{_TOKEN}")]
+    for block in read_columns(folder, "sample_annotation", *columns, "token", "prev", "next"):
+        sample, instance, num_points, attribute, center, size, rotation, *chain = block
+        rows = np.zeros(len(sample), ANNOTATION)
+        rows["sample"] = [samples.number[name] for name in sample]
+        rows["instance"], rows["class"] = np.array([objects[name] for name in instance]).reshape(-1, 2).T
+        rows["num_points"] = num_points
+        rows["attribute"] = [
+            next((attributes[name] for name in names if name in attributes), -1) for names in attribute
+        ]
+        rows["center"], rows["size"], rows["rotation"] = center, size, rotation
+        found.append(rows)
+        links.append(np.stack([_text(names, _TOKEN) for names in chain], axis=1))
+    annotations = np.concatenate(found)
+    del found
+    annotations["velocity"] = _velocities(annotations, np.concatenate(links), samples.times_us)
+    return annotations
+
+
+def _velocities(
+    annotations: Shaped[np.ndarray, " n"], links: Shaped[np.ndarray, "n 3"], times_us: Int[np.ndarray, " samples"]
+) -> Float[np.ndarray, "n 3"]:
+    """From the annotation before to the one after, or to or from the object's own where it has one neighbour only.
+
+    Args:
+        annotations: all.
+        links: token of each, of the one before and of the one after ("" for none).
+        times_us: of the samples.
+
+    Source: NuScenes.box_velocity of the development kit.
+    """
+    order = np.argsort(links[:, 0])
+    before, after = (_find(links[order, 0], links[:, column]) for column in (1, 2))
+    own = np.arange(len(annotations))
+    first, last = (np.where(at >= 0, order[at], own) if len(own) else own for at in (before, after))
+    both = (before >= 0) & (after >= 0)
+    times = times_us[annotations["sample"]]
+    seconds = (times[last] - times[first]) * 1e-6
+    known = (first != last) & (seconds > 0) & (seconds <= np.where(both, 2 * _MAX_GAP_S, _MAX_GAP_S))
+    moved = annotations["center"][last] - annotations["center"][first]
+    return np.where(known[:, None], moved / np.where(known, seconds, 1.0)[:, None], np.nan)

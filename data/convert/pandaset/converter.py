@@ -1,0 +1,361 @@
+"""PandaSet: ``<sequence>/{lidar,camera/<name>,annotations/{cuboids,semseg},meta}``, tables as pickles of pandas.
+
+The tables are read without unpickling (`data.convert.pandaset.pandas_pickle`), so that a file of unknown origin cannot
+run code.
+
+Points and boxes are published in a world frame, with the vehicle's pose at each sweep and each camera's pose at each
+image. The frame of those vehicle poses has x to the right, y forward, z up and its origin near the ground; turned by 90
+degrees it is our `ego`. The set does not say where in it the scanners sit; our `lidar` frame lies `lidar_height_m`
+above, as in ScaLR, which brings the road to where it is in other sets. A camera's ego pose is the vehicle's motion
+between sweeps, at the image's time, and its extrinsics follow from that: what is published, its pose in the world, is
+kept exactly. Images have plain pinhole intrinsics; integer coordinates are taken for centres of pixels.
+
+Source: Xiao et al., PandaSet: Advanced Sensor Suite Dataset for Autonomous Driving (ITSC 2021); the development kit's
+documentation; for the axes OpenPCDet's reader.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from jaxtyping import Bool, Float, Shaped, UInt8
+
+from data.convert.base import Skipped
+from data.convert.box_labels import labels_from_boxes
+from data.convert.files import layout_error, read_jpeg, read_json
+from data.convert.pandaset.classes import (
+    CLASS_NAMES,
+    LABEL_OF_NAME,
+    LABEL_OF_NUMBER,
+    OPENPCDET_SPLITS,
+    SCALR_LATITUDE_DEG,
+)
+from data.convert.pandaset.pandas_pickle import read_table
+from data.convert.poses import looks_forward, pose, pose_between, track_id
+from data.geometry import rigid, transform, yaw_rotation
+from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
+from data.storage.encode import DamagedError
+from data.storage.shards import ShardError
+
+CAMERAS = (*("front_camera", "front_left_camera", "front_right_camera", "left_camera", "right_camera", "back_camera"),)
+_SENSORS: dict[str, tuple[int, ...]] = {"pandar64": (0,), "pandargt": (1,), "both": (0, 1)}
+"""Setting -> values of the points' column d."""
+
+_INTENSITY_MAX = 255.0
+_MAX_TIME_S = 1e10
+_MAX_EXTRAPOLATION = 1.5
+"""Sweeps beyond the first and last one to which the vehicle's motion is carried on."""
+
+_T_PANDA_EGO = rigid(yaw_rotation(np.pi / 2), np.zeros(3))
+"""Our x (forward) is PandaSet's y, our y (left) its -x."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PandasetConverter:
+    """Settings and reader of PandaSet.
+
+    Attributes:
+        source: folder that holds the sequences (001, 002, ...).
+        sensor: the turning Pandar64, the forward-looking PandarGT, or both in one cloud.
+        cameras: which of the six, in this order; () for none.
+        split: "scalr": sequences with point labels north of 37.6 degrees are "train", south of it "val", those without
+            point labels "unlabelled". "openpcdet": its lists of train, val and test.
+        lidar_height_m: of our LiDAR frame above the vehicle poses' origin.
+    """
+
+    source: str
+    sensor: Literal["pandar64", "pandargt", "both"] = "pandar64"
+    cameras: tuple[str, ...] = CAMERAS
+    split: Literal["scalr", "openpcdet"] = "scalr"
+    lidar_height_m: float = 1.6
+
+    set_name: ClassVar[str] = "pandaset"
+    class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
+    whole_logs: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.cameras) - set(CAMERAS))
+        if unknown:
+            raise ValueError(f"cameras has {unknown}, expected some of {', '.join(CAMERAS)}")
+
+    # ------------------------------------------------------------------------------------------- sequences
+    @cached_property
+    def _splits(self) -> dict[str, str]:
+        """Split of each sequence."""
+        root = Path(self.source)
+        folders = sorted(path.parent for path in root.glob("*/lidar") if path.parent.name.isdigit())
+        if not folders:
+            raise layout_error(self.source, "PandaSet", "<sequence>/lidar, such as 001/lidar")
+        for camera in self.cameras:
+            lacking = next((folder for folder in folders if not (folder / "camera" / camera).is_dir()), None)
+            if lacking:
+                raise layout_error(self.source, "PandaSet", f"images of {camera}", lacking / "camera")
+        if self.split == "scalr":
+            return {folder.name: self._scalr_split(folder) for folder in folders}
+        lists = {name: split for split, names in OPENPCDET_SPLITS.items() for name in names}
+        return {folder.name: lists[folder.name] for folder in folders if folder.name in lists}
+
+    def _scalr_split(self, folder: Path) -> str:
+        if not _has_semseg(folder):
+            return "unlabelled"
+        path = folder / "meta" / "gps.json"
+        if not path.is_file():
+            raise layout_error(self.source, "PandaSet", "gps.json, for split=scalr", folder / "meta")
+        try:
+            latitude = float(read_json(path)[0]["lat"])
+        except (ArithmeticError, DamagedError, LookupError, TypeError, ValueError) as error:
+            raise ShardError(f"{path} has no latitude ({error!r:.200}), which split=scalr needs") from error
+        return "train" if latitude > SCALR_LATITUDE_DEG else "val"
+
+    def settings(self) -> dict[str, Any]:
+        """The fields, by name."""
+        return dataclasses.asdict(self)
+
+    def logs(self) -> tuple[str, ...]:
+        """Sequences by number."""
+        return tuple(self._splits)
+
+    def camera_names(self) -> tuple[str, ...]:
+        """The cameras that are read."""
+        return self.cameras
+
+    def split_of(self, log: str) -> str:
+        """By the rule that `split` names."""
+        return self._splits[log]
+
+    def num_frames(self, log: str) -> int:
+        """Sweeps."""
+        return len(_frame_names(Path(self.source) / log))
+
+    def notes(self) -> tuple[str, ...]:
+        """What had to be assumed, and which sequences lack labels."""
+        found = [f"LiDAR frame {self.lidar_height_m:g} m above the published vehicle poses"]
+        bare = [log for log in self._splits if not _has_semseg(Path(self.source) / log)]
+        if bare:
+            found.append(f"{len(bare)} of {len(self._splits)} sequences have no point labels")
+        front = next((name for name in self.cameras if name == CAMERAS[0]), None)
+        if front is not None:
+            try:
+                reader = _Reader(self, next(iter(self._splits)))
+                if not looks_forward(reader.T_cam_ego(front, 0)):
+                    found.append(f"{front} of {reader.log} does not look forward: the axes are not the expected ones")
+            except DamagedError as error:
+                found.append(f"cannot tell whether {front} looks forward: {error.detail}")
+        return tuple(found)
+
+    # ---------------------------------------------------------------------------------------------- frames
+    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        """Sweeps in order of time; one that cannot be used is named and left out."""
+        names = _frame_names(Path(self.source) / log)[start:stop]
+        try:
+            reader = _Reader(self, log)
+        except DamagedError as error:
+            yield from (Skipped.of(error, f"{log}_{name}") for name in names)
+            return
+        for name in names:
+            try:
+                yield reader.read(name)
+            except DamagedError as error:
+                yield Skipped.of(error, f"{log}_{name}")
+
+
+def _frame_names(folder: Path) -> list[str]:
+    """Numbers of the sweeps, two digits each."""
+    names = (path.name.removesuffix(".pkl.gz") for path in (folder / "lidar").glob("*.pkl.gz"))
+    return sorted((name for name in names if name.isdigit()), key=int)
+
+
+def _has_semseg(folder: Path) -> bool:
+    return (folder / "annotations" / "semseg").is_dir()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Track:
+    """Where a sensor was at each of its measurements.
+
+    Attributes:
+        path: folder of the sensor.
+        T_world_sensor: one a measurement.
+        times_s: one a measurement.
+    """
+
+    path: Path
+    T_world_sensor: Sequence[Float[np.ndarray, "4 4"]]
+    times_s: Sequence[float]
+
+    def at(self, index: int) -> tuple[Float[np.ndarray, "4 4"], float]:
+        if index >= len(self.times_s):
+            detail = f"{self.path} has {len(self.times_s)} poses and times, none for number {index}"
+            raise DamagedError("calibration-missing", detail)
+        return self.T_world_sensor[index], self.times_s[index]
+
+
+def _read_track(path: Path) -> _Track:
+    """A sensor's poses.json and timestamps.json.
+
+    Raises:
+        DamagedError: one is missing, has another form, or they differ in length.
+    """
+    poses, times = read_json(path / "poses.json"), read_json(path / "timestamps.json")
+    try:
+        found = [_pose(f"{path}/poses.json, number {number}", entry) for number, entry in enumerate(poses)]
+        times_s = [float(time) for time in times]
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError("calibration-missing", f"{path}: {error!r:.200}") from error
+    if len(found) != len(times_s) or not all(abs(time) < _MAX_TIME_S for time in times_s):
+        raise DamagedError("calibration-missing", f"{path}: {len(found)} poses, {len(times_s)} times of this age")
+    return _Track(path=path, T_world_sensor=found, times_s=times_s)
+
+
+def _pose(what: str, entry: Mapping[str, Any]) -> Float[np.ndarray, "4 4"]:
+    heading, position = entry["heading"], entry["position"]
+    return pose(what, [heading[axis] for axis in "wxyz"], [position[axis] for axis in "xyz"])
+
+
+def _read_intrinsics(path: Path) -> Float[np.ndarray, "3 3"]:
+    values = read_json(path)
+    try:
+        fx, fy, cx, cy = (float(values[name]) for name in ("fx", "fy", "cx", "cy"))
+    except (ArithmeticError, KeyError, TypeError, ValueError) as error:
+        raise DamagedError("calibration-missing", f"{path}: {error!r:.200}") from error
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+
+
+class _Reader:
+    """One sequence: its calibration, poses and times.
+
+    Raises:
+        DamagedError: one of the files that hold them is missing or damaged.
+    """
+
+    def __init__(self, settings: PandasetConverter, log: str) -> None:
+        self.log = log
+        self._settings = settings
+        self._folder = Path(settings.source) / log
+        self._sweeps = _read_track(self._folder / "lidar")
+        self._views = {name: _read_track(self._folder / "camera" / name) for name in settings.cameras}
+        self._K = {
+            name: _read_intrinsics(self._folder / "camera" / name / "intrinsics.json") for name in settings.cameras
+        }
+        self._semseg = _has_semseg(self._folder)
+
+    def read(self, name: str) -> Sample:
+        number = int(name)
+        T_world_panda, time_s = self._sweeps.at(number)
+        T_world_ego = T_world_panda @ _T_PANDA_EGO
+        T_ego_lidar = rigid(np.eye(3), np.array([0.0, 0.0, self._settings.lidar_height_m]))
+        T_lidar_world = np.linalg.inv(T_world_ego @ T_ego_lidar)
+        sweep, chosen, count = self._sweep(name)
+        points = transform(T_lidar_world, sweep[:, :3]).astype(np.float32)
+        boxes = self._boxes(name, T_lidar_world)
+        _, instances = labels_from_boxes(points, boxes, IGNORE_LABEL)
+        return Sample(
+            key=f"{self.log}_{name}",
+            log=self.log,
+            timestamp_us=round(time_s * 1e6),
+            points_lidar=points,
+            intensity=np.clip(sweep[:, 3] / _INTENSITY_MAX, 0, 1).astype(np.float32),
+            T_ego_lidar=T_ego_lidar,
+            T_world_ego=T_world_ego,
+            cameras=tuple(self._view(camera, name) for camera in self._settings.cameras),
+            labels=self._labels(name, count)[chosen] if self._semseg else None,
+            instances=instances,
+            boxes=boxes,
+        )
+
+    def _sweep(self, name: str) -> tuple[Float[np.ndarray, "N 4"], Bool[np.ndarray, " all"], int]:
+        """x, y, z in the world and raw intensity of the sensor's points; which of all points they are; how many."""
+        path = self._folder / "lidar" / f"{name}.pkl.gz"
+        table = _columns(path, ("x", "y", "z", "i", "d"))
+        chosen = np.isin(table["d"], _SENSORS[self._settings.sensor])
+        rows = np.stack([table[column][chosen] for column in ("x", "y", "z", "i")], axis=1)
+        return rows.astype(np.float64), np.asarray(chosen), chosen.size
+
+    def _labels(self, name: str, count: int) -> UInt8[np.ndarray, " all"]:
+        path = self._folder / "annotations" / "semseg" / f"{name}.pkl.gz"
+        numbers = _columns(path, ("class",))["class"]
+        if numbers.size != count:
+            raise DamagedError("array-broken", f"{path} has {numbers.size} labels for {count} points")
+        if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(LABEL_OF_NUMBER):
+            raise DamagedError("meta-broken", f"{path} has classes from {numbers.min()} to {numbers.max()}")
+        labels: UInt8[np.ndarray, " all"] = np.array(LABEL_OF_NUMBER, dtype=np.uint8)[numbers.astype(np.int64)]
+        return labels
+
+    def _boxes(self, name: str, T_lidar_world: Float[np.ndarray, "4 4"]) -> Boxes:
+        """Boxes that belong to the sensor; a moving object that both see has one for each."""
+        path = self._folder / "annotations" / "cuboids" / f"{name}.pkl.gz"
+        numbers = [f"{part}.{axis}" for part in ("position", "dimensions") for axis in "xyz"]
+        table = _columns(path, (*numbers, "yaw", "cuboids.sensor_id"), texts=("uuid", "label"))
+        chosen = np.isin(table["cuboids.sensor_id"], (-1, *_SENSORS[self._settings.sensor]))
+        rows = np.stack([table[column][chosen] for column in numbers], axis=1).astype(np.float64)
+        yaws = table["yaw"][chosen].astype(np.float64)
+        if not (np.isfinite(rows).all() and np.isfinite(yaws).all()):
+            raise DamagedError("meta-broken", f"{path}: a box is not finite")
+        # At yaw 0 the front looks along the world's y.
+        heading = np.stack([-np.sin(yaws), np.cos(yaws), np.zeros_like(yaws)], axis=1) @ T_lidar_world[:3, :3].T
+        return Boxes(
+            centers_m=transform(T_lidar_world, rows[:, 0:3]),
+            sizes_m=rows[:, [4, 3, 5]],  # published as width, length, height
+            yaws=np.arctan2(heading[:, 1], heading[:, 0]),
+            velocities_mps=np.full((len(rows), 2), np.nan),
+            classes=np.array([LABEL_OF_NAME.get(str(n), IGNORE_LABEL) for n in table["label"][chosen]], dtype=np.int32),
+            track_ids=np.array([track_id(str(uuid)) for uuid in table["uuid"][chosen]], dtype=np.int32),
+        )
+
+    def T_cam_ego(self, camera: str, number: int) -> Float[np.ndarray, "4 4"]:  # noqa: N802
+        """Extrinsics of an image: its pose in the world, seen from the vehicle at that time."""
+        T_world_cam, time_s = self._views[camera].at(number)
+        return np.asarray(np.linalg.inv(T_world_cam) @ self._ego_at(time_s))
+
+    def _view(self, camera: str, name: str) -> CameraView:
+        number = int(name)
+        _, time_s = self._views[camera].at(number)
+        jpeg, image = read_jpeg(self._folder / "camera" / camera / f"{name}.jpg")
+        return CameraView(
+            name=camera,
+            image_size=(image.shape[0], image.shape[1]),
+            K=self._K[camera],
+            T_cam_ego=self.T_cam_ego(camera, number),
+            T_world_ego=self._ego_at(time_s),
+            timestamp_us=round(time_s * 1e6),
+            image=image,
+            jpeg=jpeg,
+        )
+
+    def _ego_at(self, time_s: float) -> Float[np.ndarray, "4 4"]:
+        """T_world_ego at any time of the sequence, and a little before and after."""
+        times = self._sweeps.times_s
+        if len(times) < 2:
+            return np.asarray(self._sweeps.at(0)[0] @ _T_PANDA_EGO)
+        right = int(np.clip(np.searchsorted(times, time_s), 1, len(times) - 1))
+        step = times[right] - times[right - 1]
+        share = (time_s - times[right - 1]) / step if step > 0 else np.inf
+        if not -_MAX_EXTRAPOLATION <= share <= 1 + _MAX_EXTRAPOLATION:
+            detail = f"an image at {time_s} s, sweeps from {times[0]} to {times[-1]} s"
+            raise DamagedError("calibration-missing", f"{self._sweeps.path}: no vehicle pose for {detail}")
+        poses = self._sweeps.T_world_sensor
+        return np.asarray(pose_between(poses[right - 1], poses[right], share) @ _T_PANDA_EGO)
+
+
+def _columns(
+    path: Path, numbers: Sequence[str], texts: Sequence[str] = ()
+) -> Mapping[str, Shaped[np.ndarray, " rows"]]:
+    """Some columns of a pickled table.
+
+    Raises:
+        DamagedError: the table is damaged, or a column is missing or of another kind.
+    """
+    table = read_table(path)
+    for name in (*numbers, *texts):
+        if name not in table:
+            raise DamagedError("array-broken", f"{path} has no column {name}; it has {', '.join(table)}")
+    for name in numbers:
+        if table[name].dtype.kind not in "fiu":
+            raise DamagedError("array-broken", f"{path}: column {name} holds {table[name].dtype}, expected numbers")
+    return table

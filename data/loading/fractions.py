@@ -1,0 +1,165 @@
+"""Which samples keep their labels: whole logs, every k-th sample, random draws, or lists of keys.
+
+Numbers at small fractions hang on the draw (single-frame draws differ by many points of mIoU), so a draw is a function
+of its settings, the same for every method that is compared, and its list lies beside the results.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from data.storage.shards import Manifest, ShardError, replace_file
+
+
+@dataclass(frozen=True, kw_only=True)
+class FractionConfig:
+    """A choice of labelled samples.
+
+    Attributes:
+        kind: "all"; "every_log": whole logs number k, 2k, ... (SLidR's nuScenes lists); "every_sample": samples 0, k,
+            2k, ... (SLidR's KITTI list); "random": `count` samples without repetition; "list": those of `file`
+            (SegContrast's lists for SemanticKITTI lie in configs/fractions).
+        every: k.
+        count: samples to draw.
+        seed: of the draw.
+        file: a list as `write_list` makes: one key a line.
+    """
+
+    kind: Literal["all", "every_log", "every_sample", "random", "list"] = "all"
+    every: int = 100
+    count: int = 1
+    seed: int = 0
+    file: str = ""
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name, least in (("every", 1), ("count", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if self.kind == "list" and not self.file:
+            raise ValueError("kind is list, but file names none")
+
+
+def select(manifest: Manifest, indices: Int[np.ndarray, " n"], config: FractionConfig) -> Int[np.ndarray, " k"]:
+    """The samples of `indices` that a fraction keeps, in the order of `indices`.
+
+    Args:
+        manifest: of the set.
+        indices: e.g. `manifest.indices("train")`, in log and time order.
+        config: which to keep.
+
+    Raises:
+        ValueError: the fraction keeps nothing, or asks for more than there is.
+        ShardError: a list that cannot be read or belongs to another set.
+    """
+    if config.kind == "every_log":
+        return every_kth_log(manifest, indices, config.every)
+    if config.kind == "every_sample":
+        return every_kth_sample(indices, config.every)
+    if config.kind == "random":
+        return random_draw(indices, config.count, config.seed)
+    if config.kind == "list":
+        return listed(manifest, indices, config.file)
+    return indices
+
+
+def every_kth_log(manifest: Manifest, indices: Int[np.ndarray, " n"], k: int) -> Int[np.ndarray, " k"]:
+    """Whole logs: the k-th, 2k-th, ... of those that `indices` holds, in its order.
+
+    Source: Sautier et al., SLidR (CVPR 2022), released code for nuScenes (1 % is k = 100: 7 of 700 scenes).
+
+    Raises:
+        ValueError: fewer than k logs.
+    """
+    logs = manifest.sample_log[indices]
+    in_order = logs[np.sort(np.unique(logs, return_index=True)[1])]
+    kept = in_order[k - 1 :: k]
+    if len(kept) == 0:
+        raise ValueError(f"every {k}th log of {len(in_order)} logs keeps none; choose k of at most {len(in_order)}")
+    return np.asarray(indices[np.isin(logs, kept)])
+
+
+def every_kth_sample(indices: Int[np.ndarray, " n"], k: int) -> Int[np.ndarray, " k"]:
+    """Samples 0, k, 2k, ... of the list.
+
+    Source: Sautier et al., SLidR (CVPR 2022), released code for SemanticKITTI (k = 100: 192 of 19,130 scans).
+    """
+    return np.asarray(indices[::k])
+
+
+def random_draw(indices: Int[np.ndarray, " n"], count: int, seed: int) -> Int[np.ndarray, " k"]:
+    """`count` samples drawn uniformly without repetition; draws of one seed contain each other as `count` grows.
+
+    Raises:
+        ValueError: more samples than there are.
+    """
+    if count > len(indices):
+        raise ValueError(f"count is {count}, but there are only {len(indices)} samples to draw from")
+    drawn = np.random.Generator(np.random.Philox(seed)).permutation(len(indices))[:count]
+    return np.asarray(indices[np.sort(drawn)])
+
+
+def listed(manifest: Manifest, indices: Int[np.ndarray, " n"], path: str) -> Int[np.ndarray, " k"]:
+    """Those of `indices` that a list file names.
+
+    Source: Nunes et al., SegContrast (RA-L 2022), released lists for SemanticKITTI, drawn within each sequence until
+    all classes of the sequence were among them.
+
+    Raises:
+        ShardError: the list cannot be read, or names samples that the set has not.
+        ValueError: it names none of `indices`.
+    """
+    kept = np.isin(indices, read_list(path, manifest))
+    if not kept.any():
+        raise ValueError(f"{path} names none of the {len(indices)} samples to choose from")
+    return np.asarray(indices[kept])
+
+
+def write_list(path: str | os.PathLike[str], manifest: Manifest, indices: Int[np.ndarray, " n"], note: str) -> None:
+    """Write a list file: comment lines with `#`, then one key a line.
+
+    Args:
+        path: of the file; its folder is made.
+        manifest: of the set.
+        indices: the samples.
+        note: how they were chosen, in one line.
+    """
+    file = Path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"# {manifest.set_name}: {len(indices)} samples. {' '.join(note.split())}"]
+    lines += [manifest.key(int(index)) for index in indices]
+    replace_file(file, ("\n".join(lines) + "\n").encode())
+
+
+def read_list(path: str | os.PathLike[str], manifest: Manifest) -> Int[np.ndarray, " n"]:
+    """Indices of the samples that a list file names, in its order.
+
+    Raises:
+        ShardError: the file cannot be read, a key is not in the set or occurs twice, or the list is empty.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise ShardError(f"cannot read the list {path}: {error}; expected one key a line") from error
+    keys = np.array([line.encode() for line in lines if line and not line.startswith("#")], dtype="S")
+    if len(keys) == 0:
+        raise ShardError(f"{path} names no samples, expected one key a line")
+    unique, counts = np.unique(keys, return_counts=True)
+    if (counts > 1).any():
+        raise ShardError(f"{path} names {bytes(unique[counts > 1][0]).decode()!r} more than once")
+    order = np.argsort(manifest.keys)
+    at = np.minimum(np.searchsorted(manifest.keys, keys, sorter=order), len(manifest) - 1)
+    found = order[at]
+    absent = manifest.keys[found] != keys
+    if absent.any():
+        raise ShardError(
+            f"{path} names {bytes(keys[absent][0]).decode()!r} and {int(absent.sum()) - 1} more that are not in "
+            f"{manifest.root} ({manifest.set_name}); the list belongs to another set"
+        )
+    return np.asarray(found, dtype=np.int64)

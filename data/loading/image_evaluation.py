@@ -1,0 +1,324 @@
+"""Images with ground truth in a given order, for downstream tasks on image networks.
+
+Every camera of a sample gives one image. Ground truth follows the image: classes by the nearest stored pixel; stored
+depth likewise (it is never averaged: between two surfaces there is none); depth from the LiDAR is projected into the
+final image, where the nearest point of a pixel counts. Depth 0 is unknown.
+
+Augmentation never zooms: a depth in metres belongs to a focal length.
+
+Letters: I images, N points, H W pixels of the stored image, h w of the final one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int, UInt8
+
+from data.geometry import project, transform
+from data.loading.skips import Skip, SkipLedger
+from data.loading.workers import Loaded, WorkerConfig, run_workers
+from data.order import augment_rng
+from data.sample import Batch, CameraView, Sample
+from data.storage.prefetch import PrefetchHints
+from data.storage.shards import SampleError, SampleReader, ShardError
+from data.views.augment import PixelTransform
+from data.views.colour import ColourConfig, draw_colour
+
+DepthArea = Literal["all", "garg", "eigen"]
+"""Part of the stored image whose depth counts. KITTI's LiDAR sees nothing above and little at the sides."""
+
+_AREAS: dict[DepthArea, tuple[float, float, float, float]] = {
+    "all": (0.0, 1.0, 0.0, 1.0),
+    "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
+    "eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
+}
+"""First and last row, first and last column as shares of height and width; the ends are rounded down.
+
+Source: the evaluation code of Garg et al. (ECCV 2016) and of Eigen et al. (NeurIPS 2014) as the literature hands it on.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTruthConfig:
+    """How images and their ground truth are brought to one size.
+
+    Attributes:
+        size: height, width; None for the size that the network was pre-trained with.
+        fit: "resize" the whole image; "crop" the window at the bottom centre (of KITTI 352 x 1216), not resized.
+        depth: "stored" with the images; "lidar": the sweep, projected.
+        depth_area: part of the stored image whose depth counts in the final measurement; training uses all of it.
+        train_window: height, width of a random window that training images are cut to; None for the whole.
+        flip: mirror training images left and right with probability one half.
+        colour: of training images.
+    """
+
+    size: tuple[int, int] | None = None
+    fit: Literal["resize", "crop"] = "resize"
+    depth: Literal["stored", "lidar"] = "stored"
+    depth_area: DepthArea = "all"
+    train_window: tuple[int, int] | None = None
+    flip: bool = True
+    colour: ColourConfig = field(
+        default_factory=lambda: ColourConfig(
+            enabled=True,
+            jitter_probability=0.5,
+            brightness=0.2,
+            contrast=0.2,
+            saturation=0.2,
+            hue=0.02,
+            grey_probability=0.0,
+            blur_probability=0.0,
+        )
+    )
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("size", "train_window"):
+            value = getattr(self, name)
+            if value is not None and min(value) < 1:
+                raise ValueError(f"{name} is {value}, expected a positive height and width")
+        if self.train_window is not None and self.fit != "crop":
+            raise ValueError("train_window needs fit=crop: windows of a resized image are not implemented")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageTruthSpec:
+    """Which ground truth a task needs."""
+
+    depth: bool = False
+    labels: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LabelledImages:
+    """Makes the batch of the n-th stretch of a given list (runs in the workers)."""
+
+    reader: SampleReader
+    indices: Int[np.ndarray, " n"]
+    batch_size: int
+    size: tuple[int, int]
+    config: ImageTruthConfig
+    wanted: ImageTruthSpec
+    augment: bool
+    seed: int
+    epoch: int
+    announced: PrefetchHints
+
+    def __call__(self, number: int) -> Loaded:
+        start, stop = number * self.batch_size, (number + 1) * self.batch_size
+        self.announced.before(start, stop)
+        chosen = self.indices[start:stop]
+        made: list[_Made] = []
+        skips: list[Skip] = []
+        used: list[int] = []
+        for index in map(int, chosen):
+            try:
+                sample = self.reader.read(
+                    index,
+                    superpixels=False,
+                    labels=False,
+                    depth=self.wanted.depth and self.config.depth == "stored",
+                    image_labels=self.wanted.labels,
+                )
+            except SampleError as error:
+                skips.append(Skip.of(index, error))
+                continue
+            rng = augment_rng(self.seed, self.epoch, index)
+            made += [self._image(sample, camera, len(used), rng) for camera in sample.cameras]
+            used.append(index)
+        keys = tuple(self.reader.manifest.key(index) for index in used)
+        batch = _collate(keys, made) if made else None
+        return Loaded(batch=batch, num_seen=len(chosen), skips=tuple(skips), indices=tuple(used))
+
+    def _image(self, sample: Sample, camera: CameraView, number: int, rng: np.random.Generator) -> _Made:
+        place = self._place(sample.key, camera, rng)
+        assert camera.image is not None
+        colour = draw_colour(rng, self.config.colour)
+        image = place.image(camera.image)
+        rows, columns = place.source_pixels()
+        depth = labels = None
+        if self.wanted.depth:
+            depth = self._depth(sample, camera, place)
+        if self.wanted.labels:
+            if camera.labels is None:
+                raise self._lacks("classes of pixels", camera.name)
+            labels = camera.labels.take(rows, axis=0).take(columns, axis=1)
+        return _Made(
+            number=number,
+            image=colour(image) if self.augment else image,
+            K=place.affine @ camera.K,
+            affine=place.affine[:2],
+            depth=depth,
+            labels=labels,
+        )
+
+    def _place(self, key: str, camera: CameraView, rng: np.random.Generator) -> PixelTransform:
+        height, width = camera.image_size
+        if self.config.fit == "resize":
+            top, left, box = 0, 0, (height, width)
+        else:
+            top, left, box = height - self.size[0], (width - self.size[1]) // 2, self.size
+        window = self.config.train_window
+        out = self.size
+        if self.augment and window is not None:
+            down, right = (int(rng.integers(0, max(b - w, 0) + 1)) for b, w in zip(box, window, strict=True))
+            top, left, box, out = top + down, left + right, window, window
+        if top < 0 or left < 0 or top + box[0] > height or left + box[1] > width:
+            raise ShardError(
+                f"sample {key}, camera {camera.name}: the image is {height}x{width}, smaller than the crop "
+                f"{out[0]}x{out[1]}; set images.size (and images.train_window) to a smaller one, or images.fit=resize"
+            )
+        mirrored = bool(self.augment and self.config.flip and rng.random() < 0.5)
+        return PixelTransform(top, left, *box, out, mirrored)
+
+    def _depth(self, sample: Sample, camera: CameraView, place: PixelTransform) -> Float32[np.ndarray, "h w"]:
+        area = "all" if self.augment else self.config.depth_area
+        if self.config.depth == "lidar":
+            return lidar_depth(sample, camera, place, area)
+        if camera.depth_m is None:
+            raise self._lacks("depth", camera.name, "; images.depth=lidar takes the sweep's")
+        rows, columns = place.source_pixels()
+        counts = np.where(area_mask(camera.image_size, area), camera.depth_m, 0.0)
+        return counts.take(rows, axis=0).take(columns, axis=1).astype(np.float32)
+
+    def _lacks(self, what: str, camera: str, remedy: str = "") -> ShardError:
+        manifest = self.reader.manifest
+        return ShardError(
+            f"{manifest.root} ({manifest.set_name}) has no {what} (camera {camera}), so this task cannot be evaluated "
+            f"on it; give another set with data.shards=...{remedy}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Made:
+    """One image."""
+
+    number: int
+    image: UInt8[np.ndarray, "h w 3"]
+    K: Float[np.ndarray, "3 3"]
+    affine: Float[np.ndarray, "2 3"]
+    depth: Float32[np.ndarray, "h w"] | None
+    labels: UInt8[np.ndarray, "h w"] | None
+
+
+def image_truth_batches(
+    reader: SampleReader,
+    indices: Int[np.ndarray, " n"],
+    config: ImageTruthConfig,
+    *,
+    size: tuple[int, int],
+    wanted: ImageTruthSpec,
+    batch_size: int,
+    augment: bool = False,
+    seed: int = 0,
+    epoch: int = 0,
+    num_workers: int = 0,
+    max_skip_share: float = 0.01,
+) -> Iterator[Batch]:
+    """All images of the given samples in the given order with their ground truth; the cloud part is empty.
+
+    The last batch may be smaller; damaged samples are left out and counted.
+
+    Args:
+        reader: of the set.
+        indices: samples.
+        config: how images are made.
+        size: height, width of the result (`config.size`, or what takes its place).
+        wanted: ground truth.
+        batch_size: samples a batch.
+        augment: as `config` says; a function of (seed, epoch, sample).
+        seed: of the augmentation.
+        epoch: of the augmentation.
+        num_workers: processes that read ahead.
+        max_skip_share: share of damaged samples above which it is an error.
+
+    Raises:
+        ShardError: the set lacks the ground truth, too many damaged samples, or a worker died.
+    """
+    make = _LabelledImages(
+        reader=reader,
+        indices=indices,
+        batch_size=batch_size,
+        size=size,
+        config=config,
+        wanted=wanted,
+        augment=augment,
+        seed=seed,
+        epoch=epoch,
+        announced=PrefetchHints(reader, indices),
+    )
+    ledger = SkipLedger(max_share=max_skip_share, num_samples=len(indices), root=reader.manifest.root)
+    numbers = range(-(-len(indices) // batch_size))
+    for loaded in run_workers(make, numbers, WorkerConfig(num_workers=num_workers)):
+        ledger.account(loaded.num_seen, loaded.skips)
+        if loaded.batch is not None:
+            yield loaded.batch
+
+
+def lidar_depth(
+    sample: Sample, camera: CameraView, place: PixelTransform, area: DepthArea = "all"
+) -> Float32[np.ndarray, "h w"]:
+    """Depth of the sweep's points in the final image: each pixel takes its nearest point, 0 where none falls.
+
+    Args:
+        sample: with its sweep.
+        camera: one of its cameras.
+        place: how the final image was made.
+        area: part of the stored image that counts.
+    """
+    uv, depth = project(camera.K, transform(sample.T_cam_lidar(camera), sample.points_lidar))
+    ahead = depth > 0
+    uv, depth = uv[ahead], depth[ahead]
+    stored, final = _pixels(uv), _pixels(place.uv(uv))
+    height, width = place.out_size
+    inside = _within(stored, camera.image_size) & _within(final, (height, width))
+    stored, final, depth = stored[inside], final[inside], depth[inside]
+    counts = area_mask(camera.image_size, area)[stored[:, 1], stored[:, 0]]
+    nearest = np.full((height, width), np.inf, np.float32)
+    np.minimum.at(nearest, (final[counts, 1], final[counts, 0]), depth[counts].astype(np.float32))
+    return np.asarray(np.where(np.isfinite(nearest), nearest, 0.0).astype(np.float32))
+
+
+def area_mask(size: tuple[int, int], area: DepthArea) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    """Which pixels of a stored image of that height and width count."""
+    height, width = size
+    top, bottom, left, right = _AREAS[area]
+    mask = np.zeros(size, dtype=bool)
+    mask[int(top * height) : int(bottom * height), int(left * width) : int(right * width)] = True
+    return mask
+
+
+def _pixels(uv: Float[np.ndarray, "N 2"]) -> Int[np.ndarray, "N 2"]:
+    # Clipped before they become integers: far beside the camera they exceed any integer.
+    return np.asarray(np.floor(np.clip(uv, -1e6, 1e6) + 0.5).astype(np.int64))
+
+
+def _within(pixels: Int[np.ndarray, "N 2"], size: tuple[int, int]) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
+    u, v = pixels[:, 0], pixels[:, 1]
+    return np.asarray((u >= 0) & (v >= 0) & (v < size[0]) & (u < size[1]))
+
+
+def _collate(keys: tuple[str, ...], made: list[_Made]) -> Batch:
+    images = np.stack([np.stack(cv2.split(one.image)) for one in made])
+    depths = [one.depth for one in made if one.depth is not None]
+    labels = [one.labels for one in made if one.labels is not None]
+    return Batch(
+        keys=keys,
+        points=torch.zeros(0, 3),
+        point_sample=torch.zeros(0, dtype=torch.int64),
+        point_voxel=torch.zeros(0, dtype=torch.int64),
+        voxel_coords=torch.zeros(0, 4, dtype=torch.int32),
+        voxel_features=torch.zeros(0, 0),
+        images=torch.from_numpy(images),
+        image_sample=torch.tensor([one.number for one in made], dtype=torch.int64),
+        image_K=torch.from_numpy(np.stack([one.K for one in made]).astype(np.float32)),
+        image_affine=torch.from_numpy(np.stack([one.affine for one in made]).astype(np.float32)),
+        image_depth_m=torch.from_numpy(np.stack(depths)) if depths else None,
+        image_labels=torch.from_numpy(np.stack(labels)) if labels else None,
+    )

@@ -1,0 +1,352 @@
+"""Shards -> batches: read, pair, augment, voxelise, collate.
+
+The n-th batch of a rank is a pure function of (config, seed, n, rank, world size). Workers hold no state: each is
+told a batch number and makes that batch, so the batches do not depend on the number of workers, and a run resumes at
+any number. A damaged sample is replaced (`SampleOrder.replacement`), so every batch has its full size, and counted
+(`data.loading.skips`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Int
+
+from common.retry import RETRY_MIN
+from data.batch_spec import BatchSpec
+from data.loading.collate import collate
+from data.loading.skips import Skip, SkipLedger
+from data.loading.workers import Loaded, WorkerConfig, run_workers
+from data.order import SampleDraws, SampleOrder, Stretch, batch_positions
+from data.sample import Batch
+from data.storage.mixture import Opened, Reader, SetConfig, open_sets
+from data.storage.prefetch import check_cache, is_remote, shards_of
+from data.storage.remote.shard_cache import CacheConfig
+from data.storage.shards import Manifest, SampleError, SampleReader, ShardError
+from data.storage.store import is_url
+from data.storage.teacher_cache import TeacherCache
+from data.views.read_view import partners_for, read_view, shard_file
+from data.views.second_sweep import PartnerFinder
+from data.views.view import View, ViewConfig
+
+_log = logging.getLogger(__name__)
+
+_MAX_REPLACEMENTS = 50
+"""Damaged samples in a row at one position before the loader gives up; at a share of 1 % that is out of reach."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(SetConfig, ViewConfig):
+    """Where training batches come from (`SetConfig`) and what is done to them (`ViewConfig`).
+
+    Attributes:
+        more: further sets, mixed with the first one by their weights. What looks at one set only (evaluation without a
+            set of its own, pictures) takes the first.
+        micro_batch_size: samples a rank takes in one forward pass.
+        shards_per_group: shards that are shuffled with each other.
+        max_skip_share: share of damaged samples that a run puts up with, see `SkipLedger`.
+        retry_min: minutes for which the storage of the shards may be away before the run ends.
+        cache: where shards of sets behind a URL are kept.
+        num_workers: processes that make batches; 0: the training process itself.
+        prefetch: batches that each worker makes ahead.
+        start_method: how workers are started; "forkserver" and "spawn" are safe beside threads and CUDA, "fork" starts
+            fastest.
+    """
+
+    more: tuple[SetConfig, ...] = ()
+    micro_batch_size: int = 4
+    shards_per_group: int = 8
+    max_skip_share: float = 0.01
+    retry_min: float = RETRY_MIN
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    num_workers: int = 1
+    prefetch: int = 4
+    start_method: Literal["forkserver", "spawn", "fork"] = "forkserver"
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        SetConfig.__post_init__(self)
+        ViewConfig.__post_init__(self)
+        for name in ("micro_batch_size", "shards_per_group", "prefetch"):
+            value = getattr(self, name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers is {self.num_workers}, expected 0 or more")
+        if not 0 <= self.max_skip_share <= 1:
+            raise ValueError(f"max_skip_share is {self.max_skip_share}, expected 0 to 1")
+        if self.retry_min < 0:
+            raise ValueError(f"retry_min is {self.retry_min}, expected 0 (never) or more minutes")
+
+    @property
+    def sets(self) -> tuple[SetConfig, ...]:
+        """The first set and those of `more`."""
+        return (self, *self.more)
+
+
+# ------------------------------------------------------------------------------------------ training stream
+@dataclass(frozen=True, kw_only=True)
+class _TrainingBatches:
+    """Makes the n-th batch of one rank (runs in the workers).
+
+    Attributes:
+        ahead: samples of the stream whose shards are announced to the reader; 0 where none lie behind a URL.
+    """
+
+    reader: Reader
+    order: SampleOrder
+    ahead: int
+    config: DataConfig
+    spec: BatchSpec
+    rank: int
+    world_size: int
+    cache: TeacherCache | None
+    partners: PartnerFinder | None
+
+    def __call__(self, number: int) -> Loaded:
+        positions = batch_positions(
+            number, rank=self.rank, world_size=self.world_size, micro_batch_size=self.config.micro_batch_size
+        )
+        if self.ahead:
+            self.reader.expect(shards_of(self.reader.manifest, self.order.window(positions.start, self.ahead)))
+        views: list[View] = []
+        skips: list[Skip] = []
+        for position in positions:
+            view = self._view_at(position, skips)
+            if view is None:
+                return Loaded(batch=None, num_seen=len(positions) + len(skips), skips=tuple(skips))
+            views.append(view)
+        batch = collate(views, self.config.voxel)
+        return Loaded(batch=batch, num_seen=len(positions) + len(skips), skips=tuple(skips))
+
+    def _view_at(self, position: int, skips: list[Skip]) -> View | None:
+        epoch, index = self.order.at(position)
+        for attempt in range(1, _MAX_REPLACEMENTS + 1):
+            try:
+                return self._view(index, SampleDraws(self.order.seed, epoch, index, attempt - 1))
+            except SampleError as error:
+                skips.append(Skip.of(index, error))
+                index = self.order.replacement(position, attempt)
+        return None
+
+    def _view(self, index: int, draws: SampleDraws) -> View:
+        cache = self.cache
+        if cache is None:
+            return read_view(self.reader, index, self.config, self.spec, draws, self.partners)
+        if index not in cache:
+            key, shard = self.reader.manifest.key(index), shard_file(self.reader, index)
+            raise SampleError("not-cached", key, shard, f"no features in {cache.path}")
+        return read_view(self.reader, index, self.config, self.spec, draws, self.partners, cache)
+
+
+class ShardLoader:
+    """An endless stream of one rank's batches; satisfies `engine.interfaces.BatchSource`.
+
+    Attributes:
+        manifest: of the set, or of all sets of a mixture.
+        indices: samples in use.
+    """
+
+    def __init__(
+        self,
+        config: DataConfig,
+        opened: Opened,
+        *,
+        spec: BatchSpec,
+        seed: int,
+        rank: int,
+        world_size: int,
+        cache: TeacherCache | None,
+    ) -> None:
+        reader, indices = opened.reader, opened.indices
+        self.manifest = reader.manifest
+        self.indices = indices
+        self._config = config
+        shards = self.manifest.sample_shard[indices]
+        order = SampleOrder(indices, shards, seed, config.shards_per_group, opened.stretches)
+        self._make = _TrainingBatches(
+            reader=reader,
+            order=order,
+            ahead=_ahead(order, config.micro_batch_size) if is_remote(reader) else 0,
+            config=config,
+            spec=spec,
+            rank=rank,
+            world_size=world_size,
+            cache=cache,
+            partners=partners_for(reader, indices, spec),
+        )
+        self._ledger = SkipLedger(max_share=config.max_skip_share, num_samples=len(indices), root=config.shards)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Samples of all ranks in one epoch."""
+        return len(self._make.order)
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Different samples that this process skipped, by reason."""
+        return dict(self._ledger.counters)
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """Batches number `start`, `start` + 1, ... of this rank, for ever.
+
+        Raises:
+            ShardError: too many damaged samples, or a worker died.
+        """
+        config = self._config
+        workers = WorkerConfig(
+            num_workers=config.num_workers, prefetch=config.prefetch, start_method=config.start_method
+        )
+        for loaded in run_workers(self._make, itertools.count(start), workers):
+            self._ledger.account(loaded.num_seen, loaded.skips)
+            if loaded.batch is None:
+                raise self._ledger.error()
+            yield loaded.batch
+
+    @property
+    def _global_micro_batch(self) -> int:
+        """Samples that all ranks together take with one batch each."""
+        return self._config.micro_batch_size * self._make.world_size
+
+    def state(self, position: int) -> dict[str, int | str]:
+        """What continues the stream at batch number `position`: a few integers and a fingerprint.
+
+        The place is kept in samples of all ranks together, which does not depend on how batches share them.
+        """
+        order = self._make.order
+        return {
+            "samples_taken": position * self._global_micro_batch,
+            "seed": order.seed,
+            "samples_per_epoch": self.samples_per_epoch,
+            "shards_per_group": order.shards_per_group,
+            "samples": _fingerprint(self.manifest, self.indices, order.stretches),
+        }
+
+    def check_state(self, state: Mapping[str, int | str]) -> None:
+        """Refuse a state of another stream.
+
+        Another number of ranks or another `micro_batch_size` is welcome where the stream was left at a boundary of
+        the global batches that they make: every sample then comes in the order of the run before.
+
+        Raises:
+            ValueError: naming the field that differs, both values and what to do.
+        """
+        remedies = {
+            "seed": "use the run's seed",
+            "samples_per_epoch": "use the same sets, splits, limits and weights",
+            "shards_per_group": "set it back",
+            "samples": "use the same sets, splits, limits and weights",
+        }
+        expected = self.state(0)
+        for name, remedy in remedies.items():
+            if state.get(name) != expected[name]:
+                raise ValueError(
+                    f"loader state: {name} is {state.get(name)!r} in the checkpoint and {expected[name]!r} here, so "
+                    f"the stream of samples cannot be continued; {remedy}, or start a new run"
+                )
+        taken = _samples_taken(state)
+        if taken % self._global_micro_batch:
+            raise ValueError(
+                f"loader state: {taken} samples were taken, which is no multiple of micro_batch_size "
+                f"{self._config.micro_batch_size} x {self._make.world_size} ranks; choose them so that "
+                "micro_batch_size x ranks x accumulation_steps stays what it was"
+            )
+
+
+def _ahead(order: SampleOrder, micro_batch_size: int) -> int:
+    """Samples of an average group of shards, so that the group after the present one is announced in time."""
+    group = len(order) * order.shards_per_group // len(np.unique(order.shards))
+    return min(max(group, micro_batch_size), len(order))
+
+
+def _samples_taken(state: Mapping[str, int | str]) -> int:
+    """The place in the stream, also of states that count batches of all ranks (the first checkpoints)."""
+    names = ("samples_taken",) if "samples_taken" in state else ("position", "global_micro_batch")
+    product = 1
+    for name in names:
+        value = state.get(name)
+        if not isinstance(value, int) or value < 0:
+            raise ValueError(f"loader state: {name} is {value!r}, expected an integer that is not negative")
+        product *= value
+    return product
+
+
+def _fingerprint(manifest: Manifest, indices: Int[np.ndarray, " n"], stretches: Sequence[Stretch]) -> str:
+    digest = hashlib.sha256(json.dumps([manifest.fingerprint(), len(indices)]).encode())
+    digest.update(indices.astype("<i8").tobytes())
+    if stretches != (Stretch(num=len(indices)),):
+        digest.update(json.dumps([[stretch.num, stretch.weight] for stretch in stretches]).encode())
+    return digest.hexdigest()[:16]
+
+
+def check_room(config: DataConfig, opened: Opened, *, warn: bool) -> None:
+    """Refuse a cache for sets behind URLs that is too small for the training order, see `check_cache`.
+
+    Raises:
+        ValueError: naming the setting and the number needed.
+    """
+    reader = opened.reader
+    if not is_remote(reader):
+        return
+    remote = [is_url(root) for root, num in zip(reader.roots, reader.shards_each, strict=True) for _ in range(num)]
+    used = shards_of(reader.manifest, opened.indices)
+    check_cache(
+        config.cache, [reader.manifest.shards[s] for s in used if remote[s]], config.shards_per_group, warn=warn
+    )
+
+
+def build_loader(
+    config: DataConfig,
+    *,
+    spec: BatchSpec,
+    seed: int,
+    rank: int,
+    world_size: int,
+    teacher_cache: TeacherCache | None = None,
+) -> ShardLoader:
+    """The training stream of one rank, with what the method wants in its batches.
+
+    With a teacher cache, images are not decoded: batches carry `segment_features` instead of `images` and `segments`.
+
+    Raises:
+        ShardError: no prepared set, no such split, no samples, or a cache of another set.
+        ValueError: settings that exclude each other.
+    """
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank is {rank}, expected 0 to {world_size - 1}")
+    opened = open_sets(config.sets, lambda manifest: SampleReader(manifest, retry_min=config.retry_min), config.cache)
+    check_room(config, opened, warn=rank == 0)
+    if teacher_cache is not None:
+        if config.more:
+            raise ValueError(
+                "a teacher cache holds the features of one set, and data.more names others; set "
+                "method.teacher.cache=false, or train on one set"
+            )
+        if config.augment.image.enabled:
+            raise ValueError(
+                "augment.image.enabled is true with a teacher cache, whose features are those of unchanged images; "
+                "set augment.image.enabled=false, or do without the cache"
+            )
+        if not spec.superpixels or spec.second_images:
+            raise ValueError(
+                "a teacher cache holds the features of superpixels of unchanged images; it is of no use to a method "
+                "that wants no superpixels, or a second view of the images. Set method.teacher.cache=false"
+            )
+        if teacher_cache.manifest_fingerprint != opened.reader.manifest.fingerprint():
+            raise ShardError(f"{teacher_cache.path} was built from other shards than {config.shards}; build it again")
+    if rank == 0 and len(opened.indices) < config.micro_batch_size * world_size:
+        _log.warning(
+            "%s: %d samples are fewer than one global micro-batch (%d x %d); a batch will hold a sample twice",
+            config.shards,
+            len(opened.indices),
+            config.micro_batch_size,
+            world_size,
+        )
+    return ShardLoader(config, opened, spec=spec, seed=seed, rank=rank, world_size=world_size, cache=teacher_cache)

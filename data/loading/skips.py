@@ -1,0 +1,115 @@
+"""Skipped samples: counted by reason, named in the log, and an error beyond a set share."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from data.storage.shards import SampleError, ShardError
+
+_log = logging.getLogger(__name__)
+
+_JUDGED_SAMPLES = 1000
+"""The share is judged over at least so many samples (or the whole set), so that a bad start of a good set passes."""
+
+_SHOWN_EXAMPLES = 3
+
+_UNSUITED = frozenset({"no-partner"})
+"""Reasons of samples that are whole, but of no use to the method."""
+
+_MAX_UNSUITED_SHARE = 0.5
+"""A set of which the method cannot use so many is the wrong one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Skip:
+    """One sample that could not be used."""
+
+    index: int
+    reason: str
+    key: str
+    shard: str
+    detail: str
+
+    @classmethod
+    def of(cls, index: int, error: SampleError) -> Skip:
+        """From the reader's or the loader's error."""
+        return cls(index=index, reason=error.reason, key=error.key, shard=error.shard, detail=error.detail)
+
+
+class SkipLedger:
+    """Counts the different samples that were skipped, and stops beyond a share.
+
+    With d different damaged samples among s samples seen of a set of n, the run stops when
+
+        d > max(max_share * max(min(s, n), min(n, 1000)), 1)
+
+    so the share is that of the set, does not grow with the number of epochs, is not judged before 1000 samples (or
+    the set's size), and a single damaged sample never stops a run, unless `max_share` is 0. Samples that are whole but
+    that the method cannot use ("no-partner") may be half of the set. Counts are per process and begin anew when a run
+    is resumed.
+
+    Attributes:
+        counters: different skipped samples by reason.
+    """
+
+    def __init__(self, *, max_share: float, num_samples: int, root: str) -> None:
+        self.counters: dict[str, int] = {}
+        self._max_share = max_share
+        self._num_samples = num_samples
+        self._root = root
+        self._seen = 0
+        self._skips: dict[int, Skip] = {}
+
+    def account(self, num_seen: int, skips: Iterable[Skip]) -> None:
+        """Add samples that were asked for, and those of them that were skipped.
+
+        Raises:
+            ShardError: too many were skipped.
+        """
+        self._seen += num_seen
+        for skip in skips:
+            if skip.index not in self._skips:
+                self._skips[skip.index] = skip
+                self.counters[skip.reason] = self.counters.get(skip.reason, 0) + 1
+                _log.warning(
+                    "skipped sample %s in %s: %s (%s)", skip.key, skip.shard, skip.reason, skip.detail or "no detail"
+                )
+        unsuited = self._num_unsuited()
+        damaged = len(self._skips) - unsuited
+        if damaged > self._allowed(self._max_share) or unsuited > self._allowed(_MAX_UNSUITED_SHARE):
+            raise self.error()
+
+    def _num_unsuited(self) -> int:
+        return sum(self.counters.get(reason, 0) for reason in _UNSUITED)
+
+    def error(self) -> ShardError:
+        """What to tell: counts by reason, examples, and the way out."""
+        seen, unsuited = min(self._seen, self._num_samples), self._num_unsuited()
+        lines = [
+            f"{len(self._skips) - unsuited} damaged samples among the {seen} seen of {self._num_samples} in "
+            f"{self._root}; max_skip_share {self._max_share:g} allows {int(self._allowed(self._max_share))}:"
+        ]
+        for reason, count in sorted(self.counters.items(), key=lambda item: -item[1]):
+            examples = [skip for skip in self._skips.values() if skip.reason == reason][:_SHOWN_EXAMPLES]
+            named = "; ".join(
+                f"{skip.key} in {skip.shard}" + (f" ({skip.detail})" if skip.detail else "") for skip in examples
+            )
+            lines.append(f"  {reason}: {count}, e.g. {named}")
+        if unsuited:
+            lines.append(
+                f"{unsuited} whole samples have no partner, which half of the set may be: look for partners at a "
+                "larger distance in time or with less overlap (the method's second_cloud), or take another set."
+            )
+        lines.append(
+            "Prepare or copy the named shards again (`tandem prepare` checks what is there and redoes what is "
+            "damaged); if the samples are of no use to you, raise max_skip_share."
+        )
+        return ShardError("\n".join(lines))
+
+    def _allowed(self, share: float) -> float:
+        if share == 0:
+            return 0.0
+        judged = max(min(self._seen, self._num_samples), min(self._num_samples, _JUDGED_SAMPLES))
+        return max(share * judged, 1.0)

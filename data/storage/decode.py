@@ -1,0 +1,335 @@
+"""The members of a WebDataset record as a `Sample`: the way back from `data.storage.encode`.
+
+Trusts nothing: sizes are checked before anything is allocated, arrays are read without pickle, and every kind of
+damage is named.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import simplejpeg
+from jaxtyping import Float, Int, Integer, UInt8
+
+from data.sample import Boxes, CameraView, Sample
+from data.storage.encode import (
+    ABSENT_DETAIL,
+    BOX_COLUMNS,
+    BOX_DETAILS,
+    DEPTH_UNIT_M,
+    READABLE_VERSIONS,
+    DamagedError,
+    check_image_size,
+    check_sample,
+    is_camera_name,
+)
+from data.storage.run_lengths import SizeError, decode_runs
+from data.storage.untrusted import parse_json, parse_npy
+
+_MAX_META_BYTES = 1 << 20
+"""Far above any calibration."""
+
+Images = bool | Literal["encoded"]
+"""Whether the images of a sample are read, and as what: see `Wanted`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeSpec:
+    """Which optional parts of a sample are decoded; points and calibration always are.
+
+    Attributes:
+        images: pixels; "encoded": the JPEGs, for whoever needs a part of the pixels only.
+        superpixels: of the images.
+        labels: classes, instances and boxes of the points.
+        depth: of the images.
+        image_labels: class of each pixel.
+    """
+
+    images: Images = True
+    superpixels: bool = True
+    labels: bool = True
+    depth: bool = False
+    image_labels: bool = False
+
+
+def decode_sample(key: str, members: Mapping[str, bytes], wanted: DecodeSpec) -> Sample:
+    """The sample that `encode_sample` wrote, with float32 points and the parts that are wanted.
+
+    Raises:
+        DamagedError: with the first of `REASONS` that applies.
+    """
+    meta = _decode_meta(members)
+    absent = sorted(set(meta["members"]) - set(members))
+    if absent:
+        raise DamagedError("member-missing", ", ".join(absent))
+    points = _decode_npy("points.npy", members, "<f4", (None, 4))
+    num_points = points.shape[0]
+    labels = instances = boxes = None
+    if wanted.labels and "labels.npy" in members:
+        labels = _decode_npy("labels.npy", members, "|u1", (num_points,))
+    if wanted.labels and "instances.npy" in members:
+        instances = _decode_npy("instances.npy", members, "<u2", (num_points,)).astype(np.int32)
+    if wanted.labels and "boxes.npy" in members:
+        boxes = _decode_boxes(members)
+    sample = Sample(
+        key=key,
+        log=meta["log"],
+        timestamp_us=meta["timestamp_us"],
+        points_lidar=np.ascontiguousarray(points[:, :3]),
+        intensity=np.ascontiguousarray(points[:, 3]),
+        T_ego_lidar=_matrix(meta, "T_ego_lidar", 4),
+        T_world_ego=_matrix(meta, "T_world_ego", 4),
+        cameras=tuple(_decode_camera(entry, members, wanted) for entry in meta["cameras"]),
+        labels=labels,
+        instances=instances,
+        boxes=boxes,
+    )
+    check_sample(sample)
+    return sample
+
+
+def _decode_meta(members: Mapping[str, bytes]) -> dict[str, Any]:
+    if "meta.json" not in members:
+        raise DamagedError("member-missing", "meta.json")
+    try:
+        meta = parse_json(members["meta.json"], _MAX_META_BYTES)
+    except ValueError as error:  # JSON and UTF-8 errors alike
+        raise DamagedError("meta-broken", str(error)) from error
+    types = {"schema_version": int, "log": str, "timestamp_us": int, "cameras": list, "members": list}
+    if not isinstance(meta, dict):
+        raise DamagedError("meta-broken", f"meta.json holds a {type(meta).__name__}, expected an object")
+    for name, kind in types.items():
+        if not isinstance(meta.get(name), kind):
+            raise DamagedError("meta-broken", f"{name} is {meta.get(name)!r}, expected {kind.__name__}")
+    if meta["schema_version"] not in READABLE_VERSIONS:
+        raise DamagedError("meta-broken", f"schema_version {meta['schema_version']}, expected {READABLE_VERSIONS}")
+    _check_time(meta["timestamp_us"])
+    if not all(isinstance(entry, dict) for entry in meta["cameras"]):
+        raise DamagedError("meta-broken", "an entry of cameras is no object")
+    if not all(isinstance(name, str) for name in meta["members"]):
+        raise DamagedError("meta-broken", "an entry of members is no string")
+    return meta
+
+
+def _check_time(value: int) -> None:
+    if not -(1 << 63) <= value < 1 << 63:
+        raise DamagedError("meta-broken", "timestamp_us does not fit 64 bits")
+
+
+def _matrix(holder: Mapping[str, Any], name: str, side: int) -> Float[np.ndarray, "side side"]:
+    value = holder.get(name)
+    if value is None:
+        raise DamagedError("calibration-missing", name)
+    try:
+        matrix = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DamagedError("meta-broken", f"{name}: {error}") from error
+    if matrix.shape != (side, side):
+        raise DamagedError("meta-broken", f"{name} has shape {matrix.shape}, expected {side}x{side}")
+    return matrix
+
+
+def _decode_camera(entry: Mapping[str, Any], members: Mapping[str, bytes], wanted: DecodeSpec) -> CameraView:
+    name, size = entry.get("name"), entry.get("image_size")
+    if not (isinstance(name, str) and is_camera_name(name) and isinstance(entry.get("timestamp_us"), int)):
+        raise DamagedError("meta-broken", f"a camera's name is {name!r}, its time {entry.get('timestamp_us')!r}")
+    _check_time(entry["timestamp_us"])
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(side, int) for side in size)):
+        raise DamagedError("meta-broken", f"{name}: image_size is {size!r}, expected [height, width]")
+    if f"{name}.jpg" not in members:
+        raise DamagedError("member-missing", f"{name}.jpg")
+    image_size = (size[0], size[1])
+    check_image_size(name, *image_size)
+    image = jpeg = superpixels = depth_m = labels = None
+    if wanted.images:
+        jpeg = members[f"{name}.jpg"]
+        check_jpeg(f"{name}.jpg", jpeg, image_size)
+    if jpeg is not None and wanted.images != "encoded":
+        image, jpeg = decode_jpeg(f"{name}.jpg", jpeg), None
+    if wanted.superpixels:
+        superpixels = _decode_superpixels(name, members, image_size)
+    if wanted.depth and f"{name}.depth.png" in members:
+        plane = _decode_plane(f"{name}.depth.png", members, image_size)
+        depth_m = plane.astype(np.float32) * np.float32(DEPTH_UNIT_M)
+    if wanted.image_labels and f"{name}.labels.png" in members:
+        labels = _decode_plane(f"{name}.labels.png", members, image_size)
+        if labels.dtype != np.uint8:
+            raise DamagedError("image-broken", f"{name}.labels.png is {labels.dtype}, expected uint8")
+    return CameraView(
+        name=name,
+        image_size=image_size,
+        K=_matrix(entry, "K", 3),
+        T_cam_ego=_matrix(entry, "T_cam_ego", 4),
+        T_world_ego=_matrix(entry, "T_world_ego", 4),
+        timestamp_us=entry["timestamp_us"],
+        image=image,
+        jpeg=jpeg,
+        superpixels=superpixels,
+        depth_m=depth_m,
+        labels=labels,
+    )
+
+
+def _decode_superpixels(
+    camera: str, members: Mapping[str, bytes], size: tuple[int, int]
+) -> Integer[np.ndarray, "H W"] | None:
+    name = f"{camera}.superpixels.npy.gz"
+    if name in members:
+        try:
+            return decode_runs(members[name], size)
+        except SizeError as error:
+            raise DamagedError("image-size", f"{name}: {error}") from error
+        except ValueError as error:
+            raise DamagedError("image-broken", f"{name}: {error}") from error
+    name = f"{camera}.superpixels.png"  # version 1
+    return _decode_plane(name, members, size) if name in members else None
+
+
+def check_jpeg(name: str, data: bytes, size: tuple[int, int]) -> None:
+    """Refuse, without decoding, a JPEG that is cut or has another size than stated.
+
+    Args:
+        name: for messages.
+        data: the file.
+        size: height, width that it must have.
+
+    Raises:
+        DamagedError: what is wrong.
+    """
+    # libjpeg fills what is missing with grey and only prints a line, so a cut file is found by its end mark.
+    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise DamagedError("image-broken", f"{name} ends before its end-of-image mark")
+    _expect_size(name, jpeg_size(data), size)
+
+
+def decode_jpeg(name: str, data: bytes, reduction: int = 1) -> UInt8[np.ndarray, "h w 3"]:
+    """A JPEG's pixels as RGB, as stored (EXIF orientation is not applied).
+
+    Reduced, each block of `reduction` x `reduction` pixels becomes their average, taken from the low frequencies that
+    the file stores anyway: half the size takes half the time. Sides are rounded up.
+
+    Args:
+        name: for messages.
+        data: the file.
+        reduction: 1, 2, 4 or 8.
+
+    Raises:
+        DamagedError: cut, larger than any camera's image, or no JPEG.
+    """
+    size = jpeg_size(data)
+    check_jpeg(name, data, size)
+    check_image_size(name, *size)
+    reduced = (-(-size[0] // reduction), -(-size[1] // reduction))
+    try:
+        # Not strict: real files hold what libjpeg only warns of.
+        image = simplejpeg.decode_jpeg(data, "RGB", min_height=reduced[0], min_width=reduced[1], strict=False)
+    except ValueError as error:
+        raise DamagedError("image-broken", f"{name}: {error}") from error
+    _expect_size(name, image.shape[:2], reduced)
+    return np.asarray(image)
+
+
+def _decode_plane(name: str, members: Mapping[str, bytes], size: tuple[int, int]) -> np.ndarray:
+    data = members[name]
+    if b"IEND" not in data[-12:]:
+        raise DamagedError("image-broken", f"{name} is no whole PNG")
+    height, width = png_size(data)
+    check_image_size(name, height, width)
+    _expect_size(name, (height, width), size)
+    plane = _imdecode(name, data, cv2.IMREAD_UNCHANGED)
+    if plane.ndim != 2 or plane.dtype not in (np.uint8, np.uint16):
+        raise DamagedError("image-broken", f"{name} is {plane.dtype} with shape {plane.shape}, expected grey")
+    return plane
+
+
+def _expect_size(name: str, got: tuple[int, int], stated: tuple[int, int]) -> None:
+    if got != stated:
+        raise DamagedError("image-size", f"{name} is {got[0]}x{got[1]}, stated {stated[0]}x{stated[1]}")
+
+
+def _imdecode(name: str, data: bytes, flags: int) -> np.ndarray:
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DamagedError("image-broken", f"{name}: {error}") from error
+    if image is None:
+        raise DamagedError("image-broken", f"{name} cannot be decoded")
+    return np.asarray(image)
+
+
+PNG_MARK = b"\x89PNG\r\n\x1a\n"
+
+
+def png_size(data: bytes) -> tuple[int, int]:
+    """Height and width from a PNG's header, without decoding.
+
+    Raises:
+        DamagedError: no PNG, or cut in its header.
+    """
+    if len(data) < 24 or not data.startswith(PNG_MARK):
+        raise DamagedError("image-broken", "not a PNG, or cut in its header")
+    width, height = struct.unpack(">II", data[16:24])
+    return height, width
+
+
+def jpeg_size(data: bytes) -> tuple[int, int]:
+    """Height and width from a JPEG's frame header, without decoding.
+
+    Raises:
+        DamagedError: no frame header before the scan data.
+    """
+    position = 2
+    while data[:2] == b"\xff\xd8" and position + 9 <= len(data) and data[position] == 0xFF:
+        marker = data[position + 1]
+        # C4, C8 and CC lie in the frame-header range but are tables and extensions.
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = struct.unpack(">HH", data[position + 5 : position + 9])
+            return height, width
+        position += 2 + int(struct.unpack(">H", data[position + 2 : position + 4])[0])
+    raise DamagedError("image-broken", "not a JPEG, or cut before its frame header")
+
+
+def _decode_npy(name: str, members: Mapping[str, bytes], dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
+    """An array of exactly this type and shape (None: any length); never unpickles, never over-allocates."""
+    if name not in members:
+        raise DamagedError("member-missing", name)
+    try:
+        array = parse_npy(members[name])
+    except ValueError as error:
+        raise DamagedError("array-broken", f"{name}: {error}") from error
+    fits = len(array.shape) == len(shape) and all(
+        want is None or got == want for got, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits or array.dtype.str != dtype:
+        detail = f"{name} is {array.dtype.str} {array.shape}, expected {dtype} {shape}"
+        raise DamagedError("array-broken", detail)
+    return array
+
+
+def _decode_boxes(members: Mapping[str, bytes]) -> Boxes:
+    table = _decode_npy("boxes.npy", members, "<f8", (None, BOX_COLUMNS))
+    found: dict[str, np.ndarray] = {}
+    if "box_details.npy" in members:
+        details = _decode_npy("box_details.npy", members, "<i4", (len(table), len(BOX_DETAILS)))
+        columns = zip(BOX_DETAILS, details.T, strict=True)
+        found = {name: np.array(column) for name, column in columns if ABSENT_DETAIL not in column}
+    return Boxes(
+        centers_m=table[:, 0:3],
+        sizes_m=table[:, 3:6],
+        yaws=table[:, 6],
+        velocities_mps=table[:, 7:9],
+        classes=_whole_numbers("classes", table[:, 9]),
+        track_ids=_whole_numbers("track ids", table[:, 10]),
+        **found,
+    )
+
+
+def _whole_numbers(name: str, values: Float[np.ndarray, " boxes"]) -> Int[np.ndarray, " boxes"]:
+    if not (np.isfinite(values).all() and (np.abs(values) < 1 << 31).all()):
+        raise DamagedError("array-broken", f"boxes.npy: {name} are no whole numbers")
+    return values.astype(np.int32)

@@ -1,0 +1,298 @@
+"""One `Sample` as the members of a WebDataset record; `data.storage.decode` is the way back.
+
+The format is written down in docs/shards.md. What may go wrong with a sample, when it is made or when it is read, is
+named by one of `REASONS`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from jaxtyping import Float, Int, Integer
+
+from data.geometry import project, transform, visible
+from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
+from data.storage.run_lengths import encode_runs
+
+SCHEMA_VERSION = 2
+"""Raised by one whenever a reader of the version before would misread or refuse a set."""
+
+READABLE_VERSIONS = (1, 2)
+"""Sets of version 1 have superpixels as PNG."""
+
+REASONS = (
+    "shard-missing",  # the tar cannot be opened or read
+    "tar-broken",  # truncated, or not a tar at the stated offset
+    "checksum",  # readable, but not the bytes that were written
+    "member-missing",  # a file of the sample is not there
+    "meta-broken",  # meta.json is no JSON, or a field has another type than documented
+    "calibration-missing",  # intrinsics, extrinsics or a pose are absent
+    "calibration-singular",  # not finite, not invertible, or not a rotation
+    "array-broken",  # an .npy of another type, shape or length than documented
+    "points-not-finite",  # NaN or infinity in a coordinate or an intensity
+    "empty-sweep",  # no points
+    "image-broken",  # an image that cannot be decoded whole
+    "image-size",  # an image, superpixels, depth or labels of another size than stated
+)
+"""Every reason for which a sample can be refused."""
+
+MAX_SAMPLE_BYTES = 1 << 30
+"""Far above any sweep with its images; larger numbers come from a damaged manifest."""
+
+MAX_IMAGE_SIDE_PX = 16384
+MAX_IMAGE_PIXELS = 1 << 26
+"""Several times those of any camera in use; a few bytes of a compressed image can stand for any number."""
+DEPTH_UNIT_M = 0.01
+_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
+_CAMERA = re.compile(r"[A-Za-z0-9_]+\Z")
+BOX_COLUMNS = 11
+_MAX_CALIBRATION = 1e12
+"""Above focal lengths in pixels and positions in metres on any planet."""
+BOX_DETAILS = ("num_points", "difficulties", "attributes")
+"""Columns of `Boxes` that not every set has, in their stored order."""
+ABSENT_DETAIL = -2
+"""Stored where `Boxes` has no such column."""
+
+
+class DamagedError(Exception):
+    """A sample cannot be used; `reason` is one of `REASONS`."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        assert reason in REASONS, reason
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class CodecConfig:
+    """How members are compressed.
+
+    Attributes:
+        jpeg_quality: 1 to 100, of images that the source does not have as JPEG (those are stored unchanged); 95 leaves
+            errors of about one grey level at twice the bytes of 85.
+        png_level: zlib level of superpixels, depth and labels of pixels, 0 to 9.
+    """
+
+    jpeg_quality: int = 95
+    png_level: int = 3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality is {self.jpeg_quality}, expected 1 to 100")
+        if not 0 <= self.png_level <= 9:
+            raise ValueError(f"png_level is {self.png_level}, expected 0 to 9")
+
+
+# ------------------------------------------------------------------------------------------------ checks
+def check_sample(sample: Sample) -> None:
+    """Refuse what no training step could use; the same test before writing and after reading.
+
+    Raises:
+        DamagedError: empty sweep, non-finite points, unusable calibration, or parts that disagree in size.
+        ValueError: a key or camera name that a WebDataset member name cannot carry (a converter's mistake).
+    """
+    if not _KEY.match(sample.key):
+        raise ValueError(f"sample key {sample.key!r}: expected letters, digits, '-' and '_' only")
+    num_points = sample.points_lidar.shape[0]
+    if num_points == 0:
+        raise DamagedError("empty-sweep", "0 points")
+    if not (np.isfinite(sample.points_lidar).all() and np.isfinite(sample.intensity).all()):
+        bad = int((~np.isfinite(sample.points_lidar)).any(axis=1).sum())
+        raise DamagedError("points-not-finite", f"{bad} of {num_points} points have a non-finite coordinate")
+    for name, values in (("labels", sample.labels), ("instances", sample.instances)):
+        if values is not None and values.shape != (num_points,):
+            raise DamagedError("array-broken", f"{name} {values.shape} for {num_points} points")
+    if sample.boxes is not None:
+        _check_boxes(sample.boxes)
+    _check_rigid("T_ego_lidar", sample.T_ego_lidar)
+    _check_rigid("T_world_ego", sample.T_world_ego)
+    for camera in sample.cameras:
+        _check_camera(camera)
+
+
+def is_camera_name(name: str) -> bool:
+    """True where a member's name can carry it."""
+    return _CAMERA.match(name) is not None
+
+
+def check_image_size(name: str, height: int, width: int) -> None:
+    """Refuse an image that no camera takes, before memory is asked for.
+
+    Raises:
+        DamagedError: a side or the number of pixels is out of range.
+    """
+    sides_fit = 0 < height <= MAX_IMAGE_SIDE_PX and 0 < width <= MAX_IMAGE_SIDE_PX
+    if not sides_fit or height * width > MAX_IMAGE_PIXELS:
+        raise DamagedError("image-size", f"{name}: {height}x{width}")
+
+
+def _check_boxes(boxes: Boxes) -> None:
+    finite = all(np.isfinite(part).all() for part in (boxes.centers_m, boxes.sizes_m, boxes.yaws))
+    if not finite or np.isinf(boxes.velocities_mps).any():
+        raise DamagedError("array-broken", "a box has a non-finite centre, size, heading or velocity")
+
+
+def _check_camera(camera: CameraView) -> None:
+    if not is_camera_name(camera.name):
+        raise ValueError(f"camera name {camera.name!r}: expected letters, digits and '_' only")
+    K = camera.K
+    # With bounds, so that nothing computed from it overflows.
+    usable = K.shape == (3, 3) and bool((np.abs(K) < _MAX_CALIBRATION).all()) and abs(np.linalg.det(K)) > 1e-6
+    if not usable:
+        raise DamagedError("calibration-singular", f"{camera.name}: intrinsics {K.tolist()}")
+    _check_rigid(f"{camera.name}.T_cam_ego", camera.T_cam_ego)
+    _check_rigid(f"{camera.name}.T_world_ego", camera.T_world_ego)
+    height, width = camera.image_size
+    check_image_size(camera.name, height, width)
+    planes = (
+        ("image", camera.image),
+        ("superpixels", camera.superpixels),
+        ("depth", camera.depth_m),
+        ("labels", camera.labels),
+    )
+    for name, plane in planes:
+        if plane is not None and plane.shape[:2] != (height, width):
+            detail = f"{camera.name}: {name} is {plane.shape[:2]}, stated {height}x{width}"
+            raise DamagedError("image-size", detail)
+
+
+def _check_rigid(name: str, T: Float[np.ndarray, "..."]) -> None:
+    """A rotation and a translation; determinants of real calibrations are 1 within 1e-4."""
+    rigid = (
+        T.shape == (4, 4)
+        and bool((np.abs(T) < _MAX_CALIBRATION).all())
+        and bool((np.abs(T[3] - (0, 0, 0, 1)) < 1e-6).all())
+    )
+    if not rigid or abs(np.linalg.det(T[:3, :3]) - 1) > 0.01:
+        raise DamagedError("calibration-singular", f"{name} is no rigid transform: {T.tolist()}")
+
+
+def count_pairs(sample: Sample) -> int:
+    """Number of (point, camera) pairs with the default visibility rule; a point seen twice counts twice."""
+    total = 0
+    for camera in sample.cameras:
+        uv, depth = project(camera.K, transform(sample.T_cam_lidar(camera), sample.points_lidar))
+        total += int(visible(uv, depth, camera.image_size).sum())
+    return total
+
+
+def count_labelled(sample: Sample) -> int:
+    """Number of points with a class."""
+    return 0 if sample.labels is None else int((sample.labels != IGNORE_LABEL).sum())
+
+
+# ---------------------------------------------------------------------------------------------- encoding
+def encode_sample(sample: Sample, config: CodecConfig) -> dict[str, bytes]:
+    """Members by name without the key, e.g. ``points.npy`` or ``front.jpg``; the same sample gives the same bytes.
+
+    Raises:
+        DamagedError: the sample fails `check_sample`.
+        ValueError: an image is absent, or a value does not fit its stored type.
+    """
+    check_sample(sample)
+    points = np.concatenate([sample.points_lidar, sample.intensity[:, None]], axis=1)
+    members = {"points.npy": _npy(points.astype("<f4"))}
+    for camera in sample.cameras:
+        members |= _encode_camera(camera, config)
+    if sample.labels is not None:
+        members["labels.npy"] = _npy(sample.labels.astype("u1"))
+    if sample.instances is not None:
+        members["instances.npy"] = _npy(_as_uint16("instances", sample.instances))
+    if sample.boxes is not None:
+        members["boxes.npy"] = _npy(_box_table(sample.boxes))
+        details = _box_details(sample.boxes)
+        if details is not None:
+            members["box_details.npy"] = _npy(details)
+    members["meta.json"] = _encode_meta(sample, sorted(members))
+    return members
+
+
+def _encode_camera(camera: CameraView, config: CodecConfig) -> dict[str, bytes]:
+    png = [cv2.IMWRITE_PNG_COMPRESSION, config.png_level]
+    members = {f"{camera.name}.jpg": camera.jpeg or _encode_jpeg(camera, config)}
+    if camera.superpixels is not None:
+        ids = _as_uint16(f"{camera.name}: superpixels", camera.superpixels)
+        members[f"{camera.name}.superpixels.npy.gz"] = encode_runs(ids, config.png_level)
+    if camera.depth_m is not None:
+        centimetres = np.clip(np.rint(camera.depth_m / DEPTH_UNIT_M), 0, np.iinfo(np.uint16).max)
+        members[f"{camera.name}.depth.png"] = _imencode(".png", centimetres.astype(np.uint16), png)
+    if camera.labels is not None:
+        members[f"{camera.name}.labels.png"] = _imencode(".png", camera.labels.astype(np.uint8), png)
+    return members
+
+
+def _encode_jpeg(camera: CameraView, config: CodecConfig) -> bytes:
+    if camera.image is None:
+        raise ValueError(f"camera {camera.name!r} has no image; shards are written from whole samples")
+    bgr = cv2.cvtColor(camera.image, cv2.COLOR_RGB2BGR)
+    return _imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, config.jpeg_quality])
+
+
+def _imencode(extension: str, image: np.ndarray, options: list[int]) -> bytes:
+    done, data = cv2.imencode(extension, image, options)
+    if not done:
+        raise ValueError(f"OpenCV could not encode an image of shape {image.shape} as {extension}")
+    return bytes(data.tobytes())
+
+
+def _as_uint16(name: str, values: Integer[np.ndarray, "..."]) -> np.ndarray:
+    if values.size and not (int(values.min()) >= 0 and int(values.max()) <= np.iinfo(np.uint16).max):
+        raise ValueError(f"{name} run from {values.min()} to {values.max()}, expected 0 to 65535")
+    return values.astype("<u2")
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _box_table(boxes: Boxes) -> Float[np.ndarray, "boxes 11"]:
+    columns = (
+        boxes.centers_m,
+        boxes.sizes_m,
+        boxes.yaws[:, None],
+        boxes.velocities_mps,
+        boxes.classes[:, None],
+        boxes.track_ids[:, None],
+    )
+    return np.concatenate(columns, axis=1).astype("<f8")
+
+
+def _box_details(boxes: Boxes) -> Int[np.ndarray, "boxes 3"] | None:
+    """Optional columns; -2 all down a column that is None, which the values themselves never are."""
+    columns = [getattr(boxes, name) for name in BOX_DETAILS]
+    if all(column is None for column in columns):
+        return None
+    count = len(boxes.classes)
+    filled = [np.full(count, ABSENT_DETAIL) if column is None else column for column in columns]
+    return np.stack(filled, axis=1).astype("<i4")
+
+
+def _encode_meta(sample: Sample, members: list[str]) -> bytes:
+    meta = {
+        "schema_version": SCHEMA_VERSION,
+        "log": sample.log,
+        "timestamp_us": int(sample.timestamp_us),
+        "T_ego_lidar": sample.T_ego_lidar.tolist(),
+        "T_world_ego": sample.T_world_ego.tolist(),
+        "cameras": [
+            {
+                "name": camera.name,
+                "image_size": [int(side) for side in camera.image_size],
+                "K": camera.K.tolist(),
+                "T_cam_ego": camera.T_cam_ego.tolist(),
+                "T_world_ego": camera.T_world_ego.tolist(),
+                "timestamp_us": int(camera.timestamp_us),
+            }
+            for camera in sample.cameras
+        ],
+        "members": members,
+    }
+    return json.dumps(meta, allow_nan=False).encode()

@@ -1,0 +1,181 @@
+"""Several prepared sets as one stream of samples, each as often as its weight says.
+
+Networks that are pre-trained on several data sets carry over better than those that saw one (Puy et al., Three Pillars
+Improving Vision Foundation Model Distillation for Lidar, CVPR 2024: ScaLR). Sets may differ in sensors, cameras and
+classes: a batch holds samples of all of them, images are brought to one size, and pre-training reads no classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from data.order import Stretch
+from data.sample import Sample
+from data.storage.decode import Images
+from data.storage.remote.shard_cache import CacheConfig
+from data.storage.shards import SAMPLE_COLUMNS, Manifest, SampleReader, ShardError, load_manifest
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetConfig:
+    """A prepared set and the samples of it that are used.
+
+    Attributes:
+        shards: folder or address of the set.
+        split: of the set; None for all of it.
+        limit: use only the first so many samples (in log and time order); None for all.
+        weight: how often each sample comes in an epoch, on average.
+    """
+
+    shards: str
+    split: str | None = "train"
+    limit: int | None = None
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        Stretch(num=1, weight=self.weight)
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit is {self.limit}, expected at least 1, or null for all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """Sets that are ready to be read.
+
+    Attributes:
+        reader: of all of them.
+        indices: samples in use, set after set.
+        stretches: the sets' shares of `indices` and their weights.
+    """
+
+    reader: Reader
+    indices: Int[np.ndarray, " n"]
+    stretches: tuple[Stretch, ...]
+
+
+class MixedReader:
+    """Reads the samples of several sets by their row in the joined manifest.
+
+    Attributes:
+        manifest: all sets' rows, one set after another; shards and logs are named `<number>.<set>/<name>`.
+    """
+
+    def __init__(self, readers: Sequence[SampleReader]) -> None:
+        """Join the sets.
+
+        Args:
+            readers: of the sets, in their order.
+        """
+        self._readers = tuple(readers)
+        self._shard_starts = np.cumsum([0, *(len(reader.manifest.shards) for reader in readers)])
+        self._starts = np.cumsum([0, *(len(reader.manifest) for reader in readers)])
+        self.manifest = _joined([reader.manifest for reader in readers])
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """Folder or URL of each set."""
+        return tuple(root for reader in self._readers for root in reader.roots)
+
+    @property
+    def shards_each(self) -> tuple[int, ...]:
+        """Shards of each of them."""
+        return tuple(num for reader in self._readers for num in reader.shards_each)
+
+    def expect(self, shards: Sequence[int]) -> None:
+        """As `SampleReader.expect`."""
+        owner = np.searchsorted(self._shard_starts, shards, side="right") - 1
+        for number, reader in enumerate(self._readers):
+            own = [s - int(self._shard_starts[number]) for s, o in zip(shards, owner, strict=True) if o == number]
+            reader.expect(own)
+
+    def read(
+        self,
+        index: int,
+        *,
+        images: Images = True,
+        superpixels: bool = True,
+        labels: bool = True,
+        depth: bool = False,
+        image_labels: bool = False,
+    ) -> Sample:
+        """As `SampleReader.read`."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        if not 0 <= number < len(self._readers):
+            raise IndexError(f"sample {index} of {int(self._starts[-1])}")
+        return self._readers[number].read(
+            index - int(self._starts[number]),
+            images=images,
+            superpixels=superpixels,
+            labels=labels,
+            depth=depth,
+            image_labels=image_labels,
+        )
+
+
+Reader = SampleReader | MixedReader
+"""Of one set, or of several."""
+
+
+def open_sets(
+    sets: Sequence[SetConfig],
+    make_reader: Callable[[Manifest], SampleReader],
+    cache: CacheConfig | None = None,
+) -> Opened:
+    """Open the sets of a run; a single one is read as it is.
+
+    Args:
+        sets: at least one.
+        make_reader: reader of one set.
+        cache: of sets behind a URL; None: the default one.
+
+    Raises:
+        ShardError: no prepared set, no such split, or no samples in it.
+    """
+    readers, indices, start = [], [], 0
+    for config in sets:
+        manifest = load_manifest(config.shards, cache)
+        chosen = manifest.indices(config.split)[: config.limit]
+        if len(chosen) == 0:
+            raise ShardError(f"{config.shards} has no samples in split {config.split!r}; choose another split")
+        readers.append(make_reader(manifest))
+        indices.append(start + chosen)
+        start += len(manifest)
+    stretches = tuple(
+        Stretch(num=len(chosen), weight=config.weight) for chosen, config in zip(indices, sets, strict=True)
+    )
+    reader = readers[0] if len(readers) == 1 else MixedReader(readers)
+    return Opened(reader=reader, indices=np.concatenate(indices), stretches=stretches)
+
+
+def _joined(manifests: Sequence[Manifest]) -> Manifest:
+    names = [f"{number}.{manifest.set_name}" for number, manifest in enumerate(manifests)]
+    columns: dict[str, Any] = {
+        name: np.concatenate([getattr(manifest, name) for manifest in manifests]) for name in SAMPLE_COLUMNS
+    }
+    for column, of in (("sample_shard", "shards"), ("sample_log", "logs")):
+        shifts = np.cumsum([0, *(len(getattr(manifest, of)) for manifest in manifests[:-1])])
+        columns[column] += np.repeat(shifts, [len(manifest) for manifest in manifests]).astype(columns[column].dtype)
+    return Manifest(
+        root=" + ".join(manifest.root for manifest in manifests),
+        set_name="+".join(manifest.set_name for manifest in manifests),
+        class_names=(),
+        camera_names=tuple(dict.fromkeys(name for manifest in manifests for name in manifest.camera_names)),
+        shards=tuple(
+            dataclasses.replace(shard, file=f"{name}/{shard.file}")
+            for name, manifest in zip(names, manifests, strict=True)
+            for shard in manifest.shards
+        ),
+        logs=tuple(f"{name}/{log}" for name, m in zip(names, manifests, strict=True) for log in m.logs),
+        splits=tuple(split for manifest in manifests for split in manifest.splits),
+        notes=tuple(note for manifest in manifests for note in manifest.notes),
+        skipped={},
+        keys=np.concatenate([manifest.keys for manifest in manifests]),
+        **columns,
+    )

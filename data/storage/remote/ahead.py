@@ -1,0 +1,91 @@
+"""Threads that fetch shards before they are read."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+
+from common.retry import StorageAwayError
+from data.storage.remote.shard_cache import ShardCache, StoredShard
+
+_log = logging.getLogger(__name__)
+
+_POLL_S = 0.5
+"""Before another look at shards that other processes fetch, or that there was no room for."""
+
+
+class FetchAhead:
+    """Fetches what was announced, in order; starts its threads when there is something to do.
+
+    Attributes:
+        threads: how many.
+    """
+
+    def __init__(self, cache: ShardCache, fill: Callable[[StoredShard, int], bool], *, threads: int) -> None:
+        """Nothing is fetched yet.
+
+        Args:
+            cache: where to.
+            fill: downloads a shard into a file.
+            threads: at most so many; `cache` bounds them over all processes of the machine.
+        """
+        self.threads = threads
+        self._cache, self._fill = cache, fill
+        self._changed = threading.Condition()
+        self._wanted: tuple[StoredShard, ...] = ()
+        self._left: list[StoredShard] = []
+        self._busy: set[str] = set()
+        self._running: list[threading.Thread] = []
+        self._stopped = False
+
+    def expect(self, shards: Sequence[StoredShard]) -> None:
+        """Fetch these next, in this order, and nothing else any more."""
+        if tuple(shards) == self._wanted or not shards:
+            return
+        with self._changed:
+            self._wanted, self._left = tuple(shards), list(shards)
+            self._changed.notify_all()
+        if not self._running and not self._stopped:
+            self._running = [threading.Thread(target=self._run, daemon=True) for _ in range(self.threads)]
+            for thread in self._running:
+                thread.start()
+
+    def stop(self) -> None:
+        """End the threads once their present downloads are over; they are not waited for."""
+        with self._changed:
+            self._stopped, self._left = True, []
+            self._changed.notify_all()
+
+    def _run(self) -> None:
+        while (shard := self._next()) is not None:
+            done = True
+            try:
+                keep = {other.sha256 for other in self._wanted}
+                done = self._cache.fetch_ahead(shard, lambda part, s=shard: self._fill(s, part), keep)  # type: ignore[misc]
+            except (OSError, StorageAwayError) as error:
+                # Whoever reads a sample of it tries again, and says so where it is needed.
+                _log.info("%s was not fetched ahead: %s", shard.file, error)
+            finally:
+                self._finished(shard, done)
+
+    def _next(self) -> StoredShard | None:
+        """The next shard that no other thread is at; None: it is over."""
+        with self._changed:
+            while not self._stopped:
+                shard = next((s for s in self._left if s.sha256 not in self._busy), None)
+                if shard is not None:
+                    self._left.remove(shard)
+                    self._busy.add(shard.sha256)
+                    return shard
+                self._changed.wait()
+        return None
+
+    def _finished(self, shard: StoredShard, done: bool) -> None:
+        with self._changed:
+            self._busy.discard(shard.sha256)
+            if not done and not self._stopped and shard in self._wanted:
+                self._changed.wait(_POLL_S)
+                if shard in self._wanted and shard not in self._left:
+                    self._left.append(shard)
+            self._changed.notify_all()

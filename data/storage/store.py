@@ -1,0 +1,149 @@
+"""Where the bytes of a prepared set come from: a folder (`LocalStore`), or a URL by way of a local cache."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from common.retry import StorageRetry, read_at
+from data.storage.remote.remote_store import RemoteStore
+from data.storage.remote.shard_cache import CacheConfig, StoredShard
+
+MANIFEST_NAME = "manifest.json"
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_OPEN_SHARDS = 32
+"""Tars that one store keeps open."""
+_BLOCK_BYTES = 1 << 20
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Bytes of one set. Picklable, usable on both sides of a fork; one a thread."""
+
+    def read_file(self, name: str, sha256: str | None = None) -> bytes:
+        """A small file as it is now.
+
+        Args:
+            name: in the set.
+            sha256: what it should have, where that is known; bytes that came otherwise over a network are asked for
+                again, and are given as they are if they stay so.
+
+        Raises:
+            FileNotFoundError: it is not there; the message names it.
+            OSError: it cannot be read; the message says why.
+        """
+        ...
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """A large file, piece by piece; raises as `read_file`."""
+        ...
+
+    def read_at(self, shard: StoredShard, size: int, offset: int, crc32: int) -> bytes:
+        """Bytes of a shard, fewer at its end.
+
+        Args:
+            shard: which one.
+            size: bytes wanted.
+            offset: of the first.
+            crc32: what they should have; a store that holds copies mends those that differ, and gives what the set
+                itself holds even where that is damaged.
+
+        Raises:
+            OSError: of this shard, while the set's other files can be read.
+            StorageAwayError: the storage went away and did not come back in time.
+        """
+        ...
+
+    def expect(self, shards: Sequence[StoredShard]) -> None:
+        """These will be read next, in this order."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files; the next read opens them again."""
+        ...
+
+
+def is_url(root: str) -> bool:
+    """Whether a set lies behind a URL and not in a folder."""
+    return _URL.match(root) is not None
+
+
+def join(root: str, name: str) -> str:
+    """Path or URL of a file of a set."""
+    return f"{root.rstrip('/')}/{name}" if is_url(root) else os.path.join(root, name)
+
+
+class LocalStore:
+    """A folder. A sample is one `pread`, which shares no file position."""
+
+    def __init__(self, root: str, retry_min: float) -> None:
+        self._root = Path(root)
+        self._open: OrderedDict[str, int] = OrderedDict()
+        self._patience = StorageRetry(self._root / MANIFEST_NAME, retry_min)
+        self._given_up: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """File descriptors mean nothing in another process."""
+        return {**self.__dict__, "_open": OrderedDict()}
+
+    def __del__(self) -> None:
+        self.close()
+
+    def read_file(self, name: str, sha256: str | None = None) -> bytes:
+        """See `Store.read_file`."""
+        return (self._root / name).read_bytes()
+
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """See `Store.blocks`."""
+        with (self._root / name).open("rb") as file:
+            while block := file.read(_BLOCK_BYTES):
+                yield block
+
+    def read_at(self, shard: StoredShard, size: int, offset: int, crc32: int) -> bytes:
+        """See `Store.read_at`."""
+        try:
+            if shard.file in self._given_up:
+                return self._pread(shard.file, size, offset)
+            return self._patience.read(lambda: self._pread(shard.file, size, offset))
+        except OSError:
+            self._given_up.add(shard.file)  # its other samples need not be waited for, too
+            raise
+
+    def expect(self, shards: Sequence[StoredShard]) -> None:
+        """Nothing to do: the page cache sees to it."""
+
+    def close(self) -> None:
+        """See `Store.close`."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _pread(self, file: str, size: int, offset: int) -> bytes:
+        try:
+            return read_at(self._descriptor(file), size, offset)
+        except OSError:
+            self.close()  # descriptors of a file system that went away stay dead when it is back
+            raise
+
+    def _descriptor(self, file: str) -> int:
+        descriptor = self._open.pop(file, None)
+        if descriptor is None:
+            descriptor = os.open(self._root / file, os.O_RDONLY | os.O_CLOEXEC)
+        self._open[file] = descriptor
+        if len(self._open) > _OPEN_SHARDS:
+            os.close(self._open.popitem(last=False)[1])
+        return descriptor
+
+
+def open_store(root: str, cache: CacheConfig, *, retry_min: float) -> Store:
+    """The store of a set.
+
+    Args:
+        root: folder or URL of the set.
+        cache: where shards behind a URL are kept.
+        retry_min: minutes for which the storage may be away.
+    """
+    return RemoteStore(root, cache, retry_min) if is_url(root) else LocalStore(root, retry_min)

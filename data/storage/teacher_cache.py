@@ -1,0 +1,311 @@
+"""Features of a frozen teacher, pooled over superpixels, stored beside the shards: storage only, no network.
+
+`<root>/teacher_cache/<key>/` holds parts, each a pair of files, and `cache.json`, which is written last:
+
+    part-00000.npy         float16 [rows, dim], memory-mapped when read
+    part-00000.index.npz   sample int64 [k], num_segments int32 [k, V], sha256 of the .npy: whose rows these are
+    cache.json             dim, number of cameras, fingerprint of the shard set, the parts with sizes and checksums
+
+The rows of a sample are its cameras' superpixels, camera after camera in the set's order. A build that was
+interrupted goes on after the last finished part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import zipfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from common.retry import RETRY_MIN, StorageAwayError, StorageRetry, read_at
+from data.storage.shards import Manifest, ShardError, file_sha256, replace_file
+
+_log = logging.getLogger(__name__)
+
+_ITEM_BYTES = 2  # float16
+_VERSION = 1
+_PIXELS = 2
+"""Raised when the same stored image gives a teacher other pixels than before; 1: all were decoded at full size."""
+_PART_BYTES = 256 << 20
+_KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
+
+
+def teacher_cache_key(teacher_fingerprint: str, manifest: Manifest, image_size: tuple[int, int]) -> str:
+    """Name of a cache: changes with the teacher, the shards, the size that images are brought to, and how."""
+    content = json.dumps([_VERSION, teacher_fingerprint, manifest.fingerprint(), list(image_size), _PIXELS])
+    return hashlib.sha256(content.encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    file: str
+    num_bytes: int
+    sha256: str
+
+
+def _folder(root: str, key: str) -> Path:
+    if not _KEY.match(key):
+        raise ValueError(f"key is {key!r}, expected letters, digits, '-' and '_'")
+    return Path(root) / "teacher_cache" / key
+
+
+class TeacherCache:
+    """Read access; picklable, each process maps the files for itself.
+
+    Attributes:
+        path: folder of the cache.
+        dim: D, width of the features.
+        manifest_fingerprint: of the shard set that it was built from.
+    """
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        self._files: dict[int, int] = {}
+        self.path = path
+        self.dim = int(content["dim"])
+        self.manifest_fingerprint = str(content["manifest_fingerprint"])
+        self._parts = [_Part(**part) for part in content["parts"]]
+        num_samples, num_cameras = int(content["num_samples"]), int(content["num_cameras"])
+        # Row tables: which part a sample is in (-1: none), its first row there, superpixels of each camera.
+        self._part = np.full(num_samples, -1, dtype=np.int32)
+        self._row = np.zeros(num_samples, dtype=np.int64)
+        self._counts = np.zeros((num_samples, num_cameras), dtype=np.int32)
+        self._starts: list[int] = []
+        for number, part in enumerate(self._parts):
+            samples, counts, _ = _read_index(path / part.file)
+            self._starts.append(part.num_bytes - int(counts.sum()) * self.dim * _ITEM_BYTES)  # behind the .npy header
+            self._part[samples] = number
+            self._row[samples] = np.cumsum(counts.sum(axis=1)) - counts.sum(axis=1)
+            self._counts[samples] = counts
+        self._patience = StorageRetry(path / "cache.json", RETRY_MIN)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Files are opened anew in each process."""
+        return {**self.__dict__, "_files": {}}
+
+    def __del__(self) -> None:
+        self._close()
+
+    @staticmethod
+    def open(root: str, key: str, *, verify: bool = True) -> TeacherCache | None:
+        """The finished cache of this key, None where there is none (or an unfinished one).
+
+        Args:
+            root: folder of the shard set.
+            key: see `teacher_cache_key`.
+            verify: read all of it and compare checksums, about 1 s a gigabyte; sizes are always compared.
+
+        Raises:
+            ShardError: a part is missing, damaged or of another version.
+        """
+        path = _folder(root, key)
+        if not (path / "cache.json").is_file():
+            return None
+        remedy = f"delete {path} and build the teacher cache again"
+        try:
+            content = json.loads((path / "cache.json").read_bytes())
+            if content["version"] != _VERSION:
+                raise ShardError(f"{path} has version {content['version']}, expected {_VERSION}; {remedy}")
+            for part in content["parts"]:
+                _check_part(path, _Part(**part), verify=verify, remedy=remedy)
+            return TeacherCache(path, content)
+        except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+            raise ShardError(f"{path} is damaged ({error!r}); {remedy}") from error
+
+    def __contains__(self, index: int) -> bool:
+        """Whether the sample's features are here."""
+        return bool(self._part[index] >= 0)
+
+    def offsets(self, index: int) -> Int[np.ndarray, " bounds"]:
+        """First row of each camera within the sample's features; the last entry is their number."""
+        return np.concatenate(([0], np.cumsum(self._counts[index], dtype=np.int64)))
+
+    def features(self, index: int) -> Float[np.ndarray, "S D"]:
+        """float16 features of a sample's superpixels.
+
+        Raises:
+            KeyError: the sample is not in the cache.
+            ShardError: they cannot be read.
+        """
+        part = int(self._part[index])
+        if part < 0:
+            raise KeyError(f"sample {index} is not in the teacher cache {self.path}")
+        row_bytes, rows = self.dim * _ITEM_BYTES, int(self._counts[index].sum())
+        start = self._starts[part] + int(self._row[index]) * row_bytes
+        # Not mapped: where storage goes away, touching a map kills the process, while a read can be tried again.
+        try:
+            data = self._patience.read(lambda: self._pread(part, rows * row_bytes, start))
+        except (OSError, StorageAwayError) as error:
+            raise ShardError(f"{self.path / self._parts[part].file} cannot be read: {error}") from error
+        if len(data) != rows * row_bytes:
+            raise ShardError(f"{self.path / self._parts[part].file} has become shorter; delete {self.path}")
+        return np.frombuffer(data, dtype=np.float16).reshape(rows, self.dim)
+
+    def _pread(self, part: int, size: int, offset: int) -> bytes:
+        try:
+            if part not in self._files:
+                self._files[part] = os.open(self.path / self._parts[part].file, os.O_RDONLY | os.O_CLOEXEC)
+            return read_at(self._files[part], size, offset)
+        except OSError:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+
+def _check_part(path: Path, part: _Part, *, verify: bool, remedy: str) -> None:
+    file = path / part.file
+    size = file.stat().st_size if file.is_file() else -1
+    if size != part.num_bytes:
+        raise ShardError(f"{file} has {size} bytes (-1: missing), expected {part.num_bytes}; {remedy}")
+    if verify and file_sha256(file) != part.sha256:
+        raise ShardError(f"{file} does not have the checksum of cache.json; {remedy}")
+
+
+def _index_path(part: Path) -> Path:
+    return part.with_name(part.stem + ".index.npz")
+
+
+def _read_index(part: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """Samples, superpixels of each camera, checksum of the part.
+
+    Raises:
+        ValueError: missing or damaged.
+    """
+    try:
+        with np.load(_index_path(part), allow_pickle=False) as archive:
+            return archive["sample"], archive["num_segments"], str(archive["sha256"])
+    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{_index_path(part).name} cannot be read: {error!r}") from error
+
+
+class TeacherCacheWriter:
+    """Builds a cache part by part; what earlier, interrupted builds finished is kept.
+
+    One process writes. Typical use:
+
+        writer = TeacherCacheWriter(root, key, dim, manifest)
+        for index in writer.missing(indices): writer.add(index, features, counts)
+        cache = writer.finish()
+    """
+
+    def __init__(self, root: str, key: str, dim: int, manifest: Manifest, *, part_bytes: int = _PART_BYTES) -> None:
+        self._root, self._key, self._dim, self._manifest = root, key, dim, manifest
+        self._rows_per_part = max(part_bytes // (2 * dim), 1)
+        self._path = _folder(root, key)
+        self._path.mkdir(parents=True, exist_ok=True)
+        self._done = np.zeros(len(manifest), dtype=bool)
+        self._parts: list[_Part] = []
+        self._buffer: list[tuple[int, np.ndarray, tuple[int, ...]]] = []
+        self._recover()
+
+    def missing(self, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
+        """Those of the samples that still have to be added."""
+        return np.asarray(indices[~self._done[indices]])
+
+    def add(self, index: int, features: Float[np.ndarray, "S D"], num_segments: Sequence[int]) -> None:
+        """Take one sample's features, camera after camera.
+
+        Args:
+            index: of the sample in the manifest.
+            features: of all its superpixels.
+            num_segments: superpixels of each camera of the set.
+
+        Raises:
+            ValueError: shapes that do not fit, values that float16 cannot hold, or a sample that is already there.
+        """
+        cameras = len(self._manifest.camera_names)
+        if len(num_segments) != cameras or features.shape != (sum(num_segments), self._dim):
+            raise ValueError(
+                f"sample {index}: features are {features.shape} for {tuple(num_segments)} superpixels, expected "
+                f"{(sum(num_segments), self._dim)} and {cameras} cameras"
+            )
+        if self._done[index]:
+            raise ValueError(f"sample {index} is already in the cache")
+        with np.errstate(over="ignore"):  # infinities are refused below
+            rows = features.astype(np.float16)
+        if not np.isfinite(rows).all():
+            raise ValueError(f"sample {index}: features are not finite in float16")
+        self._buffer.append((index, rows, tuple(num_segments)))
+        self._done[index] = True
+        if sum(len(rows) for _, rows, _ in self._buffer) >= self._rows_per_part:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added since the last part as a part of its own."""
+        if not self._buffer:
+            return
+        part = self._path / f"part-{len(self._parts):05d}.npy"
+        temporary = part.with_name(f"{part.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            np.save(file, np.concatenate([rows for _, rows, _ in self._buffer]), allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        sha256 = file_sha256(temporary)
+        assert sha256 is not None
+        temporary.replace(part)
+        # The index makes the part count; it comes last, so a part is there whole or not at all.
+        temporary = temporary.with_name(f"{part.stem}.{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            np.savez(
+                file,
+                sample=np.array([index for index, _, _ in self._buffer], dtype=np.int64),
+                num_segments=np.array([counts for _, _, counts in self._buffer], dtype=np.int32),
+                sha256=np.array(sha256),
+            )
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(_index_path(part))
+        self._parts.append(_Part(file=part.name, num_bytes=part.stat().st_size, sha256=sha256))
+        self._buffer = []
+
+    def finish(self) -> TeacherCache:
+        """Write what is left and open the cache. Samples that were never added are simply not in it."""
+        self.flush()
+        content = {
+            "version": _VERSION,
+            "dim": self._dim,
+            "num_samples": len(self._manifest),
+            "num_cameras": len(self._manifest.camera_names),
+            "manifest_fingerprint": self._manifest.fingerprint(),
+            "parts": [asdict(part) for part in self._parts],
+        }
+        replace_file(self._path / "cache.json", (json.dumps(content, indent=1) + "\n").encode())
+        cache = TeacherCache.open(self._root, self._key, verify=False)
+        assert cache is not None
+        return cache
+
+    def _recover(self) -> None:
+        """Count the finished parts of an earlier build; drop leftovers and, from the first damaged one on, the rest."""
+        for leftover in self._path.glob("*.tmp"):
+            leftover.unlink()
+        files = sorted(_index_path(file) for file in self._path.glob("part-*.npy"))
+        for number, index_path in enumerate(files):
+            part = self._path / f"part-{number:05d}.npy"
+            if index_path != _index_path(part) or not index_path.is_file():
+                break
+            try:
+                samples, _, sha256 = _read_index(part)
+            except ValueError as error:
+                _log.warning("%s: %s; building from there on again", self._path, error)
+                break
+            if file_sha256(part) != sha256:
+                _log.warning("%s: %s has another checksum; building from there on again", self._path, part.name)
+                break
+            self._done[samples] = True
+            self._parts.append(_Part(file=part.name, num_bytes=part.stat().st_size, sha256=sha256))
+        kept = {part.file for part in self._parts}
+        for file in self._path.glob("part-*.npy"):
+            if file.name not in kept:
+                _index_path(file).unlink(missing_ok=True)
+                file.unlink()

@@ -1,0 +1,311 @@
+"""What every downstream protocol shares: the task, the labelled sweeps, label draws, rate tuning, progress.
+
+Fair comparison is the point of this file. All initialisations see the same label draws (made before any network
+is), have their learning rate tuned separately on sweeps held out from the *train* split,
+and start from BatchNorm statistics estimated in the same way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from engine.downstream.confusion import LabelError, check_class_range
+from engine.errors import DivergenceError
+from engine.interfaces import BatchLike, PointBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class SegmentationTask:
+    """What is predicted.
+
+    Attributes:
+        dataset: name of the set, for the results.
+        class_names: name of class 0, 1, ...
+        ignore_label: label of points that no loss and no metric counts.
+    """
+
+    dataset: str
+    class_names: tuple[str, ...]
+    ignore_label: int
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            raise ValueError(
+                f"set {self.dataset!r} has {len(self.class_names)} class names: segmentation needs at least 2. An "
+                "unlabelled set cannot be evaluated on; prepare a labelled one (synthetic, kitti-object, ...)"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return len(self.class_names)
+
+
+@runtime_checkable
+class Sweeps(Protocol):
+    """Reads labelled sweeps by index, in the given order."""
+
+    def __call__(
+        self, indices: Sequence[int], *, batch_size: int, augment: bool = False, seed: int = 0, epoch: int = 0
+    ) -> Iterable[PointBatch]:
+        """Batches of at most `batch_size` sweeps; augmentations are a function of (seed, epoch, sweep)."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Which sweeps are for what.
+
+    Attributes:
+        train: indices of the train split, in log and time order.
+        train_logs: log of each of them.
+        test: indices that the final numbers are measured on; nothing is ever tuned on them.
+    """
+
+    train: Int[np.ndarray, " n"]
+    train_logs: Int[np.ndarray, " n"]
+    test: Int[np.ndarray, " m"]
+
+    def __post_init__(self) -> None:
+        if len(self.train) != len(self.train_logs):
+            raise ValueError(f"{len(self.train)} train sweeps, but {len(self.train_logs)} log numbers")
+        if len(self.train) < 2 or len(self.test) < 1:
+            raise ValueError(
+                f"{len(self.train)} train and {len(self.test)} test sweeps: expected at least 2 (one to fit, one to "
+                "tune on) and 1; are the split names those of the set?"
+            )
+        shared = np.intersect1d(self.train, self.test)
+        if len(shared):
+            raise ValueError(f"{len(shared)} sweeps are in both train and test, e.g. sweep {shared[0]}")
+
+
+def hold_out(
+    indices: Int[np.ndarray, " n"], logs_of: Int[np.ndarray, " n"], share: float
+) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
+    """Cut sweeps into a part to fit on and a part to tune or choose on.
+
+    Whole logs are held out, because neighbouring sweeps show the same street: every k-th log, k = 1 / share. A split
+    with a single log gives its last sweeps.
+
+    Args:
+        indices: sweeps, in log and time order.
+        logs_of: log of each.
+        share: share of the logs to hold out, above 0 and at most 0.5.
+
+    Returns:
+        Indices to fit on; indices held out. Both are non-empty.
+
+    Raises:
+        ValueError: fewer than two sweeps, or a share out of range.
+    """
+    if not 0.0 < share <= 0.5:
+        raise ValueError(f"validation share = {share}: expected above 0 and at most 0.5")
+    if len(indices) < 2:
+        raise ValueError(f"{len(indices)} sweeps, expected at least 2: one to fit on and one to hold out")
+    logs = np.unique(logs_of)
+    if len(logs) == 1:
+        num = max(1, round(share * len(indices)))
+        return indices[:-num], indices[-num:]
+    every = max(2, round(1.0 / share))
+    held = logs[every - 1 :: every] if len(logs) >= every else logs[-1:]
+    mask = np.isin(logs_of, held)
+    return indices[~mask], indices[mask]
+
+
+def thin(indices: Int[np.ndarray, " n"], limit: int | None) -> Int[np.ndarray, " m"]:
+    """At most `limit` of the indices, evenly spread over them; all for None."""
+    if limit is None or len(indices) <= limit:
+        return indices
+    return np.asarray(indices[np.linspace(0, len(indices) - 1, limit).round().astype(np.int64)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelDraws:
+    """Which train sweeps fine-tuning may use with their labels; the same for every initialisation.
+
+    Attributes:
+        text: what was drawn, for tables, e.g. "1 frame".
+        runs: sweeps of each seed of `FinetuneConfig.seeds`.
+        tuning: sweeps of each of `FinetuneConfig.tune_seeds`; none of them is among the held-out sweeps (`hold_out`).
+        settings: how they were drawn, JSON values.
+    """
+
+    text: str
+    runs: tuple[Int[np.ndarray, " _"], ...]
+    tuning: tuple[Int[np.ndarray, " _"], ...]
+    settings: Mapping[str, Any]
+
+
+def voxel_labels(batch: PointBatch, task: SegmentationTask) -> Int[Tensor, " M"]:
+    """Label of each voxel: what most of its labelled points have (the lowest class in a tie), or the ignore label.
+
+    Raises:
+        LabelError: the batch has no labels, or labels outside of the task's classes.
+    """
+    labels = point_labels(batch)
+    keep = labels != task.ignore_label
+    check_class_range(labels[keep], task.num_classes, f"label of set {task.dataset!r}:")
+    flat = batch.point_voxel[keep].long() * task.num_classes + labels[keep].long()
+    num_voxels = batch.voxel_coords.shape[0]
+    votes = torch.bincount(flat, minlength=num_voxels * task.num_classes).view(num_voxels, task.num_classes)
+    most, winner = votes.max(1)
+    return torch.where(most > 0, winner, task.ignore_label)
+
+
+def point_labels(batch: PointBatch) -> Int[Tensor, " N"]:
+    """The labels of a batch's points.
+
+    Raises:
+        LabelError: the sweeps are unlabelled.
+    """
+    if batch.labels is None:
+        raise LabelError(
+            f"sweeps {', '.join(batch.keys[:3])} have no point labels; downstream evaluation needs a labelled set"
+        )
+    return batch.labels
+
+
+def calibrate_batch_norm(
+    backbone: nn.Module,
+    batches: Iterable[BatchLike],
+    device: torch.device | str,
+    *,
+    run: Callable[[nn.Module, Any], object] | None = None,
+) -> int:
+    """Estimate all BatchNorm statistics anew: the plain average over the given sweeps, without labels or gradients.
+
+    A freshly initialised network has statistics (0, 1) that fit nothing, and in evaluation mode its features explode
+    or vanish with depth; a pre-trained one carries those of augmented training batches. Doing the same to both keeps
+    the comparison about weights.
+
+    Args:
+        backbone: any network.
+        batches: what it is run on.
+        device: where it lies.
+        run: how it is run on a batch of that device; None: `run_backbone`.
+
+    Returns:
+        Number of layers calibrated (0: the network has no BatchNorm, nothing was run).
+    """
+    layers = [m for m in backbone.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    layers = [m for m in layers if m.track_running_stats]
+    if not layers:
+        return 0
+    momenta = [layer.momentum for layer in layers]
+    runner: Callable[[nn.Module, Any], object] = run or run_backbone
+    was_training = backbone.training
+    backbone.eval()
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # torch: cumulative average instead of an exponential one
+        layer.train()
+    with torch.no_grad():
+        for batch in batches:
+            runner(backbone, batch.to(device))
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    backbone.train(was_training)
+    return len(layers)
+
+
+def run_backbone(backbone: nn.Module, batch: PointBatch) -> Tensor:
+    """Features [M, C] of each voxel of a batch that lies on the backbone's device."""
+    features: Tensor = backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples)
+    return features
+
+
+def feature_width(backbone: nn.Module) -> int:
+    """C of a backbone.
+
+    Raises:
+        ValueError: the network does not say how wide its features are.
+    """
+    width = getattr(backbone, "num_features", None)
+    if not isinstance(width, int):
+        raise ValueError(f"{type(backbone).__name__} has no integer attribute num_features: it is no 3D backbone")
+    return width
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """Outcome of trying several learning rates.
+
+    Attributes:
+        lr: the best one.
+        table: what validation gave for each, higher is better; NaN where training diverged.
+    """
+
+    lr: float
+    table: Mapping[float, float]
+
+    @property
+    def at_edge(self) -> bool:
+        """The best rate is the smallest or largest that was tried (of at least 3): a wider grid might do better."""
+        return len(self.table) >= 3 and self.lr in (min(self.table), max(self.table))
+
+
+def tune_rate(lrs: Sequence[float], validate: Callable[[float], float]) -> Tuned:
+    """Try each learning rate and keep the one with the highest value on validation data; a diverged one is the worst.
+
+    Raises:
+        DivergenceError: every rate diverged.
+    """
+    if len(lrs) == 1:
+        return Tuned(lrs[0], {})
+    table: dict[float, float] = {}
+    for lr in lrs:
+        try:
+            table[lr] = validate(lr)
+        except DivergenceError:
+            table[lr] = float("nan")
+    finite = {lr: value for lr, value in table.items() if math.isfinite(value)}
+    if not finite:
+        raise DivergenceError(f"training diverged at every learning rate of {list(lrs)}; try smaller ones")
+    return Tuned(max(finite, key=lambda lr: finite[lr]), table)
+
+
+def check_rates(lrs: Sequence[float]) -> None:
+    """Refuse an empty grid, repeated or non-positive rates.
+
+    Raises:
+        ValueError: names the value.
+    """
+    if not lrs or len(set(lrs)) != len(lrs) or min(lrs) <= 0.0 or not all(map(math.isfinite, lrs)):
+        raise ValueError(f"lrs = {tuple(lrs)}: expected one or more different learning rates above 0")
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Refuse an empty list, repeated or negative seeds.
+
+    Raises:
+        ValueError: names the value.
+    """
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ValueError(f"seeds = {tuple(seeds)}: expected one or more different integers of at least 0")
+
+
+class Meter:
+    """Progress over a known amount of work, for one bar with an honest time estimate.
+
+    Work is counted in sweeps through the network; a training step on a sweep counts three times (backward is twice
+    the forward).
+    """
+
+    def __init__(self, total: int, report: Callable[[float, str], None] | None) -> None:
+        self.total = max(total, 1)
+        self.done = 0
+        self.report = report
+
+    def advance(self, units: int, text: str) -> None:
+        """`units` more are done; `text` says what at."""
+        self.done += units
+        if self.report is not None:
+            self.report(min(self.done / self.total, 1.0), text)

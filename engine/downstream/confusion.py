@@ -1,0 +1,96 @@
+"""Segmentation metrics from a confusion matrix: exact over any number of batches, in a few kilobytes.
+
+Letters: K classes, N points.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class LabelError(ValueError):
+    """A set's labels are missing or do not fit the task."""
+
+
+class ConfusionMatrix:
+    """Counts of (true class, predicted class) over all points seen.
+
+    Attributes:
+        counts: row = true class, column = predicted class.
+        ignore_label: points with this true label are not counted.
+    """
+
+    counts: Int[Tensor, "K K"]
+
+    def __init__(self, num_classes: int, ignore_label: int) -> None:
+        if num_classes < 2:
+            raise ValueError(f"num_classes = {num_classes}: a segmentation metric needs at least 2 classes")
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.ignore_label = ignore_label
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return int(self.counts.shape[0])
+
+    def update(self, predicted: Int[Tensor, " N"], labels: Int[Tensor, " N"]) -> None:
+        """Count a batch of points.
+
+        Args:
+            predicted: class of each point, 0 to K - 1; negative where no prediction was asked for (not counted).
+            labels: true class of each point, or the ignore label.
+
+        Raises:
+            LabelError: a label is neither a class nor the ignore label, or a prediction is no class.
+        """
+        keep = (labels != self.ignore_label) & (predicted >= 0)
+        true, guess = labels[keep].long(), predicted[keep].long()
+        check_class_range(true, self.num_classes, "label")
+        check_class_range(guess, self.num_classes, "prediction")
+        flat = torch.bincount(true * self.num_classes + guess, minlength=self.num_classes**2)
+        self.counts += flat.view_as(self.counts).cpu()
+
+    def iou(self) -> Float[Tensor, " K"]:
+        """Intersection over union of each class, 0 to 1; NaN for classes that never occur in the ground truth."""
+        counts = self.counts.double()
+        intersection = counts.diagonal()
+        true, predicted = counts.sum(1), counts.sum(0)
+        iou = intersection / (true + predicted - intersection)
+        return torch.where(true > 0, iou, torch.nan)
+
+    def miou(self) -> float:
+        """Mean IoU over the classes that occur in the ground truth, 0 to 1.
+
+        Classes that are only predicted have no row of their own: their false positives already cost the classes
+        that they were taken from. (Averaging them in as zeros would make the number depend on unused outputs.)
+
+        Raises:
+            LabelError: no labelled point was counted.
+        """
+        if not self.counts.any():
+            raise LabelError("mIoU of nothing: not one labelled point was counted; is the split labelled?")
+        return float(self.iou().nanmean())
+
+    def accuracy(self) -> float:
+        """Share of points whose class was right, 0 to 1; NaN before any was counted."""
+        total = int(self.counts.sum())
+        return float(self.counts.diagonal().sum()) / total if total else float("nan")
+
+
+def check_class_range(classes: Int[Tensor, " N"], num_classes: int, what: str) -> None:
+    """Refuse values outside of 0 to K - 1.
+
+    Raises:
+        LabelError: names the offending value.
+    """
+    if classes.numel() == 0:
+        return
+    low, high = int(classes.min()), int(classes.max())
+    if low < 0 or high >= num_classes:
+        bad = high if high >= num_classes else low
+        raise LabelError(
+            f"{what} {bad} is outside of the {num_classes} classes (0 to {num_classes - 1}); "
+            "do the class names of the set and its labels belong together?"
+        )

@@ -1,0 +1,291 @@
+"""The jobs that follow a pre-training run: plain values that can be pickled, called on another machine, called again.
+
+job.name     safe as a file name, no two jobs of a run share it
+job.done()   the results are there already; nothing is measured to find out
+job()        does it; what was measured before is not measured again. Raises after writing error.txt on failure
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+
+from configs.load import ConfigError, load
+from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
+from data.storage.shards import replace_file
+from engine.checkpoint import list_checkpoints, newest_intact, step_of
+from engine.downstream.results import FILE_NAME, ResultsError, fingerprint, read_results
+from engine.errors import CheckpointError
+from launchers.evaluate import evaluate_random, evaluate_runs, shown_progress
+from launchers.evaluation.networks import identity_of
+from launchers.evaluation.selection import FOLDER as SELECTION
+from launchers.evaluation.selection import Selection, read_selection, select_best
+from launchers.runs.elements import ERROR_FILE, EVALUATIONS
+from launchers.training.run_folder import CONFIG_FILE
+
+_PICTURED_RUNS = 8
+"""A report of more runs has no pictures: each needs the run's networks."""
+
+logger = logging.getLogger("tandem.followup")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationJob:
+    """One downstream element of one run; results go to `<run>/evaluation/<element>/results.json`.
+
+    Attributes:
+        run_dir: of the run.
+        element: its name.
+        settings: the protocols (`EvaluateConfig`) as resolved YAML.
+        select: measure the best checkpoint beside the last; `SelectBestJob` comes before.
+    """
+
+    run_dir: str
+    element: str
+    settings: str
+    select: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of the element."""
+        return self.element
+
+    @property
+    def folder(self) -> Path:
+        """Where the element's files go."""
+        return Path(self.run_dir) / EVALUATIONS / self.element
+
+    def done(self) -> bool:
+        """Whether all of its records are there, of the run's present checkpoints and with these settings."""
+        if not _same_settings(self.folder, self.settings):
+            return False
+        checkpoints = list_checkpoints(Path(self.run_dir))
+        if not checkpoints:
+            return False
+        selection = read_selection(Path(self.run_dir)) if self.select else None
+        if self.select and selection is None:
+            return False
+        wanted = {identity_of(c) for c in checkpoints[:1] if (c / "files.json").is_file()}
+        wanted |= {identity_of(c) for c in checkpoints if selection is not None and step_of(c) == selection.step}
+        have = _records(self.folder)
+        protocols = yaml.safe_load(self.settings)["protocols"]
+        return bool(wanted) and all((p, (identity,)) in have for p in protocols for identity in wanted)
+
+    def __call__(self) -> None:
+        """Measure."""
+        with _failures_noted(self.folder):
+            config = _settings_in(self.folder, self.settings)
+            for checkpoint, chosen in self._checkpoints():
+                with shown_progress(Console(highlight=False)) as progress:
+                    evaluate_runs([checkpoint], config, chosen=chosen, progress=progress)
+
+    def _checkpoints(self) -> list[tuple[Path, tuple[str, ...]]]:
+        run_dir = Path(self.run_dir)
+        last = newest_intact(run_dir)
+        if last is None:
+            raise CheckpointError(f"{run_dir}: no checkpoint to evaluate; was the run ever trained?")
+        if not self.select:
+            return [(last, ())]
+        selection = read_selection(run_dir)
+        if selection is None or selection.last != identity_of(last):
+            raise CheckpointError(
+                f"{run_dir / SELECTION}: the best checkpoint has not been chosen"
+                f"{'' if selection is None else ' since the run went on'}; the job that selects comes first"
+            )
+        if selection.step == step_of(last):
+            return [(last, ("best", "last"))]
+        return [(_of_step(run_dir, selection), ("best",)), (last, ("last",))]
+
+
+def _of_step(run_dir: Path, selection: Selection) -> Path:
+    for checkpoint in list_checkpoints(run_dir):
+        if step_of(checkpoint) == selection.step:
+            return checkpoint
+    raise CheckpointError(f"{run_dir}: the chosen checkpoint of step {selection.step} is no longer there")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelectBestJob:
+    """Chooses a run's best checkpoint on logs held out from the train split; see `launchers.evaluation.selection`.
+
+    Attributes:
+        run_dir: of the run.
+        settings: the protocols of each downstream file as resolved YAML.
+        every: updates between the checkpoints that take part.
+        by: protocol that compares them.
+    """
+
+    run_dir: str
+    settings: tuple[str, ...]
+    every: int
+    by: str
+
+    @property
+    def name(self) -> str:
+        """Always the same: a run has one."""
+        return "select-best"
+
+    @property
+    def folder(self) -> Path:
+        """Where the outcome goes."""
+        return Path(self.run_dir) / SELECTION
+
+    @property
+    def _identity(self) -> str:
+        return fingerprint({"settings": self.settings, "every": self.every})
+
+    def done(self) -> bool:
+        """Whether the run's present checkpoints have been compared with these settings."""
+        selection, checkpoints = read_selection(Path(self.run_dir)), list_checkpoints(Path(self.run_dir))
+        if selection is None or not checkpoints or not (checkpoints[0] / "files.json").is_file():
+            return False
+        return selection.settings == self._identity and selection.last == identity_of(checkpoints[0])
+
+    def __call__(self) -> None:
+        """Measure and choose."""
+        with _failures_noted(self.folder):
+            configs = [
+                _settings_in(self.folder / str(number), settings) for number, settings in enumerate(self.settings)
+            ]
+            with shown_progress(Console(highlight=False)) as progress:
+                outcome = select_best(
+                    Path(self.run_dir),
+                    configs,
+                    every=self.every,
+                    by=self.by,
+                    settings=self._identity,
+                    progress=progress,
+                )
+            scores = ", ".join(f"step {step} {outcome.measure.text(s)}" for step, s in outcome.scores.items())
+            print(f"best on {outcome.split}: step {outcome.step} ({self.by}, {outcome.measure.heading}: {scores})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineJob:
+    """Random-initialisation rows of one element, shared by all runs with the same key.
+
+    Attributes:
+        key: what the rows depend on, see `baseline_key`.
+        element: name of the element.
+        folder: where the rows go.
+        run: config of one of the runs (`PretrainConfig`) as resolved YAML: its 3D network, its voxels.
+        settings: the protocols (`EvaluateConfig`) as resolved YAML.
+    """
+
+    key: str
+    element: str
+    folder: str
+    run: str
+    settings: str
+
+    @property
+    def name(self) -> str:
+        """Of the element, with the key."""
+        return f"{self.element}-{self.key}"
+
+    def done(self) -> bool:
+        """Whether all of its records are there (the key holds all that they depend on)."""
+        have = _records(Path(self.folder))
+        return all((p, ()) in have for p in yaml.safe_load(self.settings)["protocols"])
+
+    def __call__(self) -> None:
+        """Measure."""
+        folder = Path(self.folder)
+        with _failures_noted(folder):
+            config = _settings_in(folder, self.settings)
+            replace_file(folder / "run.yaml", self.run.encode())
+            run = load(PretrainConfig, folder / "run.yaml", choices=PRETRAIN_CHOICES)
+            with shown_progress(Console(highlight=False)) as progress:
+                evaluate_random(run, config, folder / FILE_NAME, progress=progress)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportJob:
+    """Writes report.md, report.html and TensorBoard's table of hyper-parameters.
+
+    Attributes:
+        root: of the sweep, or the run.
+        run_dirs: the runs.
+        out: folder that the report goes to.
+    """
+
+    root: str
+    run_dirs: tuple[str, ...]
+    out: str
+
+    @property
+    def name(self) -> str:
+        """Always the same: a sweep has one."""
+        return "report"
+
+    def done(self) -> bool:
+        """Never: a report is cheap, and always shows what there is now."""
+        return False
+
+    def __call__(self) -> None:
+        """Write."""
+        from launchers.report import write_report
+
+        with _failures_noted(Path(self.out)):
+            write_report(
+                [Path(run) for run in self.run_dirs],
+                Path(self.out),
+                title=Path(self.root).resolve().name,
+                pictures=1 if len(self.run_dirs) <= _PICTURED_RUNS else 0,
+            )
+
+
+# --- files of an element ---
+
+
+@contextmanager
+def _failures_noted(folder: Path) -> Iterator[None]:
+    """Leave the reason of a failure in the folder, for status and report; the error goes on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / ERROR_FILE).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        try:
+            replace_file(folder / ERROR_FILE, f"{reason}\n\n{traceback.format_exc()}".encode())
+        except OSError as e:
+            logger.warning("%s could not be written (%s)", folder / ERROR_FILE, e)
+        raise
+
+
+def _settings_in(folder: Path, settings: str) -> EvaluateConfig:
+    """Write an element's settings into its folder, for people and to run it again, and load them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / CONFIG_FILE, settings.encode())
+    return dataclasses.replace(load(EvaluateConfig, folder / CONFIG_FILE), results=str(folder / FILE_NAME))
+
+
+def _same_settings(folder: Path, settings: str) -> bool:
+    try:
+        return (folder / CONFIG_FILE).read_text(encoding="utf-8") == settings
+    except FileNotFoundError:
+        return False
+
+
+def _records(folder: Path) -> set[tuple[str, tuple[str, ...]]]:
+    """Protocol and checkpoint of each record of a folder.
+
+    Raises:
+        ConfigError: a damaged results file.
+    """
+    path = folder / FILE_NAME
+    if not path.is_file():
+        return set()
+    try:
+        return {(record.protocol, record.checkpoint) for record in read_results(path)}
+    except ResultsError as error:
+        raise ConfigError(f"{error}; mend or remove the file") from error

@@ -1,0 +1,160 @@
+"""What follows a pre-training run: choosing a checkpoint, downstream elements, random-initialisation rows, the report.
+
+The protocols' settings are resolved when a job is made and travel in it, so that a YAML file edited later changes
+nothing.
+
+One element is those protocols of one downstream file that use all labels, or none, for one network of the method; or
+one protocol that trains on drawn samples, with one number of labels. Linear probe and kNN stay together because they
+share the costly part, two passes through the sets. Seeds stay together because the
+learning rate is tuned once for an initialisation and then used for all of its seeds: elements of one seed each would
+tune again, and a mean over them would be another number wherever tuning is not repeatable to the bit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from configs.load import dump, load
+from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, FollowConfig, PretrainConfig
+from data.loading.fractions import FractionConfig
+from data.storage.shards import Manifest, load_manifest
+from engine.downstream.protocols import TOWER_TITLES, TOWERS
+from engine.downstream.results import fingerprint
+from launchers.cluster.evaluation_jobs import BaselineJob, EvaluationJob, ReportJob, SelectBestJob
+from launchers.evaluation.common import describe_fraction, measured_on
+from launchers.runs.elements import BASELINES
+
+logger = logging.getLogger("tandem.followup")
+
+
+def evaluation_jobs(run_dir: Path, config: PretrainConfig) -> list[EvaluationJob]:
+    """The downstream elements of a run, one job each.
+
+    Args:
+        run_dir: of the run; it need not exist yet.
+        config: of the run; `config.evaluate` says what is measured.
+
+    Raises:
+        ConfigError: a downstream file or an override that cannot be used.
+    """
+    return [
+        EvaluationJob(run_dir=str(run_dir), element=name, settings=dump(element), select=config.evaluate.every > 0)
+        for name, element in _elements(config).items()
+    ]
+
+
+def selection_job(run_dir: Path, config: PretrainConfig) -> SelectBestJob | None:
+    """The job that chooses the best checkpoint, before the downstream elements; None if `evaluate.every` is off.
+
+    Raises:
+        ConfigError: a downstream file or an override that cannot be used.
+    """
+    follow = config.evaluate
+    if follow.every == 0:
+        return None
+    settings = []
+    for protocols in _protocols(config).values():
+        held = dataclasses.replace(protocols.data, holdout=True)
+        settings.append(dump(dataclasses.replace(protocols, protocols=(follow.select_by,), data=held, random=False)))
+    return SelectBestJob(run_dir=str(run_dir), settings=tuple(settings), every=follow.every, by=follow.select_by)
+
+
+def baseline_jobs(configs: Sequence[PretrainConfig], folder: Path) -> list[BaselineJob]:
+    """Random-initialisation rows for the elements of some runs, each once however many runs share it.
+
+    Args:
+        configs: of the runs.
+        folder: that the run folders lie in; the rows go to `baselines/<key>` inside it.
+
+    Raises:
+        ConfigError: a downstream file or an override that cannot be used.
+        ShardError: a labelled set that is not there.
+    """
+    # A sweep has many runs and few downstream files and sets: each is read once.
+    elements: dict[FollowConfig, dict[str, EvaluateConfig]] = {}
+    manifests: dict[str, Manifest] = {}
+    made: dict[str, BaselineJob] = {}
+    for config in configs:
+        if config.evaluate not in elements:
+            elements[config.evaluate] = _elements(config)
+        run = dump(config, choices=PRETRAIN_CHOICES)
+        for name, element in elements[config.evaluate].items():
+            shards = element.data.shards or config.data.shards
+            if shards not in manifests:
+                manifests[shards] = load_manifest(shards)
+            key = baseline_key(
+                measured_on(manifests[shards], yaml.safe_load(run), TOWERS[element.protocols[0]]), element
+            )
+            if key not in made:
+                made[key] = BaselineJob(
+                    key=key, element=name, folder=str(folder / BASELINES / key), run=run, settings=dump(element)
+                )
+    return list(made.values())
+
+
+def report_job(root: Path, run_dirs: Sequence[Path], out: Path | None = None) -> ReportJob:
+    """The job that writes the report.
+
+    Args:
+        root: of the sweep, or the run itself.
+        run_dirs: the runs to report.
+        out: folder that the report goes to; None for `root`.
+    """
+    return ReportJob(root=str(root), run_dirs=tuple(map(str, run_dirs)), out=str(root if out is None else out))
+
+
+def baseline_key(context: Mapping[str, Any], protocols: EvaluateConfig) -> str:
+    """Identity of random-initialisation rows: same key, same numbers.
+
+    Args:
+        context: the data and the network, see `launchers.evaluation.common.measured_on`.
+        protocols: of the element; where it runs and where it writes has no part in the key.
+    """
+    settings = dataclasses.asdict(dataclasses.replace(protocols, random=True, results=None, device="auto"))
+    data = {
+        name: value for name, value in settings.pop("data").items() if name not in {"shards", "num_workers", "cache"}
+    }
+    return fingerprint({"context": dict(context), "settings": settings, "data": data})
+
+
+def _protocols(config: PretrainConfig) -> dict[str, EvaluateConfig]:
+    """Each downstream file by a short name."""
+    named: dict[str, EvaluateConfig] = {}
+    for path in config.evaluate.configs:
+        stem = safe_name(Path(path).stem)
+        name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 100))) if n not in named)
+        named[name] = load(EvaluateConfig, path, config.evaluate.overrides)
+    return named
+
+
+def _elements(config: PretrainConfig) -> dict[str, EvaluateConfig]:
+    """Downstream elements by name."""
+    elements: dict[str, EvaluateConfig] = {}
+    for stem, protocols in _protocols(config).items():
+        alone = dataclasses.replace(protocols, random=False)
+        for tower in TOWER_TITLES:
+            if together := alone.undrawn(tower):
+                elements[safe_name("-".join((stem, *together)))] = dataclasses.replace(alone, protocols=together)
+        if config.evaluate.fractions and not alone.drawn():
+            logger.warning("evaluate.fractions has no effect on %s: it does no fine-tuning", stem)
+        for protocol in alone.drawn():
+            for fraction in _fractions(config, alone.fraction):
+                name = safe_name(f"{stem}-{protocol}-{describe_fraction(fraction)}")
+                elements[name] = dataclasses.replace(alone, protocols=(protocol,), fraction=fraction)
+    return elements
+
+
+def _fractions(config: PretrainConfig, own: FractionConfig) -> list[FractionConfig]:
+    return [dataclasses.replace(own, kind="random", count=n) for n in config.evaluate.fractions] or [own]
+
+
+def safe_name(text: str) -> str:
+    """The text with everything but letters, digits, dots and hyphens replaced, for file and job names."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", text).strip("-.") or "x"

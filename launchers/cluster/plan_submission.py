@@ -1,0 +1,250 @@
+"""What is asked for and how it stands: trained, in the queue or new. Checked before anything is queued."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from configs.load import ConfigError, dump
+from configs.schema import PRETRAIN_CHOICES, PretrainConfig, SlurmConfig
+from engine.run_lock import holder
+from launchers.cluster.dry_check import check_cluster, check_folder, check_runs, check_spelling
+from launchers.cluster.evaluation_jobs import BaselineJob, EvaluationJob, SelectBestJob
+from launchers.cluster.plan_followups import baseline_jobs, evaluation_jobs, selection_job
+from launchers.runs import slurm
+from launchers.runs.attempts import read_attempts
+from launchers.runs.job_record import JOBS_FILE, Jobs, read_jobs
+from launchers.runs.settings import flat
+from launchers.training.run_folder import CONFIG_FILE
+from launchers.training.stages import first_stage
+
+Where = Literal["slurm", "local", "debug"]
+
+_SAME_NUMBERS = frozenset({"data.num_workers", "data.prefetch", "data.start_method", "engine.timeout_min"})
+"""Settings that may differ from those of a finished run without making it another one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One run that is asked for.
+
+    Attributes:
+        config: of the run.
+        overrides: as written, for the record.
+        after: folder of another point that must be trained before.
+    """
+
+    config: PretrainConfig
+    overrides: tuple[str, ...] = ()
+    after: Path | None = None
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of the run, absolute."""
+        return Path(self.config.run_dir).absolute()
+
+
+def with_first_stages(points: Iterable[Point]) -> tuple[Point, ...]:
+    """The points, and before them the first stages that they build on, each once.
+
+    Raises:
+        ConfigError: a mistake in a first stage, or one folder asked for with different settings.
+    """
+    firsts: dict[Path, Point] = {}
+    own: list[Point] = []
+    for point in points:
+        config = first_stage(point.config)
+        if config is None or point.config.first is None:
+            own.append(point)
+            continue
+        first = Point(config=config, overrides=point.config.first.overrides)
+        if firsts.setdefault(first.run_dir, first).config != config:
+            raise ConfigError(
+                f"first.run_dir: {first.run_dir} is asked for with different settings; give each its own folder"
+            )
+        own.append(dataclasses.replace(point, after=first.run_dir))
+    there = {point.run_dir for point in own}
+    return (*(first for folder, first in firsts.items() if folder not in there), *own)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is to be queued, and how.
+
+    Attributes:
+        points: the runs.
+        root: folder of code, logs and report: of the sweep, or the run itself.
+        cluster: what jobs ask for.
+        where: SLURM, processes on this machine, or this process.
+        evaluate: also what follows.
+        train: queue the pre-training too; without it, only what follows.
+        after: id of a job that trains the (one) run already.
+        check: a dry check of data and one batch before anything is queued.
+    """
+
+    points: tuple[Point, ...]
+    root: Path
+    cluster: SlurmConfig
+    where: Where
+    evaluate: bool = True
+    train: bool = True
+    after: str | None = None
+    check: bool = True
+
+    @property
+    def name(self) -> str:
+        """The root folder's own name."""
+        return self.root.absolute().name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A point and how it stands.
+
+    Attributes:
+        point: what is asked for.
+        jobs: of earlier submissions.
+        finished: it needs no more training.
+        training: id of the job that trains it, or will.
+        select: chooses a checkpoint before the evaluations; None where that is off.
+        elements: its evaluations.
+        baselines: random-initialisation rows that its report needs.
+    """
+
+    point: Point
+    jobs: Jobs
+    finished: bool
+    training: str | None
+    select: SelectBestJob | None
+    elements: tuple[EvaluationJob, ...]
+    baselines: tuple[BaselineJob, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Of the run."""
+        return self.point.run_dir
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """All runs of an order.
+
+    Attributes:
+        runs: in the order's sequence.
+        to_train: those that are to be queued for training.
+        active: ids of jobs that are queued or running, of these runs and those beside them.
+    """
+
+    runs: tuple[Run, ...]
+    to_train: tuple[Run, ...]
+    active: frozenset[str]
+
+
+def look(order: Order) -> Standing:
+    """Find out how everything stands; what cannot work is refused here, before anything is queued.
+
+    Raises:
+        ConfigError, ShardError, DryBatchError: a mistake in settings, data, folders or cluster.
+        SlurmError: SLURM is not here or does not answer.
+    """
+    _check_apart(order.points)
+    for folder in (order.root, *(point.run_dir for point in order.points)):
+        check_folder(folder)
+    if order.where == "slurm":
+        _check_slurm(order)
+    active = _active(order, (job for jobs in known_jobs(order) for job in jobs.ids()))
+    runs = tuple(_stand(point, order, active) for point in order.points)
+    to_train = tuple(run for run in runs if order.train and not run.finished and run.training is None)
+    for run in to_train:
+        who = holder(run.folder)
+        if who is not None:
+            raise ConfigError(f"{run.folder} is being trained by {who}; wait for it or cancel it first")
+    seconds = check_runs([run.point.config for run in to_train], one_batch=order.check)
+    if to_train and order.check:
+        print(f"checked: config, shards, folders, one batch at toy width ({seconds:.0f} s)")
+    return Standing(runs=runs, to_train=to_train, active=active)
+
+
+def known_jobs(order: Order) -> list[Jobs]:
+    """Jobs of the runs and of those beside them, which may share baselines."""
+    folders = {point.run_dir for point in order.points}
+    beside = {path.parent for folder in folders for path in folder.parent.glob(f"*/{JOBS_FILE}")}
+    return [jobs for folder in sorted(folders | beside) if (jobs := read_jobs(folder)) is not None]
+
+
+def _check_apart(points: Sequence[Point]) -> None:
+    folders = [point.run_dir for point in points]
+    for folder in folders:
+        if folders.count(folder) > 1:
+            raise ConfigError(f"run_dir: {folder} is asked for {folders.count(folder)} times; each run needs its own")
+
+
+def _check_slurm(order: Order) -> None:
+    if not slurm.available():
+        raise slurm.SlurmError(
+            "no SLURM controller answers here; submit from a machine of the cluster, or run on this one with --local"
+        )
+    check_cluster(order.cluster)
+    check_spelling(order.root.absolute())
+
+
+def _active(order: Order, ids: Iterable[str]) -> frozenset[str]:
+    if order.where != "slurm":
+        return frozenset()
+    return frozenset(job for job, info in slurm.queue(ids).items() if info.active)
+
+
+def _stand(point: Point, order: Order, active: frozenset[str]) -> Run:
+    jobs = read_jobs(point.run_dir) or Jobs()
+    attempts = read_attempts(point.run_dir)
+    follow = point.config.evaluate.configs if order.evaluate else ()
+    return Run(
+        point=point,
+        jobs=jobs,
+        finished=bool(attempts) and attempts[-1].status == "finished" and not (order.train and _goes_on(point)),
+        training=order.after or (jobs.pretrain if jobs.pretrain in active else None),
+        # Made here for their errors: a mistake in a downstream file must not show when training is queued already.
+        select=selection_job(point.run_dir, point.config) if follow else None,
+        elements=tuple(evaluation_jobs(point.run_dir, point.config)) if follow else (),
+        baselines=tuple(baseline_jobs([point.config], point.run_dir.parent)) if follow else (),
+    )
+
+
+def _goes_on(point: Point) -> bool:
+    """Whether a finished run is asked for with another schedule, so that it continues.
+
+    Raises:
+        ConfigError: with other settings: it would be another run in the same folder.
+    """
+    changed = _changes(point)
+    if all(line.startswith("schedule.") for line in changed):
+        return bool(changed)
+    raise ConfigError(
+        f"{point.run_dir} holds a finished run with other settings: {'; '.join(changed[:3])}. Choose another "
+        "run_dir or root, or remove the folder"
+    )
+
+
+def _changes(point: Point) -> list[str]:
+    """Settings that differ from those that the folder's run had, as `name: was -> is`."""
+    path = point.run_dir / CONFIG_FILE
+    if not path.is_file():
+        return []
+    was = yaml.safe_load(path.read_text(encoding="utf-8"))
+    now = yaml.safe_load(dump(point.config, choices=PRETRAIN_CHOICES))
+    before, after = {"seed": was.get("seed"), **flat(was)}, {"seed": now["seed"], **flat(now)}
+    return [
+        f"{name}: {before.get(name)} -> {after.get(name)}"
+        for name in sorted(set(before) | set(after))
+        if before.get(name) != after.get(name) and name not in _SAME_NUMBERS
+    ]

@@ -1,0 +1,82 @@
+"""`python -m launchers.cluster.srun_reaper RUN_DIR PID &`: ends an srun that does not notice that its step is over.
+
+After `kill -9` of a slurmstepd its tasks leave in good order, but srun goes on waiting for that daemon's last word, for
+ever (seen with SLURM 22.05). A batch script starts this beside srun: when the run's history says that the attempt has
+ended and srun is still there a while later, srun is killed, and the script goes on as after any other death. Ends by
+itself with the process PID, the batch script's shell. No torch import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from launchers.runs import slurm
+from launchers.runs.attempts import read_attempts
+
+PATIENCE_S = 45.0
+"""How long srun may outlive the attempt's end: more than a process takes to leave."""
+
+POLL_S = 2.0
+
+
+def watch(run_dir: Path, shell: int, job: str | None, *, patience_s: float = PATIENCE_S, poll_s: float = POLL_S) -> int:
+    """Watch until the shell is gone or an srun had to be killed; returns how many were.
+
+    Args:
+        run_dir: folder of the run.
+        shell: process whose child srun is.
+        job: SLURM's id of this job.
+        patience_s: seconds that srun may outlive the attempt, by this machine's monotonic clock.
+        poll_s: seconds between looks.
+    """
+    known = len(read_attempts(run_dir))
+    over_since: float | None = None
+    while psutil.pid_exists(shell):
+        attempts = read_attempts(run_dir)
+        over = len(attempts) > known and attempts[-1].job == job and attempts[-1].ended is not None
+        if not over:
+            over_since = None
+        elif over_since is None:
+            over_since = time.monotonic()
+        elif time.monotonic() - over_since > patience_s:
+            return _kill(shell, patience_s)
+        time.sleep(poll_s)
+    return 0
+
+
+def _kill(shell: int, patience_s: float) -> int:
+    try:
+        steps = [child for child in psutil.Process(shell).children() if child.name() == "srun"]
+    except psutil.NoSuchProcess:
+        return 0
+    if steps:
+        print(f"the run's processes have ended, srun has not for {patience_s:.0f} s: killed, it would wait for ever")
+        sys.stdout.flush()
+    for step in steps:
+        step.kill()
+    return len(steps)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run it."""
+    parser = argparse.ArgumentParser(
+        prog="python -m launchers.cluster.srun_reaper",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("run_dir", type=Path, help="folder of the run")
+    parser.add_argument("pid", type=int, help="process of the batch script's shell")
+    options = parser.parse_args(argv)
+    watch(options.run_dir, options.pid, slurm.own_job(os.environ))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

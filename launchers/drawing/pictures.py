@@ -1,0 +1,392 @@
+"""Pictures that training shows in TensorBoard: what goes in, and what the features have become.
+
+An objective offers what it can through small protocols; one that has no pixel embeddings still gets the pictures of its
+points, and what else it wants to show it hands over as sketches. Only the first sample of the batch is drawn (and run
+through the networks), in evaluation mode and without gradient, so that a picture changes neither weights, BatchNorm
+statistics nor random states.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from data.batch_spec import BatchSpec
+from data.loading.evaluation import load_batch
+from data.loading.loader import DataConfig
+from data.sample import Batch
+from data.storage.shards import SampleError, SampleReader, ShardError, load_manifest
+from launchers.drawing.canvas import RgbImage, captioned, cross, tiled, turbo, with_scale
+from launchers.drawing.sketches import Sketcher, draw
+from launchers.drawing.views import (
+    PrincipalColours,
+    birds_eye_uv,
+    birds_eye_view,
+    principal_colours,
+    projection_view,
+    similarity_to,
+    similarity_view,
+    superpixel_view,
+    with_depth_scale,
+)
+
+_log = logging.getLogger(__name__)
+
+_COLUMNS = 3
+_WIDTH_PX = 640
+
+
+@runtime_checkable
+class PointEmbedder(Protocol):
+    """An objective that can embed voxels."""
+
+    def point_embeddings(self, batch: Batch) -> Float[Tensor, "M D"]:
+        """Embedding of each voxel."""
+        ...
+
+
+@runtime_checkable
+class PixelEmbedder(Protocol):
+    """An objective that can embed pixels, into the same space as its points."""
+
+    def pixel_embeddings(self, images: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I D H W"]:
+        """Embedding of each pixel."""
+        ...
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """What the networks say about one sample, in numpy."""
+
+    points: Float[np.ndarray, "N D"]
+    pixels: Float[np.ndarray, "I H W D"] | None
+
+
+def training_pictures(
+    objective: nn.Module, batch: Batch, step: int, *, augmented: Batch | None = None
+) -> dict[str, RgbImage]:
+    """Everything that the objective and the batch allow, of the batch's first sample.
+
+    Args:
+        objective: the method; its abilities are found by `PointEmbedder` and `PixelEmbedder`.
+        batch: images are absent under a teacher cache; the pictures over images then are, too.
+        step: updates done, for the captions.
+        augmented: the batch as training sees it, for the objective's sketches; None: `batch`.
+
+    Returns:
+        A subset of "superpixels", "lidar_depth", "similarity_pixels", "similarity_points", "point_features" and
+        "pixel_features" (the first three principal components of the points' features; the same map for both), and
+        "sketch_<name>" of each of the objective's sketches.
+    """
+    sample = first_sample(batch)
+    pictures = _input_pictures(sample)
+    if sample.num_points == 0:
+        return pictures
+    embedded = _embed(objective, sample)
+    if embedded is not None:
+        pictures |= _similarity_pictures(sample, embedded, step)
+        pictures |= _component_pictures(sample, embedded, step)
+    return pictures | _sketches(objective, sample if augmented is None else first_sample(augmented), step)
+
+
+def pictures_of(batch: Batch, augmented: Batch | None = None) -> Callable[[nn.Module, Batch, int], dict[str, RgbImage]]:
+    """A `training_pictures` that always draws the same batch (with images, say), so that steps can be compared.
+
+    Args:
+        batch: un-augmented and with images, whatever the training batches hold.
+        augmented: the same samples as training sees them, for sketches; None: `batch`.
+    """
+    fixed, moved = first_sample(batch), None if augmented is None else first_sample(augmented)
+
+    def draw(objective: nn.Module, _: Batch, step: int) -> dict[str, RgbImage]:
+        return training_pictures(objective, fixed, step, augmented=moved)
+
+    return draw
+
+
+def pictures_of_set(config: DataConfig, spec: BatchSpec) -> Callable[[nn.Module, Batch, int], dict[str, RgbImage]]:
+    """`pictures_of` the sample in the middle of a run's split, read with its images also under a teacher cache.
+
+    Where that sample is damaged, the next readable one is taken.
+
+    Raises:
+        ShardError: no prepared set, or no sample of the split can be read.
+    """
+    manifest = load_manifest(config.shards)
+    chosen = manifest.indices(config.split)[: config.limit]
+    reader = SampleReader(manifest)
+    for index in np.roll(chosen, -(len(chosen) // 2)):
+        try:
+            plain = load_batch(reader, [int(index)], config, spec)
+            return pictures_of(plain, load_batch(reader, [int(index)], config, spec, augmented=True))
+        except SampleError as error:
+            _log.warning("no picture of a damaged sample: %s", error)
+    raise ShardError(f"{config.shards}: none of the {len(chosen)} samples of split {config.split!r} can be read")
+
+
+# ------------------------------------------------------------------------------------------------------------ parts
+
+
+def first_sample(batch: Batch) -> Batch:
+    """What of a batch belongs to its first sample. Its superpixels and clusters have the first ids: they stay."""
+    points = int((batch.point_sample == 0).sum())
+    voxels = int((batch.voxel_coords[:, 0] == 0).sum())
+    chosen = dataclasses.replace(
+        batch,
+        keys=batch.keys[:1],
+        points=batch.points[:points],
+        point_sample=batch.point_sample[:points],
+        point_voxel=batch.point_voxel[:points],
+        voxel_coords=batch.voxel_coords[:voxels],
+        voxel_features=batch.voxel_features[:voxels],
+        labels=_upto(batch.labels, points),
+        ground=_upto(batch.ground, points),
+        cluster=_upto(batch.cluster, points),
+        T_aug_lidar=_upto(batch.T_aug_lidar, 1),
+    )
+    if batch.image_sample is not None:
+        chosen = _with_first_images(chosen, int((batch.image_sample == 0).sum()))
+    if batch.pair_point is not None:
+        mine = batch.pair_point < points
+        chosen = dataclasses.replace(
+            chosen,
+            pair_point=batch.pair_point[mine],
+            pair_image=None if batch.pair_image is None else batch.pair_image[mine],
+            pair_uv=None if batch.pair_uv is None else batch.pair_uv[mine],
+            pair_segment=None if batch.pair_segment is None else batch.pair_segment[mine],
+        )
+    return _with_first_second(chosen, batch, points)
+
+
+def _with_first_images(batch: Batch, images: int) -> Batch:
+    """The batch with so many of its images."""
+    each = _upto(batch.segments_per_image, images)
+    segments = batch.num_segments if each is None else int(each.sum())
+    return dataclasses.replace(
+        batch,
+        images=_upto(batch.images, images),
+        image_sample=_upto(batch.image_sample, images),
+        segments=_upto(batch.segments, images),
+        segments_per_image=each,
+        num_segments=segments,
+        segment_features=_upto(batch.segment_features, segments),
+        image_K=_upto(batch.image_K, images),
+        image_T_cam_points=_upto(batch.image_T_cam_points, images),
+        image_affine=_upto(batch.image_affine, images),
+        image_depth_m=_upto(batch.image_depth_m, images),
+        image_labels=_upto(batch.image_labels, images),
+    )
+
+
+def _with_first_second(chosen: Batch, batch: Batch, points: int) -> Batch:
+    """`chosen` with the first sample of the second view, the matches of its points, and the number of its clusters."""
+    second = None if batch.second is None else first_sample(batch.second)
+    both = [view.cluster for view in (chosen, second) if view is not None and view.cluster is not None]
+    clusters = max((int(ids.max()) + 1 for ids in both if len(ids)), default=0)
+    if second is not None and second.cluster is not None:
+        second = dataclasses.replace(second, num_clusters=clusters)
+    chosen = dataclasses.replace(chosen, second=second, num_clusters=clusters)
+    if batch.match_point is None or batch.match_second is None:
+        return chosen
+    mine = batch.match_point < points
+    return dataclasses.replace(chosen, match_point=batch.match_point[mine], match_second=batch.match_second[mine])
+
+
+def _upto(rows: Tensor | None, count: int) -> Tensor | None:
+    return None if rows is None else rows[:count]
+
+
+@contextmanager
+def _only_looking(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradient; afterwards each part is in the mode it was in (a frozen tower in its own)."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def _embed(objective: nn.Module, sample: Batch) -> _Embedded | None:
+    if not isinstance(objective, PointEmbedder):
+        return None
+    there = _beside(objective, sample)
+    with _only_looking(objective):
+        points = objective.point_embeddings(there)[there.point_voxel].float().cpu().numpy()
+        pixels = None
+        if isinstance(objective, PixelEmbedder) and there.images is not None:
+            pixels = objective.pixel_embeddings(there.images).float().movedim(1, -1).cpu().numpy()
+    return _Embedded(points, pixels)
+
+
+def _sketches(objective: nn.Module, sample: Batch, step: int) -> dict[str, RgbImage]:
+    if not isinstance(objective, Sketcher):
+        return {}
+    with _only_looking(objective):
+        sketches = objective.sketches(_beside(objective, sample))
+    titled = {
+        name: dataclasses.replace(sketch, caption=f"step {step}: {sketch.caption}, {sample.keys[0]}")
+        for name, sketch in sketches.items()
+    }
+    return {f"sketch_{name}": draw(sketch) for name, sketch in titled.items()}
+
+
+def _beside(objective: nn.Module, sample: Batch) -> Batch:
+    """The sample on the objective's device."""
+    weight = next(objective.parameters(), None)
+    return sample if weight is None else sample.to(weight.device)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return np.asarray(tensor.detach().cpu().numpy())
+
+
+def _images(sample: Batch) -> list[RgbImage]:
+    if sample.images is None:
+        return []
+    return list(np.ascontiguousarray(_numpy(sample.images).transpose(0, 2, 3, 1)))
+
+
+def _pairs_of(sample: Batch, image: int) -> tuple[np.ndarray, Float[np.ndarray, "p 2"], Float[np.ndarray, " p"]]:
+    """Points, pixels and ranges of the pairs of one image."""
+    assert sample.pair_point is not None
+    assert sample.pair_image is not None
+    assert sample.pair_uv is not None
+    here = _numpy(sample.pair_image) == image
+    point = _numpy(sample.pair_point)[here]
+    range_m = np.linalg.norm(_numpy(sample.points)[point].astype(np.float64), axis=1)
+    return point, _numpy(sample.pair_uv)[here].astype(np.float64), range_m
+
+
+def _input_pictures(sample: Batch) -> dict[str, RgbImage]:
+    images, pictures = _images(sample), {}
+    if images and sample.segments is not None:
+        segments = _numpy(sample.segments)
+        cells = [superpixel_view(image, segments[i], _WIDTH_PX) for i, image in enumerate(images)]
+        pictures["superpixels"] = captioned(tiled(cells, _COLUMNS), f"superpixels of {sample.keys[0]}")
+    if images and sample.pair_point is not None:
+        cells = []
+        for i, image in enumerate(images):
+            _, uv, range_m = _pairs_of(sample, i)
+            cells.append(captioned(projection_view(image, uv, range_m, target_width=_WIDTH_PX), f"{len(uv)} pairs"))
+        pictures["lidar_depth"] = captioned(
+            with_depth_scale(tiled(cells, _COLUMNS)), f"LiDAR over the images of {sample.keys[0]}, by distance"
+        )
+    return pictures
+
+
+# ------------------------------------------------------------------------------------------------------ similarities
+
+
+def query_point(sample: Batch) -> int:
+    """A point worth asking about: stands above the ground, 4 to 25 m away, near the middle of the first image.
+
+    Height is judged against the lowest points of the sweep. Where no point is like that, the wishes are dropped one
+    after the other, so there is always an answer; without pairs, the tallest of the near points.
+
+    Raises:
+        ValueError: the sample has no points.
+    """
+    points = _numpy(sample.points).astype(np.float64)
+    if len(points) == 0:
+        raise ValueError(f"sample {sample.keys[0]} has no points to choose a query from")
+    range_m = np.linalg.norm(points, axis=1)
+    stands = points[:, 2] > np.percentile(points[:, 2], 5) + 0.7
+    near = (range_m > 4.0) & (range_m < 25.0)
+    if sample.pair_point is None or len(sample.pair_point) == 0 or sample.pair_uv is None:
+        return int(np.argmax(np.where(near, points[:, 2], -np.inf)))
+    assert sample.pair_image is not None
+    first = _numpy(sample.pair_image) == int(sample.pair_image.min())
+    candidates, uv = _numpy(sample.pair_point)[first], _numpy(sample.pair_uv)[first]
+    middle = (uv.min(axis=0) + uv.max(axis=0)) / 2
+    distance = np.linalg.norm(uv - middle, axis=1)
+    for wish in (stands & near, stands, np.ones(len(points), dtype=bool)):
+        if wish[candidates].any():
+            break
+    return int(candidates[np.argmin(np.where(wish[candidates], distance, np.inf))])
+
+
+def _similarity_pictures(sample: Batch, embedded: _Embedded, step: int) -> dict[str, RgbImage]:
+    query = query_point(sample)
+    to_points = similarity_to(embedded.points[query], embedded.points).astype(np.float64)
+    low, high = _ends(to_points)
+    points = _numpy(sample.points).astype(np.float64)
+    above = birds_eye_view(points, turbo(to_points, low, high))
+    u, v = birds_eye_uv(points[query : query + 1])[0]
+    title = f"step {step}: similarity of one point (cross) to all points, {sample.keys[0]}"
+    pictures = {"similarity_points": captioned(with_scale(cross(above, (float(u), float(v))), low, high, ""), title)}
+    if embedded.pixels is None:
+        return pictures
+    to_pixels = similarity_to(embedded.points[query], embedded.pixels).astype(np.float64)
+    low, high = _ends(to_pixels.ravel())
+    cells = []
+    for i, image in enumerate(_images(sample)):
+        seen = _query_uv(sample, i, query)
+        cells.append(similarity_view(image, to_pixels[i], low=low, high=high, query_uv=seen, target_width=_WIDTH_PX))
+    title = f"step {step}: similarity of one point (cross) to all pixels, {sample.keys[0]}"
+    pictures["similarity_pixels"] = captioned(with_scale(tiled(cells, _COLUMNS), low, high, ""), title)
+    return pictures
+
+
+def _query_uv(sample: Batch, image: int, query: int) -> tuple[float, float] | None:
+    if sample.pair_point is None:
+        return None
+    point, uv, _ = _pairs_of(sample, image)
+    rows = np.flatnonzero(point == query)
+    return (float(uv[rows[0], 0]), float(uv[rows[0], 1])) if len(rows) else None
+
+
+def _ends(similarity: Float[np.ndarray, " n"]) -> tuple[float, float]:
+    """Scale of a similarity picture: early in training all similarities lie close together."""
+    return float(np.percentile(similarity, 2)), float(similarity.max())
+
+
+# ---------------------------------------------------------------------------------------------- principal components
+
+
+def _component_pictures(sample: Batch, embedded: _Embedded, step: int) -> dict[str, RgbImage]:
+    fitted = principal_colours(embedded.points)
+    points = _numpy(sample.points).astype(np.float64)
+    title = f"step {step}: first three principal components of the points' features, {sample.keys[0]}"
+    colours = fitted.colours(embedded.points)
+    sheet = birds_eye_view(points, colours)
+    images = _images(sample)
+    if images and sample.pair_point is not None:
+        overlay = _component_overlay(sample, images, colours)
+        # One wide image goes above the square, several small ones beside it.
+        sheet = tiled([overlay, sheet], columns=1) if len(images) == 1 else tiled([sheet, overlay], columns=2)
+    pictures = {"point_features": captioned(sheet, title)}
+    if embedded.pixels is not None:
+        pictures["pixel_features"] = captioned(
+            _pixel_components(images, embedded.pixels, fitted),
+            f"step {step}: pixels' features in the colours of the points",
+        )
+    return pictures
+
+
+def _component_overlay(sample: Batch, images: list[RgbImage], colours: UInt8[np.ndarray, "N 3"]) -> RgbImage:
+    cells = []
+    for i, image in enumerate(images):
+        point, uv, range_m = _pairs_of(sample, i)
+        cells.append(projection_view(image, uv, range_m, colours[point], target_width=_WIDTH_PX))
+    return tiled(cells, columns=1 if len(images) <= 3 else 2)
+
+
+def _pixel_components(
+    images: list[RgbImage], pixels: Float[np.ndarray, "I H W D"], fitted: PrincipalColours
+) -> RgbImage:
+    cells: list[RgbImage] = []
+    for image, features in zip(images, pixels, strict=True):
+        cells.append(tiled([image, fitted.colours(features)], columns=1, gap_px=2))
+    return tiled(cells, _COLUMNS)

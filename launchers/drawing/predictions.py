@@ -1,0 +1,71 @@
+"""What a network predicts for each pixel of one sample's images, beside the truth: a picture that evaluations leave."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from data.sample import Batch
+from data.storage.shards import replace_file
+from engine.downstream.depth import DepthConfig, predicted_depth
+from launchers.drawing.canvas import RgbImage, captioned, class_colours, enlarge, enlargement, jpeg_bytes, tiled
+from launchers.drawing.views import depth_view
+
+FOLDER = "predictions"
+"""Beside a results file."""
+_WIDTH_PX = 480
+"""Images are enlarged by a whole factor towards this width."""
+
+
+def draw_predictions(batch: Batch, output: Float[Tensor, "I C H W"], limits: DepthConfig) -> RgbImage:
+    """A row for each image: the image, the truth, the prediction.
+
+    Args:
+        batch: one sample with its ground truth, depth or classes.
+        output: of the network: log depth, or scores of the classes.
+        limits: of depths.
+    """
+    assert batch.images is not None
+    cells = []
+    factor = enlargement((batch.images.shape[-2], batch.images.shape[-1]), _WIDTH_PX)
+    for number, image in enumerate(batch.images.permute(0, 2, 3, 1).numpy()):
+        cells.append(captioned(enlarge(np.ascontiguousarray(image), factor), f"{batch.keys[0]}, image {number}"))
+        if batch.image_depth_m is not None:
+            guess = predicted_depth(output[number, 0], low=limits.min_depth_m, high=limits.cap_m).numpy()
+            cells += [
+                captioned(depth_view(depth, width=_WIDTH_PX), title)
+                for depth, title in ((batch.image_depth_m[number].numpy(), "depth"), (guess, "predicted depth"))
+            ]
+        elif batch.image_labels is not None:
+            maps = (batch.image_labels[number].numpy(), output[number].argmax(0).numpy().astype(np.uint8))
+            for classes, title in zip(maps, ("classes", "predicted classes"), strict=True):
+                colours = class_colours(classes.ravel(), output.shape[1]).reshape(*classes.shape, 3)
+                cells.append(captioned(enlarge(colours, factor, smooth=False), title))
+    return tiled(cells, columns=3)
+
+
+def write_predictions(folder: Path, name: str, picture: RgbImage) -> Path:
+    """Save a picture beside the results, replacing an earlier one of the same name."""
+    path = folder / FOLDER / (re.sub(r"[^A-Za-z0-9_.-]+", "-", name) + ".jpg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, jpeg_bytes(picture))
+    return path
+
+
+def read_predictions(run: Path) -> Mapping[str, RgbImage]:
+    """The pictures that evaluations of a run left in its folder and in those of its elements, by title.
+
+    One that cannot be read is left out: it is no number.
+    """
+    found = {}
+    for path in sorted(run.glob(f"{FOLDER}/*.jpg")) + sorted(run.glob(f"evaluation/*/{FOLDER}/*.jpg")):
+        image = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        if image is not None:
+            found[path.stem] = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    return found

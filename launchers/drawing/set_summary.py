@@ -1,0 +1,129 @@
+"""A prepared set and its samples in numbers, as tables."""
+
+from __future__ import annotations
+
+import datetime
+
+import numpy as np
+from jaxtyping import Int
+
+from data.sample import IGNORE_LABEL, Sample
+from data.storage.shards import Manifest, SampleError, SampleReader
+from launchers.drawing.contact_sheet import Table
+
+_COUNTED_SAMPLES = 50
+"""Labels are counted in so many samples of a set at most: enough for shares, and done in seconds."""
+
+
+def set_tables(manifest: Manifest, reader: SampleReader) -> list[Table]:
+    """What a person wants to know of a set: contents, splits, classes, what was left out."""
+    tables = [_contents(manifest), _splits(manifest)]
+    if manifest.class_names:
+        tables.append(_classes(manifest, reader))
+    if manifest.skipped:
+        rows = tuple((reason, str(len(keys)), ", ".join(keys[:3])) for reason, keys in manifest.skipped.items())
+        tables.append(Table(title="left out when prepared", header=("reason", "samples", "e.g."), rows=rows))
+    if manifest.notes:
+        tables.append(Table(title="notes", rows=tuple((note,) for note in manifest.notes)))
+    return tables
+
+
+def _contents(manifest: Manifest) -> Table:
+    num_bytes = sum(shard.num_bytes for shard in manifest.shards)
+    samples = max(len(manifest), 1)
+    return Table(
+        title="contents",
+        rows=(
+            ("schema version", str(manifest.schema_version)),
+            ("samples", f"{len(manifest):,}"),
+            ("logs", f"{len(manifest.logs):,}"),
+            ("shards", f"{len(manifest.shards):,}"),
+            ("size", f"{human_bytes(num_bytes)}, {human_bytes(num_bytes / samples)} a sample"),
+            ("cameras", ", ".join(manifest.camera_names) or "none"),
+            ("points a sample", _spread_text(manifest.num_points)),
+            ("pairs a sample", _spread_text(manifest.num_pairs)),
+            ("fingerprint", manifest.fingerprint()[:16]),
+        ),
+    )
+
+
+def _splits(manifest: Manifest) -> Table:
+    rows = []
+    for split in dict.fromkeys(manifest.splits):
+        logs = sum(name == split for name in manifest.splits)
+        indices = manifest.indices(split)
+        labelled = manifest.num_labelled[indices]
+        known = f"{(labelled > 0).sum():,}" if (labelled >= 0).all() else "unknown"
+        rows.append((split or "(none)", str(logs), f"{len(indices):,}", known))
+    header = ("split", "logs", "samples", "labelled")
+    return Table(title="splits", header=header, rows=tuple(rows), numeric=(1, 2, 3))
+
+
+def _classes(manifest: Manifest, reader: SampleReader) -> Table:
+    counts, read, damaged = _label_counts(manifest, reader)
+    total = max(int(counts.sum()), 1)
+    named = {**dict(enumerate(manifest.class_names)), IGNORE_LABEL: "(unlabelled)"}
+    found = [value for value in np.flatnonzero(counts).tolist() if value not in named]
+    rows = [
+        (str(value), named.get(value, "(unknown)"), f"{counts[value] / total:.2%}")
+        for value in [*range(len(manifest.class_names)), *found, IGNORE_LABEL]
+    ]
+    title = f"classes by share of points, in {read} of {len(manifest)} samples"
+    if damaged:
+        title += f" ({damaged} more could not be read)"
+    return Table(title=title, header=("id", "class", "points"), rows=tuple(rows), numeric=(0, 2))
+
+
+def _label_counts(manifest: Manifest, reader: SampleReader) -> tuple[Int[np.ndarray, "256"], int, int]:
+    """Points of each label value, samples read, samples that could not be read."""
+    chosen = np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _COUNTED_SAMPLES)).astype(np.int64))
+    counts, read, damaged = np.zeros(256, dtype=np.int64), 0, 0
+    for index in chosen:
+        try:
+            labels = reader.read(int(index), images=False, superpixels=False).labels
+        except SampleError:
+            damaged += 1
+            continue
+        read += 1
+        if labels is not None:
+            counts += np.bincount(labels, minlength=256)
+    return counts, read, damaged
+
+
+def _spread_text(values: Int[np.ndarray, " n"]) -> str:
+    if len(values) == 0:
+        return "none"
+    low, high = int(values.min()), int(values.max())
+    return f"{values.mean():,.0f} (from {low:,} to {high:,})"
+
+
+def sample_table(sample: Sample, index: int) -> Table:
+    """One sample in numbers."""
+    points = sample.points_lidar
+    range_m = np.linalg.norm(points, axis=1)
+    when = datetime.datetime.fromtimestamp(sample.timestamp_us / 1e6, datetime.timezone.utc)
+    rows = [
+        ("log", sample.log),
+        ("time", f"{sample.timestamp_us} us ({when:%Y-%m-%d %H:%M:%S} UTC)"),
+        ("points", f"{len(points):,}, range {range_m.min():.1f} to {range_m.max():.1f} m"),
+        ("height", f"{points[:, 2].min():.2f} to {points[:, 2].max():.2f} m in the LiDAR frame"),
+        ("intensity", f"{sample.intensity.min():.3f} to {sample.intensity.max():.3f}"),
+    ]
+    for camera in sample.cameras:
+        late_ms = (camera.timestamp_us - sample.timestamp_us) / 1000
+        count = "no" if camera.superpixels is None else str(int(camera.superpixels.max()) + 1)
+        height, width = camera.image_size
+        text = f"{width} x {height} px, f {camera.K[0, 0]:.1f} px, {count} superpixels, {late_ms:+.1f} ms to the sweep"
+        rows.append((f"camera {camera.name}", text))
+    if sample.boxes is not None:
+        rows.append(("boxes", str(len(sample.boxes.classes))))
+    return Table(title=f"sample {sample.key} (row {index})", rows=tuple(rows))
+
+
+def human_bytes(count: int | float) -> str:
+    """Bytes with a unit that keeps the number short."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

@@ -1,0 +1,201 @@
+"""What every family of protocols is given, and which labelled samples it may use."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Int
+
+from configs.load import ConfigError, dump
+from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
+from data.loading.fractions import FractionConfig, select, write_list
+from data.storage.shards import Manifest
+from engine.downstream.common import LabelDraws, Splits, hold_out, thin
+from engine.downstream.protocols import Initialisation, Tower
+from engine.downstream.results import Result
+
+Progressing = Callable[[float, str], None]
+"""Told the share done (0 to 1) and what is going on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """One call of `tandem evaluate`, as a family of protocols sees it.
+
+    Attributes:
+        manifest: of the labelled set.
+        run: config of the pre-training run.
+        config: protocols; the family measures those of its own tower.
+        folder: of the results file; lists of labelled samples and pictures go beside it.
+        device: where networks run.
+        known: results that need not be measured again.
+        progress: see `Progressing`; None: nobody listens.
+    """
+
+    manifest: Manifest
+    run: PretrainConfig
+    config: EvaluateConfig
+    folder: Path
+    device: torch.device
+    known: Sequence[Result] = ()
+    progress: Progressing | None = None
+
+    def context(self, tower: Tower) -> dict[str, Any]:
+        """See `measured_on`."""
+        return measured_on(self.manifest, yaml.safe_load(dump(self.run, choices=PRETRAIN_CHOICES)), tower)
+
+
+Family = Callable[[Sequence[Initialisation], Evaluation], Iterator[Result]]
+"""Measures initialisations with all protocols of one tower; gives each record as soon as it is there.
+
+Raises ConfigError where settings do not fit the data, ShardError where the set lacks what is needed.
+"""
+
+
+@contextmanager
+def fitting(manifest: Manifest) -> Iterator[None]:
+    """Settings that do not fit the set are a mistake in the config, and say which set."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{error} ({manifest.root})") from error
+
+
+def splits_of(manifest: Manifest, config: EvaluateConfig, *, labelled: bool) -> Splits:
+    """Sweeps to learn from and sweeps to measure on.
+
+    With `data.holdout` both come from the train split, in whole logs, and the test split is not looked at.
+
+    Args:
+        manifest: of the set.
+        config: names the splits.
+        labelled: only sweeps with classes of points, in a set that has others too (nuScenes between key frames, most
+            frames of Waymo).
+
+    Raises:
+        ShardError: the set has no split of that name.
+        ValueError: too few sweeps, or the same in both.
+    """
+
+    def sweeps(split: str, limit: int | None) -> Int[np.ndarray, " n"]:
+        found = manifest.indices(split)
+        return thin(manifest.labelled(found) if labelled else found, limit)
+
+    train = sweeps(config.data.train_split, config.data.limit_train)
+    if config.data.holdout:
+        train, held = hold_out(train, manifest.sample_log[train].astype(np.int64), config.validation_share)
+        test = thin(held, config.data.limit_test)
+        return Splits(train=train, train_logs=manifest.sample_log[train].astype(np.int64), test=test)
+    test = sweeps(config.data.test_split, config.data.limit_test)
+    return Splits(train=train, train_logs=manifest.sample_log[train].astype(np.int64), test=test)
+
+
+def draws_of(
+    manifest: Manifest, splits: Splits, config: EvaluateConfig, seeds: Sequence[int], tune_seeds: Sequence[int]
+) -> LabelDraws:
+    """Labelled samples of each training run of a protocol, before any network is seen.
+
+    Random draws come from the part of the train split that no rate is tuned on; the fixed lists of the literature
+    from all of it, so that they stay the lists of the literature.
+
+    Args:
+        manifest: of the labelled set.
+        splits: of it.
+        config: `fraction` says how many labels there are.
+        seeds: of the protocol's runs.
+        tune_seeds: of the runs that rates are compared on.
+
+    Raises:
+        ValueError: the fraction keeps nothing.
+    """
+    fit = hold_out(splits.train, splits.train_logs, config.validation_share)[0]
+    pool = fit if config.fraction.kind == "random" else splits.train
+
+    def draw(indices: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " k"]:
+        return select(manifest, indices, dataclasses.replace(config.fraction, seed=config.fraction.seed + seed))
+
+    return LabelDraws(
+        text=describe_fraction(config.fraction),
+        runs=tuple(draw(pool, seed) for seed in seeds),
+        tuning=tuple(draw(fit, seed) for seed in tune_seeds),
+        settings={"fraction": dataclasses.asdict(config.fraction), "augment": dataclasses.asdict(config.augment)},
+    )
+
+
+def describe_fraction(fraction: FractionConfig) -> str:
+    """For tables, e.g. "1 frame" or "1 in 100 logs"."""
+    if fraction.kind == "random":
+        return f"{fraction.count} frame" + ("s" if fraction.count > 1 else "")
+    if fraction.kind == "list":
+        return f"list {Path(fraction.file).stem}"
+    return "all" if fraction.kind == "all" else f"1 in {fraction.every} {fraction.kind.removeprefix('every_')}s"
+
+
+def write_lists(
+    folder: Path,
+    manifest: Manifest,
+    draws: LabelDraws,
+    seeds: Sequence[int],
+    tune_seeds: Sequence[int],
+    *,
+    what: str = "fine-tuning",
+) -> None:
+    """Write the drawn samples down, one list a run, in `labelled/` of a folder.
+
+    Args:
+        folder: of the results.
+        manifest: of the labelled set.
+        draws: what was drawn.
+        seeds: of the runs.
+        tune_seeds: of the tuning runs.
+        what: protocol, for the first line of each file; those of "fine-tuning" have the shortest names.
+    """
+    name = re.sub(r"\W+", "-", f"{manifest.set_name} {draws.text}{'' if what == 'fine-tuning' else ' ' + what}")
+    for use, numbers, lists in (("run", seeds, draws.runs), ("tuning", tune_seeds, draws.tuning)):
+        for seed, drawn in zip(numbers, lists, strict=True):
+            note = f"Labelled samples of {what} ({draws.text}), {use} seed {seed}."
+            write_list(folder / "labelled" / f"{name}_{use}{seed}.txt", manifest, drawn, note)
+
+
+def measured_on(manifest: Manifest, resolved: Mapping[str, Any], tower: Tower) -> dict[str, Any]:
+    """What shapes the numbers beside the protocols' settings and the weights: the data and the network.
+
+    Args:
+        manifest: of the labelled set.
+        resolved: the run's config as nested plain values.
+        tower: what is measured.
+    """
+    if tower == "objective":
+        # Not the method's own options: runs that differ in them are compared with each other.
+        towers = [measured_on(manifest, resolved, part) for part in ("backbone", "image_backbone")]
+        return towers[0] | towers[1]
+    network = resolved["method"].get(tower)
+    if tower == "backbone":
+        return {"data": manifest.fingerprint(), "voxel": resolved["data"]["voxel"], "backbone": network}
+    # What the network was filled from before pre-training does not shape random ones.
+    plain = {k: v for k, v in (network or {}).items() if k not in {"weights", "min_match"}}
+    return {"data": manifest.fingerprint(), "image_size": resolved["data"]["image_size"], tower: plain}
+
+
+def device_of(name: str) -> torch.device:
+    """The device that a config's `device` means.
+
+    Raises:
+        ConfigError: a GPU where there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: got 'cuda', but torch finds no GPU here; use device=cpu")
+    return torch.device(name)

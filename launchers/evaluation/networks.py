@@ -1,0 +1,246 @@
+"""Networks for downstream evaluation: pre-trained ones from checkpoints, random ones of the same architecture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from configs.load import ConfigError
+from configs.schema import EvaluateConfig, PretrainConfig
+from engine.checkpoint import WEIGHTS, load_weights, read_state
+from engine.downstream.protocols import ORDER, TOWER_TITLES, Initialisation, ProtocolName, Tower, of_tower
+from engine.downstream.results import LeakLevel
+from engine.errors import CheckpointError
+from launchers.runs.settings import setting_of
+from launchers.training.run_folder import CHECKPOINT_CONFIG, find_checkpoint_folder, load_run_config
+from models.image.base import ImageEncoderConfig
+from models.image.teacher import TeacherConfig
+from models.methods.base import MethodConfig
+from models.weights import OWN_FORMAT, own_weights_file
+
+
+@dataclass(frozen=True)
+class Source:
+    """A pre-trained network on disk.
+
+    Attributes:
+        checkpoint: its folder.
+        config: of the run.
+        method: its name.
+        identity: run, step and beginning of the weights' sha256.
+        steps: updates of pre-training.
+    """
+
+    checkpoint: Path
+    config: PretrainConfig
+    method: str
+    identity: str
+    steps: int
+
+
+def open_source(path: Path) -> Source:
+    """Find and check a checkpoint.
+
+    Raises:
+        CheckpointError: nothing there, damaged, or written by another version.
+    """
+    folder = find_checkpoint_folder(path)
+    return Source(
+        checkpoint=folder,
+        config=load_run_config(folder),
+        method=str(json.loads((folder / CHECKPOINT_CONFIG).read_text())["method"]["name"]),
+        identity=identity_of(folder),
+        steps=int(read_state(folder)["step"]),
+    )
+
+
+def identity_of(checkpoint: Path) -> str:
+    """Name of a checkpoint's weights in results, see `Source.identity`; the weights are not read."""
+    sha256 = json.loads((checkpoint / "files.json").read_text())[WEIGHTS]["sha256"]
+    return f"{run_folder_of(checkpoint).name}/{checkpoint.name} {sha256[:12]}"
+
+
+def run_folder_of(path: Path) -> Path:
+    """The run that a folder belongs to: <run>/checkpoints/step_... or the run itself."""
+    resolved = path.resolve()
+    return resolved.parent.parent if resolved.parent.name == "checkpoints" else resolved
+
+
+def check_alike(sources: Sequence[Source]) -> None:
+    """Repetitions of one method differ in their seed and their folder, in nothing that shapes the network.
+
+    Raises:
+        CheckpointError: names what differs.
+    """
+    for other in sources[1:]:
+        for what in ("method", "config.method", "config.data.voxel"):
+            first, second = (_attribute(s, what) for s in (sources[0], other))
+            if first != second:
+                raise CheckpointError(
+                    f"{other.checkpoint}: {what.removeprefix('config.')} differs from that of "
+                    f"{sources[0].checkpoint}; checkpoints of one call are repetitions of one method. Evaluate them in "
+                    "separate calls"
+                )
+
+
+def _attribute(value: object, dotted: str) -> object:
+    for name in dotted.split("."):
+        value = getattr(value, name)
+    return value
+
+
+def check_tower(config: PretrainConfig, tower: Tower, protocols: Sequence[ProtocolName]) -> None:
+    """Refuse protocols that measure a network that the run's method does not have.
+
+    Raises:
+        ConfigError: names the protocols, what they need, and those that would do.
+    """
+    if _section(config, tower) is not None:
+        return
+    there = [t for t in TOWER_TITLES if getattr(config.method, t, None) is not None]
+    possible = ", ".join(p for t in there for p in of_tower(ORDER, t))
+    have = " and ".join(f"{'an' if TOWER_TITLES[t][0] == 'i' else 'a'} {TOWER_TITLES[t]}" for t in there) or "none"
+    raise ConfigError(
+        f"protocols: {', '.join(of_tower(protocols, tower))} measure the method's {TOWER_TITLES[tower]}, but "
+        f"{type(config.method).__name__} has no section `{tower}` (it has {have}); expected any of {possible or 'none'}"
+    )
+
+
+def pretrained_initialisation(sources: Sequence[Source], tower: Tower, chosen: tuple[str, ...] = ()) -> Initialisation:
+    """The pre-trained networks."""
+    first = sources[0]
+    teacher, leak = describe_origin(first.config.method)
+    seeds = tuple(s.config.seed for s in sources)
+    steps = "/".join(sorted({str(s.steps) for s in sources}))
+    settings = {setting_of(s.config) for s in sources}
+    return Initialisation(
+        name=first.method,
+        pretrained=True,
+        networks=tuple(lambda s=s: pretrained_network(s, tower) for s in sources),  # type: ignore[misc]
+        checkpoint=tuple(s.identity for s in sources),
+        teacher=teacher,
+        leak=leak,
+        pretraining=f"{steps} steps, seed{'s' if len(sources) > 1 else ''} {', '.join(map(str, seeds))}",
+        setting=settings.pop() if len(settings) == 1 else "",
+        pretrain_seeds=seeds,
+        chosen=chosen,
+    )
+
+
+def random_initialisation(config: PretrainConfig, protocols: EvaluateConfig, tower: Tower) -> Initialisation:
+    """Random networks of a run's architecture, one a seed."""
+    count = max(len(protocols.seeds(p)) for p in of_tower(protocols.protocols, tower))
+    networks = tuple(lambda n=n: random_network(config, tower, n) for n in range(count))
+    return Initialisation(name="random", pretrained=False, networks=networks)
+
+
+def random_network(config: PretrainConfig, tower: Tower, seed: int) -> nn.Module:
+    """A network of the run with fresh weights; the caller's random state is left alone.
+
+    Weights that an image network was filled with before pre-training are left out.
+
+    Raises:
+        ConfigError: the method has no such network.
+    """
+    section = _section(config, tower)
+    if section is None:
+        raise ConfigError(
+            f"{type(config.method).__name__} has no section `{tower}`: there is no {TOWER_TITLES[tower]} to evaluate"
+        )
+    section = _unfilled(section, tower)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built: nn.Module = section.build()
+    return built
+
+
+def _section(config: PretrainConfig, tower: Tower) -> Any:
+    """Settings of a tower; None where the method has no such tower."""
+    return config.method if tower == "objective" else getattr(config.method, tower, None)
+
+
+def _unfilled(section: Any, tower: Tower) -> Any:
+    """Settings that build a network without what its image network was filled with."""
+    if tower == "image_backbone":
+        return dataclasses.replace(section, weights="random")
+    if tower == "objective" and getattr(section, "image_backbone", None) is not None:
+        return dataclasses.replace(section, image_backbone=_unfilled(section.image_backbone, "image_backbone"))
+    return section
+
+
+def pretrained_network(source: Source, tower: Tower) -> nn.Module:
+    """A network of the run with its trained weights, all of them.
+
+    Raises:
+        CheckpointError: the weights do not fit the network.
+    """
+    network = random_network(source.config, tower, 0)
+    weights = load_weights(source.checkpoint, prefix="" if tower == "objective" else f"{tower}.")
+    try:
+        network.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:]]
+        raise CheckpointError(
+            f"{source.checkpoint}: {len(lines)} kinds of mismatch between the weights and the run's network, first: "
+            f"{lines[0] if lines else error}; was it trained with another version?"
+        ) from error
+    return network
+
+
+def describe_origin(method: MethodConfig) -> tuple[str, LeakLevel]:
+    """What a method's networks learnt from beside the data: teachers, and what image networks started from."""
+    values = [getattr(method, f.name) for f in dataclasses.fields(method)]
+    sources: list[TeacherConfig | ImageEncoderConfig] = [v for v in values if isinstance(v, TeacherConfig)]
+    sources += [v for v in values if isinstance(v, ImageEncoderConfig) and v.weights != "random"]
+    described = [describe_teacher(source) for source in sources]
+    levels: list[LeakLevel] = [leak for _, leak in described]
+    return " + ".join(name for name, _ in described), max(levels, key=get_args(LeakLevel).index, default="none")
+
+
+_LEAK: dict[str, LeakLevel] = {
+    "random": "none",
+    "imagenet": "supervised-teacher",
+    "torchvision": "supervised-teacher",
+    "moco_v1": "ssl-teacher",
+    "moco_v2": "ssl-teacher",
+    "moco_v3": "ssl-teacher",
+    "dino": "ssl-teacher",
+    "dinov2": "ssl-teacher",
+}
+"""How much human labelling weights of each format brought along."""
+
+
+def describe_teacher(teacher: object | None) -> tuple[str, LeakLevel]:
+    """Name for tables, and how much human labelling the teacher brought along."""
+    if teacher is None:
+        return "", "none"
+    name = str(getattr(teacher, "name", getattr(teacher, "preset", "unnamed")))
+    weights = str(getattr(teacher, "weights", ""))
+    return f"{name} ({weights.partition(':')[0]})", leak_of_weights(weights)
+
+
+def leak_of_weights(weights: str) -> LeakLevel:
+    """How much human labelling an image network's weights brought along.
+
+    Our own runs use no labels, but what their image network started from, and their own teacher, may have seen some.
+
+    Args:
+        weights: as in a config, `random`, `imagenet` or `<format>:<path>`.
+    """
+    kind, _, path = weights.partition(":")
+    if kind != OWN_FORMAT:
+        return _LEAK.get(kind, "unknown")
+    try:
+        method = json.loads((own_weights_file(Path(path)).parent / CHECKPOINT_CONFIG).read_text())["method"]
+        sources = [part["weights"] for part in method.values() if isinstance(part, dict) and "weights" in part]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown"
+    levels: list[LeakLevel] = ["ssl-teacher", *(leak_of_weights(str(source)) for source in sources)]
+    return max(levels, key=get_args(LeakLevel).index)

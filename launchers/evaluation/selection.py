@@ -1,0 +1,144 @@
+"""Which checkpoint of a run is the best: compared on logs held out from the train split, never on the test split.
+
+Pre-training has seen the sweeps of those logs, but none of their labels; the final numbers come from the test split,
+for the best and for the last checkpoint. `selection/selection.json` holds the outcome, `selection/scores.json` beside
+it the records that it was made from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from configs.load import ConfigError
+from configs.schema import EvaluateConfig
+from data.storage.shards import load_manifest, replace_file
+from engine.checkpoint import list_checkpoints, newest_intact, step_of
+from engine.downstream.metrics import METRICS, Metric
+from engine.downstream.protocols import TOWERS
+from engine.downstream.results import now
+from engine.errors import CheckpointError
+from launchers.evaluate import evaluate_runs
+from launchers.evaluation.common import Progressing, splits_of
+from launchers.evaluation.networks import identity_of
+from launchers.training.run_folder import load_run_config
+
+FOLDER = "selection"
+_OUTCOME = "selection.json"
+_SCORES = "scores.json"  # not results.json: these are no numbers for a table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """The outcome.
+
+    Attributes:
+        step: of the best checkpoint.
+        last: identity of the newest checkpoint that took part, see `launchers.evaluate.identity_of`.
+        by: protocol that compared them.
+        split: what they were measured on, for people.
+        scores: main metric by step, mean over the downstream configs (and their seeds).
+        metric: the metric.
+        settings: identity of the protocols' settings.
+        date: when, ISO 8601.
+    """
+
+    step: int
+    last: str
+    by: str
+    split: str
+    scores: Mapping[int, float]
+    settings: str
+    metric: str = "miou"
+    date: str = ""
+
+    @property
+    def measure(self) -> Metric:
+        """What the scores are."""
+        return METRICS[self.metric]
+
+
+def read_selection(run_dir: Path) -> Selection | None:
+    """The outcome of a run's selection; None if there was none.
+
+    Raises:
+        ConfigError: the file is damaged.
+    """
+    path = run_dir / FOLDER / _OUTCOME
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+        scores = {int(step): float(score) for step, score in tree["scores"].items()}
+        return Selection(**{**tree, "scores": scores})
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{path}: not the outcome of a selection ({error}); remove it and select again") from error
+
+
+def select_best(
+    run_dir: Path,
+    configs: Sequence[EvaluateConfig],
+    *,
+    every: int,
+    by: str,
+    settings: str,
+    progress: Progressing | None = None,
+) -> Selection:
+    """Measure a run's milestones and its last checkpoint on held-out logs, and write down which is best.
+
+    What an earlier call measured is not measured again. Of equal scores the later step wins.
+
+    Args:
+        run_dir: of the run.
+        configs: downstream protocols with `data.holdout`; the mean over them decides.
+        every: updates between the checkpoints that take part.
+        by: protocol that compares them.
+        settings: identity of `configs`, to be written down.
+        progress: see `launchers.evaluation.common.Progressing`.
+
+    Raises:
+        CheckpointError: the run has no intact checkpoint.
+        ConfigError, ShardError, DivergenceError: as `launchers.evaluate.evaluate_runs`.
+    """
+    last = newest_intact(run_dir)
+    if last is None:
+        raise CheckpointError(f"{run_dir}: no checkpoint, so there is none to choose; was the run ever trained?")
+    folder = run_dir / FOLDER
+    folder.mkdir(exist_ok=True)
+    taking_part = [c for c in reversed(list_checkpoints(run_dir)) if step_of(c) % every == 0 and c != last]
+    scores = {}
+    for checkpoint in (*taking_part, last):
+        measured = []
+        for config in configs:
+            held = dataclasses.replace(config, results=str(folder / _SCORES))
+            measured += evaluate_runs([checkpoint], held, progress=progress)
+        scores[step_of(checkpoint)] = fmean(r.mean for r in measured)
+    metric = measured[0].metric  # one protocol, so all records have the same
+    best = max(scores, key=lambda step: (METRICS[metric].sign * scores[step], step))
+    outcome = Selection(
+        step=best,
+        last=identity_of(last),
+        by=by,
+        split=" and ".join(dict.fromkeys(_describe_split(last, config) for config in configs)),
+        scores=scores,
+        settings=settings,
+        metric=metric,
+        date=now(),
+    )
+    content = json.dumps(dataclasses.asdict(outcome), indent=1) + "\n"
+    replace_file(folder / _OUTCOME, content.encode())
+    return outcome
+
+
+def _describe_split(checkpoint: Path, config: EvaluateConfig) -> str:
+    manifest = load_manifest(config.data.shards or load_run_config(checkpoint).data.shards)
+    held = splits_of(manifest, config, labelled=TOWERS[config.protocols[0]] == "backbone").test
+    logs = len(set(manifest.sample_log[held].tolist()))
+    return (
+        f"{len(held)} sweep{'s' if len(held) > 1 else ''} of {logs} log{'s' if logs > 1 else ''} "
+        f"held out from {manifest.set_name}'s {config.data.train_split} split"
+    )

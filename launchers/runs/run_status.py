@@ -1,0 +1,307 @@
+"""How one run stands, from the files in its folder and what SLURM says: no torch, a few kilobytes read a run.
+
+A run's own record (attempts.jsonl) says how it ended; SLURM says whether it waits or runs. Where both are silent the
+checkpoints and metrics.jsonl speak. Ages are by this machine's clock and for people; nothing is decided by them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from engine import metric_names as names
+from engine.errors import CheckpointError
+from launchers.runs.attempts import Attempt, read_attempts
+from launchers.runs.elements import BASELINES, EVALUATIONS
+from launchers.runs.job_record import JOBS_FILE, Jobs, read_jobs
+from launchers.runs.run_trouble import SLURM_ENDS, RunFiles, ended_badly, evaluations, mtime, tail
+from launchers.runs.run_trouble import why as reasons
+from launchers.runs.slurm import JobInfo
+
+MARKS = ("config.yaml", "attempts.jsonl", JOBS_FILE, "submission", "checkpoints")
+"""Each of these makes a folder a run's."""
+NO_RUNS = frozenset({BASELINES, "code", EVALUATIONS, "tensorboard"})
+"""Folders beside or in runs that hold none."""
+MAX_DEPTH = 4
+SPEED_LINES = 5
+"""Lines of metrics that the speed for the time left is averaged over."""
+SILENT_S = 600.0
+"""A running run that has logged nothing for this long, and for 5 log intervals, is remarked on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStatus:
+    """One run, as a line of `tandem status`.
+
+    Attributes:
+        run: its folder.
+        state: finished, running, starting, queued, requeued, preempted, failed, died, cancelled, ... or unknown.
+        job: SLURM's id of the pre-training job.
+        where: nodes it runs on, or why it waits.
+        attempts: times that it was started.
+        step: updates done.
+        num_steps: updates of the whole run, as far as the folder tells.
+        loss: of the newest line of metrics, like the next three.
+        accuracy: contrastive accuracy.
+        samples_per_s: of all ranks together.
+        data_wait_share: share of the time spent waiting for data.
+        eta_s: seconds left, for a running run.
+        checkpoint_step: of the newest checkpoint.
+        checkpoint_age_s: since it was written.
+        evaluations_done: elements with results.
+        evaluations: elements known, done or not.
+        why: lines that explain what went wrong.
+    """
+
+    run: str
+    state: str
+    job: str | None
+    where: str
+    attempts: int
+    step: int | None
+    num_steps: int | None
+    loss: float | None
+    accuracy: float | None
+    samples_per_s: float | None
+    data_wait_share: float | None
+    eta_s: float | None
+    checkpoint_step: int | None
+    checkpoint_age_s: float | None
+    evaluations_done: int
+    evaluations: int
+    why: tuple[str, ...]
+
+
+def find_runs(root: Path) -> Iterator[Path]:
+    """Runs at or below a folder, by name; nothing is looked for inside a run."""
+    for folder, below, _ in os.walk(root):
+        here = Path(folder)
+        if any((here / mark).exists() for mark in MARKS):
+            below.clear()
+            yield here
+        else:
+            deep = len(here.relative_to(root).parts) >= MAX_DEPTH
+            below[:] = [] if deep else sorted(n for n in below if n not in NO_RUNS and not n.startswith("."))
+
+
+def read_files(folder: Path) -> RunFiles:
+    """Jobs and attempts of a run. A damaged jobs.json is a remark on this run: the others are still to be shown."""
+    jobs, damage = None, ""
+    try:
+        jobs = read_jobs(folder)
+    except CheckpointError as error:
+        damage = str(error)
+    return RunFiles(folder=folder, jobs=jobs or Jobs(), attempts=tuple(read_attempts(folder)), damage=damage)
+
+
+def run_status(files: RunFiles, queue: Mapping[str, JobInfo]) -> RunStatus:
+    """How a run stands.
+
+    Args:
+        files: of the run.
+        queue: what SLURM knows of its jobs; empty without SLURM.
+    """
+    folder, now = files.folder, time.time()
+    lines = metric_lines(folder / "metrics.jsonl")
+    last_line: Mapping[str, Any] = lines[-1] if lines else {}
+    checkpoint = newest_checkpoint(folder)
+    state_json = _json(checkpoint / "state.json") if checkpoint is not None else {}
+    step = _most(last_line.get("step"), state_json.get("step"))
+    num_steps = total_steps(read_config(folder), state_json, last_line)
+    job = files.job(queue)
+    info = queue.get(job) if job is not None else None
+    last = files.attempts[-1] if files.attempts else None
+    state = state_of(last, info, alive=_alive(last), step=step, num_steps=num_steps)
+    done, known, trouble = evaluations(folder, files.jobs, queue)
+    return RunStatus(
+        run=str(folder),
+        state=state,
+        job=job,
+        where=_where(info),
+        attempts=len(files.attempts),
+        step=step,
+        num_steps=num_steps,
+        loss=last_line.get(names.LOSS),
+        accuracy=last_line.get(names.WATCH + names.ACCURACY),
+        samples_per_s=last_line.get(names.SAMPLES_PER_S),
+        data_wait_share=last_line.get(names.DATA_WAIT_SHARE),
+        eta_s=time_left(lines, step, num_steps) if state == "running" else None,
+        checkpoint_step=state_json.get("step"),
+        checkpoint_age_s=None if checkpoint is None else max(0.0, now - mtime(checkpoint / "state.json")),
+        evaluations_done=done,
+        evaluations=known,
+        why=(*reasons(files, state, info), *_silence(folder, state, lines, now), *trouble),
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------ state
+
+
+def state_of(
+    last: Attempt | None, info: JobInfo | None, *, alive: bool | None, step: int | None, num_steps: int | None
+) -> str:
+    """One word for a run.
+
+    Args:
+        last: its last attempt.
+        info: its pre-training job, where SLURM still knows it.
+        alive: whether the last attempt's process is there; None where this machine cannot know.
+        step: updates done.
+        num_steps: of the whole run.
+    """
+    recorded = last.status if last is not None else None
+    if recorded == "finished":
+        return "finished"
+    if info is not None and info.active:
+        return _active(info, recorded)
+    if info is not None and ended_badly(info) and (last is None or recorded == "running" or last.job != info.id):
+        # The job ended without a word from the run: SLURM's own reason is the best there is.
+        return SLURM_ENDS.get(info.state, "failed" if recorded is None else "died")
+    if info is not None and recorded == "running":
+        return "died"
+    if recorded == "running":
+        return "died" if alive is False else "running"
+    if recorded is not None:
+        return recorded
+    if step is None:
+        return "not started"
+    # Folders of versions that kept no record of attempts.
+    return "finished" if num_steps is not None and step >= num_steps else "unknown"
+
+
+def _active(info: JobInfo, recorded: str | None) -> str:
+    if info.state == "PENDING":
+        return "queued" if recorded is None else "requeued"
+    if info.state == "RUNNING":
+        return "running" if recorded == "running" else "starting"
+    return info.state.lower().replace("_", " ")
+
+
+def _alive(last: Attempt | None) -> bool | None:
+    if last is None or last.host != socket.gethostname():
+        return None
+    try:
+        os.kill(last.pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's process
+        return True
+    return True
+
+
+def _where(info: JobInfo | None) -> str:
+    if info is None or not info.active:
+        return ""
+    return info.nodes if info.state != "PENDING" else info.reason
+
+
+# --------------------------------------------------------------------------------------------------------- progress
+
+
+def metric_lines(path: Path) -> list[dict[str, Any]]:
+    """The last whole lines of metrics.jsonl, at most `SPEED_LINES`; [] if there are none."""
+    # One more, since the first may be cut by our window and the last by the writer.
+    return _whole(tail(path).splitlines()[-SPEED_LINES - 1 :])[-SPEED_LINES:]
+
+
+def all_metric_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of metrics.jsonl; [] if there are none."""
+    return _whole(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else []
+
+
+def _whole(texts: Sequence[str]) -> list[dict[str, Any]]:
+    found = []
+    for text in texts:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            found.append(line)
+    return found
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest finished checkpoint, its contents unchecked: hashing gigabytes is not for a status line."""
+    found = sorted((folder / "checkpoints").glob("step_*"), reverse=True)
+    return next((c for c in found if (c / "state.json").is_file()), None)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved config as plain YAML: the run's, before its start the submission's; {} if there is none."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is 10 times as fast
+    for path in (folder / "config.yaml", folder / "submission" / "config.yaml"):
+        try:
+            tree = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
+        except (OSError, yaml.YAMLError, UnicodeDecodeError):
+            continue
+        if isinstance(tree, dict):
+            return tree
+    return {}
+
+
+def total_steps(config: Mapping[str, Any], state: Mapping[str, Any], line: Mapping[str, Any]) -> int | None:
+    """Updates of the whole run: as configured, as the checkpoint says, or from the epochs that a step makes.
+
+    Args:
+        config: resolved config.
+        state: state.json of the newest checkpoint.
+        line: newest line of metrics.
+    """
+    schedule = config.get("schedule") or {}
+    if schedule.get("steps") is not None:
+        return int(schedule["steps"])
+    if "num_steps" in state:
+        return int(state["num_steps"])
+    epochs, epoch, step = schedule.get("epochs"), line.get(names.EPOCH), line.get("step")
+    if not epochs or not epoch or not step:
+        return None
+    # `train/epoch` grows by the same amount every update; the tolerance is for its rounding.
+    return math.ceil(int(epochs) * int(step) / float(epoch) - 1e-6)
+
+
+def time_left(lines: Sequence[Mapping[str, Any]], step: int | None, num_steps: int | None) -> float | None:
+    """Seconds to the end at the speed of the newest lines; None where that is not known."""
+    speeds = [float(line[names.STEP_S]) for line in lines if line.get(names.STEP_S)]
+    if not speeds or step is None or num_steps is None:
+        return None
+    return sum(speeds) / len(speeds) * max(num_steps - step, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------- details
+
+
+def _silence(folder: Path, state: str, lines: Sequence[Mapping[str, Any]], now: float) -> list[str]:
+    if state != "running" or not lines:
+        return []
+    interval = abs(lines[-1]["step"] - lines[-2]["step"]) if len(lines) > 1 else 1
+    expected = 5 * interval * float(lines[-1].get(names.STEP_S) or 0.0)
+    silent = now - mtime(folder / "metrics.jsonl")
+    if silent < max(SILENT_S, expected):
+        return []
+    return [f"has logged nothing for {silent / 60:.0f} min"]
+
+
+# ------------------------------------------------------------------------------------------------------------ files
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return tree if isinstance(tree, dict) else {}
+
+
+def _most(*steps: object) -> int | None:
+    known = [step for step in steps if isinstance(step, int)]
+    return max(known) if known else None

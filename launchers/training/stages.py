@@ -1,0 +1,95 @@
+"""Runs of two stages: the first trains a network that the second one is built with (`PretrainConfig.first`).
+
+The second stage names the network as a weight file `tandem:first`; the config keeps that name, so that repetitions in
+other folders have equal configs. The folder takes its place when the method is built.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from configs.load import ConfigError, load
+from configs.schema import FIRST_STAGE, PRETRAIN_CHOICES, PretrainConfig
+from data.storage.store import is_url
+from launchers.runs.attempts import read_attempts
+from models.methods.base import MethodConfig
+
+T = TypeVar("T")
+
+
+def first_stage(config: PretrainConfig) -> PretrainConfig | None:
+    """Config of the run that must be finished before this one; None where there is none.
+
+    It has this run's seed and shards unless `first.overrides` says otherwise.
+
+    Raises:
+        ConfigError: a mistake in its settings, or a first stage that has a first stage.
+    """
+    if config.first is None:
+        return None
+    inherited = [f"seed={config.seed}", f"data.shards={json.dumps(config.data.shards)}"]
+    if is_url(config.data.shards):
+        cache = dataclasses.asdict(config.data.cache)
+        inherited += [f"data.cache.{name}={json.dumps(value)}" for name, value in cache.items()]
+    place = f"run_dir={json.dumps(str(first_folder(config)))}"
+    overrides = [*inherited, *config.first.overrides, place]
+    try:
+        first = load(PretrainConfig, config.first.config, overrides, choices=PRETRAIN_CHOICES)
+    except ConfigError as error:
+        raise ConfigError(f"first: {error}") from error
+    if first.first is not None:
+        raise ConfigError(f"first.config: {config.first.config} has a first stage itself; expected a run of one stage")
+    return first
+
+
+def first_folder(config: PretrainConfig) -> Path:
+    """Folder of the first stage's run; only of runs that have one."""
+    assert config.first is not None
+    return Path(config.first.run_dir or f"{config.run_dir.rstrip('/')}-first")
+
+
+def is_finished(config: PretrainConfig) -> bool:
+    """Whether a run got to the end of its schedule."""
+    attempts = read_attempts(Path(config.run_dir))
+    return bool(attempts) and attempts[-1].status == "finished"
+
+
+def stages(config: PretrainConfig) -> list[PretrainConfig]:
+    """What is to be trained, in order: the first stage, unless it is finished, and the run itself.
+
+    Raises:
+        ConfigError: see `first_stage`.
+    """
+    if config.first is None or is_finished(dataclasses.replace(config, run_dir=str(first_folder(config)))):
+        return [config]
+    first = first_stage(config)
+    assert first is not None
+    return [first, config]
+
+
+def method_to_build(config: PretrainConfig) -> MethodConfig:
+    """The method with the first stage's folder in place of its name."""
+    return _replaced(config.method, lambda: f"tandem:{first_folder(config)}")
+
+
+def method_without_weights(config: PretrainConfig) -> MethodConfig:
+    """The method with random weights in place of the first stage's, to try it before that stage is trained."""
+    return _replaced(config.method, lambda: "random")
+
+
+def _replaced(section: T, value: Callable[[], str]) -> T:
+    """A section in which the first stage's name has given way to a value, in nested sections too."""
+    changes: dict[str, Any] = {}
+    for field in dataclasses.fields(section):  # type: ignore[arg-type]
+        old = getattr(section, field.name)
+        if old == FIRST_STAGE:
+            changes[field.name] = value()
+        elif dataclasses.is_dataclass(old):
+            new = _replaced(old, value)
+            if new is not old:
+                changes[field.name] = new
+    return dataclasses.replace(section, **changes) if changes else section  # type: ignore[type-var]

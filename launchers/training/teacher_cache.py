@@ -1,0 +1,136 @@
+"""Fills the teacher cache: a frozen teacher sees each image once, and its features are pooled over superpixels."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol, runtime_checkable
+
+from jaxtyping import Float
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from configs.load import ConfigError
+from data.batch_spec import BatchSpec
+from data.loading.evaluation import image_batches
+from data.loading.loader import DataConfig
+from data.sample import Batch
+from data.storage.shards import SampleReader, load_manifest
+from data.storage.store import is_url
+from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter, teacher_cache_key
+from engine.distributed import World, agree_any, agree_signal
+from engine.errors import StopRequested
+from engine.preempt import StopSignals
+from models.image.teacher import FrozenTeacher
+
+_SAMPLES_AT_A_TIME = 4
+_PIXELS = BatchSpec(superpixels=True)
+_FLUSH_EVERY_S = 60.0
+"""What a killed build loses at most."""
+_TELL_EVERY_S = 5.0
+
+
+@runtime_checkable
+class PoolsTeacher(Protocol):
+    """An objective whose teacher's features can be pooled over superpixels beforehand."""
+
+    teacher: FrozenTeacher
+
+    def pool_teacher(self, batch: Batch) -> Float[Tensor, "S C"]:
+        """Mean feature of each superpixel of the batch."""
+        ...
+
+
+def cache_root(config: DataConfig) -> str:
+    """Folder that the cache of a set lies in: the set's own, or the one named for sets behind a URL.
+
+    Raises:
+        ConfigError: the set lies behind a URL and no folder is named.
+    """
+    if not is_url(config.shards):
+        return config.shards
+    if config.cache.teacher_folder is None:
+        raise ConfigError(
+            f"data.cache.teacher_folder: got null, expected a folder that all machines of the run see: with "
+            f"method.teacher.cache=true the features are kept in files, which cannot lie in {config.shards}"
+        )
+    return config.cache.teacher_folder
+
+
+def open_or_build(
+    objective: PoolsTeacher, config: DataConfig, world: World, signals: StopSignals | None = None
+) -> TeacherCache:
+    """The finished cache of this teacher and this set; rank 0 builds what is missing while the others wait.
+
+    An interrupted build goes on where it stopped. Several runs that build the same cache at once write the same
+    bytes, one after the other's rename. The wait may be longer than the time limit of a collective: rank 0 tells the
+    others every few seconds that it still builds, and hears whether one of them was told to stop.
+
+    Args:
+        objective: whose teacher.
+        config: of the training data.
+        world: the run's processes; all call it.
+        signals: what this process was told; None: nobody stops it.
+
+    Raises:
+        ShardError: damaged samples beyond `config.max_skip_share`, or a damaged cache.
+        ConfigError: see `cache_root`.
+        StopRequested: before the cache was finished, on all ranks.
+    """
+    manifest, root = load_manifest(config.shards, config.cache), cache_root(config)
+    key = teacher_cache_key(objective.teacher.fingerprint(), manifest, config.image_size)
+    cache = TeacherCache.open(root, key)
+    indices = manifest.indices(config.split)[: config.limit].tolist()
+    signals = signals or StopSignals()  # one that is not in a `with` block hears nothing
+    building = world.is_main and (cache is None or any(index not in cache for index in indices))
+    stopped = False
+    if building:
+        stopped = _build(objective, config, key, world, signals)
+        cache = None
+    while not stopped and any(flags := agree_any([False, signals.number > 0], world)):
+        stopped = flags[1]
+    if stopped:
+        raise StopRequested(str(agree_signal(signals, world)))
+    cache = cache or TeacherCache.open(root, key)
+    assert cache is not None  # rank 0 has just finished it
+    return cache
+
+
+def _build(objective: PoolsTeacher, config: DataConfig, key: str, world: World, signals: StopSignals) -> bool:
+    """Add what is missing; True if some rank was told to stop before the end."""
+    manifest = load_manifest(config.shards, config.cache)
+    writer = TeacherCacheWriter(cache_root(config), key, objective.teacher.num_features, manifest)
+    missing = writer.missing(manifest.indices(config.split)[: config.limit])
+    teacher_was_on = next(objective.teacher.parameters()).device
+    objective.teacher.to(world.device)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    flushed = told = time.monotonic()
+    try:
+        with Progress(*columns) as progress:
+            task = progress.add_task("teacher features", total=len(missing))
+            batches = image_batches(
+                SampleReader(manifest), missing, config, spec=_PIXELS, batch_size=_SAMPLES_AT_A_TIME
+            )
+            for indices, batch in batches:
+                _add(writer, indices, batch, objective.pool_teacher(batch.to(world.device)).cpu())
+                progress.advance(task, len(indices))
+                if time.monotonic() - flushed >= _FLUSH_EVERY_S:
+                    writer.flush()
+                    flushed = time.monotonic()
+                if signals.number > 0 or time.monotonic() - told >= _TELL_EVERY_S:
+                    if agree_any([True, signals.number > 0], world)[1]:
+                        return True
+                    told = time.monotonic()
+    finally:
+        writer.flush()  # an interrupted build keeps what it has
+    writer.finish()
+    objective.teacher.to(teacher_was_on)
+    return False
+
+
+def _add(writer: TeacherCacheWriter, indices: tuple[int, ...], batch: Batch, features: Float[Tensor, "S C"]) -> None:
+    assert batch.segments_per_image is not None
+    assert batch.image_sample is not None
+    for number, index in enumerate(indices):
+        counts = batch.segments_per_image[batch.image_sample == number].tolist()
+        rows, features = features[: sum(counts)], features[sum(counts) :]
+        writer.add(index, rows.numpy(), counts)

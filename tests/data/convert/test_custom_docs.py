@@ -1,0 +1,91 @@
+"""The examples of docs/custom_data.md, as a user would copy them: run, prepared, and found to agree."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data.calibration.check import check_samples
+from data.convert.custom.converter import CustomConverter
+from data.preparing.prepare import PrepareConfig, prepare
+from data.sample import Sample
+from data.storage.shards import SampleReader, load_manifest
+
+PROJECT = Path(__file__).parents[3]
+PAGE = PROJECT / "docs" / "custom_data.md"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page's scripts under their names, and the logs that the first one writes."""
+    root = tmp_path_factory.mktemp("page")
+    scripts = re.findall(r"<!-- example: (\w+\.py) -->\n```python\n(.*?)```", PAGE.read_text(), re.S)
+    assert [name for name, _ in scripts] == ["write_logs.py", "from_source.py", "from_iterator.py"]
+    for name, code in scripts:
+        (root / name).write_text(code)
+    run(root, "write_logs.py", "fleet")
+    return root
+
+
+def run(root: Path, script: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script, *arguments],
+        cwd=root,
+        env={"PYTHONPATH": str(PROJECT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_example_writes_what_the_converter_reads(folder):
+    converter = CustomConverter(source=str(folder / "fleet"))
+    (log,) = converter.logs()
+    assert (log, converter.num_frames(log), converter.notes()) == ("drive-0001", 20, ())
+    samples = list(converter.frames(log, 0, 20))
+    for sample in samples:
+        assert isinstance(sample, Sample), sample
+        assert sample.cameras[0].jpeg is not None
+        moved = sample.cameras[0].T_world_ego[0, 3] - sample.T_world_ego[0, 3]
+        assert moved == pytest.approx(8.0 * 0.023, abs=1e-6), "the camera fires 23 ms after the sweep, at 8 m/s"
+    assert 0.2 < samples[0].intensity.min() < samples[0].intensity.max() < 0.8
+
+
+def test_the_calibration_check_tells_right_from_wrong(folder):
+    converter = CustomConverter(source=str(folder / "fleet"))
+    samples = [sample for sample in converter.frames("drive-0001", 0, 8) if isinstance(sample, Sample)]
+    (right,) = check_samples(samples)
+    assert right.status == "fits", right.message()
+    assert abs(right.shift_px[0]) < 1
+    shift = np.zeros((3, 3))
+    shift[0, 2] = 7
+    wrong = [
+        dataclasses.replace(s, cameras=(dataclasses.replace(s.cameras[0], K=s.cameras[0].K + shift),)) for s in samples
+    ]
+    (verdict,) = check_samples(wrong)
+    assert verdict.status == "shift"
+    assert verdict.shift_px[0] == pytest.approx(-7, abs=1)
+
+
+@pytest.mark.slow
+def test_folder_source_and_iterator_give_the_same_points_and_poses(folder):
+    prepare(CustomConverter(source=str(folder / "fleet")), str(folder / "from_folder"), PrepareConfig())
+    assert "points a sample" in run(folder, "from_source.py", "from_source")
+    assert run(folder, "from_iterator.py", "from_iterator") == "20 samples\n"
+    sets = [load_manifest(str(folder / name)) for name in ("from_folder", "from_source", "from_iterator")]
+    assert sets[1].shards == sets[2].shards, "byte for byte"
+    assert [manifest.key(7) for manifest in sets] == ["drive-0001_1700000000700000"] * 3
+    plain, other = (SampleReader(manifest).read(7) for manifest in sets[:2])
+    np.testing.assert_array_equal(plain.points_lidar, other.points_lidar)
+    np.testing.assert_allclose(plain.intensity, other.intensity, atol=1e-6)
+    view, theirs = plain.cameras[0], other.cameras[0]
+    np.testing.assert_allclose(plain.T_cam_lidar(view), other.T_cam_lidar(theirs), atol=1e-6)

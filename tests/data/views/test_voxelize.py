@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from data.views.voxelize import VoxelConfig, inside_range, voxelize
+
+
+def slow_voxelize(
+    points: np.ndarray, intensity: np.ndarray, config: VoxelConfig
+) -> tuple[list[tuple[int, ...]], list[list[float]], list[int]]:
+    """One point at a time, with a dictionary."""
+    members: dict[tuple[int, ...], list[int]] = {}
+    cells = []
+    for number, (x, y, z) in enumerate(points.astype(float)):
+        axes = [x, y, z]
+        if config.kind == "cylindrical":
+            phi = math.degrees(math.atan2(y, x))
+            axes = [math.sqrt(x * x + y * y), phi - 360 if phi >= 180 else phi, z]
+        cell = tuple(math.floor(a / s) for a, s in zip(axes, config.size, strict=True))
+        members.setdefault(cell, []).append(number)
+        cells.append(cell)
+    coords = sorted(members)
+    rows = []
+    for cell in coords:
+        values = []
+        for number in members[cell]:
+            full = {
+                "occupancy": [1.0],
+                "intensity": [float(intensity[number])],
+                "xyz_intensity": [*map(float, points[number]), float(intensity[number])],
+            }
+            values.append(full[config.features])
+        rows.append(values[0] if config.reduce == "first" else np.mean(values, axis=0).tolist())
+    return coords, rows, [coords.index(cell) for cell in cells]
+
+
+@pytest.mark.parametrize("kind", ["cartesian", "cylindrical"])
+@pytest.mark.parametrize("reduce", ["first", "mean"])
+@pytest.mark.parametrize("features", ["occupancy", "intensity", "xyz_intensity"])
+def test_equals_the_slow_way(kind: str, reduce: str, features: str) -> None:
+    rng = np.random.default_rng(0)
+    points = rng.normal(0, 3, (500, 3)).astype(np.float32)
+    intensity = rng.random(500).astype(np.float32)
+    size = (0.7, 0.9, 1.1) if kind == "cartesian" else (0.8, 20.0, 1.1)
+    config = VoxelConfig(kind=kind, size=size, reduce=reduce, features=features)  # type: ignore[arg-type]
+    coords, rows, point_voxel = voxelize(points, intensity, config)
+    want_coords, want_rows, want_point_voxel = slow_voxelize(points, intensity, config)
+    assert len(want_coords) < 450  # some cells do hold several points
+    assert coords.tolist() == [list(cell) for cell in want_coords]
+    assert point_voxel.tolist() == want_point_voxel
+    np.testing.assert_allclose(rows, want_rows, rtol=1e-6)
+    assert (coords.dtype, rows.dtype, point_voxel.dtype) == (np.int32, np.float32, np.int64)
+    assert rows.shape[1] == config.num_features
+
+
+def test_cells_are_unique_and_negative_ones_allowed() -> None:
+    points = np.array([[-0.05, 0.05, -3.0], [0.05, 0.05, -3.0], [-0.05, 0.05, -2.95]], dtype=np.float32)
+    coords, _, point_voxel = voxelize(points, np.zeros(3, np.float32), VoxelConfig(kind="cartesian", size=(0.1,) * 3))
+    assert coords.tolist() == [[-1, 0, -30], [0, 0, -30]]
+    assert point_voxel.tolist() == [0, 1, 0]
+
+
+def test_the_cut_behind_the_sensor_has_one_cell() -> None:
+    # atan2 gives exactly +180 degrees for y = 0 and -180 for y = -0.
+    points = np.array([[-5.05, 0.0, 0.0], [-5.05, -0.0, 0.0]], dtype=np.float32)
+    coords, _, _ = voxelize(points, np.zeros(2, np.float32), VoxelConfig())
+    assert coords.tolist() == [[50, -180, 0]]
+
+
+def test_no_points() -> None:
+    coords, rows, point_voxel = voxelize(np.zeros((0, 3), np.float32), np.zeros(0, np.float32), VoxelConfig())
+    assert coords.shape == (0, 3)
+    assert rows.shape == (0, 1)
+    assert point_voxel.shape == (0,)
+
+
+def test_limits_drop_or_clamp() -> None:
+    config = VoxelConfig(kind="cartesian", size=(1.0, 1.0, 1.0), range_min=(-2.0,) * 3, range_max=(2.0,) * 3)
+    points = np.array([[0.5, 0.5, 0.5], [9.0, 0.5, 0.5], [2.0, 0.5, 0.5], [-2.0, -9.0, 0.5]], dtype=np.float32)
+    assert inside_range(points, config).tolist() == [True, False, False, False]
+    coords, _, point_voxel = voxelize(points, np.zeros(4, np.float32), config)
+    assert coords[point_voxel].tolist() == [[0, 0, 0], [1, 0, 0], [1, 0, 0], [-2, -2, 0]]
+    assert inside_range(points, VoxelConfig()).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e9])
+def test_refuses_points_that_have_no_cell(bad: float) -> None:
+    with pytest.raises(ValueError, match="largest cell index"):
+        voxelize(np.array([[bad, 0, 0]], np.float32), np.zeros(1, np.float32), VoxelConfig())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size": (0.1, 0.0, 0.1)}, "size is"),
+        ({"range_min": (0.0, 0.0, 0.0)}, "together"),
+        ({"range_min": (0.0, 0.0, 0.0), "range_max": (1.0, 0.0, 1.0)}, "below range_max"),
+    ],
+)
+def test_refuses_bad_settings(options: dict[str, tuple[float, float, float]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VoxelConfig(**options)  # type: ignore[arg-type]
