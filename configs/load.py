@@ -72,7 +72,7 @@ def load(
     return instance
 
 
-_RETIRED: Mapping[str, object] = {"data.preparing.superpixels": True}
+_RETIRED: Mapping[str, object] = {"data.superpixels": True}
 """Settings of older versions, with the one value that still means what happens today; files of old runs hold them."""
 
 
