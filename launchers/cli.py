@@ -93,7 +93,7 @@ def _tell(error: Exception) -> int:
         return PEER_LOST
     named: tuple[type[Exception], ...] = (errors.CheckpointError, errors.DivergenceError, errors.DryBatchError)
     named = (*named, errors.RunLockedError, errors.PeerFailedError, SlurmError)
-    if "data.shards" in sys.modules:  # without it nobody can have raised a ShardError
+    if "data.storage.shards" in sys.modules:  # without it nobody can have raised a ShardError
         from data.storage.shards import ShardError
 
         named = (*named, ShardError)
