@@ -75,7 +75,7 @@ def measure(config: PretrainConfig, steps: int) -> tuple[dict[str, list[float]],
     torch.manual_seed(config.seed)
     objective = config.method.build()
     cache = None
-    if getattr(getattr(config.method, "teacher", None), "cache", False) and isinstance(objective, PoolsTeacher):
+    if config.method.caches_teacher and isinstance(objective, PoolsTeacher):
         cache = open_or_build(objective, config.data, world)
     source = build_loader(
         config.data, spec=config.method.batch_spec(), seed=0, rank=0, world_size=1, teacher_cache=cache

@@ -18,7 +18,7 @@ from data.views.augment import PointAugmentConfig
 from engine.checkpoint import CheckpointConfig
 from engine.deepspeed_config import EngineConfig
 from engine.downstream.evaluate import ProtocolsConfig
-from engine.downstream.protocols import ORDER, TOWER_TITLES, TOWERS, ProtocolName
+from engine.downstream.protocols import ORDER, TOWER_TITLES, TOWERS, ProtocolName, Tower
 from engine.monitor import MonitorConfig
 from engine.optim import OptimConfig
 from engine.schedule import ScheduleConfig
@@ -127,11 +127,11 @@ class PretrainConfig:
                 f"checkpoints stay on disk until they are evaluated (set checkpoint.keep_every={every})"
             )
         judged = TOWERS[self.evaluate.select_by]
-        if every and judged != "objective" and getattr(self.method, judged, None) is None:
+        if every and not self.has_tower(judged):
             raise ConfigError(
                 f"evaluate.select_by: got {self.evaluate.select_by}, which measures a {TOWER_TITLES[judged]}, and "
                 f"{type(self.method).__name__} has none; expected one of "
-                + ", ".join(p for p in ORDER if getattr(self.method, TOWERS[p], None) is not None)
+                + ", ".join(p for p in ORDER if TOWERS[p] != "objective" and self.has_tower(TOWERS[p]))
             )
         if self.engine.stall_min <= self.data.retry_min:
             raise ConfigError(
@@ -156,6 +156,10 @@ class PretrainConfig:
                 network.check_voxels(self.data.voxel)
             except ValueError as error:
                 raise ConfigError(f"method.{name}: {error}") from error
+
+    def has_tower(self, tower: Tower) -> bool:
+        """Whether the method has the network that a protocol measures."""
+        return tower == "objective" or self.method.tower(tower) is not None
 
 
 def _holds(section: Any, value: str) -> bool:

@@ -85,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _backbone_of(objective: Objective) -> nn.Module:
-    backbone = getattr(objective, "backbone", None)
-    if not isinstance(backbone, nn.Module):
+    backbone = objective.part("backbone")
+    if backbone is None:
         raise ValueError(f"{type(objective).__name__} has no 3D network; use --format {IMAGES} for its image network")
     return backbone
 
@@ -158,7 +158,7 @@ def _read_slidr(path: Path, backbone: nn.Module) -> LoadReport:
 
 def _linear_head(objective: Objective) -> tuple[Float[Tensor, "D C"], Float[Tensor, " D"]] | None:
     """Weight and bias of a point head that is one linear layer; None for any other head."""
-    head = getattr(objective, "point_head", None)
+    head = objective.part("point_head")
     layers = [] if head is None else [part for part in head.modules() if next(part.children(), None) is None]
     if len(layers) == 1 and isinstance(layers[0], nn.Linear) and layers[0].bias is not None:
         return layers[0].weight, layers[0].bias

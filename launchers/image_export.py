@@ -12,28 +12,29 @@ import os
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from engine.errors import CheckpointError
 from models.image.resnet import ResNet
+from models.image.resnet_encoder import ResNetEncoder
+from models.methods.base import Objective
 from models.weights import LoadReport, load_image_weights
 
 
-def resnet_of(objective: nn.Module) -> ResNet:
+def resnet_of(objective: Objective) -> ResNet:
     """The ResNet inside a method's image network.
 
     Raises:
         ValueError: the method has no image network, or another kind.
     """
-    encoder = getattr(objective, "image_backbone", None)
+    encoder = objective.part("image_backbone")
     if encoder is None:
         raise ValueError(
             f"{type(objective).__name__} has no image network that it trains; use --format tandem for its 3D network"
         )
-    network = getattr(encoder, "network", None)
-    if not isinstance(network, ResNet):
+    if not isinstance(encoder, ResNetEncoder):
         raise ValueError(f"the image network is a {type(encoder).__name__}, and torchvision's layout is for a ResNet")
-    return network
+    return encoder.network
 
 
 def write_torchvision(path: Path, network: ResNet) -> None:

@@ -108,11 +108,9 @@ def blanks(options: argparse.Namespace) -> list[str]:
 
 def without_weight_files(config: PretrainConfig) -> PretrainConfig:
     """The config with random weights instead of those in files: sizes are the same, and the file may be elsewhere."""
-    teacher = getattr(config.method, "teacher", None)
-    if teacher is None or ":" not in getattr(teacher, "weights", ""):
-        return config
-    method = dataclasses.replace(config.method, teacher=dataclasses.replace(teacher, weights="random"))  # type: ignore[call-arg]
-    return dataclasses.replace(config, method=method)
+    teachers = config.method.teachers().items()
+    random = {name: dataclasses.replace(t, weights="random") for name, t in teachers if ":" in t.weights}
+    return dataclasses.replace(config, method=dataclasses.replace(config.method, **random))
 
 
 # ------------------------------------------------------------------------------------------------------------- sizes
@@ -156,7 +154,7 @@ def make_plan(config: PretrainConfig, objective: Objective, options: argparse.Na
             warmup_steps=config.schedule.warmup_steps,
             checkpoint_every_s=checkpoint_interval_s(config, step),
             keep=config.checkpoint.keep,
-            chunk_rows=getattr(config.method, "chunk_rows", None),
+            chunk_rows=config.method.chunk_rows,
         ),
         step=step,
         write_bytes_per_s=written,
@@ -210,7 +208,7 @@ def data_sizes(config: PretrainConfig, options: argparse.Namespace) -> tuple[Dat
 
 def run_settings(config: PretrainConfig, options: argparse.Namespace, num_steps: int, cameras: int) -> Run:
     """The settings that cost something, from the config and the machine."""
-    gathers = bool(getattr(config.method, "gather_negatives", False))
+    gathers = bool(config.method.gather_negatives)
     return Run(
         nodes=options.nodes,
         processes_per_node=options.gpus_per_node,
@@ -225,7 +223,7 @@ def run_settings(config: PretrainConfig, options: argparse.Namespace, num_steps:
         shards_per_group=config.data.shards_per_group,
         sync_bn=config.engine.sync_bn,
         contrast_rows=config.data.micro_batch_size * cameras * SuperpixelConfig().num_segments if gathers else 0,
-        embedding_dim=int(getattr(config.method, "embedding_dim", 0)),
+        embedding_dim=config.method.embedding_dim,
         bucket_numel=BUCKET_NUMEL,
         overlap=config.engine.device != "cpu",
     )

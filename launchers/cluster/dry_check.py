@@ -5,20 +5,17 @@ A job that waits two days in a queue to say that a path is wrong is a bad way to
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import time
-import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from configs.load import ConfigError
 from configs.schema import PretrainConfig, SlurmConfig
 from data.loading.evaluation import load_batch
-from data.loading.loader import check_room
+from data.loading.loader import DataConfig, check_room
 from data.sample import Batch
 from data.storage.mixture import open_sets
 from data.storage.shards import SampleError, SampleReader, load_manifest
@@ -26,6 +23,7 @@ from data.storage.store import is_url
 from engine.errors import DryBatchError
 from launchers.runs import slurm
 from launchers.training.stages import method_without_weights
+from models.methods.base import MethodConfig
 
 _TOY_SAMPLES = 2
 _TRIED_SAMPLES = 20
@@ -94,7 +92,7 @@ def check_runs(configs: Sequence[PretrainConfig], *, one_batch: bool = True) -> 
         DryBatchError: the batch failed.
     """
     began = time.monotonic()
-    seen: list[tuple[Any, Any]] = []
+    seen: list[tuple[DataConfig, MethodConfig]] = []
     for config in configs:
         for data_set in config.data.sets:
             load_manifest(data_set.shards).indices(data_set.split)
@@ -115,7 +113,7 @@ def _check_room(config: PretrainConfig) -> None:
 
 def _one_batch(config: PretrainConfig) -> None:
     try:
-        objective = _toy_width(method_without_weights(config)).build()
+        objective = method_without_weights(config).toy().build()
         batch = _first_batch(config)
         loss = objective(batch).total
         loss.backward()
@@ -152,21 +150,6 @@ def _first_batch(config: PretrainConfig) -> Batch:
         if len(chosen) == _TOY_SAMPLES:
             break
     return load_batch(reader, chosen, config.data, spec)
-
-
-def _toy_width(method: Any) -> Any:
-    """The method with the narrowest preset of its backbone (where it has presets), on the back-end for the CPU."""
-    backbone = getattr(method, "backbone", None)
-    if backbone is None:
-        return method
-    changes: dict[str, str] = {}
-    presets = typing.get_args(typing.get_type_hints(type(backbone)).get("preset"))
-    narrow = [name for name in presets if name.endswith("_tiny")]
-    if narrow:
-        changes["preset"] = narrow[0]
-    if hasattr(backbone, "backend"):
-        changes["backend"] = "auto"
-    return dataclasses.replace(method, backbone=dataclasses.replace(backbone, **changes))
 
 
 def _listed(names: Sequence[str]) -> str:

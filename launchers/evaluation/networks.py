@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 from torch import nn
@@ -22,8 +22,12 @@ from launchers.runs.settings import setting_of
 from launchers.training.run_folder import CHECKPOINT_CONFIG, find_checkpoint_folder, load_run_config
 from models.image.base import ImageEncoderConfig
 from models.image.teacher import TeacherConfig
+from models.lidar.base import BackboneConfig
 from models.methods.base import MethodConfig
 from models.weights import OWN_FORMAT, own_weights_file
+
+Section = MethodConfig | BackboneConfig | ImageEncoderConfig
+"""Settings of something that a protocol measures."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def check_tower(config: PretrainConfig, tower: Tower, protocols: Sequence[Protoc
     """
     if _section(config, tower) is not None:
         return
-    there = [t for t in TOWER_TITLES if getattr(config.method, t, None) is not None]
+    there = [t for t in TOWER_TITLES if t != "objective" and config.has_tower(t)]
     possible = ", ".join(p for t in there for p in of_tower(ORDER, t))
     have = " and ".join(f"{'an' if TOWER_TITLES[t][0] == 'i' else 'a'} {TOWER_TITLES[t]}" for t in there) or "none"
     raise ConfigError(
@@ -154,24 +158,25 @@ def random_network(config: PretrainConfig, tower: Tower, seed: int) -> nn.Module
         raise ConfigError(
             f"{type(config.method).__name__} has no section `{tower}`: there is no {TOWER_TITLES[tower]} to evaluate"
         )
-    section = _unfilled(section, tower)
+    section = _unfilled(section)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         built: nn.Module = section.build()
     return built
 
 
-def _section(config: PretrainConfig, tower: Tower) -> Any:
+def _section(config: PretrainConfig, tower: Tower) -> Section | None:
     """Settings of a tower; None where the method has no such tower."""
-    return config.method if tower == "objective" else getattr(config.method, tower, None)
+    return config.method if tower == "objective" else config.method.tower(tower)
 
 
-def _unfilled(section: Any, tower: Tower) -> Any:
-    """Settings that build a network without what its image network was filled with."""
-    if tower == "image_backbone":
+def _unfilled(section: Section) -> Section:
+    """Settings that build a network without what its image networks were filled with."""
+    if isinstance(section, ImageEncoderConfig):
         return dataclasses.replace(section, weights="random")
-    if tower == "objective" and getattr(section, "image_backbone", None) is not None:
-        return dataclasses.replace(section, image_backbone=_unfilled(section.image_backbone, "image_backbone"))
+    if isinstance(section, MethodConfig):
+        empty = {name: dataclasses.replace(net, weights="random") for name, net in section.image_networks().items()}
+        return dataclasses.replace(section, **empty)
     return section
 
 
@@ -196,9 +201,8 @@ def pretrained_network(source: Source, tower: Tower) -> nn.Module:
 
 def describe_origin(method: MethodConfig) -> tuple[str, LeakLevel]:
     """What a method's networks learnt from beside the data: teachers, and what image networks started from."""
-    values = [getattr(method, f.name) for f in dataclasses.fields(method)]
-    sources: list[TeacherConfig | ImageEncoderConfig] = [v for v in values if isinstance(v, TeacherConfig)]
-    sources += [v for v in values if isinstance(v, ImageEncoderConfig) and v.weights != "random"]
+    sources: list[TeacherConfig | ImageEncoderConfig] = [*method.teachers().values()]
+    sources += [network for network in method.image_networks().values() if network.weights != "random"]
     described = [describe_teacher(source) for source in sources]
     levels: list[LeakLevel] = [leak for _, leak in described]
     return " + ".join(name for name, _ in described), max(levels, key=get_args(LeakLevel).index, default="none")

@@ -74,8 +74,8 @@ def step_of_run(folder: Path, config: PretrainConfig) -> StepTime:
 
 def teacher_time(config: PretrainConfig, objective: Objective, cameras: int) -> float:
     """Seconds of the teacher's forward pass on one update's images; 0 where its features are cached."""
-    teacher = getattr(objective, "teacher", None)
-    if not isinstance(teacher, FrozenTeacher) or getattr(getattr(config.method, "teacher", None), "cache", False):
+    teacher = next((module for module in objective.modules() if isinstance(module, FrozenTeacher)), None)
+    if teacher is None or config.method.caches_teacher:
         return 0.0
     device = torch.device("cuda" if torch.cuda.is_available() and config.engine.device != "cpu" else "cpu")
     teacher = teacher.to(device)

@@ -96,7 +96,7 @@ def _numbers(total: int, near: int) -> str:
 
 
 def _warn_of_other_losses(config: PretrainConfig) -> None:
-    if getattr(config.method, "gather_negatives", True) is False:
+    if config.method.gather_negatives is False:
         logger.warning(
             "method.gather_negatives=false: each process contrasts its own samples only, so the loss depends on the "
             "number of processes and is not that of the run before"

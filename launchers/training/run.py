@@ -148,13 +148,12 @@ def _assemble(
     torch.manual_seed(config.seed)  # initial weights are the same on every rank
     objective = method_to_build(config).build()
     spec, cache = config.method.batch_spec(), None
-    asked_for = getattr(getattr(config.method, "teacher", None), "cache", False)
-    if asked_for and isinstance(objective, PoolsTeacher):
+    if config.method.caches_teacher and isinstance(objective, PoolsTeacher):
         watchdog.phase("teacher cache", 0)
         cache = open_or_build(objective, data, world, signals)
         watchdog.phase("start", 0)
         _stop_together(signals, world)
-    elif asked_for:
+    elif config.method.caches_teacher:
         logging.getLogger("tandem.pretrain").warning(
             "method.teacher.cache=true has no effect: this method does not pool its teacher over superpixels"
         )

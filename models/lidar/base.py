@@ -108,5 +108,9 @@ class BackboneConfig(ABC):
         """
 
     @abstractmethod
+    def toy(self) -> BackboneConfig:
+        """The family's narrowest network, on a back-end that runs on CPUs, for a quick check of a run's wiring."""
+
+    @abstractmethod
     def build(self) -> Backbone:
         """Assemble the network with fresh weights."""

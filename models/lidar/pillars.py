@@ -23,7 +23,7 @@ Letters: M points (voxels that come in), K pillars, B samples, F input channels,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -141,6 +141,10 @@ class PillarsConfig(BackboneConfig):
                 f"range_max={high}: set data.voxel.kind=cartesian, data.voxel.range_min={list(self.range_min_m)}, "
                 f"data.voxel.range_max={list(self.range_max_m)}, or less"
             )
+
+    def toy(self) -> PillarsConfig:
+        """See `BackboneConfig.toy`."""
+        return replace(self, preset="pillars_tiny")
 
     def build(self) -> Pillars:
         """Assemble the network with fresh weights."""

@@ -22,7 +22,7 @@ Letters: N points, Q centres, B samples, F C channels, k neighbours, M voxels th
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args, overload
 
 import torch
@@ -160,6 +160,10 @@ class PointNet2Config(BackboneConfig):
                 f"PointNet++ works on coordinates in metres, got data.voxel.features={voxels.features!r}: set "
                 "data.voxel.features=xyz_intensity"
             )
+
+    def toy(self) -> PointNet2Config:
+        """See `BackboneConfig.toy`."""
+        return replace(self, preset="pointnet2_tiny" if _LAYOUTS[self.preset].propagation else "simipu_tiny")
 
     def build(self) -> PointNet2:
         """Assemble the network with fresh weights."""

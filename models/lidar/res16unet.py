@@ -18,7 +18,7 @@ Letters: M voxels, F input channels, C channels.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -86,6 +86,10 @@ class Res16UNetConfig(BackboneConfig):
             raise ValueError(f"bn_momentum is {self.bn_momentum}, expected more than 0, at most 1")
         if self.backend not in get_args(BackendName):
             raise ValueError(f"backend is {self.backend!r}, expected one of {get_args(BackendName)}")
+
+    def toy(self) -> Res16UNetConfig:
+        """See `BackboneConfig.toy`."""
+        return replace(self, preset="res16unet_tiny", backend="auto")
 
     def build(self) -> Res16UNet:
         """Assemble the network with fresh weights."""

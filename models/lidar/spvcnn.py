@@ -18,7 +18,7 @@ Letters: M voxels of the finest grid (= points), K voxels of a coarse grid, F in
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -73,6 +73,10 @@ class SpvcnnConfig(BackboneConfig):
             bn_momentum=self.bn_momentum,
             backend=self.backend,
         )
+
+    def toy(self) -> SpvcnnConfig:
+        """See `BackboneConfig.toy`."""
+        return replace(self, preset="spvcnn_tiny", backend="auto")
 
     def build(self) -> Spvcnn:
         """Assemble the network with fresh weights."""

@@ -22,7 +22,7 @@ Letters: M voxels, B samples, F input channels, C channels, X Y D cells along x,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
@@ -136,6 +136,10 @@ class VoxelNetConfig(BackboneConfig):
                     f"grid_{name} is {list(grid)}, but data.voxel.range_{name}={limit} in cells of {voxels.size} is "
                     f"{whole}: set method.backbone.grid_{name}={whole}"
                 )
+
+    def toy(self) -> VoxelNetConfig:
+        """See `BackboneConfig.toy`."""
+        return replace(self, preset="second_tiny", backend="auto")
 
     def build(self) -> VoxelNet:
         """Assemble the network with fresh weights."""

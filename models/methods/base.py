@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -12,8 +13,12 @@ from torch import Tensor, nn
 
 from data.batch_spec import BatchSpec
 from data.sample import Batch
+from models.image.base import ImageEncoderConfig
+from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.visuals import Sketch
+
+MethodT = TypeVar("MethodT", bound="MethodConfig")
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,10 @@ class Objective(nn.Module, ABC):
     def forward(self, batch: Batch) -> LossTerms:
         """Loss of one micro-batch."""
 
+    def part(self, name: str) -> nn.Module | None:
+        """A network or head by its attribute's name; None where the method has none."""
+        return dict(self.named_children()).get(name)
+
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """What there is to show of a batch of one sample, by name; called in evaluation mode without gradient."""
         return {}
@@ -51,16 +60,61 @@ class Objective(nn.Module, ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class MethodConfig(ABC):
-    """Settings of one method: the paper's values as defaults, ranges checked in `__post_init__`."""
+    """Settings of one method: the paper's values as defaults, ranges checked in `__post_init__`.
+
+    Launchers ask a method through the members below, never by the name of a setting that only some methods have. A
+    method with such a setting declares a field of the property's name, which takes the property's place.
+    """
+
+    @property
+    def gather_negatives(self) -> bool | None:
+        """Whether the rows of all ranks are negatives of each other; None: the method has no such choice."""
+        return None
+
+    @property
+    def chunk_rows(self) -> int | None:
+        """Rows of the similarity matrix that the loss holds at a time; None: all of them, or there is no matrix."""
+        return None
+
+    @property
+    def embedding_dim(self) -> int:
+        """Dimensions of the rows that are compared; 0: none, or as many as a network's features."""
+        return 0
+
+    @property
+    def caches_teacher(self) -> bool:
+        """Whether the features of a frozen teacher are to be computed once and read from a cache."""
+        return any(teacher.cache for teacher in self.teachers().values())
+
+    def point_networks(self) -> dict[str, BackboneConfig]:
+        """The 3D networks that are built, by their section's name: all must fit the run's voxels."""
+        return {name: value for name, value in self._sections().items() if isinstance(value, BackboneConfig)}
+
+    def image_networks(self) -> dict[str, ImageEncoderConfig]:
+        """The image networks, trained or frozen, by their section's name; teachers are not among them."""
+        return {name: value for name, value in self._sections().items() if isinstance(value, ImageEncoderConfig)}
+
+    def teachers(self) -> dict[str, TeacherConfig]:
+        """The frozen image networks that points learn from, by their section's name."""
+        return {name: value for name, value in self._sections().items() if isinstance(value, TeacherConfig)}
+
+    def _sections(self) -> dict[str, object]:
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def tower(self, name: Literal["backbone", "image_backbone"]) -> BackboneConfig | ImageEncoderConfig | None:
+        """The network that the objective trains and offers under that name; None: the method has none.
+
+        Networks under other names (a frozen one, a second format's) are not meant for downstream tasks.
+        """
+        return self.point_networks().get(name) or self.image_networks().get(name)
+
+    def toy(self: MethodT) -> MethodT:
+        """The method with the narrowest 3D networks. Image networks stay: files of weights must fit them."""
+        return dataclasses.replace(self, **{name: network.toy() for name, network in self.point_networks().items()})
 
     @abstractmethod
     def batch_spec(self) -> BatchSpec:
         """What the loader must put into batches."""
-
-    def point_networks(self) -> dict[str, BackboneConfig]:
-        """The 3D networks that are built, by their section's name: all must fit the run's voxels."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, BackboneConfig)}
 
     @abstractmethod
     def build(self) -> Objective:

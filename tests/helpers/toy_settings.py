@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,9 @@ from typing import Any
 import yaml
 
 from launchers.training.run import load_run
+from models.image.resnet_encoder import ResNetEncoderConfig
+from models.lidar.base import BackboneConfig
+from models.lidar.voxelnet import VoxelNetConfig
 
 # Grids with limits, in the cells of 0.5 m that toy runs have.
 _BOUNDED = {
@@ -37,13 +39,13 @@ def missing_values(path: Path) -> tuple[str, ...]:
 def toy_overrides(path: Path) -> tuple[str, ...]:
     """Overrides (without shards, which come from outside) that make a run of the file small on any shards.
 
-    Networks with a `_tiny` preset take it, large teachers become ResNet-18, queues get short, clusters sparse, sweeps
+    Networks are their families' toys, large teachers become ResNet-18, queues get short, clusters sparse, sweeps
     match from afar, nothing is thinned, limited grids get the toy cells' limits; a first stage is treated likewise and
     takes two updates.
     """
     config = load_run(str(path), missing_values(path))
     found: dict[str, Any] = dict(_shrunk(config.method, "method"))
-    if hasattr(getattr(config.method, "backbone", None), "grid_min"):
+    if isinstance(config.method.tower("backbone"), VoxelNetConfig):
         found |= _BOUNDED
     if config.data.augment.points.keep_share != (1.0, 1.0):
         found["data.augment.points.keep_share"] = [1.0, 1.0]
@@ -72,12 +74,13 @@ def _asked_for(tree: Any, name: str) -> Iterator[str]:
 def _shrunk(section: Any, name: str) -> Iterator[tuple[str, Any]]:
     if not dataclasses.is_dataclass(section):
         return
-    hints = typing.get_type_hints(type(section))
+    toy = section.toy() if isinstance(section, BackboneConfig) else section
     for field in dataclasses.fields(section):
-        value = getattr(section, field.name)
-        tiny = [choice for choice in typing.get_args(hints[field.name]) if str(choice).endswith("_tiny")]
-        if field.name == "preset" and tiny:
-            yield f"{name}.preset", tiny[0]
+        value, small = getattr(section, field.name), getattr(toy, field.name)
+        if small != value:
+            yield f"{name}.{field.name}", small
+        elif field.name == "preset" and isinstance(section, ResNetEncoderConfig):
+            yield f"{name}.preset", "resnet10_tiny"
         elif field.name == "min_points":
             yield f"{name}.{field.name}", _SMALL_CLUSTER
         elif f"{name}.{field.name}".endswith((".clusters.radius_m", ".match_radius_m")):

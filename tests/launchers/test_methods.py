@@ -43,7 +43,7 @@ Buffers = dict[str, torch.Tensor]
 def _odd_on_one(rank: int, world_size: int, name: str, shards: str) -> tuple[list[str], Buffers]:
     """Rank 0 has whole batches, rank 1 odd ones; what was not finite, and what is kept between updates."""
     config = street_config(name, shards)
-    if hasattr(config.method, "gather_negatives"):
+    if config.method.gather_negatives is not None:
         method = dataclasses.replace(config.method, gather_negatives=True)  # type: ignore[call-arg]
         config = dataclasses.replace(config, method=method)
     objective = street_objective(config)

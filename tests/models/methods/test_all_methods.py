@@ -5,6 +5,8 @@ Each is built from its street config and fed batches of a tiny street set, made 
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -67,6 +69,19 @@ def test_it_has_a_street_config_and_a_page(name: str) -> None:
     assert METHODS[name]().batch_spec() == METHODS[name]().batch_spec()
     pages = CONFIGS.parents[1] / "docs" / "methods"
     assert (pages / f"{name}.md").is_file()
+
+
+@every_method
+def test_what_the_config_says_of_its_networks_is_what_is_built(name: str, street_set: str) -> None:
+    config = street_config(name, street_set).method
+    objective = config.toy().build()
+    for tower in ("backbone", "image_backbone"):
+        assert (config.tower(tower) is None) == (objective.part(tower) is None)
+    for network in (*config.point_networks(), *config.image_networks(), *config.teachers()):
+        assert objective.part(network) is not None
+    if config.gather_negatives is not None:
+        assert dataclasses.replace(config, gather_negatives=True).gather_negatives  # type: ignore[call-arg]
+    assert all(small == small.toy() for small in config.toy().point_networks().values())
 
 
 @every_method
