@@ -41,6 +41,7 @@ def test_ignored_at_the_very_end() -> None:
     with StopSignals():  # puts the handlers back afterwards
         ignore_stop_signals()
         os.kill(os.getpid(), signal.SIGTERM)
+        assert {signal.getsignal(number) for number in STOP_SIGNALS} == {signal.SIG_IGN}
 
 
 def test_names() -> None:

@@ -1,4 +1,4 @@
-"""PointNet++: its layers against loops over points, its samplers, structure, degenerate batches."""
+"""PointNet++: its layers against loops over points, its samplers, structure."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.lidar import pointnet2
 from models.lidar.base import GivesCentres
 from models.lidar.pointnet2 import (
     AbstractionLayout,
@@ -159,28 +158,6 @@ def test_simipu_ends_in_1024_centres_of_1024_channels() -> None:
     assert len(set(map(tuple, levels[-1].points.tolist()))) == 1024
 
 
-def test_every_parameter_learns_and_rows_follow_the_input() -> None:
-    net = build()
-    coords, features, num = cloud()
-    out = net(coords, features, num)
-    assert out.shape == (450, net.num_features)
-    out.mul(torch.randn(450, 1)).sum().backward()
-    assert all(p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in net.parameters())
-    shuffle = torch.randperm(450, generator=torch.Generator().manual_seed(1))
-    net.eval()
-    with torch.no_grad():
-        assert torch.equal(net(coords, features, num)[shuffle], net(coords[shuffle], features[shuffle], num))
-
-
-def test_samples_do_not_see_each_other() -> None:
-    net = build().eval()
-    coords, features, num = cloud()
-    mine = coords[:, 0] == 1
-    with torch.no_grad():
-        alone = net(coords[mine] - torch.tensor([1, 0, 0, 0]), features[mine], 1)
-        torch.testing.assert_close(net(coords, features, num)[mine], alone, rtol=1e-4, atol=1e-5)
-
-
 def test_a_shift_of_the_world_changes_nothing() -> None:
     net = build().double().eval()
     coords, features, num = cloud()
@@ -188,18 +165,6 @@ def test_a_shift_of_the_world_changes_nothing() -> None:
         here = net(coords, features.double(), num)
         there = net(coords, features.double() + torch.tensor([64.0, -32.0, 8.0, 0.0]), num)
     torch.testing.assert_close(here, there)
-
-
-@pytest.mark.parametrize("counts", [(1,), (0, 1), (0,), (3, 0), ()])
-@pytest.mark.parametrize("preset", ["pointnet2_tiny", "simipu"])
-def test_batches_with_hardly_any_point_train(counts: tuple[int, ...], preset: str) -> None:
-    net = build(preset)
-    coords, features, num = cloud(counts)
-    out = net(coords, features, num)
-    out.sum().backward()
-    assert out.shape == (sum(counts), net.num_features)
-    assert out.isfinite().all()
-    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
 
 def test_points_at_one_place() -> None:
@@ -213,26 +178,11 @@ def test_points_at_one_place() -> None:
     torch.testing.assert_close(out, out[:1].expand_as(out))
 
 
-def test_bf16_autocast_stays_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    # In feature space rounding changes which centres are chosen (features then differ by a quarter): here in metres.
-    monkeypatch.setattr(pointnet2, "joint_space", lambda points, features: points)
-    net = build()
-    coords, features, num = cloud()
-    exact = net(coords, features, num)
-    with torch.autocast("cpu", torch.bfloat16):
-        out = net(coords, features, num)
-    assert (out.float() - exact).norm() < 0.1 * exact.norm()
-    out.float().square().sum().backward()
-    assert all(p.grad is not None and p.grad.dtype is torch.float32 for p in net.parameters())
-
-
 def test_refused_input() -> None:
     coords, features, num = cloud((5,))
     features[2, 1] = torch.nan
     with pytest.raises(ValueError, match="not finite"):
         build()(coords, features, num)
-    with pytest.raises(ValueError, match="more than once"):
-        build()(torch.zeros(2, 4, dtype=torch.int32), torch.ones(2, 4), 1)
 
 
 @dataclass(frozen=True)
@@ -250,19 +200,9 @@ def test_voxels_must_hold_coordinates() -> None:
         PointNet2Config().check_voxels(Voxels("occupancy"))
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("preset", "pointnet", "preset is 'pointnet'"),
-        ("in_channels", 1, "in_channels is 1"),
-        ("bn_momentum", 0.0, "0.0"),
-    ],
-)
-def test_refused_settings(name: str, value: object, message: str) -> None:
-    config = PointNet2Config()
-    object.__setattr__(config, name, value)
-    with pytest.raises(ValueError, match=message):
-        config.__post_init__()
+def test_coordinates_are_needed() -> None:
+    with pytest.raises(ValueError, match="in_channels is 1"):
+        PointNet2Config(in_channels=1)
 
 
 def test_centres_are_the_coarsest_level() -> None:
