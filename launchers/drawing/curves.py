@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: small multiples, one metric each, the same colour for a run in all of them.
+"""Line charts: small multiples, one metric each, the same colour for a run in all of them.
 
 Colours are CSS variables of the page, so that a chart follows its light or dark theme. Nothing runs: values are shown
 by the browser's own tooltips on the points.
@@ -6,9 +6,8 @@ by the browser's own tooltips on the points.
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 420.0, 230.0
@@ -20,7 +19,7 @@ MAX_POINTS = 240
 
 
 @dataclass(frozen=True)
-class Curve:
+class RunCurve:
     """One line of a chart.
 
     Attributes:
@@ -34,8 +33,44 @@ class Curve:
     values: Sequence[float]
 
 
-def chart(title: str, curves: Sequence[Curve], colours: Mapping[str, int]) -> str:
-    """A figure with one chart; "" if there is not one finite value.
+@dataclass(frozen=True)
+class DrawnLine:
+    """One run's line, in the chart's coordinates.
+
+    Attributes:
+        style: CSS classes.
+        parts: corners (x, y) of its unbroken parts.
+        marks: (x, y, text) of each value.
+    """
+
+    style: str
+    parts: Sequence[Sequence[tuple[float, float]]]
+    marks: Sequence[tuple[float, float, str]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What the page draws of one metric.
+
+    Attributes:
+        title: of the figure.
+        x_ticks: (place, label) along the horizontal axis.
+        y_ticks: (place, label) along the vertical axis; a grid line at each.
+        lines: the runs.
+    """
+
+    title: str
+    x_ticks: Sequence[tuple[float, str]]
+    y_ticks: Sequence[tuple[float, str]]
+    lines: Sequence[DrawnLine]
+    width: float = WIDTH
+    height: float = HEIGHT
+    left: float = _LEFT
+    right: float = WIDTH - _RIGHT
+
+
+def chart(title: str, curves: Sequence[RunCurve], colours: Mapping[str, int]) -> Chart | None:
+    """One chart; None if there is not one finite value.
 
     Args:
         title: of the figure.
@@ -45,39 +80,19 @@ def chart(title: str, curves: Sequence[Curve], colours: Mapping[str, int]) -> st
     curves = [thinned(curve) for curve in curves]
     points = [(x, y) for c in curves for x, y in zip(c.steps, c.values, strict=True) if math.isfinite(y)]
     if not points:
-        return ""
+        return None
     xs, ys = ticks(0.0, max(x for x, _ in points)), ticks(min(y for _, y in points), max(y for _, y in points))
     x_of = _scale(xs[0], max(xs[-1], max(x for x, _ in points)), _LEFT, WIDTH - _RIGHT)
     y_of = _scale(ys[0], ys[-1], HEIGHT - _BOTTOM, _TOP)
-    grid = [
-        f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y_of(y):.1f}" y2="{y_of(y):.1f}"/>'
-        f'<text class="tick" x="{_LEFT - 6}" y="{y_of(y) + 4:.1f}" text-anchor="end">{label}</text>'
-        for y, label in zip(ys, tick_labels(ys), strict=True)
-    ]
-    grid += [
-        f'<text class="tick" x="{x_of(x):.1f}" y="{HEIGHT - 8}" text-anchor="middle">{label}</text>'
-        for x, label in zip(xs, tick_labels(xs), strict=True)
-    ]
-    lines = [_line(curve, x_of, y_of, colours[curve.name]) for curve in curves]
-    name = html.escape(title)
-    return (
-        f'<figure class="chart"><figcaption>{name}</figcaption>'
-        f'<svg viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img" aria-label="{name} over updates">'
-        f"{''.join(grid)}{''.join(lines)}</svg></figure>"
+    return Chart(
+        title,
+        x_ticks=[(x_of(x), label) for x, label in zip(xs, tick_labels(xs), strict=True)],
+        y_ticks=[(y_of(y), label) for y, label in zip(ys, tick_labels(ys), strict=True)],
+        lines=[_drawn(curve, x_of, y_of, colours[curve.name]) for curve in curves],
     )
 
 
-def legend(colours: Mapping[str, int]) -> str:
-    """Which colour is which run."""
-    items = [
-        f'<li><svg viewBox="0 0 24 8" aria-hidden="true"><line class="{_class(number)}" x1="1" x2="23" y1="4" y2="4"/>'
-        f"</svg>{html.escape(name)}</li>"
-        for name, number in colours.items()
-    ]
-    return f'<ul class="legend">{"".join(items)}</ul>'
-
-
-def thinned(curve: Curve) -> Curve:
+def thinned(curve: RunCurve) -> RunCurve:
     """At most MAX_POINTS points: means over equal stretches, at the stretch's mean step."""
     stretch = -(-len(curve.steps) // MAX_POINTS)
     if stretch <= 1:
@@ -87,7 +102,7 @@ def thinned(curve: Curve) -> Curve:
         part = [v for v in curve.values[at : at + stretch] if math.isfinite(v)]
         steps.append(sum(curve.steps[at : at + stretch]) / len(curve.steps[at : at + stretch]))
         values.append(sum(part) / len(part) if part else math.nan)
-    return Curve(curve.name, steps, values)
+    return RunCurve(curve.name, steps, values)
 
 
 def ticks(low: float, high: float, target: int = 4) -> list[float]:
@@ -102,35 +117,27 @@ def ticks(low: float, high: float, target: int = 4) -> list[float]:
     return [k * step for k in range(first, last + 1)]
 
 
-class _scale:  # noqa: N801  (used like a function)
-    """Linear map from data to picture coordinates."""
-
-    def __init__(self, low: float, high: float, start: float, end: float) -> None:
-        self.low, self.factor, self.start = low, (end - start) / (high - low), start
-
-    def __call__(self, value: float) -> float:
-        return self.start + (value - self.low) * self.factor
+def _scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
+    """Linear map from data to the chart's coordinates."""
+    factor = (end - start) / (high - low)
+    return lambda value: start + (value - low) * factor
 
 
-def _line(curve: Curve, x_of: _scale, y_of: _scale, colour: int) -> str:
-    segments: list[list[str]] = [[]]
+def _drawn(curve: RunCurve, x_of: Callable[[float], float], y_of: Callable[[float], float], colour: int) -> DrawnLine:
+    parts: list[list[tuple[float, float]]] = [[]]
     marks = []
     for x, y in zip(curve.steps, curve.values, strict=True):
         if not math.isfinite(y):
-            segments.append([])
+            parts.append([])
             continue
-        at = f"{x_of(x):.1f},{y_of(y):.1f}"
-        segments[-1].append(at)
-        text = html.escape(f"{curve.name}: {y:.4g} at update {x:.0f}")
-        # An invisible disc larger than the line is easier to point at, with a finger too.
-        marks.append(f'<circle class="hit" cx="{x_of(x):.1f}" cy="{y_of(y):.1f}" r="6"><title>{text}</title></circle>')
-    drawn = "".join(
-        f'<polyline class="{_class(colour)}" points="{" ".join(s if len(s) > 1 else s * 2)}"/>' for s in segments if s
-    )
-    return drawn + "".join(marks)
+        parts[-1].append((x_of(x), y_of(y)))
+        marks.append((x_of(x), y_of(y), f"{curve.name}: {y:.4g} at update {x:.0f}"))
+    # A single value would have no length: a line from the point to itself shows as a dot.
+    return DrawnLine(line_style(colour), [part if len(part) > 1 else part * 2 for part in parts if part], marks)
 
 
-def _class(number: int) -> str:
+def line_style(number: int) -> str:
+    """CSS classes of the colour with this number."""
     return f"run run{number % NUM_COLOURS}" + (" again" if number >= NUM_COLOURS else "")
 
 

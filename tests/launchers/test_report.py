@@ -21,10 +21,12 @@ from rich.console import Console
 from engine.distributed import free_port
 from engine.downstream.results import Result, paired_difference, write_results
 from launchers.cli import main as tandem
-from launchers.drawing.curves import MAX_POINTS, Curve, chart, thinned, tick_labels, ticks
+from launchers.drawing.curves import MAX_POINTS, RunCurve, chart, thinned, tick_labels, ticks
+from launchers.evaluation.selection import Selection
 from launchers.report import gather, read_metrics, write_report
 from launchers.reporting.report_page import RunReport, page
 from launchers.reporting.table import groups, markdown, print_table
+from launchers.reporting.troubles import Trouble
 from launchers.runs.attempts import begin
 from launchers.runs.job_record import Jobs, write_jobs
 from launchers.runs.run_status import read_config
@@ -94,8 +96,11 @@ def test_everything_from_files_is_escaped() -> None:
     evil = "<img src=x onerror=alert(1)>|</td>"
     result = make(init=evil, teacher=evil, dataset=evil, class_iou={evil: 3.0}, checkpoint=(evil,), machine=evil)
     run = RunReport(evil, {evil: evil}, {"train/loss": ([1.0], [2.0])}, {evil: np.zeros((4, 4, 3), np.uint8)}, evil)
-    parsed = parse(page(evil, {"date": evil}, [result], [run]))
+    trouble = Trouble(run=evil, state=evil, done=0, elements=1, why=(evil,))
+    choice = Selection(step=1, last=evil, by=evil, split=evil, scores={1: 2.0}, settings="")
+    parsed = parse(page(evil, {"date": evil}, [result], [run], chosen={evil: choice}, trouble=[trouble]))
     assert all(address.startswith("data:image/") for address in parsed.addresses)
+    assert "".join(parsed.text).count(evil) > 20
     assert "<img" not in markdown([result])
     assert all(line.count("|") - line.count("\\|") == 9 for line in markdown([result]).splitlines() if line[:1] == "|")
 
@@ -187,17 +192,18 @@ def test_tick_labels_tell_the_ticks_apart(values: list[float], expected: list[st
 
 
 def test_chart_breaks_the_line_where_a_value_is_missing() -> None:
-    curve = Curve("run", [1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, math.nan, 4.0, 5.0])
-    drawn = chart("loss", [curve], {"run": 0})
+    curve = RunCurve("run", [1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, math.nan, 4.0, 5.0])
+    drawn = page("t", {}, [], [RunReport("run", curves={"train/loss": (curve.steps, curve.values)})])
     assert drawn.count("<polyline") == 2
     assert drawn.count("<circle") == 4
-    assert chart("loss", [Curve("run", [1.0], [math.nan])], {"run": 0}) == ""
+    assert chart("loss", [RunCurve("run", [1.0], [math.nan])], {"run": 0}) is None
+    assert "<svg" not in page("t", {}, [], [RunReport("run", curves={"train/loss": ([1.0], [math.nan])})])
 
 
 def test_long_curves_are_averaged_not_sampled() -> None:
     steps = [float(s) for s in range(10_000)]
     values = [s % 2 for s in steps]
-    short = thinned(Curve("run", steps, values))
+    short = thinned(RunCurve("run", steps, values))
     assert len(short.steps) <= MAX_POINTS
     assert np.allclose(short.values, 0.5, atol=0.02)
 
