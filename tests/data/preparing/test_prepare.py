@@ -253,7 +253,7 @@ def test_a_dead_worker_is_an_error_that_says_how_to_go_on(tmp_path, undisturbed)
         sys.executable,
         "-c",
         "import sys; from tests.helpers.toy_converter import *\n"
-        "from data.shards import ShardError\n"
+        "from data.storage.shards import ShardError\n"
         "if __name__ == '__main__':\n"
         "    try: slow_prepare(sys.argv[1], 2, 0.1)\n"
         "    except ShardError as error: sys.exit(str(error))",

@@ -68,7 +68,7 @@ def test_same_bytes_again_and_in_another_process():
     assert here == [_digest(sample) for sample in generate_log(config, 4)]
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from tests.data.test_synthetic import _digest, _small, generate_log\n"
+        "from tests.data.street.test_log import _digest, _small, generate_log\n"
         "print(*[_digest(s) for s in generate_log(_small(), 4)])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
