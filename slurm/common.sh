@@ -77,7 +77,7 @@ tandem_pretrain() {
     trap 'echo "$(basename "$script"): SIGTERM"' TERM
     # srun does not take it from sbatch since SLURM 22.05.
     export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
-    "$TANDEM_PYTHON" -m launchers.cluster.step_watch "$run_dir" $$ &
+    "$TANDEM_PYTHON" -m launchers.cluster.srun_reaper "$run_dir" $$ &
     # Not --kill-on-bad-exit=1: it kills the others within KillWait (30 s by default), and they need about as long to be
     # sure which rank is lost, to say so in the run's history and to leave with the code that decides what comes next.
     srun --kill-on-bad-exit=0 --wait=120 \

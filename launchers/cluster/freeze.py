@@ -26,7 +26,7 @@ OVERRIDES_FILE = "overrides.txt"
 COMMIT_FILE = "commit.json"
 DIFF_FILE = "diff.patch"
 CLUSTER_FILE = "cluster.yaml"
-PACKAGES = ("configs", "data", "engine", "launchers", "models")
+PACKAGES = ("common", "configs", "data", "engine", "launchers", "models")
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
