@@ -17,9 +17,9 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import save_file
 
-from engine.checkpoint import WEIGHTS
+from common.run_files import WEIGHTS_FILE
 from engine.deepspeed_config import SUB_GROUP_NUMEL
-from engine.reshard import cut_anew
+from engine.reshard import recut_shard
 from engine.zero import SHARD_KEYS
 from engine.zero_layout import Layout, Param
 from models.lidar.res16unet import Res16UNetConfig
@@ -44,7 +44,7 @@ def write_checkpoint(folder: Path, layout: Layout) -> int:
         optimizer = {"state": state, "param_groups": [{"lr": 0.1, "params": list(state)}]}
         shard = dict(zip(SHARD_KEYS[layout.stage], (optimizer, [torch.rand(b.numel) for b in buffers]), strict=False))
         torch.save({"shard": shard}, folder / f"rank_{part:04d}.pt")
-    save_file({p.name: torch.rand(p.shape) for group in layout.groups for p in group}, folder / WEIGHTS)
+    save_file({p.name: torch.rand(p.shape) for group in layout.groups for p in group}, folder / WEIGHTS_FILE)
     return sum(path.stat().st_size for path in folder.iterdir())
 
 
@@ -55,7 +55,7 @@ def measure(before: Layout, now: Layout) -> tuple[float, float, int]:
         seconds = []
         for part in range(now.parts):
             began = time.perf_counter()
-            cut_anew(Path(folder), before, now, part)
+            recut_shard(Path(folder), before, now, part)
             seconds.append(time.perf_counter() - began)
     return max(seconds), sum(seconds), size
 

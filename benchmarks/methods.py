@@ -28,19 +28,20 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from benchmarks.common import REPOSITORY, markdown, setting, street_set
+from common.run_files import RESULTS_FILE
 from configs.load import ConfigError, load
 from configs.schema import SweepConfig, SweepRunConfig
 from engine.downstream.metrics import METRICS
 from engine.downstream.protocols import ORDER, ProtocolName
-from engine.downstream.results import FILE_NAME, Result, baseline_of, read_results
+from engine.downstream.results import Result, baseline_of, read_results
 from engine.metric_names import RSS_GIB, STEP_S, WATCH
 from launchers.cli import FAILURE
 from launchers.cluster.plan_submission import Order, with_first_stages
 from launchers.cluster.submission import submit
-from launchers.runs.elements import BASELINES, EVALUATIONS
+from launchers.runs.files import BASELINES, EVALUATIONS
 from launchers.submit import load_cluster
 from launchers.sweep import points
-from launchers.training.run import load_run
+from launchers.training.train import load_run
 
 SWEEP = REPOSITORY / "configs" / "sweep" / "all_methods.yaml"
 TABLE = "methods.md"
@@ -198,7 +199,7 @@ def _random_rows(measured: Mapping[str, Sequence[Result]], baselines: Sequence[R
 
 
 def _results_in(folder: Path) -> list[Result]:
-    return [result for file in sorted(folder.glob(f"*/{FILE_NAME}")) for result in read_results(file)]
+    return [result for file in sorted(folder.glob(f"*/{RESULTS_FILE}")) for result in read_results(file)]
 
 
 def table_of(rows: Sequence[Row]) -> str:

@@ -32,8 +32,8 @@ from engine.distributed import init_distributed, shutdown
 from engine.monitor import peak_rss_gib
 from engine.optim import build_optimizer
 from engine.zero import ZeroEngine
-from launchers.training.run import load_run
 from launchers.training.teacher_cache import PoolsTeacher, open_or_build
+from launchers.training.train import load_run
 from models.lidar import sparse
 from tests.helpers.samples import write_toy_set
 

@@ -65,7 +65,7 @@ def trained(marks: Path, argv: list[str]) -> None:
 
     from engine import checkpoint
     from engine.zero import ZeroEngine
-    from launchers.training import run as training
+    from launchers.training import train as training
 
     def around(owner: Any, name: str, before: str, after: str) -> None:
         function = getattr(owner, name)
@@ -85,7 +85,7 @@ def trained(marks: Path, argv: list[str]) -> None:
     around(ZeroEngine, "__init__", "", "built")
     around(ZeroEngine, "load_shard", "", "built")
     around(ZeroEngine, "update", "", "update")
-    around(training, "run", "imported", "")
+    around(training, "train", "imported", "")
     around(ZeroEngine, "discard", "", "dry batch")
     sys.exit(guarded(verb.main, argv))
 

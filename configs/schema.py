@@ -15,13 +15,9 @@ from data.loading.image_evaluation import ImageTruthConfig
 from data.loading.loader import DataConfig
 from data.storage.remote.shard_cache import CacheConfig
 from data.views.augment import PointAugmentConfig
-from engine.checkpoint import CheckpointConfig
-from engine.deepspeed_config import EngineConfig
 from engine.downstream.evaluate import ProtocolsConfig
 from engine.downstream.protocols import ORDER, TOWER_TITLES, TOWERS, ProtocolName, Tower
-from engine.monitor import MonitorConfig
-from engine.optim import OptimConfig
-from engine.schedule import ScheduleConfig
+from engine.settings import PretrainSettings
 from models.image.encoders import IMAGE_ENCODERS
 from models.lidar.backbones import BACKBONES
 from models.methods import METHODS
@@ -89,32 +85,20 @@ class FirstStageConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PretrainConfig:
-    """One pre-training run.
+class PretrainConfig(PretrainSettings):
+    """One pre-training run (with the fields of `PretrainSettings`; its seed is also that of weights, order and views).
 
     Attributes:
         run_dir: folder of checkpoints, logs and pictures; a run found there is continued.
-        seed: of initial weights, order of samples and augmentations.
         data: shards, batches, augmentation, voxels.
         method: what is learnt; `method.name` chooses.
-        engine: ZeRO stage, precision, accumulation.
-        optim: optimizer and its rate.
-        schedule: length of the run and course of the rate.
-        checkpoint: when to write, how many to keep.
-        monitor: what to log, how often.
         evaluate: what is measured when the run is over; it changes nothing of the run itself.
         first: a run that this one builds on; None for runs of one stage.
     """
 
     run_dir: str
-    seed: int = 0
     data: DataConfig
     method: MethodConfig = field(default_factory=SlidrConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     evaluate: FollowConfig = field(default_factory=FollowConfig)
     first: FirstStageConfig | None = None
 

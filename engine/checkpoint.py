@@ -1,18 +1,10 @@
 """Checkpoints on disk: written beside their final place and renamed, checked by sha256, oldest removed.
 
-    <run>/checkpoints/step_00000120/
-        weights.safetensors   parameters (fp32) and buffers of the objective; all that evaluation and export need
-        rank_0000.pt          that rank's random states and shard of the optimizer; loaded with weights_only
-        state.json            step, loader state, fingerprint of the model, skip counts, versions
-        config.json           resolved configuration
-        files.json            size and sha256 of the files above, written last
-
-Nothing here executes what a file contains. A folder without a valid files.json does not count as a checkpoint.
+The files are those of `common.run_files`. Nothing here executes what a file contains.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -29,11 +21,22 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common.run_files import (
+    CHECKPOINT_CONFIG,
+    CHECKPOINTS_FOLDER,
+    STATE_FILE,
+    SUMS_FILE,
+    WEIGHTS_FILE,
+    checkpoint_folder,
+    damage,
+    list_checkpoints,
+    sha256_of,
+    step_of,
+)
 from engine.distributed import World, agree_any
 from engine.errors import CheckpointError
 
 FORMAT = 1
-WEIGHTS = "weights.safetensors"
 logger = logging.getLogger("tandem.checkpoint")
 
 
@@ -104,7 +107,7 @@ def save_checkpoint(
         config: resolved configuration of the run.
         world: the run's processes.
         keep: newest checkpoints that stay.
-        keep_every: those of multiples of so many updates stay too; 0 = none.
+        keep_every: checkpoints of multiples of this many updates stay too; 0 = none.
 
     Returns:
         The checkpoint's folder.
@@ -112,8 +115,8 @@ def save_checkpoint(
     Raises:
         CheckpointError: a file could not be written, on any rank; earlier checkpoints are untouched.
     """
-    root = run_dir / "checkpoints"
-    final, temp = root / f"step_{step:08d}", root / f".tmp_step_{step:08d}"
+    final = checkpoint_folder(run_dir, step)
+    root, temp = final.parent, final.with_name(f".tmp_{final.name}")
     error: OSError | None = None
     if world.is_main:
         try:
@@ -126,9 +129,9 @@ def save_checkpoint(
     try:
         torch.save(dict(rank_state), temp / f"rank_{world.rank:04d}.pt")
         if world.is_main:
-            save_file(dict(weights), temp / WEIGHTS)
-            _write_json(temp / "state.json", {"format": FORMAT, "step": step, **state})
-            _write_json(temp / "config.json", config)
+            save_file(dict(weights), temp / WEIGHTS_FILE)
+            _write_json(temp / STATE_FILE, {"format": FORMAT, "step": step, **state})
+            _write_json(temp / CHECKPOINT_CONFIG, config)
     except (OSError, RuntimeError, SafetensorError) as e:  # torch and safetensors report a full disk in their own ways
         error = e if isinstance(e, OSError) else OSError(str(e))
     _agree_written(error, temp, world)
@@ -150,8 +153,8 @@ def _agree_written(error: OSError | None, temp: Path, world: World) -> None:
         if world.is_main:
             _clean(temp.parent)  # half a checkpoint takes the room that the next try needs
         raise CheckpointError(
-            f"writing the checkpoint {temp} failed{here}; free disk space or mend the folder's rights and start the "
-            "run again: it continues from the checkpoint before"
+            f"writing the checkpoint {temp} failed{here}; free disk space or fix the folder's permissions and "
+            "start the run again: it continues from the checkpoint before"
         )
 
 
@@ -173,9 +176,9 @@ def _publish(temp: Path, final: Path) -> None:
     files = {}
     for path in sorted(temp.iterdir()):
         _fsync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-    _write_json(temp / "files.json", files)
-    _fsync(temp / "files.json")
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    _write_json(temp / SUMS_FILE, files)
+    _fsync(temp / SUMS_FILE)
     _fsync(temp)
     if final.exists():  # a damaged one of the same step that a resumed run passed again
         shutil.rmtree(final)
@@ -198,58 +201,11 @@ def _fsync(path: Path) -> None:
         os.close(fd)
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
 # --- reading ---
-
-
-def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Folders of a run's checkpoints, newest first, unchecked.
-
-    Args:
-        run_dir: folder of the run.
-    """
-    return sorted((run_dir / "checkpoints").glob("step_*"), reverse=True)
-
-
-def step_of(checkpoint: Path) -> int:
-    """Updates that a checkpoint had seen, from its folder's name.
-
-    Args:
-        checkpoint: its folder, step_XXXXXXXX.
-    """
-    return int(checkpoint.name.removeprefix("step_"))
-
-
-def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files; None if nothing.
-
-    Args:
-        checkpoint: its folder.
-    """
-    try:
-        files = json.loads((checkpoint / "files.json").read_text())
-        for name, expected in files.items():
-            path = checkpoint / name
-            if not path.is_file():
-                return f"{name} is missing"
-            if path.stat().st_size != expected["bytes"]:
-                return f"{name} has {path.stat().st_size} bytes, expected {expected['bytes']}"
-            if _sha256(path) != expected["sha256"]:
-                return f"{name} does not match its sha256"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        return f"files.json cannot be used ({type(e).__name__}: {e})"
-    return None
 
 
 def newest_intact(run_dir: Path) -> Path | None:
@@ -271,7 +227,7 @@ def newest_intact(run_dir: Path) -> Path | None:
         logger.warning("checkpoint %s is damaged (%s); trying the one before it", checkpoint, problem)
     if found:
         raise CheckpointError(
-            f"none of the {len(found)} checkpoints in {run_dir / 'checkpoints'} is intact ({'; '.join(problems)}); "
+            f"none of the {len(found)} checkpoints in {found[0].parent} is intact ({'; '.join(problems)}); "
             "restore one from a copy, or start again in an empty run folder"
         )
     return None
@@ -286,7 +242,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: written in another format.
     """
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text())
     if state.get("format") != FORMAT:
         raise CheckpointError(
             f"{checkpoint}: checkpoint format {state.get('format')}, this version reads {FORMAT}; "
@@ -321,7 +277,9 @@ def peek(run_dir: Path, world: World) -> tuple[dict[str, Any], dict[str, Any]] |
     if world.is_main:
         for checkpoint in list_checkpoints(run_dir):
             try:
-                state, config = (json.loads((checkpoint / f"{name}.json").read_text()) for name in ("state", "config"))
+                state, config = (
+                    json.loads((checkpoint / name).read_text()) for name in (STATE_FILE, CHECKPOINT_CONFIG)
+                )
             except (OSError, ValueError):
                 continue  # damaged: `find_checkpoint` warns of it
             answer = [(state, config)]
@@ -343,16 +301,16 @@ def load_weights(path: Path, *, prefix: str = "") -> dict[str, Tensor]:
     """
     file = path
     if path.is_dir():
-        folder = path if (path / WEIGHTS).is_file() else newest_intact(path)
+        folder = path if (path / WEIGHTS_FILE).is_file() else newest_intact(path)
         if folder is None:
             raise CheckpointError(
                 f"{path}: expected a .safetensors file, a checkpoint folder or a run folder with checkpoints/; "
                 "found none of them"
             )
-        problem = damage(folder) if folder == path and (path / "files.json").exists() else None
+        problem = damage(folder) if folder == path and (path / SUMS_FILE).exists() else None
         if problem is not None:
             raise CheckpointError(f"{path} is damaged: {problem}; name another checkpoint or the run folder")
-        file = folder / WEIGHTS
+        file = folder / WEIGHTS_FILE
     if not file.is_file():
         raise CheckpointError(f"{file}: no such file; expected a .safetensors file, a checkpoint or a run folder")
     tensors: dict[str, Tensor] = load_file(file)
@@ -419,4 +377,4 @@ def find_checkpoint(run_dir: Path, world: World) -> Path | None:
     name, error = answer
     if error is not None:
         raise CheckpointError(error)
-    return run_dir / "checkpoints" / name if name is not None else None
+    return run_dir / CHECKPOINTS_FOLDER / name if name is not None else None

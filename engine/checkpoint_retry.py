@@ -1,4 +1,4 @@
-"""Puts up with a storage that is full or away for a while: which failed checkpoint ends a run, which is tried again.
+"""Retries checkpoint writes while storage is full or unavailable, and decides which failed one ends the run.
 
 All ranks decide alike without asking each other: `save_checkpoint` fails on all or on none, and what follows depends on
 counts, never on clocks.
@@ -20,7 +20,7 @@ logger = logging.getLogger("tandem.checkpoint")
 
 
 class CheckpointRetry:
-    """Writes checkpoints.
+    """Writes checkpoints, again if need be.
 
     Attributes:
         failures: checkpoints in a row that could not be written.
@@ -31,7 +31,7 @@ class CheckpointRetry:
         self._config = config
 
     def write(self, save: Callable[[], Path], *, must: bool) -> Path | None:
-        """Write one; None if it failed and the run goes on without it.
+        """Write one; None if it failed and the run continues without it.
 
         Args:
             save: writes it, see `save_checkpoint`.
@@ -54,7 +54,7 @@ class CheckpointRetry:
                 if must or self.failures > self._config.max_failures:
                     raise
                 logger.warning(
-                    "%s\nthe run goes on; failures in a row: %d, of which checkpoint.max_failures allows %d",
+                    "%s\nthe run continues; failures in a row: %d, of which checkpoint.max_failures allows %d",
                     error,
                     self.failures,
                     self._config.max_failures,

@@ -1,7 +1,7 @@
-"""Files that a run tells its course to, on storage that may be full or away for a while.
+"""Log files of a run, on storage that may be full or unavailable for a while.
 
 Nothing here ends a run: what cannot be written is kept in memory and written when the storage is back, with one warning
-for each outage. Both classes drop what a former attempt wrote beyond the step at which this one begins.
+for each outage. Both classes drop what an earlier attempt wrote beyond the step at which this one begins.
 """
 
 from __future__ import annotations

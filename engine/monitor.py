@@ -1,4 +1,4 @@
-"""What a run tells: TensorBoard, metrics.jsonl, progress on the terminal.
+"""Logging of a run: TensorBoard, metrics.jsonl, progress on the terminal.
 
 Every number in TensorBoard is in `<run>/metrics.jsonl` too, one JSON object a line. Means are over the updates since
 the last line and over ranks; skipped updates count in `train/skipped` only. Rank 0 writes.
@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from common.run_files import EVENTS_FOLDER, METRICS_FILE
 from engine.distributed import World, mean_over_ranks
 from engine.log_files import EventFile, MetricsFile
 from engine.metric_names import (
@@ -42,7 +43,7 @@ from engine.metric_names import (
 
 @dataclass(frozen=True, kw_only=True)
 class MonitorConfig:
-    """How much a run tells.
+    """How much a run logs.
 
     Attributes:
         log_every: updates between lines in metrics.jsonl and TensorBoard.
@@ -61,6 +62,10 @@ class MonitorConfig:
             raise ValueError(f"log_every={self.log_every}, expected at least 1 update")
         if self.picture_every < 0:
             raise ValueError(f"picture_every={self.picture_every}, expected 0 (none) or more updates")
+
+    def picture_due(self, step: int, *, last: bool) -> bool:
+        """Whether pictures are to be made after `step` updates, or after the last one."""
+        return self.picture_every > 0 and (last or step % self.picture_every == 0)
 
 
 class Window:
@@ -172,11 +177,11 @@ class Monitor:
     """
 
     def __init__(self, run_dir: Path, config: MonitorConfig, world: World, *, step: int, num_steps: int) -> None:
-        """Open the files; lines of a former attempt beyond `step` are dropped.
+        """Open the files; lines of an earlier attempt beyond `step` are dropped.
 
         Args:
             run_dir: folder of the run.
-            config: how much to tell.
+            config: how much to log.
             world: the run's processes.
             step: updates done before.
             num_steps: updates of the whole run.
@@ -191,9 +196,9 @@ class Monitor:
         self._plain = config.progress and not self._console.is_terminal
         if not self.active:
             return
-        self._metrics = MetricsFile(run_dir / "metrics.jsonl", step)
+        self._metrics = MetricsFile(run_dir / METRICS_FILE, step)
         if config.tensorboard:
-            self._events = EventFile(run_dir / "tensorboard", step)
+            self._events = EventFile(run_dir / EVENTS_FOLDER, step)
         if config.progress and not self._plain:
             self._progress = _progress_bar(self._console)
             self._task = self._progress.add_task("pre-training", total=num_steps, completed=step, note="")

@@ -15,11 +15,12 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,22 +28,23 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from jaxtyping import UInt8
-from torch import nn
+from torch import Tensor, nn
 
+from common.run_files import WEIGHTS_FILE
 from engine import checkpoint as ckpt
 from engine import metric_names as names
-from engine.checkpoint import CheckpointConfig
 from engine.checkpoint_retry import CheckpointRetry
 from engine.deepspeed_config import EngineConfig, check_precision, quiet_deepspeed
 from engine.distributed import World, agree_max, agree_signal, init_distributed, mean_over_ranks
 from engine.errors import DivergenceError, DryBatchError, StopRequested
 from engine.interfaces import BatchLike, BatchSource, ChecksEngine, CountsSkips, FollowsUpdates
-from engine.monitor import Monitor, MonitorConfig, Stopwatch, Window, peak_rss_gib, to_floats
-from engine.optim import OptimConfig, build_optimizer, optimizer_name, peak_lr
+from engine.monitor import Monitor, Stopwatch, Window, peak_rss_gib, to_floats
+from engine.optim import build_optimizer, optimizer_name, peak_lr
 from engine.preempt import StopSignals, name_of
-from engine.reshard import check_continuable, cut_anew, saved_layout
+from engine.reshard import check_continuable, recut_shard, saved_layout
 from engine.rng import get_rng_state, seed_everything, set_rng_state
-from engine.schedule import ScheduleConfig, lr_scale, lr_table, total_steps
+from engine.schedule import lr_scale, lr_table, total_steps
+from engine.settings import PretrainSettings
 from engine.sync_bn import convert_sync_batchnorm
 from engine.watchdog import Watchdog
 from engine.zero import Update, ZeroEngine, copy_buffers, restore_buffers, untouched
@@ -51,27 +53,6 @@ logger = logging.getLogger("tandem.pretrain")
 
 Pictures = Callable[[nn.Module, Any, int], Mapping[str, UInt8[np.ndarray, "H W 3"]]]
 """(objective, batch, step) -> RGB images by name. Called without gradient, in eval mode; leaves no trace in the run."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainSettings:
-    """All that the engine wants to know about a run.
-
-    Attributes:
-        seed: of the random generators inside the objective (drop-out, sampling); each rank derives its own.
-        engine: how a step runs.
-        optim: optimizer.
-        schedule: length and learning rate.
-        checkpoint: when checkpoints are written.
-        monitor: what is logged.
-    """
-
-    seed: int = 0
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    monitor: MonitorConfig = field(default_factory=MonitorConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,15 +82,119 @@ class PretrainSummary:
     checkpoint: Path
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is the same in all updates of a run.
+
+    Attributes:
+        num_steps: updates of the whole run.
+        peak_lr: largest learning rate.
+        accumulation_steps: micro-batches a rank in an update.
+        global_batch_size: samples an update.
+        parallelism: how the run is spread over processes, and what its optimizer state depends on; part of checkpoints.
+    """
+
+    num_steps: int
+    peak_lr: float
+    accumulation_steps: int
+    global_batch_size: int
+    parallelism: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, settings: PretrainSettings, samples_per_epoch: int, micro_batch_size: int, world: World) -> _Plan:
+        """The plan of a run on these processes."""
+        steps = settings.engine.accumulation_steps
+        batch = micro_batch_size * world.world_size * steps
+        return cls(
+            num_steps=total_steps(settings.schedule, samples_per_epoch=samples_per_epoch, global_batch_size=batch),
+            peak_lr=peak_lr(settings.optim, batch),
+            accumulation_steps=steps,
+            global_batch_size=batch,
+            parallelism={
+                "world_size": world.world_size,
+                "micro_batch_size": micro_batch_size,
+                "accumulation_steps": steps,
+                "zero_stage": settings.engine.zero_stage,
+                "precision": settings.engine.precision,
+                "optimizer": optimizer_name(settings.optim),
+            },
+        )
+
+
 @dataclass(kw_only=True)
 class _Run:
-    """What changes from update to update and goes into checkpoints."""
+    """What changes from update to update.
+
+    Attributes:
+        step: updates done.
+        skipped: of these, updates that were skipped.
+        nonfinite_in_a_row: skipped updates up to now that are a sign of divergence.
+        warned_trivial: whether `_warn_if_trivial` has warned.
+        window: scalars since the last log line; this rank's, so it is part of the rank's state.
+        loss: mean of the last applied update; not part of checkpoints.
+    """
 
     step: int = 0
     skipped: int = 0
     nonfinite_in_a_row: int = 0
-    window: Window = field(default_factory=Window)
     warned_trivial: bool = False
+    window: Window = field(default_factory=Window)
+    loss: float = math.nan
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> _Run:
+        """As a checkpoint's state.json has it; the window is `_load_rank`'s."""
+        return cls(
+            step=int(state["step"]),
+            skipped=int(state["skipped"]),
+            nonfinite_in_a_row=int(state["nonfinite_in_a_row"]),
+            warned_trivial=bool(state["warned_trivial"]),
+        )
+
+    def state(self) -> dict[str, Any]:
+        """For state.json, which has the step already."""
+        return {name: getattr(self, name) for name in ("skipped", "nonfinite_in_a_row", "warned_trivial")}
+
+    def apply(self, scalars: Mapping[str, float], update: Update) -> None:
+        """Count an update that changed the weights."""
+        self.nonfinite_in_a_row = 0
+        self.loss = scalars[names.LOSS]
+        self.window.add({**scalars, names.GRAD_NORM: update.grad_norm})
+
+    def skip(self, what: str, update: Update, keys: Sequence[str]) -> None:
+        """Count an update that was skipped, and say so."""
+        self.skipped += 1
+        # fp16 looking for its loss scale overflows by design; that alone is no sign of divergence.
+        self.nonfinite_in_a_row += 0 if update.scale_overflow else 1
+        logger.warning(
+            "step %d: %s not finite on some rank, update skipped (%d so far); batch here: %s",
+            self.step,
+            what,
+            self.skipped,
+            ", ".join(keys),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Vote:
+    """What the ranks decide together before an update: each holds for all ranks as soon as it holds for one.
+
+    Attributes:
+        loss_nonfinite: a loss that is not finite, so the update is skipped.
+        checkpoint_due: enough minutes have passed.
+        signal: number of the stop signal that came; 0 for none.
+    """
+
+    loss_nonfinite: bool
+    checkpoint_due: bool
+    signal: int
+
+
+def _agree(vote: _Vote, world: World) -> _Vote:
+    nonfinite, due, signal = agree_max(
+        [float(vote.loss_nonfinite), float(vote.checkpoint_due), float(vote.signal)], world
+    )
+    return _Vote(loss_nonfinite=nonfinite > 0, checkpoint_due=due > 0, signal=int(signal))
 
 
 def pretrain(
@@ -125,7 +210,7 @@ def pretrain(
     watchdog: Watchdog | None = None,
     on_resume: Callable[[int], None] | None = None,
 ) -> PretrainSummary:
-    """Train an objective to the end of its schedule, or to a stop signal.
+    """Train an objective to the end of its schedule, or to a stop signal; returns how that went.
 
     Args:
         objective: forward(batch) gives total, parts, watch. At ZeRO-3 it is of no use afterwards: read the weights.
@@ -139,208 +224,179 @@ def pretrain(
         watchdog: already watching; None: one of our own.
         on_resume: called on rank 0 with the updates done before, when the run continues from a checkpoint.
 
-    Returns:
-        How the run ended.
-
     Raises:
         ValueError: settings that do not fit together, the machine or the objective.
         CheckpointError: the folder's checkpoints are damaged or of another model, or new ones cannot be written.
-        StopRequested: told to stop before the first update.
+        StopRequested: a stop signal came before the first update.
         PeerLostError, PeerFailedError: see `engine.watchdog`.
         DryBatchError: forward or backward pass fails on the first batch.
         DivergenceError: too many skipped updates in a row.
     """
-    # --- what the run is ---
     began = time.perf_counter()
     run_dir = Path(run_dir)
     world = init_distributed(settings.engine.device, timeout_min=settings.engine.timeout_min)
-    check_precision(settings.engine, objective, world.device)
-    if isinstance(objective, ChecksEngine):
-        objective.check_engine(zero_stage=settings.engine.zero_stage, precision=settings.engine.precision)
-    accumulation_steps = settings.engine.accumulation_steps
-    global_batch_size = micro_batch_size * world.world_size * accumulation_steps
-    num_steps = total_steps(
-        settings.schedule, samples_per_epoch=source.samples_per_epoch, global_batch_size=global_batch_size
-    )
-    peak = peak_lr(settings.optim, global_batch_size)
-    layout = {
-        "world_size": world.world_size,
-        "micro_batch_size": micro_batch_size,
-        "accumulation_steps": accumulation_steps,
-        "zero_stage": settings.engine.zero_stage,
-        "precision": settings.engine.precision,
-        "optimizer": optimizer_name(settings.optim),
-    }
+    _check_engine(settings.engine, objective, world)
+    plan = _Plan.of(settings, source.samples_per_epoch, micro_batch_size, world)
 
     # --- continue or begin ---
-    run = _Run()
     saved = ckpt.find_checkpoint(run_dir, world)
-    if saved is not None:
-        state = ckpt.read_state(saved)
-        if on_resume is not None and world.is_main:
-            on_resume(int(state["step"]))
-        ckpt.check_same(state["fingerprint"], fingerprint, saved)
-        if state["step"] >= num_steps:
-            _load_weights(objective, saved)
-            return _summary(
-                "finished", None, int(state["step"]), num_steps, int(state["skipped"]), math.nan, began, saved
-            )
-        check_continuable(state, layout, saved)
-        source.check_state(state["source"])
-        _load_weights(objective, saved)
-        if state["num_steps"] != num_steps:
-            logger.warning(
-                "the run had %d updates and now has %d: its learning rate curve changes from here on",
-                state["num_steps"],
-                num_steps,
-            )
-        run.step, run.skipped = int(state["step"]), int(state["skipped"])
-        run.nonfinite_in_a_row, run.warned_trivial = int(state["nonfinite_in_a_row"]), bool(state["warned_trivial"])
-    else:
+    if saved is None:
+        run = _Run()
         seed_everything(settings.seed, world.rank)
-    if settings.engine.sync_bn and world.world_size > 1:
-        convert_sync_batchnorm(objective)
-    objective.to(world.device).train()
+    else:
+        run = _continued(saved, objective, source, plan, fingerprint, on_resume if world.is_main else None)
+        if run.step >= plan.num_steps:
+            return _summary(run, plan, saved, None, began)
 
     with quiet_deepspeed(), StopSignals() as signals, _watching(watchdog, settings.engine, world) as watch:
-        engine = ZeroEngine(
-            objective,
-            build_optimizer(objective, settings.optim, peak),
-            settings.engine,
-            world,
-            micro_batch_size=micro_batch_size,
-        )
-        if saved is not None:
-            _load_rank(engine, run, saved, state, settings.seed)
-        elif world.is_main:
-            logger.info("learning rate\n%s", lr_table(settings.schedule, num_steps, peak))
-
-        told = agree_signal(signals, world)
-        if told is not None:
-            engine.close()
-            raise StopRequested(told)
-        stopwatch, keeper = Stopwatch(), CheckpointRetry(settings.checkpoint)
-        buffers: dict[str, torch.Tensor] | None = None
-        stream = _timed(source.batches(run.step * accumulation_steps), stopwatch)
-        watch.phase("data", run.step)
-        batch = next(stream).to(world.device)
-        watch.phase("forward", run.step)
-        if settings.engine.dry_batch:
-            _dry_batch(engine, batch, micro_batch_size)
-        monitor = Monitor(run_dir, settings.monitor, world, step=run.step, num_steps=num_steps)
-        status: Literal["finished", "preempted"] = "finished"
-        signal, last_saved, saved_at, last_loss = None, saved, time.monotonic(), math.nan
+        engine = _build_engine(objective, settings, plan, run, saved, world)
+        _stop_if_signalled(signals, engine)
+        stopwatch, checkpoints = Stopwatch(), _Checkpoints(run_dir, settings.checkpoint, plan, engine, newest=saved)
+        stream = _timed(source.batches(run.step * plan.accumulation_steps), world, stopwatch)
+        first = _first_batch(stream, engine, settings.engine, plan, run, watch)
+        monitor = Monitor(run_dir, settings.monitor, world, step=run.step, num_steps=plan.num_steps)
+        batches, buffers, signal = chain([first], stream), None, None
+        del first  # its memory is needed
         stopwatch.restart()
-
         try:
-            while run.step < num_steps:
+            while run.step < plan.num_steps and signal is None:
                 # --- gradients of one update: mean over micro-batches and ranks ---
-                lr = peak * lr_scale(run.step, num_steps, settings.schedule)
+                lr = plan.peak_lr * lr_scale(run.step, plan.num_steps, settings.schedule)
                 buffers = copy_buffers(objective, buffers)
-                sums: dict[str, float] = {}
-                seen: list[str] = []
-                for micro in range(accumulation_steps):
-                    if micro > 0:
-                        watch.phase("data", run.step)
-                        batch = next(stream).to(world.device)
+                scalars, keys = dict[str, float](), list[str]()
+                for micro in range(plan.accumulation_steps):
+                    watch.phase("data", run.step)
+                    batch = next(batches)
                     watch.phase("forward", run.step)
                     total, parts, collapse = engine.forward(batch)
-                    engine.backward(total, last=micro == accumulation_steps - 1)
-                    scalars = {names.LOSS: float(total.detach())}
-                    scalars |= to_floats(parts, names.LOSS_PART) | to_floats(collapse, names.WATCH)
-                    for name, value in scalars.items():
-                        sums[name] = sums.get(name, 0.0) + value / accumulation_steps
+                    engine.backward(total, last=micro == plan.accumulation_steps - 1)
+                    _add(scalars, total, parts, collapse, plan.accumulation_steps)
                     stopwatch.saw(batch.num_samples, batch.num_points)
-                    seen += batch.keys
+                    keys += batch.keys
 
                 # --- decide together, then update or skip ---
-                minutes = (time.monotonic() - saved_at) / 60
-                due = world.is_main and 0 < settings.checkpoint.every_min <= minutes
                 watch.phase("update", run.step)
-                votes = [float(not math.isfinite(sums[names.LOSS])), float(due), float(signals.number)]
-                any_bad, any_due, number = agree_max(votes, world)
-                loss_bad, due, signal = any_bad > 0, any_due > 0, name_of(int(number))
-                if loss_bad:
-                    engine.discard()
-                    update = Update(applied=False, grad_norm=math.inf)
-                else:
-                    update = engine.update(lr)
+                finite, due = math.isfinite(scalars[names.LOSS]), checkpoints.due_by_time()
+                vote = _agree(_Vote(loss_nonfinite=not finite, checkpoint_due=due, signal=signals.number), world)
+                update = _discarded(engine) if vote.loss_nonfinite else engine.update(lr)
                 run.step += 1
                 stopwatch.step()
                 if update.applied:
+                    run.apply(scalars, update)
                     if isinstance(objective, FollowsUpdates):
-                        objective.after_update(run.step / num_steps)
-                    run.nonfinite_in_a_row = 0
-                    last_loss = sums[names.LOSS]
-                    run.window.add(sums | {names.GRAD_NORM: update.grad_norm})
+                        objective.after_update(run.step / plan.num_steps)
                 else:
+                    what = "loss" if vote.loss_nonfinite else "gradient"
                     restore_buffers(objective, buffers)
-                    run.skipped += 1
-                    # fp16 looking for its loss scale overflows by design; that alone is no sign of divergence.
-                    run.nonfinite_in_a_row += 0 if update.scale_overflow else 1
-                    logger.warning(
-                        "step %d: %s not finite on some rank, update skipped (%d so far); batch here: %s",
-                        run.step,
-                        "loss" if loss_bad else "gradient",
-                        run.skipped,
-                        ", ".join(seen),
-                    )
+                    run.skip(what, update, keys)
                     if run.nonfinite_in_a_row >= settings.engine.max_nonfinite_in_a_row:
-                        raise _divergence(run, sums[names.LOSS], loss_bad, lr, seen, world)
+                        raise _divergence(run, what, scalars[names.LOSS], lr, keys, world)
 
-                # --- tell ---
-                metrics = None
-                if run.step % settings.monitor.log_every == 0 or run.step == num_steps:
-                    metrics = run.window.means(world) | stopwatch.read(world)
-                    metrics |= {names.LR: lr, names.SKIPPED: float(run.skipped)}
-                    metrics |= {names.EPOCH: run.step * global_batch_size / source.samples_per_epoch}
-                    if isinstance(source, CountsSkips):
-                        metrics[names.DATA_SKIPPED] = _total(sum(source.counters.values()), world)
-                    if settings.engine.precision == "fp16":
-                        metrics[names.LOSS_SCALE] = engine.loss_scale.value
+                # --- log ---
+                last, metrics = run.step == plan.num_steps, None
+                if last or run.step % settings.monitor.log_every == 0:
+                    metrics = _metrics(run, plan, lr, source, stopwatch, engine)
                     monitor.log(run.step, metrics)
-                    _warn_if_trivial(run, metrics)
                 monitor.advance(run.step, metrics)
-                if pictures is not None and _picture_due(settings.monitor, run.step, num_steps):
+                if pictures is not None and settings.monitor.picture_due(run.step, last=last):
                     watch.phase("pictures", run.step)
                     _draw(pictures, engine, batch, run.step, monitor)
 
-                # --- keep ---
-                last = run.step == num_steps or signal is not None
-                if last or due or settings.checkpoint.due(run.step):
+                # --- checkpoint ---
+                signal = name_of(vote.signal)
+                must = last or signal is not None
+                if must or vote.checkpoint_due or settings.checkpoint.due(run.step):
                     watch.phase("checkpoint", run.step)
-                    position = run.step * accumulation_steps
-                    write = partial(
-                        ckpt.save_checkpoint,
-                        run_dir,
-                        run.step,
-                        weights=engine.weights(),
-                        rank_state=_rank_state(engine, run),
-                        state=_state(run, num_steps, engine, layout)
-                        | {"fingerprint": dict(fingerprint), "source": source.state(position)},
-                        config=resolved_config,
-                        world=world,
-                        keep=settings.checkpoint.keep,
-                        keep_every=settings.checkpoint.keep_every,
-                    )
-                    last_saved = keeper.write(write, must=last) or last_saved
-                    saved_at = time.monotonic()
-                if signal is not None and run.step < num_steps:
-                    status = "preempted"
-                    break
-                if run.step < num_steps:
-                    watch.phase("data", run.step)
-                    batch = next(stream).to(world.device)
+                    checkpoints.write(run, source, fingerprint, resolved_config, must=must)
             watch.phase("end", run.step)
         finally:
             monitor.close()
             stream.close()
             engine.close()
-    assert last_saved is not None  # the last update and a stop both save
-    return _summary(status, signal, run.step, num_steps, run.skipped, last_loss, began, last_saved)
+    assert checkpoints.newest is not None  # the last update and a stop both save
+    return _summary(run, plan, checkpoints.newest, signal, began)
 
 
-# --- parts of the loop that would hide its course ---
+# --- parts of `pretrain`, in the order of their use ---
+
+
+def _check_engine(config: EngineConfig, objective: nn.Module, world: World) -> None:
+    """Refuse a stage or precision that the machine or the objective cannot do."""
+    check_precision(config, objective, world.device)
+    if isinstance(objective, ChecksEngine):
+        objective.check_engine(zero_stage=config.zero_stage, precision=config.precision)
+
+
+def _continued(
+    saved: Path,
+    objective: nn.Module,
+    source: BatchSource[BatchLike],
+    plan: _Plan,
+    fingerprint: Mapping[str, Any],
+    on_resume: Callable[[int], None] | None,
+) -> _Run:
+    """The run as a checkpoint left it, with the objective's weights; optimizer and random states are `_load_rank`'s.
+
+    Raises:
+        CheckpointError: of another model or data, or of settings that cannot change.
+    """
+    state = ckpt.read_state(saved)
+    run = _Run.from_state(state)
+    if on_resume is not None:
+        on_resume(run.step)
+    ckpt.check_same(state["fingerprint"], fingerprint, saved)
+    if run.step < plan.num_steps:  # else it is finished, and nothing has to fit any more
+        check_continuable(state, plan.parallelism, saved)
+        source.check_state(state["source"])
+        if state["num_steps"] != plan.num_steps:
+            logger.warning(
+                "the run had %d updates and now has %d: its learning rate curve changes from here on",
+                state["num_steps"],
+                plan.num_steps,
+            )
+    objective.load_state_dict(ckpt.load_weights(saved / WEIGHTS_FILE), strict=True)
+    return run
+
+
+def _build_engine(
+    objective: nn.Module, settings: PretrainSettings, plan: _Plan, run: _Run, saved: Path | None, world: World
+) -> ZeroEngine:
+    """The engine with its optimizer, at the beginning or as a checkpoint left it."""
+    if settings.engine.sync_bn and world.world_size > 1:
+        convert_sync_batchnorm(objective)
+    objective.to(world.device).train()
+    optimizer = build_optimizer(objective, settings.optim, plan.peak_lr)
+    micro_batch_size = plan.parallelism["micro_batch_size"]
+    engine = ZeroEngine(objective, optimizer, settings.engine, world, micro_batch_size=micro_batch_size)
+    if saved is not None:
+        _load_rank(engine, run, saved, settings.seed)
+    elif world.is_main:
+        logger.info("learning rate\n%s", lr_table(settings.schedule, plan.num_steps, plan.peak_lr))
+    return engine
+
+
+def _load_rank(engine: ZeroEngine, run: _Run, saved: Path, seed: int) -> None:
+    state = ckpt.read_state(saved)
+    rank, now = engine.world.rank, engine.layout
+    before = saved_layout(state, now, saved)
+    # At stage 0 every rank has the same optimizer state, and only rank 0 wrote it.
+    part = 0 if engine.stage == 0 else rank
+    if before.same_buffers(now):
+        engine.load_shard(ckpt.read_rank_state(saved, part)["shard"])
+    else:
+        engine.load_shard(engine.shard_of(*recut_shard(saved, before, now, part)))
+        if engine.world.is_main:
+            text = "optimizer state of %d processes at ZeRO stage %d recut for %d at stage %d"
+            logger.info(text, before.world_size, before.stage, now.world_size, now.stage)
+    engine.loss_scale.load(state["loss_scale"])
+    if before.world_size == now.world_size:
+        own = ckpt.read_rank_state(saved, rank, mapped=True)
+        window = own["window"]
+        set_rng_state(own["rng"])
+    else:  # no process has a past of its own; early checkpoints lack the mean
+        window = state.get("window", {"sums": {}, "count": 0})
+        seed_everything(seed, rank, run.step)
+    run.window.sums, run.window.count = dict(window["sums"]), int(window["count"])
 
 
 @contextmanager
@@ -352,8 +408,16 @@ def _watching(given: Watchdog | None, config: EngineConfig, world: World) -> Ite
         yield own
 
 
-def _timed(batches: Iterator[BatchLike], stopwatch: Stopwatch) -> Generator[BatchLike, None, None]:
-    """The same batches; the time that each kept us waiting goes to the stopwatch."""
+def _stop_if_signalled(signals: StopSignals, engine: ZeroEngine) -> None:
+    """Leave on all ranks when one got a stop signal by now: nothing has to be saved yet."""
+    received = agree_signal(signals, engine.world)
+    if received is not None:
+        engine.close()
+        raise StopRequested(received)
+
+
+def _timed(batches: Iterator[BatchLike], world: World, stopwatch: Stopwatch) -> Generator[BatchLike, None, None]:
+    """The same batches on the run's device; the time that each kept us waiting goes to the stopwatch."""
     try:
         while True:
             began = time.perf_counter()
@@ -362,16 +426,22 @@ def _timed(batches: Iterator[BatchLike], stopwatch: Stopwatch) -> Generator[Batc
             except StopIteration:
                 raise RuntimeError("the batch source ended; BatchSource.batches() must be endless") from None
             stopwatch.waited(time.perf_counter() - began)
-            yield batch
+            yield batch.to(world.device)
     finally:
         if isinstance(batches, Generator):
             batches.close()  # ends the loader's workers now, not when memory is collected
 
 
-def _total(count: int, world: World) -> float:
-    """Sum of a count over ranks."""
-    values = torch.tensor([float(count)], dtype=torch.float64).to(world.device)
-    return float(mean_over_ranks(values, world)) * world.world_size
+def _first_batch(
+    stream: Iterator[BatchLike], engine: ZeroEngine, config: EngineConfig, plan: _Plan, run: _Run, watch: Watchdog
+) -> BatchLike:
+    """The first batch, tried out if so configured."""
+    watch.phase("data", run.step)
+    batch = next(stream)
+    watch.phase("forward", run.step)
+    if config.dry_batch:
+        _dry_batch(engine, batch, plan.parallelism["micro_batch_size"])
+    return batch
 
 
 def _dry_batch(engine: ZeroEngine, batch: BatchLike, micro_batch_size: int) -> None:
@@ -400,67 +470,23 @@ def _dry_batch(engine: ZeroEngine, batch: BatchLike, micro_batch_size: int) -> N
         ) from error
 
 
-def _load_weights(objective: nn.Module, saved: Path) -> None:
-    objective.load_state_dict(ckpt.load_weights(saved / ckpt.WEIGHTS), strict=True)
+def _add(
+    scalars: dict[str, float], total: Tensor, parts: Mapping[str, Tensor], collapse: Mapping[str, Tensor], count: int
+) -> None:
+    """Add a micro-batch's scalars to the means over `count` of them."""
+    values = {names.LOSS: float(total.detach())}
+    values |= to_floats(parts, names.LOSS_PART) | to_floats(collapse, names.WATCH)
+    for name, value in values.items():
+        scalars[name] = scalars.get(name, 0.0) + value / count
 
 
-def _load_rank(engine: ZeroEngine, run: _Run, saved: Path, state: Mapping[str, Any], seed: int) -> None:
-    rank, now = engine.world.rank, engine.layout
-    before = saved_layout(state, now, saved)
-    # At stage 0 every rank has the same optimizer state, and only rank 0 wrote it.
-    part = 0 if engine.stage == 0 else rank
-    if before.same_buffers(now):
-        engine.load_shard(ckpt.read_rank_state(saved, part)["shard"])
-    else:
-        engine.load_shard(engine.shard_of(*cut_anew(saved, before, now, part)))
-        if engine.world.is_main:
-            text = "optimizer state of %d processes at ZeRO stage %d cut anew for %d at stage %d"
-            logger.info(text, before.world_size, before.stage, now.world_size, now.stage)
-    engine.loss_scale.load(state["loss_scale"])
-    if before.world_size == now.world_size:
-        own = ckpt.read_rank_state(saved, rank, mapped=True)
-        window = own["window"]
-        set_rng_state(own["rng"])
-    else:  # no process has a past of its own; early checkpoints lack the mean
-        window = state.get("window", {"sums": {}, "count": 0})
-        seed_everything(seed, rank, run.step)
-    run.window.sums, run.window.count = dict(window["sums"]), int(window["count"])
+def _discarded(engine: ZeroEngine) -> Update:
+    """Drop the gradients instead of an update."""
+    engine.discard()
+    return Update(applied=False, grad_norm=math.inf)
 
 
-def _rank_state(engine: ZeroEngine, run: _Run) -> dict[str, Any]:
-    writes_shard = engine.stage > 0 or engine.world.is_main
-    return {
-        "rng": get_rng_state(),
-        "shard": engine.shard() if writes_shard else None,
-        "window": {"sums": dict(run.window.sums), "count": run.window.count},
-    }
-
-
-def _state(run: _Run, num_steps: int, engine: ZeroEngine, layout: Mapping[str, Any]) -> dict[str, Any]:
-    packages = ("torch", "deepspeed", "numpy", "safetensors")
-    return {
-        "num_steps": num_steps,
-        "skipped": run.skipped,
-        "nonfinite_in_a_row": run.nonfinite_in_a_row,
-        "warned_trivial": run.warned_trivial,
-        "loss_scale": engine.loss_scale.state(),
-        "engine": dict(layout),
-        "parameters": engine.layout.record(),
-        "window": _mean_window(run.window, engine.world),
-        "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
-    }
-
-
-def _mean_window(window: Window, world: World) -> dict[str, Any]:
-    """The window as it would be on a single process, for a run that continues on another number of them."""
-    names = sorted(window.sums)
-    if not names:
-        return {"sums": {}, "count": window.count}
-    sums = mean_over_ranks(torch.tensor([window.sums[n] for n in names], dtype=torch.float64).to(world.device), world)
-    return {"sums": dict(zip(names, sums.tolist(), strict=True)), "count": window.count}
-
-
-def _divergence(run: _Run, loss: float, loss_bad: bool, lr: float, keys: list[str], world: World) -> DivergenceError:
+def _divergence(run: _Run, what: str, loss: float, lr: float, keys: list[str], world: World) -> DivergenceError:
     """The error that ends a diverged run; names the batches of all ranks."""
     mine = f"rank {world.rank}: loss {loss}, samples {', '.join(keys)}"
     lines: list[str] = [mine]
@@ -468,13 +494,34 @@ def _divergence(run: _Run, loss: float, loss_bad: bool, lr: float, keys: list[st
         gathered: list[Any] = [None] * world.world_size
         dist.all_gather_object(gathered, mine)
         lines = gathered
-    what = "loss" if loss_bad else "gradient"
     text = "\n  ".join(lines)
     return DivergenceError(
         f"{what} not finite in {run.nonfinite_in_a_row} updates in a row, the last at step {run.step} with learning "
         f"rate {lr:.4g}:\n  {text}\nlower optim.lr, lengthen schedule.warmup_steps or set engine.clip_norm; if it is "
         "always the same samples, look at them with `tandem inspect`"
     )
+
+
+def _metrics(
+    run: _Run, plan: _Plan, lr: float, source: BatchSource[BatchLike], stopwatch: Stopwatch, engine: ZeroEngine
+) -> dict[str, float]:
+    """A log line; all ranks call it, and a new window begins."""
+    world = engine.world
+    metrics = run.window.means(world) | stopwatch.read(world)
+    metrics |= {names.LR: lr, names.SKIPPED: float(run.skipped)}
+    metrics |= {names.EPOCH: run.step * plan.global_batch_size / source.samples_per_epoch}
+    if isinstance(source, CountsSkips):
+        metrics[names.DATA_SKIPPED] = _total(sum(source.counters.values()), world)
+    if plan.parallelism["precision"] == "fp16":
+        metrics[names.LOSS_SCALE] = engine.loss_scale.value
+    _warn_if_trivial(run, metrics)
+    return metrics
+
+
+def _total(count: int, world: World) -> float:
+    """Sum of a count over ranks."""
+    values = torch.tensor([float(count)], dtype=torch.float64).to(world.device)
+    return float(mean_over_ranks(values, world)) * world.world_size
 
 
 def _warn_if_trivial(run: _Run, metrics: Mapping[str, float]) -> None:
@@ -489,10 +536,6 @@ def _warn_if_trivial(run: _Run, metrics: Mapping[str, float]) -> None:
         )
 
 
-def _picture_due(config: MonitorConfig, step: int, num_steps: int) -> bool:
-    return config.picture_every > 0 and (step % config.picture_every == 0 or step == num_steps)
-
-
 @torch.no_grad()
 def _draw(pictures: Pictures, engine: ZeroEngine, batch: BatchLike, step: int, monitor: Monitor) -> None:
     # At ZeRO-3 a forward pass gathers weights from all ranks, so all must draw; rank 0 keeps its pictures.
@@ -502,24 +545,95 @@ def _draw(pictures: Pictures, engine: ZeroEngine, batch: BatchLike, step: int, m
             monitor.pictures(step, pictures(engine.objective, batch, step))
 
 
-def _summary(
-    status: Literal["finished", "preempted"],
-    signal: str | None,
-    step: int,
-    num_steps: int,
-    skipped: int,
-    loss: float,
-    began: float,
-    saved: Path,
-) -> PretrainSummary:
+class _Checkpoints:
+    """Writes the run's checkpoints.
+
+    Attributes:
+        newest: folder of the last one that was written or continued from.
+    """
+
+    def __init__(
+        self, run_dir: Path, config: CheckpointConfig, plan: _Plan, engine: ZeroEngine, *, newest: Path | None
+    ) -> None:
+        self.newest = newest
+        self._run_dir, self._config, self._plan, self._engine = run_dir, config, plan, engine
+        self._retry = CheckpointRetry(config)
+        self._saved_at = time.monotonic()
+
+    def due_by_time(self) -> bool:
+        """Whether enough minutes have passed since the last one, by the clock of rank 0."""
+        minutes = (time.monotonic() - self._saved_at) / 60
+        return self._engine.world.is_main and 0 < self._config.every_min <= minutes
+
+    def write(
+        self,
+        run: _Run,
+        source: BatchSource[BatchLike],
+        fingerprint: Mapping[str, Any],
+        resolved_config: Mapping[str, Any],
+        *,
+        must: bool,
+    ) -> None:
+        """Write one; all ranks call it. One that fails is only a warning, unless it must be there.
+
+        Raises:
+            CheckpointError: see `engine.checkpoint_retry`.
+        """
+        position = run.step * self._plan.accumulation_steps
+        write = partial(
+            ckpt.save_checkpoint,
+            self._run_dir,
+            run.step,
+            weights=self._engine.weights(),
+            rank_state=_rank_state(self._engine, run),
+            state=self._state(run) | {"fingerprint": dict(fingerprint), "source": source.state(position)},
+            config=resolved_config,
+            world=self._engine.world,
+            keep=self._config.keep,
+            keep_every=self._config.keep_every,
+        )
+        self.newest = self._retry.write(write, must=must) or self.newest
+        self._saved_at = time.monotonic()
+
+    def _state(self, run: _Run) -> dict[str, Any]:
+        packages = ("torch", "deepspeed", "numpy", "safetensors")
+        return run.state() | {
+            "num_steps": self._plan.num_steps,
+            "loss_scale": self._engine.loss_scale.state(),
+            "engine": dict(self._plan.parallelism),
+            "parameters": self._engine.layout.record(),
+            "window": _mean_window(run.window, self._engine.world),
+            "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+        }
+
+
+def _rank_state(engine: ZeroEngine, run: _Run) -> dict[str, Any]:
+    writes_shard = engine.stage > 0 or engine.world.is_main
+    return {
+        "rng": get_rng_state(),
+        "shard": engine.shard() if writes_shard else None,
+        "window": {"sums": dict(run.window.sums), "count": run.window.count},
+    }
+
+
+def _mean_window(window: Window, world: World) -> dict[str, Any]:
+    """The window as it would be on a single process, for a run that continues on another number of them."""
+    names = sorted(window.sums)
+    if not names:
+        return {"sums": {}, "count": window.count}
+    sums = mean_over_ranks(torch.tensor([window.sums[n] for n in names], dtype=torch.float64).to(world.device), world)
+    return {"sums": dict(zip(names, sums.tolist(), strict=True)), "count": window.count}
+
+
+def _summary(run: _Run, plan: _Plan, checkpoint: Path, signal: str | None, began: float) -> PretrainSummary:
     return PretrainSummary(
-        status=status,
+        status="finished" if run.step >= plan.num_steps else "preempted",
         signal=signal,
-        step=step,
-        num_steps=num_steps,
-        skipped=skipped,
-        loss=loss,
+        step=run.step,
+        num_steps=plan.num_steps,
+        skipped=run.skipped,
+        loss=run.loss,
         seconds=time.perf_counter() - began,
         peak_rss_gib=peak_rss_gib(),
-        checkpoint=saved,
+        checkpoint=checkpoint,
     )

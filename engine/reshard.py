@@ -1,4 +1,4 @@
-"""The optimizer's state of one layout, cut anew for another: other numbers of processes, other ZeRO stages.
+"""Reshards the optimizer's state: from one number of processes and ZeRO stage to another.
 
 A state moves from one layout (`engine.zero_layout`) to another by copying the stretches that both know. Padding is
 never read, and is zero in the new buffers. Rank files are mapped into memory, not read whole: a process touches what
@@ -19,7 +19,8 @@ from jaxtyping import Float
 from safetensors import safe_open
 from torch import Tensor
 
-from engine.checkpoint import WEIGHTS, read_rank_state
+from common.run_files import WEIGHTS_FILE
+from engine.checkpoint import read_rank_state
 from engine.errors import CheckpointError
 from engine.zero import SHARD_KEYS
 from engine.zero_layout import Buffer, Layout, Piece
@@ -37,7 +38,7 @@ SCALARS = ("step",)
 
 
 def check_continuable(state: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Refuse settings with which the run would not go on as it was; say what the others change.
+    """Refuse settings with which the run would not continue as it was; say what the others change.
 
     Args:
         state: state.json of the checkpoint.
@@ -57,7 +58,7 @@ def check_continuable(state: Mapping[str, Any], now: Mapping[str, Any], where: P
     if differ:
         raise CheckpointError(
             f"{where} cannot be continued: {'; '.join(differ)}; start with the checkpoint's settings, "
-            f"or begin a new run from its {WEIGHTS}"
+            f"or begin a new run from its {WEIGHTS_FILE}"
         )
     steps = [int(settings["accumulation_steps"]) for settings in (saved, now)]
     if steps[0] != steps[1]:
@@ -111,10 +112,10 @@ def saved_layout(state: Mapping[str, Any], now: Layout, where: Path) -> Layout:
     )
 
 
-# --- cutting anew ---
+# --- resharding ---
 
 
-def cut_anew(saved: Path, before: Layout, now: Layout, part: int) -> tuple[OptimizerState, list[Tensor]]:
+def recut_shard(saved: Path, before: Layout, now: Layout, part: int) -> tuple[OptimizerState, list[Tensor]]:
     """Optimizer state and fp32 weights (not at stage 0) of one process, from a checkpoint of another layout.
 
     Args:
@@ -130,7 +131,7 @@ def cut_anew(saved: Path, before: Layout, now: Layout, part: int) -> tuple[Optim
     optimizer = recut_optimizer(before, now, part, lambda old: read_rank_state(saved, old, mapped=True)["shard"][key])
     if now.stage == 0:
         return optimizer, []
-    with safe_open(saved / WEIGHTS, framework="pt") as file:
+    with safe_open(saved / WEIGHTS_FILE, framework="pt") as file:
         return optimizer, cut_weights(now, part, file.get_tensor)
 
 

@@ -18,9 +18,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 
+from common.run_files import LOCK_FILE
 from engine.errors import RunLockedError
 
-FILE = "run.lock"
 POLL_S = 0.5
 logger = logging.getLogger("tandem.pretrain")
 
@@ -46,7 +46,7 @@ class RunLock:
             job: SLURM's id of this job, told to whom we keep out.
             stop: asked while waiting; True ends the wait at once.
         """
-        self.path = Path(run_dir) / FILE
+        self.path = Path(run_dir) / LOCK_FILE
         self._wait_s = wait_s
         self._job = job
         self._stop = stop
@@ -104,11 +104,11 @@ def holder(run_dir: str | Path) -> str | None:
         run_dir: folder of the run.
     """
     try:
-        fd = os.open(Path(run_dir) / FILE, os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(Path(run_dir) / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
-        return None if _try(fd, Path(run_dir) / FILE) else _describe(fd)
+        return None if _try(fd, Path(run_dir) / LOCK_FILE) else _describe(fd)
     finally:
         os.close(fd)
 

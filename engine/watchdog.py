@@ -27,7 +27,7 @@ import torch.distributed as dist
 
 from engine.distributed import World, barrier
 from engine.errors import PeerFailedError, PeerLostError, StopRequested
-from engine.watchdog_verdict import RESTART, Judge, Sign, State, Verdict
+from engine.watchdog_verdict import RESTART, Judge, Sign, State, WatchdogVerdict
 
 EXIT_CODES = {"lost": 70, "failed": 1}
 _MAX_INTERVAL_S = 5.0
@@ -77,7 +77,7 @@ class Watchdog:
         self._store: dist.Store | None = None
         self._closing = threading.Event()
         self._decided = threading.Event()
-        self._verdict: Verdict | None = None
+        self._verdict: WatchdogVerdict | None = None
         self._claimed = False
         self._decide_lock = threading.Lock()
         self._clock, self._clock_at = 0.0, time.monotonic()
@@ -167,7 +167,7 @@ class Watchdog:
         self._judge.hear(replace(own, phase="start"), now)  # whether it is stuck is for rank 0 to say, who sees all
         told = store.get("verdict").decode()
         if told != _NO_VERDICT and self._verdict is None and not self._over():
-            self._decide(Verdict.decode(told))
+            self._decide(WatchdogVerdict.decode(told))
 
     def _guard(self) -> None:
         """Notice that the store answers neither yes nor no."""
@@ -181,7 +181,7 @@ class Watchdog:
                 self._decide(self._store_gone(f"silent for {silent:.0f} s"))
                 return
 
-    def _decide(self, verdict: Verdict) -> None:
+    def _decide(self, verdict: WatchdogVerdict) -> None:
         """Spread a verdict, and end this process unless its main thread does."""
         with self._decide_lock:
             if self._verdict is not None:
@@ -197,7 +197,7 @@ class Watchdog:
         self._decided.set()
         threading.Thread(target=self._leave, args=(verdict,), name="watchdog_leave", daemon=True).start()
 
-    def _leave(self, verdict: Verdict) -> None:
+    def _leave(self, verdict: WatchdogVerdict) -> None:
         deadline = time.monotonic() + _CLAIM_S
         while time.monotonic() < deadline and not self._claimed:
             time.sleep(0.05)
@@ -273,13 +273,13 @@ class Watchdog:
         """Whether this rank is past the point where it needs the others."""
         return self._closing.is_set() or self._phase == "end" or self._state in ("failed", "left")
 
-    def _store_gone(self, how: str) -> Verdict:
+    def _store_gone(self, how: str) -> WatchdogVerdict:
         heard = self._judge.heard.get(0)
         who = f"{heard.sign}, last at {heard.sign.where}" if heard is not None else "rank 0"
         text = f"lost {who}: {how}. It was killed or stopped, its machine is down, or cut off from this one. {RESTART}"
-        return Verdict(kind="lost", text=text, ranks=(0,))
+        return WatchdogVerdict(kind="lost", text=text, ranks=(0,))
 
-    def _note(self, verdict: Verdict) -> None:
+    def _note(self, verdict: WatchdogVerdict) -> None:
         if self._on_verdict is None:
             return
         hook = threading.Thread(
@@ -305,7 +305,9 @@ class Watchdog:
         lost = self._verdict.ranks if self._verdict is not None else ()
         if self._state == "failed" and self._verdict is None:
             sign = self._own(-1)
-            verdict = Verdict(kind="failed", text=f"{sign} ended at {sign.where} with {sign.reason}", ranks=(0,))
+            verdict = WatchdogVerdict(
+                kind="failed", text=f"{sign} ended at {sign.where} with {sign.reason}", ranks=(0,)
+            )
             self._verdict = verdict
             assert self._store is not None
             self._store.set("verdict", verdict.encode())
@@ -357,7 +359,7 @@ def is_collective_error(error: BaseException) -> bool:
     return False
 
 
-def _error(verdict: Verdict) -> PeerLostError | PeerFailedError:
+def _error(verdict: WatchdogVerdict) -> PeerLostError | PeerFailedError:
     return PeerLostError(verdict.text) if verdict.kind == "lost" else PeerFailedError(verdict.text)
 
 

@@ -62,7 +62,7 @@ class Sign:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class WatchdogVerdict:
     """Why the run cannot go on.
 
     Attributes:
@@ -80,7 +80,7 @@ class Verdict:
         return json.dumps(asdict(self))
 
     @classmethod
-    def decode(cls, text: str | bytes) -> Verdict:
+    def decode(cls, text: str | bytes) -> WatchdogVerdict:
         """From the store's text."""
         values = json.loads(text)
         return cls(kind=values["kind"], text=values["text"], ranks=tuple(values["ranks"]))
@@ -128,7 +128,7 @@ class Judge:
             known.progress_at = now
         known.sign = sign
 
-    def verdict(self, now: float) -> Verdict | None:
+    def verdict(self, now: float) -> WatchdogVerdict | None:
         """Why the run cannot go on, None while it can.
 
         Args:
@@ -143,14 +143,14 @@ class Judge:
         signs = [h.sign for h in self.heard.values() if h.sign.progress == last]
         return signs if len(signs) < len(self.heard) else []
 
-    def _failed(self, present: list[_Heard]) -> Verdict | None:
+    def _failed(self, present: list[_Heard]) -> WatchdogVerdict | None:
         failed = [h.sign for h in present if h.sign.state == "failed"]
         if not failed:
             return None
         text = "; ".join(f"{sign} ended at {sign.where} with {sign.reason}" for sign in failed)
-        return Verdict(kind="failed", text=text, ranks=tuple(sign.rank for sign in failed))
+        return WatchdogVerdict(kind="failed", text=text, ranks=tuple(sign.rank for sign in failed))
 
-    def _silent(self, present: list[_Heard], now: float) -> Verdict | None:
+    def _silent(self, present: list[_Heard], now: float) -> WatchdogVerdict | None:
         broken = any(h.sign.state == "broken" for h in present)
         limit = self.suspect_s if broken else self.heartbeat_s
         silent = [h for h in present if now - h.beat_at > limit]
@@ -161,9 +161,9 @@ class Judge:
             f"lost {names}. It was killed, or its machine is down, hangs or is cut off; the end of its own output and "
             f"of its machine's system log may say more. {RESTART}"
         )
-        return Verdict(kind="lost", text=text, ranks=tuple(h.sign.rank for h in silent))
+        return WatchdogVerdict(kind="lost", text=text, ranks=tuple(h.sign.rank for h in silent))
 
-    def _stuck(self, present: list[_Heard], now: float) -> Verdict | None:
+    def _stuck(self, present: list[_Heard], now: float) -> WatchdogVerdict | None:
         if not present:
             return None
         last = min(h.sign.progress for h in present)
@@ -178,4 +178,4 @@ class Judge:
             f"(engine.stall_min={self.stall_s / 60:g}). The process answers, so something it waits for hangs: storage, "
             f"a data worker, the GPU or the network. {RESTART}"
         )
-        return Verdict(kind="lost", text=text, ranks=tuple(h.sign.rank for h in behind))
+        return WatchdogVerdict(kind="lost", text=text, ranks=tuple(h.sign.rank for h in behind))

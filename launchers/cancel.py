@@ -1,7 +1,7 @@
-"""`tandem cancel RUN_OR_ROOT ...`: end the jobs of runs: training, evaluations, and a report that nobody else needs.
+"""`tandem cancel RUN_OR_ROOT ...`: end the jobs of runs: training, evaluations, and a report that no other run needs.
 
 Jobs that other runs share (random-initialisation rows, a sweep's report) stay, unless all of those runs are named.
-A running training is told to write a checkpoint first; what it has is kept, and `tandem submit` continues it.
+A running training writes a checkpoint first; what it has is kept, and `tandem submit` continues it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from pathlib import Path
 from configs.load import ConfigError
 from launchers.cli import guarded
 from launchers.runs import slurm
-from launchers.runs.job_record import JOBS_FILE, read_jobs
-from launchers.runs.run_status import find_runs, read_files
+from launchers.runs.files import JOBS_FILE, find_runs
+from launchers.runs.job_record import read_jobs
+from launchers.runs.run_status import read_files
 
 
 def parser() -> argparse.ArgumentParser:

@@ -17,9 +17,9 @@ VERBS = {
     "submit": "queue a run and its evaluations on SLURM, code and config frozen; or --local",
     "sweep": "many runs that differ in some settings, as one array, in one report",
     "cancel": "end the jobs of runs",
-    "requeue": "let running runs start anew, submit failed ones again",
+    "requeue": "restart running runs, submit failed ones again",
     "status": "one line a run: how far, how fast, evaluated or not, and why it failed",
-    "plan": "what a run would cost on so many GPUs: batches, memory, traffic, hours",
+    "plan": "what a run would cost on a number of GPUs: batches, memory, traffic, hours",
     "report": "gather results of any number of runs into one table and one HTML file",
     "inspect": "look into shards or a run: numbers and pictures",
     "export": "write trained weights for other code bases",
@@ -29,7 +29,7 @@ VERBS = {
 USAGE_ERROR = 2
 FAILURE = 1
 TRY_AGAIN = 75
-"""Exit code of a run that was told to stop and can be continued (EX_TEMPFAIL of sysexits.h)."""
+"""Exit code of a run that was stopped by a signal and can be continued (EX_TEMPFAIL of sysexits.h)."""
 PEER_LOST = 70
 """Exit code of a run that lost one of its processes; a restart continues from the last checkpoint."""
 
@@ -59,11 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
-    """Call a verb; errors that are made for people are printed without a traceback.
+    """Call a verb; expected errors are printed without a traceback.
 
     Returns:
         The verb's own code; 2 for a mistake in config or arguments, 1 for a named failure, 70 for a run that lost one
-        of its processes, 75 for one that was told to stop before it had begun.
+        of its processes, 75 for one that got a stop signal before it had begun.
     """
     try:
         return verb_main(argv)
@@ -76,7 +76,7 @@ def guarded(verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
 
 
 def _tell(error: Exception) -> int:
-    """One line for an error that is made for people; any other goes on with its traceback."""
+    """One line for an expected error; any other is raised again, with its traceback."""
     # Imported here, so that verbs that only look at files do not wait for torch.
     from configs.load import ConfigError
     from engine import errors
@@ -93,7 +93,7 @@ def _tell(error: Exception) -> int:
         return PEER_LOST
     named: tuple[type[Exception], ...] = (errors.CheckpointError, errors.DivergenceError, errors.DryBatchError)
     named = (*named, errors.RunLockedError, errors.PeerFailedError, SlurmError)
-    if "data.storage.shards" in sys.modules:  # without it nobody can have raised a ShardError
+    if "data.storage.shards" in sys.modules:  # else a ShardError cannot have been raised
         from data.storage.shards import ShardError
 
         named = (*named, ShardError)

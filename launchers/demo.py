@@ -23,7 +23,7 @@ CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Command:
     """One command of the demo.
 
     Attributes:
@@ -73,7 +73,7 @@ SHORT = Size(
 )
 
 
-def stages(root: Path, size: Size) -> list[Stage]:
+def commands(root: Path, size: Size) -> list[Command]:
     """The commands of a demo, in order.
 
     Args:
@@ -82,7 +82,7 @@ def stages(root: Path, size: Size) -> list[Stage]:
     """
     shards = str(root / "shards")
     made = [
-        Stage(
+        Command(
             title="street world to shards",
             argv=("prepare", "synthetic", "-", shards, f"num_logs={size.logs}", f"frames_per_log={size.frames}"),
             share=0.1,
@@ -101,7 +101,7 @@ def stages(root: Path, size: Size) -> list[Stage]:
     for name, overrides in methods:
         runs = [str(root / f"{name}-seed{seed}") for seed in range(size.seeds)]
         made += [
-            Stage(
+            Command(
                 title=f"pre-train {Path(run).name}",
                 argv=(
                     *("pretrain", str(CONFIGS / "pretrain" / "slidr_street.yaml")),
@@ -113,13 +113,13 @@ def stages(root: Path, size: Size) -> list[Stage]:
             for seed, run in enumerate(runs)
         ]
         made.append(
-            Stage(
+            Command(
                 title=f"evaluate {name} beside random",
                 argv=("evaluate", *runs, *evaluation),
                 share=0.38 / len(methods),
             )
         )
-    made.append(Stage(title="report", argv=("report", str(root), "--out", str(root / "report.html")), share=0.02))
+    made.append(Command(title="report", argv=("report", str(root), "--out", str(root / "report.html")), share=0.02))
     return made
 
 
@@ -139,7 +139,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     size = FULL if options.full else SHORT if options.short else NORMAL
     root = Path(options.root)
     console = Console()
-    todo = stages(root, size)
+    todo = commands(root, size)
     start, left = time.monotonic(), 1.0
     for number, stage in enumerate(todo, 1):
         minutes = (time.monotonic() - start) / 60

@@ -20,12 +20,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from common.run_files import RESULTS_FILE
 from configs.load import ConfigError, dump, load
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
 from data.storage.shards import ShardError, load_manifest
 from engine.downstream.confusion import LabelError
 from engine.downstream.protocols import ORDER, TOWERS, Initialisation, Tower
-from engine.downstream.results import FILE_NAME, Result, ResultsError, read_results, write_results
+from engine.downstream.results import Result, ResultsError, read_results, write_results
 from launchers.cli import guarded
 from launchers.evaluation.common import Evaluation, Family, Progressing, device_of
 from launchers.evaluation.images import measure_images
@@ -40,7 +41,7 @@ from launchers.evaluation.networks import (
 from launchers.evaluation.registration_task import measure_registration
 from launchers.evaluation.sweeps import measure_sweeps
 from launchers.reporting.table import print_table
-from launchers.training.run_folder import CONFIG_FILE
+from launchers.runs.files import CONFIG_FILE
 
 
 def parser() -> argparse.ArgumentParser:
@@ -218,7 +219,7 @@ def _part_of(progress: Progressing | None, number: int, count: int) -> Progressi
 
 def results_file(checkpoint: str | Path, config: EvaluateConfig) -> Path:
     """Where results of a run or checkpoint go."""
-    return Path(config.results) if config.results is not None else run_folder_of(Path(checkpoint)) / FILE_NAME
+    return Path(config.results) if config.results is not None else run_folder_of(Path(checkpoint)) / RESULTS_FILE
 
 
 if __name__ == "__main__":

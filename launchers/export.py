@@ -8,7 +8,10 @@ Formats:
     tandem       the 3D network; safetensors, metadata says how to build it and how its input was made.
     slidr        the 3D network in the layout of SLidR's published checkpoints (MinkowskiEngine names, with the linear
                  point head as `final`), written by torch.save; loads with weights_only=True.
-    torchvision  the ResNet of the image network with torchvision's names, likewise.
+    torchvision  the ResNet of the image network with torchvision's names, without classifier or a decoder of ours,
+                 likewise. `torchvision.models.resnet50(weights=None).load_state_dict(..., strict=False)` loads it (its
+                 `fc` stays as it was), and so does our own `weights: torchvision:<path>`. Images are RGB from 0 to 1,
+                 normalised as torchvision's weights expect.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import copy
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,15 +31,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common.run_files import CHECKPOINT_CONFIG
 from engine.checkpoint import read_state
 from engine.errors import CheckpointError
 from launchers.cli import guarded
-from launchers.image_export import check_torchvision, resnet_of, write_torchvision
-from launchers.training.run_folder import CHECKPOINT_CONFIG, build_objective, find_checkpoint_folder, load_run_config
+from launchers.training.restore import build_objective, find_checkpoint_folder, load_run_config
+from models.image.resnet import ResNet
+from models.image.resnet_encoder import ResNetEncoder
 from models.lidar.minkowski import to_minkowski
 from models.lidar.res16unet import Res16UNet
 from models.methods.base import Objective
-from models.weights import LoadReport, export_backbone, load_backbone, load_slidr_backbone
+from models.weights import LoadReport, export_backbone, load_backbone, load_image_weights, load_slidr_backbone
 
 
 def parser() -> argparse.ArgumentParser:
@@ -46,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("source", help="folder of a run (its newest intact checkpoint) or of one checkpoint")
     p.add_argument("out", help="file to write")
-    p.add_argument("--format", choices=sorted((*FORMATS, IMAGES)), default="tandem", help="default: %(default)s")
+    p.add_argument("--format", choices=sorted(FORMATS), default="tandem", help="default: %(default)s")
     p.add_argument("--force", action="store_true", help="replace OUT if it exists")
     return p
 
@@ -56,24 +61,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser()
     options = p.parse_args(argv)
     out = Path(options.out)
-    suffix = _IMAGES_SUFFIX if options.format == IMAGES else FORMATS[options.format].suffix
+    suffix = FORMATS[options.format].suffix
     if out.suffix != suffix:
         p.error(f"OUT is {options.out!r}, expected a name that ends in {suffix} for {options.format}")
     if out.exists() and not options.force:
         p.error(f"{out} exists; choose another name or add --force")
+    file_format = FORMATS[options.format]
     checkpoint = find_checkpoint_folder(Path(options.source))
     objective = build_objective(checkpoint, load_run_config(checkpoint))
-    metadata: dict[str, str] = {}
     try:
-        if options.format == IMAGES:
-            network = resnet_of(objective)
-            write_torchvision(out, network)
-            report, difference = check_torchvision(out, network)
-        else:
-            file_format, backbone = FORMATS[options.format], _backbone_of(objective)
-            metadata = describe(checkpoint)
-            file_format.write(out, objective, metadata)
-            report, difference = check(out, file_format, backbone, int(metadata["in_channels"]))
+        network = file_format.network(objective)
+        metadata = {} if options.format == IMAGES else describe(checkpoint)
+        file_format.write(out, objective, metadata)
+        inputs = _random_image() if options.format == IMAGES else random_voxels(int(metadata["in_channels"]))
+        report, difference = check(out, file_format, network, inputs)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint} could not be exported as {options.format}: {error}") from error
     print(f"exported {checkpoint}\n{report.text()}")
@@ -82,13 +83,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"read back: features on a random input differ by at most {difference:g}")
     print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
     return 0
-
-
-def _backbone_of(objective: Objective) -> nn.Module:
-    backbone = objective.part("backbone")
-    if backbone is None:
-        raise ValueError(f"{type(objective).__name__} has no 3D network; use --format {IMAGES} for its image network")
-    return backbone
 
 
 def describe(checkpoint: Path) -> dict[str, str]:
@@ -118,13 +112,33 @@ class Format:
 
     Attributes:
         suffix: of the file's name.
+        network: the network of a method that the file holds.
         write: (path, objective, metadata) writes the file, whole or not at all.
-        read: (path, backbone) fills a network of the same shape from the file.
+        read: (path, network) fills a network of the same shape from the file.
     """
 
     suffix: str
+    network: Callable[[Objective], nn.Module]
     write: Callable[[Path, Objective, dict[str, str]], None]
     read: Callable[[Path, nn.Module], LoadReport]
+
+
+def _backbone_of(objective: Objective) -> nn.Module:
+    backbone = objective.part("backbone")
+    if backbone is None:
+        raise ValueError(f"{type(objective).__name__} has no 3D network; use --format {IMAGES} for its image network")
+    return backbone
+
+
+def _resnet_of(objective: Objective) -> ResNet:
+    encoder = objective.part("image_backbone")
+    if encoder is None:
+        raise ValueError(
+            f"{type(objective).__name__} has no image network that it trains; use --format tandem for its 3D network"
+        )
+    if not isinstance(encoder, ResNetEncoder):
+        raise ValueError(f"the image network is a {type(encoder).__name__}, and torchvision's layout is for a ResNet")
+    return encoder.network
 
 
 def _write_tandem(path: Path, objective: Objective, metadata: dict[str, str]) -> None:
@@ -142,18 +156,38 @@ def _write_slidr(path: Path, objective: Objective, metadata: dict[str, str]) -> 
             "tandem"
         )
     state = to_minkowski(objective.backbone.state_dict(), _linear_head(objective))
-    broken = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
-    if broken:
-        raise ValueError(f"not finite: {', '.join(broken[:5])}. The run has diverged; nothing was written")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    content = {"model_points": {k: v.detach().cpu().clone() for k, v in state.items()}, "config": metadata}
-    torch.save(content, temporary)
-    temporary.replace(path)
+    _save(path, {"model_points": _plain(state), "config": metadata})
 
 
 def _read_slidr(path: Path, backbone: nn.Module) -> LoadReport:
     return load_slidr_backbone(path, backbone, min_match=1.0)
+
+
+def _write_images(path: Path, objective: Objective, metadata: dict[str, str]) -> None:
+    _save(path, _plain(_resnet_of(objective).state_dict()))
+
+
+def _read_images(path: Path, network: nn.Module) -> LoadReport:
+    return load_image_weights(network, "torchvision", str(path), min_match=1.0)
+
+
+def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors on the CPU.
+
+    Raises:
+        ValueError: one is not finite.
+    """
+    broken = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise ValueError(f"not finite: {', '.join(broken[:5])}. The run has diverged; nothing was written")
+    return {key: value.detach().cpu().clone() for key, value in state.items()}
+
+
+def _save(path: Path, content: Mapping[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    torch.save(content, temporary)
+    temporary.replace(path)
 
 
 def _linear_head(objective: Objective) -> tuple[Float[Tensor, "D C"], Float[Tensor, " D"]] | None:
@@ -167,19 +201,25 @@ def _linear_head(objective: Objective) -> tuple[Float[Tensor, "D C"], Float[Tens
 
 IMAGES = "torchvision"
 """The format of image networks."""
-_IMAGES_SUFFIX = ".pth"
 
 FORMATS = {
-    "tandem": Format(".safetensors", _write_tandem, _read_tandem),
-    "slidr": Format(".pt", _write_slidr, _read_slidr),
+    "tandem": Format(".safetensors", _backbone_of, _write_tandem, _read_tandem),
+    "slidr": Format(".pt", _backbone_of, _write_slidr, _read_slidr),
+    IMAGES: Format(".pth", _resnet_of, _write_images, _read_images),
 }
 
 
 # ------------------------------------------------------------------------------------------------------------- proof
 
 
-def check(path: Path, file_format: Format, backbone: nn.Module, in_channels: int) -> tuple[LoadReport, float]:
-    """Fill a copy with scrambled weights from the file, and compare it with the original on a random input.
+def check(path: Path, file_format: Format, network: nn.Module, inputs: tuple[Any, ...]) -> tuple[LoadReport, float]:
+    """Fill a copy with scrambled weights from the file, and compare it with the original.
+
+    Args:
+        path: the file.
+        file_format: its format.
+        network: the original.
+        inputs: of its forward pass.
 
     Returns:
         The report of the load, and the largest difference of the features: 0.
@@ -187,16 +227,13 @@ def check(path: Path, file_format: Format, backbone: nn.Module, in_channels: int
     Raises:
         CheckpointError: there is a difference; the file is removed.
     """
-    copied = copy.deepcopy(backbone)
+    copied = copy.deepcopy(network)
     with torch.no_grad():
         for tensor in (*copied.parameters(), *copied.buffers()):
             tensor.fill_(1)  # whatever the file does not fill will show
     report = file_format.read(path, copied)
-    coords, features = random_voxels(in_channels)
     with torch.no_grad():
-        expected = backbone.eval()(coords, features, 2)
-        got = copied.eval()(coords, features, 2)
-    difference = float((expected - got).abs().max())
+        difference = float((network.eval()(*inputs) - copied.eval()(*inputs)).abs().max())
     if difference != 0.0:  # true of NaN, too
         path.unlink()
         raise CheckpointError(
@@ -205,13 +242,17 @@ def check(path: Path, file_format: Format, backbone: nn.Module, in_channels: int
     return report, difference
 
 
-def random_voxels(in_channels: int) -> tuple[Int[Tensor, "M 4"], Float[Tensor, "M F"]]:
-    """Two samples of a few hundred random voxels, negative coordinates among them; the same at every call."""
+def random_voxels(in_channels: int) -> tuple[Int[Tensor, "M 4"], Float[Tensor, "M F"], int]:
+    """Some hundred random voxels of two samples, negative coordinates among them, and the 2; the same at every call."""
     generator = torch.Generator().manual_seed(0)
     cells = torch.randint(-12, 12, (600, 3), generator=generator)
     sample = torch.randint(0, 2, (600, 1), generator=generator)
     coords = torch.unique(torch.cat([sample, cells], dim=1), dim=0).int()
-    return coords, torch.rand(len(coords), in_channels, generator=generator)
+    return coords, torch.rand(len(coords), in_channels, generator=generator), 2
+
+
+def _random_image() -> tuple[Float[Tensor, "1 3 H W"]]:
+    return (torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)),)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,9 @@ from launchers.drawing.canvas import RgbImage, png_bytes
 from launchers.drawing.contact_sheet import Picture, Table, page
 from launchers.drawing.set_summary import sample_table, set_tables
 from launchers.drawing.views import sample_views
-from launchers.training.run_folder import is_run, run_pictures, run_tables
+from launchers.reporting.run_pictures import run_pictures
+from launchers.reporting.run_tables import run_tables
+from launchers.runs.files import is_run
 
 _CALIBRATION_SAMPLES = 40
 """Enough to tell shifts of a few pixels in streets; see docs/custom_data.md."""

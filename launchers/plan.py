@@ -36,7 +36,7 @@ from launchers.planning.figures import GPU_HOURS_PER_FAILURE, RESTART_S, Course,
 from launchers.planning.measure import measured_writing, step_here, step_of_run
 from launchers.planning.tables import sections
 from launchers.planning.warnings import warnings
-from launchers.training.run import load_run
+from launchers.training.train import load_run
 from models.methods.base import Objective
 
 

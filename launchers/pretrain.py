@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 # Light modules only: signal handlers have to be there before torch is imported, and each loader worker imports this
-# module anew (`launchers.training.run` would cost it some seconds and 150 MB).
+# module again (`launchers.training.train` would cost it some seconds and 150 MB).
 from engine.preempt import StopSignals, ignore_stop_signals
 from launchers.cli import TRY_AGAIN, guarded
 from launchers.runs import slurm
@@ -31,18 +31,19 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb; 0 when the run is finished, 75 when it was told to stop before."""
+    """Run the verb; 0 when the run is finished, 75 when a stop signal came first."""
     with StopSignals():
         options = parser().parse_args(argv)
-        from launchers.training import run as training
-        from launchers.training import stages
+        from engine.distributed import shutdown
+        from launchers.training.stages import stages
+        from launchers.training.train import load_run, show, train
 
-        config = training.load_run(options.config, options.overrides)
+        config = load_run(options.config, options.overrides)
         if options.show_config:
-            print(training.show(config), end="")
+            print(show(config), end="")
             return 0
-        finished = all(training.run(stage).status == "finished" for stage in stages.stages(config))
-        training.shutdown()
+        finished = all(train(stage).status == "finished" for stage in stages(config))
+        shutdown()
         return 0 if finished else TRY_AGAIN
 
 

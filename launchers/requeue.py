@@ -1,4 +1,4 @@
-"""`tandem requeue RUN_OR_ROOT ...`: let runs go on: a running one starts anew, a failed one is submitted again.
+"""`tandem requeue RUN_OR_ROOT ...`: continue runs: a running one restarts, a failed one is submitted again.
 
 A running training writes a checkpoint, then its batch script queues it again (to move it off a slow node, say). One
 that failed, died or was cancelled is submitted as it was, with the code as it is now and with what follows it; of a
@@ -15,8 +15,8 @@ from pathlib import Path
 from configs.load import ConfigError, load
 from launchers.cancel import runs_below
 from launchers.cli import guarded
-from launchers.cluster.freeze import CLUSTER_FILE, CONFIG_FILE, OVERRIDES_FILE, SUBMISSION_FOLDER
 from launchers.runs import slurm
+from launchers.runs.files import CLUSTER_FILE, CONFIG_FILE, OVERRIDES_FILE, SUBMISSION_FOLDER
 from launchers.runs.run_status import read_files
 
 STOP_SIGNAL = "USR2"
@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the verb; 0 when everything that could go on does."""
+    """Run the verb; 0 when everything that can continue does."""
     options = parser().parse_args(argv)
     runs = runs_below([Path(path) for path in options.runs])
     files = [read_files(run) for run in runs]
@@ -60,7 +60,7 @@ def _submit_again(runs: Sequence[Path], *, check: bool) -> None:
     if not runs:
         return
     from configs.schema import PRETRAIN_CHOICES, PretrainConfig, SlurmConfig
-    from launchers.cluster.plan_submission import Order, Point, with_first_stages
+    from launchers.cluster.plan_submission import Point, SubmitRequest, with_first_stages
     from launchers.cluster.submission import submit
 
     strangers = [run for run in runs if not (run / SUBMISSION_FOLDER / CLUSTER_FILE).is_file()]
@@ -81,7 +81,7 @@ def _submit_again(runs: Sequence[Path], *, check: bool) -> None:
             overrides = (folder / OVERRIDES_FILE).read_text(encoding="utf-8").splitlines()
             points.append(Point(config=config, overrides=tuple(overrides)))
         cluster = load(SlurmConfig, group[0] / SUBMISSION_FOLDER / CLUSTER_FILE)
-        submit(Order(points=with_first_stages(points), root=root, cluster=cluster, where="slurm", check=check))
+        submit(SubmitRequest(points=with_first_stages(points), root=root, cluster=cluster, where="slurm", check=check))
 
 
 def _root(run: Path) -> Path:

@@ -23,7 +23,8 @@ from rich.table import Table
 from configs.load import ConfigError
 from launchers.cli import guarded
 from launchers.runs import slurm
-from launchers.runs.run_status import RunStatus, find_runs, read_files, run_status
+from launchers.runs.files import find_runs
+from launchers.runs.run_status import RunStatus, read_files, run_status
 from launchers.runs.run_trouble import BAD
 
 PIPE_WIDTH = 240
@@ -35,7 +36,7 @@ STYLES = {"finished": "green", "running": "bold", "preempted": "yellow", "requeu
 
 
 @dataclass(frozen=True)
-class Column:
+class StatusColumn:
     """A column of the table.
 
     Attributes:
@@ -118,7 +119,7 @@ def ask_slurm(ids: Sequence[str]) -> tuple[dict[str, slurm.JobInfo], str]:
 def show(found: Sequence[RunStatus], remark: str, console: Console) -> None:
     """The table, then why runs failed."""
     base = _base([Path(status.run) for status in found])
-    name = Column("run", lambda s: _name(s, base), 0, right=False)
+    name = StatusColumn("run", lambda s: _name(s, base), 0, right=False)
     columns = fitting((name, *COLUMNS), found, console.width)
     table = Table(box=None, padding=(0, SPACE - 1, 0, 0), pad_edge=False)
     for column in columns:
@@ -138,10 +139,10 @@ def show(found: Sequence[RunStatus], remark: str, console: Console) -> None:
         console.print(escape(f"\n{remark}"), style="yellow", soft_wrap=True)
 
 
-def fitting(columns: Sequence[Column], found: Sequence[RunStatus], width: int) -> tuple[Column, ...]:
+def fitting(columns: Sequence[StatusColumn], found: Sequence[RunStatus], width: int) -> tuple[StatusColumn, ...]:
     """The columns that a terminal has room for; the least important ones give way, the run's name is cut last."""
     widths = {c.title: max(len(c.title), *(len(c.text(s)) for s in found)) + SPACE - 1 for c in columns}
-    kept = [c for c in columns if not c.rank or any(c.text(s) for s in found)]  # none for what nobody has
+    kept = [c for c in columns if not c.rank or any(c.text(s) for s in found)]  # no column that is empty for all runs
     for column in sorted(kept, key=lambda c: -c.rank):
         if sum(widths[c.title] for c in kept) <= width or column.rank <= 1:
             break
@@ -196,18 +197,18 @@ def _number(value: float | None, form: str) -> str:
 
 
 COLUMNS = (
-    Column("state", lambda s: s.state, 1, right=False),
-    Column("job", lambda s: s.job or "", 8, right=False),
-    Column("where", lambda s: s.where, 9, right=False),
-    Column("step", _steps, 1),
-    Column("loss", lambda s: _number(s.loss, ".3f"), 2),
-    Column("acc", lambda s: _number(s.accuracy, ".3f"), 4),
-    Column("samples/s", lambda s: _number(s.samples_per_s, ".1f"), 5),
-    Column("wait", lambda s: _number(s.data_wait_share, ".0%"), 6),
-    Column("left", lambda s: "" if s.eta_s is None else duration(s.eta_s), 2),
-    Column("checkpoint", _checkpoint, 7),
-    Column("eval", _evaluations, 3),
-    Column("starts", lambda s: str(s.attempts) if s.attempts > 1 else "", 10),
+    StatusColumn("state", lambda s: s.state, 1, right=False),
+    StatusColumn("job", lambda s: s.job or "", 8, right=False),
+    StatusColumn("where", lambda s: s.where, 9, right=False),
+    StatusColumn("step", _steps, 1),
+    StatusColumn("loss", lambda s: _number(s.loss, ".3f"), 2),
+    StatusColumn("acc", lambda s: _number(s.accuracy, ".3f"), 4),
+    StatusColumn("samples/s", lambda s: _number(s.samples_per_s, ".1f"), 5),
+    StatusColumn("wait", lambda s: _number(s.data_wait_share, ".0%"), 6),
+    StatusColumn("left", lambda s: "" if s.eta_s is None else duration(s.eta_s), 2),
+    StatusColumn("checkpoint", _checkpoint, 7),
+    StatusColumn("eval", _evaluations, 3),
+    StatusColumn("starts", lambda s: str(s.attempts) if s.attempts > 1 else "", 10),
 )
 
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from configs.load import ConfigError, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig, SlurmConfig
 from launchers.cli import FAILURE, guarded
-from launchers.cluster.freeze import CONFIG_FILE, SUBMISSION_FOLDER
-from launchers.cluster.plan_submission import Order, Point, Where, with_first_stages
+from launchers.cluster.plan_submission import Point, SubmitRequest, Where, with_first_stages
 from launchers.cluster.submission import submit
-from launchers.training.run import load_run
+from launchers.runs.files import CONFIG_FILE, SUBMISSION_FOLDER
+from launchers.training.train import load_run
 
 _CLUSTER_PREFIX = "cluster."
 
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         own = [o for o in options.overrides if not o.startswith(_CLUSTER_PREFIX)]
         point = Point(config=load_run(options.config, own), overrides=tuple(own))
     where = where_of(options)
-    order = Order(
+    request = SubmitRequest(
         points=with_first_stages([point]) if options.follow is None else (point,),
         root=point.run_dir,
         cluster=load_cluster(options.cluster, overrides, nodes=options.nodes, where=where),
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         after=options.after,
         check=not options.no_check,
     )
-    return 0 if submit(order, dry_run=options.dry_run) else FAILURE
+    return 0 if submit(request, dry_run=options.dry_run) else FAILURE
 
 
 def where_of(options: argparse.Namespace) -> Where:

@@ -21,10 +21,10 @@ import yaml
 from configs.load import ConfigError, load
 from configs.schema import SweepConfig
 from launchers.cli import FAILURE, guarded
-from launchers.cluster.plan_submission import Order, Point, with_first_stages
+from launchers.cluster.plan_submission import Point, SubmitRequest, with_first_stages
 from launchers.cluster.submission import submit
 from launchers.submit import add_where, load_cluster, where_of
-from launchers.training.run import load_run
+from launchers.training.train import load_run
 
 _MAX_NAME = 96
 """Characters of a point's name; folders allow 255 bytes, and logs and TensorBoard add to it."""
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_intermixed_args(argv)
     sweep = load(SweepConfig, options.sweep, [] if options.root is None else [f"root={options.root}"])
     where = where_of(options)
-    order = Order(
+    request = SubmitRequest(
         points=with_first_stages(points(sweep, [o for o in options.overrides if not o.startswith("cluster.")])),
         root=Path(sweep.root),
         cluster=load_cluster(options.cluster or sweep.cluster, options.overrides, nodes=options.nodes, where=where),
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         evaluate=sweep.evaluate and not options.no_evaluate,
         check=not options.no_check,
     )
-    return 0 if submit(order, dry_run=options.dry_run) else FAILURE
+    return 0 if submit(request, dry_run=options.dry_run) else FAILURE
 
 
 def points(sweep: SweepConfig, extra: Sequence[str] = ()) -> list[Point]:

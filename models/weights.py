@@ -8,8 +8,6 @@ wrong prefix otherwise leaves a random network that trains and disappoints. File
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import pickle
 import re
@@ -22,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from common.run_files import WEIGHTS_FILE, damage, list_checkpoints
 from models.lidar.minkowski import from_minkowski
 
 MIN_MATCH = 0.9
@@ -276,8 +275,6 @@ OWN_FORMAT = "tandem"
 OWN_IMAGE_PREFIX = "image_backbone."
 """What the names of a run's image network begin with."""
 
-_OWN_WEIGHTS = "weights.safetensors"
-
 
 def read_own_weights(path: str | Path, prefix: str) -> dict[str, Tensor]:
     """One network's tensors from a run of ours.
@@ -310,27 +307,14 @@ def own_weights_file(path: Path) -> Path:
     """
     if path.is_file():
         return path
-    if (path / _OWN_WEIGHTS).is_file():
-        if not _is_intact(path):
+    if (path / WEIGHTS_FILE).is_file():
+        if damage(path, [WEIGHTS_FILE]) is not None:
             raise ValueError(f"weights: {path} is damaged or unfinished. Name another checkpoint or the run's folder")
-        return path / _OWN_WEIGHTS
-    # Names hold the step with leading zeros, so they sort by age.
-    for folder in sorted(path.glob("checkpoints/step_*"), reverse=True):
-        if _is_intact(folder):
-            return folder / _OWN_WEIGHTS
+        return path / WEIGHTS_FILE
+    for folder in list_checkpoints(path):
+        if damage(folder, [WEIGHTS_FILE]) is None:
+            return folder / WEIGHTS_FILE
     raise ValueError(f"weights: {path}: expected a run's folder with an intact checkpoint, one of those, or a file")
-
-
-def _is_intact(checkpoint: Path) -> bool:
-    try:
-        record = json.loads((checkpoint / "files.json").read_text())[_OWN_WEIGHTS]
-        digest = hashlib.sha256()
-        with (checkpoint / _OWN_WEIGHTS).open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return bool(record["sha256"] == digest.hexdigest())
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
 
 
 # --------------------------------------------------------------------------------------------- SLidR's own checkpoints

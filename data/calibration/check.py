@@ -131,7 +131,7 @@ def _near_image(
 
 # --------------------------------------------------------------------------------------------------------- verdicts
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class CalibrationVerdict:
     """What many samples say about one camera; pixels are those of the stored image.
 
     Attributes:
@@ -278,7 +278,7 @@ class CalibrationCheck:
         evidence.timed_counts.append(np.bincount(strip, minlength=_STRIPS))
 
     # -------------------------------------------------------------------------------------------------------- judging
-    def verdicts(self) -> tuple[Verdict, ...]:
+    def verdicts(self) -> tuple[CalibrationVerdict, ...]:
         """What the samples so far say, camera by camera; the same samples give the same verdict."""
         return tuple(self._judge(name, evidence) for name, evidence in self._evidence.items())
 
@@ -292,7 +292,7 @@ class CalibrationCheck:
         found = {"u": (axis, side[:, middle] / max(counts[0], 1)), "v": (axis, top[:, middle] / max(counts[1], 1))}
         return {name: curve for name, curve, count in zip(found, found.values(), counts, strict=True) if count}
 
-    def _judge(self, name: str, evidence: _Evidence) -> Verdict:
+    def _judge(self, name: str, evidence: _Evidence) -> CalibrationVerdict:
         config = self.config
         rng = np.random.default_rng(0)
         sides, tops = np.concatenate(evidence.sides), np.concatenate(evidence.tops)
@@ -318,7 +318,7 @@ class CalibrationCheck:
         if status == "fits" and not (settled and self._lift(sides, tops, best, draws) >= config.min_gain):
             status = "undecided"
         scale = evidence.factor
-        return Verdict(
+        return CalibrationVerdict(
             camera=name,
             status=status,
             num_samples=len(evidence.sides),
@@ -399,7 +399,7 @@ class CalibrationCheck:
         return best, sure, float(gains.sum() / (float((draws @ gains).std()) or 1.0))
 
 
-def check_samples(samples: Iterable[Sample], config: CheckConfig | None = None) -> tuple[Verdict, ...]:
+def check_samples(samples: Iterable[Sample], config: CheckConfig | None = None) -> tuple[CalibrationVerdict, ...]:
     """Judge the cameras of some samples, without their times."""
     check = CalibrationCheck(config)
     for sample in samples:

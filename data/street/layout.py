@@ -23,7 +23,7 @@ from data.street.traffic import drive_lanes, park, ride, walk
 
 
 @dataclass(frozen=True, kw_only=True)
-class World:
+class StreetWorld:
     """Geometry and objects of one log.
 
     Attributes:
@@ -41,7 +41,7 @@ class World:
     drive: Drive
 
 
-def draw_world(config: StreetConfig, rng: np.random.Generator) -> World:
+def draw_world(config: StreetConfig, rng: np.random.Generator) -> StreetWorld:
     """Draw the world of one log."""
     plan = Planner(config, rng)
     drive = Drive(
@@ -65,7 +65,7 @@ def draw_world(config: StreetConfig, rng: np.random.Generator) -> World:
     return _finish(plan, drive)
 
 
-def _finish(plan: Planner, drive: Drive) -> World:
+def _finish(plan: Planner, drive: Drive) -> StreetWorld:
     things = columns(plan.street, plan.things)
     moving = []
     positions, yaws = things.poses(0.0)
@@ -77,7 +77,7 @@ def _finish(plan: Planner, drive: Drive) -> World:
             moving.append(thing.mesh.placed((0.0, 0.0, 0.0), instance=i + 1))
     static = merge(plan.meshes)
     empty = static.take(np.arange(0))
-    return World(street=plan.street, static=static, moving=merge([empty, *moving]), things=things, drive=drive)
+    return StreetWorld(street=plan.street, static=static, moving=merge([empty, *moving]), things=things, drive=drive)
 
 
 def _plots(plan: Planner, side: int, band: Strip) -> None:

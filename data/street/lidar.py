@@ -12,7 +12,7 @@ from data.geometry import transform
 from data.street.atlas import Atlas
 from data.street.classes import Label
 from data.street.config import StreetLidarConfig
-from data.street.layout import World
+from data.street.layout import StreetWorld
 from data.street.motion import ego_pose, lidar_mount
 from data.street.scene import Hits, Moment, Stage, Viewer, rays
 
@@ -69,7 +69,7 @@ def scan(stage: Stage, atlas: Atlas, config: StreetLidarConfig, time_s: float, r
     )
 
 
-def _pose(world: World, config: StreetLidarConfig, time_s: float) -> Float[np.ndarray, "4 4"]:
+def _pose(world: StreetWorld, config: StreetLidarConfig, time_s: float) -> Float[np.ndarray, "4 4"]:
     return np.asarray(ego_pose(world.street, world.drive, time_s) @ lidar_mount(config))
 
 
@@ -99,7 +99,7 @@ def _cast_moving(
 
 
 def _compensate(
-    world: World,
+    world: StreetWorld,
     config: StreetLidarConfig,
     time_s: float,
     points: Float32[np.ndarray, "N 3"],

@@ -23,7 +23,7 @@ from data.street.atlas import Atlas, build_atlas
 from data.street.camera import render
 from data.street.classes import CLASS_NAMES, PALETTE
 from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
-from data.street.layout import World, draw_world
+from data.street.layout import StreetWorld, draw_world
 from data.street.lidar import Sweep, scan
 from data.street.lighting import Light, draw_light
 from data.street.motion import camera_mount, ego_pose, intrinsics, lidar_mount
@@ -69,7 +69,7 @@ class LogRenderer:
     def __init__(self, config: StreetConfig, log_index: int) -> None:
         self.config = config
         self.log_index = log_index
-        self.world: World = draw_world(config, self._rng(0))
+        self.world: StreetWorld = draw_world(config, self._rng(0))
         self.light: Light = draw_light(self._rng(1))
         self.atlas: Atlas = build_atlas(paint_layers(self._rng(2)))
         self.stage = Stage(self.world)

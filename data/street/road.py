@@ -36,7 +36,7 @@ class Curve:
         return np.asarray(np.interp(s, self.s, self.yaw))
 
     def position(self, s: Float[np.ndarray, "*k"], t: Float[np.ndarray, "*k"]) -> Float[np.ndarray, "*k 2"]:
-        """World x, y of street coordinates."""
+        """StreetWorld x, y of street coordinates."""
         x, y = np.interp(s, self.s, self.xy[:, 0]), np.interp(s, self.s, self.xy[:, 1])
         yaw = self.yaw_at(s)
         return np.stack([x - t * np.sin(yaw), y + t * np.cos(yaw)], axis=-1)

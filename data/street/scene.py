@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float32, Int
 
 from data.street.atlas import tiles_per_metre
 from data.street.classes import Label
-from data.street.layout import World
+from data.street.layout import StreetWorld
 from data.street.mesh import Mesh, merge
 
 _PEOPLE = (Label.PEDESTRIAN, Label.CYCLIST)
@@ -80,7 +80,7 @@ class Stage:
         tiles_per_metre: texture scale of each triangle.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: StreetWorld) -> None:
         self.world = world
         self.surfaces: Mesh = merge([world.static, world.moving])
         self.tiles_per_metre = tiles_per_metre(self.surfaces.corners, self.surfaces.uvs).astype(np.float32)

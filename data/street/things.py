@@ -52,7 +52,7 @@ class Things:
     """Box centre in the object's frame."""
 
     def poses(self, time_s: float) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, " n"]]:
-        """World position of each object's origin, and heading."""
+        """StreetWorld position of each object's origin, and heading."""
         s = self.s + self.speed * time_s
         xy = self.street.curve.position(s, self.t)
         z = self.z
@@ -62,7 +62,7 @@ class Things:
         return np.concatenate([xy, z[:, None]], axis=1), self.street.curve.yaw_at(s) + self.yaw
 
     def velocities(self, time_s: float) -> Float[np.ndarray, "n 2"]:
-        """World velocity over ground, by central difference over 20 ms."""
+        """StreetWorld velocity over ground, by central difference over 20 ms."""
         before, _ = self.poses(time_s - 0.01)
         after, _ = self.poses(time_s + 0.01)
         return np.asarray((after - before)[:, :2] / 0.02)

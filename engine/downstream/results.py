@@ -31,7 +31,6 @@ from engine.downstream.metrics import METRICS, Metric
 
 SCHEMA_VERSION = 2
 _READABLE = (1, 2)
-FILE_NAME = "results.json"
 
 LeakLevel = Literal[
     "none", "ssl-teacher", "supervised-teacher", "class-agnostic-masks", "class-name-prompts", "unknown"

@@ -3,7 +3,7 @@
 The one place that requeues. It runs once a job, in the batch script, however many ranks got a signal or died:
 
 - finished (0), a mistake in the config (2), a named failure (1): never again by itself;
-- told to stop (75): queued again, continues from the checkpoint that it wrote;
+- stopped by a signal (75): queued again, continues from the checkpoint that it wrote;
 - a peer lost (70), killed (128 and more), or begun and ended without a word in attempts.jsonl: queued again, unless
   that happened several times in a row without a newer checkpoint;
 - cancelled, requeued or ended by SLURM itself: left alone.
@@ -16,18 +16,18 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from common.run_files import json_lines, newest_step
 from launchers.cli import PEER_LOST, TRY_AGAIN, USAGE_ERROR
 from launchers.runs import slurm
 from launchers.runs.attempts import Attempt, read_attempts
-
-FILE = "requeues.jsonl"
+from launchers.runs.files import REQUEUES_FILE
 
 MAX_DEATHS = 3
 """Deaths in a row without a newer checkpoint after which a job is not queued again."""
@@ -82,7 +82,7 @@ class Entry:
     """A line of requeues.jsonl.
 
     Attributes:
-        time: seconds since 1970, for people.
+        time: seconds since 1970; nothing is decided by it.
         job: SLURM's id.
         code: of the step.
         step: of the newest checkpoint.
@@ -115,14 +115,15 @@ def decide(ended: Ended, job: OwnJob, own_restarts: int, before: Sequence[Entry]
     stopped = ended.code == TRY_AGAIN
     died = ended.code == PEER_LOST or ended.code >= _SIGNALLED or (ended.cut_short and ended.code != USAGE_ERROR)
     if not stopped and not died:
-        return Decision(requeue=False, why=f"failed with code {ended.code}: see its last messages; mend that first")
+        return Decision(requeue=False, why=f"failed with code {ended.code}: see its last messages; fix that first")
     what = "stopped to be continued" if stopped else f"died (code {ended.code})"
     most = MAX_STOPS if stopped else MAX_DEATHS
     in_a_row = 1 + _without_progress(before, ended.step, stopped=stopped)
     at = "before its first checkpoint" if ended.step is None else f"at checkpoint {ended.step}"
     if in_a_row >= most:
         return Decision(
-            requeue=False, why=f"{what} for the {in_a_row}th time in a row {at}: given up; submit it again when mended"
+            requeue=False,
+            why=f"{what} for the {in_a_row}th time in a row {at}: given up; submit it again when that is fixed",
         )
     return Decision(requeue=True, why=f"{what} {at}")
 
@@ -149,14 +150,6 @@ def _without_progress(before: Sequence[Entry], step: int | None, *, stopped: boo
 
 
 # ------------------------------------------------------------------------------------------------- surroundings
-def newest_step(run_dir: Path) -> int | None:
-    """Updates that the newest checkpoint has seen, by its name; None without one.
-
-    Args:
-        run_dir: folder of the run.
-    """
-    names = [re.fullmatch(r"step_(\d+)", path.name) for path in (run_dir / "checkpoints").glob("step_*")]
-    return max((int(name.group(1)) for name in names if name), default=None)
 
 
 def cut_short(attempts: Sequence[Attempt], job: str) -> bool:
@@ -177,15 +170,13 @@ def read_entries(run_dir: Path, job: str) -> list[Entry]:
         job: SLURM's id.
     """
     try:
-        lines = (run_dir / FILE).read_text(encoding="utf-8").splitlines()
+        lines = (run_dir / REQUEUES_FILE).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return []
     entries = []
-    for line in lines:
-        try:
-            entries.append(Entry(**json.loads(line)))
-        except (ValueError, TypeError):
-            continue
+    for line in json_lines(lines):
+        with suppress(TypeError):
+            entries.append(Entry(**line))
     return [entry for entry in entries if entry.job == job]
 
 
@@ -226,7 +217,7 @@ def after_step(code: int, run_dir: Path, env: Mapping[str, str]) -> Decision:
     decision = decide(ended, look_up(job), restarts, read_entries(run_dir, job))
     if run_dir.is_dir():  # a step that failed at once has no folder, and gets none
         entry = Entry(time=time.time(), job=job, code=code, step=ended.step, **asdict(decision))
-        with (run_dir / FILE).open("a", encoding="utf-8") as file:
+        with (run_dir / REQUEUES_FILE).open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(entry)) + "\n")
     if decision.requeue:
         slurm.requeue(job)

@@ -18,18 +18,18 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
+from common.run_files import RESULTS_FILE, SUMS_FILE, list_checkpoints, step_of
 from configs.load import ConfigError, load
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
 from data.storage.shards import replace_file
-from engine.checkpoint import list_checkpoints, newest_intact, step_of
-from engine.downstream.results import FILE_NAME, ResultsError, fingerprint, read_results
+from engine.checkpoint import newest_intact
+from engine.downstream.results import ResultsError, fingerprint, read_results
 from engine.errors import CheckpointError
 from launchers.evaluate import evaluate_random, evaluate_runs, shown_progress
 from launchers.evaluation.networks import identity_of
-from launchers.evaluation.selection import FOLDER as SELECTION
 from launchers.evaluation.selection import Selection, read_selection, select_best
-from launchers.runs.elements import ERROR_FILE, EVALUATIONS
-from launchers.training.run_folder import CONFIG_FILE
+from launchers.reporting.report_files import write_report
+from launchers.runs.files import CONFIG_FILE, ERROR_FILE, EVALUATIONS, SELECTION
 
 _PICTURED_RUNS = 8
 """A report of more runs has no pictures: each needs the run's networks."""
@@ -73,11 +73,11 @@ class EvaluationJob:
         selection = read_selection(Path(self.run_dir)) if self.select else None
         if self.select and selection is None:
             return False
-        wanted = {identity_of(c) for c in checkpoints[:1] if (c / "files.json").is_file()}
-        wanted |= {identity_of(c) for c in checkpoints if selection is not None and step_of(c) == selection.step}
+        needed = {identity_of(c) for c in checkpoints[:1] if (c / SUMS_FILE).is_file()}
+        needed |= {identity_of(c) for c in checkpoints if selection is not None and step_of(c) == selection.step}
         have = _records(self.folder)
         protocols = yaml.safe_load(self.settings)["protocols"]
-        return bool(wanted) and all((p, (identity,)) in have for p in protocols for identity in wanted)
+        return bool(needed) and all((p, (identity,)) in have for p in protocols for identity in needed)
 
     def __call__(self) -> None:
         """Measure."""
@@ -145,7 +145,7 @@ class SelectBestJob:
     def done(self) -> bool:
         """Whether the run's present checkpoints have been compared with these settings."""
         selection, checkpoints = read_selection(Path(self.run_dir)), list_checkpoints(Path(self.run_dir))
-        if selection is None or not checkpoints or not (checkpoints[0] / "files.json").is_file():
+        if selection is None or not checkpoints or not (checkpoints[0] / SUMS_FILE).is_file():
             return False
         return selection.settings == self._identity and selection.last == identity_of(checkpoints[0])
 
@@ -204,7 +204,7 @@ class BaselineJob:
             replace_file(folder / "run.yaml", self.run.encode())
             run = load(PretrainConfig, folder / "run.yaml", choices=PRETRAIN_CHOICES)
             with shown_progress(Console(highlight=False)) as progress:
-                evaluate_random(run, config, folder / FILE_NAME, progress=progress)
+                evaluate_random(run, config, folder / RESULTS_FILE, progress=progress)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,8 +232,6 @@ class ReportJob:
 
     def __call__(self) -> None:
         """Write."""
-        from launchers.report import write_report
-
         with _failures_noted(Path(self.out)):
             write_report(
                 [Path(run) for run in self.run_dirs],
@@ -248,7 +246,7 @@ class ReportJob:
 
 @contextmanager
 def _failures_noted(folder: Path) -> Iterator[None]:
-    """Leave the reason of a failure in the folder, for status and report; the error goes on."""
+    """Leave the reason of a failure in the folder, for status and report; the error is raised again."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ERROR_FILE).unlink(missing_ok=True)
     try:
@@ -263,10 +261,10 @@ def _failures_noted(folder: Path) -> Iterator[None]:
 
 
 def _settings_in(folder: Path, settings: str) -> EvaluateConfig:
-    """Write an element's settings into its folder, for people and to run it again, and load them."""
+    """Write an element's settings into its folder, so that it can be read and run again, and load them."""
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / CONFIG_FILE, settings.encode())
-    return dataclasses.replace(load(EvaluateConfig, folder / CONFIG_FILE), results=str(folder / FILE_NAME))
+    return dataclasses.replace(load(EvaluateConfig, folder / CONFIG_FILE), results=str(folder / RESULTS_FILE))
 
 
 def _same_settings(folder: Path, settings: str) -> bool:
@@ -282,10 +280,10 @@ def _records(folder: Path) -> set[tuple[str, tuple[str, ...]]]:
     Raises:
         ConfigError: a damaged results file.
     """
-    path = folder / FILE_NAME
+    path = folder / RESULTS_FILE
     if not path.is_file():
         return set()
     try:
         return {(record.protocol, record.checkpoint) for record in read_results(path)}
     except ResultsError as error:
-        raise ConfigError(f"{error}; mend or remove the file") from error
+        raise ConfigError(f"{error}; repair or remove the file") from error

@@ -18,14 +18,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from configs.load import ConfigError
+from launchers.runs.files import (
+    CLUSTER_FILE,
+    CODE_FOLDER,
+    COMMIT_FILE,
+    CONFIG_FILE,
+    DIFF_FILE,
+    OVERRIDES_FILE,
+    SUBMISSION_FOLDER,
+)
 
-CODE_FOLDER = "code"
-SUBMISSION_FOLDER = "submission"
-CONFIG_FILE = "config.yaml"
-OVERRIDES_FILE = "overrides.txt"
-COMMIT_FILE = "commit.json"
-DIFF_FILE = "diff.patch"
-CLUSTER_FILE = "cluster.yaml"
 PACKAGES = ("common", "configs", "data", "engine", "launchers", "models")
 
 REPOSITORY = Path(__file__).resolve().parents[2]

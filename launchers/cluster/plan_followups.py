@@ -29,7 +29,7 @@ from engine.downstream.protocols import TOWER_TITLES, TOWERS
 from engine.downstream.results import fingerprint
 from launchers.cluster.evaluation_jobs import BaselineJob, EvaluationJob, ReportJob, SelectBestJob
 from launchers.evaluation.common import describe_fraction, measured_on
-from launchers.runs.elements import BASELINES
+from launchers.runs.files import BASELINES
 
 logger = logging.getLogger("tandem.followup")
 

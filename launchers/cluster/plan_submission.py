@@ -1,4 +1,4 @@
-"""What is asked for and how it stands: trained, in the queue or new. Checked before anything is queued."""
+"""Compares the requested runs with what is already trained, queued or running, and checks them, all before queueing."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from launchers.cluster.evaluation_jobs import BaselineJob, EvaluationJob, Select
 from launchers.cluster.plan_followups import baseline_jobs, evaluation_jobs, selection_job
 from launchers.runs import slurm
 from launchers.runs.attempts import read_attempts
-from launchers.runs.job_record import JOBS_FILE, Jobs, read_jobs
+from launchers.runs.files import CONFIG_FILE, JOBS_FILE
+from launchers.runs.job_record import Jobs, read_jobs
 from launchers.runs.settings import flat
-from launchers.training.run_folder import CONFIG_FILE
 from launchers.training.stages import first_stage
 
 Where = Literal["slurm", "local", "debug"]
@@ -31,7 +31,7 @@ _SAME_NUMBERS = frozenset({"data.num_workers", "data.prefetch", "data.start_meth
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """One run that is asked for.
+    """One requested run.
 
     Attributes:
         config: of the run.
@@ -53,7 +53,7 @@ def with_first_stages(points: Iterable[Point]) -> tuple[Point, ...]:
     """The points, and before them the first stages that they build on, each once.
 
     Raises:
-        ConfigError: a mistake in a first stage, or one folder asked for with different settings.
+        ConfigError: a mistake in a first stage, or one folder requested with different settings.
     """
     firsts: dict[Path, Point] = {}
     own: list[Point] = []
@@ -65,7 +65,7 @@ def with_first_stages(points: Iterable[Point]) -> tuple[Point, ...]:
         first = Point(config=config, overrides=point.config.first.overrides)
         if firsts.setdefault(first.run_dir, first).config != config:
             raise ConfigError(
-                f"first.run_dir: {first.run_dir} is asked for with different settings; give each its own folder"
+                f"first.run_dir: {first.run_dir} is requested with different settings; give each its own folder"
             )
         own.append(dataclasses.replace(point, after=first.run_dir))
     there = {point.run_dir for point in own}
@@ -73,7 +73,7 @@ def with_first_stages(points: Iterable[Point]) -> tuple[Point, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class SubmitRequest:
     """What is to be queued, and how.
 
     Attributes:
@@ -103,11 +103,11 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """A point and how it stands.
+class RequestedRun:
+    """A point, and what there is of it already.
 
     Attributes:
-        point: what is asked for.
+        point: what is requested.
         jobs: of earlier submissions.
         finished: it needs no more training.
         training: id of the job that trains it, or will.
@@ -136,48 +136,48 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
-    """All runs of an order.
+class SubmissionPlan:
+    """A request compared with what is already trained, queued or running.
 
     Attributes:
-        runs: in the order's sequence.
+        runs: in the order of the request.
         to_train: those that are to be queued for training.
         active: ids of jobs that are queued or running, of these runs and those beside them.
     """
 
-    runs: tuple[Run, ...]
-    to_train: tuple[Run, ...]
+    runs: tuple[RequestedRun, ...]
+    to_train: tuple[RequestedRun, ...]
     active: frozenset[str]
 
 
-def look(order: Order) -> Standing:
-    """Find out how everything stands; what cannot work is refused here, before anything is queued.
+def plan_submission(request: SubmitRequest) -> SubmissionPlan:
+    """Find out what is left to do; what cannot work is refused here, before anything is queued.
 
     Raises:
         ConfigError, ShardError, DryBatchError: a mistake in settings, data, folders or cluster.
         SlurmError: SLURM is not here or does not answer.
     """
-    _check_apart(order.points)
-    for folder in (order.root, *(point.run_dir for point in order.points)):
+    _check_apart(request.points)
+    for folder in (request.root, *(point.run_dir for point in request.points)):
         check_folder(folder)
-    if order.where == "slurm":
-        _check_slurm(order)
-    active = _active(order, (job for jobs in known_jobs(order) for job in jobs.ids()))
-    runs = tuple(_stand(point, order, active) for point in order.points)
-    to_train = tuple(run for run in runs if order.train and not run.finished and run.training is None)
+    if request.where == "slurm":
+        _check_slurm(request)
+    active = _active(request, (job for jobs in known_jobs(request) for job in jobs.ids()))
+    runs = tuple(_requested_run(point, request, active) for point in request.points)
+    to_train = tuple(run for run in runs if request.train and not run.finished and run.training is None)
     for run in to_train:
         who = holder(run.folder)
         if who is not None:
             raise ConfigError(f"{run.folder} is being trained by {who}; wait for it or cancel it first")
-    seconds = check_runs([run.point.config for run in to_train], one_batch=order.check)
-    if to_train and order.check:
+    seconds = check_runs([run.point.config for run in to_train], one_batch=request.check)
+    if to_train and request.check:
         print(f"checked: config, shards, folders, one batch at toy width ({seconds:.0f} s)")
-    return Standing(runs=runs, to_train=to_train, active=active)
+    return SubmissionPlan(runs=runs, to_train=to_train, active=active)
 
 
-def known_jobs(order: Order) -> list[Jobs]:
+def known_jobs(request: SubmitRequest) -> list[Jobs]:
     """Jobs of the runs and of those beside them, which may share baselines."""
-    folders = {point.run_dir for point in order.points}
+    folders = {point.run_dir for point in request.points}
     beside = {path.parent for folder in folders for path in folder.parent.glob(f"*/{JOBS_FILE}")}
     return [jobs for folder in sorted(folders | beside) if (jobs := read_jobs(folder)) is not None]
 
@@ -186,33 +186,33 @@ def _check_apart(points: Sequence[Point]) -> None:
     folders = [point.run_dir for point in points]
     for folder in folders:
         if folders.count(folder) > 1:
-            raise ConfigError(f"run_dir: {folder} is asked for {folders.count(folder)} times; each run needs its own")
+            raise ConfigError(f"run_dir: {folder} is requested {folders.count(folder)} times; each run needs its own")
 
 
-def _check_slurm(order: Order) -> None:
+def _check_slurm(request: SubmitRequest) -> None:
     if not slurm.available():
         raise slurm.SlurmError(
             "no SLURM controller answers here; submit from a machine of the cluster, or run on this one with --local"
         )
-    check_cluster(order.cluster)
-    check_spelling(order.root.absolute())
+    check_cluster(request.cluster)
+    check_spelling(request.root.absolute())
 
 
-def _active(order: Order, ids: Iterable[str]) -> frozenset[str]:
-    if order.where != "slurm":
+def _active(request: SubmitRequest, ids: Iterable[str]) -> frozenset[str]:
+    if request.where != "slurm":
         return frozenset()
     return frozenset(job for job, info in slurm.queue(ids).items() if info.active)
 
 
-def _stand(point: Point, order: Order, active: frozenset[str]) -> Run:
+def _requested_run(point: Point, request: SubmitRequest, active: frozenset[str]) -> RequestedRun:
     jobs = read_jobs(point.run_dir) or Jobs()
     attempts = read_attempts(point.run_dir)
-    follow = point.config.evaluate.configs if order.evaluate else ()
-    return Run(
+    follow = point.config.evaluate.configs if request.evaluate else ()
+    return RequestedRun(
         point=point,
         jobs=jobs,
-        finished=bool(attempts) and attempts[-1].status == "finished" and not (order.train and _goes_on(point)),
-        training=order.after or (jobs.pretrain if jobs.pretrain in active else None),
+        finished=bool(attempts) and attempts[-1].status == "finished" and not (request.train and _continues(point)),
+        training=request.after or (jobs.pretrain if jobs.pretrain in active else None),
         # Made here for their errors: a mistake in a downstream file must not show when training is queued already.
         select=selection_job(point.run_dir, point.config) if follow else None,
         elements=tuple(evaluation_jobs(point.run_dir, point.config)) if follow else (),
@@ -220,8 +220,8 @@ def _stand(point: Point, order: Order, active: frozenset[str]) -> Run:
     )
 
 
-def _goes_on(point: Point) -> bool:
-    """Whether a finished run is asked for with another schedule, so that it continues.
+def _continues(point: Point) -> bool:
+    """Whether a finished run is requested with another schedule, so that it continues.
 
     Raises:
         ConfigError: with other settings: it would be another run in the same folder.

@@ -23,8 +23,6 @@ from engine.distributed import free_port
 from launchers.cli import TRY_AGAIN
 from launchers.cluster.work import FollowJob, PretrainJob, Work
 
-LOGS_FOLDER = "logs"
-
 _LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _NO_LIMIT_MIN = 60 * 24 * 365
 _POLL_S = 0.2
@@ -131,7 +129,7 @@ class LocalQueue:
                 job._process.send_signal(signal.SIGTERM)  # submitit hands it on to the job's processes
             while running:
                 running = self._still_running(running)
-            print("stopped; the same command goes on from here", file=sys.stderr)
+            print("stopped; the same command continues from here", file=sys.stderr)
             sys.exit(TRY_AGAIN)
         return ids
 
@@ -141,8 +139,8 @@ class LocalQueue:
         asked: ResourcesConfig = self.config.evaluate
         if isinstance(work, PretrainJob):
             asked, work = self.config, replace(work, local_port=free_port())
-        # submitit gives a job the first GPUs, and none to one that asks for none. We want: the choice made outside, if
-        # there is one; else, of a run without wishes, all.
+        # submitit gives a job the first GPUs, and none to one that asks for none. Here: the choice made outside, if
+        # there is one; else all, for a run that asks for none.
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         prefix = "" if asked.gpus_per_node else "env -u CUDA_VISIBLE_DEVICES "
         if visible is not None:
@@ -183,7 +181,7 @@ def _succeeded(job: Any) -> bool:
 
 @contextmanager
 def _sigint_ignored() -> Iterator[None]:
-    """Children started here do not die of the terminal's Ctrl-C, which reaches them too; they are told by SIGTERM."""
+    """Children started here do not die of the terminal's Ctrl-C, which reaches them too; they get SIGTERM."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield

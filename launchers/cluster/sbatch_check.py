@@ -13,7 +13,7 @@ from pathlib import Path
 
 from launchers.cli import guarded
 from launchers.cluster.dry_check import check_folder, check_runs
-from launchers.training.run import load_run
+from launchers.training.train import load_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -83,7 +83,7 @@ class SlurmQueue:
 def sbatch_parameters(
     config: SlurmConfig, works: Sequence[Work], *, name: str, after: After, code: Path
 ) -> dict[str, Any]:
-    """What submitit is told about an array (its names for sbatch's options)."""
+    """Parameters of an array for submitit (its names for sbatch's options)."""
     training = isinstance(works[0], PretrainJob)
     asked: ResourcesConfig = config if training else config.evaluate
     parameters: dict[str, Any] = {

@@ -1,8 +1,8 @@
 """`python -m launchers.cluster.srun_reaper RUN_DIR PID &`: ends an srun that does not notice that its step is over.
 
-After `kill -9` of a slurmstepd its tasks leave in good order, but srun goes on waiting for that daemon's last word, for
+After `kill -9` of a slurmstepd its tasks leave in good order, but srun waits for that daemon's last word for
 ever (seen with SLURM 22.05). A batch script starts this beside srun: when the run's history says that the attempt has
-ended and srun is still there a while later, srun is killed, and the script goes on as after any other death. Ends by
+ended and srun is still there a while later, srun is killed, and the script continues as after any other death. Ends by
 itself with the process PID, the batch script's shell. No torch import.
 """
 
@@ -20,20 +20,20 @@ import psutil
 from launchers.runs import slurm
 from launchers.runs.attempts import read_attempts
 
-PATIENCE_S = 45.0
+GRACE_S = 45.0
 """How long srun may outlive the attempt's end: more than a process takes to leave."""
 
 POLL_S = 2.0
 
 
-def watch(run_dir: Path, shell: int, job: str | None, *, patience_s: float = PATIENCE_S, poll_s: float = POLL_S) -> int:
+def watch(run_dir: Path, shell: int, job: str | None, *, grace_s: float = GRACE_S, poll_s: float = POLL_S) -> int:
     """Watch until the shell is gone or an srun had to be killed; returns how many were.
 
     Args:
         run_dir: folder of the run.
         shell: process whose child srun is.
         job: SLURM's id of this job.
-        patience_s: seconds that srun may outlive the attempt, by this machine's monotonic clock.
+        grace_s: seconds that srun may outlive the attempt, by this machine's monotonic clock.
         poll_s: seconds between looks.
     """
     known = len(read_attempts(run_dir))
@@ -45,19 +45,19 @@ def watch(run_dir: Path, shell: int, job: str | None, *, patience_s: float = PAT
             over_since = None
         elif over_since is None:
             over_since = time.monotonic()
-        elif time.monotonic() - over_since > patience_s:
-            return _kill(shell, patience_s)
+        elif time.monotonic() - over_since > grace_s:
+            return _kill(shell, grace_s)
         time.sleep(poll_s)
     return 0
 
 
-def _kill(shell: int, patience_s: float) -> int:
+def _kill(shell: int, grace_s: float) -> int:
     try:
         steps = [child for child in psutil.Process(shell).children() if child.name() == "srun"]
     except psutil.NoSuchProcess:
         return 0
     if steps:
-        print(f"the run's processes have ended, srun has not for {patience_s:.0f} s: killed, it would wait for ever")
+        print(f"the run's processes have ended, srun has not for {grace_s:.0f} s: killed, it would wait for ever")
         sys.stdout.flush()
     for step in steps:
         step.kill()

@@ -15,20 +15,20 @@ from configs.load import dump
 from configs.schema import PRETRAIN_CHOICES
 from launchers.cluster.freeze import CodeState, freeze_code, freeze_run, present_code
 from launchers.cluster.plan_followups import report_job
-from launchers.cluster.plan_submission import Order, Run, Standing, known_jobs, look
-from launchers.cluster.queues import AT_ONCE, LOGS_FOLDER, After, DebugQueue, LocalQueue, Queue
+from launchers.cluster.plan_submission import RequestedRun, SubmissionPlan, SubmitRequest, known_jobs, plan_submission
+from launchers.cluster.queues import AT_ONCE, After, DebugQueue, LocalQueue, Queue
 from launchers.cluster.slurm_queue import SlurmQueue
 from launchers.cluster.work import FollowJob, PretrainJob, Work
 from launchers.runs import slurm
+from launchers.runs.files import LOGS_FOLDER, find_runs
 from launchers.runs.job_record import Jobs, read_jobs, write_jobs
-from launchers.runs.run_status import find_runs
 
 
-def submit(order: Order, *, dry_run: bool = False) -> bool:
+def submit(request: SubmitRequest, *, dry_run: bool = False) -> bool:
     """Check, freeze, queue; says on stdout what it did.
 
     Args:
-        order: what is wanted.
+        request: what is to be queued.
         dry_run: stop after the checks and say what would be queued.
 
     Returns:
@@ -38,59 +38,59 @@ def submit(order: Order, *, dry_run: bool = False) -> bool:
         ConfigError, ShardError, DryBatchError: the dry check found something; nothing was queued.
         SlurmError: SLURM is not here or refuses; what was queued before is in the runs' jobs.json.
     """
-    standing = look(order)
-    for run in standing.runs:
-        _say(run, order)
+    plan = plan_submission(request)
+    for run in plan.runs:
+        _say(run, request)
     if dry_run:
-        _say_plan(order, standing)
+        _say_plan(request, plan)
         return True
-    code = present_code() if order.where == "debug" else freeze_code(order.root)
-    queue = new_queue(order, code)
-    runs = _train(standing, order, queue, code)
-    if order.evaluate:
-        _Following(order=order, queue=queue, active=standing.active).submit(runs)
-    print(f"watch: tandem status {order.root}")
+    code = present_code() if request.where == "debug" else freeze_code(request.root)
+    queue = new_queue(request, code)
+    runs = _train(plan, request, queue, code)
+    if request.evaluate:
+        _Following(request=request, queue=queue, active=plan.active).submit(runs)
+    print(f"watch: tandem status {request.root}")
     return not queue.failed
 
 
-def new_queue(order: Order, code: CodeState) -> Queue:
-    """Where the order's jobs go."""
-    logs = order.root.absolute() / LOGS_FOLDER
-    if order.where == "debug":
+def new_queue(request: SubmitRequest, code: CodeState) -> Queue:
+    """Where the request's jobs go."""
+    logs = request.root.absolute() / LOGS_FOLDER
+    if request.where == "debug":
         return DebugQueue(logs=logs)
-    kind = SlurmQueue if order.where == "slurm" else LocalQueue
-    queue: Queue = kind(config=order.cluster, logs=logs, code=code.folder)
+    kind = SlurmQueue if request.where == "slurm" else LocalQueue
+    queue: Queue = kind(config=request.cluster, logs=logs, code=code.folder)
     return queue
 
 
 # ---------------------------------------------------------------------------------------------------------- training
 
 
-def _train(standing: Standing, order: Order, queue: Queue, code: CodeState) -> list[Run]:
+def _train(plan: SubmissionPlan, request: SubmitRequest, queue: Queue, code: CodeState) -> list[RequestedRun]:
     """Queue pre-training: one array, and what builds on a first stage behind that; all runs, with the ids of both."""
-    training = {run.folder: run.training for run in standing.runs}
-    due = {run.folder for run in standing.to_train} | {folder for folder, job in training.items() if job is not None}
-    waiting = [run for run in standing.to_train if run.point.after in due]
-    for runs in ([run for run in standing.to_train if run not in waiting], *([run] for run in waiting)):
+    training = {run.folder: run.training for run in plan.runs}
+    due = {run.folder for run in plan.to_train} | {folder for folder, job in training.items() if job is not None}
+    waiting = [run for run in plan.to_train if run.point.after in due]
+    for runs in ([run for run in plan.to_train if run not in waiting], *([run] for run in waiting)):
         if not runs:
             continue
         first = training.get(runs[0].point.after) if runs[0].point.after is not None else None
-        works = [_training_job(run, order, code) for run in runs]
-        ids = queue.submit(works, name=order.name, after=AT_ONCE if first is None else After(succeeded=(first,)))
+        works = [_training_job(run, request, code) for run in runs]
+        ids = queue.submit(works, name=request.name, after=AT_ONCE if first is None else After(succeeded=(first,)))
         for run, job in zip(runs, ids, strict=True):
             training[run.folder] = job
             write_jobs(run.folder, _with_ids(Jobs(), queue, pretrain=job))
             _tell(queue, f"{run.name}: training", job)
-    return [replace(run, training=training[run.folder]) for run in standing.runs]
+    return [replace(run, training=training[run.folder]) for run in plan.runs]
 
 
-def _training_job(run: Run, order: Order, code: CodeState) -> PretrainJob:
+def _training_job(run: RequestedRun, request: SubmitRequest, code: CodeState) -> PretrainJob:
     """Freeze what a run was asked for, and the work that trains it."""
     config = freeze_run(
         run.folder,
         config_text=dump(run.point.config, choices=PRETRAIN_CHOICES),
         overrides=run.point.overrides,
-        cluster_text=dump(order.cluster) if order.where == "slurm" else None,
+        cluster_text=dump(request.cluster) if request.where == "slurm" else None,
         code=code,
     )
     return PretrainJob(run_dir=str(run.folder), config=str(config), folder=str(Path.cwd()))
@@ -107,32 +107,32 @@ def _with_ids(jobs: Jobs, queue: Queue, **ids: Any) -> Jobs:
 
 @dataclass(frozen=True, kw_only=True)
 class _Following:
-    """Queues evaluations, baselines and the report of an order's runs.
+    """Queues evaluations, baselines and the report of an request's runs.
 
     Attributes:
-        order: what is wanted.
+        request: what is to be queued.
         queue: where jobs go.
         active: ids of earlier jobs that are queued or running.
     """
 
-    order: Order
+    request: SubmitRequest
     queue: Queue
     active: frozenset[str]
 
-    def submit(self, runs: Sequence[Run]) -> None:
+    def submit(self, runs: Sequence[RequestedRun]) -> None:
         evaluated = [run for run in runs if run.elements]
         if not evaluated:
             print("no evaluations: evaluate.configs is empty")
             return
-        wanted = [job for run in evaluated for job in self._evaluations(run)]
-        wanted += self._baselines(evaluated)
-        wanted += [run.training for run in runs if run.training is not None]
-        if not wanted:
-            print(f"nothing left to do; `tandem report {self.order.root}` writes the report again")
+        pending = [job for run in evaluated for job in self._evaluations(run)]
+        pending += self._baselines(evaluated)
+        pending += [run.training for run in runs if run.training is not None]
+        if not pending:
+            print(f"nothing left to do; `tandem report {self.request.root}` writes the report again")
             return
-        self._report(evaluated, wanted)
+        self._report(evaluated, pending)
 
-    def _evaluations(self, run: Run) -> list[str]:
+    def _evaluations(self, run: RequestedRun) -> list[str]:
         """Queue the elements that are neither done nor queued; ids of all that are not done."""
         stale = run.training is not None  # results that are there belong to an earlier checkpoint
         after = AT_ONCE if run.training is None else After(succeeded=(run.training,))
@@ -151,12 +151,12 @@ class _Following:
             _tell(self.queue, f"{run.name}: {len(new)} evaluations", _array(ids[0]))
         return [*before.values(), *ids]
 
-    def _baselines(self, runs: Sequence[Run]) -> list[str]:
+    def _baselines(self, runs: Sequence[RequestedRun]) -> list[str]:
         """Queue the random-initialisation rows that are neither there nor queued; ids of all that are not there."""
-        known = {key: job for jobs in known_jobs(self.order) for key, job in jobs.baselines.items()}
+        known = {key: job for jobs in known_jobs(self.request) for key, job in jobs.baselines.items()}
         queued = {key: job for key, job in known.items() if job in self.active}
         new = {job.key: job for run in runs for job in run.baselines if job.key not in queued and not job.done()}
-        ids = self._queued(list(new.values()), f"{self.order.name}-random", AT_ONCE)
+        ids = self._queued(list(new.values()), f"{self.request.name}-random", AT_ONCE)
         if new:
             queued |= dict(zip(new, ids, strict=True))
             _tell(self.queue, f"random initialisation: {len(new)} jobs", _array(ids[0]))
@@ -166,18 +166,18 @@ class _Following:
                 self._record(run, baselines=own)
         return [queued[key] for key in {job.key for run in runs for job in run.baselines} if key in queued]
 
-    def _report(self, runs: Sequence[Run], wanted: Sequence[str]) -> None:
+    def _report(self, runs: Sequence[RequestedRun], pending: Sequence[str]) -> None:
         """Queue the report, in place of one that waits, unless nothing is new."""
         waiting = sorted({run.jobs.report for run in runs if run.jobs.report is not None} & self.active)
-        if waiting and self.active.issuperset(wanted):
+        if waiting and self.active.issuperset(pending):
             return
         slurm.cancel(waiting)
         # All runs of the root, also those that this call does not touch.
-        folders = {run.folder for run in runs} | {found.absolute() for found in find_runs(self.order.root)}
-        report = report_job(self.order.root.absolute(), sorted(folders))
+        folders = {run.folder for run in runs} | {found.absolute() for found in find_runs(self.request.root)}
+        report = report_job(self.request.root.absolute(), sorted(folders))
         # Whole arrays instead of all their elements: sbatch's line would grow with the sweep.
-        after = After(ended=tuple(dict.fromkeys(map(_array, wanted))))
-        job = self._queued([report], f"{self.order.name}-report", after)[0]
+        after = After(ended=tuple(dict.fromkeys(map(_array, pending))))
+        job = self._queued([report], f"{self.request.name}-report", after)[0]
         for run in runs:
             self._record(run, report=job)
         _tell(self.queue, "report", job)
@@ -187,7 +187,7 @@ class _Following:
         jobs = [FollowJob(work=work, folder=folder) for work in works]
         return self.queue.submit(jobs, name=name, after=after) if jobs else []
 
-    def _record(self, run: Run, **ids: Any) -> None:
+    def _record(self, run: RequestedRun, **ids: Any) -> None:
         write_jobs(run.folder, _with_ids(read_jobs(run.folder) or Jobs(), self.queue, **ids))
 
 
@@ -204,22 +204,22 @@ def _tell(queue: Queue, what: str, job: str) -> None:
         print(f"{what} queued as {job}")
 
 
-def _say(run: Run, order: Order) -> None:
+def _say(run: RequestedRun, request: SubmitRequest) -> None:
     if run.finished:
         print(f"{run.name}: finished before")
     elif run.training is not None:
         print(f"{run.name}: is in the queue as {run.training}")
-    elif not order.train:
+    elif not request.train:
         print(f"{run.name}: is not finished; what follows sees its newest checkpoint")
 
 
-def _say_plan(order: Order, standing: Standing) -> None:
-    asked = order.cluster
-    counts = f"{len(standing.to_train)} of {len(standing.runs)} runs"
+def _say_plan(request: SubmitRequest, plan: SubmissionPlan) -> None:
+    asked = request.cluster
+    counts = f"{len(plan.to_train)} of {len(plan.runs)} runs"
     print(f"would train {counts}, each on {asked.nodes} x {asked.tasks} process(es):")
-    for run in standing.to_train:
+    for run in plan.to_train:
         print(f"  {run.folder}")
-    elements = sum(len(run.elements) for run in standing.runs)
+    elements = sum(len(run.elements) for run in plan.runs)
     if elements:
-        print(f"then {elements} evaluations, random initialisation beside them, and a report in {order.root}")
+        print(f"then {elements} evaluations, random initialisation beside them, and a report in {request.root}")
     print("nothing was queued (--dry-run)")

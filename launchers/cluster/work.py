@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from engine.preempt import StopSignals, ignore_stop_signals
-from launchers.cli import guarded
+from launchers.cli import TRY_AGAIN, guarded
 from launchers.runs import slurm
 from launchers.runs.attempts import read_attempts
 
@@ -79,9 +79,14 @@ class PretrainJob:
     def train(self) -> int:
         """Train in this process as it is; returns the exit code of `tandem pretrain`."""
         os.chdir(self.folder)
-        from launchers import pretrain
+        with StopSignals():
+            from engine.distributed import shutdown
+            from launchers.training.stages import stages
+            from launchers.training.train import load_run, train
 
-        return pretrain.main([self.config])
+            finished = all(train(stage).status == "finished" for stage in stages(load_run(self.config)))
+            shutdown()
+        return 0 if finished else TRY_AGAIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +112,8 @@ class FollowJob:
 
     def __call__(self) -> None:
         """Do the work; known errors end with one line and their exit code."""
-        # submitit's handlers wait for a pre-emption that it would answer by queueing again; an evaluation that is told
-        # to end just ends. What it measured by then is kept, and SLURM queues a pre-empted job again by itself.
+        # submitit's handlers wait for a pre-emption that it would answer by queueing again; an evaluation just
+        # ends. What it measured by then is kept, and SLURM queues a pre-empted job again by itself.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         slurm.stop_with_slurmstepd()
         os.chdir(self.folder)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
-from data.calibration.check import CalibrationCheck, Motion, Verdict, motion_between, projected_edges
+from data.calibration.check import CalibrationCheck, CalibrationVerdict, Motion, motion_between, projected_edges
 from data.calibration.depth_edges import edge_strength
 from data.sample import CameraView, Sample
 from data.storage.shards import Manifest, SampleError, SampleReader
@@ -47,7 +47,7 @@ class CalibrationReport:
     """
 
     check: CalibrationCheck
-    verdicts: tuple[Verdict, ...]
+    verdicts: tuple[CalibrationVerdict, ...]
     damaged: tuple[tuple[str, str, str], ...]
 
     def tables(self) -> list[Table]:
@@ -72,7 +72,7 @@ class CalibrationReport:
         return [figures, Table(title="calibration in words", rows=lines)]
 
     @staticmethod
-    def line(verdict: Verdict) -> str:
+    def line(verdict: CalibrationVerdict) -> str:
         """The verdict's message, marked where it is a warning."""
         return f"WARNING {verdict.message()}" if verdict.status in ("shift", "time") else verdict.message()
 

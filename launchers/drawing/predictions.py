@@ -16,9 +16,8 @@ from data.storage.shards import replace_file
 from engine.downstream.depth import DepthConfig, predicted_depth
 from launchers.drawing.canvas import RgbImage, captioned, class_colours, enlarge, enlargement, jpeg_bytes, tiled
 from launchers.drawing.views import depth_view
+from launchers.runs.files import EVALUATIONS, PREDICTIONS_FOLDER
 
-FOLDER = "predictions"
-"""Beside a results file."""
 _WIDTH_PX = 480
 """Images are enlarged by a whole factor towards this width."""
 
@@ -52,7 +51,7 @@ def draw_predictions(batch: Batch, output: Float[Tensor, "I C H W"], limits: Dep
 
 def write_predictions(folder: Path, name: str, picture: RgbImage) -> Path:
     """Save a picture beside the results, replacing an earlier one of the same name."""
-    path = folder / FOLDER / (re.sub(r"[^A-Za-z0-9_.-]+", "-", name) + ".jpg")
+    path = folder / PREDICTIONS_FOLDER / (re.sub(r"[^A-Za-z0-9_.-]+", "-", name) + ".jpg")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, jpeg_bytes(picture))
     return path
@@ -64,7 +63,9 @@ def read_predictions(run: Path) -> Mapping[str, RgbImage]:
     One that cannot be read is left out: it is no number.
     """
     found = {}
-    for path in sorted(run.glob(f"{FOLDER}/*.jpg")) + sorted(run.glob(f"evaluation/*/{FOLDER}/*.jpg")):
+    for path in sorted(run.glob(f"{PREDICTIONS_FOLDER}/*.jpg")) + sorted(
+        run.glob(f"{EVALUATIONS}/*/{PREDICTIONS_FOLDER}/*.jpg")
+    ):
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is not None:
             found[path.stem] = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))

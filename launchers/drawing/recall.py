@@ -17,11 +17,10 @@ from matplotlib.figure import Figure
 from configs.load import ConfigError
 from engine.downstream.pose_errors import RRE_LIMIT_DEG, RTE_LIMIT_M, recall_curve
 from launchers.drawing.canvas import RgbImage
+from launchers.runs.files import REGISTRATION_FOLDER
 
-FOLDER = "registration"
-"""Beside a results file."""
 ERRORS_FILE, PICTURE_FILE = "errors.json", "recall.png"
-"""In it: the errors of every image, and the recall curves."""
+"""In the folder of a registration: the errors of every image, and the recall curves."""
 
 _PANELS = (("rte_m", "RTE below, m", RTE_LIMIT_M), ("rre_deg", "RRE (geodesic) below, degrees", RRE_LIMIT_DEG))
 _STEPS = 200
@@ -54,7 +53,7 @@ def recall_figure(errors: Mapping[str, Mapping[str, Sequence[float | None]]]) ->
 def recall_pictures(run_dir: Path) -> dict[str, RgbImage]:
     """The recall curves that evaluations of a run have left in its folder, by title."""
     pictures = {}
-    for file in sorted(run_dir.rglob(f"{FOLDER}/{PICTURE_FILE}")):
+    for file in sorted(run_dir.rglob(f"{REGISTRATION_FOLDER}/{PICTURE_FILE}")):
         where = file.parent.parent.relative_to(run_dir).as_posix()
         picture = cv2.imread(str(file))
         if picture is None:

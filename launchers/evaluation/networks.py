@@ -12,14 +12,15 @@ from typing import get_args
 import torch
 from torch import nn
 
+from common.run_files import CHECKPOINT_CONFIG, CHECKPOINTS_FOLDER, SUMS_FILE, WEIGHTS_FILE
 from configs.load import ConfigError
 from configs.schema import EvaluateConfig, PretrainConfig
-from engine.checkpoint import WEIGHTS, load_weights, read_state
+from engine.checkpoint import load_weights, read_state
 from engine.downstream.protocols import ORDER, TOWER_TITLES, Initialisation, ProtocolName, Tower, of_tower
 from engine.downstream.results import LeakLevel
 from engine.errors import CheckpointError
 from launchers.runs.settings import setting_of
-from launchers.training.run_folder import CHECKPOINT_CONFIG, find_checkpoint_folder, load_run_config
+from launchers.training.restore import find_checkpoint_folder, load_run_config
 from models.image.base import ImageEncoderConfig
 from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
@@ -67,14 +68,14 @@ def open_source(path: Path) -> Source:
 
 def identity_of(checkpoint: Path) -> str:
     """Name of a checkpoint's weights in results, see `Source.identity`; the weights are not read."""
-    sha256 = json.loads((checkpoint / "files.json").read_text())[WEIGHTS]["sha256"]
+    sha256 = json.loads((checkpoint / SUMS_FILE).read_text())[WEIGHTS_FILE]["sha256"]
     return f"{run_folder_of(checkpoint).name}/{checkpoint.name} {sha256[:12]}"
 
 
 def run_folder_of(path: Path) -> Path:
     """The run that a folder belongs to: <run>/checkpoints/step_... or the run itself."""
     resolved = path.resolve()
-    return resolved.parent.parent if resolved.parent.name == "checkpoints" else resolved
+    return resolved.parent.parent if resolved.parent.name == CHECKPOINTS_FOLDER else resolved
 
 
 def check_alike(sources: Sequence[Source]) -> None:

@@ -23,8 +23,9 @@ from engine.downstream.common import Splits, thin
 from engine.downstream.protocols import Initialisation, Planned
 from engine.downstream.registration import MAIN_METRIC, Registered, RegistrationConfig, registration
 from engine.downstream.results import Result
-from launchers.drawing.recall import ERRORS_FILE, FOLDER, PICTURE_FILE, recall_figure
+from launchers.drawing.recall import ERRORS_FILE, PICTURE_FILE, recall_figure
 from launchers.evaluation.common import Evaluation, fitting, splits_of
+from launchers.runs.files import REGISTRATION_FOLDER
 
 _CALIBRATION_SEED = 1_000_003
 """Perturbations of the train sweeps that BatchNorm statistics come from; no seed of a protocol."""
@@ -110,7 +111,7 @@ class _Kept:
     """Errors of every image, for curves; those of earlier calls stay."""
 
     def __init__(self, evaluation: Evaluation) -> None:
-        self._folder = evaluation.folder / FOLDER
+        self._folder = evaluation.folder / REGISTRATION_FOLDER
         self._errors: dict[str, dict[str, list[float | None]]] = {}
         file = self._folder / ERRORS_FILE
         if file.is_file():

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from common.run_files import list_checkpoints, step_of
 from configs.load import ConfigError
 from configs.schema import EvaluateConfig
 from data.storage.shards import load_manifest, replace_file
-from engine.checkpoint import list_checkpoints, newest_intact, step_of
+from engine.checkpoint import newest_intact
 from engine.downstream.metrics import METRICS, Metric
 from engine.downstream.protocols import TOWERS
 from engine.downstream.results import now
@@ -25,9 +26,9 @@ from engine.errors import CheckpointError
 from launchers.evaluate import evaluate_runs
 from launchers.evaluation.common import Progressing, splits_of
 from launchers.evaluation.networks import identity_of
-from launchers.training.run_folder import load_run_config
+from launchers.runs.files import SELECTION
+from launchers.training.restore import load_run_config
 
-FOLDER = "selection"
 _OUTCOME = "selection.json"
 _SCORES = "scores.json"  # not results.json: these are no numbers for a table
 
@@ -68,7 +69,7 @@ def read_selection(run_dir: Path) -> Selection | None:
     Raises:
         ConfigError: the file is damaged.
     """
-    path = run_dir / FOLDER / _OUTCOME
+    path = run_dir / SELECTION / _OUTCOME
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
         scores = {int(step): float(score) for step, score in tree["scores"].items()}
@@ -107,7 +108,7 @@ def select_best(
     last = newest_intact(run_dir)
     if last is None:
         raise CheckpointError(f"{run_dir}: no checkpoint, so there is none to choose; was the run ever trained?")
-    folder = run_dir / FOLDER
+    folder = run_dir / SELECTION
     folder.mkdir(exist_ok=True)
     taking_part = [c for c in reversed(list_checkpoints(run_dir)) if step_of(c) % every == 0 and c != last]
     scores = {}

@@ -16,8 +16,8 @@ from configs.schema import PretrainConfig
 from data.storage.shards import file_sha256
 from engine import metric_names as names
 from launchers.planning.figures import StepTime
-from launchers.runs.run_status import all_metric_lines, read_config
-from launchers.training.run import run as train
+from launchers.runs.files import read_config, read_metrics
+from launchers.training.train import train
 from models.image.teacher import FrozenTeacher
 from models.methods.base import Objective
 
@@ -56,7 +56,7 @@ def step_of_run(folder: Path, config: PretrainConfig) -> StepTime:
     Raises:
         ConfigError: the folder has no metrics.
     """
-    lines = [line for line in all_metric_lines(folder / "metrics.jsonl") if line.get(names.STEP_S)]
+    lines = [line for line in read_metrics(folder) if line.get(names.STEP_S)]
     if not lines:
         raise ConfigError(f"{folder}: no metrics.jsonl with {names.STEP_S}; name the folder of a run that has trained")
     counted = lines[len(lines) // 4 :]  # the first ones compile, fill caches and start workers

@@ -16,9 +16,8 @@ from typing import Any
 from torch.utils.tensorboard.writer import SummaryWriter
 
 from engine.downstream.results import Result, baseline_of, paired_difference
+from launchers.runs.files import HPARAMS_FOLDER
 from launchers.runs.settings import differences
-
-FOLDER = "hparams"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +46,8 @@ def write_hparams(out: Path, runs: Sequence[HparamRun]) -> Path:
         The folder to be read by TensorBoard.
     """
     told = hyper_parameters(runs)
-    final = out / FOLDER
-    draft = Path(tempfile.mkdtemp(dir=out, prefix=f".{FOLDER}."))
+    final = out / HPARAMS_FOLDER
+    draft = Path(tempfile.mkdtemp(dir=out, prefix=f".{HPARAMS_FOLDER}."))
     try:
         draft.chmod(0o755)
         for run in runs:

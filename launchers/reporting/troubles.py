@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launchers.evaluation.selection import FOLDER as SELECTION
 from launchers.evaluation.selection import Selection, read_selection
-from launchers.runs.elements import BASELINES, ERROR_FILE, read_error
+from launchers.runs.files import BASELINES, ERROR_FILE, SELECTION, read_error
 from launchers.runs.run_status import read_files, run_status
 from launchers.runs.run_trouble import BAD
 from launchers.runs.slurm import JobInfo, SlurmError, available, queue

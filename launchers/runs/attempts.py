@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-logger = logging.getLogger("tandem.pretrain")
+from common.run_files import json_lines
+from launchers.runs.files import ATTEMPTS_FILE
 
-FILE = "attempts.jsonl"
+logger = logging.getLogger("tandem.pretrain")
 
 Status = Literal["running", "finished", "preempted", "failed", "died"]
 
@@ -123,7 +124,7 @@ def begin(run_dir: str | Path, world_size: int, *, job: str | None = None, nodes
         nodes: SLURM's list of nodes; None for this host.
     """
     host = socket.gethostname()
-    record = AttemptRecord(Path(run_dir) / FILE)
+    record = AttemptRecord(Path(run_dir) / ATTEMPTS_FILE)
     record._write(
         {
             "event": "begin",
@@ -157,19 +158,14 @@ def read_attempts(run_dir: str | Path) -> list[Attempt]:
     Args:
         run_dir: folder of the run.
     """
-    path = Path(run_dir) / FILE
+    path = Path(run_dir) / ATTEMPTS_FILE
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
         return []
     attempts: list[Attempt] = []
-    for line in lines:
-        try:
-            event = json.loads(line)
-            kind = event["event"]
-        except (ValueError, KeyError, TypeError):
-            continue  # cut short by a crash or a full disk; what it would have said shows in the lines around it
-        if kind == "begin":
+    for event in json_lines(lines):  # what a line that was cut short would have said shows in those around it
+        if event.get("event") == "begin":
             if attempts and attempts[-1].status == "running":
                 attempts[-1] = replace(attempts[-1], status="died")
             attempts.append(_begun(event))
@@ -190,9 +186,9 @@ def _begun(event: Mapping[str, Any]) -> Attempt:
 
 
 def _continued(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
-    if event["event"] == "resumed":
+    if event.get("event") == "resumed":
         return replace(attempt, resumed=event.get("step"))
-    if event["event"] == "end":
+    if event.get("event") == "end":
         return replace(
             attempt,
             status=event.get("status", "failed"),

@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from engine.errors import CheckpointError
-
-JOBS_FILE = "jobs.json"
+from launchers.runs.files import JOBS_FILE
 
 
 @dataclass(frozen=True, kw_only=True)

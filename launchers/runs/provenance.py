@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from launchers.cluster.freeze import COMMIT_FILE
+from launchers.runs.files import COMMIT_FILE
 
 _PACKAGES = ("tandem-pretrain", "torch", "deepspeed", "spconv", "webdataset", "numpy", "scipy")
 

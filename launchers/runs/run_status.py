@@ -1,37 +1,30 @@
-"""How one run stands, from the files in its folder and what SLURM says: no torch, a few kilobytes read a run.
+"""Status of one run, from the files in its folder and what SLURM says: no torch, a few kilobytes read a run.
 
 A run's own record (attempts.jsonl) says how it ended; SLURM says whether it waits or runs. Where both are silent the
-checkpoints and metrics.jsonl speak. Ages are by this machine's clock and for people; nothing is decided by them.
+checkpoints and metrics.jsonl speak. Ages are by this machine's clock; nothing is decided by them.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from common.run_files import METRICS_FILE
 from engine import metric_names as names
 from engine.errors import CheckpointError
 from launchers.runs.attempts import Attempt, read_attempts
-from launchers.runs.elements import BASELINES, EVALUATIONS
-from launchers.runs.job_record import JOBS_FILE, Jobs, read_jobs
-from launchers.runs.run_trouble import SLURM_ENDS, RunFiles, ended_badly, evaluations, mtime, tail
+from launchers.runs.files import mtime, newest_metrics, newest_state, read_config
+from launchers.runs.job_record import Jobs, read_jobs
+from launchers.runs.run_trouble import SLURM_ENDS, RunFiles, ended_badly, evaluations
 from launchers.runs.run_trouble import why as reasons
 from launchers.runs.slurm import JobInfo
 
-MARKS = ("config.yaml", "attempts.jsonl", JOBS_FILE, "submission", "checkpoints")
-"""Each of these makes a folder a run's."""
-NO_RUNS = frozenset({BASELINES, "code", EVALUATIONS, "tensorboard"})
-"""Folders beside or in runs that hold none."""
-MAX_DEPTH = 4
 SPEED_LINES = 5
 """Lines of metrics that the speed for the time left is averaged over."""
 SILENT_S = 600.0
@@ -81,18 +74,6 @@ class RunStatus:
     why: tuple[str, ...]
 
 
-def find_runs(root: Path) -> Iterator[Path]:
-    """Runs at or below a folder, by name; nothing is looked for inside a run."""
-    for folder, below, _ in os.walk(root):
-        here = Path(folder)
-        if any((here / mark).exists() for mark in MARKS):
-            below.clear()
-            yield here
-        else:
-            deep = len(here.relative_to(root).parts) >= MAX_DEPTH
-            below[:] = [] if deep else sorted(n for n in below if n not in NO_RUNS and not n.startswith("."))
-
-
 def read_files(folder: Path) -> RunFiles:
     """Jobs and attempts of a run. A damaged jobs.json is a remark on this run: the others are still to be shown."""
     jobs, damage = None, ""
@@ -104,17 +85,16 @@ def read_files(folder: Path) -> RunFiles:
 
 
 def run_status(files: RunFiles, queue: Mapping[str, JobInfo]) -> RunStatus:
-    """How a run stands.
+    """Status of a run.
 
     Args:
         files: of the run.
         queue: what SLURM knows of its jobs; empty without SLURM.
     """
     folder, now = files.folder, time.time()
-    lines = metric_lines(folder / "metrics.jsonl")
+    lines = newest_metrics(folder, SPEED_LINES)
     last_line: Mapping[str, Any] = lines[-1] if lines else {}
-    checkpoint = newest_checkpoint(folder)
-    state_json = _json(checkpoint / "state.json") if checkpoint is not None else {}
+    state_json, written = newest_state(folder)
     step = _most(last_line.get("step"), state_json.get("step"))
     num_steps = total_steps(read_config(folder), state_json, last_line)
     job = files.job(queue)
@@ -136,7 +116,7 @@ def run_status(files: RunFiles, queue: Mapping[str, JobInfo]) -> RunStatus:
         data_wait_share=last_line.get(names.DATA_WAIT_SHARE),
         eta_s=time_left(lines, step, num_steps) if state == "running" else None,
         checkpoint_step=state_json.get("step"),
-        checkpoint_age_s=None if checkpoint is None else max(0.0, now - mtime(checkpoint / "state.json")),
+        checkpoint_age_s=max(0.0, now - written) if written else None,
         evaluations_done=done,
         evaluations=known,
         why=(*reasons(files, state, info), *_silence(folder, state, lines, now), *trouble),
@@ -207,48 +187,6 @@ def _where(info: JobInfo | None) -> str:
 # --------------------------------------------------------------------------------------------------------- progress
 
 
-def metric_lines(path: Path) -> list[dict[str, Any]]:
-    """The last whole lines of metrics.jsonl, at most `SPEED_LINES`; [] if there are none."""
-    # One more, since the first may be cut by our window and the last by the writer.
-    return _whole(tail(path).splitlines()[-SPEED_LINES - 1 :])[-SPEED_LINES:]
-
-
-def all_metric_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of metrics.jsonl; [] if there are none."""
-    return _whole(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else []
-
-
-def _whole(texts: Sequence[str]) -> list[dict[str, Any]]:
-    found = []
-    for text in texts:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict):
-            found.append(line)
-    return found
-
-
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The newest finished checkpoint, its contents unchecked: hashing gigabytes is not for a status line."""
-    found = sorted((folder / "checkpoints").glob("step_*"), reverse=True)
-    return next((c for c in found if (c / "state.json").is_file()), None)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved config as plain YAML: the run's, before its start the submission's; {} if there is none."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is 10 times as fast
-    for path in (folder / "config.yaml", folder / "submission" / "config.yaml"):
-        try:
-            tree = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-        except (OSError, yaml.YAMLError, UnicodeDecodeError):
-            continue
-        if isinstance(tree, dict):
-            return tree
-    return {}
-
-
 def total_steps(config: Mapping[str, Any], state: Mapping[str, Any], line: Mapping[str, Any]) -> int | None:
     """Updates of the whole run: as configured, as the checkpoint says, or from the epochs that a step makes.
 
@@ -285,21 +223,10 @@ def _silence(folder: Path, state: str, lines: Sequence[Mapping[str, Any]], now: 
         return []
     interval = abs(lines[-1]["step"] - lines[-2]["step"]) if len(lines) > 1 else 1
     expected = 5 * interval * float(lines[-1].get(names.STEP_S) or 0.0)
-    silent = now - mtime(folder / "metrics.jsonl")
+    silent = now - mtime(folder / METRICS_FILE)
     if silent < max(SILENT_S, expected):
         return []
     return [f"has logged nothing for {silent / 60:.0f} min"]
-
-
-# ------------------------------------------------------------------------------------------------------------ files
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return tree if isinstance(tree, dict) else {}
 
 
 def _most(*steps: object) -> int | None:

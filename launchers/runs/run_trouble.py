@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import re
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.run_files import RESULTS_FILE
 from launchers.runs.attempts import Attempt
-from launchers.runs.elements import EVALUATIONS, read_error
+from launchers.runs.files import EVALUATIONS, mtime, read_error, tail
 from launchers.runs.job_record import Jobs
 from launchers.runs.slurm import JobInfo
 
-TAIL_BYTES = 32_768
-"""Read of the end of a log or of metrics.jsonl; a line of metrics is under 1 kB."""
 STDERR_LINES = 4
 LOG_ENDINGS = (".err", ".out", ".log")
 PLAIN_LOGS = Path(__file__).resolve().parents[2] / "slurm" / "logs"
@@ -88,7 +85,7 @@ def evaluations(folder: Path, jobs: Jobs, queue: Mapping[str, JobInfo]) -> tuple
             continue  # whatever lies there is of an earlier attempt, or half of it
         if (reason := read_error(root / name)) is not None:
             trouble.append(f"evaluation {name}: {reason}")
-        elif (root / name / "results.json").is_file():
+        elif (root / name / RESULTS_FILE).is_file():
             done += 1
         elif never:
             trouble.append(f"evaluation {name}: never starts, since what it waited for failed")
@@ -149,22 +146,3 @@ def stderr_end(files: RunFiles, job: str | None) -> list[str]:
     newest = max(logs, key=lambda p: (p.suffix == ".err", mtime(p)))
     lines = [line.rstrip() for line in tail(newest).splitlines() if line.strip()]
     return [f"end of {newest}:", *(f"  {line}" for line in lines[-STDERR_LINES:])]
-
-
-def tail(path: Path) -> str:
-    """The last `TAIL_BYTES` of a file as text; "" if there is no such file."""
-    try:
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - TAIL_BYTES))
-            return file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ""
-
-
-def mtime(path: Path) -> float:
-    """When a file was last written; now, if it is gone."""
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:  # pruned while we looked
-        return time.time()

@@ -89,8 +89,8 @@ def labels(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     made = {}
     for setting, values in differ.items():
         # What only some methods have says nothing beside the method's name, unless it is all there is.
-        told = {n: v for n, v in values.items() if n in everywhere} or values
-        made[setting] = _text(told)
+        shown = {n: v for n, v in values.items() if n in everywhere} or values
+        made[setting] = _text(shown)
     doubled = {text for text in made.values() if list(made.values()).count(text) > 1}
     return {setting: f"{text} #{setting[:4]}".strip() if text in doubled else text for setting, text in made.items()}
 

@@ -87,10 +87,10 @@ def queue(ids: Iterable[str]) -> dict[str, JobInfo]:
     Raises:
         SlurmError: the controller does not answer, or an id is not one.
     """
-    wanted = _checked(ids)
-    if not wanted:
+    asked = _checked(ids)
+    if not asked:
         return {}
-    arrays = sorted({job.partition("_")[0] for job in wanted})
+    arrays = sorted({job.partition("_")[0] for job in asked})
     command = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T|%N|%L|%r", "--jobs")
     try:
         # Elements are picked out of whole arrays here: squeue refuses all when it does not know one of them.
@@ -102,7 +102,7 @@ def queue(ids: Iterable[str]) -> dict[str, JobInfo]:
     jobs = {}
     for line in text.splitlines():
         job, state, nodes, time_left, reason = line.split("|", 4)
-        if job in wanted or job.partition("_")[0] in wanted:
+        if job in asked or job.partition("_")[0] in asked:
             jobs[job] = JobInfo(id=job, state=state, reason=reason, nodes=nodes, time_left=time_left)
     return jobs
 
@@ -120,11 +120,11 @@ def cancel(ids: Iterable[str]) -> None:
     """Cancel jobs, queued or running; those that have ended already are passed over.
 
     Raises:
-        SlurmError: the controller does not answer, or the jobs belong to somebody else.
+        SlurmError: the controller does not answer, or the jobs belong to another user.
     """
-    wanted = _checked(ids)
-    if wanted:
-        run_command("scancel", "--quiet", *wanted)
+    checked = _checked(ids)
+    if checked:
+        run_command("scancel", "--quiet", *checked)
 
 
 def send_signal(job: str, name: str) -> None:
@@ -137,7 +137,7 @@ def send_signal(job: str, name: str) -> None:
 
 
 def stop_with_slurmstepd() -> None:
-    """In a job step: be told to stop (SIGTERM) when slurmstepd is killed, instead of living on where nobody looks.
+    """In a job step: get SIGTERM when slurmstepd is killed, instead of living on unseen.
 
     Called by the step's process itself: `setpriv --pdeathsig` in a batch script needs util-linux 2.33, which clusters
     with older distributions lack. Linux only; elsewhere there is no such signal.
@@ -188,11 +188,11 @@ def run_command(*command: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
 
 
 def _checked(ids: Iterable[str]) -> list[str]:
-    wanted = list(dict.fromkeys(ids))
-    for job in wanted:
+    unique = list(dict.fromkeys(ids))
+    for job in unique:
         if not _JOB_ID.fullmatch(job):
             raise SlurmError(f"{job!r} is no job id; expected for example 12 or 12_0")
-    return wanted
+    return unique
 
 
 def _shown(command: Sequence[str], most: int = 200) -> str:

@@ -1,7 +1,7 @@
-"""A run that continues on another number of processes: the micro-batch that keeps its samples an update.
+"""Chooses the micro-batch of a run that continues on another number of processes, so that its global batch stays.
 
 `data.micro_batch_size` is the run's setting, for the number of processes that it began with. On another number the
-launcher derives the micro-batch, so the same command and the same config continue the run; nobody edits a file.
+launcher derives the micro-batch, so the same command and the same config continue the run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def fit_micro_batch(config: PretrainConfig, world: World) -> int:
         world: the run's processes; all call it.
 
     Raises:
-        ConfigError: the run's global batch cannot be kept on so many processes, or not with these settings.
+        ConfigError: the run's global batch cannot be kept on this number of processes, or not with these settings.
     """
     found = peek(Path(config.run_dir), world)
     if found is None or "engine" not in found[0]:
@@ -104,5 +104,5 @@ def _warn_of_other_losses(config: PretrainConfig) -> None:
     if not config.engine.sync_bn:
         logger.warning(
             "engine.sync_bn=false: BatchNorm's statistics come from each process' own samples, so the loss depends on "
-            "the number of processes; running statistics go on from those of rank 0"
+            "the number of processes; running statistics continue from those of rank 0"
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from configs.load import ConfigError
 from data.batch_spec import BatchSpec
@@ -20,7 +21,11 @@ from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter, teacher
 from engine.distributed import World, agree_any, agree_signal
 from engine.errors import StopRequested
 from engine.preempt import StopSignals
+from launchers.training.supervision import Supervised
 from models.image.teacher import FrozenTeacher
+from models.methods.base import MethodConfig
+
+logger = logging.getLogger("tandem.pretrain")
 
 _SAMPLES_AT_A_TIME = 4
 _PIXELS = BatchSpec(superpixels=True)
@@ -56,20 +61,45 @@ def cache_root(config: DataConfig) -> str:
     return config.cache.teacher_folder
 
 
+def teacher_cache(
+    objective: nn.Module, method: MethodConfig, config: DataConfig, run: Supervised
+) -> TeacherCache | None:
+    """The finished cache, if the method asks for one; see `open_or_build`.
+
+    Args:
+        objective: the method, built.
+        method: its settings.
+        config: of the training data.
+        run: the run.
+    """
+    if not method.caches_teacher:
+        return None
+    if not isinstance(objective, PoolsTeacher):
+        logger.warning(
+            "method.teacher.cache=true has no effect: this method does not pool its teacher over superpixels"
+        )
+        return None
+    run.watchdog.phase("teacher cache", 0)
+    cache = open_or_build(objective, config, run.world, run.signals)
+    run.watchdog.phase("start", 0)
+    run.stop_if_signalled()
+    return cache
+
+
 def open_or_build(
     objective: PoolsTeacher, config: DataConfig, world: World, signals: StopSignals | None = None
 ) -> TeacherCache:
     """The finished cache of this teacher and this set; rank 0 builds what is missing while the others wait.
 
-    An interrupted build goes on where it stopped. Several runs that build the same cache at once write the same
+    An interrupted build continues where it stopped. Several runs that build the same cache at once write the same
     bytes, one after the other's rename. The wait may be longer than the time limit of a collective: rank 0 tells the
-    others every few seconds that it still builds, and hears whether one of them was told to stop.
+    others every few seconds that it still builds, and hears whether one of them got a stop signal.
 
     Args:
         objective: whose teacher.
         config: of the training data.
         world: the run's processes; all call it.
-        signals: what this process was told; None: nobody stops it.
+        signals: stop signals of this process; None: there are none.
 
     Raises:
         ShardError: damaged samples beyond `config.max_skip_share`, or a damaged cache.
@@ -96,14 +126,14 @@ def open_or_build(
 
 
 def _build(objective: PoolsTeacher, config: DataConfig, key: str, world: World, signals: StopSignals) -> bool:
-    """Add what is missing; True if some rank was told to stop before the end."""
+    """Add what is missing; True if some rank got a stop signal before the end."""
     manifest = load_manifest(config.shards, config.cache)
     writer = TeacherCacheWriter(cache_root(config), key, objective.teacher.num_features, manifest)
     missing = writer.missing(manifest.indices(config.split)[: config.limit])
     teacher_was_on = next(objective.teacher.parameters()).device
     objective.teacher.to(world.device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    flushed = told = time.monotonic()
+    flushed = told_at = time.monotonic()
     try:
         with Progress(*columns) as progress:
             task = progress.add_task("teacher features", total=len(missing))
@@ -116,10 +146,10 @@ def _build(objective: PoolsTeacher, config: DataConfig, key: str, world: World, 
                 if time.monotonic() - flushed >= _FLUSH_EVERY_S:
                     writer.flush()
                     flushed = time.monotonic()
-                if signals.number > 0 or time.monotonic() - told >= _TELL_EVERY_S:
+                if signals.number > 0 or time.monotonic() - told_at >= _TELL_EVERY_S:
                     if agree_any([True, signals.number > 0], world)[1]:
                         return True
-                    told = time.monotonic()
+                    told_at = time.monotonic()
     finally:
         writer.flush()  # an interrupted build keeps what it has
     writer.finish()

@@ -9,16 +9,14 @@ from typing import Any
 import pytest
 import torch
 
+from common.run_files import damage, list_checkpoints, step_of
 from engine.checkpoint import (
     CheckpointConfig,
     check_same,
-    damage,
-    list_checkpoints,
     load_weights,
     newest_intact,
     read_rank_state,
     save_checkpoint,
-    step_of,
 )
 from engine.distributed import World
 from engine.errors import CheckpointError

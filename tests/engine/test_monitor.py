@@ -11,7 +11,7 @@ from rich.console import Console
 from engine import metric_names as names
 from engine.distributed import World
 from engine.monitor import Monitor, MonitorConfig, Window, peak_rss_gib
-from engine.pretrain import PretrainSettings
+from engine.settings import PretrainSettings
 
 
 def test_window_means_and_empties(world: World) -> None:

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+from common.run_files import list_checkpoints
 from engine import metric_names as names
-from engine.checkpoint import list_checkpoints, load_weights
+from engine.checkpoint import load_weights
 from engine.distributed import World
 from engine.errors import CheckpointError, DivergenceError, DryBatchError
 from engine.pretrain import pretrain

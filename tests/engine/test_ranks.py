@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from engine.checkpoint import damage, list_checkpoints
+from common.run_files import damage, list_checkpoints
 from engine.distributed import World
 from tests.helpers.toy_run import finish, losses, metrics, run_toy, spawn, weights
 

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from common.run_files import list_checkpoints
 from engine import checkpoint_retry as keeper_module
-from engine.checkpoint import CheckpointConfig, list_checkpoints, newest_intact
+from engine.checkpoint import CheckpointConfig, newest_intact
 from engine.checkpoint_retry import CheckpointRetry
 from engine.distributed import World
 from engine.errors import CheckpointError

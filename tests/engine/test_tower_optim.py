@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.checkpoint import list_checkpoints
+from common.run_files import list_checkpoints
 from engine.distributed import World
 from engine.downstream.finetune import FinetuneConfig, SegmentationNetwork, rate_groups
 from engine.errors import CheckpointError

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.watchdog_verdict import Judge, Sign, Verdict
+from engine.watchdog_verdict import Judge, Sign, WatchdogVerdict
 
 
 def sign(rank: int, **values: object) -> Sign:
@@ -100,5 +100,5 @@ def test_a_rank_that_failed_is_quoted() -> None:
 def test_signs_and_verdicts_travel_as_text() -> None:
     there = sign(3, beat=4, progress=5, step=6, phase="data", state="broken", reason="ü")
     assert Sign.decode(there.encode()) == there
-    verdict = Verdict(kind="lost", text="ü", ranks=(1, 2))
-    assert Verdict.decode(verdict.encode()) == verdict
+    verdict = WatchdogVerdict(kind="lost", text="ü", ranks=(1, 2))
+    assert WatchdogVerdict.decode(verdict.encode()) == verdict

@@ -17,7 +17,7 @@ import torch
 
 from engine.distributed import free_port, shutdown
 from engine.pretrain import PretrainSummary
-from launchers.training.run import load_run, run
+from launchers.training.train import load_run, train
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = REPOSITORY / "configs" / "pretrain"
@@ -57,7 +57,7 @@ def arguments(run_dir: Path | str, shards: str, *overrides: str, config: Path = 
 def pretrain_here(run_dir: Path | str, shards: str, *overrides: str, config: Path = STREET) -> PretrainSummary:
     """Run in this process, which keeps its process group."""
     path, *rest = arguments(run_dir, shards, *overrides, config=config)
-    return run(load_run(path, rest))
+    return train(load_run(path, rest))
 
 
 def child(module: str, *argv: str, env: dict[str, str] | None = None, new_group: bool = False) -> subprocess.Popen[str]:
@@ -87,7 +87,7 @@ def main() -> None:
     torch.set_num_threads(1)
     try:
         for path, *overrides in json.loads(sys.argv[1]):
-            run(load_run(path, overrides))
+            train(load_run(path, overrides))
     finally:
         shutdown()
 

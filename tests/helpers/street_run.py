@@ -11,8 +11,8 @@ from configs.schema import PretrainConfig
 from data.loading.evaluation import load_batch
 from data.sample import Batch
 from data.storage.shards import SampleReader, load_manifest
-from launchers.training.run import load_run
 from launchers.training.stages import method_without_weights
+from launchers.training.train import load_run
 from models.methods.base import Objective
 from tests.helpers.pretrain_run import CONFIGS
 

@@ -19,13 +19,15 @@ from typing import Any
 
 import torch
 
-from engine.checkpoint import CheckpointConfig, list_checkpoints, load_weights, step_of
+from common.run_files import list_checkpoints, step_of
+from engine.checkpoint import CheckpointConfig, load_weights
 from engine.deepspeed_config import EngineConfig
 from engine.distributed import free_port, init_distributed, shutdown
 from engine.monitor import MonitorConfig
 from engine.optim import OptimConfig
-from engine.pretrain import PretrainSettings, PretrainSummary, pretrain
+from engine.pretrain import PretrainSummary, pretrain
 from engine.schedule import ScheduleConfig
+from engine.settings import PretrainSettings
 from engine.tower_optim import TowerOptimConfig
 from tests.helpers.toy_follower import ToyFollower
 from tests.helpers.toy_objective import ToyBatch, ToyObjective, ToySource

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from launchers.training.run import load_run
+from launchers.training.train import load_run
 from models.image.resnet_encoder import ResNetEncoderConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.voxelnet import VoxelNetConfig

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
+from common.run_files import newest_step
 from launchers.cluster.after_step import (
-    FILE,
     MAX_DEATHS,
     MAX_STOPS,
     Ended,
@@ -20,11 +20,11 @@ from launchers.cluster.after_step import (
     decide,
     look_up,
     main,
-    newest_step,
     read_entries,
 )
 from launchers.runs import attempts, slurm
 from launchers.runs.attempts import read_attempts
+from launchers.runs.files import REQUEUES_FILE
 
 RUNNING = OwnJob(state="RUNNING", reason="None", restarts=0)
 ENV = {"SLURM_JOB_ID": "12"}
@@ -140,12 +140,12 @@ def test_requeued_once_and_noted(asked, tmp_path):
 
 
 def test_deaths_in_a_row_are_counted_over_calls(asked, tmp_path):
-    tmp_path.joinpath(FILE).write_text('{"cut short\n')
+    tmp_path.joinpath(REQUEUES_FILE).write_text('{"cut short\n')
     env = {**ENV, "SLURM_RESTART_COUNT": "3"}
     decisions = [after_step(137, tmp_path, env).requeue for _ in range(MAX_DEATHS)]
     assert decisions == [True] * (MAX_DEATHS - 1) + [False]
     assert len([call for call in asked if call[1] == "requeue"]) == MAX_DEATHS - 1
-    lines = tmp_path.joinpath(FILE).read_text().splitlines()
+    lines = tmp_path.joinpath(REQUEUES_FILE).read_text().splitlines()
     assert "given up" in json.loads(lines[-1])["why"]
 
 

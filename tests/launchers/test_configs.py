@@ -12,8 +12,8 @@ from configs.load import ConfigError, load
 from configs.schema import EvaluateConfig
 from engine.distributed import World
 from launchers.cli import main as tandem
-from launchers.training.run import load_run, run
 from launchers.training.stages import stages
+from launchers.training.train import load_run, train
 from models.lidar.voxelnet import VoxelNetConfig
 from models.methods.slidr import SlidrConfig
 from tests.helpers.pretrain_run import CONFIGS, SMALL, STREET, pretrain_here
@@ -50,7 +50,7 @@ def test_every_pretrain_config_takes_two_steps(path: Path, street_set: str, worl
         "data.micro_batch_size=2",
     ]
     first, *rest = stages(load_run(str(path), [*overrides, f"run_dir={run_dir}"]))
-    summary = [run(stage) for stage in (first, *rest)][-1]
+    summary = [train(stage) for stage in (first, *rest)][-1]
     assert (summary.status, summary.step, summary.skipped) == ("finished", 2, 0)
     values = losses(run_dir)
     assert len(values) == 2

@@ -9,13 +9,13 @@ import pytest
 from configs.load import load
 from configs.schema import EvaluateConfig
 from launchers.cli import VERBS
-from launchers.demo import FULL, NORMAL, SHORT, Size, main, stages
-from launchers.training.run import load_run
+from launchers.demo import FULL, NORMAL, SHORT, Size, commands, main
+from launchers.training.train import load_run
 
 
 @pytest.mark.parametrize("size", [NORMAL, FULL, SHORT], ids=["normal", "full", "short"])
 def test_every_stage_is_a_valid_command(tmp_path: Path, size: Size) -> None:
-    made = stages(tmp_path, size)
+    made = commands(tmp_path, size)
     assert sum(stage.share for stage in made) == pytest.approx(1.0)
     assert {stage.argv[0] for stage in made} == {"prepare", "pretrain", "evaluate", "report"} <= set(VERBS)
     runs = [stage.argv for stage in made if stage.argv[0] == "pretrain"]

@@ -18,7 +18,9 @@ from engine.errors import CheckpointError
 from launchers.drawing.contact_sheet import Picture, Table, page
 from launchers.drawing.set_summary import human_bytes, set_tables
 from launchers.inspect import find_sample, main
-from launchers.training.run_folder import find_checkpoint_folder, is_run, load_run_config, run_tables
+from launchers.reporting.run_tables import run_tables
+from launchers.runs.files import is_run
+from launchers.training.restore import find_checkpoint_folder, load_run_config
 from tests.helpers.run_folder import STEP, write_toy_run
 from tests.helpers.samples import CLASS_NAMES, write_toy_set
 

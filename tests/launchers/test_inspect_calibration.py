@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from data.calibration.check import CalibrationCheck, Verdict
+from data.calibration.check import CalibrationCheck, CalibrationVerdict
 from data.storage.shards import SampleReader, load_manifest
 from launchers.drawing.calibration_page import CalibrationReport, calibration_view, check_set
 from launchers.inspect import main
 from tests.helpers.samples import write_toy_set
 
-FITS = Verdict(
+FITS = CalibrationVerdict(
     camera="front",
     status="fits",
     num_samples=40,

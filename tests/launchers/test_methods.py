@@ -13,7 +13,7 @@ import torch.distributed as dist
 from engine.distributed import World
 from engine.interfaces import FollowsUpdates
 from engine.sync_bn import convert_sync_batchnorm
-from launchers.training.run import run
+from launchers.training.train import train
 from models.methods import METHODS
 from tests.helpers.degenerate_batches import degenerate_batches
 from tests.helpers.distributed import run_distributed
@@ -30,7 +30,7 @@ def test_the_street_run_takes_two_steps(
 ) -> None:
     """As its users start it: from YAML through loader, teacher cache and engine, a picture of each kind at the end."""
     steps = ("schedule.steps=2", "monitor.picture_every=2", "monitor.tensorboard=true")
-    summary = run(street_config(name, street_set, f"run_dir={tmp_path}", *steps))
+    summary = train(street_config(name, street_set, f"run_dir={tmp_path}", *steps))
     assert (summary.status, summary.step, summary.skipped) == ("finished", 2, 0)
     values = losses(tmp_path)
     assert all(math.isfinite(value) for value in values)

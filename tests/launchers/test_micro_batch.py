@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import torch
 
+from common.run_files import list_checkpoints
 from configs.load import ConfigError
 from data.loading.loader import build_loader
-from engine.checkpoint import list_checkpoints, load_weights
+from engine.checkpoint import load_weights
 from engine.distributed import World
 from launchers.training.micro_batch import choose_micro_batch
-from launchers.training.run import load_run
+from launchers.training.train import load_run
 from tests.helpers.pretrain_run import UNCACHED, arguments, pretrain_here, spawn_ranks
 from tests.helpers.toy_run import finish, losses, metrics, stop_at
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from common.run_files import WEIGHTS_FILE
 from data.order import SampleOrder, batch_positions
-from engine.checkpoint import WEIGHTS, newest_intact, read_rank_state
+from engine.checkpoint import newest_intact, read_rank_state
 from engine.distributed import World, free_port
 from launchers.cli import main as tandem
 from launchers.plan import model_sizes, parser, run_settings
@@ -22,7 +23,7 @@ from launchers.planning.figures import Course, Plan, StepTime
 from launchers.planning.measure import measured_writing
 from launchers.planning.tables import spoken
 from launchers.planning.warnings import warnings
-from launchers.training.run import load_run
+from launchers.training.train import load_run
 from tests.helpers.pretrain_run import CONFIGS, UNCACHED, arguments, child, pretrain_here, spawn_ranks
 from tests.helpers.toy_run import finish
 
@@ -81,7 +82,7 @@ def test_predicted_checkpoint_is_the_real_one(
     assert folder is not None
     real = {file.name: file.stat().st_size for file in folder.iterdir()}
     ranks = sum(size for name, size in real.items() if name.startswith("rank_"))
-    assert real[WEIGHTS] == pytest.approx(predicted.weights, rel=0.02)
+    assert real[WEIGHTS_FILE] == pytest.approx(predicted.weights, rel=0.02)
     assert ranks == pytest.approx(predicted.optimizer, rel=0.02)
     assert len(real) == predicted.files
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from common.run_files import list_checkpoints, step_of
 from configs.load import ConfigError, load
 from configs.schema import EvaluateConfig, FollowConfig, PretrainConfig
 from data.storage.shards import ShardError, load_manifest
-from engine.checkpoint import CheckpointConfig, list_checkpoints, step_of
+from engine.checkpoint import CheckpointConfig
 from engine.distributed import World
 from engine.downstream.results import Result, read_results
 from engine.errors import CheckpointError
@@ -26,9 +27,9 @@ from launchers.evaluate import evaluate_runs
 from launchers.evaluation import selection
 from launchers.evaluation.common import splits_of
 from launchers.evaluation.selection import Selection, read_selection, select_best
-from launchers.report import gather
-from launchers.runs.elements import read_error
-from launchers.training.run import load_run
+from launchers.reporting.collect import gather
+from launchers.runs.files import read_error
+from launchers.training.train import load_run
 from tests.engine.downstream.test_results import make
 from tests.helpers.pretrain_run import UNCACHED, pretrain_here
 from tests.helpers.run_folder import run_config, write_toy_run

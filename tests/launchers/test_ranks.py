@@ -21,7 +21,7 @@ from torch import Tensor
 from data.loading.loader import build_loader
 from engine.distributed import World
 from engine.sync_bn import convert_sync_batchnorm
-from launchers.training.run import load_run
+from launchers.training.train import load_run
 from models.methods.base import Objective
 from tests.helpers.distributed import run_distributed
 from tests.helpers.pretrain_run import UNCACHED, arguments, pretrain_here, spawn_ranks

@@ -20,8 +20,8 @@ from engine.downstream.results import read_results
 from launchers import evaluate as verb
 from launchers.evaluation.networks import open_source, pretrained_network, random_network
 from launchers.evaluation.registration_task import PerturbedImages
-from launchers.report import write_report
-from launchers.training.run import load_run
+from launchers.reporting.report_files import write_report
+from launchers.training.train import load_run
 from models.methods.nclr import Nclr
 from tests.helpers.pretrain_run import CONFIGS, SMALL, pretrain_here
 from tests.helpers.run_folder import write_toy_run

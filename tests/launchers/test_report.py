@@ -20,16 +20,18 @@ from rich.console import Console
 
 from engine.distributed import free_port
 from engine.downstream.results import Result, paired_difference, write_results
+from engine.errors import CheckpointError
 from launchers.cli import main as tandem
 from launchers.drawing.curves import MAX_POINTS, RunCurve, chart, thinned, tick_labels, ticks
 from launchers.evaluation.selection import Selection
-from launchers.report import gather, read_metrics, write_report
+from launchers.reporting.collect import gather
+from launchers.reporting.report_files import write_report
 from launchers.reporting.report_page import RunReport, page
 from launchers.reporting.table import groups, markdown, print_table
 from launchers.reporting.troubles import Trouble
 from launchers.runs.attempts import begin
+from launchers.runs.files import read_config, read_metrics
 from launchers.runs.job_record import Jobs, write_jobs
-from launchers.runs.run_status import read_config
 from launchers.runs.settings import labels, setting_of, setting_of_tree
 from tests.engine.downstream.test_results import make
 from tests.helpers.run_folder import run_config, write_toy_run
@@ -152,10 +154,10 @@ def test_metrics_cut_short_by_a_crash_are_read_to_the_last_whole_line(tmp_path: 
     path = tmp_path / "metrics.jsonl"
     whole = json.dumps({"step": 1, "time": 0.0, "train/loss": None})
     path.write_text(whole + '\n{"step": 2, "ti')
-    assert [line["step"] for line in read_metrics(path)] == [1]
+    assert [line["step"] for line in read_metrics(tmp_path)] == [1]
     path.write_text('{"step": 2, "ti\n' + whole)
-    with pytest.raises(ValueError, match="line 1"):
-        list(read_metrics(path))
+    with pytest.raises(CheckpointError, match="line 1"):
+        read_metrics(tmp_path)
 
 
 def test_report_without_shards_says_why_pictures_are_missing(tmp_path: Path) -> None:

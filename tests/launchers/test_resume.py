@@ -82,11 +82,11 @@ def test_another_number_of_workers_is_the_same_run(
 def test_a_changed_model_or_stream_is_refused(toy_set: str, world: World, tmp_path: Path) -> None:
     """By the launcher as by the engine: exit code 1 or 2, the field named, the checkpoint left alone."""
     from launchers.cli import guarded
-    from launchers.training.run import load_run, run
+    from launchers.training.train import load_run, train
 
     pretrain_here(tmp_path, toy_set, *UNCACHED, "schedule.steps=2")
     before = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     for override, code in (("method.embedding_dim=32", 1), ("data.voxel.reduce=first", 1), ("seed=5", 2)):
         path, *rest = arguments(tmp_path, toy_set, *UNCACHED, "schedule.steps=4", override)
-        assert guarded(lambda argv: int(run(load_run(argv[0], argv[1:])) is None), [path, *rest]) == code, override
+        assert guarded(lambda argv: int(train(load_run(argv[0], argv[1:])) is None), [path, *rest]) == code, override
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == before

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.run_files import list_checkpoints, step_of
 from configs.load import ConfigError
-from engine.checkpoint import list_checkpoints, load_weights, step_of
-from launchers.training.run import run
+from engine.checkpoint import load_weights
 from models.methods import METHODS
 from tests.helpers.street_run import street_config
 
@@ -26,7 +26,7 @@ def test_it_continues_bit_for_bit(name: str, street_set: str, tmp_path: Path) ->
 
     def train(folder: Path) -> dict[str, torch.Tensor]:
         steps = ("schedule.steps=4", "checkpoint.every_steps=2", "checkpoint.keep=5")
-        run(street_config(name, street_set, f"run_dir={folder}", *steps))
+        train(street_config(name, street_set, f"run_dir={folder}", *steps))
         return load_weights(max(list_checkpoints(folder), key=step_of))
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
@@ -50,7 +50,7 @@ def test_stage_three_learns_the_same_or_is_refused_by_name(name: str, street_set
     def train(stage: int) -> dict[str, torch.Tensor]:
         folder = tmp_path / str(stage)
         small = ("schedule.steps=2", f"engine.zero_stage={stage}", "engine.zero3_persistent_numel=0")
-        run(street_config(name, street_set, f"run_dir={folder}", *small))
+        train(street_config(name, street_set, f"run_dir={folder}", *small))
         return load_weights(max(list_checkpoints(folder), key=step_of))
 
     try:

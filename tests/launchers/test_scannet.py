@@ -10,8 +10,8 @@ import pytest
 from data.storage.shards import load_manifest
 from engine.distributed import World
 from launchers.cli import main as tandem
-from launchers.training.run import load_run, run
 from launchers.training.stages import stages
+from launchers.training.train import load_run, train
 from tests.helpers.layouts.scannet import write_frames
 from tests.helpers.pretrain_run import CONFIGS, SMALL
 from tests.helpers.street_logs import street_log
@@ -51,6 +51,6 @@ def test_scannet_configs_take_two_steps_on_prepared_frames(
     overrides = [o for o in SMALL if not o.startswith("method.")]
     overrides += [*toy_overrides(path), f"data.shards={rooms}", "optim.lr=0.01", "schedule.steps=2"]
     overrides += ["data.micro_batch_size=2", f"run_dir={run_dir}"]
-    summary = [run(stage) for stage in stages(load_run(str(path), overrides))][-1]
+    summary = [train(stage) for stage in stages(load_run(str(path), overrides))][-1]
     assert (summary.status, summary.step, summary.skipped) == ("finished", 2, 0)
     assert all(math.isfinite(value) for value in losses(run_dir))

@@ -13,7 +13,7 @@ import pytest
 from launchers.cluster.srun_reaper import watch
 from launchers.runs import attempts
 
-PATIENCE_S = 0.6
+GRACE_S = 0.6
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def shell(tmp_path):
 
 def start(run_dir, shell, results):
     def work():
-        results.append(watch(run_dir, shell.pid, "12", patience_s=PATIENCE_S, poll_s=0.05))
+        results.append(watch(run_dir, shell.pid, "12", grace_s=GRACE_S, poll_s=0.05))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -49,13 +49,13 @@ def test_killed_when_the_attempt_is_over_and_srun_is_not(tmp_path, shell):
     results = []
     thread = start(tmp_path, shell, results)
     record = attempts.begin(tmp_path, 2, job="12")
-    time.sleep(2 * PATIENCE_S)
+    time.sleep(2 * GRACE_S)
     assert not results  # it trains
     record.end("preempted", step=6, signal="SIGTERM")
     began = time.monotonic()
     thread.join(10)
     assert results == [1]
-    assert time.monotonic() - began > 0.8 * PATIENCE_S
+    assert time.monotonic() - began > 0.8 * GRACE_S
     assert shell.stdout.readline() == "code 137\n"
     assert [child.name() for child in psutil.Process(shell.pid).children()] in ([], ["sleep"])
 
@@ -64,7 +64,7 @@ def test_ends_with_the_shell_and_leaves_other_jobs_alone(tmp_path, shell):
     results = []
     thread = start(tmp_path, shell, results)
     attempts.begin(tmp_path, 2, job="13").end("failed", reason="another job")
-    time.sleep(2 * PATIENCE_S)
+    time.sleep(2 * GRACE_S)
     assert not results
     for child in psutil.Process(shell.pid).children():
         child.kill()

@@ -8,16 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.run_files import list_checkpoints
 from configs.load import ConfigError
 from configs.schema import PretrainConfig
-from engine.checkpoint import find_checkpoint, list_checkpoints, load_weights
+from engine.checkpoint import find_checkpoint, load_weights
 from engine.distributed import World
 from launchers import inspect, pretrain
 from launchers.cluster.plan_submission import Point, with_first_stages
 from launchers.runs import attempts
 from launchers.runs.settings import setting_of
-from launchers.training.run import load_run
 from launchers.training.stages import first_folder, is_finished, method_to_build, method_without_weights, stages
+from launchers.training.train import load_run
 from models.methods.pixel_to_point import PixelToPointConfig
 from tests.helpers.pretrain_run import CONFIGS, SMALL
 from tests.helpers.toy_settings import toy_overrides
@@ -99,13 +100,13 @@ def test_points_that_share_a_first_stage_queue_it_once(tmp_path: Path) -> None:
     # Asked for again with the first stage among the points (requeueing), it is not there twice.
     assert [p.run_dir for p in with_first_stages([first, *runs])] == [first.run_dir, *(r.run_dir for r in runs)]
     other = Point(config=two_stages(tmp_path / "d", shared, "seed=1"))
-    with pytest.raises(ConfigError, match="asked for with different settings"):
+    with pytest.raises(ConfigError, match="requested with different settings"):
         with_first_stages([*runs, other])
 
 
 @pytest.mark.slow
 def test_one_command_trains_both(toy_set: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launchers.training.run.shutdown", lambda: None)  # the tests' process group stays
+    monkeypatch.setattr("engine.distributed.shutdown", lambda: None)  # the tests' process group stays
     run_dir = tmp_path / "run"
     command = [str(TWO), f"run_dir={run_dir}", f"data.shards={toy_set}", "schedule.steps=2"]
     command += [o for o in SMALL if not o.startswith("method.")] + [*toy_overrides(TWO)]

@@ -25,7 +25,7 @@ from launchers import cancel, requeue
 from launchers.cli import main as tandem
 from launchers.cluster import freeze, submission
 from launchers.cluster.freeze import freeze_code, freeze_run
-from launchers.cluster.plan_submission import Order, Point, with_first_stages
+from launchers.cluster.plan_submission import Point, SubmitRequest, with_first_stages
 from launchers.cluster.queues import AT_ONCE, After, own_variables_only
 from launchers.cluster.slurm_queue import sbatch_parameters
 from launchers.cluster.submission import submit
@@ -33,7 +33,7 @@ from launchers.cluster.work import FollowJob, PretrainJob, Work
 from launchers.runs import attempts, slurm
 from launchers.runs.job_record import Jobs, read_jobs, write_jobs
 from launchers.runs.slurm import JobInfo, SlurmError
-from launchers.training.run import load_run
+from launchers.training.train import load_run
 from tests.helpers.pretrain_run import CONFIGS, SMALL, STREET, UNCACHED, arguments
 from tests.helpers.run_folder import run_config, write_toy_run
 
@@ -89,7 +89,7 @@ class FakeSlurm:
             if job in self.states
         }
 
-    def new(self, order: Order, code: object) -> FakeQueue:
+    def new(self, order: SubmitRequest, code: object) -> FakeQueue:
         self.queues.append(FakeQueue(self.logs))
         return self.queues[-1]
 
@@ -111,9 +111,9 @@ def point(run_dir: Path, toy_set: str, **changes: Any) -> Point:
     return Point(config=replace(run_config(run_dir, toy_set), **({"evaluate": follow} | changes)))
 
 
-def order(root: Path, *points: Point, **changes: Any) -> Order:
+def order(root: Path, *points: Point, **changes: Any) -> SubmitRequest:
     fields: dict[str, Any] = {"cluster": SlurmConfig(), "where": "slurm", "check": False} | changes
-    return Order(points=points, root=root, **fields)
+    return SubmitRequest(points=points, root=root, **fields)
 
 
 def finish(one: Point) -> None:
@@ -489,7 +489,7 @@ def test_a_run_that_is_being_trained(fake: FakeSlurm, tmp_path: Path, toy_set: s
 
 def test_two_runs_in_one_folder(fake: FakeSlurm, tmp_path: Path, toy_set: str) -> None:
     run = point(tmp_path / "a", toy_set)
-    with pytest.raises(ConfigError, match="is asked for 2 times"):
+    with pytest.raises(ConfigError, match="is requested 2 times"):
         submit(order(tmp_path, run, run))
 
 

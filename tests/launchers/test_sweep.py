@@ -51,7 +51,7 @@ def test_points_are_every_combination_in_the_files_order(tmp_path: Path) -> None
 
 
 def load_street_lr() -> float:
-    from launchers.training.run import load_run
+    from launchers.training.train import load_run
 
     return load_run(str(STREET)).optim.lr
 

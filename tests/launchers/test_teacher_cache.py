@@ -17,7 +17,7 @@ from data.storage.shards import SampleReader, load_manifest
 from data.storage.teacher_cache import TeacherCache, teacher_cache_key
 from engine.distributed import World
 from launchers.training import teacher_cache as builder
-from launchers.training.run import load_run
+from launchers.training.train import load_run
 from models.methods.slidr import Slidr
 from tests.helpers.pretrain_run import arguments, pretrain_here
 from tests.helpers.samples import write_toy_set

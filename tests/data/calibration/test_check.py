@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from data.calibration.check import CalibrationCheck, Verdict, check_samples, motion_between, projected_edges
+from data.calibration.check import CalibrationCheck, CalibrationVerdict, check_samples, motion_between, projected_edges
 from data.calibration.depth_edges import depth_edges, edge_strength
 from data.geometry import project, rigid, transform, yaw_rotation
 from data.sample import Sample
@@ -54,7 +54,7 @@ def displaced(sample: Sample, shift_px: tuple[float, float], yaw_deg: float = 0.
     return dataclasses.replace(sample, cameras=cameras)
 
 
-def verdicts_of(logs: list[list[Sample]], *change: object) -> dict[str, Verdict]:
+def verdicts_of(logs: list[list[Sample]], *change: object) -> dict[str, CalibrationVerdict]:
     found = check_samples(displaced(s, *change) for s in itertools.chain.from_iterable(logs))  # type: ignore[arg-type]
     return {verdict.camera: verdict for verdict in found}
 

@@ -1,0 +1,104 @@
+"""Files of a run that the engine writes and others read: their names, and which checkpoints are there. No torch.
+
+    <run>/metrics.jsonl, tensorboard/, run.lock
+    <run>/checkpoints/step_00000120/
+        weights.safetensors   parameters (fp32) and buffers of the objective; all that evaluation and export need
+        rank_0000.pt          that rank's random states and shard of the optimizer; loaded with weights_only
+        state.json            step, loader state, fingerprint of the model, skip counts, versions
+        config.json           resolved configuration
+        files.json            size and sha256 of the files above, written last
+
+A folder without a valid files.json does not count as a checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+EVENTS_FOLDER = "tensorboard"
+LOCK_FILE = "run.lock"
+RESULTS_FILE = "results.json"
+"""Of downstream protocols."""
+CHECKPOINTS_FOLDER = "checkpoints"
+
+WEIGHTS_FILE = "weights.safetensors"
+STATE_FILE = "state.json"
+CHECKPOINT_CONFIG = "config.json"
+SUMS_FILE = "files.json"
+
+_NAME = re.compile(r"step_(\d+)")
+
+
+# ------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def checkpoint_folder(run_dir: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return run_dir / CHECKPOINTS_FOLDER / f"step_{step:08d}"
+
+
+def list_checkpoints(run_dir: Path) -> list[Path]:
+    """Folders of a run's checkpoints, newest first, unchecked."""
+    found = [path for path in (run_dir / CHECKPOINTS_FOLDER).glob("step_*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Updates that a checkpoint had seen, from the name of its folder."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def newest_step(run_dir: Path) -> int | None:
+    """Updates that a run's newest checkpoint had seen, by its name; None without one."""
+    return next(map(step_of, list_checkpoints(run_dir)), None)
+
+
+def damage(checkpoint: Path, names: Collection[str] | None = None) -> str | None:
+    """What is wrong with a checkpoint's files; None if nothing.
+
+    Args:
+        checkpoint: its folder.
+        names: check these files only; None for all that it was written with.
+    """
+    try:
+        recorded = json.loads((checkpoint / SUMS_FILE).read_text())
+        for name in recorded if names is None else names:
+            path, expected = checkpoint / name, recorded[name]
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != expected["bytes"]:
+                return f"{name} has {path.stat().st_size} bytes, expected {expected['bytes']}"
+            if sha256_of(path) != expected["sha256"]:
+                return f"{name} does not match its sha256"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        return f"{SUMS_FILE} cannot be used ({type(e).__name__}: {e})"
+    return None
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal sha256 of a file, read in blocks."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+# -------------------------------------------------------------------------------------------------------- JSON lines
+
+
+def json_lines(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """The JSON objects among lines of text; a line that a crash or a full disk cut short is passed over."""
+    for text in texts:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            yield line

@@ -1,0 +1,139 @@
+"""Writes a report: the page, the text beside it, TensorBoard's table of hyper-parameters."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.load import ConfigError
+from data.storage.shards import ShardError, replace_file
+from engine.errors import CheckpointError
+from launchers.drawing.canvas import RgbImage
+from launchers.drawing.predictions import read_predictions
+from launchers.drawing.recall import recall_pictures
+from launchers.reporting.collect import Found, collect, gather
+from launchers.reporting.hparams import HparamRun, metrics_of, write_hparams
+from launchers.reporting.report_page import CURVES, RunReport, page
+from launchers.reporting.report_text import text_report
+from launchers.reporting.run_pictures import run_pictures
+from launchers.runs.files import (
+    ENVIRONMENT_FILE,
+    REPORT_PAGE,
+    is_run,
+    read_metrics,
+)
+from launchers.runs.provenance import describe_environment
+
+
+def write_report(folders: Sequence[Path], out: Path, *, title: str, pictures: int = 1) -> None:
+    """All that a report is, in one folder: report.html, report.md, TensorBoard's hparams.
+
+    Args:
+        folders: runs, or folders of runs.
+        out: where to.
+        title: heading.
+        pictures: validation samples to draw of each run.
+
+    Raises:
+        ConfigError: nothing to report, or a damaged file.
+    """
+    found = collect(folders)
+    command = ["report", *map(str, folders), "--out-dir", str(out)]
+    write_files(found, out / REPORT_PAGE, title, made_by(command), pictures)
+    write_hparams(out, hparam_runs(found))
+
+
+def write_files(found: Found, html: Path, title: str, made: dict[str, str], pictures: int) -> tuple[Path, Path]:
+    """The page and the text beside it; their paths."""
+    html.parent.mkdir(parents=True, exist_ok=True)
+    text = html.with_suffix(".md")
+    reports = [describe_run(name, folder, pictures) for name, folder in found.runs.items()]
+    more: dict[str, Any] = {"labels": found.labels, "chosen": found.chosen, "trouble": found.trouble}
+    replace_file(html, page(title, made, found.results, reports, **more).encode())
+    replace_file(text, text_report(title, made, found.results, reports, **more).encode())
+    return html, text
+
+
+def hparam_runs(found: Found) -> list[HparamRun]:
+    """Lines of TensorBoard's table of hyper-parameters: runs with a config."""
+    made = []
+    names = [folder.name for folder in found.runs.values()]
+    for name, folder in found.runs.items():
+        inside = {r.identity for r in gather([folder])[0] if r.pretrained}
+        # Results of several runs may lie in one file elsewhere; then the checkpoint's name says whose they are.
+        by_name = [folder.name] if names.count(folder.name) == 1 else []
+        own = [
+            r
+            for r in found.results
+            if r.identity in inside or (by_name and [c.partition("/")[0] for c in r.checkpoint] == by_name)
+        ]
+        if found.configs[name]:
+            metrics = metrics_of(own, found.results)
+            made.append(HparamRun(name=name, config=found.configs[name], metrics=metrics))
+    return made
+
+
+def describe_run(name: str, folder: Path, num_pictures: int) -> RunReport:
+    """Curves, facts and pictures of a pre-training run.
+
+    A run whose networks or shards are gone is reported without pictures, and says why.
+    """
+    lines = read_metrics(folder)
+    curves, last = {}, dict[str, float]()
+    for metric, title in CURVES:
+        have = [line for line in lines if metric in line]
+        if have:
+            values = [math.nan if line[metric] is None else float(line[metric]) for line in have]
+            curves[metric] = ([float(line["step"]) for line in have], values)
+            if finite := [value for value in values if math.isfinite(value)]:
+                last[title] = finite[-1]
+    facts = _facts(folder)
+    if lines:
+        facts["updates"] = str(lines[-1]["step"])
+        minutes = (float(lines[-1]["time"]) - float(lines[0]["time"])) / 60
+        facts["time"] = f"{minutes:.1f} min from the first log line to the last"
+    pictures: dict[str, RgbImage] = {}
+    remark = ""
+    if num_pictures > 0 and is_run(folder):
+        try:
+            pictures, remark = run_pictures(folder, num_pictures)
+        except (CheckpointError, ShardError, ConfigError) as error:
+            remark = f"no pictures: {error}"
+    pictures = {**pictures, **recall_pictures(folder), **read_predictions(folder)}
+    return RunReport(name=name, facts=facts, curves=curves, pictures=pictures, remark=remark, last=last)
+
+
+def _facts(folder: Path) -> dict[str, str]:
+    path = folder / ENVIRONMENT_FILE
+    if not path.is_file():
+        return {}
+    try:
+        tree = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path}: not readable as JSON ({error})") from error
+    facts = {"date": str(tree.get("date", "")), "command": shlex.join(map(str, tree.get("command", [])))}
+    return facts | _machine(tree)
+
+
+def made_by(arguments: Sequence[str]) -> dict[str, str]:
+    """How a report came about: date, command, commit, machine, software."""
+    environment = describe_environment()
+    made = {"date": str(environment["date"]), "command": shlex.join(["tandem", *arguments])}
+    return made | _machine(environment)
+
+
+def _machine(tree: dict[str, Any]) -> dict[str, str]:
+    git = tree.get("git")
+    commit = f"{git['commit'][:12]}{' with changes' if git['dirty'] else ''}" if isinstance(git, dict) else "unknown"
+    machine = f"{tree.get('processor')}, {tree.get('cores')} cores, {tree.get('memory_gib')} GiB"
+    gpus = ", ".join(map(str, tree.get("gpus", [])))
+    packages = ", ".join(f"{name} {v}" for name, v in dict(tree.get("packages", {})).items())
+    return {
+        "commit": commit,
+        "machine": machine + (f", {gpus}" if gpus else ""),
+        "software": f"python {tree.get('python')}, {packages}",
+    }

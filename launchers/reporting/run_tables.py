@@ -1,0 +1,76 @@
+"""Tables of one run for `tandem inspect`: its config, first and last metrics, checkpoints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from common.run_files import METRICS_FILE, damage, list_checkpoints
+from engine.checkpoint import read_state
+from launchers.drawing.contact_sheet import Table
+from launchers.drawing.set_summary import human_bytes
+from launchers.runs.files import read_config, read_metrics
+
+
+def run_tables(run_dir: Path) -> list[Table]:
+    """Config, first and last metrics, checkpoints and skipped samples of a run."""
+    tables = [_checkpoints(run_dir), *_metrics(run_dir)]
+    config = read_config(run_dir, strict=True)
+    return [*tables, _config(config)] if config else tables
+
+
+def _config(config: Mapping[str, Any]) -> Table:
+    rows = tuple((name, _short(value)) for name, value in _leaves(config, ""))
+    return Table(title="config", header=("field", "value"), rows=rows)
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for key, item in value.items():
+            yield from _leaves(item, f"{name}.{key}" if name else str(key))
+    else:
+        yield name, value
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _checkpoints(run_dir: Path) -> Table:
+    rows = []
+    for folder in list_checkpoints(run_dir):
+        problem = damage(folder)
+        size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+        rows.append((folder.name, human_bytes(size), _progress(folder) if problem is None else f"damaged: {problem}"))
+    if not rows:
+        return Table(title="checkpoints", rows=(("none yet",),))
+    return Table(title="checkpoints, newest first", header=("folder", "size", "state"), rows=tuple(rows), numeric=(1,))
+
+
+def _progress(folder: Path) -> str:
+    state = read_state(folder)
+    parts = [f"step {state['step']}"]
+    if "num_steps" in state:
+        parts[0] += f" of {state['num_steps']}"
+    if state.get("skipped"):
+        parts.append(f"{state['skipped']} updates skipped")
+    return ", ".join(parts)
+
+
+def _metrics(run_dir: Path) -> list[Table]:
+    lines = read_metrics(run_dir)
+    if not lines:
+        return [Table(title="metrics", rows=((f"no whole line in {METRICS_FILE} yet",),))]
+    first, last = lines[0], lines[-1]
+    names = [name for name in last if name not in {"step", "time"}]
+    rows = tuple((name, _number(first.get(name)), _number(last[name])) for name in names)
+    header = ("metric", f"step {first.get('step')}", f"step {last.get('step')}")
+    return [Table(title="metrics, first and last line", header=header, rows=rows, numeric=(1, 2))]
+
+
+def _number(value: object) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,59 @@
+"""What a checkpoint holds, made again: the config that it was written with, and its method with the trained weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from common.run_files import CHECKPOINT_CONFIG, WEIGHTS_FILE, damage
+from configs.load import ConfigError, load
+from configs.schema import PRETRAIN_CHOICES, PretrainConfig
+from engine.checkpoint import load_weights, newest_intact
+from engine.errors import CheckpointError
+from launchers.training.stages import method_to_build
+from models.methods.base import Objective
+
+
+def find_checkpoint_folder(path: Path) -> Path:
+    """The checkpoint that a path means: itself, or the newest intact one of a run.
+
+    Raises:
+        CheckpointError: there is none, or the one named is damaged.
+    """
+    if (path / WEIGHTS_FILE).is_file():
+        problem = damage(path)
+        if problem is not None:
+            raise CheckpointError(f"{path} is damaged: {problem}; name another checkpoint or the run's folder")
+        return path
+    found = newest_intact(path) if path.is_dir() else None
+    if found is None:
+        raise CheckpointError(f"{path}: expected a run's folder with checkpoints/, or one of the folders in there")
+    return found
+
+
+def load_run_config(checkpoint: Path) -> PretrainConfig:
+    """The resolved config that a checkpoint was written with.
+
+    Raises:
+        CheckpointError: it is missing or does not fit this version; names the field.
+    """
+    path = checkpoint / CHECKPOINT_CONFIG
+    try:
+        return load(PretrainConfig, path, choices=PRETRAIN_CHOICES)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{path} cannot be read by this version ({error}); use the version that wrote the run, see state.json"
+        ) from error
+
+
+def build_objective(checkpoint: Path, config: PretrainConfig) -> Objective:
+    """The method with the checkpoint's weights, in evaluation mode on the CPU.
+
+    Raises:
+        CheckpointError: the weights are not those of the config's method.
+    """
+    objective = method_to_build(config).build()
+    try:
+        objective.load_state_dict(load_weights(checkpoint / WEIGHTS_FILE), strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint / WEIGHTS_FILE} does not fit the method in its config: {error}") from error
+    return objective.eval()

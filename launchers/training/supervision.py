@@ -1,0 +1,159 @@
+"""What surrounds a run's training: stop signals, the folder's lock, the record of the attempt, its peers, a watchdog.
+
+Whatever happens on the way, the run's folder says so (`launchers.runs.attempts`), and all ranks end alike.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from configs.load import ConfigError
+from configs.schema import PretrainConfig
+from engine.distributed import World, agree_any, agree_signal, init_distributed, read_launch
+from engine.errors import PeerFailedError, PeerLostError, RunLockedError, StopRequested
+from engine.preempt import StopSignals
+from engine.pretrain import PretrainSummary
+from engine.run_lock import RunLock
+from engine.watchdog import Watchdog
+from launchers.runs import attempts, slurm
+
+_CLEAN_UP_S = 30
+
+
+@dataclass(kw_only=True)
+class Supervised:
+    """A run whose folder is locked, whose processes have met and are watched.
+
+    Attributes:
+        world: its processes.
+        signals: stop signals of this process.
+        watchdog: watches the peers.
+        record: of this attempt; None on other ranks than 0.
+        summary: how it ended, set by whoever trains.
+    """
+
+    world: World
+    signals: StopSignals
+    watchdog: Watchdog
+    record: attempts.AttemptRecord | None
+    summary: PretrainSummary | None = None
+
+    def resumed(self, step: int) -> None:
+        """Note that the run continues from a checkpoint."""
+        if self.record is not None:
+            self.record.resumed(step)
+
+    def stop_if_signalled(self) -> None:
+        """Leave on all ranks when one got a stop signal, at a moment when nothing has to be saved.
+
+        Raises:
+            StopRequested: on all ranks.
+        """
+        _stop_together(self.signals, self.world)
+
+
+@contextmanager
+def supervised(config: PretrainConfig) -> Iterator[Supervised]:
+    """Everything that has to be in place before a run trains, and a note of how the block ended.
+
+    Rank 0 holds the run's lock and writes the record. All processes of the run enter together.
+
+    Raises:
+        ConfigError: instead of a ValueError inside the block.
+        RunLockedError: on all ranks, when rank 0 may not use the run's folder.
+        StopRequested: on all ranks, when one has got a stop signal by now.
+        PeerLostError: the processes did not all meet.
+    """
+    record: attempts.AttemptRecord | None = None
+    refused: str | None = None
+    with StopSignals() as signals, ExitStack() as held:
+        launch = read_launch(os.environ)
+        if launch.rank == 0:
+            try:
+                held.enter_context(_lock(config, signals))
+                nodes = os.environ.get("SLURM_STEP_NODELIST")
+                record = attempts.begin(config.run_dir, launch.world_size, job=slurm.own_job(), nodes=nodes)
+            except RunLockedError as error:
+                refused = str(error)  # the other ranks hear of it below; they would wait for rank 0 otherwise
+            except OSError as error:
+                refused = f"{config.run_dir}: {error}"
+        try:
+            world = _join(config)
+            _stop_together(signals, world)
+            _refuse_together(refused, world)
+            with Watchdog(
+                world,
+                heartbeat_s=config.engine.heartbeat_s,
+                stall_min=config.engine.stall_min,
+                on_verdict=None if record is None else lambda reason: record.end("failed", reason=reason),
+            ) as watchdog:
+                run = Supervised(world=world, signals=signals, watchdog=watchdog, record=record)
+                try:
+                    yield run
+                except ValueError as error:
+                    raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
+        except StopRequested as stop:
+            if record is not None:
+                record.end("preempted", signal=stop.signal)
+            raise
+        except BaseException as error:
+            if isinstance(error, PeerLostError | PeerFailedError):
+                # The interpreter's clean-up may wait for the peer that is gone; the kernel ends us then.
+                signal.alarm(_CLEAN_UP_S)
+            if record is not None:
+                record.end("failed", reason=f"{type(error).__name__}: {error}")
+            raise
+        if record is not None and run.summary is not None:
+            record.end(run.summary.status, step=run.summary.step, signal=run.summary.signal)
+
+
+def _lock(config: PretrainConfig, signals: StopSignals) -> RunLock:
+    return RunLock(
+        config.run_dir,
+        wait_s=config.checkpoint.lock_wait_s,
+        job=slurm.own_job(),
+        stop=lambda: signals.received is not None,
+    )
+
+
+def _join(config: PretrainConfig) -> World:
+    try:
+        return init_distributed(config.engine.device, timeout_min=config.engine.timeout_min)
+    except dist.DistError as error:
+        raise PeerLostError(
+            f"the processes did not all meet at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within "
+            f"engine.timeout_min={config.engine.timeout_min:g} min: {error}. The outputs of the other processes say "
+            "which of them never came"
+        ) from error
+
+
+def _stop_together(signals: StopSignals, world: World) -> None:
+    """Leave on all ranks when one got a stop signal, at a moment when nothing has to be saved.
+
+    Raises:
+        StopRequested: on all ranks.
+    """
+    received = agree_signal(signals, world)
+    if received is not None:
+        raise StopRequested(received)
+
+
+def _refuse_together(refused: str | None, world: World) -> None:
+    """Leave on all ranks when rank 0 may not use the run's folder.
+
+    Raises:
+        RunLockedError: on all ranks.
+    """
+    (any_refused,) = agree_any([refused is not None], world)
+    if not any_refused:
+        return
+    reason = [refused]
+    if world.world_size > 1:
+        dist.broadcast_object_list(reason, src=0, device=world.device)
+    raise RunLockedError(str(reason[0]))
