@@ -211,9 +211,6 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 def newest_intact(run_dir: Path) -> Path | None:
     """The newest checkpoint whose files are whole; damaged ones are passed over with a warning.
 
-    Args:
-        run_dir: folder of the run.
-
     Raises:
         CheckpointError: there are checkpoints, and every one is damaged.
     """
@@ -235,9 +232,6 @@ def newest_intact(run_dir: Path) -> Path | None:
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
     """state.json of a checkpoint.
-
-    Args:
-        checkpoint: its folder.
 
     Raises:
         CheckpointError: written in another format.
@@ -357,10 +351,6 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
 
 def find_checkpoint(run_dir: Path, world: World) -> Path | None:
     """The checkpoint that all ranks continue from: rank 0 looks and tells the others.
-
-    Args:
-        run_dir: folder of the run.
-        world: the run's processes.
 
     Raises:
         CheckpointError: on all ranks, see `newest_intact`.

@@ -83,11 +83,6 @@ class EngineConfig:
 def check_precision(config: EngineConfig, module: nn.Module, device: torch.device) -> None:
     """Refuse a precision that this network or machine cannot train in.
 
-    Args:
-        config: the engine's settings.
-        module: the objective.
-        device: where it will live.
-
     Raises:
         ValueError: names the setting, the reason and the fix.
     """

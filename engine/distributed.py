@@ -84,9 +84,6 @@ def read_launch(env: Mapping[str, str]) -> Launch:
     torchrun's variables win. srun is recognised by SLURM_STEP_NUM_TASKS: it is absent in a batch script's own shell,
     where the other SLURM variables promise peers that were never started.
 
-    Args:
-        env: environment variables.
-
     Raises:
         ValueError: some of torchrun's variables are set and others missing.
     """
@@ -131,11 +128,6 @@ def slurm_port(job: int, step: int, restarts: int) -> int:
     Every job (every element of an array is one, with a SLURM_JOB_ID of its own) has 16 ports to itself, and 1,280 jobs
     with neighbouring numbers share none. A requeued job, which keeps its number, takes another of its 16, in case its
     former process is still letting go.
-
-    Args:
-        job: SLURM_JOB_ID.
-        step: SLURM_STEP_ID.
-        restarts: SLURM_RESTART_COUNT.
     """
     jobs = (_LAST_PORT - _FIRST_PORT + 1) // _PORTS_A_JOB
     return _FIRST_PORT + job % jobs * _PORTS_A_JOB + (step + 5 * restarts) % _PORTS_A_JOB
@@ -159,11 +151,7 @@ def first_host(nodelist: str) -> str:
 
 
 def address(node: str) -> str:
-    """Where a SLURM node is reached: by its name, or, where names of nodes are no host names, by SLURM's address.
-
-    Args:
-        node: SLURM's name of it.
-    """
+    """Where a SLURM node is reached: by its name, or, where names of nodes are no host names, by SLURM's address."""
     try:
         socket.getaddrinfo(node, None)
     except OSError:
@@ -282,43 +270,23 @@ def agree_max(values: Sequence[float], world: World) -> list[float]:
 
 
 def agree_any(flags: Sequence[bool], world: World) -> list[bool]:
-    """For each flag: is it set on any rank? All ranks get the same answer.
-
-    Args:
-        flags: this rank's view, in the same order everywhere.
-        world: the run's processes.
-    """
+    """For each flag: is it set on any rank? All ranks get the same answer."""
     return [bool(vote) for vote in agree_max([float(flag) for flag in flags], world)]
 
 
 def agree_signal(signals: StopSignals, world: World) -> str | None:
-    """Name of the signal that any rank received, the same on all ranks; None if none did.
-
-    Args:
-        signals: this rank's.
-        world: the run's processes.
-    """
+    """Name of the signal that any rank received, the same on all ranks; None if none did."""
     (number,) = agree_max([float(signals.number)], world)
     return name_of(int(number))
 
 
 def agree_all(flags: Sequence[bool], world: World) -> list[bool]:
-    """For each flag: is it set on every rank?
-
-    Args:
-        flags: this rank's view, in the same order everywhere.
-        world: the run's processes.
-    """
+    """For each flag: is it set on every rank?"""
     return [not any_false for any_false in agree_any([not flag for flag in flags], world)]
 
 
 def mean_over_ranks(values: Float[Tensor, " n"], world: World) -> Float[Tensor, " n"]:
-    """Mean of each number over ranks.
-
-    Args:
-        values: this rank's numbers.
-        world: the run's processes.
-    """
+    """Mean of each number over ranks."""
     if world.world_size == 1:
         return values
     summed = values.clone()

@@ -39,11 +39,7 @@ class MetricsFile:
         self.flush()
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add a line.
-
-        Args:
-            record: JSON values.
-        """
+        """Add a line."""
         self._pending += json.dumps(record).encode() + b"\n"
         self.flush()
 

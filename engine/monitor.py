@@ -76,21 +76,13 @@ class Window:
         self.count = 0
 
     def add(self, values: Mapping[str, float]) -> None:
-        """Add one update's metrics.
-
-        Args:
-            values: the same names in every update and on every rank.
-        """
+        """Add one update's metrics: the same names in every update and on every rank."""
         for name, value in values.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
 
     def means(self, world: World) -> dict[str, float]:
-        """Means over the updates and over ranks; starts the next window.
-
-        Args:
-            world: the run's processes.
-        """
+        """Means over the updates and over ranks; starts the next window."""
         names = sorted(self.sums)
         if not names:  # every update was skipped, on all ranks alike
             return {}
@@ -114,20 +106,11 @@ class Stopwatch:
         self._steps = self._samples = self._points = 0
 
     def waited(self, seconds: float) -> None:
-        """Time spent inside `next()` of the batch source.
-
-        Args:
-            seconds: of one micro-batch.
-        """
+        """Time spent inside `next()` of the batch source."""
         self._data_s += seconds
 
     def saw(self, num_samples: int, num_points: int) -> None:
-        """Count a micro-batch.
-
-        Args:
-            num_samples: in it.
-            num_points: in it.
-        """
+        """Count a micro-batch."""
         self._samples += num_samples
         self._points += num_points
 
@@ -136,11 +119,7 @@ class Stopwatch:
         self._steps += 1
 
     def read(self, world: World) -> dict[str, float]:
-        """Times an update (mean over ranks) and throughput (of all ranks together); starts again.
-
-        Args:
-            world: the run's processes.
-        """
+        """Times an update (mean over ranks) and throughput (of all ranks together); starts again."""
         now = time.perf_counter()
         elapsed = max(now - self._start, 1e-9)
         steps = max(self._steps, 1)
@@ -177,15 +156,7 @@ class Monitor:
     """
 
     def __init__(self, run_dir: Path, config: MonitorConfig, world: World, *, step: int, num_steps: int) -> None:
-        """Open the files; lines of an earlier attempt beyond `step` are dropped.
-
-        Args:
-            run_dir: folder of the run.
-            config: how much to log.
-            world: the run's processes.
-            step: updates done before.
-            num_steps: updates of the whole run.
-        """
+        """Open the files; lines of an earlier attempt beyond `step` are dropped."""
         self.active = world.is_main
         self._metrics: MetricsFile | None = None
         self._events: EventFile | None = None
@@ -205,12 +176,7 @@ class Monitor:
             self._progress.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Write one line.
-
-        Args:
-            step: updates done.
-            metrics: by name.
-        """
+        """Write one line."""
         if self._metrics is None:
             return
         # JSON has no NaN: a number that is not finite becomes null.
@@ -223,22 +189,12 @@ class Monitor:
                 sys.stderr.write(f"step {step}/{self._num_steps}  {_note(metrics)}  {self._eta(step)}\n")
 
     def pictures(self, step: int, images: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
-        """Put pictures into TensorBoard.
-
-        Args:
-            step: updates done.
-            images: RGB by name.
-        """
+        """Put pictures into TensorBoard."""
         if self._events is not None:
             self._events.add(step, partial(_add_pictures, step=step, images=dict(images)))
 
     def advance(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
-        """Move the progress bar.
-
-        Args:
-            step: updates done.
-            metrics: of the newest log line, if there is one.
-        """
+        """Move the progress bar."""
         if self._progress is not None:
             self._progress.update(self._task, completed=step)
             if metrics:
@@ -296,10 +252,5 @@ def _note(metrics: Mapping[str, float]) -> str:
 
 
 def to_floats(values: Mapping[str, Tensor], prefix: str) -> dict[str, float]:
-    """Scalars as python numbers with a metric prefix.
-
-    Args:
-        values: scalar tensors by name.
-        prefix: e.g. `LOSS_PART`.
-    """
+    """Scalars as python numbers with a metric prefix."""
     return {f"{prefix}{name}": float(value) for name, value in values.items()}

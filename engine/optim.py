@@ -62,33 +62,20 @@ class OptimConfig:
 
 
 def peak_lr(config: OptimConfig, global_batch_size: int) -> float:
-    """Peak learning rate of a run.
-
-    Args:
-        config: optimizer settings.
-        global_batch_size: samples an update.
-    """
+    """Peak learning rate of a run."""
     if config.reference_batch_size is None:
         return config.lr
     return config.lr * global_batch_size / config.reference_batch_size
 
 
 def optimizer_name(config: OptimConfig) -> str:
-    """The run's optimizers in words: a run cannot continue with others.
-
-    Args:
-        config: optimizer settings.
-    """
+    """The run's optimizers in words: a run cannot continue with others."""
     others = {tower: own.name for tower, own in config.towers.items() if own.name not in (None, config.name)}
     return ", ".join([config.name, *(f"{tower}: {name}" for tower, name in sorted(others.items()))])
 
 
 def state_numbers(config: OptimConfig) -> int:
-    """Numbers that the optimizer keeps for a parameter; with towers, the most that any of them keeps.
-
-    Args:
-        config: optimizer settings.
-    """
+    """Numbers that the optimizer keeps for a parameter; with towers, the most that any of them keeps."""
     settings = [_tower_settings(config, tower) for tower in ("", *config.towers)]
     return max(2 if s["kind"] == "adamw" else int(s["momentum"] > 0) for s in settings)
 
@@ -130,11 +117,6 @@ def param_groups(objective: nn.Module, config: OptimConfig) -> list[dict[str, An
 
 def build_optimizer(objective: nn.Module, config: OptimConfig, lr: float) -> torch.optim.Optimizer:
     """The optimizer over the objective's trainable parameters.
-
-    Args:
-        objective: what is trained.
-        config: optimizer settings.
-        lr: peak learning rate (see `peak_lr`).
 
     Raises:
         ValueError: see `param_groups`.

@@ -66,11 +66,7 @@ class StopSignals:
 
 
 def name_of(number: int) -> str | None:
-    """Name of a signal, None for 0.
-
-    Args:
-        number: e.g. 15.
-    """
+    """Name of a signal, None for 0."""
     return signal.Signals(number).name if number else None
 
 

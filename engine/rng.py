@@ -24,11 +24,7 @@ def get_rng_state() -> dict[str, Any]:
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
-    """Continue where `get_rng_state` was called.
-
-    Args:
-        state: what it gave.
-    """
+    """Continue where `get_rng_state` was called."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]

@@ -98,11 +98,7 @@ class RunLock:
 
 
 def holder(run_dir: str | Path) -> str | None:
-    """Who trains in a folder at this moment, in words; None if nobody does or there is no lock file.
-
-    Args:
-        run_dir: folder of the run.
-    """
+    """Who trains in a folder at this moment, in words; None if nobody does or there is no lock file."""
     try:
         fd = os.open(Path(run_dir) / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

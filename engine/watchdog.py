@@ -343,11 +343,7 @@ class Watchdog:
 
 
 def is_collective_error(error: BaseException) -> bool:
-    """Whether an error, or what caused it, came out of a collective of gloo or nccl.
-
-    Args:
-        error: what was raised.
-    """
+    """Whether an error, or what caused it, came out of a collective of gloo or nccl."""
     cause: BaseException | None = error
     while cause is not None:
         text = str(cause).lower()

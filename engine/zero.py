@@ -60,9 +60,6 @@ class LossScale:
     def after(self, *, overflow: bool) -> bool:
         """Take note of an update.
 
-        Args:
-            overflow: its gradient was not finite.
-
         Returns:
             Whether the overflow is explained by the scale, which has room to fall.
         """
@@ -82,11 +79,7 @@ class LossScale:
         return {"value": self.value, "good": float(self._good)}
 
     def load(self, state: Mapping[str, float]) -> None:
-        """From a checkpoint.
-
-        Args:
-            state: what `state()` gave.
-        """
+        """From a checkpoint."""
         self.value, self._good = float(state["value"]), int(state["good"])
 
 
@@ -178,11 +171,7 @@ class ZeroEngine:
     # --- one step ---
 
     def forward(self, batch: BatchLike) -> LossOutput:
-        """Loss of one micro-batch, its parts and the collapse watch.
-
-        Args:
-            batch: on the world's device.
-        """
+        """Loss of one micro-batch, its parts and the collapse watch."""
         output: LossOutput = self._engine(batch)
         return output
 
@@ -199,11 +188,7 @@ class ZeroEngine:
         self._engine.backward(total)
 
     def update(self, lr: float) -> Update:
-        """Clip and apply the gradient, or throw it away where it is not finite; all ranks do the same.
-
-        Args:
-            lr: learning rate of a group with lr_scale 1.
-        """
+        """Clip and apply the gradient, at rate `lr` of lr_scale 1, or drop it if it is not finite; all ranks alike."""
         set_lr(self._engine.optimizer.param_groups, lr)
         grad_norm = self._update_plain() if self.stage == 0 else self._update_zero()
         finite = math.isfinite(grad_norm)
@@ -305,9 +290,6 @@ class ZeroEngine:
         """Restore optimizer state and, at ZeRO 1-3, this rank's fp32 weights.
 
         The optimizer's numbers (momentum, weight decay, ...) stay those of this run's configuration.
-
-        Args:
-            shard: what `shard()` gave on this rank.
         """
         groups = self._engine.optimizer.param_groups
         configured = [{k: v for k, v in group.items() if k != "params"} for group in groups]
@@ -392,23 +374,14 @@ def copy_buffers(module: nn.Module, into: Mapping[str, Tensor] | None = None) ->
 
 @torch.no_grad()
 def restore_buffers(module: nn.Module, values: Mapping[str, Tensor]) -> None:
-    """Put buffers back to what they were.
-
-    Args:
-        module: network.
-        values: what `copy_buffers` gave.
-    """
+    """Put buffers back to what they were."""
     for name, buffer in module.named_buffers():
         buffer.copy_(values[name])
 
 
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
-    """Run something for its own sake: random states, buffers and training mode are as before afterwards.
-
-    Args:
-        module: network that may be run inside.
-    """
+    """Run something for its own sake: random states, buffers and training mode are as before afterwards."""
     rng, buffers = get_rng_state(), copy_buffers(module)
     modes = {name: child.training for name, child in module.named_modules()}
     try:

@@ -74,12 +74,7 @@ SHORT = Size(
 
 
 def commands(root: Path, size: Size) -> list[Command]:
-    """The commands of a demo, in order.
-
-    Args:
-        root: folder that everything goes to.
-        size: how much to do.
-    """
+    """The commands of a demo, in order."""
     shards = str(root / "shards")
     made = [
         Command(

@@ -215,12 +215,6 @@ FORMATS = {
 def check(path: Path, file_format: Format, network: nn.Module, inputs: tuple[Any, ...]) -> tuple[LoadReport, float]:
     """Fill a copy with scrambled weights from the file, and compare it with the original.
 
-    Args:
-        path: the file.
-        file_format: its format.
-        network: the original.
-        inputs: of its forward pass.
-
     Returns:
         The report of the load, and the largest difference of the features: 0.
 

@@ -153,22 +153,12 @@ def _without_progress(before: Sequence[Entry], step: int | None, *, stopped: boo
 
 
 def cut_short(attempts: Sequence[Attempt], job: str) -> bool:
-    """Whether the newest attempt is this job's and does not say how it ended.
-
-    Args:
-        attempts: of the run.
-        job: SLURM's id.
-    """
+    """Whether the newest attempt is this job's and does not say how it ended."""
     return bool(attempts) and attempts[-1].job == job and attempts[-1].status == "running"
 
 
 def read_entries(run_dir: Path, job: str) -> list[Entry]:
-    """Earlier decisions about a job, oldest first; a line cut short by a crash is passed over.
-
-    Args:
-        run_dir: folder of the run.
-        job: SLURM's id.
-    """
+    """Earlier decisions about a job, oldest first; a line cut short by a crash is passed over."""
     try:
         lines = (run_dir / REQUEUES_FILE).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
@@ -182,9 +172,6 @@ def read_entries(run_dir: Path, job: str) -> list[Entry]:
 
 def look_up(job: str) -> OwnJob:
     """Ask SLURM about the own job.
-
-    Args:
-        job: "12" or "12_0".
 
     Raises:
         SlurmError: SLURM does not answer.
@@ -200,11 +187,6 @@ def look_up(job: str) -> OwnJob:
 
 def after_step(code: int, run_dir: Path, env: Mapping[str, str]) -> Decision:
     """Decide, note and, where so decided, requeue.
-
-    Args:
-        code: exit code of the training step.
-        run_dir: folder of the run.
-        env: the batch script's environment.
 
     Raises:
         SlurmError: SLURM refuses or does not answer.

@@ -81,9 +81,6 @@ def gather(folders: Sequence[Path]) -> tuple[list[Result], dict[str, Path]]:
 
     Of rows in a folder `baselines`, shared by all runs around it, those count that a result here is compared with.
 
-    Args:
-        folders: folders, or results files.
-
     Returns:
         Results; run folders by the shortest name that tells them apart.
 

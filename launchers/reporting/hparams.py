@@ -38,10 +38,6 @@ class HparamRun:
 def write_hparams(out: Path, runs: Sequence[HparamRun]) -> Path:
     """Write the table, replacing an earlier one.
 
-    Args:
-        out: folder of the report.
-        runs: the lines.
-
     Returns:
         The folder to be read by TensorBoard.
     """
@@ -66,11 +62,7 @@ def write_hparams(out: Path, runs: Sequence[HparamRun]) -> Path:
 
 
 def hyper_parameters(runs: Sequence[HparamRun]) -> dict[str, dict[str, str | int | float | bool]]:
-    """What is told of each run: method, length, rate, seed, and all that the runs differ in.
-
-    Args:
-        runs: the lines.
-    """
+    """What is told of each run: method, length, rate, seed, and all that the runs differ in."""
     differ = differences({run.name: run.config for run in runs}) if runs else {}
     return {
         run.name: {
@@ -88,12 +80,7 @@ def hyper_parameters(runs: Sequence[HparamRun]) -> dict[str, dict[str, str | int
 
 
 def metrics_of(results: Sequence[Result], everything: Sequence[Result]) -> dict[str, float]:
-    """All metrics, and the main one's gain over random initialisation where there is one (negative: lower).
-
-    Args:
-        results: records of one run.
-        everything: all records, to find the baselines in.
-    """
+    """All metrics, and the main one's gain over its baseline in `everything`, where there is one (negative: lower)."""
     metrics = {}
     for result in sorted(results, key=lambda r: r.date):
         place = f"eval/{result.dataset}/{result.protocol}/{result.labels}".replace(" ", "_")

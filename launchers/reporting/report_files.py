@@ -32,12 +32,6 @@ from launchers.runs.provenance import describe_environment
 def write_report(folders: Sequence[Path], out: Path, *, title: str, pictures: int = 1) -> None:
     """All that a report is, in one folder: report.html, report.md, TensorBoard's hparams.
 
-    Args:
-        folders: runs, or folders of runs.
-        out: where to.
-        title: heading.
-        pictures: validation samples to draw of each run.
-
     Raises:
         ConfigError: nothing to report, or a damaged file.
     """

@@ -16,9 +16,7 @@ from launchers.training.restore import build_objective, load_run_config
 def run_pictures(run_dir: Path, num: int) -> tuple[dict[str, RgbImage], str]:
     """`training_pictures` of some samples of the run's set, with the newest weights.
 
-    Args:
-        run_dir: the run.
-        num: samples, evenly spread over the validation split (or over the set, if it has none).
+    The samples are spread evenly over the validation split, or over the training split where there is none.
 
     Returns:
         The pictures by name, and why there are none or fewer ("" if nothing is amiss).

@@ -159,13 +159,7 @@ def notes(results: Sequence[Result]) -> list[str]:
 
 
 def print_table(results: Sequence[Result], console: Console, labels: Mapping[str, str] | None = None) -> None:
-    """To the terminal: one table a group, narrow enough for 80 columns.
-
-    Args:
-        results: all records.
-        console: where to.
-        labels: see `groups`.
-    """
+    """To the terminal: one table a group, narrow enough for 80 columns."""
     made = groups(results, labels)
     if not made:
         console.print("no results yet")

@@ -38,9 +38,6 @@ class Trouble:
 def troubles(runs: Mapping[str, Path]) -> list[Trouble]:
     """Runs that failed, or of which elements failed; what still waits or runs is none.
 
-    Args:
-        runs: folders by name.
-
     Raises:
         CheckpointError: a damaged jobs.json.
     """

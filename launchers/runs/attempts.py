@@ -71,11 +71,7 @@ class AttemptRecord:
         self._lock = threading.Lock()
 
     def resumed(self, step: int) -> None:
-        """The run continues.
-
-        Args:
-            step: updates done before.
-        """
+        """The run continues."""
         self._write({"event": "resumed", "time": time.time(), "step": step})
 
     def end(
@@ -153,11 +149,7 @@ def _append(path: Path, event: Mapping[str, Any]) -> None:
 
 
 def read_attempts(run_dir: str | Path) -> list[Attempt]:
-    """Attempts at a run, oldest first; [] if there was none.
-
-    Args:
-        run_dir: folder of the run.
-    """
+    """Attempts at a run, oldest first; [] if there was none."""
     path = Path(run_dir) / ATTEMPTS_FILE
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -85,12 +85,7 @@ def read_files(folder: Path) -> RunFiles:
 
 
 def run_status(files: RunFiles, queue: Mapping[str, JobInfo]) -> RunStatus:
-    """Status of a run.
-
-    Args:
-        files: of the run.
-        queue: what SLURM knows of its jobs; empty without SLURM.
-    """
+    """Status of a run."""
     folder, now = files.folder, time.time()
     lines = newest_metrics(folder, SPEED_LINES)
     last_line: Mapping[str, Any] = lines[-1] if lines else {}
@@ -188,13 +183,7 @@ def _where(info: JobInfo | None) -> str:
 
 
 def total_steps(config: Mapping[str, Any], state: Mapping[str, Any], line: Mapping[str, Any]) -> int | None:
-    """Updates of the whole run: as configured, as the checkpoint says, or from the epochs that a step makes.
-
-    Args:
-        config: resolved config.
-        state: state.json of the newest checkpoint.
-        line: newest line of metrics.
-    """
+    """Updates of the whole run: as configured, as the checkpoint says, or from the epochs that a step makes."""
     schedule = config.get("schedule") or {}
     if schedule.get("steps") is not None:
         return int(schedule["steps"])

@@ -57,23 +57,13 @@ class RunFiles:
         return [job for job in (self.jobs.pretrain, last) if job is not None]
 
     def job(self, queue: Mapping[str, JobInfo]) -> str | None:
-        """The pre-training job: the one that is active, else of the submission, else of the last attempt.
-
-        Args:
-            queue: what SLURM knows.
-        """
+        """The pre-training job: the one that is active, else of the submission, else of the last attempt."""
         active = [job for job in self._trainers if job in queue and queue[job].active]
         return next(iter([*active, *self._trainers]), None)
 
 
 def evaluations(folder: Path, jobs: Jobs, queue: Mapping[str, JobInfo]) -> tuple[int, int, list[str]]:
-    """Elements of the downstream evaluation: how many are done, how many there are, what went wrong.
-
-    Args:
-        folder: of the run.
-        jobs: of the run.
-        queue: what SLURM knows.
-    """
+    """Elements of the downstream evaluation: how many are done, how many there are, what went wrong."""
     root = folder / EVALUATIONS
     made = {path.name for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
     done, trouble = 0, []
@@ -128,12 +118,7 @@ def why(files: RunFiles, state: str, info: JobInfo | None) -> list[str]:
 
 
 def stderr_end(files: RunFiles, job: str | None) -> list[str]:
-    """The last lines that a job wrote to its error log; [] if there is no log to be found.
-
-    Args:
-        files: of the run.
-        job: id of the job.
-    """
+    """The last lines that a job wrote to its error log; [] if there is no log to be found."""
     if job is None:
         return []
     folders = [PLAIN_LOGS, *([Path(files.jobs.logs)] if files.jobs.logs else [])]

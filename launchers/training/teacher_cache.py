@@ -64,14 +64,7 @@ def cache_root(config: DataConfig) -> str:
 def teacher_cache(
     objective: nn.Module, method: MethodConfig, config: DataConfig, run: Supervised
 ) -> TeacherCache | None:
-    """The finished cache, if the method asks for one; see `open_or_build`.
-
-    Args:
-        objective: the method, built.
-        method: its settings.
-        config: of the training data.
-        run: the run.
-    """
+    """The finished cache, if the method asks for one; see `open_or_build`."""
     if not method.caches_teacher:
         return None
     if not isinstance(objective, PoolsTeacher):

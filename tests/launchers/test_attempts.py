@@ -10,6 +10,7 @@ import pytest
 
 from launchers.runs import attempts
 from launchers.runs.attempts import begin, read_attempts
+from launchers.runs.files import ATTEMPTS_FILE
 
 
 def test_a_run_with_several_attempts(tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ def test_no_attempt_yet(tmp_path: Path) -> None:
 
 def test_a_line_cut_short_spoils_no_other(tmp_path: Path) -> None:
     begin(tmp_path, 1)
-    path = tmp_path / attempts.FILE
+    path = tmp_path / ATTEMPTS_FILE
     path.write_bytes(path.read_bytes() + b'{"event": "en')
     begin(tmp_path, 1).end("finished", step=3)
     assert [a.status for a in read_attempts(tmp_path)] == ["died", "finished"]
@@ -53,8 +54,8 @@ def test_a_line_that_cannot_be_written_is_a_warning(
 ) -> None:
     monkeypatch.setattr(attempts, "_WRITE_DELAYS_S", (0.01,))
     record = begin(tmp_path, 1)
-    (tmp_path / attempts.FILE).rename(tmp_path / "away")
-    (tmp_path / attempts.FILE).mkdir()
+    (tmp_path / ATTEMPTS_FILE).rename(tmp_path / "away")
+    (tmp_path / ATTEMPTS_FILE).mkdir()
     record.end("failed", reason="why it failed")
     assert "why it failed" in caplog.text
 
