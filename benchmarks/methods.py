@@ -36,7 +36,7 @@ from engine.downstream.protocols import ORDER, ProtocolName
 from engine.downstream.results import Result, baseline_of, read_results
 from engine.metric_names import RSS_GIB, STEP_S, WATCH
 from launchers.cli import FAILURE
-from launchers.cluster.plan_submission import Order, with_first_stages
+from launchers.cluster.plan_submission import SubmitRequest, with_first_stages
 from launchers.cluster.submission import submit
 from launchers.runs.files import BASELINES, EVALUATIONS
 from launchers.submit import load_cluster
@@ -266,7 +266,7 @@ def main() -> int:
     done = True
     if not options.table:
         cluster = load_cluster(None, (), nodes=None, where="local")  # one run at a time
-        done = submit(Order(points=with_first_stages(made), root=root, cluster=cluster, where="local"))
+        done = submit(SubmitRequest(points=with_first_stages(made), root=root, cluster=cluster, where="local"))
     text = f"{setting(0)}; {len(sweep.grid.get('seed', ()))} seed(s), {made[0].config.schedule.steps} updates\n\n"
     text += table_of(rows_of(sweep, [point.run_dir for point in made])) + "\n"
     (root / TABLE).write_text(text)

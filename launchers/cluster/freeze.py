@@ -137,7 +137,8 @@ def _git(repository: Path, *arguments: str) -> str:
 
 def _all_files(repository: Path) -> list[str]:
     found = (path for name in PACKAGES for path in (repository / name).rglob("*"))
-    return [str(p.relative_to(repository)) for p in found if p.is_file() and p.suffix in {".py", ".yaml", ".txt", ".j2"}]
+    suffixes = {".py", ".yaml", ".txt", ".j2"}
+    return [str(p.relative_to(repository)) for p in found if p.is_file() and p.suffix in suffixes]
 
 
 def _commit_json(code: CodeState) -> str:
