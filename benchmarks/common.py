@@ -68,7 +68,7 @@ def outputs(processes: Sequence[subprocess.Popen[str]], *, codes: Sequence[int] 
     return texts
 
 
-class Stopwatch:
+class CallTimer:
     """Own processor time of functions, by stage: a busy machine shifts it less than a clock's."""
 
     def __init__(self) -> None:
@@ -107,7 +107,7 @@ class Stopwatch:
 
 
 def place(dotted: str) -> tuple[Any, str]:
-    """A function for `Stopwatch.over` by its dotted name, also that of a method."""
+    """A function for `CallTimer.over` by its dotted name, also that of a method."""
     owner, _, name = dotted.rpartition(".")
     return pkgutil.resolve_name(owner), name
 

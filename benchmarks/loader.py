@@ -32,7 +32,7 @@ import data.storage.shards
 import data.views.augment
 import data.views.stages
 import data.views.view
-from benchmarks.common import Stopwatch, markdown, setting
+from benchmarks.common import CallTimer, markdown, setting
 from benchmarks.ordinary import OfficialFrames, ordinary_sample, street_frames, write_copies, write_frames
 from data.batch_spec import BatchSpec
 from data.loading.collate import collate
@@ -81,7 +81,7 @@ def _seconds(call: Callable[[], object]) -> float:
 
 
 def _print_stages(reader: SampleReader, indices: list[int], config: DataConfig, rounds: int) -> None:
-    watch = Stopwatch()
+    watch = CallTimer()
     whole = watch.timed("collate, pack, rest", _ours)
     with watch.over(_STAGES):
         for epoch in range(rounds):

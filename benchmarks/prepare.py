@@ -30,7 +30,7 @@ import simplejpeg
 import data.convert.files
 import data.preparing.unit
 import data.storage.shard_writer
-from benchmarks.common import REPOSITORY, Stopwatch, markdown, setting
+from benchmarks.common import REPOSITORY, CallTimer, markdown, setting
 from data.convert.base import Converter
 from data.convert.sets import SETTINGS, make_converter
 from data.preparing.prepare import PrepareConfig, prepare
@@ -89,7 +89,7 @@ def _row(name: str, converter: Converter, frames: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         config = PrepareConfig(limit=frames, max_skip_share=1.0)
         prepare(converter, f"{folder}/warm", config)  # files and code are in memory after it
-        watch = Stopwatch()
+        watch = CallTimer()
         with watch.over(stages()):
             started = time.process_time()
             summary = prepare(converter, f"{folder}/measured", config)

@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from benchmarks.common import Stopwatch, place, prepared
+from benchmarks.common import CallTimer, place, prepared
 from data.convert.argoverse2 import Argoverse2Converter
 from data.convert.base import Converter
 from data.convert.once import OnceConverter
@@ -121,7 +121,7 @@ def main() -> None:
 def _measure(name: str, converter: Converter, frames: int) -> None:
     (log,) = converter.logs()
     list(converter.frames(log, 0, 1))  # imports, tables of Arrow
-    watch = Stopwatch()
+    watch = CallTimer()
     with watch.over({stage: [place(name) for name in names] for stage, names in _STAGES.items()}):
         began = time.process_time()
         found = list(converter.frames(log, 0, frames))

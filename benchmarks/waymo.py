@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.common import Stopwatch, place, prepared
+from benchmarks.common import CallTimer, place, prepared
 from data.convert.waymo.converter import WaymoConverter
 from data.sample import Sample
 from tests.helpers.layouts.waymo import WaymoOptions
@@ -58,7 +58,7 @@ def main() -> None:
 
 def _convert(converter: WaymoConverter, log: str, frames: int) -> tuple[float, dict[str, float], int]:
     """Seconds, seconds of each stage, points a frame."""
-    watch = Stopwatch()
+    watch = CallTimer()
     with watch.over({stage: [place(name) for name in names] for stage, names in _STAGES.items()}):
         began = time.process_time()
         samples = [item for item in converter.frames(log, 0, frames) if isinstance(item, Sample)]

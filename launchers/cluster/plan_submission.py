@@ -17,7 +17,7 @@ from launchers.cluster.dry_check import check_cluster, check_folder, check_runs,
 from launchers.cluster.evaluation_jobs import BaselineJob, EvaluationJob, SelectBestJob
 from launchers.cluster.plan_followups import baseline_jobs, evaluation_jobs, selection_job
 from launchers.runs import slurm
-from launchers.runs.attempts import read_attempts
+from launchers.runs.attempts import is_finished
 from launchers.runs.files import CONFIG_FILE, JOBS_FILE
 from launchers.runs.job_record import Jobs, read_jobs
 from launchers.runs.settings import flat
@@ -206,12 +206,11 @@ def _active(request: SubmitRequest, ids: Iterable[str]) -> frozenset[str]:
 
 def _requested_run(point: Point, request: SubmitRequest, active: frozenset[str]) -> RequestedRun:
     jobs = read_jobs(point.run_dir) or Jobs()
-    attempts = read_attempts(point.run_dir)
     follow = point.config.evaluate.configs if request.evaluate else ()
     return RequestedRun(
         point=point,
         jobs=jobs,
-        finished=bool(attempts) and attempts[-1].status == "finished" and not (request.train and _continues(point)),
+        finished=is_finished(point.run_dir) and not (request.train and _continues(point)),
         training=request.after or (jobs.pretrain if jobs.pretrain in active else None),
         # Made here for their errors: a mistake in a downstream file must not show when training is queued already.
         select=selection_job(point.run_dir, point.config) if follow else None,

@@ -17,7 +17,7 @@ from typing import Protocol, runtime_checkable
 from engine.preempt import StopSignals, ignore_stop_signals
 from launchers.cli import TRY_AGAIN, guarded
 from launchers.runs import slurm
-from launchers.runs.attempts import read_attempts
+from launchers.runs.attempts import is_finished
 
 
 @runtime_checkable
@@ -61,8 +61,7 @@ class PretrainJob:
 
     def done(self) -> bool:
         """Whether the run's last attempt got to the end."""
-        attempts = read_attempts(Path(self.run_dir))
-        return bool(attempts) and attempts[-1].status == "finished"
+        return is_finished(self.run_dir)
 
     def __call__(self) -> None:
         """Train; leaves with the exit code of `tandem pretrain` where that is not 0."""

@@ -166,6 +166,12 @@ def read_attempts(run_dir: str | Path) -> list[Attempt]:
     return attempts
 
 
+def is_finished(run_dir: str | Path) -> bool:
+    """Whether the last attempt at a run got to the end of its schedule."""
+    attempts = read_attempts(run_dir)
+    return bool(attempts) and attempts[-1].status == "finished"
+
+
 def _begun(event: Mapping[str, Any]) -> Attempt:
     return Attempt(
         job=event.get("job"),

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from configs.load import ConfigError, load
 from configs.schema import FIRST_STAGE, PRETRAIN_CHOICES, PretrainConfig
 from data.storage.store import is_url
-from launchers.runs.attempts import read_attempts
+from launchers.runs.attempts import is_finished
 from models.methods.base import MethodConfig
 
 T = TypeVar("T")
@@ -52,19 +52,13 @@ def first_folder(config: PretrainConfig) -> Path:
     return Path(config.first.run_dir or f"{config.run_dir.rstrip('/')}-first")
 
 
-def is_finished(config: PretrainConfig) -> bool:
-    """Whether a run got to the end of its schedule."""
-    attempts = read_attempts(Path(config.run_dir))
-    return bool(attempts) and attempts[-1].status == "finished"
-
-
 def stages(config: PretrainConfig) -> list[PretrainConfig]:
     """What is to be trained, in order: the first stage, unless it is finished, and the run itself.
 
     Raises:
         ConfigError: see `first_stage`.
     """
-    if config.first is None or is_finished(dataclasses.replace(config, run_dir=str(first_folder(config)))):
+    if config.first is None or is_finished(first_folder(config)):
         return [config]
     first = first_stage(config)
     assert first is not None

@@ -16,8 +16,9 @@ from engine.distributed import World
 from launchers import inspect, pretrain
 from launchers.cluster.plan_submission import Point, with_first_stages
 from launchers.runs import attempts
+from launchers.runs.attempts import is_finished
 from launchers.runs.settings import setting_of
-from launchers.training.stages import first_folder, is_finished, method_to_build, method_without_weights, stages
+from launchers.training.stages import first_folder, method_to_build, method_without_weights, stages
 from launchers.training.train import load_run
 from models.methods.pixel_to_point import PixelToPointConfig
 from tests.helpers.pretrain_run import CONFIGS, SMALL
@@ -46,9 +47,9 @@ def test_the_first_stage_comes_first_and_is_not_trained_again(tmp_path: Path) ->
         7,
         "elsewhere",
     )
-    assert not is_finished(first)
+    assert not is_finished(first.run_dir)
     _finish(tmp_path / "run-first")
-    assert is_finished(first)
+    assert is_finished(first.run_dir)
     assert stages(config) == [config]
 
 
