@@ -54,6 +54,7 @@ def load(
         _choose(schema, section, table, sources)
     for source in sources:
         _drop_retired(source)
+        _drop_teachers_of_old(source, schema)
     asked_for: set[str] = set()
     for source in sources:
         # Merging takes `???` for "as before": a file that asks for a value would get the dataclass's default.
@@ -64,7 +65,7 @@ def load(
     try:
         schema = OmegaConf.merge(schema, given)
     except OmegaConfBaseException as error:
-        raise _explain(error, schema, given) from error
+        raise _explain(error, schema, given, choices or {}) from error
     missing = sorted(OmegaConf.missing_keys(schema) | asked_for)
     if missing:
         raise ConfigError(f"{missing[0]}: no value given and there is no default (add `{missing[0]}=...`)")
@@ -86,6 +87,24 @@ def _drop_retired(source: DictConfig) -> None:
             del node[last]
 
 
+ONCE_OF_ALL_TEACHERS = ("dilated", "levels", "normalise_levels")
+"""Settings that the files of old runs hold for every teacher, though each had an effect on some families only."""
+
+
+def _drop_teachers_of_old(source: DictConfig, schema: DictConfig) -> None:
+    """Take what has no effect out of a resolved `method.teacher` of an old run.
+
+    Such a section holds all those settings; a section with some of them was written by a person, who is better told.
+    """
+    teacher = _section(source, ("method", "teacher"))
+    if teacher is None or not all(name in teacher for name in ONCE_OF_ALL_TEACHERS):
+        return
+    chosen = _section(schema, ("method", "teacher"))
+    for name in ONCE_OF_ALL_TEACHERS:
+        if chosen is not None and name not in chosen:
+            del teacher[name]
+
+
 def dump(config: object, *, choices: Choices | None = None) -> str:
     """The config as YAML that `load` reads back to an equal object."""
     tree = OmegaConf.to_container(OmegaConf.structured(config))
@@ -105,7 +124,7 @@ def _put_name(config: object, tree: dict[Any, Any], path: Sequence[str], table: 
     for key in outer:
         config, tree = getattr(config, key, None), tree.get(key, {})
     value = getattr(config, last, None)
-    if value is None:
+    if value is None or _has_own_name(type(value)):
         return
     name = next((name for name, kind in table.items() if kind is type(value)), None)
     if name is None:
@@ -114,6 +133,11 @@ def _put_name(config: object, tree: dict[Any, Any], path: Sequence[str], table: 
         )
     if not outer or type(value) is not _default_kind(type(config), last):
         tree[last] = {"name": name, **tree[last]}
+
+
+def _has_own_name(kind: type) -> bool:
+    """Whether `name` is a setting of the dataclass itself: one that stands for several names of its table."""
+    return any(field.name == "name" for field in dataclasses.fields(kind))
 
 
 def _default_kind(owner: type, key: str) -> type | None:
@@ -172,7 +196,11 @@ def _parse_override(text: str) -> DictConfig:
 
 
 def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources: Sequence[DictConfig]) -> None:
-    """Put the dataclass that `<section>.name` asks for into the schema, and take the key out of the sources."""
+    """Put the dataclass that `<section>.name` asks for into the schema.
+
+    The key is taken out of the sources, unless the dataclass has a `name` of its own. Such a family takes over what the
+    section's default sets and the family has, too: `teacher.name` chooses a network, the method the rest.
+    """
     *outer, last = section.split(".")
     owner: Any = schema
     for key in outer:
@@ -183,7 +211,7 @@ def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources
     for source in sources:
         node = _section(source, [*outer, last])
         if node is not None and "name" in node:
-            name = str(node.pop("name"))
+            name = str(node["name"])
     if name is None:
         return
     if name not in table:
@@ -197,8 +225,18 @@ def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources
             f"{section}.name: got {name!r}, expected one of {', '.join(fitting)}: nothing else fits "
             f"{'.'.join(outer)} as it was chosen"
         )
-    with read_write(schema):
-        owner[last] = OmegaConf.structured(table[name])
+    chosen = OmegaConf.structured(table[name])
+    if _has_own_name(table[name]):
+        shared = (set(chosen) & set(owner[last])) - {"name"}
+        with read_write(chosen):
+            chosen.update({key: owner[last][key] for key in shared})
+    else:
+        for source in sources:
+            node = _section(source, [*outer, last])
+            if node is not None:
+                node.pop("name", None)
+    with read_write(owner):
+        owner[last] = chosen
 
 
 def _section(source: DictConfig, path: Sequence[str]) -> DictConfig | None:
@@ -222,7 +260,13 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConfig) -> ConfigError:
+def _elsewhere(key: str, table: Mapping[str, type]) -> str:
+    """Under which names of a table a setting would have an effect."""
+    owners = [name for name, kind in table.items() if key in {field.name for field in dataclasses.fields(kind)}]
+    return f", a setting of {', '.join(owners)} only" if owners else ""
+
+
+def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConfig, choices: Choices) -> ConfigError:
     """Turn OmegaConf's exception into path, value, expectation and nearest name."""
     for path, value in _leaves(OmegaConf.to_container(source), ()):
         node = schema
@@ -235,7 +279,8 @@ def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConf
             hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name in names}
             if key not in hints:
                 known = ", ".join(sorted(hints)) or "nothing"
-                return ConfigError(f"{dotted}: unknown name{_near(key, hints)} (got {value!r}; valid here: {known})")
+                near = _near(key, hints) or _elsewhere(key, choices.get(".".join(path[:depth]), {}))
+                return ConfigError(f"{dotted}: unknown name{near} (got {value!r}; valid here: {known})")
             if depth + 1 == len(path) and not _accepts(schema, path, value):
                 return ConfigError(f"{dotted}: got {value!r}, expected {_describe(hints[key])}")
             child = node._get_node(key)

@@ -19,6 +19,7 @@ from engine.downstream.evaluate import ProtocolsConfig
 from engine.downstream.protocols import ORDER, TOWER_TITLES, TOWERS, ProtocolName, Tower
 from engine.settings import PretrainSettings
 from models.image.encoders import IMAGE_ENCODERS
+from models.image.teachers import TEACHERS
 from models.lidar.backbones import BACKBONES
 from models.methods import METHODS
 from models.methods.base import MethodConfig
@@ -27,6 +28,7 @@ from models.methods.slidr import SlidrConfig
 PRETRAIN_CHOICES: Choices = {
     "method": METHODS,
     "method.backbone": BACKBONES,
+    "method.teacher": TEACHERS,
     "method.point_backbone": BACKBONES,
     "method.image_backbone": IMAGE_ENCODERS,
     "method.pixel_network": IMAGE_ENCODERS,

@@ -315,6 +315,11 @@ def load_weights(path: Path, *, prefix: str = "") -> dict[str, Tensor]:
     return chosen
 
 
+_WITHOUT_EFFECT = frozenset(f"method.teacher.{name}" for name in ("dilated", "levels", "normalise_levels"))
+"""Checkpoints of versions that had one section for all teachers hold these for each; where one is absent now, it had no
+effect then."""
+
+
 def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
     """Refuse to continue a run whose model or method was changed.
 
@@ -328,6 +333,7 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) ->
     """
     # Through JSON, so that tuples and lists of equal content are equal.
     before, after = (_flat(json.loads(json.dumps(x))) for x in (saved, now))
+    before = {name: value for name, value in before.items() if name in after or name not in _WITHOUT_EFFECT}
     lines = [
         f"  {name}: {before.get(name, 'absent')!r} in the checkpoint, {after.get(name, 'absent')!r} now"
         for name in sorted(before.keys() | after.keys())

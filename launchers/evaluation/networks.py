@@ -222,13 +222,11 @@ _LEAK: dict[str, LeakLevel] = {
 """How much human labelling weights of each format brought along."""
 
 
-def describe_teacher(teacher: object | None) -> tuple[str, LeakLevel]:
+def describe_teacher(teacher: TeacherConfig | ImageEncoderConfig | None) -> tuple[str, LeakLevel]:
     """Name for tables, and how much human labelling the teacher brought along."""
     if teacher is None:
         return "", "none"
-    name = str(getattr(teacher, "name", getattr(teacher, "preset", "unnamed")))
-    weights = str(getattr(teacher, "weights", ""))
-    return f"{name} ({weights.partition(':')[0]})", leak_of_weights(weights)
+    return f"{teacher.architecture} ({teacher.weights.partition(':')[0]})", leak_of_weights(teacher.weights)
 
 
 def leak_of_weights(weights: str) -> LeakLevel:

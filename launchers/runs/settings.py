@@ -6,7 +6,9 @@ the run lies, what it logs, when it writes checkpoints, what is evaluated afterw
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
 import yaml
@@ -14,6 +16,7 @@ import yaml
 from configs.load import dump
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from engine.downstream.results import fingerprint
+from models.methods import METHODS
 
 _NO_SETTING = frozenset({"run_dir", "seed", "checkpoint", "monitor", "evaluate"})
 _NO_DATA_SETTING = frozenset({"cache"})
@@ -44,8 +47,24 @@ def _parts(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
                 yield key, {name: value for name, value in part.items() if name != "run_dir"}
         elif key == "data":
             yield key, {name: value for name, value in part.items() if name not in _NO_DATA_SETTING}
+        elif key == "method":
+            yield key, _as_hashed_of_old(part)
         elif key not in _NO_SETTING:
             yield key, part
+
+
+def _as_hashed_of_old(method: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A method's section with all settings that a teacher once had, with or without effect.
+
+    Results hold hashes of them: repetitions from before and after each family got its own settings stay together.
+    """
+    kind = METHODS.get(method.get("name", ""))
+    default = None if kind is None else kind().teachers().get("teacher")
+    if default is None or "teacher" not in method:
+        return method
+    once = {"dilated": True, "levels": [4, 8, 16], "normalise_levels": True}
+    once |= {name: value for name, value in json.loads(json.dumps(asdict(default))).items() if name in once}
+    return {**method, "teacher": {**once, **method["teacher"]}}
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

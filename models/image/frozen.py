@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from models.image.base import ImageEncoder, ImageEncoderConfig
+from models.image.base import DenseNetwork, ImageEncoder, ImageEncoderConfig
 
 FrozenT = TypeVar("FrozenT", bound="Frozen")
 
 
-class Frozen(nn.Module):
+class Frozen(DenseNetwork):
     """Keeps a network as it is.
 
     Attributes:

@@ -15,13 +15,71 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.image.base import DenseNetwork
+from models.image.teacher import TeacherConfig
+from models.weights import (
+    IMAGE_FORMATS,
+    OWN_FORMAT,
+    OWN_IMAGE_PREFIX,
+    LoadReport,
+    load_image_weights,
+    load_state,
+    read_own_weights,
+)
+
 ResNetName = Literal["resnet10_tiny", "resnet18", "resnet50"]
+
+NETWORK_PREFIX = "network."
+"""What the names of the ResNet begin with inside an image network of ours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetTeacherConfig(TeacherConfig):
+    """A ResNet's last stage as a teacher; see `TeacherConfig` for the rest.
+
+    Weights: files of format torchvision, moco_v1, moco_v2, moco_v3 or dino, or `tandem:<path>`, the image network
+    of one of our own runs (its folder, one of its checkpoints, or a file of weights).
+
+    Attributes:
+        dilated: dilation in place of the last three strides: features at 1/4 of the image.
+    """
+
+    NAMES = get_args(ResNetName)
+    SOURCES = (*IMAGE_FORMATS, OWN_FORMAT)
+
+    name: ResNetName = "resnet50"
+    dilated: bool = True
+
+    @property
+    def stride(self) -> int:
+        """Of the last stage."""
+        return 4 if self.dilated else 32
+
+    def network(self) -> ResNet:
+        """The ResNet."""
+        return ResNet(self.name, dilated=self.dilated)
+
+    def fill(self, network: nn.Module, file_format: str, path: str) -> LoadReport:
+        """Read a public file, or the ResNet of one of our own image networks."""
+        return fill_resnet(network, file_format, path, min_match=self.min_match)
+
+
+def fill_resnet(network: nn.Module, file_format: str, path: str, *, min_match: float) -> LoadReport:
+    """Read a public file, or the ResNet of one of our own image networks.
+
+    Raises:
+        ValueError: the weight file is missing, unreadable or does not fit.
+    """
+    if file_format == OWN_FORMAT:
+        state = read_own_weights(path, OWN_IMAGE_PREFIX + NETWORK_PREFIX)
+        return load_state(network, state, source=path, min_match=1.0)
+    return load_image_weights(network, file_format, path, min_match=min_match)
 
 
 def _conv3x3(in_channels: int, out_channels: int, stride: int, dilation: int) -> nn.Conv2d:
@@ -109,7 +167,7 @@ _LAYOUTS: dict[ResNetName, _Layout] = {
 }
 
 
-class ResNet(nn.Module):
+class ResNet(DenseNetwork):
     """Feature map of the last stage.
 
     Attributes:

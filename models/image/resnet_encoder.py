@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from models.image.base import FeatureMap, ImageEncoder, ImageEncoderConfig
-from models.image.resnet import ResNet, ResNetName
+from models.image.base import IMAGENET_MEAN, IMAGENET_STD, FeatureMap, ImageEncoder, ImageEncoderConfig
+from models.image.resnet import NETWORK_PREFIX, ResNet, ResNetName
 from models.weights import (
     IMAGE_FORMATS,
     OWN_FORMAT,
@@ -25,12 +25,6 @@ from models.weights import (
     load_state,
     read_own_weights,
 )
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of RGB from 0 to 1."""
-
-NETWORK_PREFIX = "network."
-"""What the names of the ResNet begin with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +57,11 @@ class ResNetEncoderConfig(ImageEncoderConfig):
             raise ValueError(f"weights = {self.weights!r}: expected random, or one of {wanted}")
         if not 0 <= self.min_match <= 1:
             raise ValueError(f"min_match = {self.min_match}: expected 0 to 1")
+
+    @property
+    def architecture(self) -> str:
+        """The ResNet's name."""
+        return self.preset
 
     def build(self) -> ResNetEncoder:
         """Assemble the network and fill it.

@@ -8,13 +8,41 @@ levels can be normalised, since their scales differ several times over and the s
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Literal, get_args
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
-from models.image.resnet import ResNet, ResNetName
+from models.image.resnet import ResNet, ResNetName, ResNetTeacherConfig, fill_resnet
+from models.image.teacher import LevelsTeacherConfig, check_levels
 from models.pairing import resample_cells
+from models.weights import LoadReport
+
+LevelsName = Literal["resnet18_levels", "resnet50_levels"]
+_DEPTHS: dict[LevelsName, ResNetName] = {"resnet18_levels": "resnet18", "resnet50_levels": "resnet50"}
+_STRIDES = (4, 8, 16, 32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetLevelsTeacherConfig(LevelsTeacherConfig):
+    """Several stages of a ResNet as a teacher; weights as for `ResNetTeacherConfig`."""
+
+    NAMES = get_args(LevelsName)
+    SOURCES = ResNetTeacherConfig.SOURCES
+    LEVELS = _STRIDES
+
+    name: LevelsName = "resnet50_levels"
+
+    def network(self) -> ResNetLevels:
+        """Stages up to the coarsest level."""
+        return ResNetLevels(_DEPTHS[self.name], levels=self.levels, normalise_levels=self.normalise_levels)
+
+    def fill(self, network: nn.Module, file_format: str, path: str) -> LoadReport:
+        """Read a public file, or the ResNet of one of our own image networks."""
+        return fill_resnet(network, file_format, path, min_match=self.min_match)
 
 
 class ResNetLevels(ResNet):
@@ -39,8 +67,7 @@ class ResNetLevels(ResNet):
             ValueError: levels are empty, unknown or not ascending.
         """
         super().__init__(name)
-        if not levels or list(levels) != sorted(set(levels)) or not set(levels) <= set(self.map_strides[1:]):
-            raise ValueError(f"levels = {levels}: expected ascending strides out of {self.map_strides[1:]}")
+        check_levels(levels, _STRIDES)
         self.levels, self.normalise_levels = levels, normalise_levels
         self._taken = tuple(self.map_strides.index(level) for level in levels)
         self.num_features = sum(self.map_features[index] for index in self._taken)

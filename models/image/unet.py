@@ -15,6 +15,7 @@ repeated instead of mirrored, which also works on maps of one cell.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -22,8 +23,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from models.image.base import FeatureMap
+from models.image.resnet import ResNetName
 from models.image.resnet_encoder import ResNetEncoder, ResNetEncoderConfig, fill_encoder
+from models.image.teacher import TeacherConfig
 from models.pairing import resample_cells
+from models.weights import OWN_FORMAT, OWN_IMAGE_PREFIX, LoadReport, load_state, read_own_weights
 
 _WIDEST = 16
 """Channels of the coarsest decoder step, as a multiple of the finest."""
@@ -60,6 +64,37 @@ class ResNetUnetConfig(ResNetEncoderConfig):
         encoder = ResNetUnet(self)
         fill_encoder(encoder)
         return encoder
+
+
+UnetName = Literal["resnet10_tiny_unet", "resnet18_unet", "resnet50_unet"]
+_DEPTHS: dict[UnetName, ResNetName] = {
+    "resnet10_tiny_unet": "resnet10_tiny",
+    "resnet18_unet": "resnet18",
+    "resnet50_unet": "resnet50",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetUnetTeacherConfig(TeacherConfig):
+    """A pixel network that one of our own runs trained, as a teacher. Weights: `tandem:<path>`."""
+
+    NAMES = get_args(UnetName)
+    SOURCES = (OWN_FORMAT,)
+
+    name: UnetName = "resnet50_unet"
+
+    @property
+    def stride(self) -> int:
+        """Every pixel has features."""
+        return 1
+
+    def network(self) -> ResNetUnet:
+        """With the default number of channels."""
+        return ResNetUnet(ResNetUnetConfig(preset=_DEPTHS[self.name]))
+
+    def fill(self, network: nn.Module, file_format: str, path: str) -> LoadReport:
+        """Read ResNet and decoder."""
+        return load_state(network, read_own_weights(path, OWN_IMAGE_PREFIX), source=path, min_match=1.0)
 
 
 class _Step(nn.Module):

@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from models.image.base import DenseNetwork
+from models.image.teacher import TeacherConfig
 from models.weights import VIT_FORMATS, LoadReport, load_state, read_checkpoint, select_weights
 
 ViTName = Literal[
@@ -92,6 +94,38 @@ def vit_layout(name: ViTName) -> ViTLayout:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class VitTeacherConfig(TeacherConfig):
+    """A vision transformer as a teacher: `vit_<size>_16` and `_8` are DINO's, `vit_<size>_14` DINOv2's.
+
+    Weights: files of format dino or dinov2. See `TeacherConfig` for the rest.
+
+    Attributes:
+        name: which one; `_reg` is with registers.
+        normalise_levels: apply the network's own last LayerNorm.
+    """
+
+    NAMES = VIT_NAMES
+    SOURCES = tuple(VIT_FORMATS)
+
+    name: ViTName = "vit_small_16"
+    normalise_levels: bool = True
+
+    @property
+    def stride(self) -> int:
+        """The patch."""
+        return vit_layout(self.name).patch
+
+    def network(self) -> VisionTransformer:
+        """The transformer."""
+        return VisionTransformer(vit_layout(self.name), last_norm=self.normalise_levels)
+
+    def fill(self, network: nn.Module, file_format: str, path: str) -> LoadReport:
+        """Read a published file."""
+        assert isinstance(network, VisionTransformer)
+        return load_vit_weights(network, file_format, path, min_match=self.min_match)
+
+
 class _PatchEmbedding(nn.Module):
     def __init__(self, width: int, patch: int) -> None:
         super().__init__()
@@ -103,7 +137,7 @@ class _PatchEmbedding(nn.Module):
         return out
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Each token gathers from all tokens of its image."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -149,7 +183,7 @@ class _Block(nn.Module):
         super().__init__()
         width = layout.width
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, layout.heads)
+        self.attn = SelfAttention(width, layout.heads)
         self.ls1 = _LayerScale(width) if layout.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = _MLP(width)
@@ -162,7 +196,7 @@ class _Block(nn.Module):
         return out
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(DenseNetwork):
     """Features of patches.
 
     Attributes:

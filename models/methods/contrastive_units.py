@@ -47,7 +47,8 @@ from models.contrast.collapse_monitor import collapse_watch
 from models.contrast.losses import gather_with_grad, info_nce
 from models.contrast.units import Context, Sampling, Units, make_units, too_similar
 from models.heads import MLPHead
-from models.image.teacher import TeacherConfig, build_teacher
+from models.image.resnet_levels import ResNetLevelsTeacherConfig
+from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds, matched_clouds
@@ -89,7 +90,7 @@ class ContrastiveUnitsConfig(MethodConfig):
     """
 
     backbone: BackboneConfig = field(default_factory=Res16UNetConfig)
-    teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig(name="resnet50_levels"))
+    teacher: TeacherConfig = field(default_factory=ResNetLevelsTeacherConfig)
     mode: Mode = "cross"
     ground_removal: bool = True
     ground: GroundConfig = field(default_factory=lambda: GroundConfig(kind="lines", distance_m=0.2))
@@ -161,7 +162,7 @@ class ContrastiveUnits(Objective):
         self.backbone = config.backbone.build()
         width = self.backbone.num_features
         if config.uses_images:
-            self.teacher = build_teacher(config.teacher)
+            self.teacher = config.teacher.build()
             self.point_head = MLPHead(width, config.hidden_dim, config.embedding_dim)
             self.pixel_head = MLPHead(self.teacher.num_features, config.hidden_dim, config.embedding_dim)
         if config.uses_views:

@@ -29,7 +29,8 @@ from data.batch_spec import BatchSpec
 from data.sample import Batch
 from models.contrast.collapse_monitor import collapse_watch
 from models.heads import unit
-from models.image.teacher import TeacherConfig, build_teacher
+from models.image.teacher import TeacherConfig
+from models.image.vit import VitTeacherConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods.base import LossTerms, MethodConfig, Objective
@@ -50,7 +51,9 @@ class DistillConfig(MethodConfig):
     """
 
     backbone: BackboneConfig = field(default_factory=Res16UNetConfig)
-    teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig(name="vit_large_14", normalise_levels=False))
+    teacher: TeacherConfig = field(
+        default_factory=lambda: VitTeacherConfig(name="vit_large_14", normalise_levels=False)
+    )
     hidden_features: int | None = None
     watch_rows: int = 256
 
@@ -82,7 +85,7 @@ class Distill(Objective):
         super().__init__()
         self.config = config
         self.backbone = config.backbone.build()
-        self.teacher = build_teacher(config.teacher)
+        self.teacher = config.teacher.build()
         self.point_head = _head(self.backbone.num_features, config.hidden_features, self.teacher.num_features)
 
     def forward(self, batch: Batch) -> LossTerms:

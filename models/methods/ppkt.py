@@ -32,7 +32,8 @@ from data.sample import Batch
 from models.contrast.collapse_monitor import collapse_watch
 from models.contrast.losses import info_nce
 from models.heads import PixelHead, PointHead
-from models.image.teacher import TeacherConfig, build_teacher
+from models.image.resnet import ResNetTeacherConfig
+from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods.base import LossTerms, MethodConfig, Objective
@@ -57,7 +58,7 @@ class PpktConfig(MethodConfig):
     """
 
     backbone: BackboneConfig = field(default_factory=Res16UNetConfig)
-    teacher: TeacherConfig = field(default_factory=lambda: TeacherConfig(dilated=False))
+    teacher: TeacherConfig = field(default_factory=lambda: ResNetTeacherConfig(dilated=False))
     num_pairs: int | None = 4096
     embedding_dim: int = 64
     temperature: float = 0.07
@@ -93,7 +94,7 @@ class Ppkt(Objective):
         super().__init__()
         self.config = config
         self.backbone = config.backbone.build()
-        self.teacher = build_teacher(config.teacher)
+        self.teacher = config.teacher.build()
         self.point_head = PointHead(self.backbone.num_features, config.embedding_dim)
         self.pixel_head = PixelHead(self.teacher.num_features, config.embedding_dim)
 

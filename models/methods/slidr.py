@@ -38,7 +38,8 @@ from models.contrast.collapse_monitor import collapse_watch
 from models.contrast.losses import info_nce
 from models.contrast.tolerance import SemanticToleranceConfig, Tolerance, semantic_tolerance
 from models.heads import PixelHead, PointHead
-from models.image.teacher import TeacherConfig, build_teacher
+from models.image.resnet import ResNetTeacherConfig
+from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods.base import LossTerms, MethodConfig, Objective
@@ -64,7 +65,7 @@ class SlidrConfig(MethodConfig):
     """
 
     backbone: BackboneConfig = field(default_factory=Res16UNetConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    teacher: TeacherConfig = field(default_factory=ResNetTeacherConfig)
     embedding_dim: int = 64
     temperature: float = 0.07
     symmetric: bool = False
@@ -103,7 +104,7 @@ class Slidr(Objective):
         super().__init__()
         self.config = config
         self.backbone = config.backbone.build()
-        self.teacher = build_teacher(config.teacher)
+        self.teacher = config.teacher.build()
         self.point_head = PointHead(self.backbone.num_features, config.embedding_dim)
         self.pixel_head = PixelHead(self.teacher.num_features, config.embedding_dim)
 

@@ -11,11 +11,11 @@ import yaml
 
 from configs.load import ConfigError, dump, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
-from models.image.teacher import TeacherConfig
 from models.lidar.backbones import BACKBONES
 from models.lidar.base import Backbone, BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods.slidr import SlidrConfig
+from tests.helpers.image_networks import teacher_config
 from tests.helpers.toy_batches import toy_batch
 
 XYZ = ("data.voxel.features=xyz_intensity", "method.backbone.in_channels=4")
@@ -110,7 +110,7 @@ def test_each_learns_inside_a_method(name: str) -> None:
     torch.manual_seed(0)
     settings = {"in_channels": 4, **TINY[name]}
     backbone = BACKBONES[name](**settings)
-    teacher = TeacherConfig(name="efficientnet_lite0", weights="random")
+    teacher = teacher_config(name="efficientnet_lite0", weights="random")
     model = SlidrConfig(backbone=backbone, teacher=teacher, embedding_dim=8).build()
     assert isinstance(model.backbone, Backbone)
     terms = model(toy_batch([0, 1], in_channels=4))

@@ -5,10 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+
+from models.image.teacher import TeacherConfig
+from models.image.teachers import TEACHERS
+
+
+def teacher_config(name: str = "resnet50", **settings: Any) -> TeacherConfig:
+    """Settings of a teacher, of its family."""
+    return TEACHERS[name](name=name, **settings)
 
 
 def in_use(network: nn.Module) -> nn.Module:

@@ -15,10 +15,10 @@ from data.views.augment import NO_AUGMENTATION
 from data.views.voxelize import VoxelConfig
 from engine.checkpoint import save_checkpoint
 from engine.distributed import World
-from models.image.teacher import TeacherConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods.base import Objective
 from models.methods.slidr import SlidrConfig
+from tests.helpers.image_networks import teacher_config
 
 STEP = 12
 
@@ -35,7 +35,7 @@ def run_config(run_dir: Path, shards: str) -> PretrainConfig:
         ),
         method=SlidrConfig(
             backbone=Res16UNetConfig(preset="res16unet_tiny", backend="torch"),
-            teacher=TeacherConfig(name="efficientnet_lite0", weights="random"),
+            teacher=teacher_config(name="efficientnet_lite0", weights="random"),
             embedding_dim=16,
         ),
     )

@@ -15,7 +15,7 @@ from engine.downstream.results import read_results
 from launchers import evaluate as verb
 from launchers.cli import main as tandem
 from launchers.evaluation import networks
-from tests.helpers.image_networks import write_checkpoint
+from tests.helpers.image_networks import teacher_config, write_checkpoint
 from tests.helpers.run_folder import run_config, write_toy_run
 from tests.helpers.samples import write_toy_set
 
@@ -199,9 +199,8 @@ def test_shipped_configs_load(path: Path) -> None:
     ],
 )
 def test_label_leak_follows_from_the_teachers_weights(name: str, weights: str, expected: tuple[str, str]) -> None:
-    from models.image.teacher import TeacherConfig
 
-    assert networks.describe_teacher(TeacherConfig(name=name, weights=weights)) == expected  # type: ignore[arg-type]
+    assert networks.describe_teacher(teacher_config(name=name, weights=weights)) == expected  # type: ignore[arg-type]
     assert networks.describe_teacher(None) == ("", "none")
 
 

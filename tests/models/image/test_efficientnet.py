@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.image.efficientnet import EfficientNetLite0, SameConv2d, imagenet_weights_path
-from models.image.teacher import load_lite0_weights
+from models.image.efficientnet import EfficientNetLite0, SameConv2d, imagenet_weights_path, load_lite0_weights
 
 ALL_LEVELS = (2, 4, 8, 16, 32)
 

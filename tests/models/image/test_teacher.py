@@ -3,16 +3,18 @@
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from models.image.resnet import ResNet
-from models.image.teacher import FrozenTeacher, TeacherConfig, build_teacher
+from models.image.teacher import FrozenTeacher
+from models.image.teachers import TEACHERS
 from models.image.unet import ResNetUnetConfig
-from tests.helpers.image_networks import write_checkpoint
+from tests.helpers.image_networks import teacher_config, write_checkpoint
 
-LITE = TeacherConfig(name="efficientnet_lite0", weights="imagenet")
+LITE = teacher_config(name="efficientnet_lite0", weights="imagenet")
 
 
 def _images(height: int = 64, width: int = 64) -> torch.Tensor:
@@ -20,7 +22,7 @@ def _images(height: int = 64, width: int = 64) -> torch.Tensor:
 
 
 def test_nothing_changes_whatever_mode_the_owner_is_in():
-    teacher = build_teacher(TeacherConfig(name="resnet18"))
+    teacher = teacher_config(name="resnet18").build()
     owner = torch.nn.Sequential(teacher).train()
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
     out = owner(_images())
@@ -32,7 +34,7 @@ def test_nothing_changes_whatever_mode_the_owner_is_in():
 
 
 def test_features_may_stand_in_a_graph():
-    teacher = build_teacher(LITE)
+    teacher = LITE.build()
     head = torch.nn.Conv2d(teacher.num_features, 4, 1)
     head(teacher(_images())).sum().backward()
     assert head.weight.grad is not None
@@ -40,20 +42,20 @@ def test_features_may_stand_in_a_graph():
 
 def test_normalisation():
     images = _images()
-    resnet = build_teacher(TeacherConfig(name="resnet18"))
+    resnet = teacher_config(name="resnet18").build()
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     with torch.no_grad():
         torch.testing.assert_close(resnet(images), resnet.encoder((images / 255 - mean) / std), rtol=1e-3, atol=1e-3)
-        lite = build_teacher(LITE)
+        lite = LITE.build()
         torch.testing.assert_close(lite(images), lite.encoder((images.float() - 127) / 128), rtol=1e-3, atol=1e-3)
 
 
 def test_random_weights_follow_their_seed_and_leave_the_global_state_alone():
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    first, again = (build_teacher(TeacherConfig(name="resnet18", random_seed=1)) for _ in range(2))
-    other = build_teacher(TeacherConfig(name="resnet18", random_seed=2))
+    first, again = (teacher_config(name="resnet18", random_seed=1).build() for _ in range(2))
+    other = teacher_config(name="resnet18", random_seed=2).build()
     assert torch.equal(state, torch.get_rng_state())
     assert first.fingerprint() == again.fingerprint() != other.fingerprint()
 
@@ -64,24 +66,22 @@ def test_fingerprint_tells_weights_and_settings_apart_and_not_where_they_lay(tmp
     prints = []
     for name in ("a.pth", "b.pth"):
         torch.save(state, tmp_path / name)
-        config = TeacherConfig(name="resnet18", weights=f"torchvision:{tmp_path / name}")
-        prints.append(build_teacher(config).fingerprint())
+        config = teacher_config(name="resnet18", weights=f"torchvision:{tmp_path / name}")
+        prints.append(config.build().fingerprint())
     assert prints[0] == prints[1]
     others = [
         LITE,
-        TeacherConfig(name="efficientnet_lite0"),
-        TeacherConfig(name="efficientnet_lite0", weights="imagenet", levels=(8, 16)),
-        TeacherConfig(name="efficientnet_lite0", weights="imagenet", upscale=2),
+        teacher_config(name="efficientnet_lite0"),
+        teacher_config(name="efficientnet_lite0", weights="imagenet", levels=(8, 16)),
+        teacher_config(name="efficientnet_lite0", weights="imagenet", upscale=2),
     ]
-    prints += [build_teacher(config).fingerprint() for config in others]
+    prints += [config.build().fingerprint() for config in others]
     assert len(set(prints)) == 5
 
 
 @pytest.mark.parametrize("upscale", [1, 2, 4])
 def test_upscaling_puts_cells_closer_and_keeps_their_place(upscale: int):
-    teacher = build_teacher(
-        TeacherConfig(name="efficientnet_lite0", weights="imagenet", upscale=upscale, levels=(8, 16))
-    )
+    teacher = teacher_config(name="efficientnet_lite0", weights="imagenet", upscale=upscale, levels=(8, 16)).build()
     assert teacher.stride == 8 // upscale
     assert teacher(_images()).shape == (2, 152, 8 * upscale, 8 * upscale)
     # The centre of cell 0 lies on pixel 7 of the enlarged image.
@@ -90,7 +90,7 @@ def test_upscaling_puts_cells_closer_and_keeps_their_place(upscale: int):
 
 def test_fingerprints_of_before_still_hold():
     """What stood in the settings when caches were first written, hashed with the tensors."""
-    teacher = build_teacher(TeacherConfig(name="resnet18", dilated=False))
+    teacher = teacher_config(name="resnet18", dilated=False).build()
     settings = {
         "name": "resnet18",
         "dilated": False,
@@ -105,9 +105,12 @@ def test_fingerprints_of_before_still_hold():
     assert teacher.fingerprint() == digest.hexdigest()[:32]
 
 
-@pytest.mark.parametrize("name", ["resnet10_tiny", "resnet18_levels", "resnet10_tiny_unet"])
-def test_the_other_networks(name: str):
-    teacher = build_teacher(TeacherConfig(name=name, dilated=False, levels=(8, 16)))
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("resnet10_tiny", {"dilated": False}), ("resnet18_levels", {"levels": (8, 16)}), ("resnet10_tiny_unet", {})],
+)
+def test_the_other_networks(name: str, settings: dict[str, Any]):
+    teacher = teacher_config(name, **settings).build()
     features, stride = {"resnet10_tiny": (128, 32), "resnet18_levels": (384, 8), "resnet10_tiny_unet": (16, 1)}[name]
     assert (teacher.num_features, teacher.stride, teacher.origin_px) == (features, stride, 0.0)
     images = _images()
@@ -119,7 +122,7 @@ def test_a_unet_is_not_normalised_twice(tmp_path: Path):
     torch.manual_seed(3)
     network = ResNetUnetConfig(preset="resnet10_tiny").build().eval()
     write_checkpoint(tmp_path, 4, network)
-    teacher = build_teacher(TeacherConfig(name="resnet10_tiny_unet", weights=f"tandem:{tmp_path}"))
+    teacher = teacher_config(name="resnet10_tiny_unet", weights=f"tandem:{tmp_path}").build()
     with torch.no_grad():
         assert torch.equal(teacher(_images()), network(_images()))
 
@@ -128,10 +131,10 @@ def test_a_resnet_of_our_own_runs(tmp_path: Path):
     torch.manual_seed(3)
     network = ResNetUnetConfig(preset="resnet10_tiny").build()
     write_checkpoint(tmp_path, 4, network)
-    teacher = build_teacher(TeacherConfig(name="resnet10_tiny", weights=f"tandem:{tmp_path}"))
+    teacher = teacher_config(name="resnet10_tiny", weights=f"tandem:{tmp_path}").build()
     assert torch.equal(teacher.encoder.state_dict()["conv1.weight"], network.network.conv1.weight)
     with pytest.raises(ValueError, match="network's tensors match, expected at least 100%"):
-        build_teacher(TeacherConfig(name="resnet18", weights=f"tandem:{tmp_path}"))
+        teacher_config(name="resnet18", weights=f"tandem:{tmp_path}").build()
 
 
 def test_bad_settings_are_named():
@@ -142,7 +145,8 @@ def test_bad_settings_are_named():
             {"name": "efficientnet_lite0", "weights": "dino:/a"},
             "expected for efficientnet_lite0 one of random, imagenet",
         ),
-        ({"levels": (8, 4)}, "teacher.levels"),
+        ({"name": "efficientnet_lite0", "weights": "imagenet:/a"}, "teacher.weights = 'imagenet:/a'"),
+        ({"name": "efficientnet_lite0", "levels": (8, 4)}, "teacher.levels"),
         ({"name": "resnet50_levels", "levels": (2, 4)}, "strides out of 4, 8, 16, 32"),
         ({"name": "vit_small_14", "weights": "tandem:/a"}, "expected for vit_small_14 one of random, dino"),
         ({"name": "resnet18_unet", "weights": "dino:/a"}, "expected for resnet18_unet one of random, tandem"),
@@ -151,15 +155,22 @@ def test_bad_settings_are_named():
         ({"min_match": 1.5}, "teacher.min_match"),
     ):
         with pytest.raises(ValueError, match=message):
-            TeacherConfig(**settings)
+            teacher_config(**settings)
     with pytest.raises(ValueError, match="is not a file"):
-        build_teacher(TeacherConfig(name="resnet18", weights="dino:/nowhere.pth"))
+        teacher_config(name="resnet18", weights="dino:/nowhere.pth").build()
+
+
+def test_every_name_belongs_to_the_family_that_knows_it():
+    for name, family in TEACHERS.items():
+        assert family(name=name).name == name
+    with pytest.raises(TypeError, match="dilated"):
+        teacher_config("efficientnet_lite0", dilated=False)
 
 
 def test_resnet50_is_the_papers_teacher():
-    config = TeacherConfig()
+    config = teacher_config()
     assert config.name == "resnet50"
     assert config.dilated
-    teacher = build_teacher(config)
+    teacher = config.build()
     assert isinstance(teacher, FrozenTeacher)
     assert (teacher.num_features, teacher.stride, teacher.origin_px) == (2048, 4, 0.0)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.image.teacher import TeacherConfig, build_teacher
-from models.image.vit import VIT_NAMES, Attention, VisionTransformer, ViTLayout, load_vit_weights, vit_layout
+from models.image.vit import VIT_NAMES, SelfAttention, VisionTransformer, ViTLayout, load_vit_weights, vit_layout
+from tests.helpers.image_networks import teacher_config
 
 SMALL = ViTLayout(width=32, depth=2, heads=4, patch=8, grid=6)
 SMALL_V2 = ViTLayout(width=32, depth=2, heads=4, patch=14, grid=5, layer_scale=True, registers=3)
@@ -82,14 +82,14 @@ def test_every_name_has_a_layout_and_can_be_a_teacher():
     for name in VIT_NAMES:
         layout = vit_layout(name)
         assert layout.width % layout.heads == 0
-        assert TeacherConfig(name=name).name == name
+        assert teacher_config(name=name).name == name
     assert (vit_layout("vit_small_8").grid, vit_layout("vit_base_14").grid) == (28, 37)
     assert vit_layout("vit_base_14_reg").registers == 4
 
 
 def test_attention_equals_torchs_own_and_a_loop():
     torch.manual_seed(0)
-    ours = Attention(24, 3).double()
+    ours = SelfAttention(24, 3).double()
     torchs = torch.nn.MultiheadAttention(24, 3, batch_first=True).double()
     torchs.in_proj_weight.data, torchs.in_proj_bias.data = ours.qkv.weight.data, ours.qkv.bias.data
     torchs.out_proj.load_state_dict(ours.proj.state_dict())
@@ -244,7 +244,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
 
 
 def test_a_transformer_as_teacher():
-    teacher = build_teacher(TeacherConfig(name="vit_small_16", upscale=2))
+    teacher = teacher_config(name="vit_small_16", upscale=2).build()
     assert (teacher.num_features, teacher.stride, teacher.origin_px) == (384, 8, 3.5)
     images = torch.randint(0, 256, (1, 3, 24, 40), dtype=torch.uint8)
     assert teacher(images).shape == (1, 384, 3, 5)

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from data.sample import Batch
 from engine.sync_bn import convert_sync_batchnorm
-from models.image.teacher import TeacherConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods import METHODS
 from models.methods.contrastive_units import ContrastiveUnits, ContrastiveUnitsConfig
 from models.visuals import PointSketch
 from tests.helpers.degenerate_batches import degenerate_batches
 from tests.helpers.distributed import run_distributed
+from tests.helpers.image_networks import teacher_config
 from tests.helpers.toy_batches import PointwiseConfig, toy_batch
 from tests.reference.contrastive_units import excluded_loop, loss_loop, pixel_features_loop, unit_mean, units_loop
 
-LITE = TeacherConfig(name="efficientnet_lite0", weights="imagenet")
-SMALL = TeacherConfig(name="resnet10_tiny")
+LITE = teacher_config(name="efficientnet_lite0", weights="imagenet")
+SMALL = teacher_config(name="resnet10_tiny")
 MODES = ("cross", "single", "single_plus", "multi")
 
 

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from data.sample import Batch
-from models.image.teacher import TeacherConfig
 from models.methods import METHODS
 from models.methods.distill import Distill, DistillConfig
 from tests.helpers.distributed import run_distributed
-from tests.helpers.image_networks import RecordedTeacher
+from tests.helpers.image_networks import RecordedTeacher, teacher_config
 from tests.helpers.toy_batches import PointwiseConfig, toy_batch
 from tests.reference.contrast import bilinear_at
 
-LITE = TeacherConfig(name="efficientnet_lite0", weights="imagenet")
+LITE = teacher_config(name="efficientnet_lite0", weights="imagenet")
 PAIRS = ("pair_point", "pair_image", "pair_uv", "pair_segment")
 
 

@@ -11,15 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.sample import Batch
-from models.image.teacher import TeacherConfig
 from models.methods import METHODS
 from models.methods.ppkt import Ppkt, PpktConfig
 from tests.helpers.distributed import run_distributed
-from tests.helpers.image_networks import RecordedTeacher
+from tests.helpers.image_networks import RecordedTeacher, teacher_config
 from tests.helpers.toy_batches import PointwiseConfig, toy_batch
 from tests.reference.contrast import bilinear_at, info_nce_loop
 
-LITE = TeacherConfig(name="efficientnet_lite0", weights="imagenet")
+LITE = teacher_config(name="efficientnet_lite0", weights="imagenet")
 PAIRS = ("pair_point", "pair_image", "pair_uv", "pair_segment")
 
 
@@ -69,7 +68,7 @@ def test_loss_equals_the_slow_reference():
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet10_tiny"])
 def test_reading_at_the_pairs_equals_upsampling_whole_maps(name: str):
     """Pairs on whole pixels; the map is read at stride 4 and, with the ResNet, at stride 32."""
-    model = _ppkt(teacher=TeacherConfig(name=name, dilated=False)).double()
+    model = _ppkt(teacher=teacher_config(name=name, dilated=False)).double()
     batch = toy_batch([0, 1], dtype=torch.float64)
     with torch.no_grad():
         everywhere = model.pixel_embeddings(batch.images)

@@ -10,17 +10,17 @@ import torch.nn.functional as F
 from data.sample import Batch
 from launchers.drawing.pictures import first_sample
 from models.contrast.tolerance import SemanticToleranceConfig, semantic_tolerance
-from models.image.teacher import TeacherConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods import METHODS
 from models.methods.slidr import Slidr, SlidrConfig
 from models.pairing import segment_mean, upsample_to_pixels
 from tests.helpers.degenerate_batches import degenerate_batches
 from tests.helpers.distributed import run_distributed
+from tests.helpers.image_networks import teacher_config
 from tests.helpers.toy_batches import PointwiseConfig, toy_batch
 from tests.reference.contrast import info_nce_loop, segment_mean_loop, upsample_loop
 
-LITE = TeacherConfig(name="efficientnet_lite0", weights="imagenet")
+LITE = teacher_config(name="efficientnet_lite0", weights="imagenet")
 
 
 def _slidr(**settings) -> Slidr:
