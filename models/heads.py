@@ -8,13 +8,15 @@ Letters: I images, C channels, D embedding, R rows, H W pixels, h w cells.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.lidar.res16unet import normalize
-from models.pairing import upsample_to_pixels
+from models.pairing import FeatureMap, upsample_to_pixels
 
 
 def unit(rows: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
@@ -47,24 +49,10 @@ class PixelHead(nn.Module):
         super().__init__()
         self.linear = nn.Linear(in_features, embedding_dim)
 
-    def forward(
-        self,
-        feature_map: Float[Tensor, "I C h w"],
-        size: tuple[int, int],
-        *,
-        stride: int,
-        origin_px: float,
-    ) -> Float[Tensor, "I D H W"]:
-        """Unit embeddings of every pixel of images of `size` (height, width).
-
-        Args:
-            feature_map: the encoder's output.
-            size: height and width in pixels.
-            stride: pixels from one cell to the next.
-            origin_px: pixel under the centre of cell 0.
-        """
-        cells = self.linear(feature_map.movedim(1, -1)).movedim(-1, 1)
-        pixels = upsample_to_pixels(cells, size, stride=stride, origin_px=origin_px)
+    def forward(self, feature_map: FeatureMap, size: tuple[int, int]) -> Float[Tensor, "I D H W"]:
+        """Unit embeddings of every pixel of images of `size` (height, width)."""
+        cells = self.linear(feature_map.values.movedim(1, -1)).movedim(-1, 1)
+        pixels = upsample_to_pixels(replace(feature_map, values=cells), size)
         return unit(pixels.movedim(1, -1)).movedim(-1, 1)
 
     def pooled(self, features: Float[Tensor, "S C"]) -> Float[Tensor, "S D"]:

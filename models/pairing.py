@@ -11,11 +11,27 @@ Letters: I images, C channels, H W pixels, h w cells, R rows, P pairs, S segment
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class FeatureMap:
+    """A map and where its cells lie.
+
+    Attributes:
+        values: one map an image.
+        stride: pixels from one cell to the next.
+        origin_px: pixel under the centre of cell 0.
+    """
+
+    values: Float[Tensor, "I C h w"]
+    stride: int = 1
+    origin_px: float = 0.0
 
 
 def segment_mean(
@@ -75,12 +91,10 @@ def draw_rows(num_rows: int, wanted: int | None, device: torch.device) -> Int[Te
 
 
 def read_pixels(
-    feature_map: Float[Tensor, "I C h w"],
+    feature_map: FeatureMap,
     image: Int[Tensor, " P"],
     uv: Float[Tensor, "P 2"],
     *,
-    stride: int = 1,
-    origin_px: float = 0.0,
     mode: Literal["bilinear", "nearest"] = "bilinear",
 ) -> Float[Tensor, "P C"]:
     """Features at pixel coordinates.
@@ -89,21 +103,20 @@ def read_pixels(
         feature_map: one map an image.
         image: image of each pair.
         uv: pixel coordinates (u to the right, v down) in the image, not in cells.
-        stride: pixels from one cell to the next.
-        origin_px: pixel under the centre of cell 0.
         mode: `nearest` takes the nearest centre (halves go to the even cell).
     """
-    height, width = feature_map.shape[-2:]
-    x = ((uv[:, 0] - origin_px) / stride).clamp(0, width - 1)
-    y = ((uv[:, 1] - origin_px) / stride).clamp(0, height - 1)
+    values = feature_map.values
+    height, width = values.shape[-2:]
+    x = ((uv[:, 0] - feature_map.origin_px) / feature_map.stride).clamp(0, width - 1)
+    y = ((uv[:, 1] - feature_map.origin_px) / feature_map.stride).clamp(0, height - 1)
     if mode == "nearest":
-        return feature_map[image, :, y.round().long(), x.round().long()]
+        return values[image, :, y.round().long(), x.round().long()]
     x0, y0 = x.floor().long(), y.floor().long()
     x1, y1 = (x0 + 1).clamp(max=width - 1), (y0 + 1).clamp(max=height - 1)
-    fx = (x - x0).to(feature_map.dtype).unsqueeze(1)
-    fy = (y - y0).to(feature_map.dtype).unsqueeze(1)
-    top = torch.lerp(feature_map[image, :, y0, x0], feature_map[image, :, y0, x1], fx)
-    bottom = torch.lerp(feature_map[image, :, y1, x0], feature_map[image, :, y1, x1], fx)
+    fx = (x - x0).to(values.dtype).unsqueeze(1)
+    fy = (y - y0).to(values.dtype).unsqueeze(1)
+    top = torch.lerp(values[image, :, y0, x0], values[image, :, y0, x1], fx)
+    bottom = torch.lerp(values[image, :, y1, x0], values[image, :, y1, x1], fx)
     return torch.lerp(top, bottom, fy)
 
 
@@ -133,20 +146,14 @@ def resample_cells(
     return feature_map
 
 
-def upsample_to_pixels(
-    feature_map: Float[Tensor, "I C h w"], size: tuple[int, int], *, stride: int, origin_px: float
-) -> Float[Tensor, "I C H W"]:
+def upsample_to_pixels(feature_map: FeatureMap, size: tuple[int, int]) -> Float[Tensor, "I C H W"]:
     """The map's bilinear features at every pixel of an image of `size` (height, width)."""
-    return resample_cells(feature_map, size, scale=1 / stride, offset=-origin_px / stride)
+    stride, origin = feature_map.stride, feature_map.origin_px
+    return resample_cells(feature_map.values, size, scale=1 / stride, offset=-origin / stride)
 
 
 def segment_mean_of_map(
-    feature_map: Float[Tensor, "I C h w"],
-    segments: Int[Tensor, "I H W"],
-    num_segments: int,
-    *,
-    stride: int,
-    origin_px: float,
+    feature_map: FeatureMap, segments: Int[Tensor, "I H W"], num_segments: int
 ) -> tuple[Float[Tensor, "S C"], Float[Tensor, " S"]]:
     """Mean over each segment's pixels of the up-sampled map, without up-sampling it.
 
@@ -160,28 +167,27 @@ def segment_mean_of_map(
         feature_map: one map an image.
         segments: segment of each pixel, unique over all images, negative where none.
         num_segments: S.
-        stride: pixels from one cell to the next.
-        origin_px: pixel under the centre of cell 0.
 
     Returns:
         Means (zeros where a segment has no pixel) and the number of pixels of each segment.
     """
-    if feature_map.dtype in (torch.float16, torch.bfloat16):
-        feature_map = feature_map.float()
-    (height, width), (rows, columns) = segments.shape[-2:], feature_map.shape[-2:]
-    y0, y1, fy = _linear_cells(height, rows, 1 / stride, -origin_px / stride, feature_map)
-    x0, x1, fx = _linear_cells(width, columns, 1 / stride, -origin_px / stride, feature_map)
+    values, stride, origin = feature_map.values, feature_map.stride, feature_map.origin_px
+    if values.dtype in (torch.float16, torch.bfloat16):
+        values = values.float()
+    (height, width), (rows, columns) = segments.shape[-2:], values.shape[-2:]
+    y0, y1, fy = _linear_cells(height, rows, 1 / stride, -origin / stride, values)
+    x0, x1, fx = _linear_cells(width, columns, 1 / stride, -origin / stride, values)
     corners = [
         (yi[:, None] * columns + xi[None, :], wy[:, None] * wx[None, :])
         for yi, wy in ((y0, 1 - fy), (y1, fy))
         for xi, wx in ((x0, 1 - fx), (x1, fx))
     ]
-    means = feature_map.new_zeros(num_segments, feature_map.shape[1])
-    counts = feature_map.new_zeros(num_segments)
-    for cells, ids in zip(feature_map, segments, strict=True):
+    means = values.new_zeros(num_segments, values.shape[1])
+    counts = values.new_zeros(num_segments)
+    for cells, ids in zip(values, segments, strict=True):
         inside = ids >= 0
         present, local, pixels = torch.unique(ids[inside], return_inverse=True, return_counts=True)
-        weights = feature_map.new_zeros(present.shape[0] * rows * columns)
+        weights = values.new_zeros(present.shape[0] * rows * columns)
         for cell, weight in corners:
             weights.index_add_(0, local * (rows * columns) + cell[inside], weight[inside])
         share = weights.view(-1, rows * columns) / pixels.unsqueeze(1)

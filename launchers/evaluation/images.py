@@ -23,9 +23,8 @@ from engine.downstream.results import Result
 from launchers.drawing.predictions import draw_predictions, write_predictions
 from launchers.evaluation.common import Evaluation, draws_of, fitting, splits_of, write_lists
 from launchers.evaluation.sweeps import task_of
-from models.image.base import FeatureMap
 from models.image.decoder import UNetDecoder
-from models.pairing import upsample_to_pixels
+from models.pairing import FeatureMap, upsample_to_pixels
 
 _LONG_PASS = 64
 """Samples from which on reading ahead in other processes is worth starting them."""
@@ -85,7 +84,7 @@ def make_decoder(levels: Sequence[int], num_outputs: int, width: int) -> nn.Modu
 
 def read_map(feature_map: FeatureMap, size: tuple[int, int]) -> Float[Tensor, "I C H W"]:
     """The engine's `Resample`."""
-    return upsample_to_pixels(feature_map.values, size, stride=feature_map.stride, origin_px=feature_map.origin_px)
+    return upsample_to_pixels(feature_map, size)
 
 
 def output_of(network: DenseNetwork, batch: Batch, device: torch.device) -> Float[Tensor, "I C H W"]:

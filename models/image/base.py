@@ -1,7 +1,5 @@
 """What every image network offers, so that methods, evaluation and export need not know which one it is.
 
-A map has cells: the centre of cell i lies on pixel `origin_px + stride * i`, as in `models.pairing`.
-
 Letters: I images, C channels, H W pixels, h w cells.
 """
 
@@ -13,23 +11,10 @@ from dataclasses import dataclass
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from models.pairing import FeatureMap
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of RGB from 0 to 1."""
-
-
-@dataclass(frozen=True)
-class FeatureMap:
-    """A map and where its cells lie.
-
-    Attributes:
-        values: the map.
-        stride: pixels from one cell to the next.
-        origin_px: pixel under the centre of cell 0.
-    """
-
-    values: Float[Tensor, "I C h w"]
-    stride: int
-    origin_px: float
 
 
 class DenseNetwork(nn.Module):
@@ -44,6 +29,10 @@ class DenseNetwork(nn.Module):
     num_features: int
     stride: int
     origin_px: float
+
+    def feature_map(self, images: UInt8[Tensor, "I 3 H W"] | Float[Tensor, "I 3 H W"]) -> FeatureMap:
+        """The map with the place of its cells. `forward` gives plain tensors, which engines find for their hooks."""
+        return FeatureMap(self(images), self.stride, self.origin_px)
 
 
 class ImageEncoder(DenseNetwork, ABC):

@@ -21,8 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.image.base import FeatureMap
-from models.pairing import resample_cells
+from models.pairing import FeatureMap, resample_cells
 
 _GROUPS = 8
 

@@ -17,9 +17,8 @@ from dataclasses import dataclass
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from models.image.base import FeatureMap
 from models.image.resnet_encoder import ResNetEncoder, ResNetEncoderConfig, fill_encoder
-from models.pairing import resample_cells
+from models.pairing import FeatureMap, resample_cells
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from models.image.base import IMAGENET_MEAN, IMAGENET_STD, FeatureMap, ImageEncoder, ImageEncoderConfig
+from models.image.base import IMAGENET_MEAN, IMAGENET_STD, ImageEncoder, ImageEncoderConfig
 from models.image.resnet import NETWORK_PREFIX, ResNet, ResNetName
+from models.pairing import FeatureMap
 from models.weights import (
     IMAGE_FORMATS,
     OWN_FORMAT,

@@ -22,11 +22,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from models.image.base import FeatureMap
 from models.image.resnet import ResNetName
 from models.image.resnet_encoder import ResNetEncoder, ResNetEncoderConfig, fill_encoder
 from models.image.teacher import TeacherConfig
-from models.pairing import resample_cells
+from models.pairing import FeatureMap, resample_cells
 from models.weights import OWN_FORMAT, OWN_IMAGE_PREFIX, LoadReport, load_state, read_own_weights
 
 _WIDEST = 16

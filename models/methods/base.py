@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from data.batch_spec import BatchSpec
 from data.sample import Batch
+from models.contrast.collapse_monitor import collapse_watch
 from models.image.base import ImageEncoderConfig
 from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
@@ -119,6 +120,21 @@ class MethodConfig(ABC):
     @abstractmethod
     def build(self) -> Objective:
         """Assemble the method."""
+
+
+def contrast_terms(
+    loss: Float[Tensor, ""], anchors: Float[Tensor, "N D"], targets: Float[Tensor, "N D"], *, watch_rows: int
+) -> LossTerms:
+    """The terms of a method whose only loss is a contrast between rows.
+
+    Args:
+        loss: the contrast.
+        anchors: rows that were contrasted.
+        targets: their positives.
+        watch_rows: rows that the collapse watch looks at.
+    """
+    watch = collapse_watch(anchors, targets, max_rows=watch_rows)
+    return LossTerms(total=loss, parts={"contrast": loss.detach()}, watch=watch)
 
 
 def matched_clouds(batch: Batch, method: str) -> tuple[Batch, Int[Tensor, " Q"], Int[Tensor, " Q"]]:

@@ -263,17 +263,11 @@ class ContrastiveUnits(Objective):
         row = torch.full_like(batch.point_sample, -1, dtype=torch.int64)
         row[needed] = torch.arange(len(needed), device=needed.device)
         used = torch.nonzero(row[batch.pair_point] >= 0).flatten()
-        maps = self.teacher(batch.images)
-        dtype = torch.promote_types(maps.dtype, torch.float32)
-        features = torch.zeros(len(needed), maps.shape[1], dtype=dtype, device=maps.device)
+        maps = self.teacher.feature_map(batch.images)
+        dtype = torch.promote_types(maps.values.dtype, torch.float32)
+        features = torch.zeros(len(needed), self.teacher.num_features, dtype=dtype, device=batch.images.device)
         for pairs in used.split(_PAIRS_AT_A_TIME):
-            read = read_pixels(
-                maps,
-                batch.pair_image[pairs],
-                batch.pair_uv[pairs],
-                stride=self.teacher.stride,
-                origin_px=self.teacher.origin_px,
-            )
+            read = read_pixels(maps, batch.pair_image[pairs], batch.pair_uv[pairs])
             features.index_add_(0, row[batch.pair_point[pairs]], read.to(dtype))
         cameras = torch.bincount(row[batch.pair_point[used]], minlength=len(needed))
         return units.mean(features / cameras.clamp(min=1)[:, None], row)

@@ -33,9 +33,8 @@ from models.image.teacher import TeacherConfig
 from models.image.vit import VitTeacherConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective
-from models.pairing import read_pixels
-from models.visuals import ProjectionSketch, Sketch
+from models.methods.base import LossTerms, MethodConfig
+from models.methods.pixel_pairs import PixelPairs, features_at_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +77,7 @@ class DistillConfig(MethodConfig):
         return Distill(self)
 
 
-class Distill(Objective):
+class Distill(PixelPairs):
     """Towers, head and loss."""
 
     def __init__(self, config: DistillConfig) -> None:
@@ -101,12 +100,8 @@ class Distill(Objective):
 
         Source: ScaLR, section 3.1.
         """
-        if batch.images is None or batch.pair_point is None:
-            raise ValueError("distill needs images with point-pixel pairs; this batch has none")
-        rows = torch.arange(batch.pair_point.shape[0], device=batch.points.device)
-        students = self.point_embeddings(batch)[batch.point_voxel[batch.pair_point]]
-        teachers = self._at_pairs(batch, rows)
-        loss = torch.linalg.vector_norm(students - teachers, dim=1).sum() / max(len(rows), 1)
+        students, teachers = self.rows(batch, "distill")
+        loss = torch.linalg.vector_norm(students - teachers, dim=1).sum() / max(len(students), 1)
         watch = collapse_watch(students, teachers, max_rows=self.config.watch_rows)
         return LossTerms(
             total=loss,
@@ -118,35 +113,9 @@ class Distill(Objective):
         """Unit feature of each voxel, in the image network's space."""
         return unit(self.point_head(self.backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples)))
 
-    def _at_pairs(self, batch: Batch, chosen: Int[Tensor, " P"]) -> Float[Tensor, "P C"]:
+    def pixels_at(self, batch: Batch, pairs: Int[Tensor, " K"]) -> Float[Tensor, "K C"]:
         """Unit features of the pixels of some pairs."""
-        assert batch.images is not None
-        assert batch.pair_image is not None
-        assert batch.pair_uv is not None
-        features = read_pixels(
-            self.teacher(batch.images),
-            batch.pair_image[chosen],
-            batch.pair_uv[chosen],
-            stride=self.teacher.stride,
-            origin_px=self.teacher.origin_px,
-        )
-        return unit(features)
-
-    def sketches(self, batch: Batch) -> dict[str, Sketch]:
-        """How well each point of the first image agrees with its own pixel."""
-        if batch.images is None or batch.pair_point is None or batch.pair_image is None or batch.pair_uv is None:
-            return {}
-        mine = torch.nonzero(batch.pair_image == 0).flatten()
-        students = self.point_embeddings(batch)[batch.point_voxel[batch.pair_point[mine]]]
-        return {
-            "agreement": ProjectionSketch(
-                image=batch.images[0],
-                uv=batch.pair_uv[mine],
-                values=(students * self._at_pairs(batch, mine)).sum(dim=1),
-                scale="similarity",
-                caption="cosine between a point's feature and its pixel's",
-            )
-        }
+        return unit(features_at_pairs(self.teacher, batch, pairs))
 
 
 def _head(in_features: int, hidden_features: int | None, out_features: int) -> nn.Module:

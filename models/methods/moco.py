@@ -20,7 +20,7 @@ Letters: I images of this rank, R filled rows of the queue, C channels, D embedd
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from jaxtyping import UInt8
 from torch import Tensor
@@ -131,13 +131,12 @@ class Moco(Objective):
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """Where the first image looks like its own second view: what the embedding is made of."""
         first, second = self._images(batch)
-        encoder = self.image_backbone
-        cells = encoder(first[:1])
+        cells = self.image_backbone.feature_map(first[:1])
         key = self.key_head(self.key_backbone(second[:1]).mean(dim=(2, 3)))
-        embeddings = unit(self.head(cells[0].flatten(1).T))
-        similarity = (embeddings @ key[0].to(embeddings.dtype)).view(1, 1, *cells.shape[-2:])
+        embeddings = unit(self.head(cells.values[0].flatten(1).T))
+        similarity = (embeddings @ key[0].to(embeddings.dtype)).view(1, 1, *cells.values.shape[-2:])
         size = (first.shape[-2], first.shape[-1])
-        pixels = upsample_to_pixels(similarity, size, stride=encoder.stride, origin_px=encoder.origin_px)
+        pixels = upsample_to_pixels(replace(cells, values=similarity), size)
         caption = "similarity of each cell to the image's second view"
         return {"similarity": PixelSketch(image=first[0], values=pixels[0, 0], scale="similarity", caption=caption)}
 

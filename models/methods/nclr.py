@@ -48,7 +48,7 @@ from models.image.fpn import ResNetFpnConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods.base import LossTerms, MethodConfig, Objective
-from models.pairing import read_pixels, resample_cells, upsample_to_pixels
+from models.pairing import FeatureMap, read_pixels, resample_cells, upsample_to_pixels
 from models.pose.alignment import (
     IdentityAlignment,
     LearnableAlignment,
@@ -238,6 +238,10 @@ class Nclr(Objective):
     def _origin(self) -> float:
         return self.image_backbone.origin_px
 
+    def _map(self, values: Float[Tensor, "I C h w"]) -> FeatureMap:
+        """Values of the image network's cells."""
+        return FeatureMap(values, self.image_backbone.stride, self._origin)
+
     def _sides(self, batch: Batch, tokens: Tokens) -> _Sides:
         """Both towers, fusion, decoders, alignment."""
         assert batch.images is not None
@@ -341,12 +345,7 @@ class Nclr(Objective):
         """Seen points against the cells under them."""
         image, row = tokens.seen.nonzero(as_tuple=True)
         cells = read_pixels(
-            sides.cells.mT.unflatten(2, sides.size),
-            image,
-            tokens.uv[image, row],
-            stride=self.image_backbone.stride,
-            origin_px=self._origin,
-            mode="nearest",
+            self._map(sides.cells.mT.unflatten(2, sides.size)), image, tokens.uv[image, row], mode="nearest"
         )
         return collapse_watch(sides.points[image, row], cells, max_rows=self.config.watch_rows)
 
@@ -404,7 +403,7 @@ class Nclr(Objective):
         if sides.point_score is not None and sides.cell_score is not None:
             size = (batch.images.shape[-2], batch.images.shape[-1])
             maps = sides.cell_score.sigmoid().unflatten(1, sides.size)[:, None]
-            pixels = upsample_to_pixels(maps, size, stride=self.image_backbone.stride, origin_px=self._origin)
+            pixels = upsample_to_pixels(self._map(maps), size)
             sketches |= overlap_sketches(batch, tokens, sides.point_score.sigmoid(), pixels[:, 0])
         return sketches
 

@@ -33,13 +33,12 @@ from torch import Tensor
 from common.ranges import at_least, positive
 from data.batch_spec import BatchSpec
 from data.sample import Batch
-from models.contrast.collapse_monitor import collapse_watch
 from models.contrast.losses import gather_with_grad, info_nce
 from models.heads import unit
 from models.image.base import ImageEncoderConfig
 from models.image.unet import ResNetUnetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective
-from models.pairing import read_pixels, upsample_to_pixels
+from models.methods.base import LossTerms, MethodConfig, Objective, contrast_terms
+from models.pairing import FeatureMap, read_pixels, upsample_to_pixels
 from models.visuals import MatchSketch, PixelSketch, Sketch
 
 _SHOWN = 24
@@ -125,11 +124,7 @@ class PixelContrast(Objective):
         first, second = self.views(batch.images, batch.second.images)
         a, b = self._read(first, image, uv), self._read(second, image, uv_second)
         loss = self._contrast(a, b)
-        return LossTerms(
-            total=loss,
-            parts={"contrast": loss.detach()},
-            watch=collapse_watch(a, b, max_rows=self.config.watch_rows),
-        )
+        return contrast_terms(loss, a, b, watch_rows=self.config.watch_rows)
 
     def views(
         self, images: UInt8[Tensor, "I 3 H W"], second: UInt8[Tensor, "I 3 H2 W2"]
@@ -145,7 +140,7 @@ class PixelContrast(Objective):
     ) -> Float[Tensor, "P D"]:
         """Unit features at places."""
         network = self.image_backbone
-        return unit(read_pixels(feature_map, image, uv, stride=network.stride, origin_px=network.origin_px))
+        return unit(read_pixels(FeatureMap(feature_map, network.stride, network.origin_px), image, uv))
 
     def _contrast(self, a: Float[Tensor, "P D"], b: Float[Tensor, "P D"]) -> Float[Tensor, ""]:
         config = self.config
@@ -169,8 +164,7 @@ class PixelContrast(Objective):
 
     def pixel_embeddings(self, images: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I D H W"]:
         """Unit feature of each pixel."""
-        network = self.image_backbone
-        pixels = upsample_to_pixels(network(images), _size(images), stride=network.stride, origin_px=network.origin_px)
+        pixels = upsample_to_pixels(self.image_backbone.feature_map(images), _size(images))
         return unit(pixels.movedim(1, -1)).movedim(-1, 1)
 
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
@@ -197,7 +191,7 @@ class PixelContrast(Objective):
             around, batch.image_affine[:1], second.image_affine[:1], _size(images), _size(second.images)
         )
         others = self.pixel_embeddings(second.images[:1])[0]
-        anchors = unit(read_pixels(pixels[None], image, uv))
+        anchors = unit(read_pixels(FeatureMap(pixels[None]), image, uv))
         best = torch.einsum("pd,dhw->phw", anchors, others).flatten(1).argmax(dim=1)
         width = others.shape[-1]
         found = torch.stack((best % width, best // width), dim=1).to(true.dtype)

@@ -21,14 +21,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from common.ranges import at_least, positive
 from data.batch_spec import BatchSpec
 from data.sample import Batch
-from models.contrast.collapse_monitor import collapse_watch
 from models.contrast.losses import info_nce
 from models.heads import PointHead, unit
 from models.image.base import ImageEncoderConfig
@@ -36,9 +34,9 @@ from models.image.frozen import frozen_encoder
 from models.image.unet import ResNetUnetConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective
-from models.pairing import draw_rows, read_pixels, upsample_to_pixels
-from models.visuals import ProjectionSketch, Sketch
+from models.methods.base import LossTerms, MethodConfig, contrast_terms
+from models.methods.pixel_pairs import PixelPairs, features_at_pairs
+from models.pairing import upsample_to_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +79,7 @@ class PixelToPointConfig(MethodConfig):
         return PixelToPoint(self)
 
 
-class PixelToPoint(Objective):
+class PixelToPoint(PixelPairs):
     """Towers, head and loss."""
 
     def __init__(self, config: PixelToPointConfig) -> None:
@@ -104,11 +102,7 @@ class PixelToPoint(Objective):
 
         Source: Janda et al., section III-B.
         """
-        if batch.images is None or batch.pair_point is None or batch.pair_image is None or batch.pair_uv is None:
-            raise ValueError("pixel_to_point needs images with point-pixel pairs; this batch has none")
-        chosen = draw_rows(batch.pair_point.shape[0], self.config.num_pairs, batch.points.device)
-        points = self.point_embeddings(batch)[batch.point_voxel[batch.pair_point[chosen]]]
-        pixels = self._at_pairs(batch, chosen)
+        points, pixels = self.rows(batch, "pixel_to_point", self.config.num_pairs)
         loss = info_nce(
             points,
             pixels,
@@ -116,11 +110,7 @@ class PixelToPoint(Objective):
             gather=self.config.gather_negatives,
             chunk_rows=self.config.chunk_rows,
         )
-        return LossTerms(
-            total=loss,
-            parts={"contrast": loss.detach()},
-            watch=collapse_watch(points, pixels, max_rows=self.config.watch_rows),
-        )
+        return contrast_terms(loss, points, pixels, watch_rows=self.config.watch_rows)
 
     def point_embeddings(self, batch: Batch) -> Float[Tensor, "M D"]:
         """Unit embedding of each voxel, in the space of the pixels' features."""
@@ -129,38 +119,9 @@ class PixelToPoint(Objective):
 
     def pixel_embeddings(self, images: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I D H W"]:
         """Unit feature of each pixel."""
-        network = self.pixel_network
-        size = (images.shape[-2], images.shape[-1])
-        pixels = upsample_to_pixels(network(images), size, stride=network.stride, origin_px=network.origin_px)
+        pixels = upsample_to_pixels(self.pixel_network.feature_map(images), (images.shape[-2], images.shape[-1]))
         return unit(pixels.movedim(1, -1)).movedim(-1, 1)
 
-    def _at_pairs(self, batch: Batch, chosen: Int[Tensor, " K"]) -> Float[Tensor, "K D"]:
+    def pixels_at(self, batch: Batch, pairs: Int[Tensor, " K"]) -> Float[Tensor, "K D"]:
         """Unit features of the pixels of some pairs."""
-        assert batch.images is not None
-        assert batch.pair_image is not None
-        assert batch.pair_uv is not None
-        network = self.pixel_network
-        features = read_pixels(
-            network(batch.images),
-            batch.pair_image[chosen],
-            batch.pair_uv[chosen],
-            stride=network.stride,
-            origin_px=network.origin_px,
-        )
-        return unit(features)
-
-    def sketches(self, batch: Batch) -> dict[str, Sketch]:
-        """How well each point of the first image agrees with its own pixel."""
-        if batch.images is None or batch.pair_point is None or batch.pair_image is None or batch.pair_uv is None:
-            return {}
-        mine = torch.nonzero(batch.pair_image == 0).flatten()
-        points = self.point_embeddings(batch)[batch.point_voxel[batch.pair_point[mine]]]
-        return {
-            "agreement": ProjectionSketch(
-                image=batch.images[0],
-                uv=batch.pair_uv[mine],
-                values=(points * self._at_pairs(batch, mine)).sum(dim=1),
-                scale="similarity",
-                caption="cosine between a point's embedding and its pixel's feature",
-            )
-        }
+        return unit(features_at_pairs(self.pixel_network, batch, pairs))

@@ -22,23 +22,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from common.ranges import at_least, positive
 from data.batch_spec import BatchSpec
 from data.sample import Batch
-from models.contrast.collapse_monitor import collapse_watch
 from models.contrast.losses import info_nce
 from models.heads import PixelHead, PointHead
 from models.image.resnet import ResNetTeacherConfig
 from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective
-from models.pairing import draw_rows, read_pixels
-from models.visuals import ProjectionSketch, Sketch
+from models.methods.base import LossTerms, MethodConfig, contrast_terms
+from models.methods.pixel_pairs import PixelPairs, features_at_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +84,7 @@ class PpktConfig(MethodConfig):
         return Ppkt(self)
 
 
-class Ppkt(Objective):
+class Ppkt(PixelPairs):
     """Towers, heads and loss of PPKT."""
 
     def __init__(self, config: PpktConfig) -> None:
@@ -111,11 +108,7 @@ class Ppkt(Objective):
 
         Source: SLidR, section 4 and released code.
         """
-        if batch.images is None or batch.pair_point is None:
-            raise ValueError("PPKT needs images with point-pixel pairs; this batch has none")
-        chosen = draw_rows(batch.pair_point.shape[0], self.config.num_pairs, batch.points.device)
-        points = self.point_embeddings(batch)[batch.point_voxel[batch.pair_point[chosen]]]
-        pixels = self._at_pairs(batch, chosen)
+        points, pixels = self.rows(batch, "PPKT", self.config.num_pairs)
         loss = info_nce(
             points,
             pixels,
@@ -124,11 +117,7 @@ class Ppkt(Objective):
             gather=self.config.gather_negatives,
             chunk_rows=self.config.chunk_rows,
         )
-        return LossTerms(
-            total=loss,
-            parts={"contrast": loss.detach()},
-            watch=collapse_watch(points, pixels, max_rows=self.config.watch_rows),
-        )
+        return contrast_terms(loss, points, pixels, watch_rows=self.config.watch_rows)
 
     def point_embeddings(self, batch: Batch) -> Float[Tensor, "M D"]:
         """Unit embedding of each voxel."""
@@ -137,38 +126,10 @@ class Ppkt(Objective):
 
     def pixel_embeddings(self, images: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I D H W"]:
         """Unit embedding of each pixel."""
-        size, teacher = (images.shape[-2], images.shape[-1]), self.teacher
-        embeddings: Tensor = self.pixel_head(teacher(images), size, stride=teacher.stride, origin_px=teacher.origin_px)
+        size = (images.shape[-2], images.shape[-1])
+        embeddings: Tensor = self.pixel_head(self.teacher.feature_map(images), size)
         return embeddings
 
-    def _at_pairs(self, batch: Batch, chosen: Int[Tensor, " K"]) -> Float[Tensor, "K D"]:
+    def pixels_at(self, batch: Batch, pairs: Int[Tensor, " K"]) -> Float[Tensor, "K D"]:
         """Unit embeddings of the pixels of some pairs."""
-        assert batch.images is not None
-        assert batch.pair_image is not None
-        assert batch.pair_uv is not None
-        teacher = self.teacher
-        features = read_pixels(
-            teacher(batch.images),
-            batch.pair_image[chosen],
-            batch.pair_uv[chosen],
-            stride=teacher.stride,
-            origin_px=teacher.origin_px,
-        )
-        embeddings: Tensor = self.pixel_head.pooled(features)
-        return embeddings
-
-    def sketches(self, batch: Batch) -> dict[str, Sketch]:
-        """How well each point of the first image agrees with its own pixel."""
-        if batch.images is None or batch.pair_point is None or batch.pair_image is None or batch.pair_uv is None:
-            return {}
-        mine = torch.nonzero(batch.pair_image == 0).flatten()
-        points = self.point_embeddings(batch)[batch.point_voxel[batch.pair_point[mine]]]
-        return {
-            "agreement": ProjectionSketch(
-                image=batch.images[0],
-                uv=batch.pair_uv[mine],
-                values=(points * self._at_pairs(batch, mine)).sum(dim=1),
-                scale="similarity",
-                caption="cosine between a point's embedding and its pixel's",
-            )
-        }
+        return self.pixel_head.pooled(features_at_pairs(self.teacher, batch, pairs))

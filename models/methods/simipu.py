@@ -50,7 +50,7 @@ from models.image.resnet_encoder import ResNetEncoderConfig
 from models.lidar.base import BackboneConfig, GivesCentres
 from models.lidar.pointnet2 import PointNet2Config, PointSet
 from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds
-from models.pairing import read_pixels, segment_mean
+from models.pairing import FeatureMap, read_pixels, segment_mean
 from models.points.ragged import bounds
 from models.points.sampling import farthest_points
 from models.visuals import MatchSketch, PointSketch, ProjectionSketch, Sketch
@@ -151,7 +151,8 @@ class Simipu(Objective):
         second = self._check(batch)
         first, other = self.centres(batch, second)
         # Started before the matching, so that a GPU is busy while the processor matches.
-        cells = self.image_backbone(batch.images)
+        assert batch.images is not None
+        cells = self.image_backbone.feature_map(batch.images)
 
         rows, partners = self.match(first, other, _between(batch, second))
         intra_rows = self.intra_head(torch.cat([first.features, other.features]))
@@ -235,16 +236,14 @@ class Simipu(Objective):
 
     def _inter_rows(
         self,
-        cells: Float[Tensor, "I C h w"],
+        cells: FeatureMap,
         first: PointSet,
         centre: Int64[Tensor, " P"],
         image: Int64[Tensor, " P"],
         uv: Float[Tensor, "P 2"],
     ) -> tuple[Float[Tensor, "P D"], Float[Tensor, "P D"]]:
         """Embeddings of what the images show at the centres, and of the centres."""
-        encoder = self.image_backbone
-        read = read_pixels(cells, image, uv, stride=encoder.stride, origin_px=encoder.origin_px)
-        pixels: Tensor = self.pixel_head(read)
+        pixels: Tensor = self.pixel_head(read_pixels(cells, image, uv))
         points: Tensor = self.point_head(first.features[centre].detach())
         return pixels, points
 
@@ -276,7 +275,7 @@ class Simipu(Objective):
         unit_rows = self.intra_head(torch.cat([first.features, other.features])).float()
         similarity = (unit_rows[rows] * unit_rows[len(first.points) + partners]).sum(dim=1)
         centre, image, uv = self.project(first, batch)
-        pixels, points = self._inter_rows(self.image_backbone(batch.images), first, centre, image, uv)
+        pixels, points = self._inter_rows(self.image_backbone.feature_map(batch.images), first, centre, image, uv)
         shown = image == 0  # one picture: the first camera's
         out: dict[str, Sketch] = {
             "matched_centres": PointSketch(

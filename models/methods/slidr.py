@@ -28,13 +28,12 @@ import dataclasses
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from common.ranges import at_least, positive
 from data.batch_spec import BatchSpec
 from data.sample import Batch
-from models.contrast.collapse_monitor import collapse_watch
 from models.contrast.losses import info_nce
 from models.contrast.tolerance import SemanticToleranceConfig, Tolerance, semantic_tolerance
 from models.heads import PixelHead, PointHead
@@ -42,8 +41,8 @@ from models.image.resnet import ResNetTeacherConfig
 from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective
-from models.pairing import segment_mean, segment_mean_of_map
+from models.methods.base import LossTerms, MethodConfig, Objective, contrast_terms
+from models.pairing import FeatureMap, segment_mean, segment_mean_of_map
 from models.visuals import PixelSketch, Sketch
 
 
@@ -129,7 +128,8 @@ class Slidr(Objective):
             )
         points = self.point_embeddings(batch)[batch.point_voxel[batch.pair_point]]
         superpoints, num_pairs = segment_mean(points, batch.pair_segment, batch.num_segments)
-        maps = None if batch.segment_features is not None or batch.images is None else self.teacher(batch.images)
+        cached = batch.segment_features is not None
+        maps = None if cached or batch.images is None else self.teacher.feature_map(batch.images)
         superpixels = self._superpixels(batch, maps)
 
         seen = num_pairs > 0
@@ -146,11 +146,7 @@ class Slidr(Objective):
             gather=self.config.gather_negatives,
             chunk_rows=self.config.chunk_rows,
         )
-        return LossTerms(
-            total=loss,
-            parts={"contrast": loss.detach()},
-            watch=collapse_watch(anchors, targets, max_rows=self.config.watch_rows),
-        )
+        return contrast_terms(loss, anchors, targets, watch_rows=self.config.watch_rows)
 
     def point_embeddings(self, batch: Batch) -> Float[Tensor, "M D"]:
         """Unit embedding of each voxel."""
@@ -160,20 +156,16 @@ class Slidr(Objective):
 
     def pixel_embeddings(self, images: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I D H W"]:
         """Unit embedding of each pixel."""
-        return self._embed_maps(self.teacher(images), (images.shape[-2], images.shape[-1]))
-
-    def _embed_maps(self, maps: Float[Tensor, "I C h w"], size: tuple[int, int]) -> Float[Tensor, "I D H W"]:
-        teacher = self.teacher
-        embeddings: Tensor = self.pixel_head(maps, size, stride=teacher.stride, origin_px=teacher.origin_px)
+        embeddings: Tensor = self.pixel_head(self.teacher.feature_map(images), (images.shape[-2], images.shape[-1]))
         return embeddings
 
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """With `tolerant`: how much each superpixel of the first image counts as a negative of its middle one."""
         if self.config.tolerant is None or batch.images is None or batch.segments is None:
             return {}
-        maps, segments = self.teacher(batch.images[:1]), batch.segments[:1]
+        maps, segments = self.teacher.feature_map(batch.images[:1]), batch.segments[:1]
         ids = segments[0].clamp(min=0)
-        pooled = self._pooled(maps, segments, batch.num_segments)
+        pooled, _ = segment_mean_of_map(maps, segments, batch.num_segments)
         tolerance = semantic_tolerance(pooled, dataclasses.replace(self.config.tolerant, balanced=False))
         query = int(ids[ids.shape[0] // 2, ids.shape[1] // 2])
         counts = torch.ones_like(pooled[:, 0])
@@ -185,7 +177,7 @@ class Slidr(Objective):
         caption = "weight of each superpixel as a negative of the one in the middle"
         return {"negatives": PixelSketch(image=batch.images[0], values=counts[ids], scale="share", caption=caption)}
 
-    def _superpixels(self, batch: Batch, maps: Float[Tensor, "I C h w"] | None) -> Float[Tensor, "S D"]:
+    def _superpixels(self, batch: Batch, maps: FeatureMap | None) -> Float[Tensor, "S D"]:
         """Mean unit embedding of each superpixel; from cached features: unit embedding of the mean."""
         if batch.segment_features is not None:
             if batch.segment_features.shape[1] != self.teacher.num_features:
@@ -197,11 +189,11 @@ class Slidr(Objective):
             return self.pixel_head.pooled(batch.segment_features.to(self.pixel_head.linear.weight.dtype))
         if batch.images is None or batch.segments is None or maps is None:
             raise ValueError("SLidR needs images with superpixels, or cached teacher features; this batch has neither")
-        pixels = self._embed_maps(maps, (batch.images.shape[-2], batch.images.shape[-1]))
+        pixels = self.pixel_head(maps, (batch.images.shape[-2], batch.images.shape[-1]))
         rows = pixels.movedim(1, -1).reshape(-1, pixels.shape[1])
         return segment_mean(rows, batch.segments.reshape(-1), batch.num_segments)[0]
 
-    def _tolerance(self, batch: Batch, maps: Float[Tensor, "I C h w"] | None, seen: Bool[Tensor, " S"]) -> Tolerance:
+    def _tolerance(self, batch: Batch, maps: FeatureMap | None, seen: Bool[Tensor, " S"]) -> Tolerance:
         """What the teacher's similarities make of the superpixels with points."""
         if self.config.tolerant is None:
             return Tolerance(None, None, None)
@@ -209,17 +201,8 @@ class Slidr(Objective):
         if features is None:
             assert maps is not None
             assert batch.segments is not None
-            features = self._pooled(maps, batch.segments, batch.num_segments)
+            features, _ = segment_mean_of_map(maps, batch.segments, batch.num_segments)
         return semantic_tolerance(features[seen], self.config.tolerant, gather=self.config.gather_negatives)
-
-    def _pooled(
-        self, maps: Float[Tensor, "I C h w"], segments: Int[Tensor, "I H W"], num_segments: int
-    ) -> Float[Tensor, "S C"]:
-        """Mean of the teacher's features over each superpixel's pixels."""
-        teacher = self.teacher
-        return segment_mean_of_map(
-            maps.detach(), segments, num_segments, stride=teacher.stride, origin_px=teacher.origin_px
-        )[0]
 
     @torch.no_grad()
     def pool_teacher(self, batch: Batch) -> Float[Tensor, "S C"]:
@@ -234,5 +217,5 @@ class Slidr(Objective):
             raise ValueError("pooling the teacher needs images with superpixels; this batch has none")
         means = torch.zeros(batch.num_segments, self.teacher.num_features, device=batch.images.device)
         for image, segments in zip(batch.images.split(1), batch.segments.split(1), strict=True):
-            means += self._pooled(self.teacher(image), segments, batch.num_segments)
+            means += segment_mean_of_map(self.teacher.feature_map(image), segments, batch.num_segments)[0]
         return means

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from models.image.base import DenseNetwork
 from models.image.teacher import TeacherConfig
 from models.image.teachers import TEACHERS
 
@@ -61,7 +62,7 @@ def write_checkpoint(run_dir: Path, step: int, network: nn.Module, prefix: str =
     return folder
 
 
-class RecordedTeacher(nn.Module):
+class RecordedTeacher(DenseNetwork):
     """What a frozen network said about these images, said again."""
 
     def __init__(self, teacher: nn.Module, images: Tensor) -> None:

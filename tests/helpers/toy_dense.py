@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from data.sample import IGNORE_LABEL, Batch
 from engine.downstream.image_protocol import Truth
-from models.image.base import FeatureMap
+from models.pairing import FeatureMap
 
 SIZE = (16, 24)
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.image.base import FeatureMap, ImageEncoder, ImageEncoderConfig
+from models.image.base import ImageEncoder, ImageEncoderConfig
+from models.pairing import FeatureMap
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from models.heads import MLPHead, PixelHead, PointHead, unit
+from models.pairing import FeatureMap
 from tests.reference.contrast import upsample_loop
 
 
@@ -20,7 +21,7 @@ def test_point_head_is_linear_and_of_unit_length():
 def test_pixel_head_equals_convolution_upsampling_norm():
     head = PixelHead(7, 5).double()
     cells = torch.randn(2, 7, 3, 4, dtype=torch.float64)
-    out = head(cells, (12, 16), stride=4, origin_px=1.5)
+    out = head(FeatureMap(cells, 4, 1.5), (12, 16))
     conv = torch.nn.functional.conv2d(cells, head.linear.weight[:, :, None, None], head.linear.bias)
     for image in range(2):
         pixels = upsample_loop(conv[image], (12, 16), 4, 1.5)
@@ -30,7 +31,7 @@ def test_pixel_head_equals_convolution_upsampling_norm():
 def test_pixel_head_on_vectors_equals_a_constant_map():
     head = PixelHead(7, 5)
     vector = torch.randn(1, 7)
-    out = head(vector[:, :, None, None].expand(1, 7, 2, 2), (4, 4), stride=2, origin_px=0.5)
+    out = head(FeatureMap(vector[:, :, None, None].expand(1, 7, 2, 2), 2, 0.5), (4, 4))
     torch.testing.assert_close(out[0, :, 1, 2], head.pooled(vector)[0])
 
 

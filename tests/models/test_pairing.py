@@ -4,7 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.pairing import read_pixels, resample_cells, segment_mean, segment_mean_of_map, upsample_to_pixels
+from models.pairing import (
+    FeatureMap,
+    read_pixels,
+    resample_cells,
+    segment_mean,
+    segment_mean_of_map,
+    upsample_to_pixels,
+)
 from tests.reference.contrast import bilinear_at, segment_mean_loop, upsample_loop
 
 
@@ -45,13 +52,13 @@ def test_upsampling_equals_loop(stride: int, origin: float):
     torch.manual_seed(1)
     cells = torch.randn(3, 3, 5, dtype=torch.float64)
     size = (3 * stride, 5 * stride)
-    got = upsample_to_pixels(cells[None], size, stride=stride, origin_px=origin)[0]
+    got = upsample_to_pixels(FeatureMap(cells[None], stride, origin), size)[0]
     torch.testing.assert_close(got, upsample_loop(cells, size, stride, origin))
 
 
 def test_upsampling_equals_interpolate_where_both_are_defined():
     cells = torch.randn(2, 3, 4, 6)
-    got = upsample_to_pixels(cells, (16, 24), stride=4, origin_px=1.5)
+    got = upsample_to_pixels(FeatureMap(cells, 4, 1.5), (16, 24))
     torch.testing.assert_close(got, F.interpolate(cells, scale_factor=4, mode="bilinear", align_corners=False))
 
 
@@ -60,7 +67,7 @@ def test_a_ramp_of_pixel_coordinates_keeps_its_place():
     stride, origin = 8, 3.5
     centres = origin + stride * torch.arange(6.0)
     ramp = centres.expand(1, 1, 6, 6)
-    columns = upsample_to_pixels(ramp, (48, 48), stride=stride, origin_px=origin)[0, 0, 0]
+    columns = upsample_to_pixels(FeatureMap(ramp, stride, origin), (48, 48))[0, 0, 0]
     inside = (columns >= centres[0]) & (columns <= centres[-1])
     pixels = torch.arange(48.0)
     torch.testing.assert_close(columns[4:44], pixels[4:44])
@@ -78,7 +85,7 @@ def test_read_pixels(mode: str):
     cells = torch.randn(2, 3, 4, 6, dtype=torch.float64)
     image = torch.randint(0, 2, (40,))
     uv = torch.rand(40, 2) * torch.tensor([26.0, 18.0]) - 1  # also outside
-    got = read_pixels(cells, image, uv, stride=4, origin_px=1.5, mode=mode)
+    got = read_pixels(FeatureMap(cells, 4, 1.5), image, uv, mode=mode)
     for row, i, (u, v) in zip(got, image.tolist(), uv.tolist(), strict=True):
         if mode == "nearest":
             x = min(max(round((u - 1.5) / 4), 0), 5)
@@ -91,10 +98,10 @@ def test_read_pixels(mode: str):
 
 def test_reading_integer_pixels_equals_upsampling():
     cells = torch.randn(1, 2, 3, 4, dtype=torch.float64)
-    whole = upsample_to_pixels(cells, (12, 16), stride=4, origin_px=0.0)
+    whole = upsample_to_pixels(FeatureMap(cells, 4, 0.0), (12, 16))
     v, u = torch.meshgrid(torch.arange(12), torch.arange(16), indexing="ij")
     uv = torch.stack([u.flatten(), v.flatten()], dim=1).double()
-    rows = read_pixels(cells, torch.zeros(len(uv), dtype=torch.long), uv, stride=4, origin_px=0.0)
+    rows = read_pixels(FeatureMap(cells, 4, 0.0), torch.zeros(len(uv), dtype=torch.long), uv)
     torch.testing.assert_close(rows.T.reshape(2, 12, 16), whole[0])
 
 
@@ -104,8 +111,8 @@ def test_pooling_a_map_equals_pooling_its_pixels():
     first = torch.randint(-1, 6, (1, 12, 16))
     second = torch.where(first < 0, -1, first + 6)
     segments = torch.cat([first, second])
-    got, counts = segment_mean_of_map(cells, segments, 13, stride=4, origin_px=1.5)
-    pixels = upsample_to_pixels(cells, (12, 16), stride=4, origin_px=1.5).movedim(1, -1).reshape(-1, 5)
+    got, counts = segment_mean_of_map(FeatureMap(cells, 4, 1.5), segments, 13)
+    pixels = upsample_to_pixels(FeatureMap(cells, 4, 1.5), (12, 16)).movedim(1, -1).reshape(-1, 5)
     wanted, wanted_counts = segment_mean_loop(pixels, segments.flatten(), 13)
     torch.testing.assert_close(got, wanted)
     assert counts.tolist() == wanted_counts.tolist()
@@ -114,7 +121,7 @@ def test_pooling_a_map_equals_pooling_its_pixels():
 def test_pooling_a_map_gradient():
     segments = torch.tensor([[[0, 0, 1, 1], [0, 2, 2, -1], [0, 2, 1, 1], [0, 0, 0, 1]]])
     cells = torch.randn(1, 2, 2, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: segment_mean_of_map(x, segments, 3, stride=2, origin_px=0.5)[0], (cells,))
+    assert torch.autograd.gradcheck(lambda x: segment_mean_of_map(FeatureMap(x, 2, 0.5), segments, 3)[0], (cells,))
 
 
 def test_pooling_a_map_keeps_far_less_than_segments_times_pixels():
@@ -128,5 +135,5 @@ def test_pooling_a_map_keeps_far_less_than_segments_times_pixels():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-        segment_mean_of_map(cells, segments, 150, stride=4, origin_px=1.5)[0].sum()
+        segment_mean_of_map(FeatureMap(cells, 4, 1.5), segments, 150)[0].sum()
     assert saved < 150 * 160 * 320 / 8

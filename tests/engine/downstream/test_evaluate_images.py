@@ -25,9 +25,8 @@ from engine.downstream.image_segmentation import (
 from engine.downstream.linear_probe import LinearHead
 from engine.downstream.protocols import Initialisation, ProtocolName
 from engine.downstream.results import Result, paired_difference
-from models.image.base import FeatureMap
 from models.image.decoder import UNetDecoder
-from models.pairing import upsample_to_pixels
+from models.pairing import FeatureMap, upsample_to_pixels
 from tests.engine.downstream.toy import toy_splits
 from tests.helpers.toy_dense import SIZE, ToyEncoder, ToyImages, toy_images
 
@@ -37,7 +36,7 @@ def make_decoder(levels: Sequence[int], num_outputs: int, width: int) -> UNetDec
 
 
 def read_map(m: FeatureMap, size: tuple[int, int]) -> torch.Tensor:
-    return upsample_to_pixels(m.values, size, stride=m.stride, origin_px=m.origin_px)
+    return upsample_to_pixels(FeatureMap(m.values, m.stride, m.origin_px), size)
 
 
 CLASSES = SegmentationTask(dataset="toy", class_names=("dark", "middle", "bright"), ignore_label=IGNORE_LABEL)

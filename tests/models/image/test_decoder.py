@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.image.base import FeatureMap
 from models.image.decoder import UNetDecoder
+from models.pairing import FeatureMap
 
 
 def pyramid(size: tuple[int, int], strides: tuple[int, ...], widths: tuple[int, ...]) -> tuple[FeatureMap, ...]:

@@ -7,9 +7,10 @@ import math
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.sample import Batch
+from models.image.base import DenseNetwork
 from models.methods import METHODS
 from models.methods.distill import Distill, DistillConfig
 from tests.helpers.distributed import run_distributed
@@ -83,7 +84,7 @@ def test_gradients_reach_everything_that_trains_and_nothing_else():
         assert parameter.grad is None or parameter.grad.abs().sum() > 0, name
 
 
-class _Constant(nn.Module):
+class _Constant(DenseNetwork):
     """Stands in for the teacher: the same feature everywhere, of length 1 or 0."""
 
     num_features, stride, origin_px = 176, 4, 3.0

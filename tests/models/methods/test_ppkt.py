@@ -74,7 +74,7 @@ def test_reading_at_the_pairs_equals_upsampling_whole_maps(name: str):
         everywhere = model.pixel_embeddings(batch.images)
         u, v = batch.pair_uv.long().unbind(dim=1)
         wanted = everywhere[batch.pair_image, :, v, u]
-        got = model._at_pairs(batch, torch.arange(len(batch.pair_point)))
+        got = model.pixels_at(batch, torch.arange(len(batch.pair_point)))
     torch.testing.assert_close(got, wanted)
 
 

@@ -13,7 +13,7 @@ from models.contrast.tolerance import SemanticToleranceConfig, semantic_toleranc
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods import METHODS
 from models.methods.slidr import Slidr, SlidrConfig
-from models.pairing import segment_mean, upsample_to_pixels
+from models.pairing import FeatureMap, segment_mean, upsample_to_pixels
 from tests.helpers.degenerate_batches import degenerate_batches
 from tests.helpers.distributed import run_distributed
 from tests.helpers.image_networks import teacher_config
@@ -86,9 +86,7 @@ def test_loss_equals_the_slow_reference():
 def test_cached_features_are_the_mean_of_the_upsampled_map():
     model, batch = _slidr(), toy_batch([0, 1])
     pooled = model.pool_teacher(batch)
-    pixels = upsample_to_pixels(
-        model.teacher(batch.images), (32, 48), stride=model.teacher.stride, origin_px=model.teacher.origin_px
-    )
+    pixels = upsample_to_pixels(model.teacher.feature_map(batch.images), (32, 48))
     flat = pixels.movedim(1, -1).reshape(-1, model.teacher.num_features)
     wanted, _ = segment_mean(flat, batch.segments.flatten(), batch.num_segments)
     torch.testing.assert_close(pooled, wanted, rtol=1e-3, atol=1e-4)
@@ -123,9 +121,9 @@ def test_pooling_before_or_after_the_norm(smooth: bool):
     segments = (torch.arange(160)[:, None] // 16 * 10 + torch.arange(320) // 32)[None]
     with torch.no_grad():
         paper, _ = segment_mean(
-            head(cells, (160, 320), stride=4, origin_px=3.0).movedim(1, -1).reshape(-1, 8), segments.flatten(), 100
+            head(FeatureMap(cells, 4, 3.0), (160, 320)).movedim(1, -1).reshape(-1, 8), segments.flatten(), 100
         )
-        raw = upsample_to_pixels(cells, (160, 320), stride=4, origin_px=3.0).movedim(1, -1).reshape(-1, 176)
+        raw = upsample_to_pixels(FeatureMap(cells, 4, 3.0), (160, 320)).movedim(1, -1).reshape(-1, 176)
         cached = head.pooled(segment_mean(raw, segments.flatten(), 100)[0])
     cosine = F.cosine_similarity(paper, cached, dim=1)
     print(
