@@ -71,25 +71,6 @@ class PointBatch(BatchLike, Protocol):
         ...
 
 
-class LossTermsLike(Protocol):
-    """What an objective's forward pass gives back."""
-
-    @property
-    def total(self) -> Float[Tensor, ""]:
-        """Scalar to differentiate."""
-        ...
-
-    @property
-    def parts(self) -> Mapping[str, Float[Tensor, ""]]:
-        """Named scalars for the log."""
-        ...
-
-    @property
-    def watch(self) -> Mapping[str, Float[Tensor, ""]]:
-        """Collapse watch: contrastive accuracy, alignment, uniformity, effective rank."""
-        ...
-
-
 BatchT_co = TypeVar("BatchT_co", bound=BatchLike, covariant=True)
 
 

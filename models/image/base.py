@@ -71,9 +71,9 @@ class ImageEncoderConfig(ABC):
     min_match: float = 0.9
 
     @property
-    @abstractmethod
     def architecture(self) -> str:
         """Name for tables."""
+        return type(self).__name__
 
     @abstractmethod
     def build(self) -> ImageEncoder:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from models.image.resnet_encoder import ResNetEncoder, ResNetEncoderConfig, fill_encoder
+from models.image.resnet_encoder import ResNetEncoder, ResNetEncoderConfig
 from models.pairing import FeatureMap, resample_cells
 
 
@@ -45,15 +45,9 @@ class ResNetFpnConfig(ResNetEncoderConfig):
                 "dilated = true: a dilated ResNet has one stride only, there is no pyramid. Set it to false"
             )
 
-    def build(self) -> ResNetFpn:
-        """Assemble the network and fill it.
-
-        Raises:
-            ValueError: the weight file is missing, unreadable or does not fit.
-        """
-        encoder = ResNetFpn(self)
-        fill_encoder(encoder)
-        return encoder
+    def network(self) -> ResNetFpn:
+        """See `ResNetEncoderConfig.network`."""
+        return ResNetFpn(self)
 
 
 class ResNetFpn(ResNetEncoder):

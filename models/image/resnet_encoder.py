@@ -70,9 +70,13 @@ class ResNetEncoderConfig(ImageEncoderConfig):
         Raises:
             ValueError: the weight file is missing, unreadable or does not fit.
         """
-        encoder = ResNetEncoder(self)
+        encoder = self.network()
         fill_encoder(encoder)
         return encoder
+
+    def network(self) -> ResNetEncoder:
+        """The family's network with random weights."""
+        return ResNetEncoder(self)
 
 
 class ResNetEncoder(ImageEncoder):

@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from models.image.resnet import ResNetName
-from models.image.resnet_encoder import ResNetEncoder, ResNetEncoderConfig, fill_encoder
+from models.image.resnet_encoder import ResNetEncoder, ResNetEncoderConfig
 from models.image.teacher import TeacherConfig
 from models.pairing import FeatureMap, resample_cells
 from models.weights import OWN_FORMAT, OWN_IMAGE_PREFIX, LoadReport, load_state, read_own_weights
@@ -54,15 +54,9 @@ class ResNetUnetConfig(ResNetEncoderConfig):
         if self.dilated:
             raise ValueError("dilated = true: the decoder needs maps of several strides. Set it to false")
 
-    def build(self) -> ResNetUnet:
-        """Assemble the network and fill it.
-
-        Raises:
-            ValueError: the weight file is missing, unreadable or does not fit.
-        """
-        encoder = ResNetUnet(self)
-        fill_encoder(encoder)
-        return encoder
+    def network(self) -> ResNetUnet:
+        """See `ResNetEncoderConfig.network`."""
+        return ResNetUnet(self)
 
 
 UnetName = Literal["resnet10_tiny_unet", "resnet18_unet", "resnet50_unet"]

@@ -260,11 +260,8 @@ class SubmanifoldConv3d(SparseConvolution):
         return x.with_features(self._convolve(x.features, x.grid.submanifold_map(self.kernel_size)))
 
 
-class StridedConv3d(SparseConvolution):
-    """Convolution of stride 2. `kernel_size` 2: each output cell is made of the 8 cells inside it (offsets 0, 1);
-    3: offsets -1, 0, 1 about the cell at twice its coordinates (padding 1 of a dense convolution, on an unbounded
-    grid); it makes output voxels wherever it reaches an input voxel.
-    """  # noqa: D205
+class _StridedConvolution(SparseConvolution):
+    """Between a grid and the one of twice its stride."""
 
     def __init__(
         self,
@@ -279,6 +276,13 @@ class StridedConv3d(SparseConvolution):
             raise ValueError(f"kernel_size is {kernel_size}, expected 2 or 3")
         super().__init__(in_channels, out_channels, kernel_size**3, bias=bias, backend=backend)
         self.kernel_size = kernel_size
+
+
+class StridedConv3d(_StridedConvolution):
+    """Convolution of stride 2. `kernel_size` 2: each output cell is made of the 8 cells inside it (offsets 0, 1);
+    3: offsets -1, 0, 1 about the cell at twice its coordinates (padding 1 of a dense convolution, on an unbounded
+    grid); it makes output voxels wherever it reaches an input voxel.
+    """  # noqa: D205
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve to the coarser grid."""
@@ -286,24 +290,10 @@ class StridedConv3d(SparseConvolution):
         return SparseTensor(self._convolve(x.features, kernel_map), grid)
 
 
-class InverseConv3d(SparseConvolution):
+class InverseConv3d(_StridedConvolution):
     """Transposed convolution from a coarse grid back to the voxels that a `StridedConv3d` of the same kernel size
     came from: the same pairs and offset numbers, input and output swapped.
     """  # noqa: D205
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int = 2,
-        *,
-        bias: bool = False,
-        backend: BackendName = "auto",
-    ) -> None:
-        if kernel_size not in (2, 3):
-            raise ValueError(f"kernel_size is {kernel_size}, expected 2 or 3")
-        super().__init__(in_channels, out_channels, kernel_size**3, bias=bias, backend=backend)
-        self.kernel_size = kernel_size
 
     def forward(self, x: SparseTensor, finer: SparseTensor) -> SparseTensor:
         """Convolve to the finer grid.
