@@ -43,7 +43,7 @@ class RunLock:
         Args:
             run_dir: folder of the run.
             wait_s: how long to wait for a holder that may be about to end, seconds.
-            job: SLURM's id of this job, told to whom we keep out.
+            job: SLURM's id of this job, shown to whom we keep out.
             stop: asked while waiting; True ends the wait at once.
         """
         self.path = Path(run_dir) / LOCK_FILE
@@ -77,7 +77,7 @@ class RunLock:
             self._fd = None
 
     def _take(self, fd: int) -> None:
-        deadline, told = time.monotonic() + self._wait_s, False
+        deadline, announced = time.monotonic() + self._wait_s, False
         while not _try(fd, self.path):
             if time.monotonic() >= deadline or self._stop():
                 raise RunLockedError(
@@ -85,11 +85,11 @@ class RunLock:
                     f"{self._wait_s:.0f} s. Wait for that job or cancel it, or choose another run_dir; two jobs in one "
                     "folder would spoil each other's checkpoints"
                 )
-            if not told:
+            if not announced:
                 logger.info(
                     "%s is still held by %s; waiting up to %.0f s", self.path.parent, _describe(fd), self._wait_s
                 )
-                told = True
+                announced = True
             time.sleep(min(POLL_S, max(deadline - time.monotonic(), 0.01)))
 
     def _self(self) -> dict[str, str | int | None]:
@@ -98,7 +98,7 @@ class RunLock:
 
 
 def holder(run_dir: str | Path) -> str | None:
-    """Who trains in a folder at this moment, in words; None if nobody does or there is no lock file."""
+    """Who trains in a folder at this moment, in words; None if no process does or there is no lock file."""
     try:
         fd = os.open(Path(run_dir) / LOCK_FILE, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

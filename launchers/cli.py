@@ -72,10 +72,10 @@ def guarded(verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILURE
     except Exception as error:
-        return _tell(error)
+        return _print_error(error)
 
 
-def _tell(error: Exception) -> int:
+def _print_error(error: Exception) -> int:
     """One line for an expected error; any other is raised again, with its traceback."""
     # Imported here, so that verbs that only look at files do not wait for torch.
     from configs.load import ConfigError

@@ -36,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = parser().parse_args(argv)
         from engine.distributed import shutdown
         from launchers.training.stages import stages
-        from launchers.training.train import load_run, show, train
+        from launchers.training.train import load_run, resolved_yaml, train
 
         config = load_run(options.config, options.overrides)
         if options.show_config:
-            print(show(config), end="")
+            print(resolved_yaml(config), end="")
             return 0
         finished = all(train(stage).status == "finished" for stage in stages(config))
         shutdown()

@@ -40,15 +40,15 @@ def submit(request: SubmitRequest, *, dry_run: bool = False) -> bool:
     """
     plan = plan_submission(request)
     for run in plan.runs:
-        _say(run, request)
+        _print_status(run, request)
     if dry_run:
-        _say_plan(request, plan)
+        _print_plan(request, plan)
         return True
     code = present_code() if request.where == "debug" else freeze_code(request.root)
     queue = new_queue(request, code)
     runs = _train(plan, request, queue, code)
     if request.evaluate:
-        _Following(request=request, queue=queue, active=plan.active).submit(runs)
+        _FollowUps(request=request, queue=queue, active=plan.active).submit(runs)
     print(f"watch: tandem status {request.root}")
     return not queue.failed
 
@@ -80,7 +80,7 @@ def _train(plan: SubmissionPlan, request: SubmitRequest, queue: Queue, code: Cod
         for run, job in zip(runs, ids, strict=True):
             training[run.folder] = job
             write_jobs(run.folder, _with_ids(Jobs(), queue, pretrain=job))
-            _tell(queue, f"{run.name}: training", job)
+            _print_queued(queue, f"{run.name}: training", job)
     return [replace(run, training=training[run.folder]) for run in plan.runs]
 
 
@@ -106,8 +106,8 @@ def _with_ids(jobs: Jobs, queue: Queue, **ids: Any) -> Jobs:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Following:
-    """Queues evaluations, baselines and the report of an request's runs.
+class _FollowUps:
+    """Queues evaluations, baselines and the report of the requested runs.
 
     Attributes:
         request: what is to be queued.
@@ -148,7 +148,7 @@ class _Following:
         if new:
             fresh = {job.name: id_ for job, id_ in zip(new, ids, strict=True)}
             self._record(run, evaluate={**run.jobs.evaluate, **fresh})
-            _tell(self.queue, f"{run.name}: {len(new)} evaluations", _array(ids[0]))
+            _print_queued(self.queue, f"{run.name}: {len(new)} evaluations", _array(ids[0]))
         return [*before.values(), *ids]
 
     def _baselines(self, runs: Sequence[RequestedRun]) -> list[str]:
@@ -159,7 +159,7 @@ class _Following:
         ids = self._queued(list(new.values()), f"{self.request.name}-random", AT_ONCE)
         if new:
             queued |= dict(zip(new, ids, strict=True))
-            _tell(self.queue, f"random initialisation: {len(new)} jobs", _array(ids[0]))
+            _print_queued(self.queue, f"random initialisation: {len(new)} jobs", _array(ids[0]))
         for run in runs:
             own = {job.key: queued[job.key] for job in run.baselines if job.key in queued}
             if own:
@@ -180,7 +180,7 @@ class _Following:
         job = self._queued([report], f"{self.request.name}-report", after)[0]
         for run in runs:
             self._record(run, report=job)
-        _tell(self.queue, "report", job)
+        _print_queued(self.queue, "report", job)
 
     def _queued(self, works: Sequence[Work], name: str, after: After) -> list[str]:
         folder = str(Path.cwd())
@@ -196,15 +196,15 @@ def _array(job: str) -> str:
     return job.partition("_")[0]
 
 
-# ------------------------------------------------------------------------------------------------------------- words
+# ------------------------------------------------------------------------------------------------------------ output
 
 
-def _tell(queue: Queue, what: str, job: str) -> None:
+def _print_queued(queue: Queue, what: str, job: str) -> None:
     if queue.cluster is not None:  # elsewhere it is over by now, and the queue has said how it went
         print(f"{what} queued as {job}")
 
 
-def _say(run: RequestedRun, request: SubmitRequest) -> None:
+def _print_status(run: RequestedRun, request: SubmitRequest) -> None:
     if run.finished:
         print(f"{run.name}: finished before")
     elif run.training is not None:
@@ -213,7 +213,7 @@ def _say(run: RequestedRun, request: SubmitRequest) -> None:
         print(f"{run.name}: is not finished; what follows sees its newest checkpoint")
 
 
-def _say_plan(request: SubmitRequest, plan: SubmissionPlan) -> None:
+def _print_plan(request: SubmitRequest, plan: SubmissionPlan) -> None:
     asked = request.cluster
     counts = f"{len(plan.to_train)} of {len(plan.runs)} runs"
     print(f"would train {counts}, each on {asked.nodes} x {asked.tasks} process(es):")

@@ -31,7 +31,7 @@ _SAMPLES_AT_A_TIME = 4
 _PIXELS = BatchSpec(superpixels=True)
 _FLUSH_EVERY_S = 60.0
 """What a killed build loses at most."""
-_TELL_EVERY_S = 5.0
+_AGREE_EVERY_S = 5.0
 
 
 @runtime_checkable
@@ -126,7 +126,7 @@ def _build(objective: PoolsTeacher, config: DataConfig, key: str, world: World, 
     teacher_was_on = next(objective.teacher.parameters()).device
     objective.teacher.to(world.device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    flushed = told_at = time.monotonic()
+    flushed = agreed_at = time.monotonic()
     try:
         with Progress(*columns) as progress:
             task = progress.add_task("teacher features", total=len(missing))
@@ -139,10 +139,10 @@ def _build(objective: PoolsTeacher, config: DataConfig, key: str, world: World, 
                 if time.monotonic() - flushed >= _FLUSH_EVERY_S:
                     writer.flush()
                     flushed = time.monotonic()
-                if signals.number > 0 or time.monotonic() - told_at >= _TELL_EVERY_S:
+                if signals.number > 0 or time.monotonic() - agreed_at >= _AGREE_EVERY_S:
                     if agree_any([True, signals.number > 0], world)[1]:
                         return True
-                    told_at = time.monotonic()
+                    agreed_at = time.monotonic()
     finally:
         writer.flush()  # an interrupted build keeps what it has
     writer.finish()

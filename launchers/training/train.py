@@ -39,7 +39,7 @@ def load_run(path: str, overrides: Sequence[str] = ()) -> PretrainConfig:
     return load(PretrainConfig, path, overrides, choices=PRETRAIN_CHOICES, defaults=defaults)
 
 
-def show(config: PretrainConfig) -> str:
+def resolved_yaml(config: PretrainConfig) -> str:
     """The resolved config as YAML."""
     return dump(config, choices=PRETRAIN_CHOICES)
 
@@ -56,7 +56,7 @@ def train(config: PretrainConfig) -> PretrainSummary:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with supervised(config) as run:
-        world, spec, resolved = run.world, config.method.batch_spec(), yaml.safe_load(show(config))
+        world, spec, resolved = run.world, config.method.batch_spec(), yaml.safe_load(resolved_yaml(config))
         # The config stays as it is: on another number of processes the next start derives from it again.
         data = dataclasses.replace(config.data, micro_batch_size=fit_micro_batch(config, world))
         torch.manual_seed(config.seed)  # initial weights are the same on every rank
@@ -90,7 +90,7 @@ def _write_provenance(config: PretrainConfig, resolved: dict[str, Any]) -> None:
     folder = Path(config.run_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(show(config))
+        (folder / CONFIG_FILE).write_text(resolved_yaml(config))
         (folder / ENVIRONMENT_FILE).write_text(json.dumps(describe_environment(), indent=1) + "\n")
     except OSError as error:
         raise CheckpointError(
