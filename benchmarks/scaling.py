@@ -42,8 +42,9 @@ def child(options: argparse.Namespace) -> None:
     from engine.optim import build_optimizer
     from engine.sync_bn import convert_sync_batchnorm
     from engine.zero import ZeroEngine
-    from launchers.training.teacher_cache import PoolsTeacher, open_or_build
+    from launchers.training.teacher_cache import open_or_build
     from launchers.training.train import load_run
+    from models.methods.base import PoolsTeacher
 
     torch.set_num_threads(1)
     overrides = [f"data.shards={options.shards}", f"engine.zero_stage={options.stage}", "data.num_workers=0"]

@@ -32,9 +32,10 @@ from engine.distributed import init_distributed, shutdown
 from engine.monitor import peak_rss_gib
 from engine.optim import build_optimizer
 from engine.zero import ZeroEngine
-from launchers.training.teacher_cache import PoolsTeacher, open_or_build
+from launchers.training.teacher_cache import open_or_build
 from launchers.training.train import load_run
 from models.lidar import sparse
+from models.methods.base import PoolsTeacher
 from tests.helpers.samples import write_toy_set
 
 CONFIG = Path(__file__).resolve().parent.parent / "configs" / "pretrain" / "slidr_street.yaml"

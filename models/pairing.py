@@ -77,17 +77,17 @@ def segment_max(features: Float[Tensor, "R C"], index: Int[Tensor, " R"], num_se
     return empty.scatter_reduce(0, target, features, "amax", include_self=False)
 
 
-def draw_rows(num_rows: int, wanted: int | None, device: torch.device) -> Int[Tensor, " K"]:
+def draw_rows(num_rows: int, limit: int | None, device: torch.device) -> Int[Tensor, " K"]:
     """Different rows, drawn evenly from torch's CPU generator, whose state checkpoints hold; all where few enough.
 
     Args:
         num_rows: to choose from.
-        wanted: how many; None: all.
+        limit: rows drawn at most; None: all.
         device: of the result.
     """
-    if wanted is None or num_rows <= wanted:
+    if limit is None or num_rows <= limit:
         return torch.arange(num_rows, device=device)
-    return torch.randperm(num_rows)[:wanted].to(device)
+    return torch.randperm(num_rows)[:limit].to(device)
 
 
 def read_pixels(

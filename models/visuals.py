@@ -1,4 +1,4 @@
-"""What a method wants to show, before it is drawn: plain tensors that say what they are.
+"""What a method shows of a batch, before it is drawn: plain tensors that say what they are.
 
 Methods make sketches (`Objective.sketches`), `launchers.drawing.sketches` draws them, so that no method draws and no
 drawing knows a method.

@@ -52,8 +52,8 @@ class LoadReport:
     @property
     def share(self) -> float:
         """Matched part of the network's tensors, 0 to 1."""
-        wanted = len(self.matched) + len(self.missing) + len(self.mismatched)
-        return len(self.matched) / wanted if wanted else 1.0
+        total = len(self.matched) + len(self.missing) + len(self.mismatched)
+        return len(self.matched) / total if total else 1.0
 
     def text(self) -> str:
         """A few lines for a person."""
@@ -392,7 +392,7 @@ def export_backbone(path: str | Path, backbone: nn.Module, *, metadata: Mapping[
 
 
 def read_backbone_metadata(path: str | Path) -> dict[str, str]:
-    """What `export_backbone` was told, from the file's header alone.
+    """The metadata that `export_backbone` wrote, from the file's header alone.
 
     Raises:
         ValueError: the file is missing, damaged, or not an exported backbone.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -22,8 +21,7 @@ from engine.distributed import World, agree_any, agree_signal
 from engine.errors import StopRequested
 from engine.preempt import StopSignals
 from launchers.training.supervision import Supervised
-from models.image.teacher import FrozenTeacher
-from models.methods.base import MethodConfig
+from models.methods.base import MethodConfig, PoolsTeacher
 
 logger = logging.getLogger("tandem.pretrain")
 
@@ -32,17 +30,6 @@ _PIXELS = BatchSpec(superpixels=True)
 _FLUSH_EVERY_S = 60.0
 """What a killed build loses at most."""
 _AGREE_EVERY_S = 5.0
-
-
-@runtime_checkable
-class PoolsTeacher(Protocol):
-    """An objective whose teacher's features can be pooled over superpixels beforehand."""
-
-    teacher: FrozenTeacher
-
-    def pool_teacher(self, batch: Batch) -> Float[Tensor, "S C"]:
-        """Mean feature of each superpixel of the batch."""
-        ...
 
 
 def cache_root(config: DataConfig) -> str:

@@ -43,7 +43,7 @@ def info_nce(
     so that the *mean over ranks*, which is what data-parallel training takes of losses and gradients, is exactly the
     loss and gradient of one process that holds all rows, however unevenly they are spread. Without `gather` each rank
     takes the mean over its own rows, and the mean over ranks weighs ranks, not rows. Without a process group (or
-    with one rank) there is nobody to gather from and both are the same.
+    with one rank) there are no rows to gather and both are the same.
 
     Degenerate input: no rows give 0 with a gradient path (all gradients 0), one row gives 0, identical rows give
     log T. None gives NaN.
@@ -61,7 +61,7 @@ def info_nce(
         row_weights: weight of each row's loss in the mean, at least 0, no gradient; None: all the same. Where all
             are 0 the loss is 0.
         gather: negatives from all ranks. Every rank must call, with any number of rows.
-        chunk_rows: so many rows at a time, gradient included: memory chunk_rows x T instead of some N x T. Once
+        chunk_rows: rows computed at a time, gradient included: memory chunk_rows x T instead of some N x T. Once
             differentiable.
 
     Raises:

@@ -170,7 +170,7 @@ def rows_of_all_ranks(rows: Float[Tensor, "N D"]) -> int:
 def queue_watch(
     queries: Float[Tensor, "N D"], keys: Float[Tensor, "N D"], negatives: Float[Tensor, "R D"], *, max_rows: int = 512
 ) -> dict[str, Float[Tensor, ""]]:
-    """The collapse watch of a contrast with a queue; numbers that cannot be told yet are 0.
+    """The collapse watch of a contrast with a queue; numbers that cannot be computed yet are 0.
 
     Batches can have very few rows (one a sample), so uniformity and effective rank are those of the queries together
     with keys of the queue at an even step. A key that is more similar than every negative counts as accurate, a tie

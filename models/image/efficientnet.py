@@ -166,13 +166,13 @@ class EfficientNetLite0(DenseNetwork):
 
     def pyramid(self, images: Float[Tensor, "I 3 H W"]) -> dict[int, Float[Tensor, "I C h w"]]:
         """Output of the last block at each stride built; cells lie where the padding put them."""
-        wanted = {index: stride for stride, index in self._taps.items()}
+        stride_of_block = {index: stride for stride, index in self._taps.items()}
         x: Tensor = self.act(self.bn0(self.conv_stem(images)))
         features: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
             x = block(x)
-            if index in wanted:
-                features[wanted[index]] = x
+            if index in stride_of_block:
+                features[stride_of_block[index]] = x
         return features
 
     def forward(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C h w"]:

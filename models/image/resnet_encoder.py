@@ -54,8 +54,8 @@ class ResNetEncoderConfig(ImageEncoderConfig):
         file_format, _, path = self.weights.partition(":")
         known = (*IMAGE_FORMATS, OWN_FORMAT)
         if self.weights != "random" and (file_format not in known or not path):
-            wanted = ", ".join(f"{name}:<path>" for name in known)
-            raise ValueError(f"weights = {self.weights!r}: expected random, or one of {wanted}")
+            expected = ", ".join(f"{name}:<path>" for name in known)
+            raise ValueError(f"weights = {self.weights!r}: expected random, or one of {expected}")
         if not 0 <= self.min_match <= 1:
             raise ValueError(f"min_match = {self.min_match}: expected 0 to 1")
 

@@ -6,7 +6,7 @@ less than a patch: stride and place of the cells stay whole numbers of pixels, a
 map then has ceil(H / patch) x ceil(W / patch) cells, the last of them partly of padding.
 
 Position embeddings come in the grid of the pre-training (224 pixels for DINO, 518 for DINOv2) and are interpolated to
-the image's grid, bicubic, as the networks' own code does it. Its quirk: it adds 0.1 to the wanted number of rows
+the image's grid, bicubic, as the networks' own code does it. Its quirk: it adds 0.1 to the target number of rows
 and columns before it derives the scale, against rounding errors, which moves the far end of a grid of 37 patches
 by a tenth of a cell. The weights are used that way everywhere, so the default follows; the DINOv2 networks with
 registers were published without the offset and with anti-aliasing.
@@ -58,7 +58,7 @@ class ViTLayout:
         grid: patches a side in pre-training.
         layer_scale: DINOv2: a learnt factor for each channel of what a block adds.
         registers: tokens without a patch.
-        grid_offset: what is added to the wanted rows and columns when the scale of the positions is derived.
+        grid_offset: added to the target rows and columns when the scale of the positions is derived.
         antialias: interpolate positions with anti-aliasing.
     """
 

@@ -36,7 +36,7 @@ def convolve(
     """Sparse convolution. See `sparse.Backend`.
 
     Raises:
-        RuntimeError: a gradient is wanted on the CPU.
+        RuntimeError: a gradient is needed on the CPU.
         ValueError: another type than float32 (or float16 on CUDA).
     """
     on_cpu = features.device.type == "cpu"

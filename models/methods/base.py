@@ -15,7 +15,7 @@ from data.batch_spec import BatchSpec
 from data.sample import Batch
 from models.contrast.collapse_monitor import collapse_watch
 from models.image.base import ImageEncoderConfig
-from models.image.teacher import TeacherConfig
+from models.image.teacher import FrozenTeacher, TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.visuals import Sketch
 
@@ -55,8 +55,22 @@ class Objective(nn.Module, ABC):
         return dict(self.named_children()).get(name)
 
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
-        """What there is to show of a batch of one sample, by name; called in evaluation mode without gradient."""
+        """Pictures of a batch of one sample, by name; called in evaluation mode without gradient."""
         return {}
+
+
+class PoolsTeacher(Objective):
+    """An objective whose teacher's features can be averaged over superpixels once, and read from a cache from then on.
+
+    Attributes:
+        teacher: the frozen image network.
+    """
+
+    teacher: FrozenTeacher
+
+    @abstractmethod
+    def pool_teacher(self, batch: Batch) -> Float[Tensor, "S C"]:
+        """Mean feature of each superpixel of the batch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +152,11 @@ def contrast_terms(
 
 
 def matched_clouds(batch: Batch, method: str) -> tuple[Batch, Int[Tensor, " Q"], Int[Tensor, " Q"]]:
-    """The second view, and the points of the first and of the second one that belong together.
+    """The second view, and the rows of points that are one and the same in both.
 
     Args:
-        batch: of a method that wants a second cloud.
-        method: who asks, for the message.
+        batch: of a method whose `batch_spec` asks for a second cloud.
+        method: its name, for the message.
 
     Raises:
         ValueError: the batch has no second cloud.

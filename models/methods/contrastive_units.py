@@ -77,7 +77,7 @@ class ContrastiveUnitsConfig(MethodConfig):
         context: what a unit averages over: "knn", "pillar" or "none".
         num_neighbors: k of "knn", the sampled point included.
         pillar_m: edge of a pillar.
-        num_negatives: L: a unit's negatives are so many of least image similarity; None, or in a mode without images:
+        num_negatives: L, a unit's negatives: those of least image similarity; None, or in a mode without images:
             all others.
         embedding_dim: D, dimensions of the common space.
         hidden_dim: of the MLP heads.

@@ -85,8 +85,8 @@ class DepthContrastConfig(MethodConfig):
         weights(self, "within_weight", "across_weight")
         takes_points = isinstance(self.backbone, PointNet2Config)
         if takes_points != (self.formats == "point"):
-            wanted = "pointnet2" if self.formats == "point" else "a network on voxels (pointnet2 is one on points)"
-            raise ValueError(f"formats = {self.formats!r}: expected backbone to be {wanted}")
+            expected = "pointnet2" if self.formats == "point" else "a network on voxels (pointnet2 is one on points)"
+            raise ValueError(f"formats = {self.formats!r}: expected backbone to be {expected}")
         if self.formats == "both" and not isinstance(self.point_backbone, PointNet2Config):
             raise ValueError("formats = 'both': expected point_backbone to be pointnet2")
         if self.formats != "both" and self.within_weight == 0:

@@ -3,7 +3,7 @@
 Paper: Janda et al., "Contrastive Learning for Self-Supervised Pre-Training of Point Cloud Segmentation Networks With
 Image Data", CRV 2023; its first stage. The second stage is `pixel_to_point`.
 Learnt: an image network, a ResNet with a U-Net decoder to 16 channels a pixel, from ImageNet weights or from nothing;
-no head, since the features themselves are what the second stage wants. In: images, twice augmented
+no head, since the features themselves are what the second stage uses. In: images, twice augmented
 (`data.augment.image`, colours as in SimCLR: `data.augment.image.colour.enabled: true`). Points play no part.
 
     for each image: draw places in the part that both views show
@@ -111,7 +111,7 @@ class PixelContrast(Objective):
         Source: Janda et al., section III-A; Chen et al., SimCLR (ICML 2020), eq. 1, for the negatives.
         """
         if batch.images is None or batch.second is None or batch.second.images is None:
-            raise ValueError("pixel_contrast needs two augmentations of each image; this batch has them not")
+            raise ValueError("pixel_contrast needs two augmentations of each image; this batch has one or none")
         if batch.image_affine is None or batch.second.image_affine is None:
             raise ValueError("pixel_contrast needs to know what augmentation did (`image_affine`); this batch does not")
         image, uv, uv_second = draw_places(

@@ -36,7 +36,7 @@ class PixelPairs(Objective):
 
         Args:
             batch: with images and pairs.
-            method: who asks, for the message.
+            method: its name, for the message.
             num_pairs: drawn from the batch; None: all.
 
         Raises:

@@ -64,7 +64,7 @@ class PointContrastConfig(MethodConfig):
         negative_margin: of "hardest": wrong partners farther than this are good enough.
         symmetric: PointInfoNCE in both directions, mean of both.
         gather_negatives: negatives from all ranks instead of this rank's batch only.
-        chunk_rows: PointInfoNCE so many pairs at a time, computed again in the backward pass; None for all at once.
+        chunk_rows: pairs that PointInfoNCE holds at a time, computed again in the backward pass; None: all at once.
         watch_rows: pairs that the collapse watch looks at.
     """
 

@@ -60,12 +60,12 @@ class ProposalContrastConfig(MethodConfig):
 
     Attributes:
         backbone: 3D network; `backbone.name` chooses.
-        ground: how ground is told; its points are no centres and no neighbours.
+        ground: how the ground is found; its points are no centres and no neighbours.
         second_cloud: `source: same` is the paper's.
         num_proposals: of each sample.
         radius_m: of a proposal's ball, in the frame of each augmented cloud.
         num_neighbors: points of the ball that are looked at.
-        neighbors: "random" ones of the ball, drawn anew, or the "nearest".
+        neighbors: "random" ones of the ball, drawn again in each step, or the "nearest".
         attention_shrink: inner channels of the encoder are the network's divided by this.
         hidden_dim: width of the layer that both heads share.
         embedding_dim: D, dimensions that are compared.
@@ -79,7 +79,7 @@ class ProposalContrastConfig(MethodConfig):
         gather_negatives: negatives from all ranks instead of this rank's batch only.
         gather_clusters: equal shares of prototypes over the proposals of all ranks, as released, instead of over this
             rank's.
-        chunk_rows: InfoNCE so many proposals at a time, computed again in the backward pass; None for all at once.
+        chunk_rows: proposals that InfoNCE holds at a time, computed again in the backward pass; None: all at once.
         watch_rows: proposals that the collapse watch looks at.
     """
 

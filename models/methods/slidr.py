@@ -41,7 +41,7 @@ from models.image.resnet import ResNetTeacherConfig
 from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective, contrast_terms
+from models.methods.base import LossTerms, MethodConfig, PoolsTeacher, contrast_terms
 from models.pairing import FeatureMap, segment_mean, segment_mean_of_map
 from models.visuals import PixelSketch, Sketch
 
@@ -96,7 +96,7 @@ class SlidrConfig(MethodConfig):
         return Slidr(self)
 
 
-class Slidr(Objective):
+class Slidr(PoolsTeacher):
     """Towers, heads and loss of SLidR."""
 
     def __init__(self, config: SlidrConfig) -> None:

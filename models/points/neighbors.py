@@ -80,7 +80,7 @@ def ball_query(
         query_counts: of each sample.
         points: what may lie in a ball.
         point_counts: of each sample.
-        k: at most so many neighbours.
+        k: neighbours at most.
         radius: in the unit of the coordinates.
         choose: which k of a fuller ball: the first by row (in row order), or the nearest (nearest first).
 

@@ -212,7 +212,7 @@ def _camera_control(
     """Camera positions of the control points, with gradient, and whether the least eigenvalue stands alone."""
     values, vectors = torch.linalg.eigh(system.detach())
     first, second = (torch.tensor(side, device=system.device) for side in zip(*_PAIRS, strict=True))
-    wanted = (control[:, first] - control[:, second]).square().sum(dim=2)
+    squared_distances = (control[:, first] - control[:, second]).square().sum(dim=2)
 
     def products(kernel: Float64[Tensor, "B 12 4"]) -> Float64[Tensor, "B P 4 4"]:
         shaped = kernel.unflatten(1, (4, 3))
@@ -220,10 +220,10 @@ def _camera_control(
         inner: Tensor = difference.mT @ difference
         return inner
 
-    dims, mix = _best_mix(vectors[..., :4], products(vectors[..., :4]), wanted, problem)
+    dims, mix = _best_mix(vectors[..., :4], products(vectors[..., :4]), squared_distances, problem)
     kernel = _attached(system, values, vectors, dims)
     inside = (torch.arange(4, device=dims.device) < dims[:, None]).to(mix.dtype)
-    _, slope, _, hessian = _distance_terms(products(kernel), wanted, mix)
+    _, slope, _, hessian = _distance_terms(products(kernel), squared_distances, mix)
     inverse = _guarded_inverse(hessian.detach() * inside[:, :, None] * inside[:, None, :])
     mix = mix - (inverse @ (slope - slope.detach())[..., None]).squeeze(-1) * inside
     return (kernel @ mix[..., None]).unflatten(1, (4, 3)).squeeze(-1), values[:, 1] > MIN_RANK * values[:, -1]
@@ -253,30 +253,30 @@ def _attached(
 def _best_mix(
     kernel: Float64[Tensor, "B 12 4"],
     products: Float64[Tensor, "B P 4 4"],
-    wanted: Float64[Tensor, "B P"],
+    squared_distances: Float64[Tensor, "B P"],
     problem: _Problem,
 ) -> tuple[Int64[Tensor, " B"], Float64[Tensor, "B 4"]]:
     """How many eigenvectors to mix, and how, for the least reprojection error."""
     rank = torch.arange(4, device=kernel.device)
     inside = (rank[None, :] <= rank[:, None]).to(kernel.dtype)  # answers x coefficients
-    starts = torch.stack([_start(products, wanted, terms) for terms in _STARTS], dim=1) * inside
+    starts = torch.stack([_start(products, squared_distances, terms) for terms in _STARTS], dim=1) * inside
     limited = products[:, None] * (inside[:, :, None] * inside[:, None, :])[:, None]
-    found = _fit_distances(limited, wanted[:, None].expand(-1, 4, -1), starts)
+    found = _fit_distances(limited, squared_distances[:, None].expand(-1, 4, -1), starts)
     error = problem.pose((kernel[:, None] @ found[..., None]).unflatten(2, (4, 3)).squeeze(-1))[2]
     best = torch.nan_to_num(error, nan=torch.inf).argmin(dim=1)
     return best + 1, found[torch.arange(len(best), device=best.device), best]
 
 
 def _start(
-    products: Float64[Tensor, "B P 4 4"], wanted: Float64[Tensor, "B P"], terms: tuple[tuple[int, int], ...]
+    products: Float64[Tensor, "B P 4 4"], squared_distances: Float64[Tensor, "B P"], terms: tuple[tuple[int, int], ...]
 ) -> Float64[Tensor, "B 4"]:
     """Coefficients from the products b_k b_l in `terms`, for which the distances are linear equations."""
     columns = torch.stack([products[..., k, m] * (1 if k == m else 2) for k, m in terms], dim=2)
     normal = columns.mT @ columns
     size = normal.diagonal(dim1=1, dim2=2).sum(dim=1).clamp(min=1e-30)
     ridge = 1e-12 * size[:, None, None] * torch.eye(len(terms), dtype=normal.dtype, device=normal.device)
-    solved = torch.linalg.solve(normal + ridge, columns.mT @ wanted[..., None]).squeeze(2)
-    first = solved[:, 0].abs().sqrt().clamp(min=1e-9 * wanted.amax(dim=1).sqrt())
+    solved = torch.linalg.solve(normal + ridge, columns.mT @ squared_distances[..., None]).squeeze(2)
+    first = solved[:, 0].abs().sqrt().clamp(min=1e-9 * squared_distances.amax(dim=1).sqrt())
     start = torch.zeros_like(products[:, 0, 0])
     start[:, 0] = first
     for i, (k, m) in enumerate(terms):
@@ -286,11 +286,11 @@ def _start(
 
 
 def _distance_terms(
-    products: Float64[Tensor, "... P 4 4"], wanted: Float64[Tensor, "... P"], mix: Float64[Tensor, "... 4"]
+    products: Float64[Tensor, "... P 4 4"], squared_distances: Float64[Tensor, "... P"], mix: Float64[Tensor, "... 4"]
 ) -> tuple[Float64[Tensor, "..."], Float64[Tensor, "... 4"], Float64[Tensor, "... 4 4"], Float64[Tensor, "... 4 4"]]:
     """Cost sum_p (b^T G_p b - d_p)^2 / 4, its gradient, Gauss-Newton's Hessian and the true one."""
     along = (products @ mix[..., None, :, None]).squeeze(-1)  # half the gradient of each distance
-    residual = (along * mix[..., None, :]).sum(dim=-1) - wanted
+    residual = (along * mix[..., None, :]).sum(dim=-1) - squared_distances
     gauss_newton = 2 * along.mT @ along
     curvature = (residual[..., None, None] * products).sum(dim=-3)
     slope = (residual[..., None] * along).sum(dim=-2)
@@ -298,18 +298,18 @@ def _distance_terms(
 
 
 def _fit_distances(
-    products: Float64[Tensor, "B I P 4 4"], wanted: Float64[Tensor, "B I P"], mix: Float64[Tensor, "B I 4"]
+    products: Float64[Tensor, "B I P 4 4"], squared_distances: Float64[Tensor, "B I P"], mix: Float64[Tensor, "B I 4"]
 ) -> Float64[Tensor, "B I 4"]:
     """Damped Gauss-Newton, then damped Newton: the gradient's implicit form needs a point of zero slope."""
     damping = torch.full_like(mix[..., 0], 1e-3)
-    cost, slope, hessian, true_hessian = _distance_terms(products, wanted, mix)
+    cost, slope, hessian, true_hessian = _distance_terms(products, squared_distances, mix)
     eye = torch.eye(4, dtype=mix.dtype, device=mix.device)
     for i in range(GAUSS_NEWTON_STEPS + NEWTON_STEPS):
         model = hessian if i < GAUSS_NEWTON_STEPS else true_hessian
         size = hessian.diagonal(dim1=-2, dim2=-1).sum(dim=-1).clamp(min=1e-30)
         step = torch.linalg.solve_ex(model + (damping * size)[..., None, None] * eye, slope[..., None])[0].squeeze(-1)
         tried = mix - torch.nan_to_num(step, nan=0.0, posinf=0.0, neginf=0.0)
-        new = _distance_terms(products, wanted, tried)
+        new = _distance_terms(products, squared_distances, tried)
         # Near the minimum the cost is flat to rounding: there the slope decides, for the last digits of the answer.
         flat = (new[0] - cost).abs() <= 1e-9 * cost
         better = torch.where(flat, new[1].square().sum(dim=-1) < slope.square().sum(dim=-1), new[0] < cost)

@@ -25,7 +25,7 @@ def sinusoidal(
     Args:
         positions: in any unit.
         width: D, at least 2 A.
-        shortest: wavelength, in the unit of `positions`: what should be told apart, times two.
+        shortest: wavelength, in the unit of `positions`: twice the distance that should be distinguishable.
         longest: wavelength; the extent of the scene.
 
     Source: Vaswani et al., NeurIPS 2017, section 3.5, for several axes.
@@ -88,7 +88,7 @@ class FusionLayer(nn.Module):
     def forward(
         self, points: Float[Tensor, "I K D"], cells: Float[Tensor, "I C D"], valid: Bool[Tensor, "I K"]
     ) -> tuple[Float[Tensor, "I K D"], Float[Tensor, "I C D"]]:
-        """Both sides after one round; point tokens that are not valid are padding that nobody looks at."""
+        """Both sides after one round; point tokens that are not valid are padding that nothing attends to."""
         points = points + self.point_self(points, points, valid)
         cells = cells + self.cell_self(cells, cells)
         points, cells = (
