@@ -128,7 +128,7 @@ def make_plan(config: PretrainConfig, objective: Objective, options: argparse.Na
         ConfigError: settings that do not fit, or a run without metrics.
         ShardError: no prepared set, and no --samples.
     """
-    data, cameras = data_sizes(config, options)
+    data, cameras, num_segments = data_sizes(config, options)
     world_size = options.nodes * options.gpus_per_node
     global_batch = config.data.micro_batch_size * config.engine.accumulation_steps * world_size
     try:
@@ -142,7 +142,7 @@ def make_plan(config: PretrainConfig, objective: Objective, options: argparse.Na
         step = step_of_run(options.from_run, config)
     elif options.measure:
         step = step_here(config, objective, cameras)
-    run = run_settings(config, options, num_steps, cameras)
+    run = run_settings(config, options, num_steps, cameras, num_segments)
     written = options.write_mb_s * 1e6 if options.write_mb_s else measured_writing(Path(config.run_dir))
     return Plan(
         model=model_sizes(objective, config.engine.zero3_persistent_numel),
@@ -188,14 +188,19 @@ def _param_bytes(objective: nn.Module) -> int:
     return sum(v.numel() * v.element_size() for name, v in objective.state_dict().items() if name in own)
 
 
-def data_sizes(config: PretrainConfig, options: argparse.Namespace) -> tuple[Data, int]:
-    """The split's sizes and its cameras a sample, from the manifest or from the options."""
+def data_sizes(config: PretrainConfig, options: argparse.Namespace) -> tuple[Data, int, int]:
+    """The split's sizes, its cameras a sample and superpixels an image: from the manifest, or from options and config.
+
+    Where no set records it, superpixels are as many as the run expects, or as `tandem prepare` makes by default.
+    """
+    expected = config.data.expected_superpixels
+    num_segments = (expected and expected.num_segments) or SuperpixelConfig().num_segments
     if options.samples is not None:
         if options.bytes_per_sample is None:
             raise ConfigError("--samples needs --bytes-per-sample; `tandem inspect SHARDS` shows it for a prepared set")
         data = Data(samples=options.samples, bytes_per_sample=options.bytes_per_sample)
-        return data, config.data.cameras_per_sample or options.cameras or 1
-    opened = open_sets(config.data.sets, SampleReader)
+        return data, config.data.cameras_per_sample or options.cameras or 1, num_segments
+    opened = open_sets(config.data.sets, SampleReader, warn=True)
     manifest, indices = opened.reader.manifest, opened.indices
     per_visit = np.repeat([s.weight for s in opened.stretches], [s.num for s in opened.stretches])
     data = Data(
@@ -203,10 +208,12 @@ def data_sizes(config: PretrainConfig, options: argparse.Namespace) -> tuple[Dat
         bytes_per_sample=float(np.average(manifest.sample_size[indices], weights=per_visit)),
         shards=len(set(manifest.sample_shard[indices].tolist())),
     )
-    return data, config.data.cameras_per_sample or len(manifest.camera_names)
+    return data, config.data.cameras_per_sample or len(manifest.camera_names), opened.num_segments or num_segments
 
 
-def run_settings(config: PretrainConfig, options: argparse.Namespace, num_steps: int, cameras: int) -> Run:
+def run_settings(
+    config: PretrainConfig, options: argparse.Namespace, num_steps: int, cameras: int, num_segments: int
+) -> Run:
     """The settings that cost something, from the config and the machine."""
     gathers = bool(config.method.gather_negatives)
     return Run(
@@ -222,7 +229,7 @@ def run_settings(config: PretrainConfig, options: argparse.Namespace, num_steps:
         prefetch=config.data.prefetch,
         shards_per_group=config.data.shards_per_group,
         sync_bn=config.engine.sync_bn,
-        contrast_rows=config.data.micro_batch_size * cameras * SuperpixelConfig().num_segments if gathers else 0,
+contrast_rows=config.data.micro_batch_size * cameras * num_segments if gathers else 0,
         embedding_dim=config.method.embedding_dim,
         bucket_numel=BUCKET_NUMEL,
         overlap=config.engine.device != "cpu",

@@ -213,6 +213,7 @@ def print_summary(summary: PrepareSummary, console: Console) -> None:
             f"{manifest.num_pairs.mean():,.0f} (least {manifest.num_pairs.min():,}; cameras "
             f"{', '.join(manifest.camera_names)})",
         ),
+        ("superpixels", str(manifest.superpixels or "none")),
         ("shards", f"{len(manifest.shards)}, {num_bytes / 1e6:,.1f} MB"),
         ("kept from before", f"{summary.num_reused_units} of {summary.num_units} shards"),
         ("seconds", f"{summary.seconds:.1f}"),

@@ -321,7 +321,12 @@ def build_loader(
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank}, expected 0 to {world_size - 1}")
-    opened = open_sets(config.sets, lambda manifest: SampleReader(manifest, retry_min=config.retry_min), config.cache)
+    opened = open_sets(
+        config.sets,
+        lambda manifest: SampleReader(manifest, retry_min=config.retry_min),
+        config.cache,
+        warn=rank == 0 and spec.superpixels,
+    )
     check_room(config, opened, warn=rank == 0)
     if teacher_cache is not None:
         if config.more:

@@ -336,5 +336,6 @@ def join_records(root: str, converter: SetFacts, config: PrepareConfig, records:
         splits=tuple(converter.split_of(log) for log in logs),
         notes=converter.notes(),
         skipped=skipped,
+        superpixels=config.superpixels.record() if config.superpixels and converter.camera_names() else None,
     )
     return join_manifest(root, info, tables)

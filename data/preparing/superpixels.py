@@ -14,12 +14,15 @@ Source: Achanta et al., SLIC (TPAMI 2012); Sautier et al., SLidR (CVPR 2022), se
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from jaxtyping import Int, UInt8
+
+from data.storage.superpixel_record import SuperpixelRecord
 
 _GROWTH = 1.2
 """Factor by which the smallest allowed fragment grows while there are too many segments."""
@@ -49,18 +52,12 @@ class SuperpixelConfig:
     max_pixels: int = 360_000
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_segments <= 65536:
-            raise ValueError(f"num_segments is {self.num_segments}, expected 1 to 65536 (ids are stored in 16 bits)")
-        if self.compactness <= 0:
-            raise ValueError(f"compactness is {self.compactness}, expected more than 0")
-        if not 0 <= self.smoothing <= 1:
-            raise ValueError(f"smoothing is {self.smoothing}, expected 0 to 1 (share of a superpixel's side)")
-        if self.iterations < 1:
-            raise ValueError(f"iterations is {self.iterations}, expected at least 1")
-        if not 0 <= self.min_fragment_percent <= 100:
-            raise ValueError(f"min_fragment_percent is {self.min_fragment_percent}, expected 0 to 100")
-        if self.max_pixels < 1:
-            raise ValueError(f"max_pixels is {self.max_pixels}, expected at least 1")
+        """Check ranges, which are those of the record."""
+        self.record()
+
+    def record(self) -> SuperpixelRecord:
+        """What a set's manifest says about superpixels that were made like this."""
+        return SuperpixelRecord(method="slic", **dataclasses.asdict(self))
 
 
 def segment(image: UInt8[np.ndarray, "H W 3"], config: SuperpixelConfig) -> Int[np.ndarray, "H W"]:

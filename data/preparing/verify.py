@@ -48,7 +48,7 @@ REASONS = (
     "zero-pairs",  # cameras, and no point in any of them
     "intensity-range",  # below 0 or above 1
     "labels-range",  # a class that the set does not have
-    "superpixel-ids",  # not consecutive from 0
+    "superpixel-ids",  # not consecutive from 0, or more than the manifest states
     "boxes-broken",  # a size that is not above 0
 )
 """What `verify` finds beside `data.storage.encode.REASONS`."""
@@ -283,8 +283,9 @@ def sample_problems(manifest: Manifest, row: int, sample: Sample) -> Iterator[tu
         yield from _class_problems("labels", sample.labels, classes)
     if sample.boxes is not None:
         yield from _box_problems(sample.boxes, classes)
+    most = manifest.superpixels.num_segments if manifest.superpixels else None
     for camera in sample.cameras:
-        yield from _camera_problems(camera, classes)
+        yield from _camera_problems(camera, classes, most)
 
 
 def _class_problems(what: str, labels: Integer[np.ndarray, "..."], num_classes: int) -> Iterator[tuple[str, str]]:
@@ -299,7 +300,7 @@ def _box_problems(boxes: Boxes, num_classes: int) -> Iterator[tuple[str, str]]:
     yield from _class_problems("classes of boxes", boxes.classes, num_classes)
 
 
-def _camera_problems(camera: CameraView, num_classes: int) -> Iterator[tuple[str, str]]:
+def _camera_problems(camera: CameraView, num_classes: int, most_segments: int | None) -> Iterator[tuple[str, str]]:
     height, width = camera.image_size
     K = camera.K
     focal_fits = 0.05 < K[0, 0] / width < 50 and 0.05 < K[1, 1] / height < 50
@@ -310,6 +311,11 @@ def _camera_problems(camera: CameraView, num_classes: int) -> Iterator[tuple[str
         counts = np.bincount(camera.superpixels.ravel())
         if (counts == 0).any():
             yield "superpixel-ids", f"{camera.name}: {int((counts == 0).sum())} of {len(counts)} ids have no pixel"
+        if most_segments is not None and len(counts) > most_segments:
+            yield (
+                "superpixel-ids",
+                f"{camera.name}: {len(counts)} superpixels, the manifest states {most_segments} at most",
+            )
     if camera.labels is not None:
         yield from _class_problems(f"labels of {camera.name}", camera.labels, num_classes)
 

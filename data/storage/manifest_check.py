@@ -29,6 +29,15 @@ _FIELDS = {
 }
 _SHARD_FIELDS = {"file": str, "num_samples": int, "num_bytes": int, "sha256": str}
 _LOG_FIELDS = {"name": str, "split": str}
+_SUPERPIXEL_FIELDS: dict[str, tuple[type, ...]] = {
+    "method": (str,),
+    "num_segments": (int,),
+    "compactness": (int, float),
+    "smoothing": (int, float),
+    "iterations": (int,),
+    "min_fragment_percent": (int,),
+    "max_pixels": (int,),
+}
 _KEY_BYTES = np.zeros(256, dtype=bool)
 _KEY_BYTES[list(b"\0-_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")] = True
 
@@ -46,6 +55,7 @@ def check_content(content: Mapping[str, Any]) -> None:
         if not isinstance(keys, list):
             raise ValueError(f"skipped.{reason} is {reprlib.repr(keys)}, expected a list")
         _check_words(f"skipped.{reason}", keys)
+    _check_superpixels(content.get("superpixels"))
     for log in content["logs"]:
         _check_fields("a log", log, _LOG_FIELDS)
     for shard in content["shards"]:
@@ -56,6 +66,18 @@ def check_content(content: Mapping[str, Any]) -> None:
             )
         if min(shard["num_samples"], shard["num_bytes"]) < 0:
             raise ValueError(f"{shard['file']} states {shard['num_samples']} samples, {shard['num_bytes']} bytes")
+
+
+def _check_superpixels(record: Any) -> None:
+    """Types; ranges are those of `SuperpixelRecord`. Sets of earlier versions have no record, others may know more."""
+    if record is None:
+        return
+    if not isinstance(record, dict):
+        raise ValueError(f"superpixels is {reprlib.repr(record)}, expected an object or null")
+    for name, kinds in _SUPERPIXEL_FIELDS.items():
+        value = record.get(name)
+        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+            raise ValueError(f"superpixels.{name} is {reprlib.repr(value)}, expected {kinds[-1].__name__} or null")
 
 
 def is_plain_name(name: str) -> bool:

@@ -8,6 +8,7 @@ classes: a batch holds samples of all of them, images are brought to one size, a
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from data.sample import Sample
 from data.storage.decode import Images
 from data.storage.remote.shard_cache import CacheConfig
 from data.storage.shards import SAMPLE_COLUMNS, Manifest, SampleReader, ShardError, load_manifest
+from data.storage.superpixel_record import SuperpixelRecord
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +35,15 @@ class SetConfig:
         split: of the set; None for all of it.
         limit: use only the first so many samples (in log and time order); None for all.
         weight: how often each sample comes in an epoch, on average.
+        expected_superpixels: what the set's superpixels must have been made with; settings left null may have any
+            value. None: they are used however they were made.
     """
 
     shards: str
     split: str | None = "train"
     limit: int | None = None
     weight: float = 1.0
+    expected_superpixels: SuperpixelRecord | None = None
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -53,11 +60,13 @@ class Opened:
         reader: of all of them.
         indices: samples in use, set after set.
         stretches: the sets' shares of `indices` and their weights.
+        num_segments: superpixels an image, at most, in the set with the most; None where a set does not say.
     """
 
     reader: Reader
     indices: Int[np.ndarray, " n"]
     stretches: tuple[Stretch, ...]
+    num_segments: int | None
 
 
 class MixedReader:
@@ -127,6 +136,8 @@ def open_sets(
     sets: Sequence[SetConfig],
     make_reader: Callable[[Manifest], SampleReader],
     cache: CacheConfig | None = None,
+    *,
+    warn: bool = False,
 ) -> Opened:
     """Open the sets of a run; a single one is read as it is.
 
@@ -134,13 +145,14 @@ def open_sets(
         sets: at least one.
         make_reader: reader of one set.
         cache: of sets behind a URL; None: the default one.
+        warn: log it where superpixels are expected and a set does not record how its own were made.
 
     Raises:
-        ShardError: no prepared set, no such split, or no samples in it.
+        ShardError: no prepared set, no such split, no samples in it, or superpixels other than expected.
     """
     readers, indices, start = [], [], 0
     for config in sets:
-        manifest = load_manifest(config.shards, cache)
+        manifest = open_set(config, cache, warn=warn)
         chosen = manifest.indices(config.split)[: config.limit]
         if len(chosen) == 0:
             raise ShardError(f"{config.shards} has no samples in split {config.split!r}; choose another split")
@@ -151,7 +163,43 @@ def open_sets(
         Stretch(num=len(chosen), weight=config.weight) for chosen, config in zip(indices, sets, strict=True)
     )
     reader = readers[0] if len(readers) == 1 else MixedReader(readers)
-    return Opened(reader=reader, indices=np.concatenate(indices), stretches=stretches)
+    segments = [r.manifest.superpixels.num_segments if r.manifest.superpixels else None for r in readers]
+    known = [number for number in segments if number is not None]
+    return Opened(
+        reader=reader,
+        indices=np.concatenate(indices),
+        stretches=stretches,
+        num_segments=max(known) if len(known) == len(segments) else None,
+    )
+
+
+def open_set(config: SetConfig, cache: CacheConfig | None = None, *, warn: bool = False) -> Manifest:
+    """The manifest of one of a run's sets, whose superpixels are what the run expects as far as the set records it.
+
+    Raises:
+        ShardError: as `open_sets`; names each setting that differs, both values and how to prepare the set.
+    """
+    manifest, expected = load_manifest(config.shards, cache), config.expected_superpixels
+    if expected is None:
+        return manifest
+    if manifest.superpixels is None:
+        if warn:
+            _log.warning(
+                "%s does not record how its superpixels were made; this run expects %s. The `tandem prepare` command "
+                "that made the set, run again with the same settings, adds the record and keeps all shards",
+                config.shards,
+                expected,
+            )
+        return manifest
+    differences = manifest.superpixels.differences(expected)
+    if differences:
+        asked = {name: value for name, value in dataclasses.asdict(expected).items() if value is not None}
+        settings = " ".join(f"superpixels.{name}={value}" for name, value in asked.items() if name != "method")
+        raise ShardError(
+            f"{config.shards} has superpixels of {', '.join(differences)}; prepare a set with `tandem prepare ... "
+            f"{settings}` into another folder, or set data.expected_superpixels=null to use this one"
+        )
+    return manifest
 
 
 def _joined(manifests: Sequence[Manifest]) -> Manifest:

@@ -20,6 +20,7 @@ from webdataset.writer import TarWriter
 from data.sample import Sample
 from data.storage.encode import CodecConfig, count_labelled, count_pairs, encode_sample
 from data.storage.shards import SAMPLE_COLUMNS, Manifest, Shard, write_manifest
+from data.storage.superpixel_record import SuperpixelRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class SetInfo:
     splits: tuple[str, ...]
     notes: tuple[str, ...] = ()
     skipped: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    superpixels: SuperpixelRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,6 +182,7 @@ def join_manifest(root: str, info: SetInfo, tables: Sequence[ShardTable]) -> Man
         splits=info.splits,
         notes=info.notes,
         skipped=info.skipped,
+        superpixels=info.superpixels,
         keys=np.array([key.encode() for table in tables for key in table.keys], dtype=np.bytes_),
         **typed,
     )

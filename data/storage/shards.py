@@ -31,6 +31,7 @@ from data.storage.encode import MAX_SAMPLE_BYTES, READABLE_VERSIONS, SCHEMA_VERS
 from data.storage.manifest_check import MAX_MANIFEST_BYTES, check_content, check_table
 from data.storage.remote.shard_cache import CacheConfig
 from data.storage.store import MANIFEST_NAME, Store, join, open_store
+from data.storage.superpixel_record import SuperpixelRecord
 from data.storage.untrusted import parse_json, parse_npz, tar_members
 
 TABLE_NAME = "samples.npz"
@@ -86,6 +87,7 @@ class Manifest(SharesTables):
         splits: split of each log, e.g. "train" or "val".
         notes: what the converter had to assume, for people.
         skipped: source samples left out when the set was made, keys by reason.
+        superpixels: how they were made; None for sets without them and for sets that do not record it.
         keys: of each sample.
         sample_shard: index into `shards`.
         sample_offset: byte offset of the sample's first tar header.
@@ -119,6 +121,7 @@ class Manifest(SharesTables):
     num_points: Int[np.ndarray, " n"]
     num_pairs: Int[np.ndarray, " n"]
     num_labelled: Int[np.ndarray, " n"]
+    superpixels: SuperpixelRecord | None = None
     cache: CacheConfig = field(default_factory=CacheConfig)
     schema_version: int = SCHEMA_VERSION
 
@@ -289,9 +292,16 @@ def _manifest_from(root: str, content: dict[str, Any], table: dict[str, np.ndarr
         notes=tuple(content["notes"]),
         skipped={reason: tuple(keys) for reason, keys in content["skipped"].items()},
         **table,
+        superpixels=_superpixels_from(content.get("superpixels")),
         cache=cache,
         schema_version=content["schema_version"],
     )
+
+
+def _superpixels_from(content: dict[str, Any] | None) -> SuperpixelRecord | None:
+    if content is None:
+        return None
+    return SuperpixelRecord(**{f.name: content.get(f.name) for f in dataclasses.fields(SuperpixelRecord)})
 
 
 def write_manifest(manifest: Manifest) -> None:
@@ -318,6 +328,7 @@ def write_manifest(manifest: Manifest) -> None:
         "table_sha256": hashlib.sha256(table).hexdigest(),
         "notes": manifest.notes,
         "skipped": manifest.skipped,
+        "superpixels": None if manifest.superpixels is None else dataclasses.asdict(manifest.superpixels),
         "logs": [{"name": name, "split": split} for name, split in zip(manifest.logs, manifest.splits, strict=True)],
         "shards": [dataclasses.asdict(shard) for shard in manifest.shards],
     }

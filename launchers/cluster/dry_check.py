@@ -17,7 +17,7 @@ from configs.schema import PretrainConfig, SlurmConfig
 from data.loading.evaluation import load_batch
 from data.loading.loader import DataConfig, check_room
 from data.sample import Batch
-from data.storage.mixture import open_sets
+from data.storage.mixture import open_set, open_sets
 from data.storage.shards import SampleError, SampleReader, load_manifest
 from data.storage.store import is_url
 from engine.errors import DryBatchError
@@ -95,7 +95,7 @@ def check_runs(configs: Sequence[PretrainConfig], *, one_batch: bool = True) -> 
     seen: list[tuple[DataConfig, MethodConfig]] = []
     for config in configs:
         for data_set in config.data.sets:
-            load_manifest(data_set.shards).indices(data_set.split)
+            open_set(data_set).indices(data_set.split)
         if any(is_url(data_set.shards) for data_set in config.data.sets):
             _check_room(config)
         if one_batch and (config.data, config.method) not in seen:

@@ -42,6 +42,7 @@ def _contents(manifest: Manifest) -> Table:
             ("cameras", ", ".join(manifest.camera_names) or "none"),
             ("points a sample", _spread_text(manifest.num_points)),
             ("pairs a sample", _spread_text(manifest.num_pairs)),
+            ("superpixels", str(manifest.superpixels) if manifest.superpixels else "none, or not recorded"),
             ("fingerprint", manifest.fingerprint()[:16]),
         ),
     )

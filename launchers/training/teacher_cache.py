@@ -14,6 +14,7 @@ from data.batch_spec import BatchSpec
 from data.loading.evaluation import image_batches
 from data.loading.loader import DataConfig
 from data.sample import Batch
+from data.storage.mixture import open_set
 from data.storage.shards import SampleReader, load_manifest
 from data.storage.store import is_url
 from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter, teacher_cache_key
@@ -86,7 +87,7 @@ def open_or_build(
         ConfigError: see `cache_root`.
         StopRequested: before the cache was finished, on all ranks.
     """
-    manifest, root = load_manifest(config.shards, config.cache), cache_root(config)
+    manifest, root = open_set(config, config.cache), cache_root(config)
     key = teacher_cache_key(objective.teacher.fingerprint(), manifest, config.image_size)
     cache = TeacherCache.open(root, key)
     indices = manifest.indices(config.split)[: config.limit].tolist()

@@ -13,6 +13,8 @@ import pytest
 
 from common.run_files import WEIGHTS_FILE
 from data.order import SampleOrder, batch_positions
+from data.storage.shards import load_manifest, write_manifest
+from data.storage.superpixel_record import SuperpixelRecord
 from engine.checkpoint import newest_intact, read_rank_state
 from engine.distributed import World, free_port
 from launchers.cli import main as tandem
@@ -25,6 +27,7 @@ from launchers.planning.tables import spoken
 from launchers.planning.warnings import warnings
 from launchers.training.train import load_run
 from tests.helpers.pretrain_run import CONFIGS, UNCACHED, arguments, child, pretrain_here, spawn_ranks
+from tests.helpers.samples import write_toy_set
 from tests.helpers.toy_run import finish
 
 NUSCENES = CONFIGS / "slidr_nuscenes.yaml"
@@ -74,7 +77,7 @@ def test_predicted_checkpoint_is_the_real_one(
     path, *rest = arguments(tmp_path / "run", toy_set, *overrides)
     config = load_run(path, rest)
     options = parser().parse_args([path])
-    settings = run_settings(config, options, num_steps=1, cameras=2)
+    settings = run_settings(config, options, num_steps=1, cameras=2, num_segments=150)
     model = model_sizes(config.method.build(), config.engine.zero3_persistent_numel)
     predicted = storage.checkpoint(model, settings)
 
@@ -110,7 +113,9 @@ def test_predicted_shares_of_two_processes(toy_set: str, tmp_path: Path) -> None
     finish(spawn_ranks(jobs, world_size=2))
     for path, *rest in jobs:
         config = load_run(path, rest)
-        settings = run_settings(config, parser().parse_args([path, "--gpus-per-node", "2"]), num_steps=1, cameras=2)
+        settings = run_settings(
+            config, parser().parse_args([path, "--gpus-per-node", "2"]), num_steps=1, cameras=2, num_segments=150
+        )
         predicted = storage.checkpoint(model_sizes(config.method.build(), 0), settings)
         folder = newest_intact(Path(config.run_dir))
         assert folder is not None
@@ -277,6 +282,27 @@ def test_a_plan_of_a_prepared_set_from_a_run(
     assert figures["time"]["an update"] == pytest.approx(3 * middle)
     assert figures["batches"]["samples an epoch"] == 12
     assert figures["reading"]["shards"] == 3
+
+
+def test_negatives_are_those_of_the_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Thirty superpixels an image bring a fifth of the negatives of 150; a run that expects 150 refuses such a set."""
+    root = write_toy_set(tmp_path / "set", num_logs=2, frames_per_log=2)
+
+    def plan(num_segments: int | None, *more: str) -> int:
+        record = None if num_segments is None else SuperpixelRecord(method="slic", num_segments=num_segments)
+        write_manifest(dataclasses.replace(load_manifest(root), superpixels=record))
+        argv = arguments(tmp_path / "run", root, *UNCACHED, "method.gather_negatives=true", *more)
+        return tandem(["plan", *argv, "--nodes", "2", "--gpus-per-node", "8", "--json"])
+
+    sent = {}
+    for num_segments in (30, 150, None):
+        assert plan(num_segments) == 0
+        figures = json.loads(capsys.readouterr().out)
+        sent[num_segments] = figures["network, each process"]["negatives an update"]
+    assert sent[150] == pytest.approx(5 * sent[30])
+    assert sent[None] == sent[150], "what `tandem prepare` makes by default"
+    assert plan(30, "data.expected_superpixels.num_segments=150") == 1
+    assert "num_segments 30 (expected 150)" in capsys.readouterr().err
 
 
 def test_mistakes_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

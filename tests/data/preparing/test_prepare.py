@@ -22,6 +22,7 @@ from data.preparing.superpixels import SuperpixelConfig
 from data.preparing.unit import RECORDS, plan_units
 from data.storage.encode import CodecConfig
 from data.storage.shards import SampleReader, ShardError, load_manifest
+from data.storage.superpixel_record import SuperpixelRecord
 from tests.helpers.samples import write_toy_set
 from tests.helpers.small_disk import small_disk
 from tests.helpers.toy_converter import ToyConverter
@@ -50,6 +51,15 @@ def test_every_frame_is_there_once_and_as_the_converter_gave_it(tmp_path):
     assert progress == [(done, 24) for done in range(25)]
     assert (summary.num_units, summary.num_reused_units) == (9, 0)
     assert manifest.notes == ("made up",)
+    assert manifest.superpixels == SuperpixelRecord(
+        method="slic",
+        num_segments=150,
+        compactness=10.0,
+        smoothing=0.05,
+        iterations=5,
+        min_fragment_percent=25,
+        max_pixels=360_000,
+    )
     reader = SampleReader(manifest)
     for log in converter.logs():
         expected = list(converter.frames(log, 0, converter.num_frames(log)))
@@ -98,6 +108,18 @@ def test_continues_after_a_crash_with_the_same_bytes(tmp_path, undisturbed, cras
     assert not list(tmp_path.glob("*.tmp"))
     prepare(ToyConverter(), str(tmp_path), CONFIG)
     assert content(tmp_path) == undisturbed
+
+
+def test_a_set_from_before_superpixels_were_recorded_gets_its_record(tmp_path, undisturbed):
+    prepare(ToyConverter(), str(tmp_path), CONFIG)
+    path = tmp_path / "manifest.json"
+    old = json.loads(path.read_text())
+    del old["superpixels"]
+    path.write_text(json.dumps(old))
+    assert prepare(ToyConverter(), str(tmp_path), CONFIG).num_reused_units == 9
+    assert content(tmp_path) == undisturbed
+    plain = prepare(ToyConverter(), str(tmp_path / "plain"), dataclasses.replace(CONFIG, superpixels=None))
+    assert plain.manifest.superpixels is None
 
 
 def test_a_lost_or_cut_shard_is_made_again(tmp_path, undisturbed):

@@ -27,6 +27,7 @@ from data.sample import Sample
 from data.storage.encode import REASONS as CODEC_REASONS
 from data.storage.shard_writer import SetInfo, join_manifest, write_shard
 from data.storage.shards import SAMPLE_COLUMNS, Manifest, SampleReader, ShardError, load_manifest, write_manifest
+from data.storage.superpixel_record import SuperpixelRecord
 from tests.helpers.damaged_set import write_damaged_set
 from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, toy_log, write_toy_set
 from tests.helpers.toy_converter import ToyConverter
@@ -143,6 +144,12 @@ def test_what_reading_does_not_refuse_is_found(tmp_path: Path, case: str) -> Non
     )
     join_manifest(str(tmp_path), info, [table])
     assert found(verify(str(tmp_path))) == {(reason, samples[2].key)}
+
+
+def test_more_superpixels_than_the_manifest_states(tmp_path: Path) -> None:
+    manifest = load_manifest(write_toy_set(tmp_path, num_logs=1))
+    write_manifest(dataclasses.replace(manifest, superpixels=SuperpixelRecord(num_segments=1)))
+    assert {reason for reason, _ in found(verify(manifest.root))} == {"superpixel-ids"}
 
 
 @pytest.mark.parametrize("column", ["num_points", "num_pairs", "sample_timestamp_us", "sample_log"])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import numpy as np
@@ -15,7 +17,8 @@ from data.batch_spec import BatchSpec
 from data.loading.loader import DataConfig, ShardLoader, build_loader
 from data.order import SampleOrder, Stretch
 from data.storage.mixture import MixedReader, SetConfig, open_sets
-from data.storage.shards import SampleReader, ShardError, load_manifest
+from data.storage.shards import SampleReader, ShardError, load_manifest, write_manifest
+from data.storage.superpixel_record import SuperpixelRecord
 from data.storage.teacher_cache import TeacherCache
 from tests.data.loading.test_loader import assert_same, break_samples, loader, take
 from tests.helpers.samples import write_toy_set
@@ -152,6 +155,44 @@ def test_what_does_not_go_together_is_refused(sets: tuple[str, str], tmp_path: P
             world_size=1,
             teacher_cache=Mock(spec=TeacherCache),
         )
+
+
+def recorded(path: Path, **settings: Any) -> str:
+    """A toy set whose manifest says how its superpixels were made."""
+    root = write_toy_set(path, num_logs=2, frames_per_log=2)
+    write_manifest(dataclasses.replace(load_manifest(root), superpixels=SuperpixelRecord(method="slic", **settings)))
+    return root
+
+
+def test_superpixels_other_than_expected_are_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    thirty, more = (
+        recorded(tmp_path / "a", num_segments=30, compactness=6.0),
+        recorded(tmp_path / "b", num_segments=150),
+    )
+    assert open_sets([SetConfig(shards=more), SetConfig(shards=thirty)], SampleReader).num_segments == 150
+    expected = SuperpixelRecord(num_segments=30)
+    assert open_sets([SetConfig(shards=thirty, expected_superpixels=expected)], SampleReader).num_segments == 30
+    text = r"num_segments 150 \(expected 30\).* superpixels\.num_segments=30` .*data\.expected_superpixels=null"
+    with pytest.raises(ShardError, match=text):
+        loader(more, expected_superpixels=expected)
+    with pytest.raises(ShardError, match=r"compactness None \(expected 6"):
+        open_sets([SetConfig(shards=more, expected_superpixels=SuperpixelRecord(compactness=6.0))], SampleReader)
+    with pytest.raises(ShardError, match="/b has superpixels of num_segments 150"):
+        loader(thirty, more=(SetConfig(shards=more, expected_superpixels=expected),))
+    assert caplog.messages == []
+
+
+def test_a_set_without_a_record_is_used_with_one_warning(
+    sets: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    config = DataConfig(shards=sets[0], expected_superpixels=SuperpixelRecord(num_segments=30))
+    for rank in (0, 1):
+        source = build_loader(config, spec=BatchSpec(superpixels=True), seed=0, rank=rank, world_size=2)
+        assert source.samples_per_epoch == 8
+    (message,) = caplog.messages
+    assert "does not record how its superpixels were made" in message
+    assert "num_segments=30" in message
+    assert open_sets([config], SampleReader).num_segments is None
 
 
 def test_sets_are_named_on_the_command_line() -> None:

@@ -25,6 +25,7 @@ from data.storage.encode import REASONS, CodecConfig, DamagedError, check_sample
 from data.storage.run_lengths import decode_runs, encode_runs
 from data.storage.shard_writer import SetInfo, ShardWriter, join_manifest, write_shard
 from data.storage.shards import Manifest, SampleError, SampleReader, ShardError, load_manifest, write_manifest
+from data.storage.superpixel_record import SuperpixelRecord
 from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, make_sample, toy_log, write_toy_set
 
 
@@ -472,6 +473,63 @@ def test_unfinished_and_damaged_manifests(tmp_path, toy_root):
     table = Path(toy_root) / "samples.npz"
     table.write_bytes(table.read_bytes()[:-1])
     with pytest.raises(ShardError, match=r"samples\.npz is missing or not the one"):
+        load_manifest(toy_root)
+
+
+RECORD = SuperpixelRecord(method="slic", num_segments=30, compactness=6.0, smoothing=0.03, iterations=10)
+
+
+def with_record(toy_root: str, record: object) -> None:
+    path = Path(toy_root) / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "superpixels": record}))
+
+
+def test_how_superpixels_were_made_is_read_back(toy, toy_root):
+    assert toy.superpixels is None
+    write_manifest(dataclasses.replace(toy, superpixels=RECORD))
+    read = load_manifest(toy_root)
+    assert read.superpixels == RECORD
+    assert read.fingerprint() == toy.fingerprint(), "caches that were built from the set would be lost"
+
+
+def test_sets_from_before_the_record_are_read(toy, toy_root):
+    path = Path(toy_root) / "manifest.json"
+    content = json.loads(path.read_text())
+    del content["superpixels"]
+    path.write_text(json.dumps(content))
+    assert load_manifest(toy_root).superpixels is None
+    assert len(load_manifest(toy_root)) == len(toy)
+
+
+def test_a_record_of_another_method_is_read(toy_root):
+    with_record(toy_root, {"method": "sam", "num_segments": 99, "checkpoint": "vit_h"})
+    assert load_manifest(toy_root).superpixels == SuperpixelRecord(method="sam", num_segments=99)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        [30],
+        "slic",
+        {"method": 1},
+        {"num_segments": 0},
+        {"num_segments": 1 << 70},
+        {"num_segments": True},
+        {"num_segments": "30"},
+        {"num_segments": 30.5},
+        {"compactness": 0},
+        {"compactness": float("nan")},
+        {"smoothing": 2},
+        {"smoothing": {}},
+        {"iterations": 0},
+        {"min_fragment_percent": 101},
+        {"max_pixels": -1},
+    ],
+    ids=str,
+)
+def test_records_that_no_writer_makes_are_refused(toy_root, record):
+    with_record(toy_root, record)
+    with pytest.raises(ShardError, match="is damaged"):
         load_manifest(toy_root)
 
 
