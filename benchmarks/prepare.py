@@ -32,11 +32,11 @@ import data.preparing.unit
 import data.storage.shard_writer
 from benchmarks.common import REPOSITORY, CallTimer, markdown, setting
 from data.convert.base import Converter
-from data.convert.sets import SETTINGS, make_converter
+from data.convert.sets import SETTINGS
+from data.convert.synthetic import SyntheticConverter
 from data.preparing.prepare import PrepareConfig, prepare
 from data.storage.shard_writer import ShardWriter
 from data.storage.shards import ShardError
-from data.street.config import StreetConfig
 
 REAL = REPOSITORY.parent / "shared" / "data"
 FOLDERS = {
@@ -82,7 +82,7 @@ def _default_sources() -> list[tuple[str, str]]:
 
 
 def _converter(name: str, source: str) -> Converter:
-    return make_converter(StreetConfig() if name == "synthetic" else SETTINGS[name](source=source))
+    return SyntheticConverter() if name == "synthetic" else SETTINGS[name](source=source)  # type: ignore[call-arg]
 
 
 def _row(name: str, converter: Converter, frames: int) -> list[str]:

@@ -23,7 +23,6 @@ from data.convert.argoverse2 import Argoverse2Converter
 from data.convert.base import Converter
 from data.convert.once import OnceConverter
 from data.convert.pandaset.converter import PandasetConverter
-from data.convert.sets import make_converter
 from data.sample import CameraView, Sample
 from tests.helpers.layouts import argoverse2, once, pandaset
 from tests.helpers.street_logs import street_log
@@ -81,19 +80,19 @@ def _enlarged_view(view: CameraView, size: tuple[int, int], rng: np.random.Gener
 
 def _write_once(root: Path, frames: int) -> Converter:
     once.write_once(root, {"000076": full_size(once.CAMERAS, frames, (1020, 1920), 70_000)}, labelled=("000076",))
-    return make_converter(OnceConverter(source=str(root), raw="none"))
+    return OnceConverter(source=str(root), raw="none")
 
 
 def _write_pandaset(root: Path, frames: int) -> Converter:
     samples = full_size(pandaset.CAMERAS, frames, (1080, 1920), 166_000)
     pandaset.write_pandaset(root, {"001": samples}, semseg=("001",))
-    return make_converter(PandasetConverter(source=str(root)))
+    return PandasetConverter(source=str(root))
 
 
 def _write_argoverse2(root: Path, frames: int) -> Converter:
     samples = full_size(argoverse2.RING, frames, (1550, 2048), 98_000)
     argoverse2.write_argoverse2(root, {"train": {"log": samples}})
-    return make_converter(Argoverse2Converter(source=str(root)))
+    return Argoverse2Converter(source=str(root))
 
 
 SETS: dict[str, Callable[[Path, int], Converter]] = {

@@ -205,15 +205,17 @@ def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources
     owner: Any = schema
     for key in outer:
         owner = owner.get(key) if isinstance(owner, DictConfig) and key in owner else None
-    if not isinstance(owner, DictConfig) or last not in owner:
+    if not isinstance(owner, DictConfig) or last not in {*owner}:  # `in owner` is false for one without a default
         return  # a name given nonetheless is refused with the section as unknown
     name = None
     for source in sources:
         node = _section(source, [*outer, last])
         if node is not None and "name" in node:
             name = str(node["name"])
-    if name is None:
+    if name is None and not OmegaConf.is_missing(owner, last):
         return
+    if name is None:
+        raise ConfigError(f"{section}.name: no value given, expected one of {', '.join(sorted(table))}")
     if name not in table:
         raise ConfigError(
             f"{section}.name: got {name!r}, expected one of {', '.join(sorted(table))}{_near(name, table)}"

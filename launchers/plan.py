@@ -229,7 +229,7 @@ def run_settings(
         prefetch=config.data.prefetch,
         shards_per_group=config.data.shards_per_group,
         sync_bn=config.engine.sync_bn,
-contrast_rows=config.data.micro_batch_size * cameras * num_segments if gathers else 0,
+        contrast_rows=config.data.micro_batch_size * cameras * num_segments if gathers else 0,
         embedding_dim=config.method.embedding_dim,
         bucket_numel=BUCKET_NUMEL,
         overlap=config.engine.device != "cpu",

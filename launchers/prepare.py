@@ -1,21 +1,26 @@
-"""`tandem prepare`: raw logs to WebDataset shards, with superpixels, in parallel; continues where it stopped."""
+"""`tandem prepare`: raw logs to WebDataset shards, with superpixels, in parallel; continues where it stopped.
+
+What to prepare is a YAML file (configs/prepare/), or the name of a data set, whose settings then have their defaults.
+"""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import functools
+import json
 import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
-from configs.load import ConfigError, load
+from configs.load import Choices, ConfigError, dump, load
 from data.convert.base import Converter
-from data.convert.sets import HELP, SETTINGS, make_converter
+from data.convert.sets import HELP, SETTINGS
 from data.preparing.prepare import (
     PrepareConfig,
     PrepareSummary,
@@ -28,11 +33,32 @@ from data.preparing.prepare import (
 from launchers import verify
 from launchers.verify import progress_bar
 
+_YAML = (".yaml", ".yml")
+_CHOICES: Choices = {"set": SETTINGS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareRunConfig(PrepareConfig):
+    """A set to prepare: the YAML files of configs/prepare (with the fields of `PrepareConfig`).
+
+    Attributes:
+        set: the data set and its own settings; `set.name` chooses.
+    """
+
+    set: Converter
+
+    @property
+    def writing(self) -> PrepareConfig:
+        """Without the data set: what `data.preparing` goes by, and remembers of a folder."""
+        return PrepareConfig(**{field.name: getattr(self, field.name) for field in dataclasses.fields(PrepareConfig)})
+
+
 _EPILOG = """\
 Settings are given as name=value after the folders:
   superpixels.<name>=...    num_segments, compactness, smoothing, iterations
   codec.jpeg_quality=90     of the stored images
   <name>=...                of this data set: {names}
+  set.<name>=...            the same, as it stands in a YAML file
 
 Interrupted? Run the same command again: finished shards are kept, the rest is made.
 On a cluster: `--share 0/8` to `--share 7/8` at once, on any machines that see the folder; then `--join`
@@ -40,19 +66,22 @@ On a cluster: `--share 0/8` to `--share 7/8` at once, on any machines that see t
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(file: str | None) -> argparse.ArgumentParser:
+    """Options; a YAML file on the command line stands in the place of a set's name."""
     parser = argparse.ArgumentParser(
         prog="tandem prepare",
-        description="Turn the raw logs of a data set into WebDataset shards with a manifest.",
+        description="Turn the raw logs of a data set into WebDataset shards with a manifest. "
+        "tandem prepare configs/prepare/NAME.yaml SRC OUT takes the settings of a file.",
         epilog="tandem prepare --verify OUT [--repair] reads every sample of a set and reports what is broken.",
     )
     sets = parser.add_subparsers(dest="set", required=True, metavar="SET", title="data sets")
-    for name in SETTINGS:
+    helps = HELP if file is None else {**HELP, file: (f"the set of {file}", "see tandem prepare SET --help")}
+    for name, (title, names) in helps.items():
         one = sets.add_parser(
             name,
-            help=HELP[name][0],
-            description=HELP[name][0],
-            epilog=_EPILOG.format(names=HELP[name][1]),
+            help=title,
+            description=title,
+            epilog=_EPILOG.format(names=names),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         one.add_argument("source", metavar="SRC", help="folder of the raw data" if name != "synthetic" else "-")
@@ -64,13 +93,13 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     defaults = PrepareConfig()
+    parser.add_argument("--show-config", action="store_true", help="print the resolved config and stop")
     parser.add_argument(
         "--workers", type=int, default=_num_cores(), metavar="N", help="processes (default: cores, %(default)s here)"
     )
     parser.add_argument(
         "--superpixels",
         action=argparse.BooleanOptionalAction,
-        default=True,
         help="cut the images into superpixels (default), which SLidR needs",
     )
     parser.add_argument(
@@ -83,16 +112,14 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples-per-shard",
         type=int,
-        default=defaults.samples_per_shard,
         metavar="N",
-        help="frames a shard, at most (default: %(default)s)",
+        help=f"frames a shard, at most (default: {defaults.samples_per_shard})",
     )
     parser.add_argument(
         "--max-skip-share",
         type=float,
-        default=defaults.max_skip_share,
         metavar="SHARE",
-        help="stop when more than this share of the frames is damaged (default: %(default)s)",
+        help=f"stop when more than this share of the frames is damaged (default: {defaults.max_skip_share})",
     )
 
 
@@ -123,12 +150,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--verify" in argv and argv[0] not in SETTINGS:
         return verify.main(argv)
     arguments = _parse(argv)
-    converter, config = _configure(arguments)
+    config = _configure(arguments)
+    if arguments.show_config:
+        print(dump(config, choices=_CHOICES), end="")
+        return 0
     if arguments.workers < 1:
         raise ConfigError(f"--workers: got {arguments.workers}, expected at least 1")
     console = Console()
     if arguments.join:
-        print_summary(join_shares(converter, arguments.out, config, verify=arguments.verify), console)
+        print_summary(join_shares(config.set, arguments.out, config.writing, verify=arguments.verify), console)
         return 0
     with progress_bar(console, "frames") as bar:
         task = bar.add_task(f"{arguments.set} -> {arguments.out}", total=None)
@@ -138,9 +168,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         work = functools.partial(prepare_share, share=arguments.share) if arguments.share else prepare
         done = work(
-            converter,
+            config.set,
             arguments.out,
-            config,
+            config.writing,
             workers=arguments.workers,
             verify=arguments.verify,
             on_progress=show,
@@ -152,9 +182,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """As argparse does, and settings may also stand after flags, where its subcommands would not see them."""
-    parser = _parser()
+    parser = _parser(next((text for text in argv if text.endswith(_YAML)), None))
     arguments, rest = parser.parse_known_args(argv)
     strange = [text for text in rest if text.startswith("-")]
     if strange:
@@ -163,26 +193,28 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _configure(arguments: argparse.Namespace) -> tuple[Converter, PrepareConfig]:
-    """Flags and overrides as the set's own settings and those of writing."""
-    if not arguments.superpixels and any(text.startswith("superpixels.") for text in arguments.overrides):
+def _configure(arguments: argparse.Namespace) -> PrepareRunConfig:
+    """The file's settings, if there is one, then flags, then overrides."""
+    if arguments.superpixels is False and any(text.startswith("superpixels.") for text in arguments.overrides):
         raise ConfigError("superpixels.*: set, but --no-superpixels switches them off; give one of the two")
-    flags: dict[str, object] = {
-        "limit": arguments.limit,
-        "samples_per_shard": arguments.samples_per_shard,
-        "max_skip_share": arguments.max_skip_share,
-    }
-    if not arguments.superpixels:
-        flags["superpixels"] = None
-    # Absolute, so that the folder can be continued from another working directory.
-    source = {} if arguments.set == "synthetic" else {"source": os.path.abspath(arguments.source)}
-    of_writing = {f.name for f in dataclasses.fields(PrepareConfig)}
-    write = [text for text in arguments.overrides if re.split(r"[.=]", text)[0] in of_writing]
-    others = [text for text in arguments.overrides if text not in write]
-    return (
-        make_converter(load(SETTINGS[arguments.set], None, others, defaults=source)),
-        load(PrepareConfig, None, write, defaults=flags),
-    )
+    is_file = arguments.set.endswith(_YAML)
+    given = [] if is_file else [f"set.name={arguments.set}"]
+    if arguments.source != "-" and arguments.set != "synthetic":
+        # Absolute, so that the folder can be continued from another working directory.
+        given.append(f"set.source={json.dumps(os.path.abspath(arguments.source))}")
+    for name in ("limit", "samples_per_shard", "max_skip_share"):
+        if getattr(arguments, name) is not None:
+            given.append(f"{name}={getattr(arguments, name)}")
+    if arguments.superpixels is not None:
+        given.append("superpixels={}" if arguments.superpixels else "superpixels=null")
+    overrides = [*given, *(_full_name(text) for text in arguments.overrides)]
+    return load(PrepareRunConfig, arguments.set if is_file else None, overrides, choices=_CHOICES)
+
+
+def _full_name(override: str) -> str:
+    """The override with `set.` in front, unless it is there or the setting is one of writing."""
+    names = {field.name for field in dataclasses.fields(PrepareRunConfig)}
+    return override if re.split(r"[.=]", override)[0] in names or "=" not in override else f"set.{override}"
 
 
 def print_share(share: Share, summary: ShareSummary, console: Console) -> None:

@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # What the scripts of this folder share; they source it. Works from the repository's root, on a login node and in a job.
 #   tandem_pretrain CONFIG DEFAULT... -- ARGUMENT...    train, requeue if need be, queue the evaluations
-#   tandem_prepare SET SOURCE OUT -- ARGUMENT...        convert as an array, then join
+#   tandem_prepare CONFIG SOURCE OUT -- ARGUMENT...     convert as an array, then join
 set -euo pipefail
 : "${script:?}" "${root:?}" # set by the script that sources this
 cd "$root"
@@ -100,7 +100,7 @@ follow() {
 }
 
 tandem_prepare() {
-    local set=$1 source=$2 out=$3 array join
+    local config=$1 source=$2 out=$3 array join
     split_arguments "${@:5}"
     check_python
     if [[ -z ${SLURM_JOB_ID:-} ]]; then
@@ -116,6 +116,6 @@ tandem_prepare() {
     local part=(--share "$((SLURM_ARRAY_TASK_ID - SLURM_ARRAY_TASK_MIN))/$SLURM_ARRAY_TASK_COUNT")
     [[ ${options[*]} != --join ]] || part=(--join)
     # A process a core, each with one thread.
-    OMP_NUM_THREADS=1 srun "$TANDEM_PYTHON" -m launchers.prepare "$set" "$source" "$out" \
+    OMP_NUM_THREADS=1 srun "$TANDEM_PYTHON" -m launchers.prepare "$config" "$source" "$out" \
         "${settings[@]}" --workers "${SLURM_CPUS_PER_TASK:-1}" "${part[@]}"
 }

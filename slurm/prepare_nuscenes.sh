@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # nuScenes to shards: each element of the array makes a share of the logs, a last job joins the manifest.
 #   bash slurm/prepare_nuscenes.sh [--array=0-15 ...] [name=value ...]    checks, queues the array and the job that joins
-# Settings as in `tandem prepare nuscenes --help`.
+# Settings: configs/prepare/nuscenes_slidr.yaml, and those of `tandem prepare nuscenes --help`.
 #SBATCH --job-name=prepare-nuscenes
 #SBATCH --array=0-15
 #SBATCH --ntasks=1
@@ -16,4 +16,4 @@ root=${SLURM_SUBMIT_DIR:-$(dirname "$0")/..} # in a job $0 is a copy elsewhere
 # shellcheck source=slurm/common.sh
 source "$root/slurm/common.sh" || exit
 
-tandem_prepare nuscenes "$TANDEM_RAW/nuscenes" "$TANDEM_DATA/nuscenes" -- split_scheme=slidr "$@"
+tandem_prepare configs/prepare/nuscenes_slidr.yaml "$TANDEM_RAW/nuscenes" "$TANDEM_DATA/nuscenes" -- "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The street world to shards: each element of the array makes a share of the logs, a last job joins the manifest.
 #   bash slurm/prepare_synthetic.sh [--array=0-15 ...] [name=value ...]    checks, queues the array and the job that joins
-# Settings as in `tandem prepare synthetic --help`.
+# Settings: configs/prepare/street.yaml, and those of `tandem prepare synthetic --help`.
 #SBATCH --job-name=prepare-synthetic
 #SBATCH --array=0-1
 #SBATCH --ntasks=1
@@ -16,4 +16,4 @@ root=${SLURM_SUBMIT_DIR:-$(dirname "$0")/..} # in a job $0 is a copy elsewhere
 # shellcheck source=slurm/common.sh
 source "$root/slurm/common.sh" || exit
 
-tandem_prepare synthetic - "$TANDEM_DATA/synthetic" -- "$@"
+tandem_prepare configs/prepare/street.yaml - "$TANDEM_DATA/synthetic" -- "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Waymo Open Dataset to shards: each element of the array makes a share of the logs, a last job joins the manifest.
 #   bash slurm/prepare_waymo.sh [--array=0-15 ...] [name=value ...]    checks, queues the array and the job that joins
-# Settings as in `tandem prepare waymo --help`.
+# Settings: configs/prepare/waymo.yaml, and those of `tandem prepare waymo --help`.
 #SBATCH --job-name=prepare-waymo
 #SBATCH --array=0-31
 #SBATCH --ntasks=1
@@ -16,4 +16,4 @@ root=${SLURM_SUBMIT_DIR:-$(dirname "$0")/..} # in a job $0 is a copy elsewhere
 # shellcheck source=slurm/common.sh
 source "$root/slurm/common.sh" || exit
 
-tandem_prepare waymo "$TANDEM_RAW/waymo" "$TANDEM_DATA/waymo" -- "$@"
+tandem_prepare configs/prepare/waymo.yaml "$TANDEM_RAW/waymo" "$TANDEM_DATA/waymo" -- "$@"

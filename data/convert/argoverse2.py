@@ -14,7 +14,6 @@ datasets track); the user guide and the development kit of the set.
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
-from data.convert.base import Skipped
+from data.convert.base import Converter, Skipped
 from data.convert.box_labels import labels_from_boxes
 from data.convert.feather import Kind, Table, read_feather
 from data.convert.files import layout_error, read_jpeg
@@ -72,7 +71,7 @@ _BOX_COLUMNS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Argoverse2Converter:
+class Argoverse2Converter(Converter):
     """Settings and reader of the Argoverse 2 sensor data set.
 
     Attributes:
@@ -90,7 +89,6 @@ class Argoverse2Converter:
 
     set_name: ClassVar[str] = "argoverse2"
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.cameras) - {*RING_CAMERAS, *STEREO_CAMERAS})
@@ -122,10 +120,6 @@ class Argoverse2Converter:
                 if not (folder / camera).is_dir():
                     raise layout_error(self.source, "Argoverse 2", f"images of {camera}", folder)
         return found
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     def logs(self) -> tuple[str, ...]:
         """Logs of train, val and test, each by name."""

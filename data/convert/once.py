@@ -14,7 +14,6 @@ documentation page and the development kit of the set.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,7 +26,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data.convert.base import Skipped
+from data.convert.base import Converter, Skipped
 from data.convert.box_labels import labels_from_boxes
 from data.convert.files import layout_error, read_bytes, read_jpeg, read_json, read_records
 from data.convert.poses import looks_forward, pose
@@ -62,7 +61,7 @@ _BOX_COLUMNS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnceConverter:
+class OnceConverter(Converter):
     """Settings and reader of ONCE.
 
     Attributes:
@@ -84,7 +83,6 @@ class OnceConverter:
 
     set_name: ClassVar[str] = "once"
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.cameras) - set(CAMERAS))
@@ -126,10 +124,6 @@ class OnceConverter:
             if lacking:
                 raise layout_error(self.source, "ONCE", f"images of {camera}", folder / lacking)
         return splits
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     def logs(self) -> tuple[str, ...]:
         """Sequences by name."""

@@ -13,21 +13,20 @@ Source: Armeni et al., 3D Semantic Parsing of Large-Scale Indoor Spaces (CVPR 20
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow
 from jaxtyping import Float, Int
 from pyarrow import csv
 
-from data.convert.base import Skipped, only_frame
+from data.convert.base import Converter, Skipped, only_frame
 from data.convert.files import layout_error, read_bytes
 from data.convert.rgbd import luminance
 from data.geometry import rigid
@@ -59,7 +58,7 @@ _EXPECTED = "Area_<1 to 6>/<room>/Annotations/<class>_<number>.txt (Stanford3dDa
 
 
 @dataclass(frozen=True, kw_only=True)
-class S3disConverter:
+class S3disConverter(Converter):
     """Settings and reader of S3DIS.
 
     Attributes:
@@ -74,7 +73,6 @@ class S3disConverter:
 
     set_name: ClassVar[str] = "s3dis"
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.grid_m < 10:
@@ -95,10 +93,6 @@ class S3disConverter:
         if not rooms:
             raise layout_error(self.source, "S3DIS", _EXPECTED)
         return rooms
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     def camera_names(self) -> tuple[str, ...]:
         """None."""

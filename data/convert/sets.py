@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from data.convert.argoverse2 import Argoverse2Converter
 from data.convert.base import Converter
 from data.convert.custom.converter import CustomConverter
@@ -21,10 +19,9 @@ from data.convert.seven_scenes import SevenScenesConverter
 from data.convert.sunrgbd import SunRgbdConverter
 from data.convert.synthetic import SyntheticConverter
 from data.convert.waymo.converter import WaymoConverter
-from data.street.config import StreetConfig
 
-SETTINGS: dict[str, type] = {
-    "synthetic": StreetConfig,
+SETTINGS: dict[str, type[Converter]] = {
+    "synthetic": SyntheticConverter,
     "kitti-raw": KittiRawConverter,
     "kitti-object": KittiObjectConverter,
     "semantickitti": SemanticKittiConverter,
@@ -41,7 +38,7 @@ SETTINGS: dict[str, type] = {
     "s3dis": S3disConverter,
     "custom": CustomConverter,
 }
-"""Set -> the dataclass of its own settings. A set without further needs is its own converter."""
+"""Set -> its converter, a dataclass of the set's own settings."""
 
 HELP: dict[str, tuple[str, str]] = {
     "synthetic": (
@@ -110,17 +107,3 @@ HELP: dict[str, tuple[str, str]] = {
     ),
 }
 """Set -> what the source must be, and the settings most asked for, for the help text."""
-
-
-def make_converter(settings: Any) -> Converter:
-    """The converter for an instance of one of `SETTINGS`.
-
-    Raises:
-        TypeError: another object.
-    """
-    if isinstance(settings, StreetConfig):
-        return SyntheticConverter(street=settings)
-    if type(settings) in SETTINGS.values():
-        converter: Converter = settings
-        return converter
-    raise TypeError(f"no data set has settings of type {type(settings).__name__}")

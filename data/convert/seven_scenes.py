@@ -9,18 +9,17 @@ Source: Shotton et al., Scene Coordinate Regression Forests (CVPR 2013); the set
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
-from data.convert.base import Skipped
+from data.convert.base import Converter, Skipped
 from data.convert.files import read_image
 from data.convert.rgbd import T_CAM_LIDAR, depth_points, read_depth
 from data.sample import CameraView, Sample
@@ -34,7 +33,7 @@ _SPLIT_FILES = {"TrainSplit.txt": "train", "TestSplit.txt": "val"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SevenScenesConverter:
+class SevenScenesConverter(Converter):
     """Settings and reader of 7-Scenes.
 
     Attributes:
@@ -50,8 +49,6 @@ class SevenScenesConverter:
     max_depth_m: float = 10.0
 
     set_name: ClassVar[str] = "7scenes"
-    class_names: ClassVar[tuple[str, ...]] = ()
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.every_pixel < 1 or not (self.focal_px > 0 and self.max_depth_m > 0):
@@ -81,10 +78,6 @@ class SevenScenesConverter:
                 for number in re.findall(r"sequence(\d{1,3})\b", text):
                     splits[f"{scene.name}_seq-{int(number):02d}"] = split
         return splits
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     def logs(self) -> tuple[str, ...]:
         """Sequences by scene and number."""

@@ -13,7 +13,6 @@ Source: Song et al., SUN RGB-D (CVPR 2015); Qi et al., VoteNet (ICCV 2019), supp
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import struct
 import zlib
@@ -21,14 +20,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import scipy.io
 from jaxtyping import Float
 from scipy.io.matlab import MatReadError
 
-from data.convert.base import Skipped, only_frame
+from data.convert.base import Converter, Skipped, only_frame
 from data.convert.box_labels import labels_from_boxes
 from data.convert.files import read_bytes, read_image
 from data.convert.rgbd import luminance
@@ -64,7 +63,7 @@ _CAM_FROM_TILTED = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 
 
 @dataclass(frozen=True, kw_only=True)
-class SunRgbdConverter:
+class SunRgbdConverter(Converter):
     """Settings and reader of SUN RGB-D.
 
     Attributes:
@@ -77,7 +76,6 @@ class SunRgbdConverter:
 
     set_name: ClassVar[str] = "sunrgbd"
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.every_point < 1:
@@ -96,10 +94,6 @@ class SunRgbdConverter:
                 "image/NNNNNN.jpg, calib/NNNNNN.txt and label/NNNNNN.txt"
             )
         return tuple(names)
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     def logs(self) -> tuple[str, ...]:
         """Frame ids."""

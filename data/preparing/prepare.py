@@ -20,7 +20,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from data.convert.base import Converter
 from data.preparing.folder import locked, same_settings, storage_errors_named, sweep, units_locked
@@ -110,7 +110,7 @@ def prepare(
         same_settings(root, _settings(converter, config, units))
         sweep(root)
         records, num_reused = _complete(root, converter, config, units, workers, verify, report)
-        manifest = join_records(root, converter, config, records)
+        manifest = join_records(root, _set_info(converter), config, records)
     return PrepareSummary(
         manifest=manifest,
         num_reused_units=num_reused,
@@ -228,7 +228,9 @@ def join_shares(converter: Converter, root: str, config: PrepareConfig, *, verif
                 f"{units[missing[0]].shard_name}); run their shares again, or prepare without --share and --join, "
                 "which makes what is missing"
             )
-        manifest = join_records(root, converter, config, [record for record in records.values() if record is not None])
+        manifest = join_records(
+            root, _set_info(converter), config, [record for record in records.values() if record is not None]
+        )
     return PrepareSummary(
         manifest=manifest,
         num_reused_units=len(units),
@@ -274,39 +276,21 @@ def _settings(converter: Converter, config: PrepareConfig, units: Sequence[Unit]
     return plain
 
 
-@runtime_checkable
-class SetFacts(Protocol):
-    """What joining asks of a source; a `Converter` is one."""
-
-    @property
-    def set_name(self) -> str:
-        """Name of the set."""
-        ...
-
-    @property
-    def class_names(self) -> tuple[str, ...]:
-        """Classes, () if unlabelled."""
-        ...
-
-    def camera_names(self) -> tuple[str, ...]:
-        """Cameras in their order."""
-        ...
-
-    def logs(self) -> tuple[str, ...]:
-        """Names of all drives."""
-        ...
-
-    def split_of(self, log: str) -> str:
-        """Split of a drive."""
-        ...
-
-    def notes(self) -> tuple[str, ...]:
-        """What had to be assumed."""
-        ...
+def _set_info(converter: Converter) -> SetInfo:
+    """What the manifest says about a source as a whole."""
+    logs = converter.logs()
+    return SetInfo(
+        set_name=converter.set_name,
+        camera_names=converter.camera_names(),
+        class_names=converter.class_names,
+        logs=logs,
+        splits=tuple(converter.split_of(log) for log in logs),
+        notes=converter.notes(),
+    )
 
 
-def join_records(root: str, converter: SetFacts, config: PrepareConfig, records: Sequence[UnitRecord]) -> Manifest:
-    """Write the manifest of finished units.
+def join_records(root: str, source: SetInfo, config: PrepareConfig, records: Sequence[UnitRecord]) -> Manifest:
+    """Write the manifest of finished units, without the source's logs of which nothing was written.
 
     Raises:
         ShardError: nothing was written, or more frames were skipped than the config allows.
@@ -327,15 +311,12 @@ def join_records(root: str, converter: SetFacts, config: PrepareConfig, records:
             "(--max-skip-share) and run again, which only finishes what is there"
         )
     used = {log for table in tables for log in table.logs}
-    logs = tuple(log for log in converter.logs() if log in used)
-    info = SetInfo(
-        set_name=converter.set_name,
-        camera_names=converter.camera_names(),
-        class_names=converter.class_names,
-        logs=logs,
-        splits=tuple(converter.split_of(log) for log in logs),
-        notes=converter.notes(),
+    splits = {log: split for log, split in zip(source.logs, source.splits, strict=True) if log in used}
+    info = dataclasses.replace(
+        source,
+        logs=tuple(splits),
+        splits=tuple(splits.values()),
         skipped=skipped,
-        superpixels=config.superpixels.record() if config.superpixels and converter.camera_names() else None,
+        superpixels=config.superpixels.record() if config.superpixels and source.camera_names else None,
     )
     return join_manifest(root, info, tables)

@@ -23,14 +23,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from data.convert.base import Skipped
+from data.convert.base import Converter, Skipped
 from data.preparing.folder import locked, same_settings, sweep
 from data.preparing.prepare import PrepareConfig, PrepareSummary, join_records
 from data.preparing.superpixels import SuperpixelConfig
 from data.preparing.unit import Stretch, Unit, UnitRecord, add_superpixels, load_record, save_record
 from data.sample import Sample
 from data.storage.encode import SCHEMA_VERSION, DamagedError
-from data.storage.shard_writer import ShardWriter
+from data.storage.shard_writer import SetInfo, ShardWriter
 from data.storage.shards import ShardError
 
 _AHEAD = 2
@@ -52,7 +52,7 @@ class FrameSource(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConverter:
+class SourceConverter(Converter):
     """A `FrameSource` as a data set for `data.preparing.prepare.prepare`.
 
     Attributes:
@@ -69,7 +69,6 @@ class SourceConverter:
     val_logs: tuple[str, ...] = ()
 
     set_name: ClassVar[str] = "custom"
-    whole_logs: ClassVar[bool] = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -93,15 +92,11 @@ class SourceConverter:
 
     def split_of(self, log: str) -> str:
         """As `val_logs` says."""
-        return "val" if log in self.val_logs else "train"
+        return _split_of(log, self.val_logs)
 
     def num_frames(self, log: str) -> int:
         """As the source says."""
         return self.frames_of.logs()[log]
-
-    def notes(self) -> tuple[str, ...]:
-        """Nothing is known to be assumed."""
-        return ()
 
     def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
         """Frames of a log; a damaged one is named and left out."""
@@ -113,6 +108,10 @@ class SourceConverter:
                 continue
             _check_fits(sample, self.cameras, log)
             yield sample
+
+
+def _split_of(log: str, val_logs: tuple[str, ...]) -> str:
+    return "val" if log in val_logs else "train"
 
 
 def _has_fields(source: object) -> bool:
@@ -169,10 +168,14 @@ def prepare_samples(
         for unit, item in _cut(shards.placed(samples), config.superpixels, pool, workers):
             shards.write(unit, item)
         records = shards.finish()
-        facts = _Facts(
-            cameras=shards.cameras or (), class_names=class_names, log_names=tuple(shards.logs), val=val_logs
+        info = SetInfo(
+            set_name="custom",
+            camera_names=shards.cameras or (),
+            class_names=class_names,
+            logs=tuple(shards.logs),
+            splits=tuple(_split_of(log, val_logs) for log in shards.logs),
         )
-        manifest = join_records(root, facts, config, records)
+        manifest = join_records(root, info, config, records)
     return PrepareSummary(
         manifest=manifest,
         num_reused_units=shards.num_reused,
@@ -188,28 +191,6 @@ def _settings(class_names: tuple[str, ...], val_logs: tuple[str, ...], config: P
     settings = {"schema_version": SCHEMA_VERSION, "set_name": "custom", "set": {"source": "iterator", **own}, **write}
     plain: dict[str, Any] = json.loads(json.dumps(settings))
     return plain
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Facts:
-    cameras: tuple[str, ...]
-    class_names: tuple[str, ...]
-    log_names: tuple[str, ...]
-    val: tuple[str, ...]
-
-    set_name: ClassVar[str] = "custom"
-
-    def camera_names(self) -> tuple[str, ...]:
-        return self.cameras
-
-    def logs(self) -> tuple[str, ...]:
-        return self.log_names
-
-    def split_of(self, log: str) -> str:
-        return "val" if log in self.val else "train"
-
-    def notes(self) -> tuple[str, ...]:
-        return ()
 
 
 _Placed = tuple[Unit, Sample]
@@ -250,6 +231,15 @@ class _Open:
     count: int = 0
 
 
+@dataclass
+class _Filling:
+    """The shard that a split's next samples go to; `recorded_keys` where it was finished before."""
+
+    unit: Unit
+    recorded_keys: set[str] | None
+    num_placed: int = 0
+
+
 class _OpenShards:
     """Which shard each sample belongs to, and the shards that are open: at most one a split."""
 
@@ -257,7 +247,7 @@ class _OpenShards:
         self._root = root
         self._config = config
         self._val_logs = val_logs
-        self._filling: dict[str, list[Any]] = {}  # split -> [unit, samples placed in it, keys of its record or None]
+        self._filling: dict[str, _Filling] = {}
         self._open: dict[int, _Open] = {}
         self._records: dict[int, UnitRecord] = {}
         self._num_units = 0
@@ -286,7 +276,7 @@ class _OpenShards:
             self.cameras = tuple(c.name for c in sample.cameras) if self.cameras is None else self.cameras
             _check_fits(sample, self.cameras)
             self.logs.setdefault(sample.log)
-            unit, known = self._place("val" if sample.log in self._val_logs else "train")
+            unit, known = self._place(_split_of(sample.log, self._val_logs))
             if known is None:
                 yield unit, sample
             elif sample.key not in known:
@@ -298,7 +288,7 @@ class _OpenShards:
     def _place(self, split: str) -> tuple[Unit, set[str] | None]:
         """The shard of the split's next sample, and the keys that its record has if it is finished."""
         size = self._config.samples_per_shard
-        if split not in self._filling or self._filling[split][1] == size:
+        if split not in self._filling or self._filling[split].num_placed == size:
             unit = Unit(number=self._num_units, stretches=(Stretch(log="samples", start=0, stop=size),))
             self._num_units += 1
             record = load_record(self._root, unit, verify=False)
@@ -307,10 +297,10 @@ class _OpenShards:
                 known = {skip.key for skip in record.skipped} | set(record.table.keys if record.table else ())
                 self._records[unit.number] = record
                 self.num_reused += 1
-            self._filling[split] = [unit, 0, known]
-        place = self._filling[split]
-        place[1] += 1
-        return place[0], place[2]
+            self._filling[split] = _Filling(unit=unit, recorded_keys=known)
+        filling = self._filling[split]
+        filling.num_placed += 1
+        return filling.unit, filling.recorded_keys
 
     def write(self, unit: Unit, item: Sample | Skipped) -> None:
         """Append to the shard, and close it when it is full."""

@@ -197,7 +197,8 @@ def open_set(config: SetConfig, cache: CacheConfig | None = None, *, warn: bool 
         settings = " ".join(f"superpixels.{name}={value}" for name, value in asked.items() if name != "method")
         raise ShardError(
             f"{config.shards} has superpixels of {', '.join(differences)}; prepare a set with `tandem prepare ... "
-            f"{settings}` into another folder, or set data.expected_superpixels=null to use this one"
+            f"{settings}` into another folder (configs/prepare has the papers' sets), or set "
+            "data.expected_superpixels=null to use this one"
         )
     return manifest
 

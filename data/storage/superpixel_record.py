@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 
 
@@ -35,11 +36,11 @@ class SuperpixelRecord:
         """Check ranges."""
         # At most 65536 segments: ids are stored in 16 bits.
         ranges = {"num_segments": (1, 65536), "smoothing": (0, 1), "min_fragment_percent": (0, 100)}
-        ranges |= {"iterations": (1, math.inf), "max_pixels": (1, math.inf)}
+        ranges |= dict.fromkeys(("iterations", "max_pixels"), (1, sys.maxsize))
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                expected = f"at least {low}" if high == math.inf else f"{low} to {high}"
+                expected = f"at least {low}" if high == sys.maxsize else f"{low} to {high}"
                 raise ValueError(f"{name} is {value}, expected {expected}")
         if self.compactness is not None and not 0 < self.compactness < math.inf:
             raise ValueError(f"compactness is {self.compactness}, expected more than 0")

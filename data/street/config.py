@@ -158,7 +158,7 @@ class StreetConfig:
         _require(0 <= log_index < self.num_logs, "log_index", log_index, f"0 to {self.num_logs - 1}")
         return f"street-{log_index:06d}"
 
-    def split_of(self, log_index: int) -> str:
+    def split_of_index(self, log_index: int) -> str:
         """The split of a log, "train" or "val": the split rule of the set.
 
         Raises:

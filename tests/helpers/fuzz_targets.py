@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from data.convert.base import Converter, Skipped
-from data.convert.sets import SETTINGS, make_converter
+from data.convert.sets import SETTINGS
 from data.preparing.prepare import PrepareConfig, prepare
 from data.preparing.unit import RECORDS, plan_units
 from data.preparing.verify import verify
@@ -302,7 +302,7 @@ def _convert(name: str, root: Path) -> str:
     """As `prepare` does, without writing."""
     skips = 0
     try:
-        converter = make_converter(SETTINGS[name.split()[0]](source=str(root)))
+        converter = SETTINGS[name.split()[0]](source=str(root))
         for item in _items(converter):
             if isinstance(item, Skipped):
                 assert item.reason in REASONS, item.reason

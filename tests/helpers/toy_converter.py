@@ -11,14 +11,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from data.convert.base import Skipped
+from data.convert.base import Converter, Skipped
 from data.preparing.prepare import PrepareConfig, prepare
 from data.sample import Sample
 from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, make_sample
 
 
 @dataclass(frozen=True, kw_only=True)
-class ToyConverter:
+class ToyConverter(Converter):
     """Logs of random samples; `damaged` frames have a NaN point, `skipped` ones are refused by the converter."""
 
     frames_by_log: tuple[int, ...] = (5, 3, 4, 12)

@@ -1,9 +1,11 @@
 """`tandem prepare` from the command line: a real tree to a set, mistakes answered with exit code 2 or 1."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from configs.load import ConfigError
 from data.preparing.unit import RECORDS
@@ -11,6 +13,10 @@ from data.storage.shards import SampleReader, load_manifest
 from launchers.cli import guarded
 from launchers.prepare import main
 from tests.data.convert.test_kitti import write_object, write_raw
+from tests.helpers.fuzz_targets import SOURCES
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = sorted((CONFIGS / "prepare").glob("*.yaml"))
 
 
 def test_kitti_raw_end_to_end(tmp_path, capsys):
@@ -48,6 +54,72 @@ def test_settings_may_stand_before_and_after_flags(tmp_path):
     settings = json.loads((Path(out) / RECORDS / "settings.json").read_text())
     assert settings["codec"]["jpeg_quality"] == 80
     assert settings["set"]["source"] == str(source.resolve())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_each_file_of_configs_prepares_its_set(tmp_path, capsys, path):
+    assert path.read_text().startswith("# ")
+    assert f"tandem prepare configs/prepare/{path.name} " in path.read_text(), "its header has no command"
+    assert main([str(path), "SRC" if path.stem != "street" else "-", "OUT", "--show-config"]) == 0
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    name = resolved["set"]["name"]
+    source, out = tmp_path / "raw", str(tmp_path / "shards")
+    command = [str(path), str(source), out, "--workers", "1", "--limit", "2", "--max-skip-share", "1"]
+    if name == "synthetic":
+        command[1] = "-"
+        command += ["num_logs=1", "set.frames_per_log=1", "cameras.image_size=[32,64]"]
+    else:
+        source.mkdir()
+        SOURCES[name](source)
+    assert main(command) == 0
+    manifest = load_manifest(out)
+    assert manifest.set_name == name
+    wanted = resolved["superpixels"]
+    recorded = manifest.superpixels and dataclasses.asdict(manifest.superpixels)
+    assert recorded == (wanted and {"method": "slic", **wanted})
+
+
+def test_the_papers_runs_expect_what_their_files_prepare():
+    for run, prepared in (("slidr_nuscenes", "nuscenes_slidr"), ("slidr_voxelnet_nuscenes", "nuscenes_slidr_voxelnet")):
+        expected = yaml.safe_load((CONFIGS / "pretrain" / f"{run}.yaml").read_text())["data"]["expected_superpixels"]
+        made = yaml.safe_load((CONFIGS / "prepare" / f"{prepared}.yaml").read_text())["superpixels"]
+        assert expected.items() <= made.items()
+
+
+def test_flags_and_settings_are_stronger_than_the_file(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text("set: {name: kitti-object, val_every: 3}\nlimit: 7\nsuperpixels: {num_segments: 30}\n")
+
+    def resolved(*argv: str):
+        assert main([str(path), "SRC", "OUT", "--show-config", *argv]) == 0
+        return yaml.safe_load(capsys.readouterr().out)
+
+    plain = resolved()
+    assert (plain["limit"], plain["set"]["val_every"], plain["superpixels"]["num_segments"]) == (7, 3, 30)
+    assert plain["set"]["source"] == str(Path("SRC").absolute())
+    changed = resolved("--limit", "5", "val_every=2", "superpixels.compactness=6")
+    assert (changed["limit"], changed["set"]["val_every"]) == (5, 2)
+    assert (changed["superpixels"]["num_segments"], changed["superpixels"]["compactness"]) == (30, 6)
+    assert resolved("set.val_every=9", "--no-superpixels")["superpixels"] is None
+    path.write_text("set: {name: kitti-object}\nsuperpixels: null\n")
+    assert resolved("--superpixels")["superpixels"]["num_segments"] == 150
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("set: {name: kitti-objects}", "set.name: got 'kitti-objects', expected one of"),
+        ("set: {name: kitti-object, val_evry: 3}", "set.val_evry: unknown name; did you mean 'val_every'"),
+        ("set: {name: kitti-object}\nsuperpixel: null", "superpixel: unknown name; did you mean 'superpixels'"),
+        ("superpixels: null", "set.name: no value given, expected one of"),
+    ],
+)
+def test_mistakes_in_a_file_are_named(tmp_path, capsys, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    assert guarded(main, [str(path), str(tmp_path), str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,6 @@ interpolated to its own time, so that what the vehicle drove in between is in th
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import os
 import re
@@ -24,13 +23,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import cv2
 import numpy as np
 from jaxtyping import Float, Int
 
-from data.convert.base import Skipped
+from data.convert.base import Converter, Skipped
 from data.convert.custom import files as custom_files
 from data.convert.custom.files import Calibration, CameraCalibration
 from data.convert.custom.pose_track import PoseTrack, read_pose_track
@@ -50,7 +49,7 @@ _PLAUSIBLE_PERIOD_US = (1_000, 60_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomConverter:
+class CustomConverter(Converter):
     """Settings and reader of the plain layout.
 
     Attributes:
@@ -68,7 +67,6 @@ class CustomConverter:
     max_pose_gap_ms: float = 1000.0
 
     set_name: ClassVar[str] = "custom"
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("max_image_gap_ms", "max_pose_gap_ms"):
@@ -139,10 +137,6 @@ class CustomConverter:
     def camera_names(self) -> tuple[str, ...]:
         """As asked for, or all by name."""
         return self._camera_names
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     def logs(self) -> tuple[str, ...]:
         """Folders by name."""

@@ -17,17 +17,16 @@ Source: Liao et al., KITTI-360 (PAMI 2022); the set's documentation and developm
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
-from data.convert.base import Skipped
+from data.convert.base import Converter, Skipped
 from data.convert.files import layout_error, read_image, read_numbers
 from data.convert.kitti import common as kitti
 from data.geometry import rigid
@@ -45,7 +44,7 @@ _T_EGO_POSE = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kitti360Converter:
+class Kitti360Converter(Converter):
     """Settings and reader of KITTI-360.
 
     Attributes:
@@ -60,8 +59,6 @@ class Kitti360Converter:
     val_logs: tuple[str, ...] = ()
 
     set_name: ClassVar[str] = "kitti-360"
-    class_names: ClassVar[tuple[str, ...]] = ()
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.cameras) - set(_CAMERAS))
@@ -105,10 +102,6 @@ class Kitti360Converter:
         return self.cameras or tuple(
             name for name in _CAMERAS if all(self._images(drive, name).is_dir() for drive in self._drives)
         )
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     def logs(self) -> tuple[str, ...]:
         """Drives by name."""

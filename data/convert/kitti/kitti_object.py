@@ -16,18 +16,17 @@ Source: Geiger et al., Are we ready for Autonomous Driving? (CVPR 2012); the obj
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from data.convert.base import Skipped, only_frame
+from data.convert.base import Converter, Skipped, only_frame
 from data.convert.box_labels import labels_from_boxes
 from data.convert.files import layout_error, read_bytes, read_image
 from data.convert.kitti import common as kitti
@@ -42,7 +41,7 @@ _CAMERA = "image_2"
 
 
 @dataclass(frozen=True, kw_only=True)
-class KittiObjectConverter:
+class KittiObjectConverter(Converter):
     """Settings and reader of KITTI object.
 
     Attributes:
@@ -60,7 +59,6 @@ class KittiObjectConverter:
 
     set_name: ClassVar[str] = "kitti-object"
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.val_every < 0:
@@ -88,10 +86,6 @@ class KittiObjectConverter:
             raise ShardError(f"frame {both[0]} is in train_list and in val_list")
         splits |= dict.fromkeys(_read_list(self.val_list), "val")
         return {name: splits[name] for name in sorted(splits) if name in names}
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     def logs(self) -> tuple[str, ...]:
         """Frame ids."""

@@ -8,17 +8,16 @@ Source: Geiger et al., Vision meets Robotics: The KITTI Dataset (IJRR 2013); the
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
-from data.convert.base import Skipped
+from data.convert.base import Converter, Skipped
 from data.convert.files import layout_error, read_bytes, read_image
 from data.convert.kitti import common as kitti
 from data.geometry import rigid
@@ -32,7 +31,7 @@ _EARTH_RADIUS_M = 6378137.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class KittiRawConverter:
+class KittiRawConverter(Converter):
     """Settings and reader of KITTI raw.
 
     Attributes:
@@ -46,8 +45,6 @@ class KittiRawConverter:
     val_logs: tuple[str, ...] = ()
 
     set_name: ClassVar[str] = "kitti-raw"
-    class_names: ClassVar[tuple[str, ...]] = ()
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.cameras) - set(_COLOUR_CAMERAS))
@@ -88,10 +85,6 @@ class KittiRawConverter:
             expected = "a colour camera that every drive has (choose: cameras=[image_02])"
             raise layout_error(self.source, "KITTI raw", expected, poorest)
         return everywhere
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     def logs(self) -> tuple[str, ...]:
         """Drives by name."""

@@ -9,17 +9,16 @@ Source: Behley et al., SemanticKITTI (ICCV 2019) and its published class map; Ge
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
-from data.convert.base import Skipped
+from data.convert.base import Converter, Skipped
 from data.convert.files import layout_error, read_image
 from data.convert.kitti import common as kitti
 from data.convert.kitti.sequences import Track, class_table, find_sequences, frame_names, poses_file, read_labels
@@ -61,7 +60,7 @@ _NO_CAMERA = ("none",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemanticKittiConverter:
+class SemanticKittiConverter(Converter):
     """Settings and reader of SemanticKITTI.
 
     Attributes:
@@ -75,7 +74,6 @@ class SemanticKittiConverter:
 
     set_name: ClassVar[str] = "semantickitti"
     class_names: ClassVar[tuple[str, ...]] = tuple(CLASS_WORDS)
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.cameras) - set(_PROJECTIONS))
@@ -97,10 +95,6 @@ class SemanticKittiConverter:
         return self.cameras or tuple(
             name for name in _PROJECTIONS if all((path / name).is_dir() for path in self._sequences.values())
         )
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     def logs(self) -> tuple[str, ...]:
         """Sequences by number."""

@@ -9,17 +9,16 @@ Source: Pan et al., SemanticPOSS (IV 2020); the class map of 13 classes is the o
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float
 
-from data.convert.base import Skipped
+from data.convert.base import Converter, Skipped
 from data.convert.kitti import common as kitti
 from data.convert.kitti.sequences import Track, class_table, find_sequences, frame_names, poses_file, read_labels
 from data.sample import Sample
@@ -52,7 +51,7 @@ _MAX_INTENSITY = 255.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemanticPossConverter:
+class SemanticPossConverter(Converter):
     """Settings and reader of SemanticPOSS.
 
     Attributes:
@@ -65,7 +64,6 @@ class SemanticPossConverter:
 
     set_name: ClassVar[str] = "semanticposs"
     class_names: ClassVar[tuple[str, ...]] = tuple(CLASS_WORDS)
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.val_sequences) - set(range(_LAST + 1)))
@@ -75,10 +73,6 @@ class SemanticPossConverter:
     @cached_property
     def _sequences(self) -> dict[str, Path]:
         return find_sequences(self.source, _NAME, _LAST)
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     def logs(self) -> tuple[str, ...]:
         """Sequences by number."""

@@ -13,19 +13,18 @@ the development kit 1.2.0.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
-from data.convert.base import Skipped
+from data.convert.base import Converter, Skipped
 from data.convert.files import layout_error, read_bytes, read_jpeg, read_records
 from data.convert.nuscenes.index import LIDAR, NuscenesIndex, rotations
 from data.convert.nuscenes.names import CAMERAS, CATEGORIES, CLASS_OF, CLASSES, MINI, OFFICIAL, OTHER, SLIDR, split_of
@@ -48,7 +47,7 @@ _OBJECTS_PER_CATEGORY = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class NuscenesConverter:
+class NuscenesConverter(Converter):
     """Settings and reader of nuScenes.
 
     Attributes:
@@ -74,7 +73,6 @@ class NuscenesConverter:
 
     set_name: ClassVar[str] = "nuscenes"
     class_names: ClassVar[tuple[str, ...]] = tuple(CLASSES)
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         names = self.camera_names()
@@ -125,10 +123,6 @@ class NuscenesConverter:
         return NuscenesIndex(
             self._tables, (LIDAR, *self.camera_names()), tuple(self._scenes.values()), sweeps=self.sweeps
         )
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     def logs(self) -> tuple[str, ...]:
         """Names of the scenes, e.g. scene-0061."""

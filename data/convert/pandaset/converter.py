@@ -16,7 +16,6 @@ documentation; for the axes OpenPCDet's reader.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +25,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
-from data.convert.base import Skipped
+from data.convert.base import Converter, Skipped
 from data.convert.box_labels import labels_from_boxes
 from data.convert.files import layout_error, read_jpeg, read_json
 from data.convert.pandaset.classes import (
@@ -57,7 +56,7 @@ _T_PANDA_EGO = rigid(yaw_rotation(np.pi / 2), np.zeros(3))
 
 
 @dataclass(frozen=True, kw_only=True)
-class PandasetConverter:
+class PandasetConverter(Converter):
     """Settings and reader of PandaSet.
 
     Attributes:
@@ -77,7 +76,6 @@ class PandasetConverter:
 
     set_name: ClassVar[str] = "pandaset"
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.cameras) - set(CAMERAS))
@@ -112,10 +110,6 @@ class PandasetConverter:
         except (ArithmeticError, DamagedError, LookupError, TypeError, ValueError) as error:
             raise ShardError(f"{path} has no latitude ({error!r:.200}), which split=scalr needs") from error
         return "train" if latitude > SCALR_LATITUDE_DEG else "val"
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     def logs(self) -> tuple[str, ...]:
         """Sequences by number."""

@@ -21,19 +21,18 @@ Source: Dai et al., ScanNet (CVPR 2017) and the set's tools; Qi et al., VoteNet 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from data.convert.base import Skipped
+from data.convert.base import Converter, Skipped
 from data.convert.files import check_header, layout_error, read_bytes, read_image, read_numbers
 from data.convert.rgbd import T_CAM_LIDAR, depth_points, measured, read_depth
 from data.convert.scannet.classes import CLASS_NAMES, SCAN, evaluated_classes, split_of
@@ -53,7 +52,7 @@ _EXPECTED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanNetConverter:
+class ScanNetConverter(Converter):
     """Settings and reader of ScanNet.
 
     Attributes:
@@ -70,7 +69,6 @@ class ScanNetConverter:
 
     set_name: ClassVar[str] = "scannet"
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.every_frame < 1 or self.every_pixel < 1 or not self.max_depth_m > 0:
@@ -109,10 +107,6 @@ class ScanNetConverter:
             wanted = f"{_LABEL_TABLE} (the set's table of categories: label-filt holds raw ones)"
             raise layout_error(self.source, "ScanNet", wanted)
         return _read_label_table(found[0])
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     def camera_names(self) -> tuple[str, ...]:
         """The colour camera; none in whole scans."""

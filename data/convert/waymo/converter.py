@@ -15,19 +15,18 @@ Source: Sun et al., Scalability in Perception for Autonomous Driving: Waymo Open
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import cv2
 import numpy as np
 from jaxtyping import Float
 
-from data.convert.base import Skipped
+from data.convert.base import Converter, Skipped
 from data.convert.box_labels import labels_from_boxes
 from data.convert.files import layout_error
 from data.convert.waymo.frame import CAMERAS, LASERS, CameraCalibration, RawCamera, RawFrame, Segment, WaymoParts
@@ -49,7 +48,7 @@ _HALF_PIXEL = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class WaymoConverter:
+class WaymoConverter(Converter):
     """Settings and reader of the Waymo Open Dataset.
 
     Attributes:
@@ -77,7 +76,6 @@ class WaymoConverter:
     undistort: bool = False
 
     set_name: ClassVar[str] = "waymo"
-    whole_logs: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for field, known in (("lasers", LASERS), ("cameras", CAMERAS)):
@@ -96,10 +94,6 @@ class WaymoConverter:
     def class_names(self) -> tuple[str, ...]:
         """Of points and boxes."""
         return SEGMENTATION_NAMES if self.labels == "segmentation" else BOX_NAMES
-
-    def settings(self) -> dict[str, Any]:
-        """The fields, by name."""
-        return dataclasses.asdict(self)
 
     # ------------------------------------------------------------------------------------------------ segments
     @cached_property

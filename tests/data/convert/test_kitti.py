@@ -14,7 +14,7 @@ from data.convert.box_labels import labels_from_boxes, points_in_box
 from data.convert.kitti import common as kitti
 from data.convert.kitti.kitti_object import CLASS_NAMES, KittiObjectConverter
 from data.convert.kitti.kitti_raw import KittiRawConverter, oxts_pose
-from data.convert.sets import SETTINGS, make_converter
+from data.convert.sets import SETTINGS
 from data.geometry import project, rigid, transform, visible, yaw_rotation
 from data.sample import IGNORE_LABEL, Boxes, Sample
 from data.storage.encode import count_pairs
@@ -467,11 +467,10 @@ def test_every_set_has_settings_and_a_converter(name, tmp_path):
     required = {"source": str(tmp_path)} if name != "synthetic" else {}
     if name == "custom":  # its classes are in its folder
         write_custom(tmp_path, [street_log((CAMERA,), rate_hz=10.0, azimuths=360)])
-    converter = make_converter(kind(**required))
+    converter = kind(**required)
     assert converter.set_name == name
     assert converter.settings()
-    with pytest.raises(TypeError, match="no data set has settings of type int"):
-        make_converter(3)
+    assert isinstance(converter, Converter)
 
 
 def test_synthetic_stretches_are_parts_of_the_whole():
@@ -479,9 +478,7 @@ def test_synthetic_stretches_are_parts_of_the_whole():
     kind = SETTINGS["synthetic"]
     street = kind(num_logs=5, frames_per_log=2)
     small = dataclasses.replace(street, lidar=dataclasses.replace(street.lidar, beams=8, azimuths=90))
-    converter = make_converter(
-        dataclasses.replace(small, cameras=dataclasses.replace(small.cameras, image_size=(32, 64)))
-    )
+    converter = dataclasses.replace(small, cameras=dataclasses.replace(small.cameras, image_size=(32, 64)))
     assert converter.logs()[3] == "street-000003"
     assert {converter.split_of(log) for log in converter.logs()} == {"train", "val"}
     whole = frames_of(converter, converter.logs()[1])

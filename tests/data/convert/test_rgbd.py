@@ -9,7 +9,7 @@ import scipy.io
 
 from data.convert.base import Converter, Skipped
 from data.convert.box_labels import points_in_box
-from data.convert.sets import HELP, SETTINGS, make_converter
+from data.convert.sets import HELP, SETTINGS
 from data.convert.seven_scenes import SevenScenesConverter
 from data.convert.sunrgbd import CLASS_NAMES, SunRgbdConverter
 from data.geometry import project, transform, visible
@@ -147,8 +147,6 @@ def test_sun_rgbd_names_what_is_wrong(tmp_path):
 
 def test_every_set_says_what_it_expects():
     assert set(HELP) == set(SETTINGS)
-    for settings in (SevenScenesConverter(source="x"), SunRgbdConverter(source="x")):
-        assert make_converter(settings) is settings
 
 
 @needs_scenes

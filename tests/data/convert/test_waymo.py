@@ -18,7 +18,7 @@ import pytest
 from data.convert.base import Converter, Skipped
 from data.convert.box_labels import points_in_box
 from data.convert.files import read_range
-from data.convert.sets import SETTINGS, make_converter
+from data.convert.sets import SETTINGS
 from data.convert.waymo import tfrecord as waymo_tfrecord
 from data.convert.waymo.converter import WaymoConverter, _camera_view, pinhole
 from data.convert.waymo.frame import CAMERAS as CAMERA_NUMBERS
@@ -385,7 +385,7 @@ def test_splits_are_the_folders(tmp_path: Path, written: Written) -> None:
 
 
 def test_it_is_a_converter(written: Written) -> None:
-    converter = make_converter(WaymoConverter(source=str(written.v1)))
+    converter = WaymoConverter(source=str(written.v1))
     assert SETTINGS["waymo"] is WaymoConverter
     assert isinstance(converter, Converter)
     assert converter.num_frames(SEGMENT) == 3

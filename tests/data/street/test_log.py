@@ -276,10 +276,10 @@ def test_density_empties_the_street():
 
 def test_split_rule():
     config = StreetConfig(num_logs=60)
-    splits = [config.split_of(index) for index in range(60)]
+    splits = [config.split_of_index(index) for index in range(60)]
     assert splits.count("val") == 12
     assert "val" in splits[:5]
-    assert set(StreetConfig(num_logs=4, val_share=0.0).split_of(i) for i in range(4)) == {"train"}
+    assert set(StreetConfig(num_logs=4, val_share=0.0).split_of_index(i) for i in range(4)) == {"train"}
 
 
 @pytest.mark.parametrize(
