@@ -25,14 +25,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from benchmarks.common import REPOSITORY, markdown, setting, street_set
 from common.run_files import RESULTS_FILE
 from configs.load import ConfigError, load
 from configs.schema import SweepConfig, SweepRunConfig
 from engine.downstream.metrics import METRICS
-from engine.downstream.protocols import ORDER, ProtocolName
+from engine.downstream.protocols import PROTOCOLS
 from engine.downstream.results import Result, baseline_of, read_results
 from engine.metric_names import RSS_GIB, STEP_S, WATCH
 from launchers.cli import FAILURE
@@ -92,7 +92,7 @@ class Column(NamedTuple):
     def place(self) -> tuple[int, int, str]:
         """Protocols in their order; from few to many labels, all last."""
         number = next((int(word) for word in self.labels.split() if word.isdigit()), sys.maxsize)
-        return ORDER.index(cast(ProtocolName, self.protocol)), number, self.labels
+        return list(PROTOCOLS).index(self.protocol), number, self.labels
 
     def text(self, values: Sequence[float]) -> str:
         """Mean and standard deviation; empty where nothing was measured."""

@@ -15,8 +15,8 @@ from data.loading.image_evaluation import ImageTruthConfig
 from data.loading.loader import DataConfig
 from data.storage.remote.shard_cache import CacheConfig
 from data.views.augment import PointAugmentConfig
-from engine.downstream.evaluate import ProtocolsConfig
-from engine.downstream.protocols import ORDER, TOWER_TITLES, TOWERS, ProtocolName, Tower
+from engine.downstream.protocols import PROTOCOLS, ProtocolsConfig
+from engine.downstream.runner import TOWER_TITLES, Tower
 from engine.settings import PretrainSettings
 from models.image.encoders import IMAGE_ENCODERS
 from models.image.teachers import TEACHERS
@@ -53,7 +53,7 @@ class FollowConfig:
     overrides: tuple[str, ...] = ()
     fractions: tuple[int, ...] = ()
     every: int = 0
-    select_by: ProtocolName = "linear_probe"
+    select_by: str = "linear_probe"
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -61,6 +61,8 @@ class FollowConfig:
             raise ValueError(f"configs={list(self.configs)} names a file twice")
         if len(set(self.fractions)) != len(self.fractions) or min(self.fractions, default=1) < 1:
             raise ValueError(f"fractions={list(self.fractions)}, expected different numbers of at least 1")
+        if self.select_by not in PROTOCOLS:
+            raise ValueError(f"select_by is {self.select_by!r}, expected one of {', '.join(PROTOCOLS)}")
         if self.every < 0:
             raise ValueError(f"every={self.every}, expected 0 (off) or more updates")
         if self.every and not self.configs:
@@ -112,12 +114,12 @@ class PretrainConfig(PretrainSettings):
                 f"evaluate.every: got {every}, expected a multiple of checkpoint.keep_every={kept}: only those "
                 f"checkpoints stay on disk until they are evaluated (set checkpoint.keep_every={every})"
             )
-        judged = TOWERS[self.evaluate.select_by]
+        judged = PROTOCOLS[self.evaluate.select_by].tower
         if every and not self.has_tower(judged):
+            possible = (name for name, p in PROTOCOLS.items() if p.tower != "objective" and self.has_tower(p.tower))
             raise ConfigError(
                 f"evaluate.select_by: got {self.evaluate.select_by}, which measures a {TOWER_TITLES[judged]}, and "
-                f"{type(self.method).__name__} has none; expected one of "
-                + ", ".join(p for p in ORDER if TOWERS[p] != "objective" and self.has_tower(TOWERS[p]))
+                f"{type(self.method).__name__} has none; expected one of " + ", ".join(possible)
             )
         if self.engine.stall_min <= self.data.retry_min:
             raise ConfigError(

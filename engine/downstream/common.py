@@ -1,16 +1,11 @@
-"""What every downstream protocol shares: the task, the labelled sweeps, label draws, rate tuning, progress.
-
-Fair comparison is the point of this file. All initialisations see the same label draws (made before any network
-is), have their learning rate tuned separately on sweeps held out from the *train* split,
-and start from BatchNorm statistics estimated in the same way.
-"""
+"""What every downstream protocol shares: classes, readers, splits, label draws, BatchNorm, rate tuning, progress."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -20,6 +15,10 @@ from torch import Tensor, nn
 from engine.downstream.confusion import LabelError, check_class_range
 from engine.errors import DivergenceError
 from engine.interfaces import BatchLike, PointBatch
+
+
+class UnsuitableError(ValueError):
+    """A protocol cannot measure this network, or not on this set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,14 +48,27 @@ class SegmentationTask:
         return len(self.class_names)
 
 
+Truth = Literal["labels", "depth", "pose"]
+"""Ground truth that a protocol reads: classes (of points or pixels), depth of pixels, or poses of cameras."""
+
+BatchT_co = TypeVar("BatchT_co", covariant=True)
+
+
 @runtime_checkable
-class Sweeps(Protocol):
-    """Reads labelled sweeps by index, in the given order."""
+class Reader(Protocol[BatchT_co]):
+    """Reads samples by index, in the given order."""
 
     def __call__(
-        self, indices: Sequence[int], *, batch_size: int, augment: bool = False, seed: int = 0, epoch: int = 0
-    ) -> Iterable[PointBatch]:
-        """Batches of at most `batch_size` sweeps; augmentations are a function of (seed, epoch, sweep)."""
+        self,
+        indices: Sequence[int],
+        *,
+        truth: Truth | None,
+        batch_size: int,
+        augment: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
+    ) -> Iterable[BatchT_co]:
+        """Batches of at most `batch_size` samples; augmentations are a function of (seed, epoch, sample)."""
         ...
 
 
@@ -129,12 +141,12 @@ def thin(indices: Int[np.ndarray, " n"], limit: int | None) -> Int[np.ndarray, "
 
 @dataclass(frozen=True, kw_only=True)
 class LabelDraws:
-    """Which train sweeps fine-tuning may use with their labels; the same for every initialisation.
+    """Which train samples a protocol may use with their labels; the same for every initialisation.
 
     Attributes:
         text: what was drawn, for tables, e.g. "1 frame".
-        runs: sweeps of each seed of `FinetuneConfig.seeds`.
-        tuning: sweeps of each of `FinetuneConfig.tune_seeds`; none of them is among the held-out sweeps (`hold_out`).
+        runs: samples of each of the protocol's `seeds`.
+        tuning: samples of each of its `tune_seeds`; none of them is among the held-out sweeps (`hold_out`).
         settings: how they were drawn, JSON values.
     """
 
@@ -180,7 +192,7 @@ def calibrate_batch_norm(
     *,
     run: Callable[[nn.Module, Any], object] | None = None,
 ) -> int:
-    """Estimate all BatchNorm statistics anew: the plain average over the given sweeps, without labels or gradients.
+    """Estimate all BatchNorm statistics again: the plain average over the given sweeps, without labels or gradients.
 
     A freshly initialised network has statistics (0, 1) that fit nothing, and in evaluation mode its features explode
     or vanish with depth; a pre-trained one carries those of augmented training batches. Doing the same to both keeps
@@ -226,11 +238,11 @@ def feature_width(backbone: nn.Module) -> int:
     """C of a backbone.
 
     Raises:
-        ValueError: the network does not say how wide its features are.
+        UnsuitableError: the network does not say how wide its features are.
     """
     width = getattr(backbone, "num_features", None)
     if not isinstance(width, int):
-        raise ValueError(f"{type(backbone).__name__} has no integer attribute num_features: it is no 3D backbone")
+        raise UnsuitableError(f"{type(backbone).__name__} has no integer attribute num_features: it is no 3D backbone")
     return width
 
 
@@ -292,7 +304,7 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise ValueError(f"seeds = {tuple(seeds)}: expected one or more different integers of at least 0")
 
 
-class Meter:
+class ProgressMeter:
     """Progress over a known amount of work, for one bar with an honest time estimate.
 
     Work is counted in sweeps through the network; a training step on a sweep counts three times (backward is twice

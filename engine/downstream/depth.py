@@ -21,14 +21,24 @@ Letters: I images, H W pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from engine.downstream.common import ProgressMeter, Truth
 from engine.downstream.confusion import LabelError
-from engine.downstream.image_protocol import DenseTrainingConfig, ImageBatch, Measure, Truth
+from engine.downstream.dense import (
+    DenseTrainingConfig,
+    ImageBatch,
+    ImageParts,
+    measure_dense,
+    per_seed,
+)
+from engine.downstream.metrics import METRICS
+from engine.downstream.runner import Initialisation, Job, Measured
 
 START_DEPTH_M = 10.0
 """Depth that an output of 0 means; where training starts."""
@@ -82,7 +92,7 @@ class DepthTask:
         """Which pixels count."""
         return (depth_m > self.config.min_depth_m) & (depth_m < self.config.cap_m)
 
-    def measure(self) -> Measure:
+    def measure(self) -> DepthMeasure:
         """An empty measurement."""
         return DepthMeasure(self)
 
@@ -177,3 +187,15 @@ def depth_metrics(predicted_m: Float[Tensor, " n"], depth_m: Float[Tensor, " n"]
             *(100 * (ratio < 1.25**power).to(error.dtype).mean() for power in (1, 2, 3)),
         ]
     )
+
+
+def measure_depth(
+    job: Job[ImageParts], init: Initialisation, names: Sequence[str], meter: ProgressMeter, *, frozen: bool = False
+) -> dict[str, Measured]:
+    """The measuring function of "depth" and, with the network left as it is, of "depth_frozen"."""
+    measured = {}
+    for name in names:
+        measures, tuned = measure_dense(job, init, name, meter, DepthTask(job.section(name)), frozen=frozen)
+        metrics = per_seed([measure.metrics() for measure in measures])
+        measured[name] = Measured(metrics=metrics, tuned=tuned, scale=METRICS[MAIN_METRIC].sign)
+    return measured

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,10 +21,21 @@ from torch import Tensor, nn
 
 from engine.downstream.common import SegmentationTask, feature_width, point_labels, run_backbone, voxel_labels
 from engine.downstream.confusion import ConfusionMatrix, LabelError
+from engine.downstream.runner import Parts
 from engine.interfaces import PointBatch
+
+
+class SweepParts(Parts[PointBatch]):
+    """Protocols of 3D networks need sweeps with labelled points, nothing else."""
+
+    def run(self, network: nn.Module, batch: PointBatch) -> Tensor:
+        """Features of the batch's voxels."""
+        return run_backbone(network, batch)
+
 
 Predictor = Callable[[Tensor], Tensor]
 """Voxel features float32 [M, C] -> class int64 [M]."""
+KeyT = TypeVar("KeyT")
 
 
 @dataclass(frozen=True)
@@ -118,18 +130,18 @@ def _choose_voxels(
 def score(
     backbone: nn.Module,
     batches: Iterable[PointBatch],
-    predictors: Mapping[str, Predictor],
+    predictors: Mapping[KeyT, Predictor],
     task: SegmentationTask,
     *,
     device: torch.device | str = "cpu",
     on_sweeps: Callable[[int], None] | None = None,
-) -> dict[str, ConfusionMatrix]:
+) -> dict[KeyT, ConfusionMatrix]:
     """Measure predictors at full resolution in one pass: every labelled point gets its voxel's prediction.
 
     Args:
         backbone: network on `device`; put into evaluation mode.
         batches: labelled sweeps of the test (or validation) part.
-        predictors: by name; each sees all voxels' features.
+        predictors: by any key; each sees all voxels' features.
         task: classes.
         device: where the network is.
         on_sweeps: told how many sweeps are done after each batch.

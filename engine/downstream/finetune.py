@@ -1,8 +1,7 @@
 """Fine-tuning on few labels: the whole network and a linear head, on the drawn sweeps only.
 
-One run = one learning rate, one seed, one draw of labelled sweeps. The protocol around it (`evaluate`) gives every
-initialisation the same draws, tunes the rate for each on sweeps of the train split that no draw contains, and spends
-the same number of updates.
+One run = one learning rate, one seed, one draw of labelled sweeps; `engine.downstream.runner.train_on_draws` says how
+runs are compared.
 
 Letters: C feature width, K classes, M voxels.
 """
@@ -11,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,17 +20,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from engine.downstream.common import (
+    ProgressMeter,
+    Reader,
     SegmentationTask,
-    Sweeps,
     check_rates,
     check_seeds,
     feature_width,
     run_backbone,
     voxel_labels,
 )
-from engine.downstream.confusion import LabelError
-from engine.downstream.fit import train_updates
+from engine.downstream.confusion import ConfusionMatrix, LabelError
+from engine.downstream.features import SweepParts, score
+from engine.downstream.fit import train_updates, training_stream
 from engine.downstream.losses import SegmentationLossConfig, class_weights, segmentation_loss
+from engine.downstream.runner import Initialisation, Job, Measured, segmentation_measured, train_on_draws
 from engine.interfaces import PointBatch
 from engine.tower_optim import layer_scales
 
@@ -98,20 +100,9 @@ class SegmentationNetwork(nn.Module):
         return logits.argmax(1)
 
 
-def training_stream(
-    sweeps: Sweeps, indices: Int[np.ndarray, " n"], config: FinetuneConfig, seed: int
-) -> Iterator[PointBatch]:
-    """Endless batches: each labelled sweep once an epoch, in an order that depends on (seed, epoch) alone."""
-    epoch = 0
-    while True:
-        order = np.random.default_rng([seed, epoch]).permutation(indices)
-        yield from sweeps(order.tolist(), batch_size=config.batch_size, augment=config.augment, seed=seed, epoch=epoch)
-        epoch += 1
-
-
 def finetune(
     backbone: nn.Module,
-    sweeps: Sweeps,
+    sweeps: Reader[PointBatch],
     indices: Int[np.ndarray, " n"],
     task: SegmentationTask,
     config: FinetuneConfig,
@@ -155,7 +146,9 @@ def finetune(
     train_updates(
         network,
         optimizer,
-        training_stream(sweeps, indices, config, seed),
+        training_stream(
+            sweeps, indices, truth="labels", batch_size=config.batch_size, augment=config.augment, seed=seed
+        ),
         loss_of,
         steps=config.steps,
         clip_norm=config.clip_norm,
@@ -188,7 +181,7 @@ def rate_groups(network: SegmentationNetwork, config: FinetuneConfig, lr: float)
 
 
 def _balance(
-    sweeps: Sweeps,
+    sweeps: Reader[PointBatch],
     indices: Int[np.ndarray, " n"],
     task: SegmentationTask,
     config: FinetuneConfig,
@@ -198,9 +191,34 @@ def _balance(
     if config.loss.class_balance == 0.0:
         return None
     counts = torch.zeros(task.num_classes, dtype=torch.int64)
-    for batch in sweeps(indices.tolist(), batch_size=1):
+    for batch in sweeps(indices.tolist(), truth="labels", batch_size=1):
         labels = voxel_labels(batch, task)
         counts += torch.bincount(labels[labels != task.ignore_label].cpu(), minlength=task.num_classes)
     if not bool(counts.any()):
         raise LabelError(f"the labelled sweeps {indices.tolist()[:5]} of {task.dataset!r} hold no labelled point")
     return class_weights(counts, config.loss.class_balance).to(device)
+
+
+def measure_finetune(
+    job: Job[SweepParts], init: Initialisation, names: Sequence[str], meter: ProgressMeter
+) -> dict[str, Measured]:
+    """The protocol's measuring function."""
+
+    def train(
+        start: nn.Module, drawn: Int[np.ndarray, " n"], lr: float, seed: int, on_step: Callable[[int], None]
+    ) -> SegmentationNetwork:
+        return finetune(start, read, drawn, task, config, lr=lr, seed=seed, device=job.device, on_step=on_step)
+
+    def confusion(
+        network: SegmentationNetwork, samples: Int[np.ndarray, " m"], on_sweeps: Callable[[int], None]
+    ) -> ConfusionMatrix:
+        batches = read(samples.tolist(), truth="labels", batch_size=1)
+        predictors = {"head": network.predict}
+        return score(network.backbone, batches, predictors, task, device=job.device, on_sweeps=on_sweeps)["head"]
+
+    (name,) = names
+    read, task, config = job.parts.read, job.task(), job.section(name)
+    matrices, tuned = train_on_draws(
+        job, init, name, meter, train=train, score=confusion, goodness=ConfusionMatrix.miou
+    )
+    return {name: segmentation_measured(task, matrices, tuned, scale=100)}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from engine.downstream.common import Reader, Truth
 from engine.errors import DivergenceError
 from engine.interfaces import BatchLike
 
@@ -22,6 +25,15 @@ def learning_rate_factor(step: int, steps: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+
+
+def training_stream(
+    read: Reader[BatchT], indices: Int[np.ndarray, " n"], *, truth: Truth, batch_size: int, augment: bool, seed: int
+) -> Iterator[BatchT]:
+    """Endless batches: each labelled sample once an epoch, in an order that depends on (seed, epoch) alone."""
+    for epoch in itertools.count():
+        order = np.random.default_rng([seed, epoch]).permutation(indices).tolist()
+        yield from read(order, truth=truth, batch_size=batch_size, augment=augment, seed=seed, epoch=epoch)
 
 
 def train_updates(

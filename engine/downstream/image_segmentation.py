@@ -19,15 +19,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from engine.downstream.common import SegmentationTask
+from engine.downstream.common import ProgressMeter, SegmentationTask, Truth, Tuned
 from engine.downstream.confusion import ConfusionMatrix, LabelError
+from engine.downstream.dense import (
+    DenseTrainingConfig,
+    ImageBatch,
+    ImageParts,
+    Resample,
+    images_of,
+    measure_dense,
+    pyramid_of,
+)
 from engine.downstream.features import FeatureBank
-from engine.downstream.image_protocol import DenseTrainingConfig, ImageBatch, Measure, Truth, images_of, pyramid_of
-from engine.downstream.linear_probe import LinearHead, LinearProbeConfig
+from engine.downstream.linear_probe import LinearHead, LinearProbeConfig, fit_linear, tune_linear
 from engine.downstream.losses import SegmentationLossConfig, segmentation_loss
-
-Resample = Callable[[Any, tuple[int, int]], Float[Tensor, "I C H W"]]
-"""(map of a pyramid, (height, width)) -> the map read bilinearly at every pixel."""
+from engine.downstream.runner import Initialisation, Job, Measured, segmentation_measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +89,7 @@ class ImageSegmentationTask:
         chosen = labels.flatten(1)[images, pixels]
         return segmentation_loss(logits, chosen, None, self.config.loss, self.task.ignore_label)
 
-    def measure(self) -> Measure:
+    def measure(self) -> PixelConfusion:
         """An empty measurement."""
         return PixelConfusion(self.task)
 
@@ -101,6 +107,16 @@ class PixelConfusion:
     def metrics(self) -> dict[str, float]:
         """Both in percent."""
         return {"miou": 100 * self.matrix.miou(), "accuracy": 100 * self.matrix.accuracy()}
+
+
+def measure_image_finetune(
+    job: Job[ImageParts], init: Initialisation, names: Sequence[str], meter: ProgressMeter
+) -> dict[str, Measured]:
+    """The measuring function of "image_finetune"."""
+    (name,) = names
+    task = ImageSegmentationTask(job.task(), job.section(name))
+    measures, tuned = measure_dense(job, init, name, meter, task)
+    return {name: segmentation_measured(job.task(), [measure.matrix for measure in measures], tuned, scale=1)}
 
 
 def labels_of(batch: ImageBatch) -> Int[Tensor, "I H W"]:
@@ -234,3 +250,52 @@ def score_probes(
         if on_samples is not None:
             on_samples(batch.num_samples)
     return {seed: confusion.matrix for seed, confusion in found.items()}
+
+
+def measure_image_probe(
+    job: Job[ImageParts], init: Initialisation, names: Sequence[str], meter: ProgressMeter
+) -> dict[str, Measured]:
+    """The measuring function of "image_linear_probe"."""
+    (name,) = names
+    classes, config, parts = job.task(), job.section(name), job.parts
+    matrices: dict[int, ConfusionMatrix] = {}
+    tuned: dict[int, Tuned] = {}
+    for network in init.in_use(config.seeds):
+        seeds = init.seeds_of(network, config.seeds)
+        encoder = job.prepared(init, network)
+        fit, held = (
+            extract_pixel_bank(
+                encoder,
+                parts.read(part.tolist(), truth="labels", batch_size=1),
+                classes,
+                parts.resample,
+                pixels_per_image=config.pixels_per_image,
+                seed=number,
+                device=job.device,
+                on_samples=lambda n: meter.advance(n, f"{init.name}: features of the train split"),
+            )
+            for number, part in enumerate(job.fit_and_held())
+        )
+        best = tune_linear(fit, held, classes, config, seed=seeds[0], device=job.device)
+        bank = fit.joined(held)
+        heads = {s: fit_linear(bank, classes, config, lr=best.lr, seed=s, device=job.device) for s in seeds}
+        # In percent already here: a mean over networks of scaled values differs in the last digit.
+        tuned |= dict.fromkeys(seeds, Tuned(best.lr, {lr: 100 * value for lr, value in best.table.items()}))
+        matrices |= score_probes(
+            encoder,
+            parts.read(job.splits.test.tolist(), truth="labels", batch_size=1),
+            heads,
+            classes,
+            parts.resample,
+            device=job.device,
+            on_samples=lambda n: meter.advance(n, f"{init.name}: linear probe on the test split"),
+        )
+    seeds = list(config.seeds)
+    rates = [tuned[s] for s in seeds]
+    return {name: segmentation_measured(classes, [matrices[s] for s in seeds], rates, scale=1)}
+
+
+def image_probe_work(job: Job[ImageParts], init: Initialisation, names: Sequence[str]) -> int:
+    """Work of `measure_image_probe`."""
+    samples = len(job.splits.train) + len(job.splits.test)
+    return sum(len(init.in_use(job.section(name).seeds)) * samples for name in names)

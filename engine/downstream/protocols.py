@@ -1,132 +1,164 @@
-"""What all families of protocols share: their names, the networks they start from, the record before it is measured.
+"""All downstream protocols: one entry of `PROTOCOLS` each, and one section of `ProtocolsConfig`.
 
-A family measures one kind of network (its tower): `engine.downstream.evaluate` the 3D network, by segmentation of
-sweeps. A new protocol is a name and a tower here, its settings in `ProtocolsConfig`, its measuring function, and that
-function's line in `launchers.evaluate.FAMILIES`.
+A further protocol is a file with its config and its measuring function, its entry here and, unless it shares another's
+settings, its section. Everything else (records, tables, follow-up jobs, the checks of a config) reads this table.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import partial
 
-from torch import nn
+from engine.downstream import depth, finetune, frozen, image_segmentation, registration
+from engine.downstream.depth import DepthConfig
+from engine.downstream.finetune import FinetuneConfig
+from engine.downstream.image_segmentation import ImageFinetuneConfig, ImageProbeConfig
+from engine.downstream.knn import KnnConfig
+from engine.downstream.linear_probe import LinearProbeConfig
+from engine.downstream.registration import RegistrationConfig
+from engine.downstream.runner import Protocol, SharedConfig, Tower, drawn_work
 
-from engine.downstream.results import LeakLevel, Result, fingerprint
+_SWEEPS = "mIoU over the classes of the test split, every point with its voxel's prediction."
+_DEPTH = "Depth metrics are taken for each image of the test split and averaged over the images."
+_PIXELS = "mIoU of images over the classes of the test split, every pixel at the size that the network sees."
+_POSES = (
+    "Registration: medians over the images of the test split, 180 degrees where no pose was found; registered: within "
+    "2 m and 5 degrees; matching errors over the points that an image shows. Nothing is trained, no label is used."
+)
 
-ProtocolName = Literal[
-    "linear_probe", "knn", "finetune", "depth", "depth_frozen", "image_linear_probe", "image_finetune", "registration"
-]
-ORDER: tuple[ProtocolName, ...] = get_args(ProtocolName)
-
-Tower = Literal["backbone", "image_backbone", "objective"]
-"""The part of a method that a protocol measures, by its attribute's name in configs and objectives; or all of it."""
-
-TOWERS: dict[ProtocolName, Tower] = {
-    "linear_probe": "backbone",
-    "knn": "backbone",
-    "finetune": "backbone",
-    "depth": "image_backbone",
-    "depth_frozen": "image_backbone",
-    "image_linear_probe": "image_backbone",
-    "image_finetune": "image_backbone",
-    "registration": "objective",
+PROTOCOLS: dict[str, Protocol] = {
+    "linear_probe": Protocol(
+        title="linear probe",
+        remark=_SWEEPS,
+        tower="backbone",
+        metric="miou",
+        truth="labels",
+        section="linear_probe",
+        shared=("voxels_per_sweep",),
+        measure=frozen.measure_frozen,
+        work=frozen.frozen_work,
+    ),
+    "knn": Protocol(
+        title="kNN",
+        remark=_SWEEPS,
+        tower="backbone",
+        metric="miou",
+        truth="labels",
+        section="knn",
+        shared=("voxels_per_sweep",),
+        measure=frozen.measure_frozen,
+        work=frozen.frozen_work,
+    ),
+    "finetune": Protocol(
+        title="fine-tuning",
+        remark=_SWEEPS,
+        tower="backbone",
+        metric="miou",
+        truth="labels",
+        section="finetune",
+        drawn=True,
+        measure=finetune.measure_finetune,
+        work=drawn_work,
+    ),
+    "depth": Protocol(
+        title="depth of images",
+        remark=_DEPTH,
+        tower="image_backbone",
+        metric=depth.MAIN_METRIC,
+        truth="depth",
+        section="depth",
+        drawn=True,
+        measure=depth.measure_depth,
+        work=drawn_work,
+    ),
+    "depth_frozen": Protocol(
+        title="depth of images, network frozen",
+        remark=_DEPTH,
+        tower="image_backbone",
+        metric=depth.MAIN_METRIC,
+        truth="depth",
+        section="depth",
+        drawn=True,
+        measure=partial(depth.measure_depth, frozen=True),
+        work=drawn_work,
+    ),
+    "image_linear_probe": Protocol(
+        title="classes of pixels, linear probe",
+        remark=_PIXELS,
+        tower="image_backbone",
+        metric="miou",
+        truth="labels",
+        section="image_linear_probe",
+        measure=image_segmentation.measure_image_probe,
+        work=image_segmentation.image_probe_work,
+    ),
+    "image_finetune": Protocol(
+        title="classes of pixels, fine-tuning",
+        remark=_PIXELS,
+        tower="image_backbone",
+        metric="miou",
+        truth="labels",
+        section="image_finetune",
+        drawn=True,
+        measure=image_segmentation.measure_image_finetune,
+        work=drawn_work,
+    ),
+    "registration": Protocol(
+        title="registration",
+        remark=_POSES,
+        tower="objective",
+        metric=registration.MAIN_METRIC,
+        truth="pose",
+        section="registration",
+        measure=registration.measure_registration,
+        work=registration.registration_work,
+        describe=registration.described_registration,
+    ),
 }
-"""Protocol -> what it measures."""
-
-DRAWN: tuple[ProtocolName, ...] = ("finetune", "depth", "depth_frozen", "image_finetune")
-"""Protocols that train on drawn samples, with a number of labels of their own; the others use all labels, or none."""
-
-TOWER_TITLES: dict[Tower, str] = {
-    "backbone": "3D network",
-    "image_backbone": "image network",
-    "objective": "whole method",
-}
-"""Tower -> name for people."""
+"""Name in configs and records -> protocol, in the order of tables."""
 
 
-def of_tower(protocols: Sequence[ProtocolName], tower: Tower) -> tuple[ProtocolName, ...]:
-    """Those of the protocols that measure one tower, in `ORDER`."""
-    return tuple(p for p in ORDER if p in protocols and TOWERS[p] == tower)
+def title_of(name: str) -> str:
+    """A protocol as tables name it; the bare name of one that this version does not know."""
+    return PROTOCOLS[name].title if name in PROTOCOLS else name
+
+
+def of_tower(names: Iterable[str], tower: Tower) -> dict[str, Protocol]:
+    """Those of the named protocols that measure one tower, in the table's order."""
+    chosen = set(names)
+    return {name: p for name, p in PROTOCOLS.items() if name in chosen and p.tower == tower}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Initialisation:
-    """Where a network's weights come from.
+class ProtocolsConfig(SharedConfig):
+    """Which protocols run, what they share, and a section for each (with the fields of `SharedConfig`)."""
 
-    Attributes:
-        name: for tables: the method's name, or "random".
-        pretrained: False for the random baseline.
-        networks: makers of the tower, in evaluation-ready form on the CPU; the r-th seed of a protocol uses number
-            r modulo their count. One for a single checkpoint; several for repeated pre-training or random draws.
-        checkpoint: identity of each network's weights; empty for random ones.
-        teacher: image network that taught it, "" for none.
-        leak: label-leak level.
-        pretraining: how it was made, for people, e.g. "600 steps, seed 0".
-        setting, pretrain_seeds, chosen: see `Result`.
-    """
+    linear_probe: LinearProbeConfig = field(default_factory=LinearProbeConfig)
+    knn: KnnConfig = field(default_factory=KnnConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    depth: DepthConfig = field(default_factory=DepthConfig)
+    image_linear_probe: ImageProbeConfig = field(default_factory=ImageProbeConfig)
+    image_finetune: ImageFinetuneConfig = field(default_factory=ImageFinetuneConfig)
+    registration: RegistrationConfig = field(default_factory=RegistrationConfig)
 
-    name: str
-    pretrained: bool
-    networks: tuple[Callable[[], nn.Module], ...]
-    checkpoint: tuple[str, ...] = ()
-    teacher: str = ""
-    leak: LeakLevel = "none"
-    pretraining: str = ""
-    setting: str = ""
-    pretrain_seeds: tuple[int, ...] = ()
-    chosen: tuple[str, ...] = ()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        known = len(set(self.protocols) & set(PROTOCOLS))
+        if not self.protocols or known != len(self.protocols):
+            raise ValueError(
+                f"protocols = {self.protocols}: expected one or more different ones of {', '.join(PROTOCOLS)}"
+            )
 
-    def labelled(self, result: Result) -> Result:
-        """A record of these weights with what is known of them now; no number changes."""
-        return dataclasses.replace(result, setting=self.setting, pretrain_seeds=self.pretrain_seeds, chosen=self.chosen)
+    def seeds(self, protocol: str) -> tuple[int, ...]:
+        """Seeds of one protocol."""
+        seeds: tuple[int, ...] = getattr(self, PROTOCOLS[protocol].section).seeds
+        return seeds
 
+    def undrawn(self, tower: Tower) -> tuple[str, ...]:
+        """The chosen protocols of a tower that use all labels, or none: one pass through the sets serves them all."""
+        return tuple(name for name, p in of_tower(self.protocols, tower).items() if not p.drawn)
 
-@dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A protocol on a set as it will be measured; the same for every initialisation.
-
-    Attributes:
-        protocol: its name.
-        dataset: name of the set.
-        labels: which labels it may use, for tables.
-        seeds: one run each.
-        metric: the main metric.
-        settings: all that shapes the number, seeds aside; JSON values.
-        context: what else shapes it (identity of the data, of the network); JSON values.
-        task: what is predicted and on which samples; JSON values.
-    """
-
-    protocol: ProtocolName
-    dataset: str
-    labels: str
-    seeds: tuple[int, ...]
-    metric: str
-    settings: Mapping[str, Any]
-    context: Mapping[str, Any]
-    task: Sequence[Any]
-
-    def blank(self, init: Initialisation) -> Result:
-        """The record before it is measured: who, what, how."""
-        identity = {"settings": dict(self.settings), "context": dict(self.context), "task": list(self.task)}
-        return Result(
-            protocol=self.protocol,
-            dataset=self.dataset,
-            labels=self.labels,
-            init=init.name,
-            pretrained=init.pretrained,
-            teacher=init.teacher,
-            leak=init.leak,
-            pretraining=init.pretraining,
-            setting=init.setting,
-            pretrain_seeds=init.pretrain_seeds,
-            chosen=init.chosen,
-            seeds=self.seeds,
-            metric=self.metric,
-            metrics={self.metric: (0.0,) * len(self.seeds)},
-            checkpoint=init.checkpoint,
-            settings=self.settings,
-            fingerprint=fingerprint(identity),
-        )
+    def drawn(self) -> tuple[str, ...]:
+        """The chosen protocols that train on drawn samples."""
+        return tuple(name for name, p in PROTOCOLS.items() if name in self.protocols and p.drawn)

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -26,10 +25,9 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
-from engine.downstream.common import Meter, calibrate_batch_norm, check_seeds
+from engine.downstream.common import ProgressMeter, UnsuitableError, check_seeds
 from engine.downstream.pose_errors import PoseErrors, RegistrationSummary, pose_errors, summarise
-from engine.downstream.protocols import Initialisation, Planned
-from engine.downstream.results import Result, describe_machine, now, software_versions
+from engine.downstream.runner import Initialisation, Job, Measured, Parts
 from engine.interfaces import CalibratedBatch, EstimatesPose, PoseEstimateLike
 
 MAIN_METRIC = "rre_median"
@@ -74,19 +72,6 @@ class RegistrationConfig:
             )
 
 
-@runtime_checkable
-class PerturbedSweeps(Protocol):
-    """Reads sweeps with their images, perturbed."""
-
-    def __call__(self, seed: int) -> Iterable[CalibratedBatch]:
-        """The test sweeps, in the same order for every seed."""
-        ...
-
-    def calibration(self) -> Iterable[CalibratedBatch]:
-        """Train sweeps that BatchNorm statistics are estimated on anew; none: the statistics stay."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Registered:
     """What one network did on all images of one seed.
@@ -123,59 +108,60 @@ class Registered:
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
 
-def registration(
-    inits: Sequence[Initialisation],
-    sweeps: PerturbedSweeps,
-    planned: Planned,
-    config: RegistrationConfig,
-    *,
-    num_sweeps: int,
-    device: torch.device | str = "cpu",
-    known: Sequence[Result] = (),
-    progress: Callable[[float, str], None] | None = None,
-    keep: Callable[[str, int, Registered], None] | None = None,
-) -> Iterator[Result]:
-    """Measure initialisations.
+@dataclass(frozen=True, kw_only=True)
+class PoseParts(Parts[CalibratedBatch]):
+    """What the registration protocol needs; `read` perturbs clouds, a function of the seed and the sweep alone.
 
-    Args:
-        inits: what to compare; their networks are whole objectives.
-        sweeps: reader of the test sweeps.
-        planned: the protocol on this set.
-        config: settings.
-        num_sweeps: that each seed reads, for the progress bar.
-        device: where networks run.
-        known: earlier results; what they already hold is not measured again but given back, labelled anew.
-        progress: told the share done (0 to 1) and what is going on.
-        keep: told initialisation, seed and figures of each pass (for curves).
-
-    Yields:
-        One record for each initialisation.
-
-    Raises:
-        ValueError: the objective finds no poses, or the batches are not calibrated.
+    Attributes:
+        keep: called with initialisation, seed and figures of each pass (for curves).
     """
-    earlier = {result.identity: result for result in known}
-    blanks = [(init, planned.blank(init)) for init in inits]
-    yield from (i.labelled(earlier[blank.identity]) for i, blank in blanks if blank.identity in earlier)
-    todo = [(init, blank) for init, blank in blanks if blank.identity not in earlier]
-    meter = Meter(len(todo) * len(config.seeds) * num_sweeps, progress)
-    for init, blank in todo:
-        began, columns = time.perf_counter(), []
-        for number, seed in enumerate(config.seeds):
-            objective = init.networks[number % len(init.networks)]().to(device).eval()
-            calibrate_batch_norm(objective, sweeps.calibration(), device, run=_run_objective)
-            done = register(objective, sweeps(seed), config, device=device, on_sweeps=_told(meter, init.name))
-            columns.append(done.metrics())
-            if keep is not None:
-                keep(init.name, seed, done)
-        yield dataclasses.replace(
-            blank,
-            metrics={name: tuple(column[name] for column in columns) for name in columns[0]},
-            seconds=round(time.perf_counter() - began, 1),
-            versions=software_versions(),
-            machine=describe_machine(device),
-            date=now(),
+
+    keep: Callable[[str, int, Registered], None] | None = None
+
+    def calibration(self, indices: Sequence[int]) -> Iterable[CalibratedBatch]:
+        """Perturbed, as the test sweeps are."""
+        return self.read(indices, truth="pose", batch_size=1, seed=_CALIBRATION_SEED)
+
+    def run(self, network: nn.Module, batch: Any) -> object:
+        """Find the poses of the batch; nothing where the objective finds none, which `register` refuses."""
+        return network.estimate_pose(batch) if isinstance(network, EstimatesPose) else None
+
+
+_CALIBRATION_SEED = 1_000_003
+"""Perturbations of the train sweeps that BatchNorm statistics come from; no seed of a protocol."""
+
+
+def measure_registration(
+    job: Job[PoseParts], init: Initialisation, names: Sequence[str], meter: ProgressMeter
+) -> dict[str, Measured]:
+    """The measuring function of "registration"."""
+    (name,) = names
+    config, test = job.section(name), job.splits.test.tolist()
+    columns = []
+    for number, seed in enumerate(config.seeds):
+        done = register(
+            job.prepared(init, number % len(init.networks)),
+            job.parts.read(test, truth="pose", batch_size=1, seed=seed),
+            config,
+            device=job.device,
+            on_sweeps=lambda n: meter.advance(n, f"{init.name}: registration"),
         )
+        columns.append(done.metrics())
+        if job.parts.keep is not None:
+            job.parts.keep(init.name, seed, done)
+    return {name: Measured(metrics={key: tuple(column[key] for column in columns) for key in columns[0]})}
+
+
+def registration_work(job: Job[PoseParts], init: Initialisation, names: Sequence[str]) -> int:
+    """Work of `measure_registration`."""
+    return sum(len(job.section(name).seeds) * len(job.splits.test) for name in names)
+
+
+def described_registration(job: Job[PoseParts], name: str) -> tuple[dict[str, Any], list[Any]]:
+    """See `engine.downstream.runner.described`; of the train split only the calibration's sweeps matter here."""
+    settings = {key: value for key, value in dataclasses.asdict(job.section(name)).items() if key != "seeds"}
+    settings |= {"calibration_sweeps": len(job.calibration()), "test_sweeps": len(job.splits.test)}
+    return settings, [job.dataset, job.splits.test.tolist()]
 
 
 def register(
@@ -196,10 +182,10 @@ def register(
         on_sweeps: told how many more sweeps are done.
 
     Raises:
-        ValueError: the objective finds no poses, the batches are not calibrated, or there is no image.
+        UnsuitableError: the objective finds no poses, the batches are not calibrated, or there is no image.
     """
     if not isinstance(objective, EstimatesPose):
-        raise ValueError(
+        raise UnsuitableError(
             f"{type(objective).__name__} has no estimate_pose: the registration protocol measures methods that find "
             "the pose between camera and LiDAR, such as nclr"
         )
@@ -208,7 +194,7 @@ def register(
     for batch in batches:
         there = batch.to(device)
         if there.image_T_cam_points is None:
-            raise ValueError(
+            raise UnsuitableError(
                 f"sweeps {', '.join(batch.keys[:3])} have no calibration; registration needs the true pose"
             )
         found = objective.estimate_pose(there)
@@ -217,7 +203,7 @@ def register(
         matches.append(_matched(there, found))
         on_sweeps(batch.num_samples)
     if not poses:
-        raise ValueError("no sweep to register: the test split is empty")
+        raise UnsuitableError("no sweep to register: the test split is empty")
     T, valid, true = (torch.cat(parts) for parts in zip(*poses, strict=True))
     return Registered(
         errors=pose_errors(T, true, valid),
@@ -302,15 +288,6 @@ def solve_ransac(
     T = np.eye(4)
     T[:3, :3], T[:3, 3] = cv2.Rodrigues(turn)[0], shift[:, 0]
     return T if done and np.isfinite(T).all() else None
-
-
-def _run_objective(objective: nn.Module, batch: Any) -> None:
-    if isinstance(objective, EstimatesPose):
-        objective.estimate_pose(batch)
-
-
-def _told(meter: Meter, name: str) -> Callable[[int], None]:
-    return lambda n: meter.advance(n, f"{name}: registration")
 
 
 def _of_summary(summary: RegistrationSummary) -> dict[str, float]:

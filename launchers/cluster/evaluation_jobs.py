@@ -25,7 +25,7 @@ from data.storage.shards import replace_file
 from engine.checkpoint import newest_intact
 from engine.downstream.results import ResultsError, fingerprint, read_results
 from engine.errors import CheckpointError
-from launchers.evaluate import evaluate_random, evaluate_runs, shown_progress
+from launchers.evaluation.measure import evaluate_random, evaluate_runs, shown_progress
 from launchers.evaluation.networks import identity_of
 from launchers.evaluation.selection import Selection, read_selection, select_best
 from launchers.reporting.report_files import write_report

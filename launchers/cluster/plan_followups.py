@@ -25,8 +25,9 @@ from configs.load import dump, load
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, FollowConfig, PretrainConfig
 from data.loading.fractions import FractionConfig
 from data.storage.shards import Manifest, load_manifest
-from engine.downstream.protocols import TOWER_TITLES, TOWERS
+from engine.downstream.protocols import PROTOCOLS
 from engine.downstream.results import fingerprint
+from engine.downstream.runner import TOWER_TITLES
 from launchers.cluster.evaluation_jobs import BaselineJob, EvaluationJob, ReportJob, SelectBestJob
 from launchers.evaluation.common import describe_fraction, measured_on
 from launchers.runs.files import BASELINES
@@ -90,7 +91,7 @@ def baseline_jobs(configs: Sequence[PretrainConfig], folder: Path) -> list[Basel
             if shards not in manifests:
                 manifests[shards] = load_manifest(shards)
             key = baseline_key(
-                measured_on(manifests[shards], yaml.safe_load(run), TOWERS[element.protocols[0]]), element
+                measured_on(manifests[shards], yaml.safe_load(run), PROTOCOLS[element.protocols[0]].tower), element
             )
             if key not in made:
                 made[key] = BaselineJob(

@@ -1,10 +1,10 @@
-"""What every family of protocols is given, and which labelled samples it may use."""
+"""What the protocols of every tower are given, and which labelled samples they may use."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,27 +18,22 @@ from jaxtyping import Int
 from configs.load import ConfigError, dump
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
 from data.loading.fractions import FractionConfig, select, write_list
-from data.storage.shards import Manifest
-from engine.downstream.common import LabelDraws, Splits, hold_out, thin
-from engine.downstream.protocols import Initialisation, Tower
-from engine.downstream.results import Result
-
-Progressing = Callable[[float, str], None]
-"""Told the share done (0 to 1) and what is going on."""
+from data.sample import IGNORE_LABEL
+from data.storage.shards import Manifest, ShardError
+from engine.downstream.common import LabelDraws, SegmentationTask, Splits, hold_out, thin
+from engine.downstream.runner import Tower
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """One call of `tandem evaluate`, as a family of protocols sees it.
+    """One call of `tandem evaluate`, as the readers of a tower see it.
 
     Attributes:
         manifest: of the labelled set.
         run: config of the pre-training run.
-        config: protocols; the family measures those of its own tower.
+        config: protocols.
         folder: of the results file; lists of labelled samples and pictures go beside it.
         device: where networks run.
-        known: results that need not be measured again.
-        progress: see `Progressing`; None: nobody listens.
     """
 
     manifest: Manifest
@@ -46,19 +41,18 @@ class Evaluation:
     config: EvaluateConfig
     folder: Path
     device: torch.device
-    known: Sequence[Result] = ()
-    progress: Progressing | None = None
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width that image networks see."""
+        return self.config.images.size or self.run.data.image_size
 
     def context(self, tower: Tower) -> dict[str, Any]:
-        """See `measured_on`."""
-        return measured_on(self.manifest, yaml.safe_load(dump(self.run, choices=PRETRAIN_CHOICES)), tower)
-
-
-Family = Callable[[Sequence[Initialisation], Evaluation], Iterator[Result]]
-"""Measures initialisations with all protocols of one tower; gives each record as soon as it is there.
-
-Raises ConfigError where settings do not fit the data, ShardError where the set lacks what is needed.
-"""
+        """See `measured_on`; with the images that an image network is given."""
+        found = measured_on(self.manifest, yaml.safe_load(dump(self.run, choices=PRETRAIN_CHOICES)), tower)
+        if tower == "image_backbone":
+            found |= {"image_size": list(self.image_size), "images": dataclasses.asdict(self.config.images)}
+        return found
 
 
 @contextmanager
@@ -72,7 +66,21 @@ def fitting(manifest: Manifest) -> Iterator[None]:
         raise ConfigError(f"{error} ({manifest.root})") from error
 
 
-def splits_of(manifest: Manifest, config: EvaluateConfig, *, labelled: bool) -> Splits:
+def task_of(manifest: Manifest) -> SegmentationTask:
+    """The set's classes.
+
+    Raises:
+        ShardError: it has none.
+    """
+    if not manifest.class_names:
+        raise ShardError(
+            f"{manifest.root} ({manifest.set_name}) has no point labels, so nothing can be evaluated on it; give a "
+            "labelled set with data.shards=..."
+        )
+    return SegmentationTask(dataset=manifest.set_name, class_names=manifest.class_names, ignore_label=IGNORE_LABEL)
+
+
+def splits_of(manifest: Manifest, config: EvaluateConfig, tower: Tower) -> Splits:
     """Sweeps to learn from and sweeps to measure on.
 
     With `data.holdout` both come from the train split, in whole logs, and the test split is not looked at.
@@ -80,8 +88,8 @@ def splits_of(manifest: Manifest, config: EvaluateConfig, *, labelled: bool) -> 
     Args:
         manifest: of the set.
         config: names the splits.
-        labelled: only sweeps with classes of points, in a set that has others too (nuScenes between key frames, most
-            frames of Waymo).
+        tower: what is measured; a 3D network on sweeps with classes of points only, in a set that has others too
+            (nuScenes between key frames, most frames of Waymo).
 
     Raises:
         ShardError: the set has no split of that name.
@@ -90,7 +98,7 @@ def splits_of(manifest: Manifest, config: EvaluateConfig, *, labelled: bool) -> 
 
     def sweeps(split: str, limit: int | None) -> Int[np.ndarray, " n"]:
         found = manifest.indices(split)
-        return thin(manifest.labelled(found) if labelled else found, limit)
+        return thin(manifest.labelled(found) if tower == "backbone" else found, limit)
 
     train = sweeps(config.data.train_split, config.data.limit_train)
     if config.data.holdout:
@@ -102,7 +110,12 @@ def splits_of(manifest: Manifest, config: EvaluateConfig, *, labelled: bool) -> 
 
 
 def draws_of(
-    manifest: Manifest, splits: Splits, config: EvaluateConfig, seeds: Sequence[int], tune_seeds: Sequence[int]
+    manifest: Manifest,
+    splits: Splits,
+    config: EvaluateConfig,
+    tower: Tower,
+    seeds: Sequence[int],
+    tune_seeds: Sequence[int],
 ) -> LabelDraws:
     """Labelled samples of each training run of a protocol, before any network is seen.
 
@@ -113,6 +126,7 @@ def draws_of(
         manifest: of the labelled set.
         splits: of it.
         config: `fraction` says how many labels there are.
+        tower: what is measured; `augment` shapes sweeps, not images.
         seeds: of the protocol's runs.
         tune_seeds: of the runs that rates are compared on.
 
@@ -125,11 +139,14 @@ def draws_of(
     def draw(indices: Int[np.ndarray, " n"], seed: int) -> Int[np.ndarray, " k"]:
         return select(manifest, indices, dataclasses.replace(config.fraction, seed=config.fraction.seed + seed))
 
+    settings: dict[str, Any] = {"fraction": dataclasses.asdict(config.fraction)}
+    if tower == "backbone":
+        settings["augment"] = dataclasses.asdict(config.augment)
     return LabelDraws(
         text=describe_fraction(config.fraction),
         runs=tuple(draw(pool, seed) for seed in seeds),
         tuning=tuple(draw(fit, seed) for seed in tune_seeds),
-        settings={"fraction": dataclasses.asdict(config.fraction), "augment": dataclasses.asdict(config.augment)},
+        settings=settings,
     )
 
 
@@ -149,7 +166,7 @@ def write_lists(
     seeds: Sequence[int],
     tune_seeds: Sequence[int],
     *,
-    what: str = "fine-tuning",
+    protocol: str,
 ) -> None:
     """Write the drawn samples down, one list a run, in `labelled/` of a folder.
 
@@ -159,9 +176,11 @@ def write_lists(
         draws: what was drawn.
         seeds: of the runs.
         tune_seeds: of the tuning runs.
-        what: protocol, for the first line of each file; those of "fine-tuning" have the shortest names.
+        protocol: name of the protocol.
     """
-    name = re.sub(r"\W+", "-", f"{manifest.set_name} {draws.text}{'' if what == 'fine-tuning' else ' ' + what}")
+    # The lists of fine-tuning have no protocol in their names: they are older than all other protocols that draw.
+    what, suffix = ("fine-tuning", "") if protocol == "finetune" else (protocol, f" {protocol}")
+    name = re.sub(r"\W+", "-", f"{manifest.set_name} {draws.text}{suffix}")
     for use, numbers, lists in (("run", seeds, draws.runs), ("tuning", tune_seeds, draws.tuning)):
         for seed, drawn in zip(numbers, lists, strict=True):
             note = f"Labelled samples of {what} ({draws.text}), {use} seed {seed}."

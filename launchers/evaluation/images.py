@@ -1,9 +1,8 @@
-"""The family of protocols that measure image networks: dense depth, and classes of pixels."""
+"""What protocols of image networks read and need: images with ground truth, decoders, and pictures of predictions."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +14,11 @@ from configs.schema import EvaluateConfig
 from data.loading.image_evaluation import ImageTruthConfig, ImageTruthSpec, image_truth_batches
 from data.sample import Batch
 from data.storage.shards import Manifest, SampleReader
-from engine.downstream.common import LabelDraws
-from engine.downstream.evaluate_images import TRUTHS, ImageParts, evaluate_images
-from engine.downstream.image_protocol import DenseNetwork, DenseTrainingConfig, Truth
-from engine.downstream.protocols import DRAWN, Initialisation, ProtocolName, of_tower
-from engine.downstream.results import Result
+from engine.downstream.common import LabelDraws, Splits, Truth
+from engine.downstream.dense import DenseNetwork, ImageParts
+from engine.downstream.protocols import PROTOCOLS
 from launchers.drawing.predictions import draw_predictions, write_predictions
-from launchers.evaluation.common import Evaluation, draws_of, fitting, splits_of, write_lists
-from launchers.evaluation.sweeps import task_of
+from launchers.evaluation.common import Evaluation
 from models.image.decoder import UNetDecoder
 from models.pairing import FeatureMap, upsample_to_pixels
 
@@ -30,51 +26,17 @@ _LONG_PASS = 64
 """Samples from which on reading ahead in other processes is worth starting them."""
 
 
-def measure_images(inits: Sequence[Initialisation], evaluation: Evaluation) -> Iterator[Result]:
-    """Depth and segmentation of images; a `launchers.evaluation.common.Family`."""
-    manifest, config = evaluation.manifest, evaluation.config
-    protocols = of_tower(config.protocols, "image_backbone")
-    size = config.images.size or evaluation.run.data.image_size
-    images = LabelledImages(manifest, config, size)
-    draws: dict[ProtocolName, LabelDraws] = {}
-    with fitting(manifest):
-        splits = splits_of(manifest, config, labelled=False)
-        classes = task_of(manifest) if any(TRUTHS[p] == "labels" for p in protocols) else None
-        for protocol in protocols:
-            if protocol in DRAWN:
-                recipe = recipe_of(config, protocol)
-                drawn = draws_of(manifest, splits, config, recipe.seeds, recipe.tune_seeds)
-                draws[protocol] = dataclasses.replace(drawn, settings={"fraction": drawn.settings["fraction"]})
-    for protocol, drawn in draws.items():
-        recipe = recipe_of(config, protocol)
-        write_lists(evaluation.folder, manifest, drawn, recipe.seeds, recipe.tune_seeds, what=protocol)
+def image_parts(evaluation: Evaluation, splits: Splits, draws: Mapping[str, LabelDraws]) -> ImageParts:
+    """For the protocols of `tower="image_backbone"`; each leaves a picture of its predictions for a test sample."""
+    images = LabelledImages(evaluation.manifest, evaluation.config, evaluation.image_size)
 
-    def keep(init: str, protocol: ProtocolName, network: DenseNetwork) -> None:
-        batch = next(iter(images(splits.test[:1].tolist(), truth=TRUTHS[protocol], batch_size=1)))
+    def keep(init: str, protocol: str, network: DenseNetwork) -> None:
+        batch = next(iter(images(splits.test[:1].tolist(), truth=PROTOCOLS[protocol].truth, batch_size=1)))
         output = output_of(network, batch, evaluation.device)
-        text = draws[protocol].text
-        write_predictions(evaluation.folder, f"{init} {protocol} {text}", draw_predictions(batch, output, config.depth))
+        picture = draw_predictions(batch, output, evaluation.config.depth)
+        write_predictions(evaluation.folder, f"{init} {protocol} {draws[protocol].text}", picture)
 
-    context = evaluation.context("image_backbone")
-    yield from evaluate_images(
-        inits,
-        ImageParts(images=images, decoder=make_decoder, resample=read_map),
-        splits,
-        manifest.set_name,
-        classes,
-        config,
-        draws=draws,
-        context={**context, "image_size": list(size), "images": dataclasses.asdict(config.images)},
-        device=evaluation.device,
-        known=evaluation.known,
-        progress=evaluation.progress,
-        keep=keep,
-    )
-
-
-def recipe_of(config: EvaluateConfig, protocol: ProtocolName) -> DenseTrainingConfig:
-    """Settings of a protocol that trains a decoder."""
-    return config.image_finetune if protocol == "image_finetune" else config.depth
+    return ImageParts(read=images, decoder=make_decoder, resample=read_map, keep=keep)
 
 
 def make_decoder(levels: Sequence[int], num_outputs: int, width: int) -> nn.Module:
@@ -97,7 +59,7 @@ def output_of(network: DenseNetwork, batch: Batch, device: torch.device) -> Floa
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Reads images with ground truth (the engine's `Images`)."""
+    """Reads images with ground truth (the engine's `Reader`)."""
 
     manifest: Manifest
     config: EvaluateConfig

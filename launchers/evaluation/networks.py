@@ -16,8 +16,9 @@ from common.run_files import CHECKPOINT_CONFIG, CHECKPOINTS_FOLDER, SUMS_FILE, W
 from configs.load import ConfigError
 from configs.schema import EvaluateConfig, PretrainConfig
 from engine.checkpoint import load_weights, read_state
-from engine.downstream.protocols import ORDER, TOWER_TITLES, Initialisation, ProtocolName, Tower, of_tower
+from engine.downstream.protocols import PROTOCOLS, of_tower
 from engine.downstream.results import LeakLevel
+from engine.downstream.runner import TOWER_TITLES, Initialisation, Tower
 from engine.errors import CheckpointError
 from launchers.runs.settings import setting_of
 from launchers.training.restore import find_checkpoint_folder, load_run_config
@@ -101,7 +102,7 @@ def _attribute(value: object, dotted: str) -> object:
     return value
 
 
-def check_tower(config: PretrainConfig, tower: Tower, protocols: Sequence[ProtocolName]) -> None:
+def check_tower(config: PretrainConfig, tower: Tower, protocols: Sequence[str]) -> None:
     """Refuse protocols that measure a network that the run's method does not have.
 
     Raises:
@@ -110,7 +111,7 @@ def check_tower(config: PretrainConfig, tower: Tower, protocols: Sequence[Protoc
     if _section(config, tower) is not None:
         return
     there = [t for t in TOWER_TITLES if t != "objective" and config.has_tower(t)]
-    possible = ", ".join(p for t in there for p in of_tower(ORDER, t))
+    possible = ", ".join(p for t in there for p in of_tower(PROTOCOLS, t))
     have = " and ".join(f"{'an' if TOWER_TITLES[t][0] == 'i' else 'a'} {TOWER_TITLES[t]}" for t in there) or "none"
     raise ConfigError(
         f"protocols: {', '.join(of_tower(protocols, tower))} measure the method's {TOWER_TITLES[tower]}, but "

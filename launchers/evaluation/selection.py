@@ -20,11 +20,11 @@ from configs.schema import EvaluateConfig
 from data.storage.shards import load_manifest, replace_file
 from engine.checkpoint import newest_intact
 from engine.downstream.metrics import METRICS, Metric
-from engine.downstream.protocols import TOWERS
+from engine.downstream.protocols import PROTOCOLS
 from engine.downstream.results import now
 from engine.errors import CheckpointError
-from launchers.evaluate import evaluate_runs
-from launchers.evaluation.common import Progressing, splits_of
+from launchers.evaluation.common import splits_of
+from launchers.evaluation.measure import Progressing, evaluate_runs
 from launchers.evaluation.networks import identity_of
 from launchers.runs.files import SELECTION
 from launchers.training.restore import load_run_config
@@ -39,7 +39,7 @@ class Selection:
 
     Attributes:
         step: of the best checkpoint.
-        last: identity of the newest checkpoint that took part, see `launchers.evaluate.identity_of`.
+        last: identity of the newest checkpoint that took part, see `launchers.evaluation.networks.identity_of`.
         by: protocol that compared them.
         split: what they were measured on, for people.
         scores: main metric by step, mean over the downstream configs (and their seeds).
@@ -99,11 +99,11 @@ def select_best(
         every: updates between the checkpoints that take part.
         by: protocol that compares them.
         settings: identity of `configs`, to be written down.
-        progress: see `launchers.evaluation.common.Progressing`.
+        progress: see `launchers.evaluation.measure.Progressing`.
 
     Raises:
         CheckpointError: the run has no intact checkpoint.
-        ConfigError, ShardError, DivergenceError: as `launchers.evaluate.evaluate_runs`.
+        ConfigError, ShardError, DivergenceError: as `launchers.evaluation.measure.evaluate_runs`.
     """
     last = newest_intact(run_dir)
     if last is None:
@@ -137,7 +137,7 @@ def select_best(
 
 def _describe_split(checkpoint: Path, config: EvaluateConfig) -> str:
     manifest = load_manifest(config.data.shards or load_run_config(checkpoint).data.shards)
-    held = splits_of(manifest, config, labelled=TOWERS[config.protocols[0]] == "backbone").test
+    held = splits_of(manifest, config, PROTOCOLS[config.protocols[0]].tower).test
     logs = len(set(manifest.sample_log[held].tolist()))
     return (
         f"{len(held)} sweep{'s' if len(held) > 1 else ''} of {logs} log{'s' if logs > 1 else ''} "

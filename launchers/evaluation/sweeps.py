@@ -1,4 +1,4 @@
-"""The family of protocols that measure 3D networks: labelled sweeps in, segmentation of their points out."""
+"""What protocols of 3D networks read: labelled sweeps."""
 
 from __future__ import annotations
 
@@ -9,56 +9,42 @@ import numpy as np
 
 from configs.schema import EvaluateConfig
 from data.loading.evaluation import point_batches
-from data.sample import IGNORE_LABEL, Batch
-from data.storage.shards import Manifest, SampleReader, ShardError
+from data.sample import Batch
+from data.storage.shards import Manifest, SampleReader
 from data.views.augment import PointAugmentConfig
 from data.views.voxelize import VoxelConfig
-from engine.downstream.common import SegmentationTask
-from engine.downstream.evaluate import evaluate
-from engine.downstream.protocols import Initialisation
-from engine.downstream.results import Result
-from launchers.evaluation.common import Evaluation, draws_of, fitting, splits_of, write_lists
+from engine.downstream.common import Truth
+from engine.downstream.features import SweepParts
+from launchers.evaluation.common import Evaluation
 
 _LONG_PASS = 64
 """Sweeps from which on reading ahead in other processes is worth starting them."""
 
 
-def measure_sweeps(inits: Sequence[Initialisation], evaluation: Evaluation) -> Iterator[Result]:
-    """Linear probe, kNN and fine-tuning; a `launchers.evaluation.common.Family`."""
-    manifest, config = evaluation.manifest, evaluation.config
-    recipe, draws = config.finetune, None
-    with fitting(manifest):
-        task, splits = task_of(manifest), splits_of(manifest, config, labelled=True)
-        if "finetune" in config.protocols:
-            draws = draws_of(manifest, splits, config, recipe.seeds, recipe.tune_seeds)
-    if draws is not None:
-        write_lists(evaluation.folder, manifest, draws, recipe.seeds, recipe.tune_seeds)
-    yield from evaluate(
-        inits,
-        LabelledSweeps(manifest, evaluation.run.data.voxel, config),
-        splits,
-        task,
-        config,
-        draws=draws,
-        context=evaluation.context("backbone"),
-        device=evaluation.device,
-        known=evaluation.known,
-        progress=evaluation.progress,
-    )
+def sweep_parts(evaluation: Evaluation) -> SweepParts:
+    """For the protocols of `tower="backbone"`."""
+    return SweepParts(read=LabelledSweeps(evaluation.manifest, evaluation.run.data.voxel, evaluation.config))
 
 
 @dataclass(frozen=True)
 class LabelledSweeps:
-    """Reads labelled sweeps (the engine's `Sweeps`)."""
+    """Reads labelled sweeps (the engine's `Reader`)."""
 
     manifest: Manifest
     voxel: VoxelConfig
     config: EvaluateConfig
 
     def __call__(
-        self, indices: Sequence[int], *, batch_size: int, augment: bool = False, seed: int = 0, epoch: int = 0
+        self,
+        indices: Sequence[int],
+        *,
+        truth: Truth | None,
+        batch_size: int,
+        augment: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
     ) -> Iterator[Batch]:
-        """Batches in the given order."""
+        """Batches in the given order; classes of points are read with the sweep, whatever `truth` is."""
         return point_batches(
             SampleReader(self.manifest),
             np.asarray(indices, dtype=np.int64),
@@ -69,17 +55,3 @@ class LabelledSweeps:
             epoch=epoch,
             num_workers=self.config.data.num_workers if len(indices) >= _LONG_PASS else 0,
         )
-
-
-def task_of(manifest: Manifest) -> SegmentationTask:
-    """The set's classes.
-
-    Raises:
-        ShardError: it has none.
-    """
-    if not manifest.class_names:
-        raise ShardError(
-            f"{manifest.root} ({manifest.set_name}) has no point labels, so nothing can be evaluated on it; give a "
-            "labelled set with data.shards=..."
-        )
-    return SegmentationTask(dataset=manifest.set_name, class_names=manifest.class_names, ignore_label=IGNORE_LABEL)

@@ -15,11 +15,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from engine.downstream.metrics import Metric
+from engine.downstream.protocols import title_of
 from engine.downstream.results import Result
 from launchers.drawing.canvas import RgbImage, fit_width, jpeg_bytes
 from launchers.drawing.curves import Chart, RunCurve, chart, line_style
 from launchers.evaluation.selection import Selection
-from launchers.reporting.table import PROTOCOLS, Group, groups, notes
+from launchers.reporting.table import Group, groups, notes
 from launchers.reporting.troubles import Trouble, describe_scores
 
 _PICTURE_WIDTH_PX = 1280
@@ -188,7 +189,7 @@ def _evaluations(results: Sequence[Result]) -> list[tuple[str, ...]]:
     )
     rows = [
         (
-            f"{PROTOCOLS.get(r.protocol, r.protocol)}, {r.labels}",
+            f"{title_of(r.protocol)}, {r.labels}",
             r.init,
             r.date,
             ", ".join(map(str, r.seeds)),

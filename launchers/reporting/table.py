@@ -11,35 +11,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from engine.downstream.metrics import METRICS
+from engine.downstream.protocols import PROTOCOLS, title_of
 from engine.downstream.results import Difference, Result
 from launchers.reporting.repetitions import rows_of
-
-PROTOCOLS = {
-    "linear_probe": "linear probe",
-    "knn": "kNN",
-    "finetune": "fine-tuning",
-    "depth": "depth of images",
-    "depth_frozen": "depth of images, network frozen",
-    "image_linear_probe": "classes of pixels, linear probe",
-    "image_finetune": "classes of pixels, fine-tuning",
-    "registration": "registration",
-}
-"""Protocol -> name for people; also their order."""
-
-_SWEEPS = "mIoU over the classes of the test split, every point with its voxel's prediction."
-_DEPTH = "Depth metrics are taken for each image of the test split and averaged over the images."
-_PIXELS = "mIoU of images over the classes of the test split, every pixel at the size that the network sees."
-_POSES = (
-    "Registration: medians over the images of the test split, 180 degrees where no pose was found; registered: within "
-    "2 m and 5 degrees; matching errors over the points that an image shows. Nothing is trained, no label is used."
-)
-REMARKS = {
-    **dict.fromkeys(("linear_probe", "knn", "finetune"), _SWEEPS),
-    **dict.fromkeys(("depth", "depth_frozen"), _DEPTH),
-    **dict.fromkeys(("image_linear_probe", "image_finetune"), _PIXELS),
-    "registration": _POSES,
-}
-"""Protocol -> what its main metric is taken over."""
 
 LEAKS = {
     "none": "none",
@@ -109,7 +83,7 @@ def groups(results: Sequence[Result], labels: Mapping[str, str] | None = None) -
     made = []
     for (dataset, _, protocol, label, _), members in sorted(keyed.items()):
         rows = rows_of(members, results, labels or {})
-        title = f"{dataset}: {PROTOCOLS.get(protocol, protocol)}, labels: {label}"
+        title = f"{dataset}: {title_of(protocol)}, labels: {label}"
         made.append(Group(title, tuple(r for r, _ in rows), tuple(gain for _, gain in rows)))
     return made
 
@@ -134,7 +108,7 @@ def _row(result: Result, gain: Difference | None, metrics: Sequence[str]) -> tup
 
 def notes(results: Sequence[Result]) -> list[str]:
     """What a reader of the table must know."""
-    remarks = list(dict.fromkeys(REMARKS[r.protocol] for r in results if r.protocol in REMARKS))
+    remarks = list(dict.fromkeys(PROTOCOLS[r.protocol].remark for r in results if r.protocol in PROTOCOLS))
     lines = [
         *remarks,
         "± is the sample standard deviation over seeds.",

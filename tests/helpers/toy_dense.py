@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data.sample import IGNORE_LABEL, Batch
-from engine.downstream.image_protocol import Truth
+from engine.downstream.common import Truth
 from models.pairing import FeatureMap
 
 SIZE = (16, 24)

@@ -12,7 +12,8 @@ import torch
 from configs.load import load
 from configs.schema import EvaluateConfig
 from engine.distributed import World
-from launchers import evaluate, export
+from launchers import export
+from launchers.evaluation import measure
 from models.lidar.backbones import BACKBONES
 from models.weights import read_backbone_metadata
 from tests.helpers.pretrain_run import UNCACHED, pretrain_here
@@ -75,7 +76,7 @@ def test_from_first_step_to_exported_file(
     assert all(torch.equal(got[key], expected[key]) for key in expected)
 
     config = load(EvaluateConfig, None, [*PROTOCOLS])
-    results = evaluate.evaluate_runs([whole], config)
+    results = measure.evaluate_runs([whole], config)
     assert [r.protocol for r in results] == ["linear_probe", "knn", "finetune"]
     assert export.main([str(whole), str(out)]) == 0
     described = json.loads(read_backbone_metadata(out)["backbone"])

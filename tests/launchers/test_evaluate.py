@@ -2,19 +2,23 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from configs.load import load
-from configs.schema import EvaluateConfig
+from configs.schema import EvaluateConfig, FollowConfig
 from data.loading.fractions import read_list
 from data.storage.shards import load_manifest
+from engine.downstream.common import ProgressMeter
+from engine.downstream.features import SweepParts, extract_bank, score
+from engine.downstream.protocols import PROTOCOLS
 from engine.downstream.results import read_results
-from launchers import evaluate as verb
+from engine.downstream.runner import Initialisation, Job, Measured, Protocol, segmentation_measured
 from launchers.cli import main as tandem
-from launchers.evaluation import networks
+from launchers.evaluation import measure, networks
 from tests.helpers.image_networks import teacher_config, write_checkpoint
 from tests.helpers.run_folder import run_config, write_toy_run
 from tests.helpers.samples import write_toy_set
@@ -88,6 +92,53 @@ def test_all_protocols_from_checkpoint_to_results(run: Path, shards: str, tmp_pa
     assert (run / "results.json").read_text() == before
 
 
+def test_a_further_protocol_is_one_entry_of_the_table(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls: list[str] = []
+
+    def measure_majority(
+        job: Job[SweepParts], init: Initialisation, names: Sequence[str], meter: ProgressMeter
+    ) -> dict[str, Measured]:
+        """Predicts the most frequent class of the train split everywhere."""
+        calls.append(init.name)
+        (name,) = names
+        backbone, task, sizes = job.prepared(init, 0), job.task(), {"voxels_per_sweep": None, "seed": 0}
+        train, test = (
+            job.parts.read(i.tolist(), truth="labels", batch_size=1) for i in (job.splits.train, job.splits.test)
+        )
+        most = int(extract_bank(backbone, train, task, **sizes).class_counts(task.num_classes).argmax())
+        found = score(backbone, test, {name: lambda features: torch.full((len(features),), most)}, task)
+        meter.advance(1, name)
+        return {name: segmentation_measured(task, [found[name]] * len(job.section(name).seeds), [], scale=100)}
+
+    majority = Protocol(
+        title="most frequent class",
+        remark="Nothing can be worse.",
+        tower="backbone",
+        metric="accuracy",
+        truth="labels",
+        section="knn",
+        measure=measure_majority,
+        work=lambda job, init, names: 1,
+    )
+    arguments = ["evaluate", str(run), yaml_of(tmp_path), *QUICK, "protocols=[majority,knn]"]
+    assert tandem(arguments) == 2
+    assert "expected one or more different ones of linear_probe, knn" in capsys.readouterr().err
+    monkeypatch.setitem(PROTOCOLS, "majority", majority)
+    assert tandem(arguments) == 0
+    out = capsys.readouterr().out
+    assert "toy: most frequent class, labels: all" in out
+    assert "Nothing can be worse." in out
+    results = [r for r in read_results(run / "results.json") if r.protocol == "majority"]
+    assert calls == [r.init for r in results] == ["slidr", "random"]
+    assert all(r.metric == "accuracy" and 25 < r.mean <= 100 for r in results)
+    assert results[0].values == results[1].values
+    assert tandem(arguments) == 0  # known by now
+    assert len(calls) == 2
+    assert FollowConfig(select_by="majority").select_by == "majority"
+
+
 def test_random_rows_are_shared_through_one_results_file(run: Path, tmp_path: Path) -> None:
     config, target = yaml_of(tmp_path), tmp_path / "all" / "results.json"
     other = tmp_path / "slidr-seed1"
@@ -105,7 +156,7 @@ def test_several_checkpoints_are_repetitions(run: Path, tmp_path: Path) -> None:
     other = tmp_path / "slidr-seed1"
     shutil.copytree(run, other)
     config = load(EvaluateConfig, None, [*QUICK, "protocols=[knn]", "knn.seeds=[0,1]", "random=false"])
-    results = verb.evaluate_runs([run, other], config)
+    results = measure.evaluate_runs([run, other], config)
     assert len(results) == 1
     assert [c.split("/")[0] for c in results[0].checkpoint] == ["slidr-seed0", "slidr-seed1"]
     assert results[0].pretraining == "12 steps, seeds 0, 0"

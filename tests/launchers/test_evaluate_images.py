@@ -14,8 +14,8 @@ from engine.downstream.results import read_results
 from launchers.cli import main as tandem
 from launchers.cluster.plan_followups import baseline_jobs, evaluation_jobs
 from launchers.drawing.predictions import read_predictions
-from launchers.evaluate import evaluate_runs
 from launchers.evaluation import networks
+from launchers.evaluation.measure import evaluate_runs
 from launchers.reporting.hparams import metrics_of
 from launchers.reporting.report_page import page
 from launchers.reporting.table import groups, markdown

@@ -23,9 +23,9 @@ from engine.errors import CheckpointError
 from launchers.cli import main as tandem
 from launchers.cluster.evaluation_jobs import EvaluationJob
 from launchers.cluster.plan_followups import baseline_jobs, evaluation_jobs, report_job, safe_name, selection_job
-from launchers.evaluate import evaluate_runs
 from launchers.evaluation import selection
 from launchers.evaluation.common import splits_of
+from launchers.evaluation.measure import evaluate_runs
 from launchers.evaluation.selection import Selection, read_selection, select_best
 from launchers.reporting.collect import gather
 from launchers.runs.files import read_error
@@ -242,7 +242,7 @@ def test_scores_of_the_choice_are_no_results(run: Path, shards: str, protocols: 
 def test_holdout_measures_on_logs_of_the_train_split(run: Path, shards: str) -> None:
     manifest = load_manifest(shards)
     config = load(EvaluateConfig, None, ["data.holdout=true", "data.test_split=absent", *QUICK, "protocols=[knn]"])
-    splits = splits_of(manifest, config, labelled=True)
+    splits = splits_of(manifest, config, "backbone")
     assert sorted([*splits.train, *splits.test]) == sorted(manifest.indices("train"))
     assert not set(manifest.sample_log[splits.train]) & set(manifest.sample_log[splits.test])
     (held, _) = evaluate_runs([run], config)

@@ -1,19 +1,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
 
 from engine.downstream.common import LabelDraws, hold_out
-from engine.downstream.evaluate import ProtocolsConfig, evaluate
+from engine.downstream.features import SweepParts
 from engine.downstream.finetune import FinetuneConfig, finetune
 from engine.downstream.fit import learning_rate_factor
 from engine.downstream.knn import KnnConfig
 from engine.downstream.linear_probe import LinearProbeConfig
-from engine.downstream.protocols import Initialisation
-from engine.downstream.results import paired_difference
+from engine.downstream.protocols import ProtocolsConfig, of_tower
+from engine.downstream.results import Result, paired_difference
+from engine.downstream.runner import Initialisation, Job, measure
 from tests.engine.downstream.toy import TASK, ToyNet, ToySweeps, toy_splits
 
 SMALL = ProtocolsConfig(
@@ -29,20 +31,30 @@ RANDOM = Initialisation(
 )
 
 
+def run(
+    inits: list[Initialisation],
+    sweeps: ToySweeps,
+    config: ProtocolsConfig = SMALL,
+    *,
+    draws: LabelDraws | None = DRAWS,
+    known: Sequence[Result] = (),
+    progress: Callable[[float, str], None] | None = None,
+) -> list[Result]:
+    job = Job(
+        protocols=of_tower(config.protocols, "backbone"),
+        parts=SweepParts(read=sweeps),
+        splits=toy_splits(),
+        dataset="toy",
+        classes=TASK,
+        config=config,
+        draws={} if draws is None else {"finetune": draws},
+    )
+    return list(measure(inits, job, known=known, progress=progress))
+
+
 def test_all_protocols_compare_under_the_same_budget() -> None:
     sweeps, shares = ToySweeps(), []
-    results = list(
-        evaluate(
-            [PRETRAINED, RANDOM],
-            sweeps,
-            toy_splits(),
-            TASK,
-            SMALL,
-            draws=DRAWS,
-            context={},
-            progress=lambda share, text: shares.append(share),
-        )
-    )
+    results = run([PRETRAINED, RANDOM], sweeps, progress=lambda share, text: shares.append(share))
     assert [(r.init, r.protocol) for r in results] == [
         (init, p) for init in ("toy", "random") for p in ("linear_probe", "knn", "finetune")
     ]
@@ -63,7 +75,7 @@ def test_all_protocols_compare_under_the_same_budget() -> None:
 
 def test_nothing_is_ever_fitted_or_tuned_on_the_test_split() -> None:
     sweeps, splits = ToySweeps(), toy_splits()
-    list(evaluate([PRETRAINED], sweeps, splits, TASK, SMALL, draws=DRAWS, context={}))
+    run([PRETRAINED], sweeps)
     test = set(splits.test.tolist())
     asked = [set(indices) for indices, *_ in sweeps.calls]
     assert [a for a in asked if a & test] == [test] * 3  # one frozen pass, one for each of two fine-tuning seeds
@@ -80,27 +92,24 @@ def test_draws_that_do_not_fit_are_refused() -> None:
     }
     for message, draws in bad.items():
         with pytest.raises(ValueError, match=message):
-            next(evaluate([PRETRAINED], ToySweeps(), toy_splits(), TASK, SMALL, draws=draws, context={}))
+            run([PRETRAINED], ToySweeps(), draws=draws)
 
 
 def test_known_results_are_not_measured_again() -> None:
     frozen = dataclasses.replace(SMALL, protocols=("linear_probe", "knn"))
-    first = list(evaluate([PRETRAINED], ToySweeps(), toy_splits(), TASK, frozen, context={}))
+    first = run([PRETRAINED], ToySweeps(), frozen)
     sweeps = ToySweeps()
-    assert list(evaluate([PRETRAINED], sweeps, toy_splits(), TASK, frozen, context={}, known=first)) == first
+    assert run([PRETRAINED], sweeps, frozen, known=first) == first
     assert not sweeps.calls
     other = dataclasses.replace(frozen, knn=KnnConfig(bank_size=100))
-    again = list(evaluate([PRETRAINED], sweeps, toy_splits(), TASK, other, context={}, known=first))
+    again = run([PRETRAINED], sweeps, other, known=first)
     assert [r.protocol for r in again] == ["linear_probe", "knn"]
     assert again[0] == first[0]
     assert again[1] != first[1]
 
 
 def test_evaluation_repeats_bit_for_bit() -> None:
-    runs = [
-        [r.values for r in evaluate([PRETRAINED], ToySweeps(), toy_splits(), TASK, SMALL, draws=DRAWS, context={})]
-        for _ in "ab"
-    ]
+    runs = [[r.values for r in run([PRETRAINED], ToySweeps())] for _ in "ab"]
     assert runs[0] == runs[1]
 
 
@@ -119,7 +128,7 @@ def test_finetuning_learns_leaves_the_start_alone_and_uses_only_the_drawn_sweeps
 
 def test_unlabelled_sweeps_are_refused() -> None:
     with pytest.raises(ValueError, match="no point labels"):
-        list(evaluate([PRETRAINED], ToySweeps(labelled=False), toy_splits(), TASK, SMALL, draws=DRAWS, context={}))
+        run([PRETRAINED], ToySweeps(labelled=False))
 
 
 def test_learning_rate_curve() -> None:

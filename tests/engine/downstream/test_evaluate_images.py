@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -10,11 +10,9 @@ import torch
 from data.sample import IGNORE_LABEL
 from engine.downstream.common import LabelDraws, SegmentationTask
 from engine.downstream.confusion import LabelError
+from engine.downstream.dense import ImageParts, Keep, build_dense, score_dense, train_dense
 from engine.downstream.depth import DepthConfig, DepthTask
-from engine.downstream.evaluate import ProtocolsConfig
-from engine.downstream.evaluate_images import ImageParts, evaluate_images
 from engine.downstream.features import FeatureBank
-from engine.downstream.image_protocol import build_dense, score_dense, train_dense
 from engine.downstream.image_segmentation import (
     ImageFinetuneConfig,
     ImageProbeConfig,
@@ -23,8 +21,9 @@ from engine.downstream.image_segmentation import (
     probe_pyramid,
 )
 from engine.downstream.linear_probe import LinearHead
-from engine.downstream.protocols import Initialisation, ProtocolName
+from engine.downstream.protocols import ProtocolsConfig, of_tower
 from engine.downstream.results import Result, paired_difference
+from engine.downstream.runner import Initialisation, Job, measure
 from models.image.decoder import UNetDecoder
 from models.pairing import FeatureMap, upsample_to_pixels
 from tests.engine.downstream.toy import toy_splits
@@ -40,7 +39,7 @@ def read_map(m: FeatureMap, size: tuple[int, int]) -> torch.Tensor:
 
 
 CLASSES = SegmentationTask(dataset="toy", class_names=("dark", "middle", "bright"), ignore_label=IGNORE_LABEL)
-PROTOCOLS: tuple[ProtocolName, ...] = ("depth", "depth_frozen", "image_linear_probe", "image_finetune")
+PROTOCOLS: tuple[str, ...] = ("depth", "depth_frozen", "image_linear_probe", "image_finetune")
 SMALL = ProtocolsConfig(
     protocols=PROTOCOLS,
     depth=DepthConfig(steps=12, lrs=(0.002, 0.01), width=8),
@@ -52,7 +51,7 @@ DRAWN = LabelDraws(
     text="5 frames", runs=(np.arange(5), np.arange(4, 9)), tuning=(np.array([1, 2, 4]),), settings={"kind": "toy"}
 )
 DEPTH_DRAWN = dataclasses.replace(DRAWN, runs=DRAWN.runs[:1])
-DRAWS: dict[ProtocolName, LabelDraws] = {
+DRAWS: dict[str, LabelDraws] = {
     "depth": DEPTH_DRAWN,
     "depth_frozen": DEPTH_DRAWN,
     "image_finetune": DRAWN,
@@ -64,11 +63,26 @@ RANDOM = Initialisation(
 
 
 def run(
-    inits: list[Initialisation], images: ToyImages, config: ProtocolsConfig = SMALL, **more: object
+    inits: list[Initialisation],
+    images: ToyImages,
+    config: ProtocolsConfig = SMALL,
+    *,
+    classes: SegmentationTask | None = CLASSES,
+    draws: Mapping[str, LabelDraws] = DRAWS,
+    known: Sequence[Result] = (),
+    progress: Callable[[float, str], None] | None = None,
+    keep: Keep | None = None,
 ) -> list[Result]:
-    parts = ImageParts(images=images, decoder=make_decoder, resample=read_map)
-    options: dict[str, object] = {"draws": DRAWS, "context": {}, **more}
-    return list(evaluate_images(inits, parts, toy_splits(), "toy", CLASSES, config, **options))  # type: ignore[arg-type]
+    job = Job(
+        protocols=of_tower(config.protocols, "image_backbone"),
+        parts=ImageParts(read=images, decoder=make_decoder, resample=read_map, keep=keep),
+        splits=toy_splits(),
+        dataset="toy",
+        classes=classes,
+        config=config,
+        draws=draws,
+    )
+    return list(measure(inits, job, known=known, progress=progress))
 
 
 @pytest.fixture(scope="module")
@@ -199,15 +213,13 @@ def test_chosen_pixels_are_labelled_different_and_at_most_so_many() -> None:
 
 
 def test_missing_truth_classes_and_draws_are_refused() -> None:
-    only: ProtocolName
     for only in PROTOCOLS:
         config = dataclasses.replace(SMALL, protocols=(only,))
         with pytest.raises(LabelError, match=r"have no (depth|classes of pixels)"):
             run([PRETRAINED], ToyImages(with_truth=False), config)
     with pytest.raises(ValueError, match="needs draws"):
         run([PRETRAINED], ToyImages(), draws={})
-    parts = ImageParts(images=ToyImages(), decoder=make_decoder, resample=read_map)
     with pytest.raises(ValueError, match="image_linear_probe needs class names"):
-        list(evaluate_images([PRETRAINED], parts, toy_splits(), "toy", None, SMALL, draws=DRAWS, context={}))
+        run([PRETRAINED], ToyImages(), classes=None)
     with pytest.raises(ValueError, match="class_balance is not implemented"):
         ImageFinetuneConfig(loss=dataclasses.replace(SMALL.image_finetune.loss, class_balance=0.5))

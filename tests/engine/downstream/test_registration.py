@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -10,9 +11,19 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
 from data.sample import Batch
+from engine.downstream.common import Splits, Truth
 from engine.downstream.metrics import METRICS
-from engine.downstream.protocols import Initialisation, Planned
-from engine.downstream.registration import MAIN_METRIC, RegistrationConfig, register, registration, solve_ransac
+from engine.downstream.protocols import ProtocolsConfig, of_tower
+from engine.downstream.registration import (
+    MAIN_METRIC,
+    PoseParts,
+    Registered,
+    RegistrationConfig,
+    register,
+    solve_ransac,
+)
+from engine.downstream.results import Result
+from engine.downstream.runner import Initialisation, Job, measure
 from models.pose.alignment import PoseEstimate
 from tests.helpers.toy_batches import toy_batch
 
@@ -55,33 +66,47 @@ class Oracle(nn.Module):
         )
 
 
-class Sweeps:
-    """Two toy sweeps, one camera each."""
-
-    def __call__(self, seed: int) -> list[Batch]:
-        """The same for each seed."""
-        return [toy_batch([n], images_each=1, calibration=True) for n in (0, 1)]
-
-    def calibration(self) -> list[Batch]:
-        """Another one."""
-        return [toy_batch([2], images_each=1, calibration=True)]
+SWEEPS = Splits(train=np.array([2, 3]), train_logs=np.array([0, 1]), test=np.array([0, 1]))
 
 
-def _planned(config: RegistrationConfig) -> Planned:
-    return Planned(
-        protocol="registration",
+def read(
+    indices: Sequence[int],
+    *,
+    truth: Truth | None,
+    batch_size: int,
+    augment: bool = False,
+    seed: int = 0,
+    epoch: int = 0,
+) -> list[Batch]:
+    """Toy sweeps, one camera each, the same for each seed."""
+    return [toy_batch([n], images_each=1, calibration=True) for n in indices]
+
+
+TEST = read([0, 1], truth="pose", batch_size=1)
+
+
+def run(
+    inits: list[Initialisation],
+    config: RegistrationConfig = RegistrationConfig(),  # noqa: B008
+    *,
+    calibration_sweeps: int = 1,
+    known: Sequence[Result] = (),
+    progress: Callable[[float, str], None] | None = None,
+    keep: Callable[[str, int, Registered], None] | None = None,
+) -> list[Result]:
+    job = Job(
+        protocols=of_tower(["registration"], "objective"),
+        parts=PoseParts(read=read, keep=keep),
+        splits=SWEEPS,
         dataset="toy",
-        labels="none",
-        seeds=config.seeds,
-        metric=MAIN_METRIC,
-        settings={},
-        context={},
-        task=[],
+        classes=None,
+        config=ProtocolsConfig(protocols=("registration",), registration=config, calibration_sweeps=calibration_sweeps),
     )
+    return list(measure(inits, job, known=known, progress=progress))
 
 
 def test_known_errors():
-    done = register(Oracle(shift_px=3.0, turn_deg=4.0), Sweeps()(0), RegistrationConfig()).metrics()
+    done = register(Oracle(shift_px=3.0, turn_deg=4.0), TEST, RegistrationConfig()).metrics()
     assert done[MAIN_METRIC] == pytest.approx(4.0, abs=1e-3)
     assert done["rre_euler"] == pytest.approx(4.0, abs=1e-3)
     assert done["rte_median"] == pytest.approx(0.0, abs=1e-5)
@@ -93,7 +118,7 @@ def test_known_errors():
 
 
 def test_no_pose_is_the_worst_pose():
-    done = register(Oracle(found=False), Sweeps()(0), RegistrationConfig()).metrics()
+    done = register(Oracle(found=False), TEST, RegistrationConfig()).metrics()
     assert done[MAIN_METRIC] == 180.0
     assert done["recall"] == done["found"] == 0.0
     assert done["rte_median"] is None
@@ -101,7 +126,7 @@ def test_no_pose_is_the_worst_pose():
 
 
 def test_ransac_finds_the_pose_among_wrong_matches():
-    done = register(Oracle(turn_deg=90.0), Sweeps()(0), RegistrationConfig(solver="ransac")).metrics()
+    done = register(Oracle(turn_deg=90.0), TEST, RegistrationConfig(solver="ransac")).metrics()
     assert done[MAIN_METRIC] == pytest.approx(0.0, abs=0.05)  # from the matches, whatever the network says
     rng = np.random.default_rng(0)
     K = np.array([[400.0, 0, 320], [0, 400.0, 120], [0, 0, 1]])
@@ -141,16 +166,11 @@ def test_records_of_several_seeds_and_networks():
         Initialisation(name="random", pretrained=False, networks=(lambda: Oracle(found=False),)),
     ]
     told: list[float] = []
-    results = list(
-        registration(
-            inits,
-            Sweeps(),
-            _planned(config),
-            config,
-            num_sweeps=2,
-            progress=lambda share, text: told.append(share),
-            keep=lambda name, seed, done: seen.append((name, seed, len(done.errors.rte_m))),
-        )
+    results = run(
+        inits,
+        config,
+        progress=lambda share, text: told.append(share),
+        keep=lambda name, seed, done: seen.append((name, seed, len(done.errors.rte_m))),
     )
     assert [r.init for r in results] == ["good", "random"]
     assert results[0].values == pytest.approx((1.0, 2.0, 1.0), abs=1e-3)
@@ -160,8 +180,7 @@ def test_records_of_several_seeds_and_networks():
     assert seen[0] == ("good", 0, 2)
     assert len(seen) == 6
     assert told[-1] == 1.0
-    again = list(registration(inits, Sweeps(), _planned(config), config, num_sweeps=2, known=results))
-    assert [r.date for r in again] == [r.date for r in results]
+    assert run(inits, config, known=results) == results
 
 
 def test_batch_norm_is_calibrated_on_the_train_sweeps():
@@ -172,15 +191,17 @@ def test_batch_norm_is_calibrated_on_the_train_sweeps():
         return made[-1]
 
     init = Initialisation(name="random", pretrained=False, networks=(build,))
-    config = RegistrationConfig()
-    list(registration([init], Sweeps(), _planned(config), config, num_sweeps=2))
-    wanted: Tensor = Sweeps().calibration()[0].points.mean(dim=0)
-    torch.testing.assert_close(made[0].norm.running_mean, wanted)
+    run([init])
+    mean: Tensor = read([2], truth="pose", batch_size=1)[0].points.mean(dim=0)
+    torch.testing.assert_close(made[0].norm.running_mean, mean)
+    run([init], calibration_sweeps=0)  # left alone: those of the network as it was built
+    torch.testing.assert_close(made[1].norm.running_mean, torch.zeros(3))
+    assert int(made[1].norm.num_batches_tracked) == 0
 
 
 def test_refused():
     with pytest.raises(ValueError, match="Linear has no estimate_pose"):
-        register(nn.Linear(1, 1), Sweeps()(0), RegistrationConfig())
+        register(nn.Linear(1, 1), TEST, RegistrationConfig())
     with pytest.raises(ValueError, match="test split is empty"):
         register(Oracle(), [], RegistrationConfig())
     for settings in (
@@ -192,6 +213,6 @@ def test_refused():
     ):
         with pytest.raises(ValueError, match=next(iter(settings))):
             RegistrationConfig(**settings)
-    blind = dataclasses.replace(Sweeps()(0)[0], image_T_cam_points=None)
+    blind = dataclasses.replace(TEST[0], image_T_cam_points=None)
     with pytest.raises(ValueError, match="sample-000 have no calibration"):
         register(Oracle(), [blind], RegistrationConfig())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data.sample import IGNORE_LABEL, Batch
-from engine.downstream.common import SegmentationTask, Splits
+from engine.downstream.common import SegmentationTask, Splits, Truth
 
 TASK = SegmentationTask(dataset="toy", class_names=("road", "car", "tree"), ignore_label=IGNORE_LABEL)
 
@@ -51,7 +51,14 @@ class ToySweeps:
     labelled: bool = True
 
     def __call__(
-        self, indices: Sequence[int], *, batch_size: int, augment: bool = False, seed: int = 0, epoch: int = 0
+        self,
+        indices: Sequence[int],
+        *,
+        truth: Truth | None,
+        batch_size: int,
+        augment: bool = False,
+        seed: int = 0,
+        epoch: int = 0,
     ) -> Iterable[Batch]:
         self.calls.append((tuple(indices), augment, seed, epoch))
         for at in range(0, len(indices), batch_size):

@@ -1,8 +1,7 @@
-"""What the protocols for image networks share: batches, the network, the recipe, and one training run.
+"""Dense prediction from images: what the protocols of image networks share.
 
-A run trains a decoder, and the encoder with it unless that is frozen, on the drawn samples. The protocol around it
-(`engine.downstream.evaluate_images`) gives every initialisation the same draws, tunes the rate for each on samples of
-the train split that no draw contains, and spends the same number of updates.
+A run trains a decoder, and the encoder with it unless that is frozen, on the drawn samples;
+`engine.downstream.runner.train_on_draws` says how runs are compared. What is predicted is a `DenseTask`.
 
 Letters: I images, C channels, H W pixels.
 """
@@ -11,21 +10,21 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from engine.downstream.common import check_rates, check_seeds
+from engine.downstream.common import ProgressMeter, Reader, Truth, Tuned, UnsuitableError, check_rates, check_seeds
 from engine.downstream.confusion import LabelError
-from engine.downstream.fit import train_updates
+from engine.downstream.fit import train_updates, training_stream
+from engine.downstream.metrics import METRICS
+from engine.downstream.runner import Initialisation, Job, Parts, train_on_draws
 from engine.interfaces import BatchLike
-
-Truth = Literal["depth", "labels"]
 
 
 @runtime_checkable
@@ -53,24 +52,6 @@ class ImageBatch(BatchLike, Protocol):
 
 
 @runtime_checkable
-class Images(Protocol):
-    """Reads images with ground truth by sample, in the given order."""
-
-    def __call__(
-        self,
-        indices: Sequence[int],
-        *,
-        truth: Truth | None,
-        batch_size: int,
-        augment: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-    ) -> Iterable[ImageBatch]:
-        """Batches of at most `batch_size` samples; augmentations are a function of (seed, epoch, sample)."""
-        ...
-
-
-@runtime_checkable
 class Measure(Protocol):
     """Collects what is needed for the metrics of one pass."""
 
@@ -83,8 +64,12 @@ class Measure(Protocol):
         ...
 
 
+MeasureT_co = TypeVar("MeasureT_co", bound=Measure, covariant=True)
+MeasureT = TypeVar("MeasureT", bound=Measure)
+
+
 @runtime_checkable
-class DenseTask(Protocol):
+class DenseTask(Protocol[MeasureT_co]):
     """A quantity for each pixel: what is learnt, from what, and how it is judged."""
 
     @property
@@ -108,7 +93,7 @@ class DenseTask(Protocol):
         """To be minimised."""
         ...
 
-    def measure(self) -> Measure:
+    def measure(self) -> MeasureT_co:
         """An empty measurement."""
         ...
 
@@ -182,11 +167,11 @@ def pyramid_of(encoder: nn.Module, images: UInt8[Tensor, "I 3 H W"]) -> Sequence
     """Maps of an encoder, each with `values`, `stride` and `origin_px`; finest first.
 
     Raises:
-        ValueError: the network has no pyramid.
+        UnsuitableError: the network has no pyramid.
     """
     pyramid = getattr(encoder, "pyramid", None)
     if pyramid is None:
-        raise ValueError(f"{type(encoder).__name__} has no method pyramid: it is no image network")
+        raise UnsuitableError(f"{type(encoder).__name__} has no method pyramid: it is no image network")
     maps: Sequence[Any] = pyramid(images)
     return maps
 
@@ -203,16 +188,22 @@ def images_of(batch: ImageBatch) -> UInt8[Tensor, "I 3 H W"]:
 
 
 def build_dense(
-    encoder: nn.Module, task: DenseTask, config: DenseTrainingConfig, make: DecoderMaker, *, seed: int, frozen: bool
+    encoder: nn.Module,
+    task: DenseTask[Measure],
+    config: DenseTrainingConfig,
+    make: DecoderMaker,
+    *,
+    seed: int,
+    frozen: bool,
 ) -> DenseNetwork:
     """A copy of the encoder with a new decoder; the caller's random state is left alone.
 
     Raises:
-        ValueError: the network has no pyramid.
+        UnsuitableError: the network has no pyramid.
     """
     levels = getattr(encoder, "level_features", None)
     if levels is None:
-        raise ValueError(f"{type(encoder).__name__} has no attribute level_features: it is no image network")
+        raise UnsuitableError(f"{type(encoder).__name__} has no attribute level_features: it is no image network")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         decoder = make(levels, task.num_outputs, config.width)
@@ -221,9 +212,9 @@ def build_dense(
 
 def train_dense(
     network: DenseNetwork,
-    images: Images,
+    images: Reader[ImageBatch],
     indices: Int[np.ndarray, " n"],
-    task: DenseTask,
+    task: DenseTask[Measure],
     config: DenseTrainingConfig,
     *,
     lr: float,
@@ -261,7 +252,9 @@ def train_dense(
     train_updates(
         network,
         optimizer,
-        _stream(images, indices, task, config, seed),
+        training_stream(
+            images, indices, truth=task.truth, batch_size=config.batch_size, augment=config.augment, seed=seed
+        ),
         lambda batch: task.loss(network(images_of(batch)), batch, generator),
         steps=config.steps,
         clip_norm=config.clip_norm,
@@ -275,11 +268,11 @@ def train_dense(
 def score_dense(
     network: DenseNetwork,
     batches: Iterable[ImageBatch],
-    task: DenseTask,
+    task: DenseTask[MeasureT],
     *,
     device: torch.device | str = "cpu",
     on_samples: Callable[[int], None] | None = None,
-) -> Measure:
+) -> MeasureT:
     """The measurement of one pass.
 
     Raises:
@@ -296,19 +289,71 @@ def score_dense(
     return measure
 
 
-def _stream(
-    images: Images, indices: Int[np.ndarray, " n"], task: DenseTask, config: DenseTrainingConfig, seed: int
-) -> Iterator[ImageBatch]:
-    """Endless batches: each labelled sample once an epoch, in an order that depends on (seed, epoch) alone."""
-    epoch = 0
-    while True:
-        order = np.random.default_rng([seed, epoch]).permutation(indices).tolist()
-        yield from images(
-            order, truth=task.truth, batch_size=config.batch_size, augment=config.augment, seed=seed, epoch=epoch
-        )
-        epoch += 1
-
-
 def per_seed(found: Sequence[Mapping[str, float]]) -> dict[str, tuple[float | None, ...]]:
     """Metrics of several runs as a record holds them; None where a number is not defined."""
     return {name: tuple(run[name] if math.isfinite(run[name]) else None for run in found) for name in found[0]}
+
+
+# --- the part that all protocols of image networks have in common ---
+
+Resample = Callable[[Any, tuple[int, int]], Float[Tensor, "I C H W"]]
+"""(map of a pyramid, (height, width)) -> the map read bilinearly at every pixel."""
+Keep = Callable[[str, str, DenseNetwork], None]
+"""Called with (initialisation, protocol, network of the first seed) before the network is thrown away, to draw
+pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageParts(Parts[ImageBatch]):
+    """What protocols of image networks need.
+
+    Attributes:
+        decoder: makes decoders.
+        resample: reads a map at every pixel.
+        keep: see `Keep`.
+    """
+
+    decoder: DecoderMaker
+    resample: Resample
+    keep: Keep | None = None
+
+    def run(self, network: nn.Module, batch: ImageBatch) -> object:
+        """The batch's pyramid."""
+        return pyramid_of(network, images_of(batch))
+
+
+def measure_dense(
+    job: Job[ImageParts],
+    init: Initialisation,
+    name: str,
+    meter: ProgressMeter,
+    task: DenseTask[MeasureT],
+    *,
+    frozen: bool = False,
+) -> tuple[list[MeasureT], list[Tuned]]:
+    """Train decoders on the protocol's draws and score them: what `train_on_draws` gives back."""
+    config, parts, sign = job.section(name), job.parts, METRICS[task.metric].sign
+
+    def train(
+        start: nn.Module, drawn: Int[np.ndarray, " n"], lr: float, seed: int, on_step: Callable[[int], None]
+    ) -> DenseNetwork:
+        network = build_dense(start, task, config, parts.decoder, seed=seed, frozen=frozen)
+        return train_dense(
+            network, parts.read, drawn, task, config, lr=lr, seed=seed, device=job.device, on_step=on_step
+        )
+
+    def score(network: DenseNetwork, samples: Int[np.ndarray, " m"], on_samples: Callable[[int], None]) -> MeasureT:
+        batches = parts.read(samples.tolist(), truth=task.truth, batch_size=1)
+        return score_dense(network, batches, task, device=job.device, on_samples=on_samples)
+
+    keep = parts.keep
+    return train_on_draws(
+        job,
+        init,
+        name,
+        meter,
+        train=train,
+        score=score,
+        goodness=lambda measure: sign * measure.metrics()[task.metric],
+        keep=None if keep is None else lambda network: keep(init.name, name, network),
+    )

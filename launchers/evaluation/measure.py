@@ -1,0 +1,195 @@
+"""Measure pre-trained networks beside random ones with the protocols of a config, and write the results down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+from common.run_files import RESULTS_FILE
+from configs.load import ConfigError
+from configs.schema import EvaluateConfig, PretrainConfig
+from data.storage.shards import ShardError, load_manifest
+from engine.downstream.common import LabelDraws, Splits, UnsuitableError
+from engine.downstream.confusion import LabelError
+from engine.downstream.protocols import PROTOCOLS, of_tower
+from engine.downstream.results import Result, ResultsError, read_results, write_results
+from engine.downstream.runner import Initialisation, Job, Parts, Tower, measure
+from launchers.evaluation.common import Evaluation, device_of, draws_of, fitting, splits_of, task_of, write_lists
+from launchers.evaluation.images import image_parts
+from launchers.evaluation.networks import (
+    check_alike,
+    check_tower,
+    open_source,
+    pretrained_initialisation,
+    random_initialisation,
+    run_folder_of,
+)
+from launchers.evaluation.registration_task import pose_parts
+from launchers.evaluation.sweeps import sweep_parts
+
+Progressing = Callable[[float, str], None]
+"""Called with the share done (0 to 1) and the piece of work at hand."""
+
+
+def evaluate_runs(
+    checkpoints: Sequence[Path],
+    config: EvaluateConfig,
+    *,
+    chosen: tuple[str, ...] = (),
+    progress: Progressing | None = None,
+) -> list[Result]:
+    """Measure pre-trained networks and random initialisation under the same budget, and write the results down.
+
+    Args:
+        checkpoints: folders of runs or checkpoints, repetitions of one method.
+        config: protocols.
+        chosen: how the checkpoints were chosen, see `Result.chosen`.
+        progress: see `Progressing`.
+
+    Returns:
+        The results that answer this call, measured now or before.
+
+    Raises:
+        ConfigError: settings that do not fit the data or each other.
+        ShardError: no such set or split, an unlabelled set, or damaged samples.
+        CheckpointError: no usable weights, or checkpoints that are no repetitions of each other.
+        DivergenceError: training diverged at every learning rate.
+    """
+    sources = [open_source(path) for path in checkpoints]
+    check_alike(sources)
+
+    def of_tower(tower: Tower) -> list[Initialisation]:
+        random = [random_initialisation(sources[0].config, config, tower)] if config.random else []
+        return [pretrained_initialisation(sources, tower, chosen), *random]
+
+    return _measure(of_tower, sources[0].config, config, results_file(checkpoints[0], config), progress)
+
+
+def evaluate_random(
+    run_config: PretrainConfig, config: EvaluateConfig, path: Path, *, progress: Progressing | None = None
+) -> list[Result]:
+    """Measure random initialisation of a run's networks; no checkpoint is needed.
+
+    Args:
+        run_config: gives the networks, their input and the set (unless `config` names another).
+        config: protocols.
+        path: results file.
+        progress: see `Progressing`.
+
+    Returns:
+        One record a protocol, measured now or before.
+
+    Raises:
+        ConfigError, ShardError, DivergenceError: as `evaluate_runs`.
+    """
+    return _measure(
+        lambda tower: [random_initialisation(run_config, config, tower)], run_config, config, path, progress
+    )
+
+
+def _measure(
+    inits: Callable[[Tower], list[Initialisation]],
+    run_config: PretrainConfig,
+    config: EvaluateConfig,
+    path: Path,
+    progress: Progressing | None,
+) -> list[Result]:
+    towers = list(dict.fromkeys(p.tower for name, p in PROTOCOLS.items() if name in config.protocols))
+    for tower in towers:
+        check_tower(run_config, tower, config.protocols)
+    manifest = load_manifest(config.data.shards or run_config.data.shards, config.data.cache or run_config.data.cache)
+    evaluation = Evaluation(
+        manifest=manifest, run=run_config, config=config, folder=path.parent, device=device_of(config.device)
+    )
+    answers: list[Result] = []
+    try:
+        for number, tower in enumerate(towers):
+            known = read_results(path) if path.exists() else []
+            listener = _part_of(progress, number, len(towers))
+            for result in measure(inits(tower), job_of(evaluation, tower), known=known, progress=listener):
+                answers.append(result)
+                if result not in known:
+                    write_results(path, [result])
+    except LabelError as error:
+        raise ShardError(f"{manifest.root}: {error}") from error
+    except UnsuitableError as error:
+        raise ConfigError(f"{error} ({manifest.root})") from error
+    except ResultsError as error:
+        raise ConfigError(f"{error}; repair or remove the file, or give another with results=...") from error
+    return answers
+
+
+def job_of(evaluation: Evaluation, tower: Tower) -> Job[Any]:
+    """The chosen protocols of a tower with all that they need; lists of drawn samples are written.
+
+    Raises:
+        ConfigError: settings that do not fit the set.
+        ShardError: the set has no such split, or no classes.
+    """
+    manifest, config = evaluation.manifest, evaluation.config
+    protocols = of_tower(config.protocols, tower)
+    drawn = {name: getattr(config, p.section) for name, p in protocols.items() if p.drawn}
+    with fitting(manifest):
+        classes = task_of(manifest) if any(p.truth == "labels" for p in protocols.values()) else None
+        splits = splits_of(manifest, config, tower)
+        draws = {
+            name: draws_of(manifest, splits, config, tower, recipe.seeds, recipe.tune_seeds)
+            for name, recipe in drawn.items()
+        }
+    for name, recipe in drawn.items():
+        write_lists(evaluation.folder, manifest, draws[name], recipe.seeds, recipe.tune_seeds, protocol=name)
+    return Job(
+        protocols=protocols,
+        parts=_parts_of(evaluation, tower, splits, draws),
+        splits=splits,
+        dataset=manifest.set_name,
+        classes=classes,
+        config=config,
+        draws=draws,
+        context=evaluation.context(tower),
+        device=evaluation.device,
+    )
+
+
+def _parts_of(evaluation: Evaluation, tower: Tower, splits: Splits, draws: Mapping[str, LabelDraws]) -> Parts[Any]:
+    """What a tower's protocols read."""
+    if tower == "backbone":
+        return sweep_parts(evaluation)
+    return image_parts(evaluation, splits, draws) if tower == "image_backbone" else pose_parts(evaluation)
+
+
+def _part_of(progress: Progressing | None, number: int, count: int) -> Progressing | None:
+    """A listener to one of several equal parts of the work."""
+    if progress is None or count == 1:
+        return progress
+    return lambda share, text: progress((number + share) / count, text)
+
+
+def results_file(checkpoint: str | Path, config: EvaluateConfig) -> Path:
+    """Where results of a run or checkpoint go."""
+    return Path(config.results) if config.results is not None else run_folder_of(Path(checkpoint)) / RESULTS_FILE
+
+
+@contextmanager
+def shown_progress(console: Console) -> Iterator[Callable[[float, str], None]]:
+    """A bar with a time estimate on a terminal; a line for each new piece of work in a log file."""
+    if not console.is_terminal:
+        last = [""]
+
+        def line(share: float, text: str) -> None:
+            if text != last[0]:
+                console.print(f"{share:4.0%}  {text}")
+                last[0] = text
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("reading", total=1.0)
+        yield lambda share, text: bar.update(task, completed=share, description=text)
+        bar.update(task, completed=1.0, description="evaluated")
