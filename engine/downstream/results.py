@@ -48,7 +48,7 @@ class Result:
     """One row of the table: one protocol on one set from one initialisation.
 
     Attributes:
-        protocol: name as in `engine.downstream.evaluate.ProtocolName`.
+        protocol: name as in `engine.downstream.protocols.PROTOCOLS`.
         dataset: name of the set.
         labels: which labels were used, e.g. "all" or "1 frame".
         init: name of the initialisation, e.g. "slidr" or "random".
