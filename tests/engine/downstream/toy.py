@@ -54,7 +54,7 @@ class ToySweeps:
         self,
         indices: Sequence[int],
         *,
-        truth: Truth | None,
+        truth: Truth | None = "labels",
         batch_size: int,
         augment: bool = False,
         seed: int = 0,
