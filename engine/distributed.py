@@ -184,7 +184,7 @@ def separate_caches(env: MutableMapping[str, str]) -> None:
 
 
 def free_port() -> int:
-    """A TCP port on this machine that nobody listens on at this moment."""
+    """A TCP port on this machine that is free at this moment."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Errors that the engine raises for people. Each says what, got, expected, where and what to do. No torch import."""
+"""Expected errors of the engine. Each says what, got, expected, where and what to do. No torch import."""
 
 
 class CheckpointError(RuntimeError):
@@ -37,5 +37,5 @@ class StopRequested(RuntimeError):  # noqa: N818  # not an error: what was asked
         self.signal = signal
 
     def __str__(self) -> str:
-        """One line for people."""
+        """One line."""
         return f"stopped by {self.signal} before the first update; the same command again starts or continues the run"

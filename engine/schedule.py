@@ -87,7 +87,7 @@ def lr_scale(step: int, num_steps: int, config: ScheduleConfig) -> float:
 
 
 def lr_table(config: ScheduleConfig, num_steps: int, peak_lr: float, *, rows: int = 11) -> str:
-    """The schedule as text, for people: step and learning rate, evenly spaced, first and last update included."""
+    """The schedule as text: step and learning rate, evenly spaced, first and last update included."""
     count = min(rows, num_steps)
     steps = sorted({round(i * (num_steps - 1) / max(count - 1, 1)) for i in range(count)})
     lines = [f"{step:>8d}  {peak_lr * lr_scale(step, num_steps, config):.4g}" for step in steps]

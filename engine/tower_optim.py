@@ -6,7 +6,7 @@ run's schedule: its rate in an update is its own peak times the schedule's facto
 
 One torch optimiser holds the groups of all towers and hands each to torch's own SGD or AdamW arithmetic. DeepSpeed's
 ZeRO, which puts flat buffers into the place of a group's parameters, need not know. A group has one kind, so its
-buffers have that kind's state, and a checkpoint can be cut anew for other numbers of processes.
+buffers have that kind's state, and a checkpoint can be resharded for other numbers of processes.
 """
 
 from __future__ import annotations

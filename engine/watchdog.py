@@ -46,7 +46,7 @@ class Watchdog:
     """Watches a run's ranks inside a `with` block; all ranks enter it together.
 
     An error of a collective that leaves the block is turned into one that names the peer; that takes until it is known
-    which peer is gone. With one process there is nobody to lose, and only standing still is noticed.
+    which peer is gone. With one process there is no peer to lose, and only standing still is noticed.
     """
 
     def __init__(

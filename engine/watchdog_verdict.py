@@ -67,7 +67,7 @@ class WatchdogVerdict:
 
     Attributes:
         kind: "lost": a restart continues; "failed": a rank ended with an error of its own.
-        text: for people.
+        text: what happened, one line.
         ranks: who is to blame.
     """
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 ALIGNMENT = 2
-"""A share at stages 1 and 2 is a multiple of so many elements (DeepSpeed's `nccl_start_alignment_factor`)."""
+"""A share at stages 1 and 2 is a multiple of this many elements (DeepSpeed's `nccl_start_alignment_factor`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,7 +59,7 @@ def collect(folders: Sequence[Path]) -> Found:
     try:
         results, runs = gather(folders)
     except ResultsError as error:
-        raise ConfigError(f"{error}; mend or remove the file") from error
+        raise ConfigError(f"{error}; repair or remove the file") from error
     if not results and not runs:
         raise ConfigError(
             f"{', '.join(map(str, folders))}: found neither {RESULTS_FILE} nor {METRICS_FILE}; expected folders that "

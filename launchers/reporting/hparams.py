@@ -1,6 +1,6 @@
 """TensorBoard's table of hyper-parameters: what runs differ in, beside what their evaluations gave.
 
-Written anew by each report into a folder of its own: a second event file in a run's own TensorBoard folder would make
+Written again by each report into a folder of its own: a second event file in a run's own TensorBoard folder would make
 TensorBoard stop following the first.
 """
 
