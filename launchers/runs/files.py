@@ -36,7 +36,6 @@ from common.run_files import (
     json_lines,
     list_checkpoints,
 )
-from configs.load import ConfigError
 from engine.errors import CheckpointError
 
 CONFIG_FILE = "config.yaml"
@@ -112,6 +111,8 @@ def read_config(folder: Path, *, strict: bool = False) -> dict[str, Any]:
     Raises:
         ConfigError: a damaged file, if `strict`.
     """
+    from configs.load import ConfigError  # here, since jobs and batch scripts read attempts without a config
+
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is 10 times as fast
     first = (folder / CONFIG_FILE, folder / SUBMISSION_FOLDER / CONFIG_FILE)
     for path in itertools.chain(first, (c / CHECKPOINT_CONFIG for c in list_checkpoints(folder))):
