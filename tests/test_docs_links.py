@@ -60,12 +60,12 @@ def expanded(path: str) -> list[str]:
 
 @functools.cache
 def anchors(page: Path) -> frozenset[str]:
-    """Ids of a page's headings, as GitHub and MkDocs make them."""
+    """Ids of those of a page's headings for which GitHub and MkDocs agree."""
     titles = re.findall(r"^#+ (.+?)\s*$", _FENCE.sub("", page.read_text(encoding="utf-8")), re.M)
-    plain = (
+    plain = [
         re.sub(r"[^\w\s-]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title)).strip().lower() for title in titles
-    )
-    return frozenset(re.sub(r"[\s]+", "-", title) for title in plain)
+    ]
+    return frozenset({name.replace(" ", "-") for name in plain} & {re.sub(r"[-\s]+", "-", name) for name in plain})
 
 
 def broken_links(page: Path) -> Iterator[str]:
@@ -169,6 +169,29 @@ def test_every_page_of_docs_is_reached_from_another():
     }
     lost = [str(page) for page in PAGES if page.parts[0] == "docs" and ROOT / page not in linked | named]
     assert not lost
+
+
+def test_the_tour_of_contributing_leads_from_file_to_file():
+    tour = text_of(Path("CONTRIBUTING.md")).partition("## The tour")[2].partition("\n## ")[0]
+    walks = [
+        re.findall(r"`([\w./]+)(?:: ([\w.]+))?`", row) for row in re.findall(r"^\| \w.*`README\.md`.*$", tour, re.M)
+    ]
+    assert len(walks) == 3
+    for walk in walks:
+        assert 2 < len(walk) <= 4, walk
+        for (page, _), (path, name) in itertools.pairwise(walk):
+            text = text_of(Path(page))
+            assert any(said in text for said in (path, f"{Path(path).parent}/", _module(path), _module(path, 1))), (
+                f"{page} does not lead to {path}"
+            )
+            for part in name.split(".") if name else ():
+                assert re.search(rf"^ *(?:class|def) {part}\b", text_of(Path(path)), re.M), f"{path} has no {name}"
+
+
+def _module(path: str, cut: int = 0) -> str:
+    """How an import statement names a file: `from a.b.c import` or, cut, `from a.b import c`."""
+    parts = path.removesuffix(".py").split("/")
+    return ".".join(parts) if not cut else f"from {'.'.join(parts[:-cut])} import {parts[-1]}"
 
 
 def test_the_checker_sees_what_is_broken(tmp_path, monkeypatch):
