@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from benchmarks.common import setting
+from data.convert.sets import SETTINGS
 from data.loading.evaluation import load_batch
 from data.sample import Sample
 from data.storage.shards import SampleReader, load_manifest
@@ -30,6 +31,7 @@ from launchers.drawing.canvas import RgbImage, captioned, tiled
 from launchers.drawing.pictures import PixelEmbedder, PointEmbedder
 from launchers.drawing.views import principal_colours, projection_view, superpixel_view
 from launchers.training.run_folder import build_objective, find_checkpoint_folder, load_run_config
+from models.methods import METHODS
 
 _WIDTH_PX = 640
 
@@ -39,9 +41,9 @@ _FLOORS: tuple[tuple[tuple[str, str], ...], ...] = (
     (("configs", "typed settings; a run is one YAML file"),),
     (
         ("engine", "DeepSpeed loop, checkpoints, downstream protocols"),
-        ("models", "image and LiDAR networks, 13 methods"),
+        ("models", f"image and LiDAR networks, {len(METHODS)} methods"),
     ),
-    (("data", "raw logs to shards, shards to batches; 16 data sets"),),
+    (("data", f"raw logs to shards, shards to batches; {len(SETTINGS)} sources of logs"),),
     (("common", "files, retries, ranges"),),
 )
 _FLOW = ("raw logs", "shards", "batches", "loss, checkpoints", "results, report, exported weights")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.readme_picture import architecture
 from configs.schema import EvaluateConfig, PretrainConfig
 
 ROOT = Path(__file__).parents[1]
@@ -192,6 +193,12 @@ def _module(path: str, cut: int = 0) -> str:
     """How an import statement names a file: `from a.b.c import` or, cut, `from a.b import c`."""
     parts = path.removesuffix(".py").split("/")
     return ".".join(parts) if not cut else f"from {'.'.join(parts[:-cut])} import {parts[-1]}"
+
+
+def test_the_drawing_of_readme_is_what_its_script_draws():
+    drawn = (ROOT / "docs/images/architecture.svg").read_text(encoding="utf-8")
+    assert drawn == architecture(), "python -m benchmarks.readme_picture docs/images/architecture.svg"
+    assert all((ROOT / name).is_dir() for name in re.findall(r">(\w+)/</text>", drawn))
 
 
 def test_the_checker_sees_what_is_broken(tmp_path, monkeypatch):
