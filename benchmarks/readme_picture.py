@@ -30,7 +30,7 @@ from data.views.pairs import point_pixel_pairs
 from launchers.drawing.canvas import RgbImage, captioned, tiled
 from launchers.drawing.pictures import PixelEmbedder, PointEmbedder
 from launchers.drawing.views import principal_colours, projection_view, superpixel_view
-from launchers.training.run_folder import build_objective, find_checkpoint_folder, load_run_config
+from launchers.training.restore import build_objective, find_checkpoint_folder, load_run_config
 from models.methods import METHODS
 
 _WIDTH_PX = 640
