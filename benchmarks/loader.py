@@ -30,7 +30,6 @@ import data.loading.collate
 import data.storage.decode
 import data.storage.shards
 import data.views.augment
-import data.views.stages
 import data.views.view
 from benchmarks.common import CallTimer, markdown, setting
 from benchmarks.ordinary import OfficialFrames, ordinary_sample, street_frames, write_copies, write_frames
@@ -43,7 +42,7 @@ from data.storage.shard_writer import SetInfo, join_manifest, write_shard
 from data.storage.shards import SampleReader, load_manifest
 from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter
 from data.views.augment import AugmentConfig, ImageAugmentConfig
-from data.views.read_view import read_view
+from data.views.view import read_view
 from data.views.voxelize import VoxelConfig
 
 _WANTS = BatchSpec(superpixels=True)
@@ -53,10 +52,10 @@ _STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "checksum": ((zlib, "crc32"),),
     "points, calibration": ((data.storage.shards, "decode_sample"), (data.storage.shards, "_members")),
     "superpixels": ((data.storage.decode, "_decode_superpixels"),),
-    "pairs": ((data.views.stages, "point_pixel_pairs"),),
-    "augment the cloud": ((data.views.view, "draw_cloud"),),
-    "draw crops": ((data.views.stages, "draw_pixel_transform"),),
-    "decode JPEG": ((data.views.stages, "decode_jpeg"),),
+    "pairs": ((data.views.view, "point_pixel_pairs"),),
+    "augment the cloud": ((data.views.view, "_draw_cloud"),),
+    "draw crops": ((data.views.view, "draw_pixel_transform"),),
+    "decode JPEG": ((data.views.view, "decode_jpeg"),),
     "resize, mirror": ((data.views.augment.PixelTransform, "image"),),
     "cut superpixels, look up pairs": ((data.views.view, "_assemble"),),
     "voxelise": ((data.loading.collate, "voxelize"),),

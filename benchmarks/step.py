@@ -106,7 +106,7 @@ def measure(config: PretrainConfig, steps: int) -> tuple[dict[str, list[float]],
                 seconds[stage].append(spent)
             contents["points"].append(batch.num_points)
             contents["voxels"].append(len(batch.voxel_coords))
-            contents["superpixels"].append(batch.num_segments)
+            contents["superpixels"].append(0 if batch.superpixels is None else batch.superpixels.num)
         stream.close()  # type: ignore[attr-defined]
         engine.close()
     return seconds, {name: float(np.mean(values)) for name, values in contents.items()}

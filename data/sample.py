@@ -11,14 +11,16 @@ between two views, H W pixels.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Integer, Shaped, UInt8
 from torch import Tensor
+
+T = TypeVar("T")
 
 IGNORE_LABEL = 255
 """Semantic label of points that no loss and no metric counts."""
@@ -121,8 +123,105 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cameras:
+    """Where the images of a batch were taken from, one row an image.
+
+    Attributes:
+        sample: sample of each image, non-decreasing.
+        K: intrinsics of each (augmented) image; a mirrored one has a negative first focal length.
+        T_cam_points: frame of `Batch.points` to each camera: `project(K, T_cam_points p)` is `PointPixelPairs.uv`.
+        affine: pixel coordinates of the stored image to those of the augmented one.
+    """
+
+    sample: Int[Tensor, " I"]
+    K: Float[Tensor, "I 3 3"]
+    T_cam_points: Float[Tensor, "I 4 4"]
+    affine: Float[Tensor, "I 2 3"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointPixelPairs:
+    """Which point is seen at which pixel of which image; a point that several cameras see is in several pairs.
+
+    Attributes:
+        point: point of each pair.
+        image: image of each pair.
+        uv: pixel coordinates of each pair in the (augmented) image.
+    """
+
+    point: Int[Tensor, " P"]
+    image: Int[Tensor, " P"]
+    uv: Float[Tensor, "P 2"]
+
+    def select(self, rows: Shaped[Tensor, " K"] | slice) -> PointPixelPairs:
+        """Some of the pairs: by their numbers, a mask or a slice."""
+        return PointPixelPairs(point=self.point[rows], image=self.image[rows], uv=self.uv[rows])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Superpixels:
+    """The superpixels of all images, 0 <= id < num, unique over the batch; those of one image are consecutive.
+
+    Attributes:
+        num: S, counting superpixels that have no point.
+        per_image: how many of them belong to each image, in order.
+        of_pair: superpixel of each pair.
+        of_pixel: superpixel of each pixel, -1 where none; None under a teacher cache, which needs no pixels.
+        features: cached teacher features pooled over each superpixel; None without a teacher cache.
+    """
+
+    num: int
+    per_image: Int[Tensor, " I"]
+    of_pair: Int[Tensor, " P"]
+    of_pixel: Int[Tensor, "I H W"] | None
+    features: Float[Tensor, "S D"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointClusters:
+    """Objects found in the clouds without labels, 0 <= id < num, unique over the batch.
+
+    Attributes:
+        num: clusters of all samples, also those that augmentation removed.
+        of_point: cluster of each point, -1 for none. A second view has the same ids.
+    """
+
+    num: int
+    of_point: Int[Tensor, " N"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PointMatches:
+    """Points of the two views that are the same place.
+
+    Attributes:
+        first: points of this view that have a partner in the second one; none occurs twice.
+        second: the partner of each, a point of `Batch.second`.
+    """
+
+    first: Int[Tensor, " Q"]
+    second: Int[Tensor, " Q"]
+
+
+_NEEDS = {
+    "images": "images (BatchSpec.images, no teacher cache)",
+    "cameras": "calibrated images (BatchSpec.images)",
+    "pairs": "point-pixel pairs (BatchSpec.images)",
+    "superpixels": "superpixels (BatchSpec.superpixels, of a set that was prepared with them)",
+    "ground": "a ground mask (BatchSpec.ground)",
+    "clusters": "clusters of points (BatchSpec.clusters)",
+    "second": "a second view (BatchSpec.second_cloud or BatchSpec.second_images)",
+    "matches": "a second cloud with matches (BatchSpec.second_cloud)",
+}
+"""Part of a batch -> what it is, and the setting that asks the loader for it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """What one rank's forward pass sees. Ragged parts of all samples lie one after another.
+
+    The cloud is always there. Everything else is a tensor or a group of tensors that is whole or None, as the method's
+    `BatchSpec` asked; a method takes the parts that it cannot do without by `need`.
 
     Attributes:
         keys: one a sample, for messages.
@@ -131,33 +230,20 @@ class Batch:
         point_voxel: voxel of each point, index into `voxel_coords`.
         voxel_coords: (sample, x, y, z) integer cell; may be negative in x, y, z; unique rows, sorted by sample.
         voxel_features: network input of each voxel (see `VoxelConfig.features`).
-        images: RGB, or None where the step needs no pixels (cached teacher, downstream).
-        image_sample: sample of each image, non-decreasing; None with `images` except under a teacher cache.
-        pair_point: point of each point-pixel pair.
-        pair_image: image of each pair.
-        pair_uv: pixel coordinates of each pair in the (augmented) image.
-        pair_segment: superpixel of each pair, 0 <= id < num_segments, unique over the whole batch; None without.
-        segments: superpixel of each pixel with the same ids, -1 where none; None without superpixels or pixels.
-        num_segments: S, counting superpixels that have no point.
-        segments_per_image: how many of them belong to each image, in order; None with `image_sample`.
-        segment_features: cached teacher features pooled over each superpixel; None without a teacher cache.
-        labels: semantic class of each point, IGNORE_LABEL where unlabelled; None without.
         T_aug_lidar: what was done to each sample's cloud: recorded LiDAR frame to the frame of `points`.
-        image_K: intrinsics of each (augmented) image; a mirrored one has a negative first focal length. None without
-            images.
-        image_T_cam_points: frame of `points` to each camera: `project(image_K, image_T_cam_points p)` is `pair_uv`.
-        image_affine: pixel coordinates of the stored image to those of the augmented one, per image.
+        images: RGB; None where the step needs no pixels (cached teacher, downstream tasks on points).
+        cameras: of the images, also where a teacher cache takes the place of their pixels.
+        pairs: of points and pixels.
+        superpixels: of the images.
+        ground: whether a point lies on the ground.
+        clusters: objects among the points.
+        labels: semantic class of each point, IGNORE_LABEL where unlabelled.
         image_depth_m: ground-truth depth, 0 where unknown; downstream only.
         image_labels: ground-truth class of each pixel, IGNORE_LABEL where unlabelled; downstream only.
-        ground: whether a point lies on the ground; None unless `BatchSpec.ground`.
-        cluster: object of each point, 0 <= id < num_clusters, unique over the batch, -1 for none; None unless
-            `BatchSpec.clusters`. `second` has the same ids.
-        num_clusters: clusters of all samples, also those that augmentation removed.
         second: another view of the same samples in the same order (`BatchSpec.second_cloud`,
             `BatchSpec.second_images`). Of the two parts, cloud and images, the one that was not asked for is that of
-            the first view.
-        match_point: points of this view that have a partner in the second one; None without `BatchSpec.second_cloud`.
-        match_second: the partner of each, a point of `second`. No point occurs twice in `match_point`.
+            the first view. It has no second view itself.
+        matches: between the points of this view and of a second cloud.
     """
 
     keys: tuple[str, ...]
@@ -166,29 +252,18 @@ class Batch:
     point_voxel: Int[Tensor, " N"]
     voxel_coords: Int[Tensor, "M 4"]
     voxel_features: Float[Tensor, "M F"]
+    T_aug_lidar: Float[Tensor, "B 4 4"]
     images: UInt8[Tensor, "I 3 H W"] | None = None
-    image_sample: Int[Tensor, " I"] | None = None
-    pair_point: Int[Tensor, " P"] | None = None
-    pair_image: Int[Tensor, " P"] | None = None
-    pair_uv: Float[Tensor, "P 2"] | None = None
-    pair_segment: Int[Tensor, " P"] | None = None
-    segments: Int[Tensor, "I H W"] | None = None
-    num_segments: int = 0
-    segments_per_image: Int[Tensor, " I"] | None = None
-    segment_features: Float[Tensor, "S D"] | None = None
+    cameras: Cameras | None = None
+    pairs: PointPixelPairs | None = None
+    superpixels: Superpixels | None = None
+    ground: Bool[Tensor, " N"] | None = None
+    clusters: PointClusters | None = None
     labels: Int[Tensor, " N"] | None = None
-    T_aug_lidar: Float[Tensor, "B 4 4"] | None = None
-    image_K: Float[Tensor, "I 3 3"] | None = None  # noqa: N815
-    image_T_cam_points: Float[Tensor, "I 4 4"] | None = None  # noqa: N815
-    image_affine: Float[Tensor, "I 2 3"] | None = None
     image_depth_m: Float[Tensor, "I H W"] | None = None
     image_labels: UInt8[Tensor, "I H W"] | None = None
-    ground: Bool[Tensor, " N"] | None = None
-    cluster: Int[Tensor, " N"] | None = None
-    num_clusters: int = 0
     second: Batch | None = None
-    match_point: Int[Tensor, " Q"] | None = None
-    match_second: Int[Tensor, " Q"] | None = None
+    matches: PointMatches | None = None
 
     @property
     def num_samples(self) -> int:
@@ -200,30 +275,111 @@ class Batch:
         """N."""
         return int(self.points.shape[0])
 
+    @overload
+    def need(self, part: Literal["images"], *, by: str) -> UInt8[Tensor, "I 3 H W"]: ...
+    @overload
+    def need(self, part: Literal["cameras"], *, by: str) -> Cameras: ...
+    @overload
+    def need(self, part: Literal["pairs"], *, by: str) -> PointPixelPairs: ...
+    @overload
+    def need(self, part: Literal["superpixels"], *, by: str) -> Superpixels: ...
+    @overload
+    def need(self, part: Literal["ground"], *, by: str) -> Bool[Tensor, " N"]: ...
+    @overload
+    def need(self, part: Literal["clusters"], *, by: str) -> PointClusters: ...
+    @overload
+    def need(self, part: Literal["second"], *, by: str) -> Batch: ...
+    @overload
+    def need(self, part: Literal["matches"], *, by: str) -> PointMatches: ...
+
+    def need(self, part: str, *, by: str) -> Any:
+        """A part of the batch that a method cannot do without.
+
+        Args:
+            part: name of the field.
+            by: name of the method, for the message.
+
+        Raises:
+            ValueError: the batch has no such part; says which setting of `BatchSpec` asks for it.
+        """
+        value = getattr(self, part)
+        if value is None:
+            raise ValueError(f"{by} needs {_NEEDS[part]}; this batch has none")
+        return value
+
     def tensors(self) -> dict[str, Shaped[Tensor, "..."]]:
-        """The tensor fields that are present, by name."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, torch.Tensor)}
+        """All tensors that are present, also those of groups and of the second view: "points", "pairs.uv", ..."""
+        return dict(_named_tensors(self))
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
-        return self._map(lambda t: t.to(device, non_blocking=True))
+        """The same batch on another device; a tensor that both views share stays shared."""
+        return _mapped(self, lambda tensor: tensor.to(device, non_blocking=True), {})
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
-        return self._map(lambda t: t.pin_memory())
+        return _mapped(self, lambda tensor: tensor.pin_memory(), {})
 
-    def _map(self, f: Callable[[Tensor], Tensor]) -> Batch:
-        """All tensors changed, also those of `second`; one that both views share stays shared."""
-        done: dict[int, Tensor] = {}
 
-        def once(tensor: Tensor) -> Tensor:
-            if id(tensor) not in done:
-                done[id(tensor)] = f(tensor)
-            return done[id(tensor)]
+def first_sample(batch: Batch) -> Batch:
+    """What of a batch belongs to its first sample. Its superpixels and clusters have the first ids: they stay."""
+    counts = {
+        "B": 1,
+        "N": int((batch.point_sample == 0).sum()),
+        "M": int((batch.voxel_coords[:, 0] == 0).sum()),
+        "I": 0 if batch.cameras is None else int((batch.cameras.sample == 0).sum()),
+    }
+    counts["P"] = 0 if batch.pairs is None else int((batch.pairs.point < counts["N"]).sum())
+    counts["Q"] = 0 if batch.matches is None else int((batch.matches.first < counts["N"]).sum())
+    counts["S"] = 0 if batch.superpixels is None else int(batch.superpixels.per_image[: counts["I"]].sum())
+    first = dataclasses.replace(_first_rows(batch, counts), keys=batch.keys[:1])
+    if first.superpixels is not None:
+        first = dataclasses.replace(first, superpixels=dataclasses.replace(first.superpixels, num=counts["S"]))
+    # How many clusters its recorded sweep had is not known: those that are left in either view count.
+    clusters = [view.clusters for view in (first, first.second) if view is not None and view.clusters is not None]
+    num = max((int(part.of_point.max()) + 1 for part in clusters if len(part.of_point)), default=0)
+    return _with_num_clusters(first, num)
 
-        moved: dict[str, Any] = {name: once(t) for name, t in self.tensors().items()}
-        if self.second is not None:
-            second: dict[str, Any] = {name: once(t) for name, t in self.second.tensors().items()}
-            moved["second"] = dataclasses.replace(self.second, **second)
-        return dataclasses.replace(self, **moved)
+
+def _with_num_clusters(batch: Batch, num: int) -> Batch:
+    if batch.clusters is None:
+        return batch
+    second = None if batch.second is None else _with_num_clusters(batch.second, num)
+    return dataclasses.replace(batch, second=second, clusters=dataclasses.replace(batch.clusters, num=num))
+
+
+def _first_rows(part: T, counts: Mapping[str, int]) -> T:
+    """Each tensor of a group cut to its first rows. What the rows are is the first letter of its shape annotation."""
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(part):  # type: ignore[arg-type]
+        value = getattr(part, field.name)
+        if isinstance(value, Batch):
+            changed[field.name] = first_sample(value)
+        elif isinstance(value, Tensor):
+            rows = str(field.type).split('"')[1].split()[0]
+            changed[field.name] = value[: counts[rows]]
+        elif dataclasses.is_dataclass(value):
+            changed[field.name] = _first_rows(value, counts)
+    return dataclasses.replace(part, **changed)  # type: ignore[type-var]
+
+
+def _named_tensors(part: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if isinstance(value, Tensor):
+            yield prefix + field.name, value
+        elif dataclasses.is_dataclass(value):
+            yield from _named_tensors(value, f"{prefix}{field.name}.")
+
+
+def _mapped(part: T, change: Callable[[Tensor], Tensor], done: dict[int, Tensor]) -> T:
+    """A group with all its tensors changed; one that occurs twice is changed once (`done`, by its identity)."""
+    changed: dict[str, Any] = {}
+    for field in dataclasses.fields(part):  # type: ignore[arg-type]
+        value = getattr(part, field.name)
+        if isinstance(value, Tensor):
+            if id(value) not in done:
+                done[id(value)] = change(value)
+            changed[field.name] = done[id(value)]
+        elif dataclasses.is_dataclass(value):
+            changed[field.name] = _mapped(value, change, done)
+    return dataclasses.replace(part, **changed)  # type: ignore[type-var]

@@ -173,6 +173,20 @@ class CountsSkips(Protocol):
         ...
 
 
+class CamerasLike(Protocol):
+    """Calibration of a batch's images. Fields as in `data.sample.Cameras`."""
+
+    @property
+    def K(self) -> Float[Tensor, "I 3 3"]:  # noqa: N802
+        """Intrinsics of each image."""
+        ...
+
+    @property
+    def T_cam_points(self) -> Float[Tensor, "I 4 4"]:  # noqa: N802
+        """True pose of each camera."""
+        ...
+
+
 @runtime_checkable
 class CalibratedBatch(BatchLike, Protocol):
     """A batch whose images are calibrated. Fields as in `data.sample.Batch`."""
@@ -183,13 +197,8 @@ class CalibratedBatch(BatchLike, Protocol):
         ...
 
     @property
-    def image_K(self) -> Float[Tensor, "I 3 3"] | None:  # noqa: N802
-        """Intrinsics of each image."""
-        ...
-
-    @property
-    def image_T_cam_points(self) -> Float[Tensor, "I 4 4"] | None:  # noqa: N802
-        """True pose of each camera."""
+    def cameras(self) -> CamerasLike | None:
+        """Calibration of the images."""
         ...
 
     def to(self, device: torch.device | str) -> CalibratedBatch:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import cv2
@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from data.sample import Batch
-from data.views.view import View
+from data.sample import Batch, Cameras, PointClusters, PointMatches, PointPixelPairs, Superpixels
+from data.views.view import View, ViewSuperpixels
 from data.views.voxelize import VoxelConfig, voxelize
 
 T = TypeVar("T")
+V = TypeVar("V")
 
 
 def collate(views: Sequence[View], voxel: VoxelConfig) -> Batch:
@@ -27,114 +28,128 @@ def collate(views: Sequence[View], voxel: VoxelConfig) -> Batch:
     What a second view has in common with the first is the same tensor.
     """
     batch = _with_images(_points(views, voxel), views, None)
-    if views[0].second is None:
+    seconds = _each(views, lambda view: view.second)
+    if seconds is None:
         return batch
-    seconds = [_have(view.second) for view in views]
-    match_point = match_second = None
-    if views[0].matches is not None:
-        matches = [_have(view.matches) for view in views]
-        match_point = _joined([part.first for part in matches], [len(view.points) for view in views])
-        match_second = _joined([part.second for part in matches], [len(view.points) for view in seconds])
     same_points = seconds[0].points is views[0].points
     same_pixels = seconds[0].images is views[0].images
     second = _with_images(batch if same_points else _points(seconds, voxel), seconds, batch if same_pixels else None)
-    return dataclasses.replace(batch, second=second, match_point=match_point, match_second=match_second)
+    matches = _each(views, lambda view: view.matches)
+    if matches is None:
+        return dataclasses.replace(batch, second=second)
+    return dataclasses.replace(
+        batch,
+        second=second,
+        matches=PointMatches(
+            first=_joined([part.first for part in matches], [len(view.points) for view in views]),
+            second=_joined([part.second for part in matches], [len(view.points) for view in seconds]),
+        ),
+    )
 
 
 def _points(views: Sequence[View], voxel: VoxelConfig) -> Batch:
     grids = [voxelize(view.points, view.intensity, voxel) for view in views]
-    num_points = [len(view.points) for view in views]
     coords = np.concatenate([grid[0] for grid in grids])
     sample = _numbers([len(grid[0]) for grid in grids]).astype(np.int32)
-    labels = ground = cluster = None
-    if all(view.labels is not None for view in views):
-        labels = torch.from_numpy(np.concatenate([_have(view.labels) for view in views]).astype(np.int64))
-    if all(view.ground is not None for view in views):
-        ground = torch.from_numpy(np.concatenate([_have(view.ground) for view in views]))
-    if all(view.cluster is not None for view in views):
-        starts = np.cumsum([0, *(view.num_clusters for view in views)])
-        ids = [_have(view.cluster) for view in views]
-        cluster = torch.from_numpy(
-            np.concatenate([np.where(c < 0, -1, c + start) for c, start in zip(ids, starts, strict=False)])
-        )
+    labels = _each(views, lambda view: view.labels)
+    ground = _each(views, lambda view: view.ground)
     return Batch(
         keys=tuple(view.key for view in views),
-        points=torch.from_numpy(np.concatenate([view.points for view in views])),
-        point_sample=torch.from_numpy(_numbers(num_points)),
+        points=_concatenated([view.points for view in views]),
+        point_sample=torch.from_numpy(_numbers([len(view.points) for view in views])),
         point_voxel=_joined([grid[2] for grid in grids], [len(grid[0]) for grid in grids]),
         voxel_coords=torch.from_numpy(np.concatenate((sample[:, None], coords), axis=1)),
-        voxel_features=torch.from_numpy(np.concatenate([grid[1] for grid in grids])),
-        labels=labels,
+        voxel_features=_concatenated([grid[1] for grid in grids]),
         T_aug_lidar=_float32([view.T_aug_lidar for view in views]),
-        ground=ground,
-        cluster=cluster,
-        num_clusters=sum(view.num_clusters for view in views),
+        ground=None if ground is None else _concatenated(ground),
+        clusters=_clusters(views),
+        labels=None if labels is None else _concatenated(labels).long(),
     )
+
+
+def _clusters(views: Sequence[View]) -> PointClusters | None:
+    parts = _each(views, lambda view: view.clusters)
+    if parts is None:
+        return None
+    starts = np.cumsum([0, *(part.num for part in parts)])
+    ids = [np.where(part.of_point < 0, -1, part.of_point + start) for part, start in zip(parts, starts, strict=False)]
+    return PointClusters(num=int(starts[-1]), of_point=_concatenated(ids))
 
 
 def _with_images(batch: Batch, views: Sequence[View], like: Batch | None) -> Batch:
     """With pixels and pairs, where there are any; the pixels of `like`, where it is given."""
-    if not views[0].num_images:
+    cameras = _each(views, lambda view: view.cameras)
+    pairs = _each(views, lambda view: view.pairs)
+    if cameras is None or pairs is None:
         return batch
-    num_points = [len(view.points) for view in views]
-    image_counts = [view.num_images for view in views]
-    segment_counts = [count for view in views for count in view.num_segments]
-    segment_starts = np.cumsum([0, *segment_counts])
-    pair_image = _joined([_have(view.pair_image) for view in views], image_counts)
-    pair_segment = None
-    if all(view.pair_segment is not None for view in views):
-        local = np.concatenate([_have(view.pair_segment) for view in views])
-        pair_segment = torch.from_numpy(local + segment_starts[pair_image.numpy()])
-    transforms = [moved for view in views for moved in view.pixel_transforms]
+    num_images = [len(part.transforms) for part in cameras]
+    pair_image = _joined([part.camera for part in pairs], num_images)
+    superpixels = _each(views, lambda view: view.superpixels)
+    shared = None if like is None else like.superpixels
     return dataclasses.replace(
         batch,
         images=_images(views) if like is None else like.images,
-        image_sample=torch.from_numpy(_numbers(image_counts)),
-        pair_point=_joined([_have(view.pair_point) for view in views], num_points),
-        pair_image=pair_image,
-        pair_uv=torch.from_numpy(np.concatenate([_have(view.pair_uv) for view in views])),
-        pair_segment=pair_segment,
-        segments=_segments(views, segment_starts) if like is None else like.segments,
-        num_segments=int(segment_starts[-1]),
-        segments_per_image=torch.tensor(segment_counts, dtype=torch.int64),
-        segment_features=_segment_features(views) if like is None else like.segment_features,
-        image_K=_float32([K for view in views for K in _have(view.K)]),
-        image_T_cam_points=_float32([T for view in views for T in _have(view.T_cam_points)]),
-        image_affine=_float32([moved.affine[:2] for moved in transforms]),
+        cameras=Cameras(
+            sample=torch.from_numpy(_numbers(num_images)),
+            K=_float32([K for part in cameras for K in part.K]),
+            T_cam_points=_float32([T_cam_points for part in cameras for T_cam_points in part.T_cam_points]),
+            affine=_float32([place.affine[:2] for part in cameras for place in part.transforms]),
+        ),
+        pairs=PointPixelPairs(
+            point=_joined([part.point for part in pairs], [len(view.points) for view in views]),
+            image=pair_image,
+            uv=_concatenated([part.uv for part in pairs]),
+        ),
+        superpixels=None if superpixels is None else _superpixels(superpixels, pair_image, shared),
     )
 
 
 def _images(views: Sequence[View]) -> UInt8[Tensor, "I 3 H W"] | None:
-    if any(view.images is None for view in views):
+    images = _each(views, lambda view: view.images)
+    if images is None:
         return None
-    planes = [cv2.split(image) for view in views for image in view.images or ()]
-    return torch.from_numpy(np.stack([plane for image in planes for plane in image]).reshape(_nchw(planes)))
+    # Planes one by one: much faster than transposing whole images.
+    planes = [plane for of_sample in images for image in of_sample for plane in cv2.split(image)]
+    return torch.from_numpy(np.stack(planes).reshape(-1, 3, *planes[0].shape))
 
 
-def _segments(views: Sequence[View], starts: Int[np.ndarray, " images_and_1"]) -> Int[Tensor, "I H W"] | None:
-    if any(view.segments is None for view in views):
-        return None
-    maps = [ids for view in views for ids in view.segments or ()]
+def _superpixels(
+    parts: Sequence[ViewSuperpixels], pair_image: Int[Tensor, " P"], like: Superpixels | None
+) -> Superpixels:
+    per_image = [num for part in parts for num in part.num]
+    starts = np.cumsum([0, *per_image])
+    of_pair = np.concatenate([part.of_pair for part in parts]) + starts[pair_image.numpy()]
+    if like is None:
+        maps, features = _each(parts, lambda part: part.of_pixel), _each(parts, lambda part: part.features)
+        of_pixel = None if maps is None else _numbered([ids for of_sample in maps for ids in of_sample], starts)
+        pooled = None if features is None else _concatenated(features)
+    else:
+        of_pixel, pooled = like.of_pixel, like.features
+    return Superpixels(
+        num=int(starts[-1]),
+        per_image=torch.tensor(per_image, dtype=torch.int64),
+        of_pair=torch.from_numpy(of_pair),
+        of_pixel=of_pixel,
+        features=pooled,
+    )
+
+
+def _numbered(maps: Sequence[np.ndarray], starts: Int[np.ndarray, " I_and_1"]) -> Int[Tensor, "I H W"]:
     return torch.from_numpy(np.stack([ids + start for ids, start in zip(maps, starts[:-1], strict=True)]))
 
 
-def _segment_features(views: Sequence[View]) -> Float[Tensor, "S D"] | None:
-    if any(view.segment_features is None for view in views):
-        return None
-    return torch.from_numpy(np.concatenate([_have(view.segment_features) for view in views]))
+def _each(views: Sequence[V], part: Callable[[V], T | None]) -> list[T] | None:
+    """A part of each view; None unless all have it."""
+    parts = [value for value in map(part, views) if value is not None]
+    return parts if len(parts) == len(views) else None
 
 
-def _nchw(planes: Sequence[Sequence[np.ndarray]]) -> tuple[int, ...]:
-    return (len(planes), 3, *planes[0][0].shape)
+def _concatenated(parts: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts))
 
 
 def _float32(matrices: Sequence[np.ndarray]) -> Float[Tensor, "..."]:
     return torch.from_numpy(np.stack(matrices).astype(np.float32))
-
-
-def _have(value: T | None) -> T:
-    assert value is not None
-    return value
 
 
 def _numbers(counts: Sequence[int]) -> Int[np.ndarray, " n"]:

@@ -30,9 +30,8 @@ from data.views.augment import (
     draw_jitter,
     draw_thinning,
 )
-from data.views.read_view import partners_for, read_view
 from data.views.second_sweep import PartnerFinder
-from data.views.view import View, ViewConfig
+from data.views.view import View, ViewConfig, partners_for, read_view
 from data.views.voxelize import VoxelConfig
 
 
@@ -72,16 +71,16 @@ class _ListedBatches:
         rng, augment = draws.first(), self.config.augment.points
         T_aug_lidar = draw_cloud_transform(rng, augment)
         points = draw_jitter(rng, transform(T_aug_lidar, sample.points_lidar).astype(np.float32), augment)
-        kept = ~draw_cuboid(rng, points, augment)
-        kept |= not kept.any()
-        kept[kept] = draw_thinning(rng, int(kept.sum()), augment)
+        keep = ~draw_cuboid(rng, points, augment)
+        keep |= not keep.any()  # a cuboid that holds every point is not dropped
+        keep[keep] = draw_thinning(rng, int(keep.sum()), augment)
         return View(
             key=sample.key,
-            recorded=np.flatnonzero(kept),
-            points=points[kept],
-            intensity=sample.intensity[kept],
-            labels=None if sample.labels is None else sample.labels[kept],
+            recorded=np.flatnonzero(keep),
+            points=points[keep],
+            intensity=sample.intensity[keep],
             T_aug_lidar=T_aug_lidar,
+            labels=None if sample.labels is None else sample.labels[keep],
         )
 
     def run(self, num_workers: int, max_skip_share: float) -> Iterator[Loaded]:

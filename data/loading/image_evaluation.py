@@ -24,7 +24,7 @@ from data.geometry import project, transform
 from data.loading.skips import Skip, SkipLedger
 from data.loading.workers import Loaded, WorkerConfig, run_workers
 from data.order import augment_rng
-from data.sample import Batch, CameraView, Sample
+from data.sample import Batch, Cameras, CameraView, Sample
 from data.storage.prefetch import PrefetchHints
 from data.storage.shards import SampleError, SampleReader, ShardError
 from data.views.augment import PixelTransform
@@ -153,6 +153,7 @@ class _LabelledImages:
             number=number,
             image=colour(image) if self.augment else image,
             K=place.affine @ camera.K,
+            T_cam_lidar=sample.T_cam_lidar(camera),
             affine=place.affine[:2],
             depth=depth,
             labels=labels,
@@ -202,6 +203,7 @@ class _Made:
     number: int
     image: UInt8[np.ndarray, "h w 3"]
     K: Float[np.ndarray, "3 3"]
+    T_cam_lidar: Float[np.ndarray, "4 4"]
     affine: Float[np.ndarray, "2 3"]
     depth: Float32[np.ndarray, "h w"] | None
     labels: UInt8[np.ndarray, "h w"] | None
@@ -315,10 +317,14 @@ def _collate(keys: tuple[str, ...], made: list[_Made]) -> Batch:
         point_voxel=torch.zeros(0, dtype=torch.int64),
         voxel_coords=torch.zeros(0, 4, dtype=torch.int32),
         voxel_features=torch.zeros(0, 0),
+        T_aug_lidar=torch.eye(4).repeat(len(keys), 1, 1),
         images=torch.from_numpy(images),
-        image_sample=torch.tensor([one.number for one in made], dtype=torch.int64),
-        image_K=torch.from_numpy(np.stack([one.K for one in made]).astype(np.float32)),
-        image_affine=torch.from_numpy(np.stack([one.affine for one in made]).astype(np.float32)),
+        cameras=Cameras(
+            sample=torch.tensor([one.number for one in made], dtype=torch.int64),
+            K=torch.from_numpy(np.stack([one.K for one in made]).astype(np.float32)),
+            T_cam_points=torch.from_numpy(np.stack([one.T_cam_lidar for one in made]).astype(np.float32)),
+            affine=torch.from_numpy(np.stack([one.affine for one in made]).astype(np.float32)),
+        ),
         image_depth_m=torch.from_numpy(np.stack(depths)) if depths else None,
         image_labels=torch.from_numpy(np.stack(labels)) if labels else None,
     )

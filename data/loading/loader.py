@@ -32,9 +32,8 @@ from data.storage.remote.shard_cache import CacheConfig
 from data.storage.shards import Manifest, SampleError, SampleReader, ShardError
 from data.storage.store import is_url
 from data.storage.teacher_cache import TeacherCache
-from data.views.read_view import partners_for, read_view, shard_file
 from data.views.second_sweep import PartnerFinder
-from data.views.view import View, ViewConfig
+from data.views.view import View, ViewConfig, partners_for, read_view, shard_file
 
 _log = logging.getLogger(__name__)
 
@@ -313,7 +312,8 @@ def build_loader(
 ) -> ShardLoader:
     """The training stream of one rank, with what the method wants in its batches.
 
-    With a teacher cache, images are not decoded: batches carry `segment_features` instead of `images` and `segments`.
+    With a teacher cache, images are not decoded: batches carry `superpixels.features` instead of `images` and
+    `superpixels.of_pixel`.
 
     Raises:
         ShardError: no prepared set, no such split, no samples, or a cache of another set.

@@ -7,14 +7,15 @@ it died.
 
 from __future__ import annotations
 
-import dataclasses
+import io
 import itertools
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from multiprocessing import connection, resource_tracker, util
@@ -60,21 +61,17 @@ class _Packed:
     """  # noqa: D205
 
     def __init__(self, loaded: Loaded) -> None:
-        batches = _views_of(loaded.batch)
-        # What two views share is handed over once, and shared again on the other side.
-        tensors = {id(tensor): tensor for batch in batches for tensor in batch.tensors().values()}
-        number = {key: place for place, key in enumerate(tensors)}
-        sizes = [-(-t.numel() * t.element_size() // _ALIGN) * _ALIGN for t in tensors.values()]
+        content = io.BytesIO()
+        pickler = _WithoutTensors(content)
+        pickler.dump(loaded)
+        tensors = [tensor for _, tensor in pickler.numbered.values()]
+        sizes = [-(-t.numel() * t.element_size() // _ALIGN) * _ALIGN for t in tensors]
         starts = [0, *itertools.accumulate(sizes)]
-        self._layout = [
-            (t.dtype, tuple(t.shape), start) for t, start in zip(tensors.values(), starts[:-1], strict=True)
-        ]
+        self._content = content.getvalue()
+        self._layout = [(t.dtype, tuple(t.shape), start) for t, start in zip(tensors, starts[:-1], strict=True)]
         self._buffer = torch.empty(starts[-1], dtype=torch.uint8)
-        for place, tensor in zip(self._layout, tensors.values(), strict=True):
+        for place, tensor in zip(self._layout, tensors, strict=True):
             _window(self._buffer, *place).copy_(tensor)
-        self._tensors = [{name: number[id(t)] for name, t in batch.tensors().items()} for batch in batches]
-        self._fields = [_plain_fields(batch) for batch in batches]
-        self._rest = dataclasses.replace(loaded, batch=None)
 
     def pin_memory(self) -> _Packed:
         """The same in page-locked memory (called by torch's DataLoader)."""
@@ -83,23 +80,35 @@ class _Packed:
 
     def unpack(self) -> Loaded:
         """The `Loaded`, its tensors being windows of the buffer."""
-        windows = [_window(self._buffer, *place) for place in self._layout]
-        unpacked: Batch | None = None
-        for fields, tensors in zip(reversed(self._fields), reversed(self._tensors), strict=True):
-            own: dict[str, Any] = {name: windows[place] for name, place in tensors.items()}
-            unpacked = Batch(**fields, **own, second=unpacked)
-        return dataclasses.replace(self._rest, batch=unpacked)
+        unpickler = _WithTensors(io.BytesIO(self._content))
+        unpickler.tensors = [_window(self._buffer, *place) for place in self._layout]
+        loaded: Loaded = unpickler.load()
+        return loaded
 
 
-def _views_of(batch: Batch | None) -> list[Batch]:
-    """The batch and its second view, as far as there are any."""
-    return [view for view in (batch, batch.second if batch is not None else None) if view is not None]
+class _WithoutTensors(pickle.Pickler):
+    """Writes the number of each tensor instead of its content.
+
+    A tensor that two views share has one number: it is handed over once, and shared again on the other side.
+    """
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.numbered: dict[int, tuple[int, torch.Tensor]] = {}
+
+    def persistent_id(self, value: Any) -> int | None:
+        if not isinstance(value, torch.Tensor):
+            return None
+        return self.numbered.setdefault(id(value), (len(self.numbered), value))[0]
 
 
-def _plain_fields(batch: Batch) -> dict[str, Any]:
-    """All fields that are neither tensors nor the second view."""
-    values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
-    return {name: value for name, value in values.items() if name not in (*batch.tensors(), "second")}
+class _WithTensors(pickle.Unpickler):
+    """Reads what `_WithoutTensors` wrote."""
+
+    tensors: Sequence[torch.Tensor] = ()
+
+    def persistent_load(self, number: int) -> torch.Tensor:
+        return self.tensors[number]
 
 
 def _window(buffer: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], start: int) -> torch.Tensor:
@@ -118,7 +127,7 @@ class WorkerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class _Failed:
-    """An error for people; torch would wrap it into the worker's traceback."""
+    """The message of a `ShardError`: raised in the worker, torch would wrap it into the worker's traceback."""
 
     text: str
 

@@ -31,13 +31,13 @@ class Pairs:
     def select(self, mask: Bool[np.ndarray, " P"]) -> Pairs:
         """The pairs that a mask keeps."""
         # Several times as fast as indexing rows with a mask.
-        kept = np.flatnonzero(mask)
-        return Pairs(point=self.point.take(kept), camera=self.camera.take(kept), uv=self.uv.take(kept, axis=0))
+        rows = np.flatnonzero(mask)
+        return Pairs(point=self.point.take(rows), camera=self.camera.take(rows), uv=self.uv.take(rows, axis=0))
 
-    def keep_points(self, kept: Bool[np.ndarray, " N"]) -> Pairs:
+    def keep_points(self, mask: Bool[np.ndarray, " N"]) -> Pairs:
         """The pairs of the points that stay when the others are dropped, renumbered."""
-        new_index = np.cumsum(kept) - 1
-        pairs = self.select(kept[self.point])
+        new_index = np.cumsum(mask) - 1
+        pairs = self.select(mask[self.point])
         return Pairs(point=new_index[pairs.point], camera=pairs.camera, uv=pairs.uv)
 
     def of_camera(self, camera: int) -> slice:
@@ -48,6 +48,11 @@ class Pairs:
     def counts(self, num_cameras: int) -> Int[np.ndarray, " V"]:
         """Pairs of each camera."""
         return np.bincount(self.camera, minlength=num_cameras)
+
+
+def no_pairs() -> Pairs:
+    """Of a sample without cameras."""
+    return Pairs(point=np.zeros(0, np.int64), camera=np.zeros(0, np.int64), uv=np.zeros((0, 2)))
 
 
 def point_pixel_pairs(
@@ -87,5 +92,5 @@ def point_pixel_pairs(
         numbers.append(np.full(len(seen), number, dtype=np.int64))
         uvs.append(uv[seen])
     if not points:
-        return Pairs(point=np.zeros(0, np.int64), camera=np.zeros(0, np.int64), uv=np.zeros((0, 2)))
+        return no_pairs()
     return Pairs(point=np.concatenate(points), camera=np.concatenate(numbers), uv=np.concatenate(uvs))

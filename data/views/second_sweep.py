@@ -19,7 +19,7 @@ _TRIES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matches:
+class SweepMatches:
     """Points of two clouds that belong together.
 
     Attributes:
@@ -30,19 +30,19 @@ class Matches:
     first: Int[np.ndarray, " Q"]
     second: Int[np.ndarray, " Q"]
 
-    def kept(self, first: Int[np.ndarray, " N"], second: Int[np.ndarray, " K"]) -> Matches:
-        """What is left of the matches, renumbered, when only the named points of either cloud are left."""
-        new_first = _new_places(first, self.first)
-        new_second = _new_places(second, self.second)
-        left = (new_first >= 0) & (new_second >= 0)
-        return Matches(first=new_first[left], second=new_second[left])
+    def keep(self, first: Int[np.ndarray, " N"], second: Int[np.ndarray, " K"]) -> SweepMatches:
+        """The matches, renumbered, when only the named points of either cloud are kept."""
+        new_first = _new_indices(first, self.first)
+        new_second = _new_indices(second, self.second)
+        both_kept = (new_first >= 0) & (new_second >= 0)
+        return SweepMatches(first=new_first[both_kept], second=new_second[both_kept])
 
 
-def _new_places(kept: Int[np.ndarray, " N"], points: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"]:
-    """Where points come to lie when only `kept` are left; -1 for those that are gone."""
-    places = np.full(max(kept.max(initial=-1), points.max(initial=-1)) + 1, -1, dtype=np.int64)
-    places[kept] = np.arange(len(kept))
-    return np.asarray(places[points])
+def _new_indices(kept_points: Int[np.ndarray, " N"], points: Int[np.ndarray, " Q"]) -> Int[np.ndarray, " Q"]:
+    """The indices of points when only `kept_points` are kept; -1 for those that are dropped."""
+    new_index = np.full(max(kept_points.max(initial=-1), points.max(initial=-1)) + 1, -1, dtype=np.int64)
+    new_index[kept_points] = np.arange(len(kept_points))
+    return np.asarray(new_index[points])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +55,10 @@ class Partner:
     """
 
     sample: Sample
-    matches: Matches
+    matches: SweepMatches
 
 
-def matched(first: Sample, second: Sample, radius_m: float) -> Matches:
+def match_sweeps(first: Sample, second: Sample, radius_m: float) -> SweepMatches:
     """Each point of the first sweep with the nearest point of the second one, where that is near enough.
 
     The sweeps are registered by their poses. Several points of the first may have the same partner.
@@ -70,8 +70,8 @@ def matched(first: Sample, second: Sample, radius_m: float) -> Matches:
     # The bound is exclusive.
     bound = np.nextafter(radius_m, np.inf)
     distance, nearest = tree.query(first.points_lidar.astype(np.float64), distance_upper_bound=bound)
-    found = np.flatnonzero(np.isfinite(distance))
-    return Matches(first=found, second=np.asarray(nearest, dtype=np.int64)[found])
+    matched_points = np.flatnonzero(np.isfinite(distance))
+    return SweepMatches(first=matched_points, second=np.asarray(nearest, dtype=np.int64)[matched_points])
 
 
 class PartnerFinder:
@@ -107,7 +107,7 @@ class PartnerFinder:
             if len(near) == 0:
                 break
             at = int(np.argmin(gaps_us)) if number == _TRIES - 1 else int(rng.integers(len(near)))
-            partner = self._compared(int(near[at]), sample)
+            partner = self._partner(int(near[at]), sample)
             if partner is not None:
                 overlap = len(partner.matches.first) / max(len(sample.points_lidar), 1)
                 if overlap >= self._config.min_overlap and overlap > 0:
@@ -130,14 +130,14 @@ class PartnerFinder:
         start, stop = np.searchsorted(self._logs, (log, log + 1))
         same_log = self._indices[start:stop]
         gaps_us = np.abs(manifest.sample_timestamp_us[same_log] - manifest.sample_timestamp_us[index])
-        chosen = (gaps_us <= self._config.max_gap_s * 1e6) & (same_log != index)
-        return same_log[chosen], gaps_us[chosen]
+        near_enough = (gaps_us <= self._config.max_gap_s * 1e6) & (same_log != index)
+        return same_log[near_enough], gaps_us[near_enough]
 
-    def _compared(self, other: int, sample: Sample) -> Partner | None:
+    def _partner(self, index: int, sample: Sample) -> Partner | None:
         try:
-            found = self._reader.read(other, images=False, superpixels=False, labels=False)
+            other = self._reader.read(index, images=False, superpixels=False, labels=False)
         except SampleError:
             return None
-        if len(found.points_lidar) == 0:
+        if len(other.points_lidar) == 0:
             return None
-        return Partner(sample=found, matches=matched(sample, found, self._config.match_radius_m))
+        return Partner(sample=other, matches=match_sweeps(sample, other, self._config.match_radius_m))

@@ -1,4 +1,7 @@
-"""From a sample to a `View`: pair, augment, look up superpixels, add a second view. What a step sees of one sweep."""
+"""From a sample in the shards to a `View`, what a training step sees of one sweep: read, pair, augment, second view.
+
+Ground and objects are found in the recorded sweep, before any augmentation, and follow their points.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,30 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, UInt8
 
 from data.batch_spec import BatchSpec
+from data.geometry import transform
 from data.order import SampleDraws
-from data.sample import Sample
-from data.storage.shards import SampleError
-from data.views.augment import AugmentConfig, PixelTransform
-from data.views.pairs import Pairs
-from data.views.second_sweep import Matches, Partner
-from data.views.stages import Cloud, Pixels, Recorded, draw_cloud, draw_pixels, only_seen, record
-from data.views.voxelize import VoxelConfig
+from data.sample import CameraView, Sample
+from data.storage.decode import Images, decode_jpeg
+from data.storage.encode import DamagedError
+from data.storage.mixture import Reader
+from data.storage.shards import SampleError, ShardError
+from data.storage.teacher_cache import TeacherCache
+from data.views.augment import (
+    AugmentConfig,
+    PixelTransform,
+    PointAugmentConfig,
+    draw_cloud_transform,
+    draw_cuboid,
+    draw_jitter,
+    draw_pixel_transform,
+    draw_thinning,
+)
+from data.views.clusters import clusters
+from data.views.colour import draw_colour
+from data.views.ground import ground_mask
+from data.views.pairs import Pairs, no_pairs, point_pixel_pairs
+from data.views.second_sweep import Partner, PartnerFinder, SweepMatches
+from data.views.voxelize import VoxelConfig, inside_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +45,7 @@ class ViewConfig:
 
     Attributes:
         image_size: height, width that images are brought to, pixels.
-        cameras_per_sample: use so many cameras of each sample, drawn anew each epoch; None for all.
+        cameras_per_sample: use this many cameras of each sample, drawn again each epoch; None for all.
         voxel: grid and input features.
         augment: what changes from epoch to epoch.
     """
@@ -45,60 +64,151 @@ class ViewConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ViewCameras:
+    """Where the images of one sample were taken from.
+
+    Attributes:
+        transforms: what was done to each stored image.
+        K: intrinsics of each augmented image.
+        T_cam_points: from the frame of `View.points` to each camera.
+    """
+
+    transforms: tuple[PixelTransform, ...]
+    K: Float[np.ndarray, "V 3 3"]
+    T_cam_points: Float[np.ndarray, "V 4 4"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewSuperpixels:
+    """Superpixels of one sample, numbered from 0 in each image.
+
+    Attributes:
+        num: superpixels of each stored image.
+        of_pair: superpixel of each pair within its image.
+        of_pixel: superpixels of each augmented image; None without pixels.
+        features: cached teacher features, images one after another; None without.
+    """
+
+    num: tuple[int, ...]
+    of_pair: Int[np.ndarray, " P"]
+    of_pixel: tuple[Integer[np.ndarray, "H W"], ...] | None
+    features: Float[np.ndarray, "S D"] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewClusters:
+    """Objects of one sample: how many the recorded sweep has, and the object of each point, -1 for none."""
+
+    num: int
+    of_point: Int[np.ndarray, " N"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class View:
-    """One sample after augmentation.
+    """One sample after augmentation. Its parts are whole or None, like those of `data.sample.Batch`.
 
     Attributes:
         key: of the sample.
-        recorded: which point of the recorded sweep each point is.
+        recorded: which point of the recorded sweep each point is, ascending.
         points: in the augmented LiDAR frame, metres.
         intensity: 0 to 1.
-        labels: class of each point; None without.
-        images: one a camera, all of one size; None without pixels.
-        segments: superpixels of each image; None without superpixels or pixels.
-        num_images: cameras in use.
-        pair_point: point of each pair.
-        pair_image: camera of each pair.
-        pair_uv: in the augmented image.
-        pair_segment: superpixel of each pair within its image; None without superpixels.
-        num_segments: superpixels of each stored image, (0, ...) without.
-        segment_features: cached teacher features, images one after another; None without.
         T_aug_lidar: what was done to the cloud.
-        pixel_transforms: what was done to each image.
-        T_cam_points: from the frame of `points` to each camera.
-        K: intrinsics of each augmented image.
+        images: one a camera, all of one size; None without pixels.
+        cameras: those in use; None without images and teacher cache.
+        pairs: in the augmented images; None with `cameras`.
+        superpixels: of the images; None unless asked for.
         ground: whether each point lies on the ground; None unless asked for.
-        cluster: object of each point, -1 for none; None unless asked for.
-        num_clusters: of the recorded sweep.
+        clusters: objects; None unless asked for.
+        labels: class of each point; None without.
         second: the other view; None unless asked for. It has none itself.
-        matches: points of the two views that belong together; None without a second cloud.
+        matches: points of the two views that are the same place; None without a second cloud.
     """
 
     key: str
     recorded: Int[np.ndarray, " N"]
     points: Float[np.ndarray, "N 3"]
     intensity: Float[np.ndarray, " N"]
-    labels: UInt8[np.ndarray, " N"] | None = None
-    images: tuple[UInt8[np.ndarray, "H W 3"], ...] | None = None
-    segments: tuple[Integer[np.ndarray, "H W"], ...] | None = None
-    num_images: int = 0
-    pair_point: Int[np.ndarray, " P"] | None = None
-    pair_image: Int[np.ndarray, " P"] | None = None
-    pair_uv: Float[np.ndarray, "P 2"] | None = None
-    pair_segment: Int[np.ndarray, " P"] | None = None
-    num_segments: tuple[int, ...] = ()
-    segment_features: Float[np.ndarray, "S D"] | None = None
     T_aug_lidar: Float[np.ndarray, "4 4"]
-    pixel_transforms: tuple[PixelTransform, ...] = ()
-    T_cam_points: Float[np.ndarray, "V 4 4"] | None = None
-    K: Float[np.ndarray, "V 3 3"] | None = None
+    images: tuple[UInt8[np.ndarray, "H W 3"], ...] | None = None
+    cameras: ViewCameras | None = None
+    pairs: Pairs | None = None
+    superpixels: ViewSuperpixels | None = None
     ground: Bool[np.ndarray, " N"] | None = None
-    cluster: Int[np.ndarray, " N"] | None = None
-    num_clusters: int = 0
+    clusters: ViewClusters | None = None
+    labels: UInt8[np.ndarray, " N"] | None = None
     second: View | None = None
-    matches: Matches | None = None
+    matches: SweepMatches | None = None
 
 
+# ---------------------------------------------------------------------------------------------------------- reading
+def read_view(
+    reader: Reader,
+    index: int,
+    config: ViewConfig,
+    spec: BatchSpec,
+    draws: SampleDraws,
+    partners: PartnerFinder | None,
+    cache: TeacherCache | None = None,
+    *,
+    labels: bool = False,
+) -> View:
+    """Read what the method needs of a sample, and nothing else, and make its view.
+
+    Args:
+        reader: reads the samples of the set.
+        index: position of the sample in the manifest.
+        config: what to make of it.
+        spec: what it must hold.
+        draws: the sample's random numbers.
+        partners: see `partners_for`.
+        cache: teacher features in place of pixels.
+        labels: also the classes of points.
+
+    Raises:
+        SampleError: the sample is damaged, or has no pairs or no partner where `spec` asks for them.
+        ShardError: the cache was built with other superpixels.
+    """
+    images: Images = "encoded" if spec.images and cache is None else False
+    sample = reader.read(index, images=images, superpixels=spec.superpixels, labels=labels)
+    shard = shard_file(reader, index)
+    partner = None if partners is None else partners.find(index, sample, draws.partner(), shard=shard)
+    cached = None if cache is None else _cached_features(cache, index, sample)
+    try:
+        return make_view(sample, config, spec, draws, shard=shard, cached=cached, partner=partner)
+    except DamagedError as error:  # an image that was stored broken: all other damage is found on reading
+        raise SampleError(error.reason, sample.key, shard, error.detail) from error
+
+
+def shard_file(reader: Reader, index: int) -> str:
+    """Name of the shard that holds a sample."""
+    return reader.manifest.shards[int(reader.manifest.sample_shard[index])].file
+
+
+def partners_for(reader: Reader, indices: Int[np.ndarray, " n"], spec: BatchSpec) -> PartnerFinder | None:
+    """Finds other sweeps among the samples in use; None where the method needs none."""
+    if spec.second_cloud is None or spec.second_cloud.source == "same":
+        return None
+    return PartnerFinder(reader, indices, spec.second_cloud)
+
+
+def _cached_features(cache: TeacherCache, index: int, sample: Sample) -> list[np.ndarray]:
+    """Teacher features of each camera.
+
+    Raises:
+        ShardError: the cache was built with other superpixels.
+    """
+    offsets, rows = cache.offsets(index), cache.features(index)
+    for number, view in enumerate(sample.cameras):
+        stored = 0 if view.superpixels is None else int(view.superpixels.max()) + 1
+        if stored != offsets[number + 1] - offsets[number]:
+            raise ShardError(
+                f"sample {sample.key}, camera {view.name}: {stored} superpixels in the shards, "
+                f"{offsets[number + 1] - offsets[number]} in {cache.path}; delete that folder and build it again"
+            )
+    return [rows[offsets[number] : offsets[number + 1]] for number in range(len(sample.cameras))]
+
+
+# ----------------------------------------------------------------------------------------------------------- making
 def make_view(
     sample: Sample,
     config: ViewConfig,
@@ -109,12 +219,10 @@ def make_view(
     cached: Sequence[np.ndarray] | None = None,
     partner: Partner | None = None,
 ) -> View:
-    """Pair and augment one sample; make a second view of it where the method wants one.
-
-    A pair's superpixel is that of the augmented image's pixel nearest to it (halves round up).
+    """Pair and augment one sample; make a second view of it where the method needs one.
 
     Args:
-        sample: as read; without pixels under a teacher cache or where no images are wanted.
+        sample: as read; without pixels under a teacher cache or where `spec` asks for no images.
         config: what to do.
         spec: what the method needs.
         draws: the sample's own random numbers.
@@ -123,17 +231,18 @@ def make_view(
         partner: the other sweep, where `spec.second_cloud` is another one.
 
     Raises:
-        SampleError: no point falls into any image ("zero-pairs") or, where no images are wanted, into the voxel grid
-            ("no-points"), or superpixels are missing.
+        SampleError: no point falls into any image ("zero-pairs") or, where `spec` asks for no images, into the voxel
+            grid ("no-points"), or superpixels are missing.
+        DamagedError: an image cannot be decoded.
     """
     rng, augment = draws.first(), config.augment
-    chosen = _choose_cameras(rng, len(sample.cameras), config.cameras_per_sample) if spec.images else ()
-    recorded = record(sample, chosen, spec, draws, shard)
-    cloud = draw_cloud(rng, recorded, augment.points, config.voxel, augment.min_pairs)
-    pixels = draw_pixels(rng, recorded, cloud, augment, config.image_size) if spec.images else None
-    if spec.only_seen:
-        cloud = only_seen(cloud, pixels)
-    features = None if cached is None else np.concatenate([cached[camera] for camera in chosen]).astype(np.float32)
+    in_use = _choose_cameras(rng, len(sample.cameras), config.cameras_per_sample) if spec.images else ()
+    recorded = _record(sample, in_use, spec, draws, shard)
+    cloud = _draw_cloud(rng, recorded, augment.points, config.voxel, augment.min_pairs)
+    pixels = _draw_pixels(rng, recorded, cloud, augment, config.image_size) if spec.images else None
+    if spec.only_seen and pixels is not None:
+        cloud = _keep_seen(cloud, pixels)
+    features = None if cached is None else np.concatenate([cached[camera] for camera in in_use]).astype(np.float32)
     view = _assemble(recorded, cloud, pixels, spec, shard, features)
     if spec.second_cloud is None and not spec.second_images:
         return view
@@ -141,100 +250,227 @@ def make_view(
     # Of cloud and images, what is not drawn again is the first view's, the very arrays.
     rng, matches = draws.second(), None
     if spec.second_cloud is not None:
-        matches = partner.matches if partner is not None else _with_itself(sample)
+        matches = partner.matches if partner is not None else _match_with_itself(sample)
         if partner is not None:
             # With the first sweep's cameras: their poses relate them to these points, too.
             other = dataclasses.replace(partner.sample, cameras=sample.cameras)
-            recorded = record(other, chosen, spec, draws, shard)
-        cloud = draw_cloud(rng, recorded, augment.second_points or augment.points, config.voxel, augment.min_pairs)
+            recorded = _record(other, in_use, spec, draws, shard)
+        cloud = _draw_cloud(rng, recorded, augment.second_points or augment.points, config.voxel, augment.min_pairs)
     if spec.second_images:
-        pixels = draw_pixels(rng, recorded, cloud, augment, config.image_size)
-    if spec.second_cloud is not None and spec.only_seen:
-        cloud = only_seen(cloud, pixels)
+        pixels = _draw_pixels(rng, recorded, cloud, augment, config.image_size)
+    if spec.second_cloud is not None and spec.only_seen and pixels is not None:
+        cloud = _keep_seen(cloud, pixels)
     second = _assemble(recorded, cloud, pixels, spec, shard, features)
-    kept = None if matches is None else matches.kept(view.recorded, second.recorded)
-    return dataclasses.replace(view, second=second, matches=kept)
+    if matches is not None:
+        matches = matches.keep(view.recorded, second.recorded)
+    return dataclasses.replace(view, second=second, matches=matches)
 
 
-def _choose_cameras(rng: np.random.Generator, available: int, wanted: int | None) -> tuple[int, ...]:
-    if wanted is None or wanted >= available:
+def _choose_cameras(rng: np.random.Generator, available: int, limit: int | None) -> tuple[int, ...]:
+    if limit is None or limit >= available:
         return tuple(range(available))
-    return tuple(sorted(int(camera) for camera in rng.choice(available, wanted, replace=False)))
+    return tuple(sorted(int(camera) for camera in rng.choice(available, limit, replace=False)))
 
 
-def _with_itself(sample: Sample) -> Matches:
-    every = np.arange(len(sample.points_lidar))
-    return Matches(first=every, second=every)
+def _match_with_itself(sample: Sample) -> SweepMatches:
+    points = np.arange(len(sample.points_lidar))
+    return SweepMatches(first=points, second=points)
+
+
+# --------------------------------------------------------------------------------------------- the steps, in order
+@dataclass(frozen=True, kw_only=True)
+class _Recorded:
+    """What is known of a sweep before anything is drawn.
+
+    Attributes:
+        sample: the sweep; its cameras may be another sweep's.
+        cameras: those in use; none where no images are asked for.
+        pairs: in the stored images.
+        ground: as in `View`, of all points.
+        clusters: likewise.
+    """
+
+    sample: Sample
+    cameras: tuple[CameraView, ...]
+    pairs: Pairs
+    ground: Bool[np.ndarray, " N"] | None
+    clusters: ViewClusters | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cloud:
+    """An augmented cloud: the points it keeps, which recorded ones they are (ascending), their stored pairs."""
+
+    T_aug_lidar: Float[np.ndarray, "4 4"]
+    recorded: Int[np.ndarray, " N"]
+    points: Float[np.ndarray, "N 3"]
+    pairs: Pairs
+
+    def keep(self, mask: Bool[np.ndarray, " N"]) -> _Cloud:
+        """The points that a mask keeps."""
+        rows = np.flatnonzero(mask)
+        return dataclasses.replace(
+            self,
+            recorded=self.recorded.take(rows),
+            points=self.points.take(rows, axis=0),
+            pairs=self.pairs.keep_points(mask),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pixels:
+    """Augmented images: what was done to each, and the results (None under a teacher cache)."""
+
+    transforms: tuple[PixelTransform, ...]
+    images: tuple[UInt8[np.ndarray, "H W 3"], ...] | None
+
+    def place(self, pairs: Pairs) -> Pairs:
+        """Pairs of the stored images in the augmented ones, without those that were cropped away."""
+        uv = np.empty_like(pairs.uv)
+        inside = np.empty(len(pairs), dtype=bool)
+        for number, pixel_transform in enumerate(self.transforms):
+            rows = pairs.of_camera(number)
+            uv[rows] = pixel_transform.uv(pairs.uv[rows])
+            inside[rows] = pixel_transform.inside(uv[rows])
+        return Pairs(point=pairs.point, camera=pairs.camera, uv=uv.astype(np.float32)).select(inside)
+
+
+def _record(sample: Sample, in_use: tuple[int, ...], spec: BatchSpec, draws: SampleDraws, shard: str) -> _Recorded:
+    """Pairs, ground and objects of the sweep as it is."""
+    cameras = tuple(sample.cameras[camera] for camera in in_use)
+    pairs = point_pixel_pairs(sample, in_use) if spec.images else no_pairs()
+    if spec.images and len(pairs) == 0:
+        raise SampleError("zero-pairs", sample.key, shard, f"{len(sample.points_lidar)} points, {len(cameras)} cameras")
+    if spec.superpixels and any(camera.superpixels is None for camera in cameras):
+        raise SampleError("superpixels-missing", sample.key, shard, "the set was prepared without superpixels")
+    ground = None if spec.ground is None else ground_mask(sample.points_lidar, spec.ground, draws.ground())
+    objects = None
+    if spec.clusters is not None:
+        off_ground = np.flatnonzero(np.ones(len(sample.points_lidar), dtype=bool) if ground is None else ~ground)
+        of_point = np.full(len(sample.points_lidar), -1, dtype=np.int64)
+        of_point[off_ground] = clusters(sample.points_lidar[off_ground], spec.clusters)
+        objects = ViewClusters(num=int(of_point.max(initial=-1)) + 1, of_point=of_point)
+    return _Recorded(sample=sample, cameras=cameras, pairs=pairs, ground=ground, clusters=objects)
+
+
+def _draw_cloud(
+    rng: np.random.Generator, recorded: _Recorded, augment: PointAugmentConfig, voxel: VoxelConfig, min_pairs: int
+) -> _Cloud:
+    """Motion, noise, limits of the grid, dropped cuboid, thinning."""
+    T_aug_lidar = draw_cloud_transform(rng, augment)
+    points = transform(T_aug_lidar, recorded.sample.points_lidar).astype(np.float32)
+    points = draw_jitter(rng, points, augment)
+    keep = inside_range(points, voxel)
+    in_cuboid = draw_cuboid(rng, points, augment)
+    if _may_drop(in_cuboid, keep, recorded, min_pairs):
+        keep &= ~in_cuboid
+    keep[keep] = draw_thinning(rng, int(keep.sum()), augment)
+    all_points = np.arange(len(points))
+    return _Cloud(T_aug_lidar=T_aug_lidar, recorded=all_points, points=points, pairs=recorded.pairs).keep(keep)
+
+
+def _may_drop(
+    in_cuboid: Bool[np.ndarray, " N"], keep: Bool[np.ndarray, " N"], recorded: _Recorded, min_pairs: int
+) -> bool:
+    """Whether each image that would lose pairs keeps at least `min_pairs`; without images: whether points stay."""
+    num_cameras = len(recorded.cameras)
+    if num_cameras == 0:
+        return bool((keep & ~in_cuboid).any())
+    pairs = recorded.pairs.select(keep[recorded.pairs.point])
+    num_lost = pairs.select(in_cuboid[pairs.point]).counts(num_cameras)
+    num_left = pairs.counts(num_cameras) - num_lost
+    return bool(((num_lost == 0) | (num_left >= min_pairs)).all())
+
+
+def _draw_pixels(
+    rng: np.random.Generator, recorded: _Recorded, cloud: _Cloud, augment: AugmentConfig, image_size: tuple[int, int]
+) -> _Pixels:
+    """Crop, mirror, resize, and then the colours of each image. The pixels that the crop needs are decoded only now."""
+    cameras, transforms = recorded.cameras, []
+    for number, camera in enumerate(cameras):
+        uv = cloud.pairs.uv[cloud.pairs.of_camera(number)]
+        transforms.append(draw_pixel_transform(rng, uv, camera.image_size, image_size, augment))
+    images = None
+    if all(camera.jpeg is not None or camera.image is not None for camera in cameras):
+        images = tuple(_cut(camera, place) for camera, place in zip(cameras, transforms, strict=True))
+        if augment.image.enabled and augment.image.colour.enabled:
+            images = tuple(draw_colour(rng, augment.image.colour)(image) for image in images)
+    return _Pixels(transforms=tuple(transforms), images=images)
+
+
+def _cut(camera: CameraView, place: PixelTransform) -> UInt8[np.ndarray, "h w 3"]:
+    if camera.image is not None:
+        return place.image(camera.image)
+    assert camera.jpeg is not None
+    return place.image(decode_jpeg(camera.name, camera.jpeg, place.reduction), place.reduction)
+
+
+def _keep_seen(cloud: _Cloud, pixels: _Pixels) -> _Cloud:
+    """The points that some augmented image shows."""
+    seen = np.zeros(len(cloud.points), dtype=bool)
+    seen[pixels.place(cloud.pairs).point] = True
+    return cloud.keep(seen)
 
 
 def _assemble(
-    recorded: Recorded,
-    cloud: Cloud,
-    pixels: Pixels | None,
+    recorded: _Recorded,
+    cloud: _Cloud,
+    pixels: _Pixels | None,
     spec: BatchSpec,
     shard: str,
     features: Float[np.ndarray, "S D"] | None,
 ) -> View:
     """All that belongs to the points and pixels that are left."""
-    sample, left = recorded.sample, cloud.recorded
-    if len(left) == 0 and pixels is None:
+    sample, points, objects = recorded.sample, cloud.recorded, recorded.clusters
+    if len(points) == 0 and pixels is None:
         raise SampleError("no-points", sample.key, shard, f"none of {len(sample.points_lidar)} is in the voxel grid")
     view = View(
         key=sample.key,
-        recorded=left,
+        recorded=points,
         points=cloud.points,
-        intensity=sample.intensity[left].astype(np.float32),
-        labels=None if sample.labels is None else sample.labels[left],
+        intensity=sample.intensity[points].astype(np.float32),
         T_aug_lidar=cloud.T_aug_lidar,
-        ground=None if recorded.ground is None else recorded.ground[left],
-        cluster=None if recorded.cluster is None else recorded.cluster[left],
-        num_clusters=recorded.num_clusters,
+        ground=None if recorded.ground is None else recorded.ground[points],
+        clusters=None if objects is None else dataclasses.replace(objects, of_point=objects.of_point[points]),
+        labels=None if sample.labels is None else sample.labels[points],
     )
-    return view if pixels is None else _with_pixels(view, recorded, cloud, pixels, spec, shard, features)
-
-
-def _with_pixels(
-    view: View,
-    recorded: Recorded,
-    cloud: Cloud,
-    pixels: Pixels,
-    spec: BatchSpec,
-    shard: str,
-    features: Float[np.ndarray, "S D"] | None,
-) -> View:
-    assert cloud.pairs is not None
-    pairs = pixels.placed(cloud.pairs)
+    if pixels is None:
+        return view
+    pairs = pixels.place(cloud.pairs)
     if len(pairs) == 0:
         raise SampleError("zero-pairs", view.key, shard, "none is left inside voxel.range_min to range_max")
     cameras, transforms = recorded.cameras, pixels.transforms
-    maps = [np.asarray(camera.superpixels) for camera in cameras] if spec.superpixels else None
     T_lidar_points = np.linalg.inv(cloud.T_aug_lidar)
     return dataclasses.replace(
         view,
         images=pixels.images,
-        segments=tuple(moved.segments(ids) for moved, ids in zip(transforms, maps, strict=True))
-        if maps is not None and pixels.images is not None
-        else None,
-        num_images=len(cameras),
-        pair_point=pairs.point,
-        pair_image=pairs.camera,
-        pair_uv=pairs.uv,
-        pair_segment=None if maps is None else _pair_segments(pairs, transforms, maps),
-        num_segments=(0,) * len(cameras) if maps is None else tuple(int(ids.max()) + 1 for ids in maps),
-        segment_features=features,
-        pixel_transforms=transforms,
-        K=np.stack([moved.affine @ camera.K for moved, camera in zip(transforms, cameras, strict=True)]),
-        T_cam_points=np.stack([recorded.sample.T_cam_lidar(camera) @ T_lidar_points for camera in cameras]),
+        cameras=ViewCameras(
+            transforms=transforms,
+            K=np.stack([place.affine @ camera.K for place, camera in zip(transforms, cameras, strict=True)]),
+            T_cam_points=np.stack([sample.T_cam_lidar(camera) @ T_lidar_points for camera in cameras]),
+        ),
+        pairs=pairs,
+        superpixels=_superpixels(cameras, pixels, pairs, features) if spec.superpixels else None,
     )
 
 
-def _pair_segments(
-    pairs: Pairs, transforms: Sequence[PixelTransform], maps: Sequence[np.ndarray]
-) -> Int[np.ndarray, " P"]:
+def _superpixels(
+    cameras: Sequence[CameraView], pixels: _Pixels, pairs: Pairs, features: Float[np.ndarray, "S D"] | None
+) -> ViewSuperpixels:
+    """Those of the stored images, moved with the pixels.
+
+    A pair's superpixel is that of the augmented image's pixel nearest to it (halves round up).
+    """
+    maps = [np.asarray(camera.superpixels) for camera in cameras]
     nearest = np.floor(pairs.uv + 0.5).astype(np.int64)
-    found = np.empty(len(pairs), dtype=np.int64)
-    for number, (moved, ids) in enumerate(zip(transforms, maps, strict=True)):
-        mine = pairs.of_camera(number)
-        rows, columns = moved.source_pixels()
-        found[mine] = ids[rows[nearest[mine][:, 1]], columns[nearest[mine][:, 0]]]
-    return found
+    of_pair = np.empty(len(pairs), dtype=np.int64)
+    for number, (place, ids) in enumerate(zip(pixels.transforms, maps, strict=True)):
+        of_camera = pairs.of_camera(number)
+        rows, columns = place.source_pixels()
+        of_pair[of_camera] = ids[rows[nearest[of_camera][:, 1]], columns[nearest[of_camera][:, 0]]]
+    of_pixel = None
+    if pixels.images is not None:
+        of_pixel = tuple(place.segments(ids) for place, ids in zip(pixels.transforms, maps, strict=True))
+    return ViewSuperpixels(
+        num=tuple(int(ids.max()) + 1 for ids in maps), of_pair=of_pair, of_pixel=of_pixel, features=features
+    )

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from engine.downstream.common import ProgressMeter, UnsuitableError, check_seeds
 from engine.downstream.pose_errors import PoseErrors, RegistrationSummary, pose_errors, summarise
 from engine.downstream.runner import Initialisation, Job, Measured, Parts
-from engine.interfaces import CalibratedBatch, EstimatesPose, PoseEstimateLike
+from engine.interfaces import CalibratedBatch, CamerasLike, EstimatesPose, PoseEstimateLike
 
 MAIN_METRIC = "rre_median"
 """Median over all images, 180 degrees where no pose was found: always defined, and no single failure moves it."""
@@ -193,14 +193,15 @@ def register(
     matches: list[_Matched] = []
     for batch in batches:
         there = batch.to(device)
-        if there.image_T_cam_points is None:
+        if there.images is None or there.cameras is None:
             raise UnsuitableError(
                 f"sweeps {', '.join(batch.keys[:3])} have no calibration; registration needs the true pose"
             )
+        cameras, (height, width) = there.cameras, there.images.shape[-2:]
         found = objective.estimate_pose(there)
-        T, valid = (found.T_cam_points, found.valid) if config.solver == "network" else _ransac(there, found, config)
-        poses.append((T.double().cpu(), valid.cpu(), there.image_T_cam_points.double().cpu()))
-        matches.append(_matched(there, found))
+        T, valid = (found.T_cam_points, found.valid) if config.solver == "network" else _ransac(cameras, found, config)
+        poses.append((T.double().cpu(), valid.cpu(), cameras.T_cam_points.double().cpu()))
+        matches.append(_matched(cameras, (height, width), found))
         on_sweeps(batch.num_samples)
     if not poses:
         raise UnsuitableError("no sweep to register: the test split is empty")
@@ -222,24 +223,23 @@ class _Matched:
     false_kept: int
 
 
-def _matched(batch: CalibratedBatch, found: PoseEstimateLike) -> _Matched:
-    """Matching errors of the points that the images truly show."""
-    true, seen = _true_pixels(batch, found)
+def _matched(cameras: CamerasLike, size: tuple[int, int], found: PoseEstimateLike) -> _Matched:
+    """Matching errors of the points that the images, of height and width `size`, truly show."""
+    true, seen = _true_pixels(cameras, size, found)
     soft, hard = ((uv.double() - true).norm(dim=1)[seen].cpu() for uv in (found.match_soft_uv, found.match_hard_uv))
     kept = found.match_kept
     return _Matched(soft_px=soft, hard_px=hard, kept=kept[seen].cpu(), false_kept=int((kept & ~seen).sum()))
 
 
-def _true_pixels(batch: CalibratedBatch, found: PoseEstimateLike) -> tuple[Float64[Tensor, "Q 2"], Bool[Tensor, " Q"]]:
+def _true_pixels(
+    cameras: CamerasLike, size: tuple[int, int], found: PoseEstimateLike
+) -> tuple[Float64[Tensor, "Q 2"], Bool[Tensor, " Q"]]:
     """Where each point is by the true pose, and whether that is inside of its image."""
-    assert batch.images is not None
-    assert batch.image_K is not None
-    assert batch.image_T_cam_points is not None
-    K, T = batch.image_K.double()[found.match_image], batch.image_T_cam_points.double()[found.match_image]
+    K, T = cameras.K.double()[found.match_image], cameras.T_cam_points.double()[found.match_image]
     camera = torch.einsum("qij,qj->qi", T[:, :3, :3], found.match_points.double()) + T[:, :3, 3]
     depth = camera[:, 2:].clamp(min=1e-6)
     uv = torch.einsum("qij,qj->qi", K, camera)[:, :2] / depth
-    height, width = batch.images.shape[-2:]
+    height, width = size
     inside = (uv >= 0).all(dim=1) & (uv <= uv.new_tensor([width - 1, height - 1])).all(dim=1)
     return uv, inside & (camera[:, 2] > MIN_DEPTH_M)
 
@@ -249,16 +249,15 @@ MIN_DEPTH_M = 1.0
 
 
 def _ransac(
-    batch: CalibratedBatch, found: PoseEstimateLike, config: RegistrationConfig
+    cameras: CamerasLike, found: PoseEstimateLike, config: RegistrationConfig
 ) -> tuple[Float64[Tensor, "I 4 4"], Bool[Tensor, " I"]]:
     """Poses from the kept soft matches by OpenCV, whose draws are the same in every call."""
-    assert batch.image_K is not None
     T = torch.eye(4, dtype=torch.float64).repeat(len(found.valid), 1, 1)
     valid = torch.zeros(len(T), dtype=torch.bool)
     for image in range(len(T)):
         mine = (found.match_image == image) & found.match_kept
         points, pixels = (x[mine].double().cpu().numpy() for x in (found.match_points, found.match_soft_uv))
-        solved = solve_ransac(points, pixels, batch.image_K[image].double().cpu().numpy(), config)
+        solved = solve_ransac(points, pixels, cameras.K[image].double().cpu().numpy(), config)
         if solved is not None:
             T[image], valid[image] = torch.from_numpy(solved), True
     return T, valid

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from data.batch_spec import BatchSpec
 from data.loading.evaluation import load_batch
 from data.loading.loader import DataConfig
-from data.sample import Batch
+from data.sample import Batch, first_sample
 from data.storage.shards import SampleError, SampleReader, ShardError, load_manifest
 from launchers.drawing.canvas import RgbImage, captioned, cross, tiled, turbo, with_scale
 from launchers.drawing.sketches import Sketcher, draw
@@ -136,75 +136,6 @@ def pictures_of_set(config: DataConfig, spec: BatchSpec) -> Callable[[nn.Module,
 # ------------------------------------------------------------------------------------------------------------ parts
 
 
-def first_sample(batch: Batch) -> Batch:
-    """What of a batch belongs to its first sample. Its superpixels and clusters have the first ids: they stay."""
-    points = int((batch.point_sample == 0).sum())
-    voxels = int((batch.voxel_coords[:, 0] == 0).sum())
-    chosen = dataclasses.replace(
-        batch,
-        keys=batch.keys[:1],
-        points=batch.points[:points],
-        point_sample=batch.point_sample[:points],
-        point_voxel=batch.point_voxel[:points],
-        voxel_coords=batch.voxel_coords[:voxels],
-        voxel_features=batch.voxel_features[:voxels],
-        labels=_upto(batch.labels, points),
-        ground=_upto(batch.ground, points),
-        cluster=_upto(batch.cluster, points),
-        T_aug_lidar=_upto(batch.T_aug_lidar, 1),
-    )
-    if batch.image_sample is not None:
-        chosen = _with_first_images(chosen, int((batch.image_sample == 0).sum()))
-    if batch.pair_point is not None:
-        mine = batch.pair_point < points
-        chosen = dataclasses.replace(
-            chosen,
-            pair_point=batch.pair_point[mine],
-            pair_image=None if batch.pair_image is None else batch.pair_image[mine],
-            pair_uv=None if batch.pair_uv is None else batch.pair_uv[mine],
-            pair_segment=None if batch.pair_segment is None else batch.pair_segment[mine],
-        )
-    return _with_first_second(chosen, batch, points)
-
-
-def _with_first_images(batch: Batch, images: int) -> Batch:
-    """The batch with so many of its images."""
-    each = _upto(batch.segments_per_image, images)
-    segments = batch.num_segments if each is None else int(each.sum())
-    return dataclasses.replace(
-        batch,
-        images=_upto(batch.images, images),
-        image_sample=_upto(batch.image_sample, images),
-        segments=_upto(batch.segments, images),
-        segments_per_image=each,
-        num_segments=segments,
-        segment_features=_upto(batch.segment_features, segments),
-        image_K=_upto(batch.image_K, images),
-        image_T_cam_points=_upto(batch.image_T_cam_points, images),
-        image_affine=_upto(batch.image_affine, images),
-        image_depth_m=_upto(batch.image_depth_m, images),
-        image_labels=_upto(batch.image_labels, images),
-    )
-
-
-def _with_first_second(chosen: Batch, batch: Batch, points: int) -> Batch:
-    """`chosen` with the first sample of the second view, the matches of its points, and the number of its clusters."""
-    second = None if batch.second is None else first_sample(batch.second)
-    both = [view.cluster for view in (chosen, second) if view is not None and view.cluster is not None]
-    clusters = max((int(ids.max()) + 1 for ids in both if len(ids)), default=0)
-    if second is not None and second.cluster is not None:
-        second = dataclasses.replace(second, num_clusters=clusters)
-    chosen = dataclasses.replace(chosen, second=second, num_clusters=clusters)
-    if batch.match_point is None or batch.match_second is None:
-        return chosen
-    mine = batch.match_point < points
-    return dataclasses.replace(chosen, match_point=batch.match_point[mine], match_second=batch.match_second[mine])
-
-
-def _upto(rows: Tensor | None, count: int) -> Tensor | None:
-    return None if rows is None else rows[:count]
-
-
 @contextmanager
 def _only_looking(module: nn.Module) -> Iterator[None]:
     """Evaluation mode without gradient; afterwards each part is in the mode it was in (a frozen tower in its own)."""
@@ -260,22 +191,20 @@ def _images(sample: Batch) -> list[RgbImage]:
 
 def _pairs_of(sample: Batch, image: int) -> tuple[np.ndarray, Float[np.ndarray, "p 2"], Float[np.ndarray, " p"]]:
     """Points, pixels and ranges of the pairs of one image."""
-    assert sample.pair_point is not None
-    assert sample.pair_image is not None
-    assert sample.pair_uv is not None
-    here = _numpy(sample.pair_image) == image
-    point = _numpy(sample.pair_point)[here]
+    pairs = sample.need("pairs", by="a picture of pairs")
+    pairs = pairs.select(pairs.image == image)
+    point = _numpy(pairs.point)
     range_m = np.linalg.norm(_numpy(sample.points)[point].astype(np.float64), axis=1)
-    return point, _numpy(sample.pair_uv)[here].astype(np.float64), range_m
+    return point, _numpy(pairs.uv).astype(np.float64), range_m
 
 
 def _input_pictures(sample: Batch) -> dict[str, RgbImage]:
     images, pictures = _images(sample), {}
-    if images and sample.segments is not None:
-        segments = _numpy(sample.segments)
-        cells = [superpixel_view(image, segments[i], _WIDTH_PX) for i, image in enumerate(images)]
+    if images and sample.superpixels is not None and sample.superpixels.of_pixel is not None:
+        ids = _numpy(sample.superpixels.of_pixel)
+        cells = [superpixel_view(image, ids[i], _WIDTH_PX) for i, image in enumerate(images)]
         pictures["superpixels"] = captioned(tiled(cells, _COLUMNS), f"superpixels of {sample.keys[0]}")
-    if images and sample.pair_point is not None:
+    if images and sample.pairs is not None:
         cells = []
         for i, image in enumerate(images):
             _, uv, range_m = _pairs_of(sample, i)
@@ -304,11 +233,10 @@ def query_point(sample: Batch) -> int:
     range_m = np.linalg.norm(points, axis=1)
     stands = points[:, 2] > np.percentile(points[:, 2], 5) + 0.7
     near = (range_m > 4.0) & (range_m < 25.0)
-    if sample.pair_point is None or len(sample.pair_point) == 0 or sample.pair_uv is None:
+    if sample.pairs is None or len(sample.pairs.point) == 0:
         return int(np.argmax(np.where(near, points[:, 2], -np.inf)))
-    assert sample.pair_image is not None
-    first = _numpy(sample.pair_image) == int(sample.pair_image.min())
-    candidates, uv = _numpy(sample.pair_point)[first], _numpy(sample.pair_uv)[first]
+    pairs = sample.pairs.select(sample.pairs.image == sample.pairs.image.min())
+    candidates, uv = _numpy(pairs.point), _numpy(pairs.uv)
     middle = (uv.min(axis=0) + uv.max(axis=0)) / 2
     distance = np.linalg.norm(uv - middle, axis=1)
     for wish in (stands & near, stands, np.ones(len(points), dtype=bool)):
@@ -340,7 +268,7 @@ def _similarity_pictures(sample: Batch, embedded: _Embedded, step: int) -> dict[
 
 
 def _query_uv(sample: Batch, image: int, query: int) -> tuple[float, float] | None:
-    if sample.pair_point is None:
+    if sample.pairs is None:
         return None
     point, uv, _ = _pairs_of(sample, image)
     rows = np.flatnonzero(point == query)
@@ -362,7 +290,7 @@ def _component_pictures(sample: Batch, embedded: _Embedded, step: int) -> dict[s
     colours = fitted.colours(embedded.points)
     sheet = birds_eye_view(points, colours)
     images = _images(sample)
-    if images and sample.pair_point is not None:
+    if images and sample.pairs is not None:
         overlay = _component_overlay(sample, images, colours)
         # One wide image goes above the square, several small ones beside it.
         sheet = tiled([overlay, sheet], columns=1) if len(images) == 1 else tiled([sheet, overlay], columns=2)

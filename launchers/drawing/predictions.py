@@ -30,10 +30,10 @@ def draw_predictions(batch: Batch, output: Float[Tensor, "I C H W"], limits: Dep
         output: of the network: log depth, or scores of the classes.
         limits: of depths.
     """
-    assert batch.images is not None
+    images = batch.need("images", by="a picture of predictions")
     cells = []
-    factor = enlargement((batch.images.shape[-2], batch.images.shape[-1]), _WIDTH_PX)
-    for number, image in enumerate(batch.images.permute(0, 2, 3, 1).numpy()):
+    factor = enlargement((images.shape[-2], images.shape[-1]), _WIDTH_PX)
+    for number, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         cells.append(captioned(enlarge(np.ascontiguousarray(image), factor), f"{batch.keys[0]}, image {number}"))
         if batch.image_depth_m is not None:
             guess = predicted_depth(output[number, 0], low=limits.min_depth_m, high=limits.cap_m).numpy()

@@ -51,9 +51,9 @@ def read_map(feature_map: FeatureMap, size: tuple[int, int]) -> Float[Tensor, "I
 
 def output_of(network: DenseNetwork, batch: Batch, device: torch.device) -> Float[Tensor, "I C H W"]:
     """The network's channels for each pixel of a batch, on the CPU."""
-    assert batch.images is not None
+    images = batch.need("images", by="a network of images")
     with torch.inference_mode():
-        output: Tensor = network.eval()(batch.images.to(device))
+        output: Tensor = network.eval()(images.to(device))
     return output.float().cpu()
 
 

@@ -139,9 +139,8 @@ def _build(objective: PoolsTeacher, config: DataConfig, key: str, world: World, 
 
 
 def _add(writer: TeacherCacheWriter, indices: tuple[int, ...], batch: Batch, features: Float[Tensor, "S C"]) -> None:
-    assert batch.segments_per_image is not None
-    assert batch.image_sample is not None
+    superpixels, cameras = batch.need("superpixels", by="a teacher cache"), batch.need("cameras", by="a teacher cache")
     for number, index in enumerate(indices):
-        counts = batch.segments_per_image[batch.image_sample == number].tolist()
+        counts = superpixels.per_image[cameras.sample == number].tolist()
         rows, features = features[: sum(counts)], features[sum(counts) :]
         writer.add(index, rows.numpy(), counts)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matches:
+class Assignment:
     """Pairs of one sample, ascending by row; no row and no column twice.
 
     Attributes:
@@ -42,7 +42,7 @@ def hungarian(
     *,
     gate: float = math.inf,
     threads: int | None = None,
-) -> list[Matches]:
+) -> list[Assignment]:
     """The matching of least total cost, where a row or column without partner costs `gate`.
 
     Source: Kuhn, "The Hungarian method" (1955), as solved by scipy (Crouse 2016). SimIPU (Li et al., AAAI 2022) finds
@@ -67,7 +67,7 @@ def greedy(
     *,
     gate: float = math.inf,
     threads: int | None = None,
-) -> list[Matches]:
+) -> list[Assignment]:
     """Cheapest pair first, then the cheapest pair of unmatched row and column, and so on; the first of equals.
 
     Args:
@@ -88,7 +88,7 @@ def _each(
     costs: Sequence[Float[Tensor, "_ _"]] | Float[Tensor, "B R C"],
     solve: Callable[[Float[np.ndarray, "R C"]], _Pairs],
     threads: int | None,
-) -> list[Matches]:
+) -> list[Assignment]:
     matrices = [cost.detach().double().cpu().numpy() for cost in costs]
     for sample, matrix in enumerate(matrices):
         if not np.isfinite(matrix).all():
@@ -104,7 +104,7 @@ def _each(
     else:
         pairs = [solve(matrix) for matrix in matrices]
     return [
-        Matches(rows=torch.from_numpy(rows).to(cost.device), columns=torch.from_numpy(columns).to(cost.device))
+        Assignment(rows=torch.from_numpy(rows).to(cost.device), columns=torch.from_numpy(columns).to(cost.device))
         for cost, (rows, columns) in zip(costs, pairs, strict=True)
     ]
 

@@ -151,21 +151,6 @@ def contrast_terms(
     return LossTerms(total=loss, parts={"contrast": loss.detach()}, watch=watch)
 
 
-def matched_clouds(batch: Batch, method: str) -> tuple[Batch, Int[Tensor, " Q"], Int[Tensor, " Q"]]:
-    """The second view, and the rows of points that are one and the same in both.
-
-    Args:
-        batch: of a method whose `batch_spec` asks for a second cloud.
-        method: its name, for the message.
-
-    Raises:
-        ValueError: the batch has no second cloud.
-    """
-    if batch.second is None or batch.match_point is None or batch.match_second is None:
-        raise ValueError(f"{method} needs a second cloud with matches; this batch has none (BatchSpec.second_cloud)")
-    return batch.second, batch.match_point, batch.match_second
-
-
 def joined_clouds(first: Batch, second: Batch) -> tuple[Int[Tensor, "M 4"], Float[Tensor, "M F"], int]:
     """The voxels of two views as one input of a 3D network: those of the first view, then those of the second one.
 

@@ -51,7 +51,7 @@ from models.image.resnet_levels import ResNetLevelsTeacherConfig
 from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds, matched_clouds
+from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds
 from models.pairing import read_pixels
 from models.visuals import PointSketch, Sketch
 
@@ -227,27 +227,17 @@ class ContrastiveUnits(Objective):
         )
         if spec.clusters is None:
             return units
-        if batch.cluster is None:
-            raise ValueError(
-                "contrastive_units with instances needs clusters; this batch has none (BatchSpec.clusters)"
-            )
-        return units.merged(batch.cluster)
+        return units.merged(batch.need("clusters", by="contrastive_units").of_point)
 
     def candidates(self, batch: Batch) -> Bool[Tensor, " N"]:
         """Points that can be part of units: not on the ground, seen by a camera, present in the second view."""
         kept = torch.ones(batch.num_points, dtype=torch.bool, device=batch.points.device)
         if self.config.batch_spec().ground is not None:
-            if batch.ground is None:
-                raise ValueError(
-                    "contrastive_units removes the ground; this batch has no ground mask (BatchSpec.ground)"
-                )
-            kept &= ~batch.ground
+            kept &= ~batch.need("ground", by="contrastive_units")
         if self.config.uses_images:
-            if batch.pair_point is None:
-                raise ValueError("contrastive_units needs point-pixel pairs; this batch has none (BatchSpec.images)")
-            kept &= _marked(batch.pair_point.long(), batch.num_points)
+            kept &= _marked(batch.need("pairs", by="contrastive_units").point.long(), batch.num_points)
         if self.config.uses_views:
-            kept &= _marked(matched_clouds(batch, "contrastive_units")[1].long(), batch.num_points)
+            kept &= _marked(batch.need("matches", by="contrastive_units").first.long(), batch.num_points)
         return kept
 
     @torch.no_grad()
@@ -257,33 +247,34 @@ class ContrastiveUnits(Objective):
         Raises:
             ValueError: the batch has no images.
         """
-        if batch.images is None or batch.pair_point is None or batch.pair_image is None or batch.pair_uv is None:
-            raise ValueError(f"contrastive_units in mode {self.config.mode} needs images; this batch has none")
+        by = f"contrastive_units in mode {self.config.mode}"
+        images, pairs = batch.need("images", by=by), batch.need("pairs", by=by)
         needed = torch.unique(units.member_point)
         row = torch.full_like(batch.point_sample, -1, dtype=torch.int64)
         row[needed] = torch.arange(len(needed), device=needed.device)
-        used = torch.nonzero(row[batch.pair_point] >= 0).flatten()
-        maps = self.teacher.feature_map(batch.images)
+        pairs = pairs.select(row[pairs.point] >= 0)
+        maps = self.teacher.feature_map(images)
         dtype = torch.promote_types(maps.values.dtype, torch.float32)
-        features = torch.zeros(len(needed), self.teacher.num_features, dtype=dtype, device=batch.images.device)
-        for pairs in used.split(_PAIRS_AT_A_TIME):
-            read = read_pixels(maps, batch.pair_image[pairs], batch.pair_uv[pairs])
-            features.index_add_(0, row[batch.pair_point[pairs]], read.to(dtype))
-        cameras = torch.bincount(row[batch.pair_point[used]], minlength=len(needed))
+        features = torch.zeros(len(needed), self.teacher.num_features, dtype=dtype, device=images.device)
+        for start in range(0, len(pairs.point), _PAIRS_AT_A_TIME):
+            some = pairs.select(slice(start, start + _PAIRS_AT_A_TIME))
+            read = read_pixels(maps, some.image, some.uv)
+            features.index_add_(0, row[some.point], read.to(dtype))
+        cameras = torch.bincount(row[pairs.point], minlength=len(needed))
         return units.mean(features / cameras.clamp(min=1)[:, None], row)
 
     def _voxels(self, batch: Batch) -> tuple[Float[Tensor, "M C"], Float[Tensor, "M2 C"] | None]:
         """Features of the voxels of the first view and, where it is used, of the second; one pass for both."""
         if not self.config.uses_views:
             return self.backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples), None
-        features = self.backbone(*joined_clouds(batch, matched_clouds(batch, "contrastive_units")[0]))
+        features = self.backbone(*joined_clouds(batch, batch.need("second", by="contrastive_units")))
         return features[: len(batch.voxel_coords)], features[len(batch.voxel_coords) :]
 
     def _second_view(self, batch: Batch, units: Units, features: Float[Tensor, "M2 C"]) -> Float[Tensor, "U C"]:
         """The same points' features in the second view, of whose voxels `features` are."""
-        second, match_point, match_second = matched_clouds(batch, "contrastive_units")
+        second, matches = batch.need("second", by="contrastive_units"), batch.need("matches", by="contrastive_units")
         voxel = torch.zeros_like(batch.point_voxel)
-        voxel[match_point] = second.point_voxel[match_second]
+        voxel[matches.first] = second.point_voxel[matches.second]
         return units.mean(features, voxel)
 
     def _excluded(self, features: Float[Tensor, "U C"]) -> Bool[Tensor, "U T"] | None:
@@ -323,7 +314,8 @@ class ContrastiveUnits(Objective):
             drawn["ground"] = PointSketch(
                 points=batch.points, values=batch.ground.float(), scale="share", caption="ground"
             )
-        cluster = torch.full_like(batch.point_sample, -1) if batch.cluster is None else batch.cluster
+        clusters = batch.clusters
+        cluster = torch.full_like(batch.point_sample, -1) if clusters is None else clusters.of_point
         drawn["units"] = PointSketch(
             points=batch.points,
             values=cluster,

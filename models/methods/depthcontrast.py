@@ -145,7 +145,7 @@ class DepthContrast(Objective):
 
         Source: DepthContrast, section 3, eq. 2 and 3.
         """
-        second = _second(batch)
+        second = batch.need("second", by="DepthContrast")
         kept = _samples_in_both(batch, second)
         queries = {f: self.heads[f](self._pooled(self._network(f), batch)[kept]) for f in self.formats}
         keys = {f: self.key_heads[f](self._pooled(self.key_backbones[f], second)[kept]) for f in self.formats}
@@ -211,12 +211,6 @@ class DepthContrast(Objective):
         """Largest features of each sample's voxels."""
         features = network(batch.voxel_coords, batch.voxel_features, batch.num_samples)
         return segment_max(features, batch.voxel_coords[:, 0], batch.num_samples)
-
-
-def _second(batch: Batch) -> Batch:
-    if batch.second is None:
-        raise ValueError("DepthContrast needs two clouds of each sample; this batch has no second one")
-    return batch.second
 
 
 def _samples_in_both(first: Batch, second: Batch) -> Int64[Tensor, " S"]:

@@ -21,12 +21,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from common.ranges import at_least
 from data.batch_spec import BatchSpec
-from data.sample import Batch
+from data.sample import Batch, PointPixelPairs
 from models.contrast.collapse_monitor import collapse_watch
 from models.heads import unit
 from models.image.teacher import TeacherConfig
@@ -113,9 +113,9 @@ class Distill(PixelPairs):
         """Unit feature of each voxel, in the image network's space."""
         return unit(self.point_head(self.backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples)))
 
-    def pixels_at(self, batch: Batch, pairs: Int[Tensor, " K"]) -> Float[Tensor, "K C"]:
-        """Unit features of the pixels of some pairs."""
-        return unit(features_at_pairs(self.teacher, batch, pairs))
+    def pixels_at(self, images: UInt8[Tensor, "I 3 H W"], pairs: PointPixelPairs) -> Float[Tensor, "K C"]:
+        """Unit feature of each pair's pixel."""
+        return unit(features_at_pairs(self.teacher, images, pairs))
 
 
 def _head(in_features: int, hidden_features: int | None, out_features: int) -> nn.Module:

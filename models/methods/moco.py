@@ -142,7 +142,4 @@ class Moco(Objective):
 
     @staticmethod
     def _images(batch: Batch) -> tuple[UInt8[Tensor, "I 3 H W"], UInt8[Tensor, "I 3 H W"]]:
-        second = None if batch.second is None else batch.second.images
-        if batch.images is None or second is None:
-            raise ValueError("MoCo needs images and a second view of them; this batch lacks one of the two")
-        return batch.images, second
+        return batch.need("images", by="MoCo"), batch.need("second", by="MoCo").need("images", by="MoCo")

@@ -3,7 +3,7 @@
 Paper: Zhang et al., "Self-supervised Learning of LiDAR 3D Point Clouds via 2D-3D Neural Calibration"
 (arXiv 2401.12452). Learnt: both networks from scratch, fusion layers, a similarity, overlap scores. Nothing is frozen.
 In: voxels of a cloud that the loader turned about z and moved, one image or more, and the true pose of each
-(`image_T_cam_points`). Out: similarity of points and pixels, which of them overlap, and the pose.
+(`Cameras.T_cam_points`). Out: similarity of points and pixels, which of them overlap, and the pose.
 
 The loader does the perturbation (eq. 8): `data.augment.points` with `max_rotation_rad` and `translate_m`, without
 flips, scaling and dropped cuboids. Mirrored clouds or images are refused, for no rigid pose explains them.
@@ -244,11 +244,10 @@ class Nclr(Objective):
 
     def _sides(self, batch: Batch, tokens: Tokens) -> _Sides:
         """Both towers, fusion, decoders, alignment."""
-        assert batch.images is not None
         config, stride = self.config, self.image_backbone.stride
         voxels = self.point_in(self.backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples))
         raw_points = voxels[tokens.voxel] if len(voxels) else voxels.new_zeros(*tokens.voxel.shape, voxels.shape[1])
-        cells_map = self.cell_in(self.image_backbone(batch.images).movedim(1, -1)).movedim(-1, 1)
+        cells_map = self.cell_in(self.image_backbone(batch.need("images", by="nclr")).movedim(1, -1)).movedim(-1, 1)
         size = (cells_map.shape[-2], cells_map.shape[-1])
         raw_cells = cells_map.flatten(2).mT
 
@@ -314,11 +313,10 @@ class Nclr(Objective):
         if float(self.progress) < self.config.pose_start:
             zero = 0.0 * (sides.points.sum() + sides.cells.sum())
             return zero, zero.detach()
-        assert batch.image_T_cam_points is not None
         rows = _first(tokens.seen, self.config.pose_points)
         uv = soft_match(self._match_logits(_pick(sides.points, rows), sides.cells), sides.cell_uv, covered)
         pose = self._pose(batch, _pick(tokens.points, rows), uv, tokens.seen.gather(1, rows))
-        true = batch.image_T_cam_points.to(pose.rotation.dtype)
+        true = batch.need("cameras", by="nclr").T_cam_points.to(pose.rotation.dtype)
         residual = true[:, :3, :3].mT @ pose.rotation - torch.eye(3, dtype=true.dtype, device=true.device)
         rotation = F.huber_loss(residual, torch.zeros_like(residual), reduction="none").mean(dim=(1, 2))
         translation = F.huber_loss(pose.translation_m, true[:, :3, 3], reduction="none").mean(dim=1)
@@ -336,9 +334,9 @@ class Nclr(Objective):
         uv: Float[Tensor, "I P 2"],
         counts: Bool[Tensor, "I P"],
     ) -> Pose:
-        assert batch.image_K is not None
         exact = torch.promote_types(uv.dtype, torch.float32)
-        return epnp(points.to(exact), uv.to(exact), batch.image_K.to(exact), counts.to(exact))
+        K = batch.need("cameras", by="nclr").K
+        return epnp(points.to(exact), uv.to(exact), K.to(exact), counts.to(exact))
 
     @torch.no_grad()
     def _watch(self, tokens: Tokens, sides: _Sides) -> dict[str, Float[Tensor, ""]]:
@@ -394,14 +392,14 @@ class Nclr(Objective):
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """Of the first image: matches, projections before and after the estimated pose, overlap."""
         check_calibrated(batch, "nclr")
-        assert batch.images is not None
-        if len(batch.images) == 0:
+        images = batch.need("images", by="nclr")
+        if len(images) == 0:
             return {}
         tokens = sample_tokens(batch, self.config.tokens)
         sides = self._sides(batch, tokens)
         sketches = pose_sketches(batch, tokens, self._estimate(batch, tokens, sides))
         if sides.point_score is not None and sides.cell_score is not None:
-            size = (batch.images.shape[-2], batch.images.shape[-1])
+            size = (images.shape[-2], images.shape[-1])
             maps = sides.cell_score.sigmoid().unflatten(1, sides.size)[:, None]
             pixels = upsample_to_pixels(self._map(maps), size)
             sketches |= overlap_sketches(batch, tokens, sides.point_score.sigmoid(), pixels[:, 0])

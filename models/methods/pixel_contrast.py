@@ -110,18 +110,13 @@ class PixelContrast(Objective):
 
         Source: Janda et al., section III-A; Chen et al., SimCLR (ICML 2020), eq. 1, for the negatives.
         """
-        if batch.images is None or batch.second is None or batch.second.images is None:
-            raise ValueError("pixel_contrast needs two augmentations of each image; this batch has one or none")
-        if batch.image_affine is None or batch.second.image_affine is None:
-            raise ValueError("pixel_contrast needs to know what augmentation did (`image_affine`); this batch does not")
+        views = (batch, batch.need("second", by="pixel_contrast"))
+        images, second_images = (view.need("images", by="pixel_contrast") for view in views)
+        affine, second_affine = (view.need("cameras", by="pixel_contrast").affine for view in views)
         image, uv, uv_second = draw_places(
-            batch.image_affine,
-            batch.second.image_affine,
-            _size(batch.images),
-            _size(batch.second.images),
-            self.config.num_places,
+            affine, second_affine, _size(images), _size(second_images), self.config.num_places
         )
-        first, second = self.views(batch.images, batch.second.images)
+        first, second = self.views(images, second_images)
         a, b = self._read(first, image, uv), self._read(second, image, uv_second)
         loss = self._contrast(a, b)
         return contrast_terms(loss, a, b, watch_rows=self.config.watch_rows)
@@ -183,12 +178,12 @@ class PixelContrast(Objective):
             )
         }
         second = batch.second
-        if second is None or second.images is None or batch.image_affine is None or second.image_affine is None:
+        if second is None or second.images is None or batch.cameras is None or second.cameras is None:
             return shown
         where = torch.linspace(0.1, 0.9, _SHOWN)
         around = torch.stack((where, (where * 7) % 1), dim=1)[None]  # spread over the image, without random numbers
         image, uv, true = _places_at(
-            around, batch.image_affine[:1], second.image_affine[:1], _size(images), _size(second.images)
+            around, batch.cameras.affine[:1], second.cameras.affine[:1], _size(images), _size(second.images)
         )
         others = self.pixel_embeddings(second.images[:1])[0]
         anchors = unit(read_pixels(FeatureMap(pixels[None]), image, uv))

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from data.sample import Batch
+from data.sample import Batch, PointPixelPairs
 from models.image.base import DenseNetwork
 from models.methods.base import Objective
 from models.pairing import draw_rows, read_pixels
@@ -26,8 +25,8 @@ class PixelPairs(Objective):
         """Unit embedding of each voxel."""
 
     @abstractmethod
-    def pixels_at(self, batch: Batch, pairs: Int[Tensor, " K"]) -> Float[Tensor, "K D"]:
-        """Unit embeddings of the pixels of some pairs."""
+    def pixels_at(self, images: UInt8[Tensor, "I 3 H W"], pairs: PointPixelPairs) -> Float[Tensor, "K D"]:
+        """Unit embedding of each pair's pixel."""
 
     def rows(
         self, batch: Batch, method: str, num_pairs: int | None = None
@@ -42,32 +41,30 @@ class PixelPairs(Objective):
         Raises:
             ValueError: the batch lacks images or pairs.
         """
-        if batch.images is None or batch.pair_point is None:
-            raise ValueError(f"{method} needs images with point-pixel pairs; this batch has none")
-        drawn = draw_rows(batch.pair_point.shape[0], num_pairs, batch.points.device)
-        points = self.point_embeddings(batch)[batch.point_voxel[batch.pair_point[drawn]]]
-        return points, self.pixels_at(batch, drawn)
+        images, pairs = batch.need("images", by=method), batch.need("pairs", by=method)
+        pairs = pairs.select(draw_rows(len(pairs.point), num_pairs, batch.points.device))
+        points = self.point_embeddings(batch)[batch.point_voxel[pairs.point]]
+        return points, self.pixels_at(images, pairs)
 
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """How well each point of the first image agrees with its own pixel."""
-        if batch.images is None or batch.pair_point is None or batch.pair_image is None or batch.pair_uv is None:
+        if batch.images is None or batch.pairs is None:
             return {}
-        in_first = torch.nonzero(batch.pair_image == 0).flatten()
-        points = self.point_embeddings(batch)[batch.point_voxel[batch.pair_point[in_first]]]
+        pairs = batch.pairs.select(batch.pairs.image == 0)
+        points = self.point_embeddings(batch)[batch.point_voxel[pairs.point]]
         return {
             "agreement": ProjectionSketch(
                 image=batch.images[0],
-                uv=batch.pair_uv[in_first],
-                values=(points * self.pixels_at(batch, in_first)).sum(dim=1),
+                uv=pairs.uv,
+                values=(points * self.pixels_at(batch.images, pairs)).sum(dim=1),
                 scale="similarity",
                 caption="cosine between a point's embedding and its pixel's",
             )
         }
 
 
-def features_at_pairs(network: DenseNetwork, batch: Batch, pairs: Int[Tensor, " K"]) -> Float[Tensor, "K C"]:
-    """A network's features of the images at the pixels of some pairs."""
-    assert batch.images is not None
-    assert batch.pair_image is not None
-    assert batch.pair_uv is not None
-    return read_pixels(network.feature_map(batch.images), batch.pair_image[pairs], batch.pair_uv[pairs])
+def features_at_pairs(
+    network: DenseNetwork, images: UInt8[Tensor, "I 3 H W"], pairs: PointPixelPairs
+) -> Float[Tensor, "K C"]:
+    """A network's features of the images at the pairs' pixels."""
+    return read_pixels(network.feature_map(images), pairs.image, pairs.uv)

@@ -21,12 +21,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from common.ranges import at_least, positive
 from data.batch_spec import BatchSpec
-from data.sample import Batch
+from data.sample import Batch, PointPixelPairs
 from models.contrast.losses import info_nce
 from models.heads import PointHead, unit
 from models.image.base import ImageEncoderConfig
@@ -122,6 +122,6 @@ class PixelToPoint(PixelPairs):
         pixels = upsample_to_pixels(self.pixel_network.feature_map(images), (images.shape[-2], images.shape[-1]))
         return unit(pixels.movedim(1, -1)).movedim(-1, 1)
 
-    def pixels_at(self, batch: Batch, pairs: Int[Tensor, " K"]) -> Float[Tensor, "K D"]:
-        """Unit features of the pixels of some pairs."""
-        return unit(features_at_pairs(self.pixel_network, batch, pairs))
+    def pixels_at(self, images: UInt8[Tensor, "I 3 H W"], pairs: PointPixelPairs) -> Float[Tensor, "K D"]:
+        """Unit feature of each pair's pixel."""
+        return unit(features_at_pairs(self.pixel_network, images, pairs))

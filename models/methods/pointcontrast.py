@@ -40,7 +40,7 @@ from models.contrast.losses import gather_with_grad, info_nce, world_size
 from models.heads import PointHead
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds, matched_clouds
+from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds
 from models.visuals import PointSketch, Sketch
 
 LossName = Literal["info_nce", "hardest"]
@@ -128,9 +128,9 @@ class PointContrast(Objective):
 
         Source: PointContrast, section 3.3, eq. 1 and 2.
         """
-        second, match_point, match_second = matched_clouds(batch, "PointContrast")
+        second, matches = batch.need("second", by="PointContrast"), batch.need("matches", by="PointContrast")
         first_voxel, second_voxel = draw_pairs(
-            batch.point_voxel[match_point], second.point_voxel[match_second], self.config.num_pairs
+            batch.point_voxel[matches.first], second.point_voxel[matches.second], self.config.num_pairs
         )
         first_rows, second_rows = self.embeddings(batch, second)
         anchors, targets = first_rows[first_voxel], second_rows[second_voxel]
@@ -165,14 +165,14 @@ class PointContrast(Objective):
 
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """All matched points of both clouds, coloured by how similar the two features of a match are."""
-        second, match_point, match_second = matched_clouds(batch, "PointContrast")
+        second, matches = batch.need("second", by="PointContrast"), batch.need("matches", by="PointContrast")
         first_rows, second_rows = self.embeddings(batch, second)
-        a = first_rows[batch.point_voxel[match_point]]
-        b = second_rows[second.point_voxel[match_second]]
+        a = first_rows[batch.point_voxel[matches.first]]
+        b = second_rows[second.point_voxel[matches.second]]
         similarity = (a * b).sum(dim=1).float()
-        share = len(match_point) / max(batch.num_points, 1)
+        share = len(matches.first) / max(batch.num_points, 1)
         caption = f"matched points ({share:.0%} of the cloud), similarity of the two features"
-        clouds = {"first": batch.points[match_point], "second": second.points[match_second]}
+        clouds = {"first": batch.points[matches.first], "second": second.points[matches.second]}
         return {
             f"matches_{name}": PointSketch(
                 points=points, values=similarity, scale="similarity", caption=f"{name} cloud: {caption}"

@@ -22,12 +22,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from common.ranges import at_least, positive
 from data.batch_spec import BatchSpec
-from data.sample import Batch
+from data.sample import Batch, PointPixelPairs
 from models.contrast.losses import info_nce
 from models.heads import PixelHead, PointHead
 from models.image.resnet import ResNetTeacherConfig
@@ -130,6 +130,6 @@ class Ppkt(PixelPairs):
         embeddings: Tensor = self.pixel_head(self.teacher.feature_map(images), size)
         return embeddings
 
-    def pixels_at(self, batch: Batch, pairs: Int[Tensor, " K"]) -> Float[Tensor, "K D"]:
-        """Unit embeddings of the pixels of some pairs."""
-        return self.pixel_head.pooled(features_at_pairs(self.teacher, batch, pairs))
+    def pixels_at(self, images: UInt8[Tensor, "I 3 H W"], pairs: PointPixelPairs) -> Float[Tensor, "K D"]:
+        """Unit embedding of each pair's pixel."""
+        return self.pixel_head.pooled(features_at_pairs(self.teacher, images, pairs))

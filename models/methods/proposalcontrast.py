@@ -46,7 +46,7 @@ from models.lidar.base import BackboneConfig
 from models.lidar.layers import PointLayer
 from models.lidar.res16unet import normalize
 from models.lidar.voxelnet import VoxelNetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds, matched_clouds
+from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds
 from models.points.neighbors import ball_query
 from models.points.sampling import farthest_points
 from models.visuals import PointSketch, Sketch
@@ -158,10 +158,10 @@ class ProposalContrast(Objective):
 
         Source: ProposalContrast, sections 3.2 to 3.4.
         """
-        second, match_point, match_second = matched_clouds(batch, "ProposalContrast")
-        match = self.sample(batch, match_point)
+        second, matches = batch.need("second", by="ProposalContrast"), batch.need("matches", by="ProposalContrast")
+        match = self.sample(batch, matches.first)
         # Both views in one go: BatchNorm then has at least two rows as soon as there is a proposal.
-        hidden = self.shared(self.encode(batch, second, match_point[match], match_second[match]))
+        hidden = self.shared(self.encode(batch, second, matches.first[match], matches.second[match]))
         u = unit(normalize(self.proposal_norm, self.proposal_linear(hidden)))
         scores = self.prototypes(unit(self.cluster_linear(hidden)))
 
@@ -180,7 +180,7 @@ class ProposalContrast(Objective):
         Raises:
             ValueError: the batch has no ground.
         """
-        rows = (~_ground(batch)[match_point]).nonzero().squeeze(1)
+        rows = (~batch.need("ground", by="ProposalContrast")[match_point]).nonzero().squeeze(1)
         point = match_point[rows]
         order = torch.argsort(batch.point_sample[point], stable=True)
         rows, point = rows[order], point[order]
@@ -199,7 +199,7 @@ class ProposalContrast(Objective):
             batch: one of the two clouds.
             centre: points, ordered by sample.
         """
-        points = (~_ground(batch)).nonzero().squeeze(1)
+        points = (~batch.need("ground", by="ProposalContrast")).nonzero().squeeze(1)
         random = self.training and self.config.neighbors == "random"
         if random:
             points = points[torch.randperm(len(points), device=points.device)]
@@ -277,10 +277,10 @@ class ProposalContrast(Objective):
 
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """Proposals from above by their cluster, and by how similar their two encodings are."""
-        second, match_point, match_second = matched_clouds(batch, "ProposalContrast")
-        match = self.sample(batch, match_point)
-        centre = match_point[match]
-        hidden = self.shared(self.encode(batch, second, centre, match_second[match]))
+        second, matches = batch.need("second", by="ProposalContrast"), batch.need("matches", by="ProposalContrast")
+        match = self.sample(batch, matches.first)
+        centre = matches.first[match]
+        hidden = self.shared(self.encode(batch, second, centre, matches.second[match]))
         u = unit(normalize(self.proposal_norm, self.proposal_linear(hidden)))
         first, other = u.tensor_split(2)
         clusters = self.prototypes(unit(self.cluster_linear(hidden))).argmax(dim=1)[: len(centre)]
@@ -363,9 +363,3 @@ class Prototypes(nn.Module):
         """Cosine of each unit row with each prototype."""
         scores: Tensor = F.linear(rows, F.normalize(self.weight, dim=1))
         return scores
-
-
-def _ground(batch: Batch) -> Bool[Tensor, " N"]:
-    if batch.ground is None:
-        raise ValueError("ProposalContrast needs to know the ground; this batch does not (BatchSpec.ground)")
-    return batch.ground

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from common.ranges import at_least, positive
 from data.batch_spec import BatchSpec, GroundConfig, PointClusterConfig, SecondCloud
-from data.sample import Batch
+from data.sample import Batch, PointClusters
 from models.contrast.memory import KeyQueue, contrast_with_queue, queue_watch
 from models.contrast.momentum import MomentumConfig, MomentumCopy, check_whole_weights
 from models.heads import PlainMLPHead
@@ -139,8 +139,8 @@ class SegContrast(Objective):
             batch: two views with clusters.
             kept: ids of the segments.
         """
-        second, first_ids, second_ids = self._clusters(batch)
-        first_row, second_row = (_rows_of(ids, kept, batch.num_clusters) for ids in (first_ids, second_ids))
+        second, *both = self._clusters(batch)
+        first_row, second_row = (_rows_of(clusters, kept) for clusters in both)
         features = self.backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples)
         queries = self.head(self._pooled(features, batch.point_voxel, first_row, len(kept)))
         features = self.key_backbone(second.voxel_coords, second.voxel_features, second.num_samples)
@@ -149,14 +149,14 @@ class SegContrast(Objective):
 
     def common_segments(self, batch: Batch) -> Int64[Tensor, " T"]:
         """Ids of the segments that take part: the largest of each sample with enough points in both views."""
-        _, first_ids, second_ids = self._clusters(batch)
-        sizes = torch.minimum(*(_sizes(ids, batch.num_clusters) for ids in (first_ids, second_ids)))
+        _, clusters, second_clusters = self._clusters(batch)
+        sizes = torch.minimum(_sizes(clusters), _sizes(second_clusters))
         (kept,) = (sizes >= self.config.min_points).nonzero(as_tuple=True)
         if self.config.max_segments is None:
             return kept
-        sample = torch.zeros(batch.num_clusters, dtype=torch.int64, device=kept.device)
-        inside = first_ids >= 0
-        sample[first_ids[inside].long()] = batch.point_sample[inside].long()
+        sample = torch.zeros(clusters.num, dtype=torch.int64, device=kept.device)
+        inside = clusters.of_point >= 0
+        sample[clusters.of_point[inside].long()] = batch.point_sample[inside].long()
         kept = kept[torch.argsort(sizes[kept], descending=True, stable=True)]
         kept = kept[torch.argsort(sample[kept], stable=True)]  # by sample, within a sample by size
         counts = torch.bincount(sample[kept], minlength=batch.num_samples)
@@ -180,8 +180,7 @@ class SegContrast(Objective):
         """The segments, and how well each knows its other view."""
         kept = self.common_segments(batch)
         queries, keys = self.embeddings(batch, kept)
-        _, first_ids, _ = self._clusters(batch)
-        row = _rows_of(first_ids, kept, batch.num_clusters)
+        row = _rows_of(self._clusters(batch)[1], kept)
         inside = row >= 0
         similarity = (queries * keys.to(queries.dtype)).sum(dim=1)
         return {
@@ -210,21 +209,17 @@ class SegContrast(Objective):
         return segment_max(dropped, segment, num_rows)
 
     @staticmethod
-    def _clusters(batch: Batch) -> tuple[Batch, Int[Tensor, " N"], Int[Tensor, " N2"]]:
-        second = batch.second
-        if second is None or batch.cluster is None or second.cluster is None:
-            raise ValueError(
-                "SegContrast needs two clouds with clusters; this batch has no second cloud or no clusters"
-            )
-        return second, batch.cluster, second.cluster
+    def _clusters(batch: Batch) -> tuple[Batch, PointClusters, PointClusters]:
+        second = batch.need("second", by="SegContrast")
+        return second, batch.need("clusters", by="SegContrast"), second.need("clusters", by="SegContrast")
 
 
-def _sizes(ids: Int[Tensor, " N"], num_segments: int) -> Int64[Tensor, " S"]:
-    return torch.bincount(ids[ids >= 0].long(), minlength=num_segments)
+def _sizes(clusters: PointClusters) -> Int64[Tensor, " S"]:
+    return torch.bincount(clusters.of_point[clusters.of_point >= 0].long(), minlength=clusters.num)
 
 
-def _rows_of(ids: Int[Tensor, " N"], kept: Int64[Tensor, " T"], num_segments: int) -> Int64[Tensor, " N"]:
+def _rows_of(clusters: PointClusters, kept: Int64[Tensor, " T"]) -> Int64[Tensor, " N"]:
     """Row of each point's segment among those that are kept, -1 for none."""
-    row = torch.full((num_segments + 1,), -1, dtype=torch.int64, device=kept.device)
+    row = torch.full((clusters.num + 1,), -1, dtype=torch.int64, device=kept.device)
     row[kept] = torch.arange(len(kept), device=kept.device)
-    return row[ids.long()]  # id -1 reads the entry behind the last segment
+    return row[clusters.of_point.long()]  # id -1 reads the entry behind the last segment

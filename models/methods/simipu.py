@@ -148,11 +148,10 @@ class Simipu(Objective):
 
         Source: SimIPU, section 3, eq. 2 to 8.
         """
-        second = self._check(batch)
+        second = batch.need("second", by="SimIPU")
         first, other = self.centres(batch, second)
         # Started before the matching, so that a GPU is busy while the processor matches.
-        assert batch.images is not None
-        cells = self.image_backbone.feature_map(batch.images)
+        cells = self.image_backbone.feature_map(batch.need("images", by="SimIPU"))
 
         rows, partners = self.match(first, other, _between(batch, second))
         intra_rows = self.intra_head(torch.cat([first.features, other.features]))
@@ -216,19 +215,16 @@ class Simipu(Objective):
         self, centres: PointSet, batch: Batch
     ) -> tuple[Int64[Tensor, " P"], Int64[Tensor, " P"], Float[Tensor, "P 2"]]:
         """Centres that an image shows, the first such image of each, and where."""
-        assert batch.images is not None
-        assert batch.image_sample is not None
-        assert batch.image_K is not None
-        assert batch.image_T_cam_points is not None
+        images, cameras = batch.need("images", by="SimIPU"), batch.need("cameras", by="SimIPU")
         samples = torch.arange(batch.num_samples, device=centres.points.device)
         sample = samples.repeat_interleave(centres.counts.long())
-        centre, image = (sample[:, None] == batch.image_sample[None, :]).nonzero(as_tuple=True)
-        T, K = batch.image_T_cam_points.double()[image], batch.image_K.double()[image]
+        centre, image = (sample[:, None] == cameras.sample[None, :]).nonzero(as_tuple=True)
+        T, K = cameras.T_cam_points.double()[image], cameras.K.double()[image]
         # Written out: a product of matrices would run in 16 bits under autocast if it were not in double precision.
         in_camera = (T[:, :3, :3] @ centres.points[centre].double()[:, :, None]).squeeze(2) + T[:, :3, 3]
         pixels = (K @ in_camera[:, :, None]).squeeze(2)
         uv = pixels[:, :2] / pixels[:, 2:].clamp(min=MIN_DEPTH_M)
-        seen = (in_camera[:, 2] > MIN_DEPTH_M) & _inside(uv, batch.images.shape[-2:])
+        seen = (in_camera[:, 2] > MIN_DEPTH_M) & _inside(uv, images.shape[-2:])
         centre, image, uv = centre[seen], image[seen], uv[seen]
         new = torch.ones_like(centre, dtype=torch.bool)
         new[1:] = centre[1:] != centre[:-1]
@@ -257,25 +253,16 @@ class Simipu(Objective):
             gather=config.gather_negatives,
         )
 
-    def _check(self, batch: Batch) -> Batch:
-        needed = (batch.images, batch.image_sample, batch.image_K, batch.image_T_cam_points)
-        if any(value is None for value in needed):
-            raise ValueError("SimIPU needs images with image_K and image_T_cam_points; this batch lacks some of them")
-        if batch.second is None or batch.T_aug_lidar is None or batch.second.T_aug_lidar is None:
-            raise ValueError("SimIPU needs a second cloud and T_aug_lidar of both; this batch lacks some of them")
-        return batch.second
-
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """Matched centres from above and in the image, and projected centres by how well pixel and point agree."""
-        second = self._check(batch)
-        assert batch.images is not None
+        second, images = batch.need("second", by="SimIPU"), batch.need("images", by="SimIPU")
         first, other = self.centres(batch, second)
         T = _between(batch, second)
         rows, partners = self.match(first, other, T)
         unit_rows = self.intra_head(torch.cat([first.features, other.features])).float()
         similarity = (unit_rows[rows] * unit_rows[len(first.points) + partners]).sum(dim=1)
         centre, image, uv = self.project(first, batch)
-        pixels, points = self._inter_rows(self.image_backbone.feature_map(batch.images), first, centre, image, uv)
+        pixels, points = self._inter_rows(self.image_backbone.feature_map(images), first, centre, image, uv)
         shown = image == 0  # one picture: the first camera's
         out: dict[str, Sketch] = {
             "matched_centres": PointSketch(
@@ -285,7 +272,7 @@ class Simipu(Objective):
                 caption="centres, similarity of matches",
             ),
             "pixel_agreement": ProjectionSketch(
-                image=batch.images[0],
+                image=images[0],
                 uv=uv[shown],
                 values=(pixels * points).sum(dim=1).float()[shown],
                 scale="similarity",
@@ -297,7 +284,7 @@ class Simipu(Objective):
         there, found = self._in_first_image(moved, batch)
         own, true = self._in_first_image(first.points[rows], batch)
         out["matches"] = MatchSketch(
-            image=batch.images[0],
+            image=images[0],
             found=found[there & own],
             true=true[there & own],
             caption="centres of the first cloud, and their partners of the second one moved back",
@@ -320,8 +307,6 @@ class Simipu(Objective):
 
 def _between(first: Batch, second: Batch) -> Float[Tensor, "B 4 4"]:
     """Transform from each sample's first cloud to its second one."""
-    assert first.T_aug_lidar is not None
-    assert second.T_aug_lidar is not None
     T: Tensor = second.T_aug_lidar.double() @ torch.linalg.inv(first.T_aug_lidar.double())
     return T
 

@@ -3,7 +3,7 @@
 Paper: Sautier et al., "Image-to-Lidar Self-Supervised Distillation for Autonomous Driving Data", CVPR 2022.
 Learnt: the 3D network with its linear head, and the linear head on the image network's features. The image network
 stays as it is. In: voxels, point-pixel pairs, and either images with superpixels or the teacher's features pooled over
-superpixels beforehand (`Batch.segment_features`).
+superpixels beforehand (`Superpixels.features`).
 
 Deviations:
 - The released code counts empty superpoints out by a threshold and adds 1e-6 to the counts; here they drop out exactly.
@@ -28,12 +28,12 @@ import dataclasses
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from common.ranges import at_least, positive
 from data.batch_spec import BatchSpec
-from data.sample import Batch
+from data.sample import Batch, Superpixels
 from models.contrast.losses import info_nce
 from models.contrast.tolerance import SemanticToleranceConfig, Tolerance, semantic_tolerance
 from models.heads import PixelHead, PointHead
@@ -122,19 +122,15 @@ class Slidr(PoolsTeacher):
 
         Source: SLidR, section 3.2, eq. 1 to 3.
         """
-        if batch.pair_point is None or batch.pair_segment is None:
-            raise ValueError(
-                "SLidR needs pairs with superpixels; this batch has none. Prepare the set with superpixels"
-            )
-        points = self.point_embeddings(batch)[batch.point_voxel[batch.pair_point]]
-        superpoints, num_pairs = segment_mean(points, batch.pair_segment, batch.num_segments)
-        cached = batch.segment_features is not None
-        maps = None if cached or batch.images is None else self.teacher.feature_map(batch.images)
-        superpixels = self._superpixels(batch, maps)
+        pairs, superpixels = batch.need("pairs", by="SLidR"), batch.need("superpixels", by="SLidR")
+        points = self.point_embeddings(batch)[batch.point_voxel[pairs.point]]
+        superpoints, num_pairs = segment_mean(points, superpixels.of_pair, superpixels.num)
+        cached = superpixels.features is not None
+        maps = None if cached else self.teacher.feature_map(batch.need("images", by="SLidR"))
 
         seen = num_pairs > 0
-        anchors, targets = superpoints[seen], superpixels[seen]
-        tolerance = self._tolerance(batch, maps, seen)
+        anchors, targets = superpoints[seen], self._embed_superpixels(superpixels, maps)[seen]
+        tolerance = self._tolerance(superpixels, maps, seen)
         loss = info_nce(
             anchors,
             targets,
@@ -161,11 +157,11 @@ class Slidr(PoolsTeacher):
 
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """With `tolerant`: how much each superpixel of the first image counts as a negative of its middle one."""
-        if self.config.tolerant is None or batch.images is None or batch.segments is None:
+        if self.config.tolerant is None or batch.images is None or batch.superpixels is None:
             return {}
-        maps, segments = self.teacher.feature_map(batch.images[:1]), batch.segments[:1]
-        ids = segments[0].clamp(min=0)
-        pooled, _ = segment_mean_of_map(maps, segments, batch.num_segments)
+        of_pixel = _of_pixel(batch.superpixels)[:1]
+        ids = of_pixel[0].clamp(min=0)
+        pooled, _ = segment_mean_of_map(self.teacher.feature_map(batch.images[:1]), of_pixel, batch.superpixels.num)
         tolerance = semantic_tolerance(pooled, dataclasses.replace(self.config.tolerant, balanced=False))
         query = int(ids[ids.shape[0] // 2, ids.shape[1] // 2])
         counts = torch.ones_like(pooled[:, 0])
@@ -177,31 +173,30 @@ class Slidr(PoolsTeacher):
         caption = "weight of each superpixel as a negative of the one in the middle"
         return {"negatives": PixelSketch(image=batch.images[0], values=counts[ids], scale="share", caption=caption)}
 
-    def _superpixels(self, batch: Batch, maps: FeatureMap | None) -> Float[Tensor, "S D"]:
-        """Mean unit embedding of each superpixel; from cached features: unit embedding of the mean."""
-        if batch.segment_features is not None:
-            if batch.segment_features.shape[1] != self.teacher.num_features:
-                raise ValueError(
-                    f"cached teacher features have {batch.segment_features.shape[1]} channels, the teacher "
-                    f"{self.config.teacher.name} {self.teacher.num_features}: the cache belongs to another teacher. "
-                    "Build it again"
-                )
-            return self.pixel_head.pooled(batch.segment_features.to(self.pixel_head.linear.weight.dtype))
-        if batch.images is None or batch.segments is None or maps is None:
-            raise ValueError("SLidR needs images with superpixels, or cached teacher features; this batch has neither")
-        pixels = self.pixel_head(maps, (batch.images.shape[-2], batch.images.shape[-1]))
-        rows = pixels.movedim(1, -1).reshape(-1, pixels.shape[1])
-        return segment_mean(rows, batch.segments.reshape(-1), batch.num_segments)[0]
+    def _embed_superpixels(self, superpixels: Superpixels, maps: FeatureMap | None) -> Float[Tensor, "S D"]:
+        """Mean unit embedding of each superpixel; without maps, from cached features: unit embedding of the mean."""
+        if maps is not None:
+            of_pixel = _of_pixel(superpixels)
+            pixels = self.pixel_head(maps, (of_pixel.shape[-2], of_pixel.shape[-1]))
+            rows = pixels.movedim(1, -1).reshape(-1, pixels.shape[1])
+            return segment_mean(rows, of_pixel.reshape(-1), superpixels.num)[0]
+        features = superpixels.features
+        assert features is not None
+        if features.shape[1] != self.teacher.num_features:
+            raise ValueError(
+                f"cached teacher features have {features.shape[1]} channels, the teacher {self.config.teacher.name} "
+                f"{self.teacher.num_features}: the cache belongs to another teacher. Build it again"
+            )
+        return self.pixel_head.pooled(features.to(self.pixel_head.linear.weight.dtype))
 
-    def _tolerance(self, batch: Batch, maps: FeatureMap | None, seen: Bool[Tensor, " S"]) -> Tolerance:
+    def _tolerance(self, superpixels: Superpixels, maps: FeatureMap | None, seen: Bool[Tensor, " S"]) -> Tolerance:
         """What the teacher's similarities make of the superpixels with points."""
         if self.config.tolerant is None:
             return Tolerance(None, None, None)
-        features = batch.segment_features
+        features = superpixels.features
         if features is None:
             assert maps is not None
-            assert batch.segments is not None
-            features, _ = segment_mean_of_map(maps, batch.segments, batch.num_segments)
+            features, _ = segment_mean_of_map(maps, _of_pixel(superpixels), superpixels.num)
         return semantic_tolerance(features[seen], self.config.tolerant, gather=self.config.gather_negatives)
 
     @torch.no_grad()
@@ -213,9 +208,14 @@ class Slidr(PoolsTeacher):
         Raises:
             ValueError: the batch has no images or no superpixels.
         """
-        if batch.images is None or batch.segments is None:
-            raise ValueError("pooling the teacher needs images with superpixels; this batch has none")
-        means = torch.zeros(batch.num_segments, self.teacher.num_features, device=batch.images.device)
-        for image, segments in zip(batch.images.split(1), batch.segments.split(1), strict=True):
-            means += segment_mean_of_map(self.teacher.feature_map(image), segments, batch.num_segments)[0]
+        images, superpixels = batch.need("images", by="SLidR"), batch.need("superpixels", by="SLidR")
+        means = torch.zeros(superpixels.num, self.teacher.num_features, device=images.device)
+        for image, of_pixel in zip(images.split(1), _of_pixel(superpixels).split(1), strict=True):
+            means += segment_mean_of_map(self.teacher.feature_map(image), of_pixel, superpixels.num)[0]
         return means
+
+
+def _of_pixel(superpixels: Superpixels) -> Int[Tensor, "I H W"]:
+    if superpixels.of_pixel is None:
+        raise ValueError("SLidR needs the superpixel of each pixel, or cached teacher features; this batch has neither")
+    return superpixels.of_pixel

@@ -19,6 +19,8 @@ from models.pairing import segment_mean
 MIN_DEPTH_M = 1.0
 """Points nearer than this to a camera's plane are not seen by it, as in the loader's pairs."""
 RIGID_TOLERANCE = 1e-3
+_POSES = "an estimate of poses"
+"""Who needs a part of the batch, in messages."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,19 +49,18 @@ def check_calibrated(batch: Batch, method: str) -> None:
         ValueError: no images or no calibration, clouds that were mirrored or scaled, mirrored images; names the
             setting.
     """
-    if batch.images is None or batch.image_sample is None or batch.image_K is None or batch.image_T_cam_points is None:
-        raise ValueError(f"{method} needs images with image_K and image_T_cam_points; this batch lacks some of them")
-    if batch.T_aug_lidar is not None:
-        R = batch.T_aug_lidar[:, :3, :3].double()
-        off = (R @ R.mT - torch.eye(3, dtype=R.dtype, device=R.device)).abs().amax(dim=(1, 2))
-        wrong = (off > RIGID_TOLERANCE) | (torch.linalg.det(R) < 0)
-        if bool(wrong.any()):
-            key = batch.keys[int(wrong.nonzero()[0])]
-            raise ValueError(
-                f"sample {key}: T_aug_lidar scales or mirrors the cloud, and {method} looks for a rigid pose; set "
-                "data.augment.points.flip=false and data.augment.points.scale_range=[1,1]"
-            )
-    if bool((batch.image_K[:, 0, 0] <= 0).any()):
+    batch.need("images", by=method)
+    cameras = batch.need("cameras", by=method)
+    R = batch.T_aug_lidar[:, :3, :3].double()
+    deviation = (R @ R.mT - torch.eye(3, dtype=R.dtype, device=R.device)).abs().amax(dim=(1, 2))
+    not_rigid = (deviation > RIGID_TOLERANCE) | (torch.linalg.det(R) < 0)
+    if bool(not_rigid.any()):
+        key = batch.keys[int(not_rigid.nonzero()[0])]
+        raise ValueError(
+            f"sample {key}: T_aug_lidar scales or mirrors the cloud, and {method} looks for a rigid pose; set "
+            "data.augment.points.flip=false and data.augment.points.scale_range=[1,1]"
+        )
+    if bool((cameras.K[:, 0, 0] <= 0).any()):
         raise ValueError(
             f"{method}: an image is mirrored, which no rigid pose explains; set data.augment.image.flip=false"
         )
@@ -75,11 +76,10 @@ def sample_tokens(batch: Batch, limit: int) -> Tokens:
         batch: checked by `check_calibrated`.
         limit: tokens of an image.
     """
-    assert batch.image_sample is not None
     device = batch.voxel_coords.device
     per_sample = torch.bincount(batch.voxel_coords[:, 0].long(), minlength=batch.num_samples).tolist()
     first = [sum(per_sample[:i]) for i in range(batch.num_samples)]
-    of_image = batch.image_sample.tolist()
+    of_image = batch.need("cameras", by=_POSES).sample.tolist()
     width = max(1, min(limit, max((per_sample[s] for s in of_image), default=0)))  # attention needs a source
     voxel = torch.zeros(len(of_image), width, dtype=torch.long)
     valid = torch.zeros(len(of_image), width, dtype=torch.bool)
@@ -101,11 +101,9 @@ def project_all(
     batch: Batch, points: Float[Tensor, "I K 3"], T_cam_points: Float[Tensor, "I 4 4"] | None = None
 ) -> tuple[Float[Tensor, "I K 2"], Bool[Tensor, "I K"]]:
     """Pixels of points in their images, by the true pose or another, and which lie inside; finite for all points."""
-    assert batch.images is not None
-    assert batch.image_K is not None
-    assert batch.image_T_cam_points is not None
-    T = batch.image_T_cam_points if T_cam_points is None else T_cam_points
-    return _project(points, batch.image_K, T, (batch.images.shape[-2], batch.images.shape[-1]))
+    images, cameras = batch.need("images", by=_POSES), batch.need("cameras", by=_POSES)
+    T = cameras.T_cam_points if T_cam_points is None else T_cam_points
+    return _project(points, cameras.K, T, (images.shape[-2], images.shape[-1]))
 
 
 def covered_cells(batch: Batch, size: tuple[int, int], *, stride: int, origin_px: float) -> Bool[Tensor, "I h w"]:
@@ -113,16 +111,13 @@ def covered_cells(batch: Batch, size: tuple[int, int], *, stride: int, origin_px
 
     Beams leave gaps of several pixels; the neighbours of a hit cell count as well, which closes them.
     """
-    assert batch.images is not None
-    assert batch.image_sample is not None
-    assert batch.image_K is not None
-    assert batch.image_T_cam_points is not None
-    pixels = (batch.images.shape[-2], batch.images.shape[-1])
-    covered = torch.zeros(len(batch.image_sample), *size, dtype=torch.float32, device=batch.points.device)
-    for image, sample in enumerate(batch.image_sample.tolist()):
+    images, cameras = batch.need("images", by=_POSES), batch.need("cameras", by=_POSES)
+    pixels = (images.shape[-2], images.shape[-1])
+    covered = torch.zeros(len(images), *size, dtype=torch.float32, device=batch.points.device)
+    for image, sample in enumerate(cameras.sample.tolist()):
         points = batch.points[batch.point_sample == sample][None]
         one = slice(image, image + 1)
-        uv, seen = _project(points, batch.image_K[one], batch.image_T_cam_points[one], pixels)
+        uv, seen = _project(points, cameras.K[one], cameras.T_cam_points[one], pixels)
         cell = ((uv[seen] - origin_px) / stride).round().long()
         u, v = cell[:, 0].clamp(0, size[1] - 1), cell[:, 1].clamp(0, size[0] - 1)
         covered[image, v, u] = 1.0

@@ -13,6 +13,7 @@ from models.pose.alignment import PoseEstimate
 from models.pose.calibration import Tokens, project_all
 from models.visuals import MatchSketch, PixelSketch, PointSketch, ProjectionSketch, Sketch
 
+_BY = "a picture of a pose"
 _SHOWN_MATCHES = 120
 """Lines in a picture of matches: more hide each other."""
 
@@ -25,22 +26,20 @@ def pose_sketches(batch: Batch, tokens: Tokens, found: PoseEstimate) -> dict[str
         tokens: of the batch, as the estimate was made from.
         found: the estimate; its matches are the valid tokens in order.
     """
-    assert batch.images is not None
-    assert batch.image_sample is not None
-    assert batch.image_T_cam_points is not None
+    images, cameras = batch.need("images", by=_BY), batch.need("cameras", by=_BY)
     valid = tokens.valid[0]
     shown = tokens.seen[0][valid].nonzero()[:_SHOWN_MATCHES, 0]
     true = tokens.uv[0][valid][shown].float()
     mine = found.match_image == 0
     sketches: dict[str, Sketch] = {
-        name: MatchSketch(image=batch.images[0], found=uv[mine][shown].float(), true=true, caption=caption)
+        name: MatchSketch(image=images[0], found=uv[mine][shown].float(), true=true, caption=caption)
         for name, uv, caption in (
             ("matches_hard", found.match_hard_uv, "best cell of each point, and its true pixel"),
             ("matches_soft", found.match_soft_uv, "soft match of each point, and its true pixel"),
         )
     }
-    truth = batch.image_T_cam_points
-    before = truth if batch.T_aug_lidar is None else truth @ batch.T_aug_lidar.to(truth.dtype)[batch.image_sample]
+    truth = cameras.T_cam_points
+    before = truth @ batch.T_aug_lidar.to(truth.dtype)[cameras.sample]
     after = "points by the estimated pose" if bool(found.valid[0]) else "no pose was found: points by the identity"
     sketches["projection_before"] = _projected(batch, before, "points by the calibration before they were moved")
     sketches["projection_estimated"] = _projected(batch, found.T_cam_points.to(truth.dtype), after)
@@ -52,7 +51,6 @@ def overlap_sketches(
     batch: Batch, tokens: Tokens, point_score: Float[Tensor, "I K"], pixel_score: Float[Tensor, "I H W"]
 ) -> dict[str, Sketch]:
     """Scores of the overlap, 0 to 1, on the sweep (points that truly overlap are marked) and over the image."""
-    assert batch.images is not None
     valid = tokens.valid[0]
     return {
         "overlap_points": PointSketch(
@@ -63,16 +61,18 @@ def overlap_sketches(
             marked=tokens.seen[0][valid],
         ),
         "overlap_pixels": PixelSketch(
-            image=batch.images[0], values=pixel_score[0], scale="share", caption="score of being hit by the sweep"
+            image=batch.need("images", by=_BY)[0],
+            values=pixel_score[0],
+            scale="share",
+            caption="score of being hit by the sweep",
         ),
     }
 
 
 def _projected(batch: Batch, T_cam_points: Float[Tensor, "I 4 4"], caption: str) -> ProjectionSketch:
     """The first image with its sweep drawn in, coloured by depth."""
-    assert batch.images is not None
-    assert batch.image_sample is not None
-    points = batch.points[batch.point_sample == batch.image_sample[0]].float()
-    uv, seen = (x[0] for x in project_all(batch, points.expand(len(batch.images), -1, -1), T_cam_points))
+    images, cameras = batch.need("images", by=_BY), batch.need("cameras", by=_BY)
+    points = batch.points[batch.point_sample == cameras.sample[0]].float()
+    uv, seen = (x[0] for x in project_all(batch, points.expand(len(images), -1, -1), T_cam_points))
     depth = points @ T_cam_points[0, 2, :3].float() + T_cam_points[0, 2, 3].float()
-    return ProjectionSketch(image=batch.images[0], uv=uv[seen], values=depth[seen], scale="metres", caption=caption)
+    return ProjectionSketch(image=images[0], uv=uv[seen], values=depth[seen], scale="metres", caption=caption)

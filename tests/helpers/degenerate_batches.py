@@ -14,10 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from data.sample import Batch
-from launchers.drawing.pictures import first_sample
-
-PAIR_FIELDS = ("pair_point", "pair_image", "pair_uv", "pair_segment")
+from data.sample import Batch, PointMatches, first_sample
+from tests.helpers.toy_batches import with_changed
 
 
 def degenerate_batches(batch: Batch) -> dict[str, Batch]:
@@ -31,15 +29,15 @@ def degenerate_batches(batch: Batch) -> dict[str, Batch]:
     makers: dict[str, tuple[bool, Callable[[Batch], Batch]]] = {
         "one point": (True, lambda b: one_point_each(first_sample(b))),
         "one point a sample": (batch.num_samples > 1, one_point_each),
-        "no pairs": (batch.pair_point is not None, lambda b: with_pairs(b, slice(0, 0))),
-        "one pair": (batch.pair_point is not None, lambda b: with_pairs(b, slice(0, 1))),
-        "one superpixel": (batch.pair_segment is not None, _one_superpixel),
-        "one cluster": (batch.cluster is not None, lambda b: _clusters(b, 0)),
-        "no cluster": (batch.cluster is not None, lambda b: _clusters(b, -1)),
+        "no pairs": (batch.pairs is not None, lambda b: with_pairs(b, slice(0, 0))),
+        "one pair": (batch.pairs is not None, lambda b: with_pairs(b, slice(0, 1))),
+        "one superpixel": (batch.superpixels is not None, _one_superpixel),
+        "one cluster": (batch.clusters is not None, lambda b: _clusters(b, 0)),
+        "no cluster": (batch.clusters is not None, lambda b: _clusters(b, -1)),
         "no ground": (batch.ground is not None, lambda b: _ground(b, False)),
         "all ground": (batch.ground is not None, lambda b: _clusters(_ground(b, True), -1)),
-        "no matches": (batch.match_point is not None, lambda b: with_matches(b, slice(0, 0))),
-        "one match": (batch.match_point is not None, lambda b: with_matches(b, slice(0, 1))),
+        "no matches": (batch.matches is not None, lambda b: with_matches(b, slice(0, 0))),
+        "one match": (batch.matches is not None, lambda b: with_matches(b, slice(0, 1))),
         "identical features": (True, _identical),
         "identical views": (batch.second is not None, _twice),
     }
@@ -57,8 +55,8 @@ def one_point_each(batch: Batch) -> Batch:
     if torch.equal(second.points, batch.points):  # one cloud under two sets of images
         return selected(batch, kept, kept)
     partner = torch.zeros(second.num_points, dtype=torch.bool)
-    if batch.match_point is not None and batch.match_second is not None:
-        partner[batch.match_second[kept[batch.match_point]]] = True
+    if batch.matches is not None:
+        partner[batch.matches.second[kept[batch.matches.first]]] = True
     for sample in range(second.num_samples):
         mine = second.point_sample == sample
         if not bool((partner & mine).any()):
@@ -84,25 +82,25 @@ def selected(batch: Batch, kept: Tensor, kept_second: Tensor | None = None) -> B
         "voxel_coords": batch.voxel_coords[voxels],
         "voxel_features": batch.voxel_features[voxels],
     }
-    for name in ("labels", "ground", "cluster"):
+    for name in ("labels", "ground"):
         value = getattr(batch, name)
         changed[name] = None if value is None else value[kept]
     smaller = dataclasses.replace(batch, **changed)  # type: ignore[arg-type]
-    if batch.pair_point is not None:
-        pairs = kept[batch.pair_point]
-        smaller = with_pairs(dataclasses.replace(smaller, pair_point=new_point[batch.pair_point]), pairs, first=True)
+    if batch.clusters is not None:
+        smaller = with_changed(smaller, clusters={"of_point": batch.clusters.of_point[kept]})
+    if batch.pairs is not None:
+        renumbered = with_changed(smaller, pairs={"point": new_point[batch.pairs.point]})
+        smaller = with_pairs(renumbered, kept[batch.pairs.point], first=True)
     if batch.second is None:
         return smaller
     other = torch.ones(batch.second.num_points, dtype=torch.bool) if kept_second is None else kept_second
     smaller = dataclasses.replace(smaller, second=selected(batch.second, other))
-    if batch.match_point is None or batch.match_second is None:
+    if batch.matches is None:
         return smaller
-    both = kept[batch.match_point] & other[batch.match_second]
-    return dataclasses.replace(
-        smaller,
-        match_point=new_point[batch.match_point[both]],
-        match_second=(other.cumsum(0) - 1)[batch.match_second[both]],
-    )
+    both = kept[batch.matches.first] & other[batch.matches.second]
+    new_second = other.cumsum(0) - 1
+    matches = PointMatches(first=new_point[batch.matches.first[both]], second=new_second[batch.matches.second[both]])
+    return dataclasses.replace(smaller, matches=matches)
 
 
 def with_pairs(batch: Batch, pairs: Tensor | slice, *, first: bool = False) -> Batch:
@@ -113,27 +111,27 @@ def with_pairs(batch: Batch, pairs: Tensor | slice, *, first: bool = False) -> B
         pairs: slice, taken of the second view's pairs too, or (with `first`) a mask.
         first: leave the second view's pairs as they are.
     """
-    changed = {name: getattr(batch, name)[pairs] for name in PAIR_FIELDS if getattr(batch, name) is not None}
-    fewer = dataclasses.replace(batch, **changed)
-    if first or batch.second is None or batch.second.pair_point is None:
+    fewer = dataclasses.replace(batch, pairs=batch.need("pairs", by="a test").select(pairs))
+    if batch.superpixels is not None:
+        fewer = with_changed(fewer, superpixels={"of_pair": batch.superpixels.of_pair[pairs]})
+    if first or batch.second is None or batch.second.pairs is None:
         return fewer
     return dataclasses.replace(fewer, second=with_pairs(batch.second, pairs))
 
 
-def with_matches(batch: Batch, matches: slice) -> Batch:
+def with_matches(batch: Batch, matches: Tensor | slice) -> Batch:
     """The batch with some of its matches only."""
-    assert batch.match_point is not None
-    assert batch.match_second is not None
-    return dataclasses.replace(batch, match_point=batch.match_point[matches], match_second=batch.match_second[matches])
+    every = batch.need("matches", by="a test")
+    return dataclasses.replace(batch, matches=PointMatches(first=every.first[matches], second=every.second[matches]))
 
 
 def _some_point(batch: Batch, sample: int) -> int:
     mine = torch.nonzero(batch.point_sample == sample).flatten()
-    if batch.pair_point is not None:
-        paired = batch.pair_point[batch.point_sample[batch.pair_point] == sample]
+    if batch.pairs is not None:
+        paired = batch.pairs.point[batch.point_sample[batch.pairs.point] == sample]
         mine = paired if len(paired) else mine
-    if batch.match_point is not None:
-        matched = mine[torch.isin(mine, batch.match_point)]
+    if batch.matches is not None:
+        matched = mine[torch.isin(mine, batch.matches.first)]
         mine = matched if len(matched) else mine
     return int(mine[0])
 
@@ -145,18 +143,19 @@ def _both(batch: Batch, change: Callable[[Batch], Batch]) -> Batch:
 
 def _one_superpixel(batch: Batch) -> Batch:
     def change(view: Batch) -> Batch:
-        if view.pair_segment is None or len(view.pair_segment) == 0:
+        if view.superpixels is None or len(view.superpixels.of_pair) == 0:
             return view
-        return with_pairs(view, view.pair_segment == view.pair_segment[0], first=True)
+        return with_pairs(view, view.superpixels.of_pair == view.superpixels.of_pair[0], first=True)
 
     return _both(batch, change)
 
 
 def _clusters(batch: Batch, number: int) -> Batch:
     def change(view: Batch) -> Batch:
-        if view.cluster is None:
+        if view.clusters is None:
             return view
-        return dataclasses.replace(view, cluster=torch.full_like(view.cluster, number), num_clusters=number + 1)
+        of_point = torch.full_like(view.clusters.of_point, number)
+        return with_changed(view, clusters={"of_point": of_point, "num": number + 1})
 
     return _both(batch, change)
 
@@ -172,17 +171,19 @@ def _ground(batch: Batch, value: bool) -> Batch:
 
 def _identical(batch: Batch) -> Batch:
     def change(view: Batch) -> Batch:
+        if view.superpixels is not None and view.superpixels.features is not None:
+            view = with_changed(view, superpixels={"features": torch.ones_like(view.superpixels.features)})
         return dataclasses.replace(
             view,
             voxel_features=torch.full_like(view.voxel_features, 0.5),
             images=None if view.images is None else torch.full_like(view.images, 128),
-            segment_features=None if view.segment_features is None else torch.ones_like(view.segment_features),
         )
 
     return _both(batch, change)
 
 
 def _twice(batch: Batch) -> Batch:
-    alone = dataclasses.replace(batch, second=None, match_point=None, match_second=None)
-    own = None if batch.match_point is None else torch.arange(batch.num_points)
-    return dataclasses.replace(batch, second=alone, match_point=own, match_second=own)
+    alone = dataclasses.replace(batch, second=None, matches=None)
+    points = torch.arange(batch.num_points)
+    matches = None if batch.matches is None else PointMatches(first=points, second=points)
+    return dataclasses.replace(batch, second=alone, matches=matches)

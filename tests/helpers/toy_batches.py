@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from data.sample import Batch
+from data.sample import Batch, Cameras, PointClusters, PointMatches, PointPixelPairs, Superpixels
 from models.lidar.res16unet import Res16UNetConfig
 
 HEIGHT, WIDTH, GRID = 32, 48, 4
@@ -97,34 +97,32 @@ def toy_batch(
         batch = dataclasses.replace(
             batch,
             images=joined("images"),
-            image_sample=torch.arange(len(parts)).repeat_interleave(images_each),
-            pair_point=joined("pair_point", POINTS),
-            pair_image=joined("pair_image", images_each),
-            pair_uv=joined("pair_uv"),
+            cameras=Cameras(
+                sample=torch.arange(len(parts)).repeat_interleave(images_each),
+                K=joined("K"),
+                T_cam_points=joined("T_cam_points"),
+                affine=joined("affine"),
+            ),
+            pairs=PointPixelPairs(
+                point=joined("pair_point", POINTS), image=joined("pair_image", images_each), uv=joined("pair_uv")
+            ),
         )
         if superpixels:
-            batch = dataclasses.replace(
-                batch,
-                pair_segment=joined("pair_segment", segments_each),
-                segments=joined("segments", segments_each),
-                num_segments=segments_each * len(parts),
-                segments_per_image=torch.full((len(parts) * images_each,), GRID * GRID),
+            groups = Superpixels(
+                num=segments_each * len(parts),
+                per_image=torch.full((len(parts) * images_each,), GRID * GRID),
+                of_pair=joined("pair_segment", segments_each),
+                of_pixel=joined("segments", segments_each),
+                features=None,
             )
-        if calibration:
-            batch = dataclasses.replace(
-                batch,
-                image_K=joined("K"),
-                image_T_cam_points=joined("T_cam_points"),
-                image_affine=joined("affine"),
-            )
+            batch = dataclasses.replace(batch, superpixels=groups)
     if ground:
         batch = dataclasses.replace(batch, ground=joined("ground").bool())
     if clusters:
         cluster = torch.cat([_toy_clusters(part, clusters, ground) for part in parts])
         start = batch.point_sample * clusters
-        batch = dataclasses.replace(
-            batch, cluster=torch.where(cluster < 0, cluster, cluster + start), num_clusters=clusters * len(parts)
-        )
+        of_point = torch.where(cluster < 0, cluster, cluster + start)
+        batch = dataclasses.replace(batch, clusters=PointClusters(num=clusters * len(parts), of_point=of_point))
     return _with_second(batch, samples, second) if second else batch
 
 
@@ -142,30 +140,32 @@ def _toy_clusters(part: dict[str, Tensor], clusters: int, ground: bool) -> Tenso
 
 def _with_second(first: Batch, samples: Sequence[int], kind: bool | str) -> Batch:
     """The same batch with a second view: the cloud turned by a sample's own angle, the images in other colours."""
-    second = dataclasses.replace(first)
-    match_point = match_second = None
+    second, matches = dataclasses.replace(first), None
     if kind is True or kind == "cloud":
         second, match_point = _second_cloud(first, samples)
-        match_second = torch.arange(len(match_point))
+        matches = PointMatches(first=match_point, second=torch.arange(len(match_point)))
     if (kind is True or kind == "images") and first.images is not None:
-        assert second.pair_uv is not None
         second = dataclasses.replace(second, images=255 - first.images)
         if kind == "images":
             # Mirrored, and the pixels' places with them.
             width = torch.tensor([WIDTH - 1.0, 0.0])
             sign = torch.tensor([-1.0, 1.0])
-            second = dataclasses.replace(
-                second, images=(255 - first.images).flip(3), pair_uv=width + sign * second.pair_uv
-            )
-            if second.segments is not None:
-                second = dataclasses.replace(second, segments=second.segments.flip(2))
-            if first.image_K is not None and first.image_affine is not None:
-                mirror = torch.tensor([[-1.0, 0.0, WIDTH - 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-                second = dataclasses.replace(
-                    second, image_K=mirror @ first.image_K, image_affine=mirror[:2, :2] @ first.image_affine
-                )
-                second.image_affine[:, 0, 2] += WIDTH - 1.0  # type: ignore[index]
-    return dataclasses.replace(first, second=second, match_point=match_point, match_second=match_second)
+            second = dataclasses.replace(second, images=(255 - first.images).flip(3))
+            second = with_changed(second, pairs={"uv": width + sign * second.need("pairs", by="a test").uv})
+            if second.superpixels is not None and second.superpixels.of_pixel is not None:
+                second = with_changed(second, superpixels={"of_pixel": second.superpixels.of_pixel.flip(2)})
+            cameras = first.need("cameras", by="a test")
+            mirror = torch.tensor([[-1.0, 0.0, WIDTH - 1.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+            affine = mirror[:2, :2] @ cameras.affine
+            affine[:, 0, 2] += WIDTH - 1.0
+            second = with_changed(second, cameras={"K": mirror @ cameras.K, "affine": affine})
+    return dataclasses.replace(first, second=second, matches=matches)
+
+
+def with_changed(batch: Batch, **groups: dict[str, object]) -> Batch:
+    """The batch with some fields of its groups changed: `with_changed(batch, pairs={"uv": uv})`."""
+    changed = {name: dataclasses.replace(getattr(batch, name), **fields) for name, fields in groups.items()}
+    return dataclasses.replace(batch, **changed)
 
 
 def _second_cloud(first: Batch, samples: Sequence[int]) -> tuple[Batch, Tensor]:
@@ -191,25 +191,22 @@ def _second_cloud(first: Batch, samples: Sequence[int]) -> tuple[Batch, Tensor]:
         voxel_features=torch.cat(features),
         T_aug_lidar=torch.stack(turns),
         ground=None if first.ground is None else first.ground[match],
-        cluster=None if first.cluster is None else first.cluster[match],
     )
-    if first.images is None or first.pair_point is None:
+    if first.clusters is not None:
+        second = with_changed(second, clusters={"of_point": first.clusters.of_point[match]})
+    if first.pairs is None or first.cameras is None:
         return second, match
     place = torch.full((first.num_points,), -1)
     place[match] = torch.arange(len(match))
-    seen = place[first.pair_point] >= 0
-    turn_of_image = torch.stack(turns)[first.image_sample]
-    return dataclasses.replace(
-        second,
-        pair_point=place[first.pair_point][seen],
-        **{
-            name: None if getattr(first, name) is None else getattr(first, name)[seen]
-            for name in ("pair_image", "pair_uv", "pair_segment")
-        },
-        image_T_cam_points=None
-        if first.image_T_cam_points is None
-        else first.image_T_cam_points @ torch.linalg.inv(turn_of_image),
-    ), match
+    seen = place[first.pairs.point] >= 0
+    pairs = dataclasses.replace(first.pairs, point=place[first.pairs.point]).select(seen)
+    turn_of_image = torch.stack(turns)[first.cameras.sample]
+    second = with_changed(
+        second, cameras={"T_cam_points": first.cameras.T_cam_points @ torch.linalg.inv(turn_of_image)}
+    )
+    if first.superpixels is not None:
+        second = with_changed(second, superpixels={"of_pair": first.superpixels.of_pair[seen]})
+    return dataclasses.replace(second, pairs=pairs), match
 
 
 def _toy_sample(
@@ -234,6 +231,9 @@ def _toy_sample(
         "pair_uv": torch.stack([u, v], dim=1).float(),
         "segments": segments,
         "cluster_seed": torch.randint(0, 1000, (POINTS,), generator=generator),
+        "K": torch.eye(3).repeat(images_each, 1, 1),
+        "T_cam_points": torch.eye(4).repeat(images_each, 1, 1),
+        "affine": torch.eye(3)[:2].repeat(images_each, 1, 1),
     }
     if calibrated:
         part |= _calibrated(part, images_each, generator)

@@ -38,8 +38,8 @@ def toy_images(indices: Sequence[int], *, truth: Truth | None, images_per_sample
         point_voxel=torch.zeros(0, dtype=torch.int64),
         voxel_coords=torch.zeros(0, 4, dtype=torch.int32),
         voxel_features=torch.zeros(0, 0),
+        T_aug_lidar=torch.eye(4).repeat(len(indices), 1, 1),
         images=torch.from_numpy(np.stack(images)),
-        image_sample=torch.arange(len(indices)).repeat_interleave(images_per_sample),
         image_depth_m=torch.from_numpy(np.stack(depths)) if truth == "depth" else None,
         image_labels=torch.from_numpy(np.stack(labels)) if truth == "labels" else None,
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from data.batch_spec import BatchSpec
 from data.loading.evaluation import load_batch
-from data.sample import IGNORE_LABEL, Batch, Boxes
+from data.sample import IGNORE_LABEL, Batch, Boxes, first_sample
 from data.storage.shards import SampleReader, load_manifest
 from data.views.augment import NO_AUGMENTATION
 from data.views.pairs import point_pixel_pairs
@@ -21,9 +21,10 @@ from data.views.view import ViewConfig
 from data.views.voxelize import VoxelConfig
 from launchers.drawing import canvas as drawing
 from launchers.drawing import views
-from launchers.drawing.pictures import first_sample, pictures_of, pictures_of_set, query_point, training_pictures
+from launchers.drawing.pictures import pictures_of, pictures_of_set, query_point, training_pictures
 from tests.helpers.run_folder import run_config
 from tests.helpers.samples import CLASS_NAMES, make_sample, write_toy_set
+from tests.helpers.toy_batches import with_changed
 
 CONFIG = ViewConfig(
     image_size=(48, 96), augment=NO_AUGMENTATION, voxel=VoxelConfig(kind="cartesian", size=(0.5, 0.5, 0.5))
@@ -308,11 +309,9 @@ def test_an_objective_gets_the_pictures_that_it_can_have(
 
 
 def test_without_images_there_are_still_the_points(batch: Batch) -> None:
-    cached = dataclasses.replace(batch, images=None, segments=None)
+    cached = dataclasses.replace(with_changed(batch, superpixels={"of_pixel": None}), images=None)
     assert set(training_pictures(PointsAndPixels(), cached, 0)) == POINTS
-    bare = dataclasses.replace(
-        cached, image_sample=None, pair_point=None, pair_image=None, pair_uv=None, pair_segment=None
-    )
+    bare = dataclasses.replace(cached, cameras=None, pairs=None, superpixels=None)
     assert set(training_pictures(PointsAndPixels(), bare, 0)) == POINTS
 
 
@@ -337,26 +336,26 @@ def test_only_the_first_sample_is_run_and_it_is_whole(batch: Batch) -> None:
     alone = {name: t for name, t in first.tensors().items() if name != "voxel_features"}
     assert first.num_samples == 1
     assert int(first.point_voxel.max()) == len(first.voxel_coords) - 1
-    assert int(first.pair_image.max()) == len(first.images) - 1  # type: ignore[arg-type, union-attr]
+    assert int(first.pairs.image.max()) == len(first.images) - 1  # type: ignore[arg-type, union-attr]
     assert (batch.points[: len(first.points)] == alone["points"]).all()
-    assert len(first.pair_point) == int((batch.point_sample[batch.pair_point] == 0).sum())  # type: ignore[arg-type, index]
+    assert len(first.pairs.point) == int((batch.point_sample[batch.pairs.point] == 0).sum())  # type: ignore[arg-type, index]
 
 
 def test_the_query_is_a_paired_point_that_stands(batch: Batch) -> None:
     sample = first_sample(batch)
     query = query_point(sample)
-    assert sample.pair_point is not None
-    assert query in sample.pair_point.tolist()
+    assert sample.pairs is not None
+    assert query in sample.pairs.point.tolist()
     z = sample.points[:, 2].numpy()
     assert z[query] > np.percentile(z, 5) + 0.7
     flat = dataclasses.replace(sample, points=sample.points * torch.tensor([1.0, 1.0, 0.0]))
-    assert query_point(flat) in sample.pair_point.tolist()
+    assert query_point(flat) in sample.pairs.point.tolist()
 
 
 def test_fixed_pictures_do_not_follow_the_training_batch(batch: Batch, shards: str) -> None:
     objective = PointsAndPixels()
     draw = pictures_of(batch)
-    other = dataclasses.replace(batch, images=None, segments=None)
+    other = dataclasses.replace(batch, images=None, superpixels=None)
     assert np.array_equal(
         draw(objective, other, 3)["superpixels"], training_pictures(objective, batch, 3)["superpixels"]
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from launchers.training.train import load_run
 from models.methods.slidr import Slidr
 from tests.helpers.pretrain_run import arguments, pretrain_here
 from tests.helpers.samples import write_toy_set
+from tests.helpers.toy_batches import with_changed
 from tests.helpers.toy_run import losses
 
 RANDOM = "method.teacher.weights=random"
@@ -82,11 +82,11 @@ def test_what_is_cached_is_what_the_teacher_gives(shards: str, world: World) -> 
     reader = SampleReader(manifest)
     for index in manifest.indices("train").tolist():
         batch = load_batch(reader, [index], config.data, config.method.batch_spec())
-        assert batch.segments_per_image is not None
+        assert batch.superpixels is not None
         expected = objective.pool_teacher(batch).numpy()
         stored = cache.features(index)
         assert stored.dtype == np.float16
-        assert cache.offsets(index).tolist() == [0, *np.cumsum(batch.segments_per_image.tolist()).tolist()]
+        assert cache.offsets(index).tolist() == [0, *np.cumsum(batch.superpixels.per_image.tolist()).tolist()]
         np.testing.assert_allclose(stored.astype(np.float32), expected, rtol=2**-11, atol=1e-6)
         assert np.abs(expected).max() > 0.1
     assert all(index not in cache for index in manifest.indices("val").tolist())
@@ -106,10 +106,10 @@ def test_loss_with_and_without_cache_agree_where_the_method_says_so(shards: str,
     ]
     with_cache, with_images = (next(stream) for stream in streams)
     assert with_cache.keys == with_images.keys
-    assert with_cache.segment_features is not None
+    assert with_cache.superpixels.features is not None
     pooled = objective.pool_teacher(with_images)
-    torch.testing.assert_close(with_cache.segment_features, pooled, rtol=2**-10, atol=1e-5)
-    filled = dataclasses.replace(with_images, segment_features=pooled)
+    torch.testing.assert_close(with_cache.superpixels.features, pooled, rtol=2**-10, atol=1e-5)
+    filled = with_changed(with_images, superpixels={"features": pooled})
     objective.eval()
     torch.testing.assert_close(objective(with_cache).total, objective(filled).total, rtol=1e-3, atol=0)
 

@@ -24,9 +24,9 @@ def units_loop(batch: Batch, config: ContrastiveUnitsConfig) -> list[Unit]:
     if spec.ground is not None:
         usable -= set(torch.nonzero(batch.ground).flatten().tolist())
     if config.uses_images:
-        usable &= set(batch.pair_point.tolist())
+        usable &= set(batch.pairs.point.tolist())
     if config.uses_views:
-        usable &= set(batch.match_point.tolist())
+        usable &= set(batch.matches.first.tolist())
     points = batch.points.double().numpy()
     groups: list[tuple[int, list[int]]] = []  # sampled point, points around it
     for sample in range(batch.num_samples):
@@ -47,7 +47,7 @@ def units_loop(batch: Batch, config: ContrastiveUnitsConfig) -> list[Unit]:
                 groups.append((rows[place], [rows[place]]))
     units: dict[tuple[str, int], Unit] = {}
     for number, (center, group) in enumerate(groups):
-        cluster = -1 if spec.clusters is None else int(batch.cluster[center])
+        cluster = -1 if spec.clusters is None else int(batch.clusters.of_point[center])
         units.setdefault(("alone", number) if cluster < 0 else ("cluster", cluster), []).append(group)
     return list(units.values())
 
@@ -67,7 +67,7 @@ def pixel_features_loop(batch: Batch, maps: Tensor, stride: float, origin_px: fl
     """Feature of each seen point: mean over its pixels."""
     seen: dict[int, list[Tensor]] = {}
     for point, image, (u, v) in zip(
-        batch.pair_point.tolist(), batch.pair_image.tolist(), batch.pair_uv.tolist(), strict=True
+        batch.pairs.point.tolist(), batch.pairs.image.tolist(), batch.pairs.uv.tolist(), strict=True
     ):
         seen.setdefault(point, []).append(bilinear_at(maps[image], u, v, stride, origin_px))
     return {point: torch.stack(values).mean(0) for point, values in seen.items()}

@@ -271,4 +271,4 @@ def test_prepared_set_feeds_the_loader(source, tmp_path):
     assert set(manifest.splits) == {"train", "val", "raw"}
     assert manifest.camera_names == ("cam01", "cam03")
     assert batch.num_samples == 2
-    assert batch.pair_point.numel() > 100
+    assert batch.pairs.point.numel() > 100

@@ -308,7 +308,7 @@ def test_prepared_set_feeds_the_loader(source, tmp_path):
     manifest, batch = first_batch(converter, tmp_path, "train")
     assert set(manifest.splits) == {"train", "val", "unlabelled"}
     assert batch.num_samples == 2
-    assert batch.pair_point.numel() > 50
+    assert batch.pairs.point.numel() > 50
     assert set(manifest.skipped) == set()
 
 

@@ -33,14 +33,14 @@ def test_unresized_images_are_those_that_were_stored(reader: SampleReader) -> No
     found = batches(reader, ImageTruthConfig())
     assert [b.num_samples for b in found] == [2, 2, 1]
     assert found[0].num_points == 0
-    assert found[0].image_sample is not None
-    assert found[0].image_sample.tolist() == [0, 0, 1, 1]
+    assert found[0].cameras is not None
+    assert found[0].cameras.sample.tolist() == [0, 0, 1, 1]
     sample = reader.read(1, depth=True, image_labels=True)
     for place, camera in zip((2, 3), sample.cameras, strict=True):
         assert np.array_equal(found[0].images[place].permute(1, 2, 0).numpy(), camera.image)
         assert np.array_equal(found[0].image_labels[place].numpy(), camera.labels)
         assert np.array_equal(found[0].image_depth_m[place].numpy(), camera.depth_m)
-        torch.testing.assert_close(found[0].image_K[place].double(), torch.from_numpy(camera.K))
+        torch.testing.assert_close(found[0].cameras.K[place].double(), torch.from_numpy(camera.K))
 
 
 @pytest.mark.parametrize("size", [(24, 48), (30, 70), (96, 192)])
@@ -68,7 +68,7 @@ def test_augmented_truth_stays_with_its_pixels_and_repeats(reader: SampleReader)
             known = batch.image_labels != IGNORE_LABEL
             agree = (bright == batch.image_labels)[known].float().mean()
             assert agree > 0.9  # JPEG moves a few over the border between classes
-            mirrored += int((batch.image_affine[:, 0, 0] < 0).sum())
+            mirrored += int((batch.cameras.affine[:, 0, 0] < 0).sum())
     assert 2 <= mirrored <= 18
     assert found[0][0].images.shape[-2:] == (32, 40)
 

@@ -63,7 +63,8 @@ def take(source: ShardLoader, start: int, count: int) -> list[Batch]:
 def assert_same(a: Sequence[Batch], b: Sequence[Batch]) -> None:
     assert [batch.keys for batch in a] == [batch.keys for batch in b]
     for one, other in zip(a, b, strict=True):
-        assert one.num_segments == other.num_segments
+        assert (one.superpixels is None) == (other.superpixels is None)
+        assert one.superpixels is None or one.superpixels.num == other.superpixels.num
         tensors = other.tensors()
         assert one.tensors().keys() == tensors.keys()
         for name, tensor in one.tensors().items():
@@ -84,22 +85,22 @@ def break_samples(root: str, keys: Sequence[str]) -> None:
 def test_a_batch_is_consistent(root: str) -> None:
     (batch,) = take(loader(root), 0, 1)
     assert (batch.images.shape, batch.images.dtype) == ((6, 3, 40, 72), torch.uint8)
-    assert batch.image_sample.tolist() == [0, 0, 1, 1, 2, 2]
+    assert batch.cameras.sample.tolist() == [0, 0, 1, 1, 2, 2]
     assert (batch.point_sample.diff() >= 0).all()
     assert (batch.voxel_coords[batch.point_voxel, 0] == batch.point_sample).all()
     assert (batch.voxel_coords[:, 0].diff() >= 0).all()
     assert len(torch.unique(batch.voxel_coords, dim=0)) == len(batch.voxel_coords)
     assert len(torch.unique(batch.point_voxel)) == len(batch.voxel_coords) == len(batch.voxel_features)
     # A pair joins a point and an image of one sample.
-    assert (batch.point_sample[batch.pair_point] == batch.image_sample[batch.pair_image]).all()
+    assert (batch.point_sample[batch.pairs.point] == batch.cameras.sample[batch.pairs.image]).all()
     # A pair's superpixel is the one drawn at its nearest pixel, and belongs to its image alone.
-    u, v = torch.floor(batch.pair_uv + 0.5).long().T
-    assert torch.equal(batch.segments[batch.pair_image, v, u], batch.pair_segment)
-    assert batch.num_segments == 6 * 18  # 48 x 96 pixels in squares of 16
-    assert torch.equal(batch.segments.flatten(1).amin(1) // 18, torch.arange(6))
-    assert torch.equal(batch.segments.flatten(1).amax(1) // 18, torch.arange(6))
+    u, v = torch.floor(batch.pairs.uv + 0.5).long().T
+    assert torch.equal(batch.superpixels.of_pixel[batch.pairs.image, v, u], batch.superpixels.of_pair)
+    assert batch.superpixels.num == 6 * 18  # 48 x 96 pixels in squares of 16
+    assert torch.equal(batch.superpixels.of_pixel.flatten(1).amin(1) // 18, torch.arange(6))
+    assert torch.equal(batch.superpixels.of_pixel.flatten(1).amax(1) // 18, torch.arange(6))
     assert batch.labels is None
-    assert batch.segment_features is None
+    assert batch.superpixels.features is None
 
 
 @pytest.mark.parametrize(("num_workers", "method"), [(1, "forkserver"), (2, "forkserver"), (2, "fork")])
@@ -243,9 +244,7 @@ def test_a_set_without_superpixels_says_so(tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="superpixels-missing"):
         take(loader(root), 0, 2)
     (batch,) = take(loader(root, spec=BatchSpec()), 0, 1)
-    assert batch.segments is None
-    assert batch.pair_segment is None
-    assert batch.num_segments == 0
+    assert batch.superpixels is None
 
 
 def skip(index: int) -> Skip:
@@ -304,15 +303,15 @@ def test_cached_features_take_the_place_of_images(root: str) -> None:
     index = {manifest.key(number): number for number in range(len(manifest))}
     for batch, with_images in zip(batches, plain, strict=True):
         assert batch.images is None
-        assert batch.segments is None
+        assert batch.superpixels.of_pixel is None
         assert torch.equal(batch.points, with_images.points)
-        assert torch.equal(batch.pair_segment, with_images.pair_segment)
-        assert torch.equal(batch.image_sample, with_images.image_sample)
-        assert batch.num_segments == with_images.num_segments == len(batch.segment_features) == 108
-        assert batch.segment_features.dtype == torch.float32
+        assert torch.equal(batch.superpixels.of_pair, with_images.superpixels.of_pair)
+        assert torch.equal(batch.cameras.sample, with_images.cameras.sample)
+        assert batch.superpixels.num == with_images.superpixels.num == len(batch.superpixels.features) == 108
+        assert batch.superpixels.features.dtype == torch.float32
         for sample, key in enumerate(batch.keys):
             expected = torch.from_numpy(np.array(cache.features(index[key]))).float()
-            assert torch.equal(batch.segment_features[36 * sample : 36 * sample + 36], expected)
+            assert torch.equal(batch.superpixels.features[36 * sample : 36 * sample + 36], expected)
 
 
 def test_what_does_not_go_with_a_cache_is_refused(root: str, tmp_path: Path) -> None:
@@ -345,7 +344,7 @@ def test_point_batches_hold_every_point_in_the_given_order(root: str, num_worker
         assert batch.num_points == sum(len(sample.points_lidar) for sample in samples)
         np.testing.assert_array_equal(batch.labels, np.concatenate([sample.labels for sample in samples]))
         assert batch.images is None
-        assert batch.pair_point is None
+        assert batch.pairs is None
 
 
 def test_damaged_samples_are_left_out_of_point_batches(tmp_path: Path) -> None:

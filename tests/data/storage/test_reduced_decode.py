@@ -16,8 +16,7 @@ from data.storage.encode import CodecConfig, DamagedError, encode_sample
 from data.storage.shard_writer import SetInfo, join_manifest, write_shard
 from data.storage.shards import SampleError, SampleReader, load_manifest
 from data.views.augment import AugmentConfig, ImageAugmentConfig, PixelTransform, draw_pixel_transform
-from data.views.read_view import read_view
-from data.views.view import ViewConfig
+from data.views.view import ViewConfig, read_view
 from tests.helpers.samples import CAMERA_NAMES, make_sample
 
 SIZE, OUT = (480, 800), (56, 96)
@@ -109,9 +108,9 @@ def test_dots_are_found_where_pairs_say(tmp_path):
     factors = set()
     for epoch in range(12):
         view = read_view(reader, 0, config, BatchSpec(superpixels=True), SampleDraws(0, epoch, 0), None)
-        factors |= {moved.reduction for moved in view.pixel_transforms}
-        columns, rows = np.rint(view.pair_uv).astype(int).T
-        bright = np.stack(view.images)[view.pair_image, rows, columns, 0]
+        factors |= {moved.reduction for moved in view.cameras.transforms}
+        columns, rows = np.rint(view.pairs.uv).astype(int).T
+        bright = np.stack(view.images)[view.pairs.camera, rows, columns, 0]
         inside = (columns > 3) & (columns < OUT[1] - 4) & (rows > 3) & (rows < OUT[0] - 4)
         assert inside.sum() > 20
         assert np.median(bright[inside]) > 240

@@ -51,36 +51,36 @@ def test_pairs_stay_valid_under_all_augmentations(seed: int) -> None:
     view = make_view(sample, CONFIG, WANTS, SampleDraws(0, 0, seed))
     assert view.T_aug_lidar is not None
     assert view.images is not None
-    assert view.segments is not None
+    assert view.superpixels is not None
     for number, camera in enumerate(sample.cameras):
-        mine = view.pair_image == number
+        mine = view.pairs.camera == number
         assert mine.sum() > 10
-        points, uv = view.points[view.pair_point[mine]], view.pair_uv[mine]
+        points, uv = view.points[view.pairs.point[mine]], view.pairs.uv[mine]
         # Back to the recorded cloud: the very points, in place.
         recorded = transform(np.linalg.inv(view.T_aug_lidar), points)
-        original = sample.points_lidar[view.intensity[view.pair_point[mine]].astype(int)]
+        original = sample.points_lidar[view.intensity[view.pairs.point[mine]].astype(int)]
         np.testing.assert_allclose(recorded, original, atol=1e-4)
         # Projected with the recorded calibration, then moved with the image.
         stored_uv, depth = project(camera.K, transform(sample.T_cam_lidar(camera), original))
         assert (depth > 1).all()
-        np.testing.assert_allclose(view.pixel_transforms[number].uv(stored_uv), uv, atol=1e-3)
+        np.testing.assert_allclose(view.cameras.transforms[number].uv(stored_uv), uv, atol=1e-3)
         # What the pixels themselves say about where they come from.
         u, v = np.floor(uv + 0.5).astype(int).T
         seen = view.images[number][v, u]
-        grown = np.array(view.pixel_transforms[number].out_size) / np.array(
-            (view.pixel_transforms[number].height, view.pixel_transforms[number].width)
+        grown = np.array(view.cameras.transforms[number].out_size) / np.array(
+            (view.cameras.transforms[number].height, view.cameras.transforms[number].width)
         )
         tolerance_px = 0.5 / grown.min() + 1.0
         assert np.abs(seen[:, 0] / 2 - stored_uv[:, 0]).max() <= tolerance_px
         assert np.abs(seen[:, 1] / 2 - stored_uv[:, 1]).max() <= tolerance_px
         # Superpixels: the augmented map at the pair, and the recorded map around its recorded pixel.
-        np.testing.assert_array_equal(view.pair_segment[mine], view.segments[number][v, u])
+        np.testing.assert_array_equal(view.superpixels.of_pair[mine], view.superpixels.of_pixel[number][v, u])
         near = [
             np.clip(np.rint(stored_uv).astype(int) + offset, 0, (119, 79))
             for offset in ((0, 0), (1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1))
         ]
         around = np.stack([camera.superpixels[place[:, 1], place[:, 0]] for place in near])
-        assert (around == view.pair_segment[mine]).any(axis=0).all()
+        assert (around == view.superpixels.of_pair[mine]).any(axis=0).all()
 
 
 def test_no_augmentation_leaves_everything_as_it_was() -> None:
@@ -90,8 +90,8 @@ def test_no_augmentation_leaves_everything_as_it_was() -> None:
     np.testing.assert_array_equal(view.points, sample.points_lidar)
     for number, camera in enumerate(sample.cameras):
         np.testing.assert_array_equal(view.images[number], camera.image)
-        np.testing.assert_array_equal(view.segments[number], camera.superpixels)
-        assert view.num_segments[number] == camera.superpixels.max() + 1
+        np.testing.assert_array_equal(view.superpixels.of_pixel[number], camera.superpixels)
+        assert view.superpixels.num[number] == camera.superpixels.max() + 1
 
 
 def test_views_repeat_by_their_numbers_and_differ_between_them() -> None:
@@ -155,8 +155,10 @@ def test_noise_moves_points_a_little_and_no_pixel() -> None:
     np.testing.assert_array_equal(view(0.0).points, sample.points_lidar)
     assert (noisy.points - sample.points_lidar).std(axis=0) == pytest.approx([0.05] * 3, rel=0.05)
     uv, _ = project(sample.cameras[0].K, transform(sample.T_cam_lidar(sample.cameras[0]), sample.points_lidar))
-    mine = noisy.pair_image == 0
-    np.testing.assert_allclose(noisy.pixel_transforms[0].uv(uv[noisy.pair_point[mine]]), noisy.pair_uv[mine], atol=1e-3)
+    mine = noisy.pairs.camera == 0
+    np.testing.assert_allclose(
+        noisy.cameras.transforms[0].uv(uv[noisy.pairs.point[mine]]), noisy.pairs.uv[mine], atol=1e-3
+    )
 
 
 def test_thinning_keeps_a_uniform_share() -> None:
@@ -260,9 +262,9 @@ def test_camera_choice_is_drawn_and_kept_in_order() -> None:
     sample = coded_sample(0)
     config = dataclasses.replace(CONFIG, cameras_per_sample=1)
     views = [make_view(sample, config, WANTS, SampleDraws(0, epoch, 0)) for epoch in range(20)]
-    assert {view.num_images for view in views} == {1}
+    assert {len(view.cameras.transforms) for view in views} == {1}
     assert len({view.images[0].tobytes() for view in views}) > 1
-    assert all(set(view.pair_image.tolist()) == {0} for view in views)
+    assert all(set(view.pairs.camera.tolist()) == {0} for view in views)
 
 
 def test_range_limits_drop_points_and_renumber_pairs() -> None:
@@ -273,8 +275,8 @@ def test_range_limits_drop_points_and_renumber_pairs() -> None:
     )
     assert 0 < len(view.points) < 2000
     assert (np.abs(view.points[:, :2]) <= 20).all()
-    assert (np.diff(view.pair_point[view.pair_image == 0]) > 0).all()
-    assert view.pair_point.max() < len(view.points)
+    assert (np.diff(view.pairs.point[view.pairs.camera == 0]) > 0).all()
+    assert view.pairs.point.max() < len(view.points)
 
 
 def test_samples_without_pairs_or_superpixels_are_refused() -> None:
@@ -290,8 +292,7 @@ def test_samples_without_pairs_or_superpixels_are_refused() -> None:
     with pytest.raises(SampleError, match="superpixels-missing"):
         make_view(bare, CONFIG, WANTS, SampleDraws(0, 0, 0))
     view = make_view(bare, CONFIG, BatchSpec(), SampleDraws())
-    assert view.pair_segment is None
-    assert view.segments is None
+    assert view.superpixels is None
 
 
 @pytest.mark.parametrize(

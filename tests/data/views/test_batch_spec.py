@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -57,8 +58,8 @@ def views_of(view: View) -> list[View]:
 # ------------------------------------------------------------------------------------------------ calibration
 def reprojected(batch: Batch) -> torch.Tensor:
     """Where the calibration of a batch says that its pairs are."""
-    image, point = batch.pair_image, batch.pair_point
-    T, K = batch.image_T_cam_points[image], batch.image_K[image]  # type: ignore[index]
+    image, point = batch.pairs.image, batch.pairs.point
+    T, K = batch.cameras.T_cam_points[image], batch.cameras.K[image]  # type: ignore[index]
     in_camera = torch.einsum("pij,pj->pi", T[:, :3, :3], batch.points[point]) + T[:, :3, 3]
     pixels = torch.einsum("pij,pj->pi", K, in_camera)
     assert (in_camera[:, 2] > 0).all()
@@ -73,15 +74,15 @@ def test_calibration_projects_points_onto_their_pairs(spec: BatchSpec) -> None:
     for part in (batch, batch.second):
         if part is None:
             continue
-        assert {part.image_K.dtype, part.image_T_cam_points.dtype, part.T_aug_lidar.dtype} == {torch.float32}
-        torch.testing.assert_close(reprojected(part), part.pair_uv, rtol=0, atol=2e-2)
+        assert {part.cameras.K.dtype, part.cameras.T_cam_points.dtype, part.T_aug_lidar.dtype} == {torch.float32}
+        torch.testing.assert_close(reprojected(part), part.pairs.uv, rtol=0, atol=2e-2)
         # A mirrored image is one whose first focal length is negative.
-        transforms = [moved for view in views for moved in (view if part is batch else view.second).pixel_transforms]  # type: ignore[union-attr]
-        assert [bool(K[0, 0] < 0) for K in part.image_K] == [moved.mirrored for moved in transforms]
+        transforms = [moved for view in views for moved in (view if part is batch else view.second).cameras.transforms]  # type: ignore[union-attr]
+        assert [bool(K[0, 0] < 0) for K in part.cameras.K] == [moved.mirrored for moved in transforms]
         mirrored += sum(moved.mirrored for moved in transforms)
         # The affine map does to pixels what was done to them.
         uv = np.random.default_rng(0).uniform(0, 80, (5, 2))
-        for A, moved in zip(part.image_affine.double().numpy(), transforms, strict=True):
+        for A, moved in zip(part.cameras.affine.double().numpy(), transforms, strict=True):
             np.testing.assert_allclose(uv @ A[:, :2].T + A[:, 2], moved.uv(uv), atol=1e-3)
     assert mirrored > 2
 
@@ -112,7 +113,7 @@ def test_matches_are_the_same_recorded_points() -> None:
     assert view.images is not None
     assert second.images is not None
     assert view.images[0].tobytes() != second.images[0].tobytes()
-    assert (second.pair_point < len(second.points)).all()
+    assert (second.pairs.point < len(second.points)).all()
 
 
 def test_what_is_not_drawn_again_is_the_first_views() -> None:
@@ -121,7 +122,7 @@ def test_what_is_not_drawn_again_is_the_first_views() -> None:
     ]
     batch = collate(views, VoxelConfig())
     assert batch.second is not None
-    assert batch.match_point is None
+    assert batch.matches is None
     for name in ("points", "point_voxel", "voxel_coords", "voxel_features", "T_aug_lidar"):
         assert getattr(batch.second, name) is getattr(batch, name)
     assert not torch.equal(batch.second.images, batch.images)  # type: ignore[arg-type]
@@ -130,11 +131,11 @@ def test_what_is_not_drawn_again_is_the_first_views() -> None:
     batch = collate([make_view(numbered(seed), CONFIG, spec, SampleDraws()) for seed in range(2)], VoxelConfig())
     assert batch.second is not None
     assert batch.second.images is batch.images
-    assert batch.second.segments is batch.segments
+    assert batch.second.superpixels.of_pixel is batch.superpixels.of_pixel
     assert batch.second.points.shape != batch.points.shape
     # Pairs of the second cloud with these images: the same pixels for the same points.
     first = {(int(p), int(i)): uv for p, i, uv in zip(*pair_rows(batch), strict=True)}
-    partner = dict(zip(batch.match_second.tolist(), batch.match_point.tolist(), strict=True))  # type: ignore[union-attr]
+    partner = dict(zip(batch.matches.second.tolist(), batch.matches.first.tolist(), strict=True))  # type: ignore[union-attr]
     found = 0
     for point, image, uv in zip(*pair_rows(batch.second), strict=True):
         if int(point) in partner:
@@ -144,18 +145,16 @@ def test_what_is_not_drawn_again_is_the_first_views() -> None:
 
 
 def pair_rows(batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    assert batch.pair_point is not None
-    assert batch.pair_image is not None
-    assert batch.pair_uv is not None
-    return batch.pair_point, batch.pair_image, batch.pair_uv
+    assert batch.pairs is not None
+    return batch.pairs.point, batch.pairs.image, batch.pairs.uv
 
 
 def test_the_second_view_leaves_the_first_as_it_is() -> None:
     sample = numbered(0)
     alone = make_view(sample, CONFIG, BatchSpec(superpixels=True), SampleDraws(5, 6, 7))
     beside = make_view(sample, CONFIG, EVERYTHING, SampleDraws(5, 6, 7))
-    for name in ("points", "recorded", "pair_uv", "pair_point", "pair_segment", "T_aug_lidar"):
-        np.testing.assert_array_equal(getattr(alone, name), getattr(beside, name))
+    for name in ("points", "recorded", "pairs.uv", "pairs.point", "superpixels.of_pair", "T_aug_lidar"):
+        np.testing.assert_array_equal(attrgetter(name)(alone), attrgetter(name)(beside))
     again = make_view(sample, CONFIG, EVERYTHING, SampleDraws(5, 6, 7))
     np.testing.assert_array_equal(beside.second.points, again.second.points)  # type: ignore[union-attr]
     other = make_view(sample, CONFIG, EVERYTHING, SampleDraws(5, 6, 7, 1))
@@ -195,12 +194,14 @@ def test_ground_and_clusters_follow_their_points() -> None:
             expected = objects[one.recorded]
             np.testing.assert_array_equal(part.ground[mine].numpy(), ground[one.recorded])  # type: ignore[index]
             np.testing.assert_array_equal(
-                part.cluster[mine].numpy(),  # type: ignore[index]
+                part.clusters.of_point[mine].numpy(),  # type: ignore[index]
                 np.where(expected < 0, -1, expected + counted),
             )
         counted += int(objects.max()) + 1
-    assert batch.num_clusters == batch.second.num_clusters == counted  # type: ignore[union-attr]
-    assert torch.equal(batch.cluster[batch.match_point], batch.second.cluster[batch.match_second])  # type: ignore[index, union-attr]
+    assert batch.clusters.num == batch.second.clusters.num == counted  # type: ignore[union-attr]
+    assert torch.equal(
+        batch.clusters.of_point[batch.matches.first], batch.second.clusters.of_point[batch.matches.second]
+    )  # type: ignore[index, union-attr]
 
 
 def test_a_sweep_has_the_same_ground_in_every_epoch() -> None:
@@ -215,16 +216,16 @@ def test_without_images_nothing_is_decoded_and_no_pair_is_needed(root: str, monk
     for name in (
         "data.storage.decode.check_jpeg",
         "data.storage.decode._decode_superpixels",
-        "data.views.stages.decode_jpeg",
+        "data.views.view.decode_jpeg",
     ):
         monkeypatch.setattr(name, None)
     config = DataConfig(shards=root, augment=AugmentConfig(min_pairs=20), num_workers=0)
     spec = BatchSpec(images=False, ground=GROUND, clusters=CLUSTERS, second_cloud=SAME)
     source = build_loader(config, spec=spec, seed=0, rank=0, world_size=1)
     (batch,) = itertools.islice(source.batches(0), 1)
-    absent = {"images", "image_sample", "pair_point", "pair_uv", "segments", "image_K", "segment_features", "labels"}
-    assert not absent & (batch.tensors().keys() | batch.second.tensors().keys())  # type: ignore[union-attr]
-    assert {"ground", "cluster", "match_point", "match_second", "T_aug_lidar"} <= batch.tensors().keys()
+    for view in (batch, batch.second):
+        assert {view.images, view.cameras, view.pairs, view.superpixels, view.labels} == {None}  # type: ignore[union-attr]
+    assert {"ground", "clusters.of_point", "matches.first", "matches.second", "T_aug_lidar"} <= batch.tensors().keys()
 
     behind = numbered(0)
     behind = dataclasses.replace(
@@ -239,20 +240,20 @@ def test_only_points_that_an_image_shows() -> None:
     sample = numbered(2)
     for spec in (BatchSpec(only_seen=True), BatchSpec(only_seen=True, second_cloud=SAME, second_images=True)):
         for view in views_of(make_view(sample, CONFIG, spec, SampleDraws())):
-            assert view.pair_point is not None
-            np.testing.assert_array_equal(np.unique(view.pair_point), np.arange(len(view.points)))
+            assert view.pairs is not None
+            np.testing.assert_array_equal(np.unique(view.pairs.point), np.arange(len(view.points)))
             np.testing.assert_array_equal(view.intensity, view.recorded)
     whole = make_view(sample, CONFIG, BatchSpec(), SampleDraws())
     seen = make_view(sample, CONFIG, BatchSpec(only_seen=True), SampleDraws())
-    assert whole.pair_point is not None
-    np.testing.assert_array_equal(seen.recorded, whole.recorded[np.unique(whole.pair_point)])
-    np.testing.assert_array_equal(seen.pair_uv, whole.pair_uv)
+    assert whole.pairs is not None
+    np.testing.assert_array_equal(seen.recorded, whole.recorded[np.unique(whole.pairs.point)])
+    np.testing.assert_array_equal(seen.pairs.uv, whole.pairs.uv)
     # The same cloud beside second images, which need not show all of it.
     view = make_view(sample, CONFIG, BatchSpec(only_seen=True, second_images=True), SampleDraws())
     assert view.second is not None
     assert view.second.points is view.points
-    assert view.second.pair_point is not None
-    assert len(np.unique(view.second.pair_point)) < len(view.points)
+    assert view.second.pairs is not None
+    assert len(np.unique(view.second.pairs.point)) < len(view.points)
 
 
 def test_a_sweep_outside_the_grid_is_refused() -> None:
@@ -273,9 +274,9 @@ def test_a_cached_teacher_has_calibration_and_no_use_where_nothing_is_pooled(roo
     source = build_loader(config, spec=spec, seed=0, rank=0, world_size=1, teacher_cache=cache)
     (batch,) = itertools.islice(source.batches(0), 1)
     assert batch.images is None
-    torch.testing.assert_close(reprojected(batch), batch.pair_uv, rtol=0, atol=2e-2)
+    torch.testing.assert_close(reprojected(batch), batch.pairs.uv, rtol=0, atol=2e-2)
     assert batch.second is not None
-    assert batch.second.segment_features is batch.segment_features is not None
+    assert batch.second.superpixels.features is batch.superpixels.features is not None
     for wrong in (BatchSpec(), BatchSpec(superpixels=True, second_images=True)):
         with pytest.raises(ValueError, match="of no use"):
             build_loader(config, spec=wrong, seed=0, rank=0, world_size=1, teacher_cache=cache)
@@ -284,7 +285,8 @@ def test_a_cached_teacher_has_calibration_and_no_use_where_nothing_is_pooled(roo
 # ------------------------------------------------------------------------------------------------- the stream
 def both_equal(one: Batch, other: Batch) -> None:
     assert one.keys == other.keys
-    assert (one.num_clusters, one.num_segments) == (other.num_clusters, other.num_segments)
+    for group in ("clusters", "superpixels"):
+        assert getattr(getattr(one, group), "num", None) == getattr(getattr(other, group), "num", None)
     assert one.tensors().keys() == other.tensors().keys()
     for name, tensor in one.tensors().items():
         assert torch.equal(tensor, other.tensors()[name]), name

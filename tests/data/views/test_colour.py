@@ -134,8 +134,8 @@ def test_colours_of_a_view_are_drawn_for_each_image_and_leave_places_alone() -> 
         augment = AugmentConfig(min_pairs=10, image=ImageAugmentConfig(enabled=enabled, colour=colour))
         view = make_view(sample, ViewConfig(image_size=(40, 72), augment=augment), BatchSpec(), SampleDraws())
         assert view.images is not None
-        assert view.pair_uv is not None
-        return list(view.images), view.pair_uv
+        assert view.pairs is not None
+        return list(view.images), view.pairs.uv
 
     plain, uv = images(ColourConfig())
     changed, same_uv = images(ALWAYS)

@@ -10,7 +10,7 @@ from data.geometry import rigid, transform, yaw_rotation
 from data.sample import Sample
 from data.storage.shard_writer import SetInfo, join_manifest, write_shard
 from data.storage.shards import SampleError, SampleReader, load_manifest
-from data.views.second_sweep import Matches, PartnerFinder, matched
+from data.views.second_sweep import PartnerFinder, SweepMatches, match_sweeps
 from tests.helpers.samples import CAMERA_NAMES, make_sample
 
 FRAMES, STEP_S = 12, 1.0
@@ -73,7 +73,7 @@ def test_matches_are_nearest_neighbours_in_the_world() -> None:
     # Not the very places again, so that some have no neighbour and some the neighbour of another.
     noise = rng.normal(0, 0.4, other.points_lidar.shape).astype(np.float32)
     other = dataclasses.replace(other, points_lidar=other.points_lidar + noise)
-    found = matched(one, other, 0.9)
+    found = match_sweeps(one, other, 0.9)
 
     in_world = [transform(s.T_world_ego @ s.T_ego_lidar, s.points_lidar) for s in (one, other)]
     distance = np.linalg.norm(in_world[0][:, None] - in_world[1][None], axis=2)
@@ -88,21 +88,21 @@ def test_the_radius_belongs_to_it() -> None:
         seen_from(np.zeros((1, 3)), np.eye(4), 0), points_lidar=np.array([[1, 2, 3]], np.float32), T_ego_lidar=np.eye(4)
     )
     other = dataclasses.replace(one, points_lidar=np.array([[1, 2, 3.5]], np.float32))
-    assert len(matched(one, other, 0.5).first) == 1
-    assert len(matched(one, other, 0.499).first) == 0
+    assert len(match_sweeps(one, other, 0.5).first) == 1
+    assert len(match_sweeps(one, other, 0.499).first) == 0
 
 
 def test_matches_follow_the_points_that_are_kept() -> None:
-    matches = Matches(first=np.array([0, 2, 3, 5]), second=np.array([7, 1, 1, 0]))
-    left = matches.kept(np.array([2, 3, 4, 5]), np.array([1, 5, 7]))
+    matches = SweepMatches(first=np.array([0, 2, 3, 5]), second=np.array([7, 1, 1, 0]))
+    left = matches.keep(np.array([2, 3, 4, 5]), np.array([1, 5, 7]))
     assert (left.first.tolist(), left.second.tolist()) == ([0, 1], [0, 0])
-    gone = matches.kept(np.zeros(0, np.int64), np.array([1, 5, 7]))
+    gone = matches.keep(np.zeros(0, np.int64), np.array([1, 5, 7]))
     assert (len(gone.first), len(gone.second)) == (0, 0)
 
 
 def test_partners_lie_within_the_gap_and_overlap_enough(reader: SampleReader) -> None:
     overlap = {  # of sweep 5 with the one so many sweeps later
-        later: len(matched(reader.read(5), reader.read(5 + later), 0.2).first) / len(reader.read(5).points_lidar)
+        later: len(match_sweeps(reader.read(5), reader.read(5 + later), 0.2).first) / len(reader.read(5).points_lidar)
         for later in range(-5, 7)
     }
     assert overlap[1] > overlap[3] > overlap[6]

@@ -34,7 +34,7 @@ def test_metrics_are_those_of_each_image_averaged() -> None:
     truth[3, :, :5] = 31.0  # beyond the cap
     output = outputs(0, *truth.shape)
     measure = DepthTask(CAP).measure()
-    bare = dataclasses.replace(batch, images=None, image_sample=None)
+    bare = dataclasses.replace(batch, images=None)
     measure.update(output[:2], dataclasses.replace(bare, image_depth_m=truth[:2]))
     measure.update(output[2:], dataclasses.replace(bare, image_depth_m=truth[2:]))
     predicted = START_DEPTH_M * output.double().exp()

@@ -38,26 +38,26 @@ class Oracle(nn.Module):
 
     def estimate_pose(self, batch: Batch) -> PoseEstimate:
         """For every point of the sample."""
-        assert batch.image_sample is not None
-        assert batch.image_K is not None
-        assert batch.image_T_cam_points is not None
+        assert batch.cameras is not None
+        assert batch.cameras is not None
+        assert batch.cameras is not None
         self.norm(batch.points)
         turn = torch.eye(4)
         turn[:3, :3] = torch.from_numpy(Rotation.from_euler("z", self.turn_deg, degrees=True).as_matrix())
         image, points = [], []
-        for i, sample in enumerate(batch.image_sample.tolist()):
+        for i, sample in enumerate(batch.cameras.sample.tolist()):
             mine = batch.points[batch.point_sample == sample]
             points.append(mine)
             image.append(torch.full((len(mine),), i))
         where, all_points = torch.cat(image), torch.cat(points)
-        camera = torch.einsum("qij,qj->qi", batch.image_T_cam_points[where, :3, :3], all_points)
-        camera = camera + batch.image_T_cam_points[where, :3, 3]
-        uv = torch.einsum("qij,qj->qi", batch.image_K[where], camera)
+        camera = torch.einsum("qij,qj->qi", batch.cameras.T_cam_points[where, :3, :3], all_points)
+        camera = camera + batch.cameras.T_cam_points[where, :3, 3]
+        uv = torch.einsum("qij,qj->qi", batch.cameras.K[where], camera)
         uv = uv[:, :2] / uv[:, 2:]
         moved = uv + torch.tensor([self.shift_px, 0.0])
         return PoseEstimate(
-            T_cam_points=batch.image_T_cam_points @ turn,
-            valid=torch.full((len(batch.image_K),), self.found),
+            T_cam_points=batch.cameras.T_cam_points @ turn,
+            valid=torch.full((len(batch.cameras.K),), self.found),
             match_image=where,
             match_points=all_points,
             match_soft_uv=moved,
@@ -213,6 +213,6 @@ def test_refused():
     ):
         with pytest.raises(ValueError, match=next(iter(settings))):
             RegistrationConfig(**settings)
-    blind = dataclasses.replace(TEST[0], image_T_cam_points=None)
+    blind = dataclasses.replace(TEST[0], cameras=None)
     with pytest.raises(ValueError, match="sample-000 have no calibration"):
         register(Oracle(), [blind], RegistrationConfig())

@@ -39,6 +39,7 @@ def toy_batch(indices: Sequence[int], *, angle: float = 0.0, voxels: int = 40, l
         point_voxel=point_voxel,
         voxel_coords=torch.from_numpy(np.concatenate(coords)),
         voxel_features=torch.from_numpy(np.concatenate(features)),
+        T_aug_lidar=torch.eye(4).repeat(len(indices), 1, 1),
         labels=torch.from_numpy(np.concatenate(labels)).long() if labelled else None,
     )
 

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from models.contrast.matching import Matches, greedy, hungarian
+from models.contrast.matching import Assignment, greedy, hungarian
 from tests.reference.points import best_total, greedy_loop
 
 
-def total(cost: torch.Tensor, matches: Matches, gate: float) -> float:
+def total(cost: torch.Tensor, matches: Assignment, gate: float) -> float:
     unmatched = min(cost.shape) - len(matches.rows)
     return float(cost[matches.rows, matches.columns].sum()) + (gate * unmatched if unmatched else 0.0)
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from data.sample import Batch
-from launchers.drawing.pictures import first_sample
+from data.sample import Batch, first_sample
 from launchers.drawing.sketches import draw
 from models.methods import METHODS
 from models.methods.base import LossTerms, MethodConfig, Objective

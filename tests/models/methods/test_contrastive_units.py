@@ -17,7 +17,7 @@ from models.visuals import PointSketch
 from tests.helpers.degenerate_batches import degenerate_batches
 from tests.helpers.distributed import run_distributed
 from tests.helpers.image_networks import teacher_config
-from tests.helpers.toy_batches import PointwiseConfig, toy_batch
+from tests.helpers.toy_batches import PointwiseConfig, toy_batch, with_changed
 from tests.reference.contrastive_units import excluded_loop, loss_loop, pixel_features_loop, unit_mean, units_loop
 
 LITE = teacher_config(name="efficientnet_lite0", weights="imagenet")
@@ -66,7 +66,7 @@ def _wanted(model: ContrastiveUnits, batch: Batch) -> Tensor:
         total = loss_loop(_head(model.point_head, first), _head(model.pixel_head, pixels), config.temperature, excluded)
     if config.uses_views:
         rows = model.backbone(batch.second.voxel_coords, batch.second.voxel_features, batch.num_samples)
-        partner = dict(zip(batch.match_point.tolist(), batch.match_second.tolist(), strict=True))
+        partner = dict(zip(batch.matches.first.tolist(), batch.matches.second.tolist(), strict=True))
         second = unit_mean(units, {p: rows[batch.second.point_voxel[q]] for p, q in partner.items()})
         weight = config.single_weight if config.mode == "multi" else 1.0
         # One pass: the head normalises over both views.
@@ -134,13 +134,8 @@ def test_parts_and_watch_of_each_mode():
 @pytest.mark.parametrize("mode", ["cross", "multi"])
 def test_order_of_pairs_does_not_matter(mode: str):
     model, batch = _model(mode=mode).double(), _batch(dtype=torch.float64)
-    order = torch.randperm(len(batch.pair_point), generator=torch.Generator().manual_seed(0))
-    moved = dataclasses.replace(
-        batch,
-        pair_point=batch.pair_point[order],
-        pair_image=batch.pair_image[order],
-        pair_uv=batch.pair_uv[order],
-    )
+    order = torch.randperm(len(batch.pairs.point), generator=torch.Generator().manual_seed(0))
+    moved = dataclasses.replace(batch, pairs=batch.pairs.select(order))
     torch.testing.assert_close(model(moved).total, model(batch).total)
 
 
@@ -160,8 +155,8 @@ def test_ground_and_unseen_points_are_in_no_unit():
     model, batch = _model(), _batch()
     units = model.units(batch)
     assert not batch.ground[units.member_point].any()
-    assert torch.isin(units.member_point, batch.pair_point).all()
-    cluster = batch.cluster[units.center]
+    assert torch.isin(units.member_point, batch.pairs.point).all()
+    cluster = batch.clusters.of_point[units.center]
     assert len(torch.unique(cluster[cluster >= 0])) == int((cluster >= 0).sum()) > 3
 
 
@@ -213,7 +208,7 @@ def test_degenerate_batches_give_a_finite_loss_and_gradient(mode: str, context: 
 
 def test_one_object_is_one_unit_and_has_nothing_to_contrast():
     batch = _batch((0,))
-    batch = dataclasses.replace(batch, cluster=torch.zeros_like(batch.cluster), num_clusters=1)
+    batch = with_changed(batch, clusters={"of_point": torch.zeros_like(batch.clusters.of_point), "num": 1})
     model = _model()
     assert len(model.units(batch)) == 1
     assert model(batch).total == 0
@@ -228,11 +223,12 @@ def test_identical_features_are_a_known_loss():
 def test_refused_batches():
     model, batch = _model(mode="multi"), _batch()
     for field, message in (
-        ("ground", "no ground mask"),
-        ("cluster", "needs clusters"),
-        ("pair_point", "needs point-pixel pairs"),
+        ("ground", "needs a ground mask"),
+        ("clusters", "needs clusters"),
+        ("pairs", "needs point-pixel pairs"),
         ("images", "needs images"),
-        ("second", "second cloud"),
+        ("second", "needs a second view"),
+        ("matches", "needs a second cloud"),
     ):
         with pytest.raises(ValueError, match=message):
             model(dataclasses.replace(batch, **{field: None}))

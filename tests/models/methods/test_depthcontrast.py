@@ -115,7 +115,7 @@ def test_a_sample_without_points_in_a_view_is_left_out() -> None:
         voxel_coords=second.voxel_coords[voxels],
         voxel_features=second.voxel_features[voxels],
     )
-    objective(dataclasses.replace(batch, second=emptied, match_point=None, match_second=None))
+    objective(dataclasses.replace(batch, second=emptied, matches=None))
     assert [int(q.seen) for q in objective.queues.values()] == [1, 1]
 
 
@@ -130,7 +130,7 @@ def test_a_batch_without_points_has_a_loss_and_gradients() -> None:
         voxel_coords=batch.voxel_coords[:0],
         voxel_features=batch.voxel_features[:0],
     )
-    terms = objective(dataclasses.replace(empty, second=batch.second, match_point=None, match_second=None))
+    terms = objective(dataclasses.replace(empty, second=batch.second, matches=None))
     terms.total.backward()
     assert terms.total == 0
     for name, p in objective.named_parameters():

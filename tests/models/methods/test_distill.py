@@ -13,13 +13,13 @@ from data.sample import Batch
 from models.image.base import DenseNetwork
 from models.methods import METHODS
 from models.methods.distill import Distill, DistillConfig
+from tests.helpers.degenerate_batches import with_pairs
 from tests.helpers.distributed import run_distributed
 from tests.helpers.image_networks import RecordedTeacher, teacher_config
-from tests.helpers.toy_batches import PointwiseConfig, toy_batch
+from tests.helpers.toy_batches import PointwiseConfig, toy_batch, with_changed
 from tests.reference.contrast import bilinear_at
 
 LITE = teacher_config(name="efficientnet_lite0", weights="imagenet")
-PAIRS = ("pair_point", "pair_image", "pair_uv", "pair_segment")
 
 
 def _distill(**settings) -> Distill:
@@ -28,7 +28,7 @@ def _distill(**settings) -> Distill:
 
 
 def _kept(batch: Batch, pairs: slice) -> Batch:
-    return dataclasses.replace(batch, **{name: getattr(batch, name)[pairs] for name in PAIRS})
+    return with_pairs(batch, pairs)
 
 
 def test_registry_and_the_papers_values():
@@ -45,12 +45,12 @@ def test_registry_and_the_papers_values():
 @pytest.mark.parametrize("hidden", [None, 10])
 def test_loss_equals_the_slow_reference(hidden: int | None):
     model, batch = _distill(hidden_features=hidden).double(), toy_batch([0, 1], pairs=20, dtype=torch.float64)
-    batch = dataclasses.replace(batch, pair_uv=batch.pair_uv.double() + 0.25)
+    batch = with_changed(batch, pairs={"uv": batch.pairs.uv.double() + 0.25})
     terms = model(batch)
     maps = model.teacher(batch.images)
     voxels = model.backbone(batch.voxel_coords, batch.voxel_features, 2)
     distances, cosines = [], []
-    for point, image, (u, v) in zip(batch.pair_point, batch.pair_image, batch.pair_uv.tolist(), strict=True):
+    for point, image, (u, v) in zip(batch.pairs.point, batch.pairs.image, batch.pairs.uv.tolist(), strict=True):
         teacher = bilinear_at(maps[image], u, v, model.teacher.stride, model.teacher.origin_px)
         student = model.point_head(voxels[batch.point_voxel[point]])
         difference = student / student.norm() - teacher / teacher.norm()
@@ -120,7 +120,7 @@ def test_degenerate_batches_give_a_finite_loss_and_gradient(case: str):
 
 
 def test_refused_batches_and_settings():
-    with pytest.raises(ValueError, match="needs images with point-pixel pairs"):
+    with pytest.raises(ValueError, match="needs images"):
         _distill()(dataclasses.replace(toy_batch([0]), images=None))
     for settings, message in (
         ({"hidden_features": 0}, "hidden_features = 0"),
@@ -157,7 +157,7 @@ def test_under_autocast():
 def test_sketch_of_agreement():
     model, batch = _distill(), toy_batch([0])
     sketch = model.eval().sketches(batch)["agreement"]
-    assert len(sketch.uv) == len(sketch.values) == int((batch.pair_image == 0).sum())
+    assert len(sketch.uv) == len(sketch.values) == int((batch.pairs.image == 0).sum())
     assert sketch.values.abs().max() <= 1 + 1e-5
     # Unit vectors: |s - t|^2 = 2 - 2 cos. The loss over the first image's pairs says the same.
     loss = model(_kept(batch, slice(0, len(sketch.uv)))).total

@@ -143,7 +143,7 @@ def test_the_same_twice_cannot_be_told_apart() -> None:
 def test_refused() -> None:
     batch = two_image_views([0])
     for bad in (dataclasses.replace(batch, second=None), dataclasses.replace(batch, images=None)):
-        with pytest.raises(ValueError, match="needs images and a second view"):
+        with pytest.raises(ValueError, match=r"needs (images|a second view)"):
             moco()(bad)
     with pytest.raises(ValueError, match="zero_stage=3 does not work with moco"):
         moco().check_engine(zero_stage=3, precision="fp32")

@@ -18,7 +18,7 @@ from models.pose.fusion import FusionLayer, sinusoidal
 from models.visuals import MatchSketch
 from tests.helpers.degenerate_batches import degenerate_batches, selected
 from tests.helpers.distributed import run_distributed
-from tests.helpers.toy_batches import PointwiseConfig, toy_batch
+from tests.helpers.toy_batches import PointwiseConfig, toy_batch, with_changed
 from tests.helpers.toy_images import PatchConfig
 from tests.reference.calibration import covered_loop, near_far_nce_loop, pixel_of, soft_match_loop
 
@@ -42,13 +42,11 @@ def _batch(samples: list[int], *, turn: bool = True, dtype: torch.dtype = torch.
         T[i, :2, 3] = torch.rand(2, generator=generator) * 30 - 15
     T = T.to(dtype)
     points = torch.einsum("nij,nj->ni", T[batch.point_sample, :3, :3], batch.points) + T[batch.point_sample, :3, 3]
-    return dataclasses.replace(
-        batch,
-        points=points,
-        T_aug_lidar=T,
-        image_K=batch.image_K.to(dtype),
-        image_T_cam_points=batch.image_T_cam_points.to(dtype) @ torch.linalg.inv(T),
-    )
+    cameras = {
+        "K": batch.cameras.K.to(dtype),
+        "T_cam_points": batch.cameras.T_cam_points.to(dtype) @ torch.linalg.inv(T),
+    }
+    return dataclasses.replace(with_changed(batch, cameras=cameras), points=points, T_aug_lidar=T)
 
 
 def test_registry_and_the_papers_values():
@@ -117,14 +115,14 @@ def test_tokens_and_covered_cells_equal_the_slow_reference():
             assert (batch.point_sample[batch.point_voxel == tokens.voxel[i, k]] == i).all()
             centre = mine.mean(dim=0) if len(mine) else torch.zeros(3).double()
             torch.testing.assert_close(tokens.points[i, k], centre)
-            pixel = pixel_of(centre, batch.image_K[i], batch.image_T_cam_points[i], (32, 48))
+            pixel = pixel_of(centre, batch.cameras.K[i], batch.cameras.T_cam_points[i], (32, 48))
             assert bool(tokens.seen[i, k]) == (pixel is not None)
             if pixel is not None:
                 torch.testing.assert_close(tokens.uv[i, k], torch.tensor(pixel).double())
     covered = covered_cells(batch, (8, 12), stride=4, origin_px=1.5)
     for i in range(2):
         every = [
-            pixel_of(p, batch.image_K[i], batch.image_T_cam_points[i], (32, 48))
+            pixel_of(p, batch.cameras.K[i], batch.cameras.T_cam_points[i], (32, 48))
             for p in batch.points[batch.point_sample == i]
         ]
         assert torch.equal(covered[i], covered_loop([p for p in every if p], (8, 12), 4, 1.5))
@@ -180,8 +178,8 @@ def test_true_matches_give_the_true_pose_and_no_loss():
     tokens = sample_tokens(batch, 40)
     pose = model._pose(batch, tokens.points, tokens.uv, tokens.seen)
     assert pose.valid.all()
-    torch.testing.assert_close(pose.rotation, batch.image_T_cam_points[:, :3, :3], atol=1e-6, rtol=0)
-    torch.testing.assert_close(pose.translation_m, batch.image_T_cam_points[:, :3, 3], atol=1e-5, rtol=0)
+    torch.testing.assert_close(pose.rotation, batch.cameras.T_cam_points[:, :3, :3], atol=1e-6, rtol=0)
+    torch.testing.assert_close(pose.translation_m, batch.cameras.T_cam_points[:, :3, 3], atol=1e-5, rtol=0)
 
 
 def test_pose_gradients_reach_both_towers():
@@ -232,9 +230,9 @@ def test_the_order_of_points_and_the_company_of_samples_do_not_matter():
 def test_several_images_of_a_sample_are_registered_each_on_its_own():
     batch = toy_batch([0], images_each=2, calibration=True)
     flipped = torch.tensor([[-1.0, 0.0, 47.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    K = batch.image_K.clone()
+    K = batch.cameras.K.clone()
     K[1] = flipped @ K[1]
-    batch = dataclasses.replace(batch, image_K=K)
+    batch = with_changed(batch, cameras={"K": K})
     found = _nclr().estimate_pose(batch)
     assert found.T_cam_points.shape == (2, 4, 4)
     assert found.match_image.unique().tolist() == [0, 1]
@@ -243,7 +241,7 @@ def test_several_images_of_a_sample_are_registered_each_on_its_own():
 def test_an_estimate_does_not_look_at_the_truth():
     model, batch = _nclr(overlap_threshold=0.1), _batch([0, 1])
     found = model.estimate_pose(batch)
-    blind = model.estimate_pose(dataclasses.replace(batch, image_T_cam_points=torch.eye(4).repeat(2, 1, 1)))
+    blind = model.estimate_pose(with_changed(batch, cameras={"T_cam_points": torch.eye(4).repeat(2, 1, 1)}))
     for name in ("T_cam_points", "valid", "match_soft_uv", "match_hard_uv", "match_kept"):
         assert torch.equal(getattr(found, name), getattr(blind, name)), name
 
@@ -307,13 +305,13 @@ def test_pictures():
 
 def test_refused_batches():
     model, batch = _nclr(), _batch([0])
-    with pytest.raises(ValueError, match="needs images with image_K"):
-        model(dataclasses.replace(batch, image_K=None))
+    with pytest.raises(ValueError, match="needs calibrated images"):
+        model(dataclasses.replace(batch, cameras=None))
     for factor in (torch.tensor([1.1, 1.1, 1.1, 1.0]), torch.tensor([-1.0, 1.0, 1.0, 1.0])):
         with pytest.raises(ValueError, match=r"sample-000: T_aug_lidar scales or mirrors.*points\.flip=false"):
             model(dataclasses.replace(batch, T_aug_lidar=torch.diag(factor)[None]))
     with pytest.raises(ValueError, match=r"augment\.image\.flip=false"):
-        model(dataclasses.replace(batch, image_K=batch.image_K * torch.tensor([-1.0, 1.0, 1.0])[:, None]))
+        model(with_changed(batch, cameras={"K": batch.cameras.K * torch.tensor([-1.0, 1.0, 1.0])[:, None]}))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from models.image.unet import ResNetUnetConfig
 from models.methods import METHODS
 from models.methods.pixel_contrast import PixelContrast, PixelContrastConfig, draw_places
 from tests.helpers.distributed import run_distributed
-from tests.helpers.toy_batches import toy_batch
+from tests.helpers.toy_batches import toy_batch, with_changed
 from tests.helpers.toy_images import PatchConfig
 from tests.reference.contrast import bilinear_at
 
@@ -49,16 +49,16 @@ def two_views(samples: list[int]) -> Batch:
         for view in moves:
             view.append(draw_pixel_transform(rng, np.zeros((0, 2)), STORED, SIZE, AugmentConfig(min_pairs=1)))
     (first, affine), (second, affine_second) = (_view(images, view) for view in moves)
-    batch = dataclasses.replace(toy_batch(samples, images_each=1), segments=None, pair_segment=None)
-    other = dataclasses.replace(batch, images=second, image_affine=affine_second)
-    return dataclasses.replace(batch, images=first, image_affine=affine, second=other)
+    batch = toy_batch(samples, images_each=1, superpixels=False)
+    other = dataclasses.replace(with_changed(batch, cameras={"affine": affine_second}), images=second)
+    return dataclasses.replace(with_changed(batch, cameras={"affine": affine}), images=first, second=other)
 
 
 def _apart(batch: Batch) -> Batch:
     """The second view of each image lies far from the first."""
-    moved = batch.second.image_affine.clone()
+    moved = batch.second.cameras.affine.clone()
     moved[:, :, 2] += 1000
-    return dataclasses.replace(batch, second=dataclasses.replace(batch.second, image_affine=moved))
+    return dataclasses.replace(batch, second=with_changed(batch.second, cameras={"affine": moved}))
 
 
 def test_registry_and_defaults():
@@ -117,7 +117,7 @@ def test_views_turned_against_each_other_keep_what_both_show():
 
 def test_no_common_part_no_places():
     batch = _apart(two_views([0, 1]))
-    image, uv, uv_second = draw_places(batch.image_affine, batch.second.image_affine, SIZE, SIZE, 10)
+    image, uv, uv_second = draw_places(batch.cameras.affine, batch.second.cameras.affine, SIZE, SIZE, 10)
     assert image.shape == (0,)
     assert uv.shape == uv_second.shape == (0, 2)
 
@@ -146,7 +146,7 @@ def test_loss_equals_the_slow_reference(negatives: str, chunk_rows: int | None):
     torch.manual_seed(1)
     terms = model(batch)
     torch.manual_seed(1)
-    image, *places = draw_places(batch.image_affine, batch.second.image_affine, SIZE, SIZE, 12)
+    image, *places = draw_places(batch.cameras.affine, batch.second.cameras.affine, SIZE, SIZE, 12)
     rows = []
     for images, uv in zip((batch.images, batch.second.images), places, strict=True):
         maps = model.image_backbone(images)
@@ -212,10 +212,10 @@ def test_degenerate_batches_give_a_finite_loss_and_gradient(case: str, negatives
 
 def test_refused_batches_and_settings():
     batch = two_views([0])
-    with pytest.raises(ValueError, match="needs two augmentations"):
+    with pytest.raises(ValueError, match="needs a second view"):
         _method()(dataclasses.replace(batch, second=None))
-    with pytest.raises(ValueError, match="image_affine"):
-        _method()(dataclasses.replace(batch, image_affine=None))
+    with pytest.raises(ValueError, match="needs calibrated images"):
+        _method()(dataclasses.replace(batch, cameras=None))
     for settings in ({"num_places": 0}, {"temperature": 0.0}, {"chunk_rows": 0}, {"watch_rows": 1}):
         with pytest.raises(ValueError, match=next(iter(settings))):
             PixelContrastConfig(**settings)

@@ -13,7 +13,7 @@ from models.lidar.res16unet import Res16UNetConfig
 from models.methods import METHODS
 from models.methods.pointcontrast import PointContrast, PointContrastConfig, draw_pairs, hardest_contrastive
 from models.visuals import PointSketch
-from tests.helpers.degenerate_batches import degenerate_batches
+from tests.helpers.degenerate_batches import degenerate_batches, with_matches
 from tests.helpers.distributed import run_distributed
 from tests.helpers.toy_batches import PointwiseConfig, toy_points
 from tests.reference.contrast import info_nce_loop
@@ -28,13 +28,13 @@ def _model(**settings) -> PointContrast:
 def _one_to_one(batch: Batch) -> Batch:
     """Only matches between voxels that occur once, so that nothing is left to chance."""
     kept, seen_first, seen_second = [], set(), set()
-    for row, (p, q) in enumerate(zip(batch.match_point.tolist(), batch.match_second.tolist(), strict=True)):
+    for row, (p, q) in enumerate(zip(batch.matches.first.tolist(), batch.matches.second.tolist(), strict=True)):
         a, b = int(batch.point_voxel[p]), int(batch.second.point_voxel[q])
         if a not in seen_first and b not in seen_second:
             kept.append(row)
             seen_first.add(a)
             seen_second.add(b)
-    return dataclasses.replace(batch, match_point=batch.match_point[kept], match_second=batch.match_second[kept])
+    return with_matches(batch, kept)
 
 
 def _double(batch: Batch) -> Batch:
@@ -45,7 +45,7 @@ def _double(batch: Batch) -> Batch:
 def _rows(model: PointContrast, batch: Batch) -> tuple[Tensor, Tensor]:
     """Embeddings of all matches, from the layers alone."""
     rows = []
-    for view, points in ((batch, batch.match_point), (batch.second, batch.match_second)):
+    for view, points in ((batch, batch.matches.first), (batch.second, batch.matches.second)):
         voxels = model.point_head.linear(model.backbone(view.voxel_coords, view.voxel_features, view.num_samples))
         rows.append(torch.stack([voxels[view.point_voxel[p]] / voxels[view.point_voxel[p]].norm() for p in points]))
     return rows[0], rows[1]
@@ -64,7 +64,7 @@ def test_registry_and_the_papers_values():
 def test_loss_and_gradient_equal_the_slow_reference(settings: dict):
     model = _model(**settings).double()
     batch = _double(_one_to_one(toy_points([0, 1], second=True)))
-    assert len(batch.match_point) > 20
+    assert len(batch.matches.first) > 20
     terms = model(batch)
     a, b = _rows(model, batch)
     if settings.get("loss") == "hardest":
@@ -121,8 +121,8 @@ def test_each_anchor_is_drawn_equally_often():
 
 def test_order_of_matches_and_rows_does_not_matter():
     model, batch = _model().double(), _double(_one_to_one(toy_points([0, 1], second=True)))
-    order = torch.randperm(len(batch.match_point), generator=torch.Generator().manual_seed(3))
-    moved = dataclasses.replace(batch, match_point=batch.match_point[order], match_second=batch.match_second[order])
+    order = torch.randperm(len(batch.matches.first), generator=torch.Generator().manual_seed(3))
+    moved = with_matches(batch, order)
     torch.testing.assert_close(model(moved).total, model(batch).total)
 
 
@@ -154,14 +154,14 @@ def test_degenerate_batches_give_a_finite_loss_and_gradient(loss: str):
 def test_identical_features_are_a_known_loss():
     batch = _one_to_one(toy_points([0, 1], second=True))
     same = degenerate_batches(batch)["identical features"]
-    assert _model()(same).total.item() == pytest.approx(math.log(len(batch.match_point)), rel=1e-5)
+    assert _model()(same).total.item() == pytest.approx(math.log(len(batch.matches.first)), rel=1e-5)
     terms = _model(loss="hardest")(same)
     assert terms.parts["push"].item() == pytest.approx(1.4**2, rel=1e-4)
     assert terms.watch["contrastive_accuracy"] == 0
 
 
 def test_refused():
-    with pytest.raises(ValueError, match="PointContrast needs a second cloud"):
+    with pytest.raises(ValueError, match="PointContrast needs a second view"):
         _model()(toy_points([0]))
     for settings in (
         {"num_pairs": 0},
@@ -183,7 +183,7 @@ def test_sketches_show_both_clouds():
     assert set(sketches) == {"matches_first", "matches_second"}
     for sketch in sketches.values():
         assert isinstance(sketch, PointSketch)
-        assert len(sketch.points) == len(sketch.values) == len(batch.match_point)
+        assert len(sketch.points) == len(sketch.values) == len(batch.matches.first)
         assert sketch.values.abs().max() <= 1.0001
 
 

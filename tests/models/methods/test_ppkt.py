@@ -13,13 +13,13 @@ from torch import Tensor
 from data.sample import Batch
 from models.methods import METHODS
 from models.methods.ppkt import Ppkt, PpktConfig
+from tests.helpers.degenerate_batches import with_pairs
 from tests.helpers.distributed import run_distributed
 from tests.helpers.image_networks import RecordedTeacher, teacher_config
-from tests.helpers.toy_batches import PointwiseConfig, toy_batch
+from tests.helpers.toy_batches import PointwiseConfig, toy_batch, with_changed
 from tests.reference.contrast import bilinear_at, info_nce_loop
 
 LITE = teacher_config(name="efficientnet_lite0", weights="imagenet")
-PAIRS = ("pair_point", "pair_image", "pair_uv", "pair_segment")
 
 
 def _ppkt(**settings) -> Ppkt:
@@ -29,7 +29,7 @@ def _ppkt(**settings) -> Ppkt:
 
 
 def _kept(batch: Batch, pairs: Tensor | slice) -> Batch:
-    return dataclasses.replace(batch, **{name: getattr(batch, name)[pairs] for name in PAIRS})
+    return with_pairs(batch, pairs)
 
 
 def test_registry_and_the_papers_values():
@@ -44,13 +44,13 @@ def test_registry_and_the_papers_values():
 
 def test_loss_equals_the_slow_reference():
     model, batch = _ppkt(num_pairs=None).double(), toy_batch([0, 1], pairs=20, dtype=torch.float64)
-    batch = dataclasses.replace(batch, pair_uv=batch.pair_uv.double() + 0.25)
+    batch = with_changed(batch, pairs={"uv": batch.pairs.uv.double() + 0.25})
     terms = model(batch)
 
     maps = model.teacher(batch.images)
     voxels = model.backbone(batch.voxel_coords, batch.voxel_features, 2)
     points, pixels = [], []
-    for point, image, (u, v) in zip(batch.pair_point, batch.pair_image, batch.pair_uv.tolist(), strict=True):
+    for point, image, (u, v) in zip(batch.pairs.point, batch.pairs.image, batch.pairs.uv.tolist(), strict=True):
         feature = bilinear_at(maps[image], u, v, model.teacher.stride, model.teacher.origin_px)
         pixel = model.pixel_head.linear.weight @ feature + model.pixel_head.linear.bias
         embedding = model.point_head.linear(voxels[batch.point_voxel[point]])
@@ -72,9 +72,9 @@ def test_reading_at_the_pairs_equals_upsampling_whole_maps(name: str):
     batch = toy_batch([0, 1], dtype=torch.float64)
     with torch.no_grad():
         everywhere = model.pixel_embeddings(batch.images)
-        u, v = batch.pair_uv.long().unbind(dim=1)
-        wanted = everywhere[batch.pair_image, :, v, u]
-        got = model.pixels_at(batch, torch.arange(len(batch.pair_point)))
+        u, v = batch.pairs.uv.long().unbind(dim=1)
+        wanted = everywhere[batch.pairs.image, :, v, u]
+        got = model.pixels_at(batch.images, batch.pairs)
     torch.testing.assert_close(got, wanted)
 
 
@@ -83,7 +83,7 @@ def test_as_many_different_pairs_as_asked_for_are_drawn():
     torch.manual_seed(3)
     state = torch.get_rng_state()
     loss = model(batch).total
-    chosen = torch.randperm(len(batch.pair_point), generator=torch.Generator().manual_seed(3))[:50]
+    chosen = torch.randperm(len(batch.pairs.point), generator=torch.Generator().manual_seed(3))[:50]
     whole = _ppkt(num_pairs=None)
     torch.testing.assert_close(whole(_kept(batch, chosen)).total, loss)
     assert model(batch).total != loss
@@ -113,7 +113,7 @@ def test_degenerate_batches_give_a_finite_loss_and_gradient(kept: str, symmetric
         batch = _kept(batch, slice(0, ["no pairs", "one pair"].index(kept)))
     terms = model(batch)
     terms.total.backward()
-    rows = min(len(batch.pair_point), 64)
+    rows = min(len(batch.pairs.point), 64)
     assert terms.total.item() == pytest.approx(math.log(max(rows, 1)), rel=1e-4, abs=1e-6)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -123,7 +123,7 @@ def test_degenerate_batches_give_a_finite_loss_and_gradient(kept: str, symmetric
 
 
 def test_refused_batches_and_settings():
-    with pytest.raises(ValueError, match="needs images with point-pixel pairs"):
+    with pytest.raises(ValueError, match="needs images"):
         _ppkt()(dataclasses.replace(toy_batch([0]), images=None))
     for settings, message in (
         ({"num_pairs": 1}, "num_pairs = 1"),
@@ -139,7 +139,7 @@ def test_refused_batches_and_settings():
 
 def test_it_learns_a_batch_by_heart():
     model, batch = _ppkt(embedding_dim=16), toy_batch([0, 1])
-    chosen = torch.unique(batch.point_voxel[batch.pair_point], return_inverse=True)[1]
+    chosen = torch.unique(batch.point_voxel[batch.pairs.point], return_inverse=True)[1]
     batch = _kept(batch, torch.stack([torch.nonzero(chosen == n)[0, 0] for n in range(int(chosen.max()) + 1)]))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     model.teacher = RecordedTeacher(model.teacher, batch.images)
@@ -165,8 +165,8 @@ def test_under_autocast():
 def test_sketch_of_agreement():
     model, batch = _ppkt(), toy_batch([0])
     sketch = model.eval().sketches(batch)["agreement"]
-    assert len(sketch.uv) == len(sketch.values) == int((batch.pair_image == 0).sum())
-    points = model.point_embeddings(batch)[batch.point_voxel[batch.pair_point]][: len(sketch.uv)]
+    assert len(sketch.uv) == len(sketch.values) == int((batch.pairs.image == 0).sum())
+    points = model.point_embeddings(batch)[batch.point_voxel[batch.pairs.point]][: len(sketch.uv)]
     u, v = sketch.uv.long().unbind(dim=1)
     pixels = model.pixel_embeddings(batch.images)[0, :, v, u].T
     torch.testing.assert_close(sketch.values, F.cosine_similarity(points, pixels), rtol=1e-3, atol=1e-4)

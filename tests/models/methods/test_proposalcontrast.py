@@ -13,7 +13,7 @@ from models.lidar.res16unet import Res16UNetConfig
 from models.methods import METHODS
 from models.methods.proposalcontrast import ProposalContrast, ProposalContrastConfig, ProposalEncoder
 from models.visuals import PointSketch
-from tests.helpers.degenerate_batches import degenerate_batches
+from tests.helpers.degenerate_batches import degenerate_batches, with_matches
 from tests.helpers.distributed import run_distributed
 from tests.helpers.toy_batches import PointwiseConfig, toy_points
 from tests.reference.contrast import info_nce_loop
@@ -56,13 +56,13 @@ def test_registry_and_the_papers_values():
 
 def test_centres_are_off_the_ground_far_apart_and_in_both_clouds():
     model, batch = _model(num_proposals=10), _batch([0, 1])
-    match = model.sample(batch, batch.match_point)
-    centre = batch.match_point[match]
+    match = model.sample(batch, batch.matches.first)
+    centre = batch.matches.first[match]
     assert len(match) == 20
     assert not batch.ground[centre].any()
     assert torch.bincount(batch.point_sample[centre]).tolist() == [10, 10]
     # Greedy farthest points, written out for the first sample, height ignored.
-    mine = [int(p) for p in batch.match_point if batch.point_sample[p] == 0 and not batch.ground[p]]
+    mine = [int(p) for p in batch.matches.first if batch.point_sample[p] == 0 and not batch.ground[p]]
     chosen = [mine[0]]
     while len(chosen) < 10:
         gaps = [min(float((batch.points[p, :2] - batch.points[c, :2]).norm()) for c in chosen) for p in mine]
@@ -73,7 +73,7 @@ def test_centres_are_off_the_ground_far_apart_and_in_both_clouds():
 @pytest.mark.parametrize("neighbors", ["random", "nearest"])
 def test_neighbours_lie_in_the_ball_and_off_the_ground(neighbors: str):
     model, batch = _model(num_neighbors=80, neighbors=neighbors, radius_m=1.0), _batch([0, 1])
-    centre = batch.match_point[model.sample(batch, batch.match_point)]
+    centre = batch.matches.first[model.sample(batch, batch.matches.first)]
     found = model.gather_neighbors(batch, centre)
     for c, row in zip(centre.tolist(), found.tolist(), strict=True):
         near = (batch.points - batch.points[c]).norm(dim=1) < 1.0
@@ -83,7 +83,7 @@ def test_neighbours_lie_in_the_ball_and_off_the_ground(neighbors: str):
 
 def test_random_neighbours_repeat_with_the_generators_state_and_only_in_training():
     model, batch = _model(num_neighbors=2, neighbors="random", radius_m=3.0), _batch([0])
-    centre = batch.match_point[model.sample(batch, batch.match_point)]
+    centre = batch.matches.first[model.sample(batch, batch.matches.first)]
     state = torch.get_rng_state()
     a = model.gather_neighbors(batch, centre)
     b = model.gather_neighbors(batch, centre)
@@ -139,9 +139,9 @@ def test_loss_and_gradient_equal_the_slow_reference(within_view: bool):
     batch = _double(_batch([0, 1]))
     terms = model(batch)
 
-    match = model.sample(batch, batch.match_point)
+    match = model.sample(batch, batch.matches.first)
     encoded = []
-    for view, points in ((batch, batch.match_point[match]), (batch.second, batch.match_second[match])):
+    for view, points in ((batch, batch.matches.first[match]), (batch.second, batch.matches.second[match])):
         voxels = model.backbone(view.voxel_coords, view.voxel_features, 2)
         neighbor = model.gather_neighbors(view, points)
         real, neighbor = neighbor >= 0, neighbor.clamp(min=0)
@@ -182,11 +182,11 @@ def test_loss_and_gradient_equal_the_slow_reference(within_view: bool):
 
 def test_order_of_matches_does_not_matter():
     model, batch = _model(), _batch([0, 1])
-    order = torch.randperm(len(batch.match_point), generator=torch.Generator().manual_seed(3))
+    order = torch.randperm(len(batch.matches.first), generator=torch.Generator().manual_seed(3))
     # The first of each sample's matches starts the sampling; it stays first.
-    starts = [int((batch.point_sample[batch.match_point] == s).nonzero()[0]) for s in (0, 1)]
+    starts = [int((batch.point_sample[batch.matches.first] == s).nonzero()[0]) for s in (0, 1)]
     order = torch.tensor([*starts, *(int(n) for n in order if int(n) not in starts)])
-    moved = dataclasses.replace(batch, match_point=batch.match_point[order], match_second=batch.match_second[order])
+    moved = with_matches(batch, order)
     torch.testing.assert_close(model(moved).total, model(batch).total, rtol=1e-4, atol=1e-5)
 
 
@@ -207,7 +207,7 @@ def test_degenerate_batches_give_a_finite_loss_and_gradient(settings: dict):
 
 
 def test_refused():
-    with pytest.raises(ValueError, match="second cloud"):
+    with pytest.raises(ValueError, match="needs a second view"):
         _model()(toy_points([0], ground=True))
     with pytest.raises(ValueError, match="ground"):
         _model()(toy_points([0], second=True))

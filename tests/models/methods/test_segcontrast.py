@@ -18,7 +18,7 @@ from models.methods.segcontrast import SegContrast, SegContrastConfig
 from models.visuals import PointSketch
 from tests.helpers.distributed import run_distributed
 from tests.helpers.momentum_run import built, train, train_as_one, train_as_rank, two_clouds_with_clusters
-from tests.helpers.toy_batches import PointwiseConfig
+from tests.helpers.toy_batches import PointwiseConfig, with_changed
 from tests.reference.memory import queue_contrast_loop, queue_loop
 
 SMALL: dict[str, Any] = {
@@ -40,20 +40,21 @@ def segcontrast(**settings: Any) -> SegContrast:
 
 def sizes(batch: Batch) -> list[int]:
     """Points of each segment in the view that has fewer."""
-    assert batch.cluster is not None
+    assert batch.clusters is not None
     assert batch.second is not None
-    assert batch.second.cluster is not None
+    assert batch.second.clusters is not None
     return [
-        min(int((batch.cluster == n).sum()), int((batch.second.cluster == n).sum())) for n in range(batch.num_clusters)
+        min(int((batch.clusters.of_point == n).sum()), int((batch.second.clusters.of_point == n).sum()))
+        for n in range(batch.clusters.num)
     ]
 
 
 def pooled_loop(network: Any, view: Batch, ids: list[int]) -> Tensor:
-    assert view.cluster is not None
+    assert view.clusters is not None
     features = network(view.voxel_coords, view.voxel_features, view.num_samples)
     rows = []
     for number in ids:
-        voxels = {int(view.point_voxel[n]) for n in range(view.num_points) if int(view.cluster[n]) == number}
+        voxels = {int(view.point_voxel[n]) for n in range(view.num_points) if int(view.clusters.of_point[n]) == number}
         rows.append(torch.stack([features[v] for v in sorted(voxels)]).amax(dim=0))
     return torch.stack(rows)
 
@@ -119,20 +120,18 @@ def test_order_of_points_and_names_of_segments_do_not_matter() -> None:
     plain = objective(batch).total
     order = torch.randperm(batch.num_points, generator=torch.Generator().manual_seed(0))
     names = torch.cat(
-        [torch.randperm(batch.num_clusters, generator=torch.Generator().manual_seed(1)), torch.tensor([-1])]
+        [torch.randperm(batch.clusters.num, generator=torch.Generator().manual_seed(1)), torch.tensor([-1])]
     )
-    assert batch.cluster is not None
+    assert batch.clusters is not None
     assert batch.second is not None
-    assert batch.second.cluster is not None
+    assert batch.second.clusters is not None
     moved = dataclasses.replace(
-        batch,
+        with_changed(batch, clusters={"of_point": names[batch.clusters.of_point[order]]}),
         points=batch.points[order],
         point_sample=batch.point_sample[order],
         point_voxel=batch.point_voxel[order],
-        cluster=names[batch.cluster[order]],
-        match_point=None,
-        match_second=None,
-        second=dataclasses.replace(batch.second, cluster=names[batch.second.cluster]),
+        matches=None,
+        second=with_changed(batch.second, clusters={"of_point": names[batch.second.clusters.of_point]}),
     )
     objective.load_state_dict(state)
     torch.testing.assert_close(objective(moved).total, plain)
@@ -142,19 +141,21 @@ def test_order_of_points_and_names_of_segments_do_not_matter() -> None:
 def test_degenerate_batches(case: str) -> None:
     objective, batch = segcontrast(), two_clouds_with_clusters([0])
     objective(two_clouds_with_clusters([1]))
-    assert batch.cluster is not None
+    assert batch.clusters is not None
     assert batch.second is not None
-    nothing, second = torch.full_like(batch.cluster, -1), batch.second
-    none_second = dataclasses.replace(second, cluster=torch.full((second.num_points,), -1))
+    nothing, second = torch.full_like(batch.clusters.of_point, -1), batch.second
+    none_second = with_changed(second, clusters={"of_point": torch.full((second.num_points,), -1)})
     changed = {
-        "no clusters": dataclasses.replace(batch, cluster=nothing, second=none_second, num_clusters=0),
+        "no clusters": dataclasses.replace(
+            with_changed(batch, clusters={"of_point": nothing, "num": 0}), second=none_second
+        ),
         "none in both": dataclasses.replace(batch, second=none_second),
-        "none at all": dataclasses.replace(batch, cluster=nothing, second=none_second),
+        "none at all": dataclasses.replace(with_changed(batch, clusters={"of_point": nothing}), second=none_second),
         "one cluster": dataclasses.replace(
-            batch,
-            cluster=torch.zeros_like(nothing),
-            num_clusters=1,
-            second=dataclasses.replace(second, cluster=torch.zeros(second.num_points, dtype=torch.int64)),
+            with_changed(batch, clusters={"of_point": torch.zeros_like(nothing), "num": 1}),
+            second=with_changed(
+                second, clusters={"of_point": torch.zeros(second.num_points, dtype=torch.int64), "num": 1}
+            ),
         ),
     }[case]
     seen = int(objective.queue.seen)
@@ -196,9 +197,9 @@ def test_a_cut_run_goes_on_bit_for_bit() -> None:
 
 def test_refused() -> None:
     batch = two_clouds_with_clusters([0])
-    for bad in (dataclasses.replace(batch, second=None), dataclasses.replace(batch, cluster=None)):
-        with pytest.raises(ValueError, match="needs two clouds with clusters"):
-            segcontrast()(bad)
+    for missing, message in (("second", "needs a second view"), ("clusters", "needs clusters")):
+        with pytest.raises(ValueError, match=message):
+            segcontrast()(dataclasses.replace(batch, **{missing: None}))
     with pytest.raises(ValueError, match="bf16_native does not work with segcontrast"):
         segcontrast().check_engine(zero_stage=1, precision="bf16_native")
     for settings in ({"queue_size": 0}, {"temperature": 0.0}, {"dropout": 1.0}, {"max_segments": 0}, {"watch_rows": 1}):

@@ -18,7 +18,7 @@ from models.methods.simipu import Simipu, SimipuConfig
 from models.visuals import MatchSketch, PointSketch, ProjectionSketch
 from tests.helpers.degenerate_batches import degenerate_batches
 from tests.helpers.distributed import run_distributed
-from tests.helpers.toy_batches import PointwiseConfig, toy_batch
+from tests.helpers.toy_batches import PointwiseConfig, toy_batch, with_changed
 from tests.reference.contrast import bilinear_at, info_nce_loop
 
 TINY = ResNetEncoderConfig(preset="resnet10_tiny")
@@ -106,8 +106,8 @@ def test_loss_and_gradient_equal_the_slow_reference(settings: dict):
     read, seen = [], []
     for n in range(len(first.points)):
         sample = 0 if n < int(first.counts[0]) else 1
-        for image in (batch.image_sample == sample).nonzero().flatten().tolist():
-            T, K = batch.image_T_cam_points[image].double(), batch.image_K[image].double()
+        for image in (batch.cameras.sample == sample).nonzero().flatten().tolist():
+            T, K = batch.cameras.T_cam_points[image].double(), batch.cameras.K[image].double()
             in_camera = T[:3, :3] @ first.points[n].double() + T[:3, 3]
             u, v, depth = K @ in_camera
             u, v = float(u / depth), float(v / depth)
@@ -140,7 +140,8 @@ def test_projection_is_where_the_loader_puts_the_pairs():
     counts = torch.bincount(batch.point_sample)
     point, image, uv = model.project(PointSet(batch.points, batch.points, counts), batch)
     pairs = {
-        (int(p), int(i)): where for p, i, where in zip(batch.pair_point, batch.pair_image, batch.pair_uv, strict=True)
+        (int(p), int(i)): where
+        for p, i, where in zip(batch.pairs.point, batch.pairs.image, batch.pairs.uv, strict=True)
     }
     both = [n for n in range(len(point)) if (int(point[n]), int(image[n])) in pairs]
     assert len(both) > 30
@@ -182,10 +183,9 @@ def test_both_views_may_be_augmented():
     model, batch = _model(), _batch([0, 1])
     turn = torch.tensor([[0.0, -1.5, 0, 0], [1.5, 0, 0, 0], [0, 0, 1.5, 0], [0, 0, 0, 1]])
     moved = dataclasses.replace(
-        batch,
+        with_changed(batch, cameras={"T_cam_points": batch.cameras.T_cam_points @ torch.linalg.inv(turn)}),
         points=batch.points @ turn[:3, :3].T,
         T_aug_lidar=turn @ batch.T_aug_lidar,
-        image_T_cam_points=batch.image_T_cam_points @ torch.linalg.inv(turn),
     )
     torch.testing.assert_close(model(moved).total, model(batch).total, rtol=1e-3, atol=1e-3)
 
@@ -239,8 +239,8 @@ def test_degenerate_batches_give_a_finite_loss_and_gradient(matching: str):
 
 def test_nothing_seen_is_a_loss_of_zero():
     model, batch = _model(intra_weight=0.0), _batch([0])
-    away = torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0])) @ batch.image_T_cam_points
-    terms = model(dataclasses.replace(batch, image_T_cam_points=away))
+    away = torch.diag(torch.tensor([1.0, 1.0, -1.0, 1.0])) @ batch.cameras.T_cam_points
+    terms = model(with_changed(batch, cameras={"T_cam_points": away}))
     terms.total.backward()
     assert terms.total == 0
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.image_backbone.parameters())
@@ -248,9 +248,9 @@ def test_nothing_seen_is_a_loss_of_zero():
 
 def test_refused():
     batch = _batch([0])
-    with pytest.raises(ValueError, match="image_K"):
-        _model()(dataclasses.replace(batch, image_K=None))
-    with pytest.raises(ValueError, match="second cloud"):
+    with pytest.raises(ValueError, match="needs calibrated images"):
+        _model()(dataclasses.replace(batch, cameras=None))
+    with pytest.raises(ValueError, match="needs a second view"):
         _model()(dataclasses.replace(batch, second=None))
     for settings in (
         {"num_centres": 0},

@@ -7,17 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data.sample import Batch
-from launchers.drawing.pictures import first_sample
+from data.sample import Batch, first_sample
 from models.contrast.tolerance import SemanticToleranceConfig, semantic_tolerance
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods import METHODS
 from models.methods.slidr import Slidr, SlidrConfig
 from models.pairing import FeatureMap, segment_mean, upsample_to_pixels
-from tests.helpers.degenerate_batches import degenerate_batches
+from tests.helpers.degenerate_batches import degenerate_batches, with_pairs
 from tests.helpers.distributed import run_distributed
 from tests.helpers.image_networks import teacher_config
-from tests.helpers.toy_batches import PointwiseConfig, toy_batch
+from tests.helpers.toy_batches import PointwiseConfig, toy_batch, with_changed
 from tests.reference.contrast import info_nce_loop, segment_mean_loop, upsample_loop
 
 LITE = teacher_config(name="efficientnet_lite0", weights="imagenet")
@@ -31,7 +30,8 @@ def _slidr(**settings) -> Slidr:
 
 def _cached(model: Slidr, batch: Batch) -> Batch:
     """The batch as a loader with a teacher cache gives it."""
-    return dataclasses.replace(batch, segment_features=model.pool_teacher(batch), images=None, segments=None)
+    pooled = with_changed(batch, superpixels={"features": model.pool_teacher(batch), "of_pixel": None})
+    return dataclasses.replace(pooled, images=None)
 
 
 def test_registry_and_the_papers_values():
@@ -60,8 +60,8 @@ def test_loss_equals_the_slow_reference():
 
     features = model.backbone(batch.voxel_coords, batch.voxel_features, 2)
     voxels = model.point_head.linear(features)
-    rows = torch.stack([voxels[batch.point_voxel[p]] / voxels[batch.point_voxel[p]].norm() for p in batch.pair_point])
-    superpoints, counts = segment_mean_loop(rows, batch.pair_segment, batch.num_segments)
+    rows = torch.stack([voxels[batch.point_voxel[p]] / voxels[batch.point_voxel[p]].norm() for p in batch.pairs.point])
+    superpoints, counts = segment_mean_loop(rows, batch.superpixels.of_pair, batch.superpixels.num)
     cells = F.conv2d(
         model.teacher(batch.images), model.pixel_head.linear.weight[:, :, None, None], model.pixel_head.linear.bias
     )
@@ -69,9 +69,9 @@ def test_loss_equals_the_slow_reference():
     pixels = torch.stack([upsample_loop(one, size, model.teacher.stride, model.teacher.origin_px) for one in cells])
     pixels = pixels / pixels.norm(dim=1, keepdim=True)
     flat = pixels.permute(0, 2, 3, 1).reshape(-1, 8)
-    superpixels, _ = segment_mean_loop(flat, batch.segments.flatten(), batch.num_segments)
+    superpixels, _ = segment_mean_loop(flat, batch.superpixels.of_pixel.flatten(), batch.superpixels.num)
     seen = counts > 0
-    assert 10 < int(seen.sum()) < batch.num_segments
+    assert 10 < int(seen.sum()) < batch.superpixels.num
     wanted = info_nce_loop(superpoints[seen], superpixels[seen], 0.07)
     torch.testing.assert_close(terms.total, wanted)
     assert terms.parts["contrast"] == terms.total.detach()
@@ -88,7 +88,7 @@ def test_cached_features_are_the_mean_of_the_upsampled_map():
     pooled = model.pool_teacher(batch)
     pixels = upsample_to_pixels(model.teacher.feature_map(batch.images), (32, 48))
     flat = pixels.movedim(1, -1).reshape(-1, model.teacher.num_features)
-    wanted, _ = segment_mean(flat, batch.segments.flatten(), batch.num_segments)
+    wanted, _ = segment_mean(flat, batch.superpixels.of_pixel.flatten(), batch.superpixels.num)
     torch.testing.assert_close(pooled, wanted, rtol=1e-3, atol=1e-4)
     assert not pooled.requires_grad
 
@@ -97,9 +97,9 @@ def test_cached_loss_equals_its_definition():
     model, batch = _slidr(), toy_batch([0, 1])
     batch = _cached(model, batch)
     terms = model(batch)
-    points = model.point_embeddings(batch)[batch.point_voxel[batch.pair_point]]
-    superpoints, counts = segment_mean_loop(points, batch.pair_segment, batch.num_segments)
-    superpixels = F.normalize(model.pixel_head.linear(batch.segment_features), dim=1)
+    points = model.point_embeddings(batch)[batch.point_voxel[batch.pairs.point]]
+    superpoints, counts = segment_mean_loop(points, batch.superpixels.of_pair, batch.superpixels.num)
+    superpixels = F.normalize(model.pixel_head.linear(batch.superpixels.features), dim=1)
     torch.testing.assert_close(terms.total, info_nce_loop(superpoints[counts > 0], superpixels[counts > 0], 0.07))
 
 
@@ -135,25 +135,21 @@ def test_pooling_before_or_after_the_norm(smooth: bool):
 def test_what_has_no_point_drops_out():
     model, batch = _slidr(), toy_batch([0, 1])
     cached = _cached(model, batch)
-    seen = torch.bincount(batch.pair_segment, minlength=batch.num_segments) > 0
-    changed = cached.segment_features.clone()
+    seen = torch.bincount(batch.superpixels.of_pair, minlength=batch.superpixels.num) > 0
+    changed = cached.superpixels.features.clone()
     changed[~seen] = 100.0
-    assert model(dataclasses.replace(cached, segment_features=changed)).total == model(cached).total
+    assert model(with_changed(cached, superpixels={"features": changed})).total == model(cached).total
 
 
 def test_order_of_pairs_and_names_of_superpixels_do_not_matter():
     model, batch = _slidr().double(), toy_batch([0, 1], dtype=torch.float64)
     plain = model(batch).total
     generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(batch.pair_point), generator=generator)
-    names = torch.randperm(batch.num_segments, generator=generator)
-    moved = dataclasses.replace(
-        batch,
-        pair_point=batch.pair_point[order],
-        pair_image=batch.pair_image[order],
-        pair_uv=batch.pair_uv[order],
-        pair_segment=names[batch.pair_segment[order]],
-        segments=names[batch.segments],
+    order = torch.randperm(len(batch.pairs.point), generator=generator)
+    names = torch.randperm(batch.superpixels.num, generator=generator)
+    moved = with_pairs(batch, order)
+    moved = with_changed(
+        moved, superpixels={"of_pair": names[moved.superpixels.of_pair], "of_pixel": names[batch.superpixels.of_pixel]}
     )
     torch.testing.assert_close(model(moved).total, plain)
 
@@ -180,12 +176,11 @@ def test_degenerate_batches_give_a_finite_loss_and_gradient(kept: str, symmetric
             model.point_head.linear.weight.zero_()
             model.pixel_head.linear.weight.zero_()
     else:
-        pairs = slice(0, 0) if kept == "no pairs" else batch.pair_segment == batch.pair_segment[0]
-        names = ("pair_point", "pair_image", "pair_uv", "pair_segment")
-        batch = dataclasses.replace(batch, **{name: getattr(batch, name)[pairs] for name in names})
+        pairs = slice(0, 0) if kept == "no pairs" else batch.superpixels.of_pair == batch.superpixels.of_pair[0]
+        batch = with_pairs(batch, pairs)
     terms = model(batch)
     terms.total.backward()
-    seen = len(torch.unique(batch.pair_segment))
+    seen = len(torch.unique(batch.superpixels.of_pair))
     assert terms.total.item() == pytest.approx(math.log(max(seen, 1)), rel=1e-4, abs=1e-6)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -196,14 +191,14 @@ def test_degenerate_batches_give_a_finite_loss_and_gradient(kept: str, symmetric
 
 def test_refused_batches():
     model, batch = _slidr(), toy_batch([0])
-    with pytest.raises(ValueError, match="needs pairs"):
-        model(dataclasses.replace(batch, pair_segment=None))
-    with pytest.raises(ValueError, match="neither"):
+    with pytest.raises(ValueError, match="needs superpixels"):
+        model(dataclasses.replace(batch, superpixels=None))
+    with pytest.raises(ValueError, match=r"needs images .*no teacher cache"):
         model(dataclasses.replace(batch, images=None))
     with pytest.raises(ValueError, match="have 5 channels, the teacher efficientnet_lite0 176"):
-        model(dataclasses.replace(batch, segment_features=torch.zeros(batch.num_segments, 5)))
-    with pytest.raises(ValueError, match="needs images"):
-        model.pool_teacher(dataclasses.replace(batch, segments=None))
+        model(with_changed(batch, superpixels={"features": torch.zeros(batch.superpixels.num, 5)}))
+    with pytest.raises(ValueError, match="neither"):
+        model.pool_teacher(with_changed(batch, superpixels={"of_pixel": None}))
 
 
 @pytest.mark.parametrize(
@@ -226,7 +221,7 @@ def test_embeddings_for_pictures():
 def test_it_learns_a_batch_by_heart():
     model, batch = _slidr(embedding_dim=16), toy_batch([0, 1], pairs=300)
     # Each voxel in one superpixel only, so that the batch can be told apart at all.
-    batch = dataclasses.replace(batch, pair_segment=batch.point_voxel[batch.pair_point] % batch.num_segments)
+    batch = with_changed(batch, superpixels={"of_pair": batch.point_voxel[batch.pairs.point] % batch.superpixels.num})
     batch = _cached(model, batch)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     first = model(batch)
@@ -274,15 +269,15 @@ def test_tolerant_loss_weighs_by_the_teachers_similarities(cached: bool):
     config = SemanticToleranceConfig(removed=0.1)
     model, batch = _slidr(tolerant=config), toy_batch([0, 1])
     batch = _cached(model, batch) if cached else batch
-    features = batch.segment_features if cached else model.pool_teacher(batch)
-    points = model.point_embeddings(batch)[batch.point_voxel[batch.pair_point]]
-    superpoints, counts = segment_mean_loop(points, batch.pair_segment, batch.num_segments)
+    features = batch.superpixels.features if cached else model.pool_teacher(batch)
+    points = model.point_embeddings(batch)[batch.point_voxel[batch.pairs.point]]
+    superpoints, counts = segment_mean_loop(points, batch.superpixels.of_pair, batch.superpixels.num)
     seen = counts > 0
     if cached:
         superpixels = F.normalize(model.pixel_head.linear(features), dim=1)
     else:
         flat = model.pixel_embeddings(batch.images).movedim(1, -1).reshape(-1, 8)
-        superpixels, _ = segment_mean_loop(flat, batch.segments.flatten(), batch.num_segments)
+        superpixels, _ = segment_mean_loop(flat, batch.superpixels.of_pixel.flatten(), batch.superpixels.num)
     got = semantic_tolerance(features[seen], config)
     wanted = info_nce_loop(
         superpoints[seen], superpixels[seen], 0.07, got.excluded, got.log_weights.exp(), got.row_weights
@@ -295,7 +290,7 @@ def test_sketch_of_negatives():
     model, batch = _slidr(tolerant=SemanticToleranceConfig(removed=0.1)).eval(), first_sample(toy_batch([0]))
     with torch.no_grad():
         sketch = model.sketches(batch)["negatives"]
-    ids = batch.segments[0]
+    ids = batch.superpixels.of_pixel[0]
     values = [sketch.values[ids == s] for s in range(16)]
     others = [v for v in values if not v.isnan().all()]
     assert len(others) == 15  # the one in the middle is no negative of itself
@@ -334,8 +329,7 @@ def _rank_step(rank: int, shares: list[list[int]], settings: dict) -> tuple:
     batch = toy_batch(shares[rank], dtype=torch.float64)
     if rank == 0:  # ranks with different numbers of anchors
         kept = slice(0, 37)
-        names = ("pair_point", "pair_image", "pair_uv", "pair_segment")
-        batch = dataclasses.replace(batch, **{name: getattr(batch, name)[kept] for name in names})
+        batch = with_pairs(batch, kept)
     loss = model(batch).total
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
@@ -346,9 +340,8 @@ def _whole(shares: list[list[int]], settings: dict) -> tuple:
     model = _slidr(gather_negatives=True, **settings).double()
     batch = toy_batch(shares[0] + shares[1], dtype=torch.float64)
     first = 2 * 60 * len(shares[0])
-    kept = torch.tensor([*range(37), *range(first, len(batch.pair_point))])
-    names = ("pair_point", "pair_image", "pair_uv", "pair_segment")
-    batch = dataclasses.replace(batch, **{name: getattr(batch, name)[kept] for name in names})
+    kept = torch.tensor([*range(37), *range(first, len(batch.pairs.point))])
+    batch = with_pairs(batch, kept)
     loss = model(batch).total
     loss.backward()
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
