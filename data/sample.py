@@ -11,6 +11,7 @@ between two views, H W pixels.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar, overload
@@ -355,8 +356,9 @@ def _first_rows(part: T, counts: Mapping[str, int]) -> T:
         if isinstance(value, Batch):
             changed[field.name] = first_sample(value)
         elif isinstance(value, Tensor):
-            rows = str(field.type).split('"')[1].split()[0]
-            changed[field.name] = value[: counts[rows]]
+            letter = re.search(r"['\"] ?([A-Z])", str(field.type))
+            assert letter is not None, f"{field.name}: {field.type} does not say what its rows are"
+            changed[field.name] = value[: counts[letter[1]]]
         elif dataclasses.is_dataclass(value):
             changed[field.name] = _first_rows(value, counts)
     return dataclasses.replace(part, **changed)  # type: ignore[type-var]

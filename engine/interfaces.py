@@ -173,6 +173,7 @@ class CountsSkips(Protocol):
         ...
 
 
+@runtime_checkable
 class CamerasLike(Protocol):
     """Calibration of a batch's images. Fields as in `data.sample.Cameras`."""
 
