@@ -31,7 +31,7 @@ from engine.deepspeed_config import BUCKET_NUMEL
 from engine.optim import peak_lr, state_numbers
 from engine.schedule import total_steps
 from launchers.cli import guarded
-from launchers.planning.arithmetic import FP32, Data, Model, Run
+from launchers.planning.arithmetic import FP32, Data, Model, PlannedRun
 from launchers.planning.figures import GPU_HOURS_PER_FAILURE, RESTART_S, Course, Plan, StepTime
 from launchers.planning.measure import measured_writing, step_here, step_of_run
 from launchers.planning.tables import sections
@@ -213,10 +213,10 @@ def data_sizes(config: PretrainConfig, options: argparse.Namespace) -> tuple[Dat
 
 def run_settings(
     config: PretrainConfig, options: argparse.Namespace, num_steps: int, cameras: int, num_segments: int
-) -> Run:
+) -> PlannedRun:
     """The settings that cost something, from the config and the machine."""
     gathers = bool(config.method.gather_negatives)
-    return Run(
+    return PlannedRun(
         nodes=options.nodes,
         processes_per_node=options.gpus_per_node,
         micro_batch_size=config.data.micro_batch_size,

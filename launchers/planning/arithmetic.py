@@ -53,7 +53,7 @@ class Data:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class PlannedRun:
     """The settings that cost something.
 
     Attributes:
@@ -142,7 +142,7 @@ class Memory:
         return self.weights + self.frozen + self.gradients + self.masters + self.optimizer + self.buckets
 
 
-def memory(model: Model, run: Run) -> Memory:
+def memory(model: Model, run: PlannedRun) -> Memory:
     """Memory of weights, gradients and optimizer state, at its highest.
 
         stage   weights   gradients   masters   optimizer
@@ -197,7 +197,7 @@ class Traffic:
         return self.gradients + self.weights + self.norms + self.negatives
 
 
-def traffic(model: Model, run: Run) -> Traffic:
+def traffic(model: Model, run: PlannedRun) -> Traffic:
     """Volume of the collectives of one update, with f = (N - 1) / N.
 
         stage   gradients                  weights
@@ -230,7 +230,7 @@ def traffic(model: Model, run: Run) -> Traffic:
     )
 
 
-def similarity_bytes(run: Run, chunk_rows: int | None) -> float:
+def similarity_bytes(run: PlannedRun, chunk_rows: int | None) -> float:
     """fp32 similarities of one process's rows with those of all: what gathered negatives cost in memory.
 
     Args:

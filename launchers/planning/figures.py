@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from launchers.planning import arithmetic, storage
-from launchers.planning.arithmetic import Data, Model, Run
+from launchers.planning.arithmetic import Data, Model, PlannedRun
 
 DAY_S = 86_400.0
 GPU_HOURS_PER_FAILURE = 50_000.0
@@ -72,7 +72,7 @@ class Plan:
 
     model: Model
     data: Data
-    run: Run
+    run: PlannedRun
     course: Course
     step: StepTime | None = None
     write_bytes_per_s: float | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from launchers.planning.arithmetic import FP32, Data, Model, Run
+from launchers.planning.arithmetic import FP32, Data, Model, PlannedRun
 
 INDEX_BYTES = 8
 EPOCHS_HELD = 2
@@ -34,7 +34,7 @@ class Reading:
     order_bytes_per_node: float
 
 
-def reading(data: Data, run: Run) -> Reading:
+def reading(data: Data, run: PlannedRun) -> Reading:
     """Who reads what at one time, from the order of `data.order`: groups of shards, one after another.
 
     A window of W samples touches at most ceil(W / G) + 1 groups of G samples. A reader takes k = G / readers samples
@@ -88,7 +88,7 @@ class Checkpoint:
         return self.weights + self.optimizer
 
 
-def checkpoint(model: Model, run: Run) -> Checkpoint:
+def checkpoint(model: Model, run: PlannedRun) -> Checkpoint:
     """Sizes of what `engine.checkpoint` writes.
 
     weights.safetensors holds all parameters in fp32, the frozen ones too, and the buffers. The rank files hold 4mP at

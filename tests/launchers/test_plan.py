@@ -20,7 +20,7 @@ from engine.distributed import World, free_port
 from launchers.cli import main as tandem
 from launchers.plan import model_sizes, parser, run_settings
 from launchers.planning import arithmetic, storage
-from launchers.planning.arithmetic import Data, Model, Run
+from launchers.planning.arithmetic import Data, Model, PlannedRun
 from launchers.planning.figures import Course, Plan, StepTime
 from launchers.planning.measure import measured_writing
 from launchers.planning.tables import spoken
@@ -32,7 +32,7 @@ from tests.helpers.toy_run import finish
 
 NUSCENES = CONFIGS / "slidr_nuscenes.yaml"
 
-RUN = Run(
+RUN = PlannedRun(
     nodes=2,
     processes_per_node=4,
     micro_batch_size=4,
@@ -59,7 +59,7 @@ PLAN = Plan(
 )
 
 
-def run(**changes: Any) -> Run:
+def run(**changes: Any) -> PlannedRun:
     return dataclasses.replace(RUN, **changes)
 
 
