@@ -17,6 +17,7 @@ from models.visuals import PointSketch
 from tests.helpers.degenerate_batches import degenerate_batches
 from tests.helpers.distributed import run_distributed
 from tests.helpers.image_networks import teacher_config
+from tests.helpers.learning import assert_mean_of_ranks, learn_by_heart
 from tests.helpers.toy_batches import PointwiseConfig, toy_batch, with_changed
 from tests.reference.contrastive_units import excluded_loop, loss_loop, pixel_features_loop, unit_mean, units_loop
 
@@ -284,13 +285,7 @@ def test_with_the_real_network_under_autocast(mode: str):
 
 def test_it_learns_a_batch_by_heart():
     model, batch = _model(embedding_dim=16, instances=False, num_negatives=None), _batch()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    first = model(batch)
-    for _ in range(100):
-        terms = model(batch)
-        optimizer.zero_grad()
-        terms.total.backward()
-        optimizer.step()
+    first, terms = learn_by_heart(model, batch, steps=100, lr=1e-2)
     assert terms.total < 0.5 * first.total
     assert terms.watch["contrastive_accuracy"] > first.watch["contrastive_accuracy"] + 0.3
 
@@ -317,8 +312,9 @@ def test_two_processes_equal_one_with_the_global_batch():
     shares = [(0,), (1, 2)]
     ranks = run_distributed(_rank_steps, 2, shares)
     for number, mode in enumerate(("cross", "multi")):
-        (loss_0, grads_0), (loss_1, grads_1) = ranks[0][number], ranks[1][number]
-        loss, grads = _step(mode, shares[0] + shares[1], sync=False)
-        torch.testing.assert_close((loss_0 + loss_1) / 2, loss, rtol=1e-9, atol=1e-12)
-        for name, gradient in grads.items():
-            torch.testing.assert_close((grads_0[name] + grads_1[name]) / 2, gradient, rtol=1e-6, atol=1e-10)
+        assert_mean_of_ranks(
+            [rank[number] for rank in ranks],
+            _step(mode, shares[0] + shares[1], sync=False),
+            loss=(1e-9, 1e-12),
+            gradient=(1e-6, 1e-10),
+        )

@@ -19,6 +19,7 @@ from models.image.unet import ResNetUnetConfig
 from models.methods import METHODS
 from models.methods.pixel_contrast import PixelContrast, PixelContrastConfig, draw_places
 from tests.helpers.distributed import run_distributed
+from tests.helpers.learning import assert_mean_of_ranks
 from tests.helpers.toy_batches import toy_batch, with_changed
 from tests.helpers.toy_images import PatchConfig
 from tests.reference.contrast import bilinear_at
@@ -297,8 +298,6 @@ def _rank_steps(rank: int, world_size: int, shares: list[list[int]]) -> list[tup
 def test_two_processes_equal_one_with_the_global_batch():
     ranks = run_distributed(_rank_steps, 2, [[0], [1, 2]])
     for number, negatives in enumerate(("both_views", "other_view")):
-        (loss_0, grads_0), (loss_1, grads_1) = ranks[0][number], ranks[1][number]
-        loss, grads = _step([0, 1, 2], 0, negatives)
-        torch.testing.assert_close((loss_0 + loss_1) / 2, loss, rtol=1e-6, atol=1e-7)
-        for name, gradient in grads.items():
-            torch.testing.assert_close((grads_0[name] + grads_1[name]) / 2, gradient, rtol=1e-5, atol=1e-7)
+        assert_mean_of_ranks(
+            [rank[number] for rank in ranks], _step([0, 1, 2], 0, negatives), loss=(1e-6, 1e-7), gradient=(1e-5, 1e-7)
+        )

@@ -15,6 +15,7 @@ from models.methods.pointcontrast import PointContrast, PointContrastConfig, dra
 from models.visuals import PointSketch
 from tests.helpers.degenerate_batches import degenerate_batches, with_matches
 from tests.helpers.distributed import run_distributed
+from tests.helpers.learning import assert_mean_of_ranks, learn_by_heart
 from tests.helpers.toy_batches import PointwiseConfig, toy_points
 from tests.reference.contrast import info_nce_loop
 from tests.reference.point_contrast import hardest_loop
@@ -200,13 +201,7 @@ def test_with_the_real_network_under_autocast(loss: str):
 
 def test_it_learns_a_batch_by_heart():
     model, batch = _model(embedding_dim=16), _one_to_one(toy_points([0, 1], second=True))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    first = model(batch)
-    for _ in range(400):
-        terms = model(batch)
-        optimizer.zero_grad()
-        terms.total.backward()
-        optimizer.step()
+    first, terms = learn_by_heart(model, batch, steps=400, lr=1e-2)
     assert terms.total < 0.5 * first.total
     assert terms.watch["contrastive_accuracy"] > first.watch["contrastive_accuracy"] + 0.15
 
@@ -232,8 +227,7 @@ def test_two_processes_equal_one_with_the_global_batch():
     shares = [[0], [1, 2]]
     ranks = run_distributed(_rank_steps, 2, shares)
     for number, loss in enumerate(("info_nce", "hardest")):
-        (loss_0, grads_0), (loss_1, grads_1) = ranks[0][number], ranks[1][number]
-        whole, grads = _step(loss, _double(_one_to_one(toy_points(shares[0] + shares[1], second=True))))
-        torch.testing.assert_close((loss_0 + loss_1) / 2, whole, rtol=1e-10, atol=1e-12)
-        for name, gradient in grads.items():
-            torch.testing.assert_close((grads_0[name] + grads_1[name]) / 2, gradient, rtol=1e-8, atol=1e-12)
+        assert_mean_of_ranks(
+            [rank[number] for rank in ranks],
+            _step(loss, _double(_one_to_one(toy_points(shares[0] + shares[1], second=True)))),
+        )

@@ -15,6 +15,7 @@ from models.methods.proposalcontrast import ProposalContrast, ProposalContrastCo
 from models.visuals import PointSketch
 from tests.helpers.degenerate_batches import degenerate_batches, with_matches
 from tests.helpers.distributed import run_distributed
+from tests.helpers.learning import assert_mean_of_ranks, learn_by_heart
 from tests.helpers.toy_batches import PointwiseConfig, toy_points
 from tests.reference.contrast import info_nce_loop
 from tests.reference.point_contrast import sinkhorn_loop
@@ -247,13 +248,7 @@ def test_with_the_real_network_under_autocast():
 
 def test_it_learns_a_batch_by_heart():
     model, batch = _model(hidden_dim=32, embedding_dim=16), _batch([0, 1])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    first = model(batch)
-    for _ in range(80):
-        terms = model(batch)
-        optimizer.zero_grad()
-        terms.total.backward()
-        optimizer.step()
+    first, terms = learn_by_heart(model, batch, steps=80, lr=1e-2)
     assert terms.parts["proposals"] < 0.5 * first.parts["proposals"]
     assert terms.parts["clusters"] < first.parts["clusters"]
     assert terms.watch["contrastive_accuracy"] > first.watch["contrastive_accuracy"] + 0.2
@@ -277,8 +272,6 @@ def _rank_step(rank: int, world_size: int, shares: list[list[int]]) -> tuple:
 @pytest.mark.slow
 def test_two_processes_equal_one_with_the_global_batch():
     shares = [[0], [1, 2]]
-    (loss_0, grads_0), (loss_1, grads_1) = run_distributed(_rank_step, 2, shares)
-    loss, grads = _step(shares[0] + shares[1])
-    torch.testing.assert_close((loss_0 + loss_1) / 2, loss, rtol=1e-5, atol=1e-6)
-    for name, gradient in grads.items():
-        torch.testing.assert_close((grads_0[name] + grads_1[name]) / 2, gradient, rtol=1e-4, atol=1e-6)
+    assert_mean_of_ranks(
+        run_distributed(_rank_step, 2, shares), _step(shares[0] + shares[1]), loss=(1e-5, 1e-6), gradient=(1e-4, 1e-6)
+    )

@@ -18,6 +18,7 @@ from models.methods.simipu import Simipu, SimipuConfig
 from models.visuals import MatchSketch, PointSketch, ProjectionSketch
 from tests.helpers.degenerate_batches import degenerate_batches
 from tests.helpers.distributed import run_distributed
+from tests.helpers.learning import assert_mean_of_ranks, learn_by_heart
 from tests.helpers.toy_batches import PointwiseConfig, toy_batch, with_changed
 from tests.reference.contrast import bilinear_at, info_nce_loop
 
@@ -297,13 +298,7 @@ def test_with_real_networks_under_autocast(family: str):
 def test_it_learns_a_batch_by_heart():
     # Dilated, because two cells an image are too few to tell centres apart.
     model, batch = _model(image_backbone=dataclasses.replace(TINY, dilated=True)), _batch([0, 1])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    first = model(batch)
-    for _ in range(60):
-        terms = model(batch)
-        optimizer.zero_grad()
-        terms.total.backward()
-        optimizer.step()
+    first, terms = learn_by_heart(model, batch, steps=60, lr=3e-3)
     for part in ("intra", "inter"):
         assert terms.parts[part] < 0.5 * first.parts[part], part
     assert terms.watch["contrastive_accuracy"] > first.watch["contrastive_accuracy"] + 0.2
@@ -327,8 +322,4 @@ def _rank_step(rank: int, world_size: int, shares: list[list[int]]) -> tuple:
 @pytest.mark.slow
 def test_two_processes_equal_one_with_the_global_batch():
     shares = [[0], [1, 2]]
-    (loss_0, grads_0), (loss_1, grads_1) = run_distributed(_rank_step, 2, shares)
-    loss, grads = _step(shares[0] + shares[1])
-    torch.testing.assert_close((loss_0 + loss_1) / 2, loss, rtol=1e-10, atol=1e-12)
-    for name, gradient in grads.items():
-        torch.testing.assert_close((grads_0[name] + grads_1[name]) / 2, gradient, rtol=1e-7, atol=1e-10)
+    assert_mean_of_ranks(run_distributed(_rank_step, 2, shares), _step(shares[0] + shares[1]), gradient=(1e-7, 1e-10))

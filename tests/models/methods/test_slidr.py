@@ -16,6 +16,7 @@ from models.pairing import FeatureMap, segment_mean, upsample_to_pixels
 from tests.helpers.degenerate_batches import degenerate_batches, with_pairs
 from tests.helpers.distributed import run_distributed
 from tests.helpers.image_networks import teacher_config
+from tests.helpers.learning import assert_mean_of_ranks, learn_by_heart
 from tests.helpers.toy_batches import PointwiseConfig, toy_batch, with_changed
 from tests.reference.contrast import info_nce_loop, segment_mean_loop, upsample_loop
 
@@ -223,13 +224,7 @@ def test_it_learns_a_batch_by_heart():
     # Each voxel in one superpixel only, so that the batch can be told apart at all.
     batch = with_changed(batch, superpixels={"of_pair": batch.point_voxel[batch.pairs.point] % batch.superpixels.num})
     batch = _cached(model, batch)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
-    first = model(batch)
-    for _ in range(150):
-        terms = model(batch)
-        optimizer.zero_grad()
-        terms.total.backward()
-        optimizer.step()
+    first, terms = learn_by_heart(model, batch, steps=150, lr=1e-2)
     assert terms.total < 0.5 * first.total
     assert terms.watch["contrastive_accuracy"] > first.watch["contrastive_accuracy"] + 0.2
 
@@ -351,8 +346,4 @@ def test_two_processes_equal_one_with_the_global_batch():
     shares = [[0], [1, 2]]
     ranks = run_distributed(_rank_steps, 2, shares)
     for number, settings in enumerate(CASES):
-        (loss_0, grads_0), (loss_1, grads_1) = ranks[0][number], ranks[1][number]
-        loss, grads = _whole(shares, settings)
-        torch.testing.assert_close((loss_0 + loss_1) / 2, loss, rtol=1e-10, atol=1e-12)
-        for name, gradient in grads.items():
-            torch.testing.assert_close((grads_0[name] + grads_1[name]) / 2, gradient, rtol=1e-8, atol=1e-12)
+        assert_mean_of_ranks([rank[number] for rank in ranks], _whole(shares, settings))
