@@ -1,52 +1,135 @@
-"""Ranges of a config's fields, checked where the config is made."""
+"""Checks of a config's fields, made where the config is made; every error reads `field: got value, expected range`.
+
+A field that is None passes (no value was given, or "no limit"); NaN never does. Of a tuple every entry is checked.
+"""
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
+Number = int | float
+"""Spelt out because type checks at run time take `float` alone for floats only."""
 
-def at_least(config: object, **bounds: int) -> None:
-    """Fields must not be smaller than this; None passes.
+
+class RangeError(ValueError):
+    """A field's value is out of its range. The message begins with the field: a reader puts the section before it."""
+
+
+def expect(config: object, name: str, holds: bool, expected: str) -> None:
+    """A condition on a field that no function below states.
+
+    Args:
+        config: with the field.
+        name: of the field.
+        holds: the condition.
+        expected: it in words, with what to do about it.
 
     Raises:
-        ValueError: names the field, its value and the bound.
+        RangeError: the condition does not hold.
     """
+    if not holds:
+        raise RangeError(f"{name}: got {getattr(config, name)!r}, expected {expected}")
+
+
+def _compare(config: object, fits: Callable[[Any, Any], bool], words: str, note: str, bounds: dict[str, Any]) -> None:
     for name, bound in bounds.items():
         value = getattr(config, name)
-        if value is not None and not value >= bound:
-            raise ValueError(f"{name} = {value}: expected at least {bound}")
+        several = isinstance(value, (tuple, list))
+        entries = value if several else () if value is None else (value,)
+        stated = f"{bound[0]} to {bound[1]}" if isinstance(bound, tuple) else bound
+        expected = f"{words}{stated}{' each' if several else ''}{f' ({note})' if note else ''}"
+        expect(config, name, all(fits(entry, bound) for entry in entries), expected)
+
+
+def at_least(config: object, note: str = "", /, **bounds: Number) -> None:
+    """Fields must not be smaller than their bound.
+
+    Args:
+        config: with the fields.
+        note: what the bound means ("0: off"), or why it is there.
+        **bounds: field -> bound.
+
+    Raises:
+        RangeError: names the field, its value and the bound.
+    """
+    _compare(config, operator.ge, "at least ", note, bounds)
+
+
+def above(config: object, note: str = "", /, **bounds: Number) -> None:
+    """Fields must be larger than their bound; arguments as of `at_least`."""
+    _compare(config, operator.gt, "above ", note, bounds)
 
 
 def positive(config: object, *names: str) -> None:
-    """Fields must be above 0; None passes.
+    """Fields must be above 0."""
+    above(config, **dict.fromkeys(names, 0))
 
-    Raises:
-        ValueError: names the field and its value.
-    """
+
+def at_most(config: object, note: str = "", /, **bounds: Number) -> None:
+    """Fields must not be larger than their bound; arguments as of `at_least`."""
+    _compare(config, operator.le, "at most ", note, bounds)
+
+
+def below(config: object, note: str = "", /, **bounds: Number) -> None:
+    """Fields must be smaller than their bound; arguments as of `at_least`."""
+    _compare(config, operator.lt, "below ", note, bounds)
+
+
+def between(config: object, note: str = "", /, **bounds: tuple[Number, Number]) -> None:
+    """Fields must lie between two bounds or on one of them; arguments as of `at_least`."""
+    _compare(config, lambda value, ends: bool(ends[0] <= value <= ends[1]), "", note, bounds)
+
+
+def share(config: object, *names: str) -> None:
+    """Fields must be 0 to 1."""
+    between(config, **dict.fromkeys(names, (0, 1)))
+
+
+def ascending(config: object, *names: str) -> None:
+    """Fields must be two finite numbers above 0, in order: the ends of an interval to draw from."""
     for name in names:
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} = {value}: expected > 0")
+        low, high = getattr(config, name)
+        expect(config, name, 0 < low <= high < float("inf"), "two numbers above 0, the first not larger")
 
 
 def weights(config: object, *names: str) -> None:
     """Weights of a sum must be 0 or more, and not all 0.
 
     Raises:
-        ValueError: names the fields and their values.
+        RangeError: names the fields and their values.
     """
     values = [getattr(config, name) for name in names]
     if not min(values) >= 0 or sum(values) == 0:
-        stated = ", ".join(f"{name} = {value}" for name, value in zip(names, values, strict=True))
-        raise ValueError(f"{stated}: expected 0 or more, not all 0")
+        raise RangeError(f"{', '.join(names)}: got {', '.join(map(str, values))}, expected 0 or more, not all 0")
 
 
 def one_of(config: object, **choices: Any) -> None:
-    """Fields must be one of a Literal's words.
+    """Fields must be one of a Literal's words, or of a collection.
 
     Raises:
-        ValueError: names the field, its value and the words.
+        RangeError: names the field, its value and the words.
     """
     for name, kind in choices.items():
-        if getattr(config, name) not in get_args(kind):
-            raise ValueError(f"{name} = {getattr(config, name)!r}: expected one of {', '.join(get_args(kind))}")
+        known = get_args(kind) or tuple(kind)
+        expect(config, name, getattr(config, name) in known, f"one of {', '.join(map(str, known))}")
+
+
+def some_of(config: object, note: str = "", /, **choices: Iterable[object]) -> None:
+    """Every entry of these fields must be in a collection; arguments as of `at_least`.
+
+    Raises:
+        RangeError: names the field, its value and the collection.
+    """
+    for name, kind in choices.items():
+        known = tuple(kind)
+        expected = f"some of {', '.join(map(str, known))}{f' ({note})' if note else ''}"
+        expect(config, name, set(getattr(config, name)) <= set(known), expected)
+
+
+def different(config: object, *names: str) -> None:
+    """No two entries of such a field may be equal."""
+    for name in names:
+        values = getattr(config, name)
+        expect(config, name, len(set(values)) == len(values), "no entry twice")

@@ -18,6 +18,8 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from common.ranges import RangeError
+
 T = TypeVar("T")
 Choices = Mapping[str, Mapping[str, type]]
 """Section -> name -> the dataclass that the name stands for. A section inside another one ("method.backbone") comes
@@ -359,5 +361,7 @@ def _instantiate(node: Any, path: str) -> Any:
         return kind(**values)
     except ConfigError:
         raise
+    except RangeError as error:
+        raise ConfigError(f"{dot}{error}") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{path or 'config'}: {error}") from error

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
+from common.ranges import at_least, below, different, one_of
 from configs.load import Choices, ConfigError
 from data.loading.fractions import FractionConfig
 from data.loading.image_evaluation import ImageTruthConfig
@@ -56,15 +57,10 @@ class FollowConfig:
     select_by: str = "linear_probe"
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        if len(set(self.configs)) != len(self.configs):
-            raise ValueError(f"configs={list(self.configs)} names a file twice")
-        if len(set(self.fractions)) != len(self.fractions) or min(self.fractions, default=1) < 1:
-            raise ValueError(f"fractions={list(self.fractions)}, expected different numbers of at least 1")
-        if self.select_by not in PROTOCOLS:
-            raise ValueError(f"select_by is {self.select_by!r}, expected one of {', '.join(PROTOCOLS)}")
-        if self.every < 0:
-            raise ValueError(f"every={self.every}, expected 0 (off) or more updates")
+        different(self, "configs", "fractions")
+        at_least(self, fractions=1)
+        at_least(self, "0: off", every=0)
+        one_of(self, select_by=PROTOCOLS)
         if self.every and not self.configs:
             raise ValueError(f"every={self.every}, but configs is empty: there is nothing to compare checkpoints by")
 
@@ -182,11 +178,7 @@ class EvaluateDataConfig:
     cache: CacheConfig | None = None
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        for name, least in (("limit_train", 2), ("limit_test", 1), ("num_workers", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} is {value}, expected at least {least}")
+        at_least(self, limit_train=2, limit_test=1, num_workers=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,12 +228,7 @@ class ResourcesConfig:
     time_min: int = 1440
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        least = {"nodes": 1, "gpus_per_node": 0, "tasks_per_node": 1, "cpus_per_task": 1, "mem_gb": 0.01, "time_min": 1}
-        for name, low in least.items():
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise ValueError(f"{name} is {value}, expected at least {low}")
+        at_least(self, nodes=1, gpus_per_node=0, tasks_per_node=1, cpus_per_task=1, mem_gb=0.01, time_min=1)
 
     @property
     def tasks(self) -> int:
@@ -275,12 +262,9 @@ class SlurmConfig(ResourcesConfig):
     evaluate: ResourcesConfig = field(default_factory=ResourcesConfig)
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         super().__post_init__()
-        if self.array_parallelism < 1:
-            raise ValueError(f"array_parallelism is {self.array_parallelism}, expected at least 1")
-        if not 1 <= self.signal_s < 60 * self.time_min:
-            raise ValueError(f"signal_s is {self.signal_s}, expected 1 to less than time_min ({60 * self.time_min} s)")
+        at_least(self, array_parallelism=1, signal_s=1)
+        below(self, "time_min, in seconds", signal_s=60 * self.time_min)
         if self.evaluate.nodes * self.evaluate.tasks != 1:
             raise ValueError(
                 f"evaluate asks for {self.evaluate.nodes * self.evaluate.tasks} processes, expected 1: an evaluation "

@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from common.ranges import above, at_least, positive, share
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroundConfig:
@@ -40,12 +42,8 @@ class GroundConfig:
     trials: int = 100
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        for name in ("distance_m", "max_slope", "bin_m", "fit_error_m", "step_m"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: expected above 0")
-        if self.sectors < 4 or self.trials < 1:
-            raise ValueError(f"sectors={self.sectors}, trials={self.trials}: expected at least 4 and 1")
+        positive(self, "distance_m", "max_slope", "bin_m", "fit_error_m", "step_m")
+        at_least(self, sectors=4, trials=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +70,9 @@ class PointClusterConfig:
     max_aspect: float | None = None
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        if not self.radius_m > 0 or self.min_points < 1:
-            raise ValueError(f"radius_m={self.radius_m}, min_points={self.min_points}: expected above 0 and at least 1")
-        for name in ("max_points", "max_extent_m", "max_aspect"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}={value}: expected above 0, or null for no limit")
+        positive(self, "radius_m")
+        at_least(self, min_points=1)
+        above(self, "null: no limit", max_points=0, max_extent_m=0, max_aspect=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +93,8 @@ class SecondCloud:
     max_gap_s: float = 10.0
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        if not (self.match_radius_m > 0 and self.max_gap_s > 0 and 0 <= self.min_overlap <= 1):
-            raise ValueError(
-                f"match_radius_m={self.match_radius_m}, max_gap_s={self.max_gap_s}, min_overlap={self.min_overlap}: "
-                "expected above 0, above 0, and 0 to 1"
-            )
+        positive(self, "match_radius_m", "max_gap_s")
+        share(self, "min_overlap")
 
 
 @dataclass(frozen=True, kw_only=True)

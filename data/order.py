@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Int
 
+from common.ranges import at_least, at_most, positive
 from data.shared_memory import SharesTables
 
 # Distinguishes the uses of one seed, so that no two of them draw the same numbers.
@@ -121,9 +122,8 @@ class Stretch:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        if not 0 < self.weight <= 1000:
-            raise ValueError(f"weight is {self.weight}, expected more than 0, up to 1000")
+        positive(self, "weight")
+        at_most(self, weight=1000)
 
     @property
     def per_epoch(self) -> int:
@@ -173,15 +173,11 @@ class SampleOrder(SharesTables):
     )
 
     def __post_init__(self) -> None:
-        """Refuse what has no meaningful order."""
         if len(self.indices) == 0:
             raise ValueError("indices is empty: an endless stream needs at least one sample")
         if len(self.indices) != len(self.shards):
             raise ValueError(f"indices has {len(self.indices)} entries, shards has {len(self.shards)}")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}, expected a number that is not negative")
-        if self.shards_per_group < 1:
-            raise ValueError(f"shards_per_group is {self.shards_per_group}, expected at least 1")
+        at_least(self, seed=0, shards_per_group=1)
         self.stretches = tuple(self.stretches) or (Stretch(num=len(self.indices)),)
         covered = sum(stretch.num for stretch in self.stretches)
         if covered != len(self.indices):

@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common.ranges import at_least
 from common.run_files import (
     CHECKPOINT_CONFIG,
     CHECKPOINTS_FOLDER,
@@ -64,17 +65,8 @@ class CheckpointConfig:
     lock_wait_s: float = 60.0
 
     def __post_init__(self) -> None:
-        if self.every_steps < 0:
-            raise ValueError(f"every_steps={self.every_steps}, expected 0 (off) or more updates")
-        if self.every_min < 0:
-            raise ValueError(f"every_min={self.every_min}, expected 0 (off) or more minutes")
-        if self.keep < 1:
-            raise ValueError(f"keep={self.keep}, expected at least 1")
-        if self.keep_every < 0:
-            raise ValueError(f"keep_every={self.keep_every}, expected 0 (none) or more updates")
-        for name in ("max_failures", "retry_min", "lock_wait_s"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}, expected 0 or more")
+        at_least(self, "0: off", every_steps=0, every_min=0, keep_every=0)
+        at_least(self, keep=1, max_failures=0, retry_min=0, lock_wait_s=0)
 
     def due(self, step: int) -> bool:
         """Whether a checkpoint is to be written after `step` updates, by steps or as a milestone."""

@@ -18,6 +18,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from common.ranges import at_least, between, one_of, positive
+
 BUCKET_NUMEL = 50_000_000
 """Elements that ZeRO reduces or gathers at a time. DeepSpeed's default of 5e8 asks for a 2 GB buffer a rank."""
 
@@ -63,21 +65,11 @@ class EngineConfig:
     stall_min: float = 20.0
 
     def __post_init__(self) -> None:
-        if self.zero_stage not in (0, 1, 2, 3):
-            raise ValueError(f"zero_stage={self.zero_stage}, expected 0, 1, 2 or 3")
-        if self.accumulation_steps < 1:
-            raise ValueError(f"accumulation_steps={self.accumulation_steps}, expected at least 1 micro-batch")
-        if self.clip_norm < 0:
-            raise ValueError(f"clip_norm={self.clip_norm}, expected 0 (off) or a positive L2 norm")
-        if self.max_nonfinite_in_a_row < 1:
-            raise ValueError(f"max_nonfinite_in_a_row={self.max_nonfinite_in_a_row}, expected at least 1")
-        if not 0 <= self.loss_scale_power <= 24:
-            raise ValueError(f"loss_scale_power={self.loss_scale_power}, expected 0 to 24 (2 to this power)")
-        if self.zero3_persistent_numel < 0:
-            raise ValueError(f"zero3_persistent_numel={self.zero3_persistent_numel}, expected 0 or more elements")
-        for name, unit in (("timeout_min", "minutes"), ("heartbeat_s", "seconds"), ("stall_min", "minutes")):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name}={getattr(self, name)}, expected a positive number of {unit}")
+        one_of(self, zero_stage=(0, 1, 2, 3))
+        at_least(self, accumulation_steps=1, max_nonfinite_in_a_row=1, zero3_persistent_numel=0)
+        at_least(self, "0: off", clip_norm=0)
+        between(self, "2 to this power", loss_scale_power=(0, 24))
+        positive(self, "timeout_min", "heartbeat_s", "stall_min")
 
 
 def check_precision(config: EngineConfig, module: nn.Module, device: torch.device) -> None:

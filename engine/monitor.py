@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from common.ranges import at_least
 from common.run_files import EVENTS_FOLDER, METRICS_FILE
 from engine.distributed import World, mean_over_ranks
 from engine.log_files import EventFile, MetricsFile
@@ -58,10 +59,8 @@ class MonitorConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if self.log_every < 1:
-            raise ValueError(f"log_every={self.log_every}, expected at least 1 update")
-        if self.picture_every < 0:
-            raise ValueError(f"picture_every={self.picture_every}, expected 0 (none) or more updates")
+        at_least(self, log_every=1)
+        at_least(self, "0: none", picture_every=0)
 
     def picture_due(self, step: int, *, last: bool) -> bool:
         """Whether pictures are to be made after `step` updates, or after the last one."""

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from common.ranges import at_least
 from engine.interfaces import HasParamGroups
 from engine.tower_optim import (
     NUMBERS,
@@ -57,8 +58,7 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         check_numbers(self)
-        if self.reference_batch_size is not None and self.reference_batch_size < 1:
-            raise ValueError(f"reference_batch_size={self.reference_batch_size}, expected at least 1 sample, or null")
+        at_least(self, "samples, or null", reference_batch_size=1)
 
 
 def peak_lr(config: OptimConfig, global_batch_size: int) -> float:

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from common.ranges import at_least, below, share
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
@@ -29,16 +31,11 @@ class ScheduleConfig:
     final_lr_scale: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps={self.steps}, expected at least 1 update, or null to use epochs")
-        if self.epochs < 1:
-            raise ValueError(f"epochs={self.epochs}, expected at least 1")
-        if self.warmup_steps < 0:
-            raise ValueError(f"warmup_steps={self.warmup_steps}, expected 0 or more updates")
-        if self.steps is not None and self.warmup_steps >= self.steps:
-            raise ValueError(f"warmup_steps={self.warmup_steps}, expected fewer than steps={self.steps}")
-        if not 0 <= self.final_lr_scale <= 1:
-            raise ValueError(f"final_lr_scale={self.final_lr_scale}, expected a share between 0 and 1")
+        at_least(self, "null: use epochs", steps=1)
+        at_least(self, epochs=1, warmup_steps=0)
+        if self.steps is not None:
+            below(self, "steps", warmup_steps=self.steps)
+        share(self, "final_lr_scale")
 
 
 def total_steps(config: ScheduleConfig, *, samples_per_epoch: int, global_batch_size: int) -> int:

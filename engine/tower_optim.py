@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
+from common.ranges import above, at_least, at_most, below, positive
 from engine.interfaces import HasLayers
 
 Kind = Literal["sgd", "adamw"]
@@ -55,29 +56,20 @@ class TowerOptimConfig:
     layer_decay: float | None = None
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         check_numbers(self)
-        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
-            raise ValueError(f"layer_decay={self.layer_decay}, expected 0 < layer_decay <= 1")
+        above(self, layer_decay=0)
+        at_most(self, layer_decay=1)
 
 
-def check_numbers(config: Any) -> None:
+def check_numbers(config: object) -> None:
     """Check the ranges of an optimiser's settings; None passes.
 
     Raises:
-        ValueError: names the setting.
+        RangeError: names the setting.
     """
-    if config.lr is not None and not config.lr > 0:
-        raise ValueError(f"lr={config.lr}, expected a positive number")
-    if config.weight_decay is not None and config.weight_decay < 0:
-        raise ValueError(f"weight_decay={config.weight_decay}, expected 0 or more")
-    if config.eps is not None and not config.eps > 0:
-        raise ValueError(f"eps={config.eps}, expected a positive number")
-    shares = {"momentum": config.momentum, "dampening": config.dampening}
-    shares |= {f"betas[{i}]": beta for i, beta in enumerate(config.betas or ())}
-    for field, value in shares.items():
-        if value is not None and not 0 <= value < 1:
-            raise ValueError(f"{field}={value}, expected 0 <= {field} < 1")
+    positive(config, "lr", "eps")
+    at_least(config, weight_decay=0, momentum=0, dampening=0, betas=0)
+    below(config, momentum=1, dampening=1, betas=1)
 
 
 # --- which parameter belongs to which tower ---

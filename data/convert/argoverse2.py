@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from common.ranges import at_least, positive, some_of
 from data.convert.base import Converter, Skipped
 from data.convert.box_labels import labels_from_boxes
 from data.convert.feather import Kind, Table, read_feather
@@ -91,14 +92,9 @@ class Argoverse2Converter(Converter):
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.cameras) - {*RING_CAMERAS, *STEREO_CAMERAS})
-        if unknown:
-            expected = ", ".join((*RING_CAMERAS, *STEREO_CAMERAS))
-            raise ValueError(f"cameras has {unknown}, expected some of {expected}")
-        if not self.max_image_gap_ms > 0:
-            raise ValueError(f"max_image_gap_ms is {self.max_image_gap_ms}, expected more than 0")
-        if self.every_sweep < 1:
-            raise ValueError(f"every_sweep is {self.every_sweep}, expected at least 1")
+        some_of(self, cameras=(*RING_CAMERAS, *STEREO_CAMERAS))
+        positive(self, "max_image_gap_ms")
+        at_least(self, every_sweep=1)
 
     @cached_property
     def _logs(self) -> dict[str, tuple[str, Path]]:

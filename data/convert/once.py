@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from common.ranges import positive, some_of
 from data.convert.base import Converter, Skipped
 from data.convert.box_labels import labels_from_boxes
 from data.convert.files import layout_error, read_bytes, read_jpeg, read_json, read_records
@@ -85,11 +86,8 @@ class OnceConverter(Converter):
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.cameras) - set(CAMERAS))
-        if unknown:
-            raise ValueError(f"cameras has {unknown}, expected some of {', '.join(CAMERAS)}")
-        if not self.intensity_max > 0:
-            raise ValueError(f"intensity_max is {self.intensity_max}, expected more than 0")
+        some_of(self, cameras=CAMERAS)
+        positive(self, "intensity_max")
 
     # ------------------------------------------------------------------------------------------- sequences
     @cached_property

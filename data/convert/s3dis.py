@@ -26,6 +26,7 @@ import pyarrow
 from jaxtyping import Float, Int
 from pyarrow import csv
 
+from common.ranges import at_least, below, some_of
 from data.convert.base import Converter, Skipped, only_frame
 from data.convert.files import layout_error, read_bytes
 from data.convert.rgbd import luminance
@@ -75,10 +76,9 @@ class S3disConverter(Converter):
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
     def __post_init__(self) -> None:
-        if not 0 <= self.grid_m < 10:
-            raise ValueError(f"grid_m is {self.grid_m}, expected 0 (keep all) to 10 m")
-        if not set(self.val_areas) <= set(range(1, 7)):
-            raise ValueError(f"val_areas is {self.val_areas}, expected some of 1 to 6")
+        at_least(self, "0: keep all", grid_m=0)
+        below(self, grid_m=10)
+        some_of(self, val_areas=range(1, 7))
 
     @cached_property
     def _rooms(self) -> dict[str, Path]:

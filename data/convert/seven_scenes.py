@@ -19,6 +19,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
+from common.ranges import at_least, positive
 from data.convert.base import Converter, Skipped
 from data.convert.files import read_image
 from data.convert.rgbd import T_CAM_LIDAR, depth_points, read_depth
@@ -51,11 +52,8 @@ class SevenScenesConverter(Converter):
     set_name: ClassVar[str] = "7scenes"
 
     def __post_init__(self) -> None:
-        if self.every_pixel < 1 or not (self.focal_px > 0 and self.max_depth_m > 0):
-            raise ValueError(
-                f"every_pixel={self.every_pixel}, focal_px={self.focal_px}, max_depth_m={self.max_depth_m}: "
-                "expected at least 1 and numbers above 0"
-            )
+        at_least(self, every_pixel=1)
+        positive(self, "focal_px", "max_depth_m")
 
     @cached_property
     def _sequences(self) -> dict[str, Path]:

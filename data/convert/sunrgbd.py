@@ -27,6 +27,7 @@ import scipy.io
 from jaxtyping import Float
 from scipy.io.matlab import MatReadError
 
+from common.ranges import at_least
 from data.convert.base import Converter, Skipped, only_frame
 from data.convert.box_labels import labels_from_boxes
 from data.convert.files import read_bytes, read_image
@@ -78,8 +79,7 @@ class SunRgbdConverter(Converter):
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
     def __post_init__(self) -> None:
-        if self.every_point < 1:
-            raise ValueError(f"every_point is {self.every_point}, expected at least 1")
+        at_least(self, every_point=1)
 
     @cached_property
     def _names(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
+from common.ranges import at_least
 from data.storage.shards import Manifest, ShardError, replace_file
 
 
@@ -38,10 +39,7 @@ class FractionConfig:
     file: str = ""
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        for name, least in (("every", 1), ("count", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        at_least(self, every=1, count=1, seed=0)
         if self.kind == "list" and not self.file:
             raise ValueError("kind is list, but file names none")
 

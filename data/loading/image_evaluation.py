@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int, UInt8
 
+from common.ranges import at_least
 from data.geometry import project, transform
 from data.loading.skips import Skip, SkipLedger
 from data.loading.workers import Loaded, WorkerConfig, run_workers
@@ -78,11 +79,7 @@ class ImageTruthConfig:
     )
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        for name in ("size", "train_window"):
-            value = getattr(self, name)
-            if value is not None and min(value) < 1:
-                raise ValueError(f"{name} is {value}, expected a positive height and width")
+        at_least(self, size=1, train_window=1)
         if self.train_window is not None and self.fit != "crop":
             raise ValueError("train_window needs fit=crop: windows of a resized image are not implemented")
 

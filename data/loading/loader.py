@@ -19,6 +19,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
+from common.ranges import at_least, share
 from common.retry import RETRY_MIN
 from data.batch_spec import BatchSpec
 from data.loading.collate import collate
@@ -70,19 +71,11 @@ class DataConfig(SetConfig, ViewConfig):
     start_method: Literal["forkserver", "spawn", "fork"] = "forkserver"
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         SetConfig.__post_init__(self)
         ViewConfig.__post_init__(self)
-        for name in ("micro_batch_size", "shards_per_group", "prefetch"):
-            value = getattr(self, name)
-            if value < 1:
-                raise ValueError(f"{name} is {value}, expected at least 1")
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers is {self.num_workers}, expected 0 or more")
-        if not 0 <= self.max_skip_share <= 1:
-            raise ValueError(f"max_skip_share is {self.max_skip_share}, expected 0 to 1")
-        if self.retry_min < 0:
-            raise ValueError(f"retry_min is {self.retry_min}, expected 0 (never) or more minutes")
+        at_least(self, micro_batch_size=1, shards_per_group=1, prefetch=1, num_workers=0)
+        share(self, "max_skip_share")
+        at_least(self, "minutes; 0: never", retry_min=0)
 
     @property
     def sets(self) -> tuple[SetConfig, ...]:

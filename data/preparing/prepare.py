@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.ranges import at_least, share
 from data.convert.base import Converter
 from data.preparing.folder import locked, same_settings, storage_errors_named, sweep, units_locked
 from data.preparing.pool import Meter, Progress, run_all
@@ -55,12 +56,9 @@ class PrepareConfig:
     max_skip_share: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.samples_per_shard < 1:
-            raise ValueError(f"samples_per_shard is {self.samples_per_shard}, expected at least 1")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}, expected at least 1, or null for all")
-        if not 0 <= self.max_skip_share <= 1:
-            raise ValueError(f"max_skip_share is {self.max_skip_share}, expected 0 to 1")
+        at_least(self, samples_per_shard=1)
+        at_least(self, "null: all", limit=1)
+        share(self, "max_skip_share")
 
 
 @dataclass(frozen=True, kw_only=True)

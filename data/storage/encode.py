@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
+from common.ranges import between
 from data.geometry import project, transform, visible
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.storage.run_lengths import encode_runs
@@ -83,10 +84,7 @@ class CodecConfig:
     png_level: int = 3
 
     def __post_init__(self) -> None:
-        if not 1 <= self.jpeg_quality <= 100:
-            raise ValueError(f"jpeg_quality is {self.jpeg_quality}, expected 1 to 100")
-        if not 0 <= self.png_level <= 9:
-            raise ValueError(f"png_level is {self.png_level}, expected 0 to 9")
+        between(self, jpeg_quality=(1, 100), png_level=(0, 9))
 
 
 # ------------------------------------------------------------------------------------------------ checks

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from common.ranges import at_least
 from data.order import Stretch
 from data.sample import Sample
 from data.storage.decode import Images
@@ -46,10 +47,8 @@ class SetConfig:
     expected_superpixels: SuperpixelRecord | None = None
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         Stretch(num=1, weight=self.weight)
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit is {self.limit}, expected at least 1, or null for all")
+        at_least(self, "null: all", limit=1)
 
 
 @dataclass(frozen=True, kw_only=True)

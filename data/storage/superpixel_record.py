@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from dataclasses import dataclass
+
+from common.ranges import at_least, below, between, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,17 +34,12 @@ class SuperpixelRecord:
     max_pixels: int | None = None
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        # At most 65536 segments: ids are stored in 16 bits.
-        ranges = {"num_segments": (1, 65536), "smoothing": (0, 1), "min_fragment_percent": (0, 100)}
-        ranges |= dict.fromkeys(("iterations", "max_pixels"), (1, sys.maxsize))
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                expected = f"at least {low}" if high == sys.maxsize else f"{low} to {high}"
-                raise ValueError(f"{name} is {value}, expected {expected}")
-        if self.compactness is not None and not 0 < self.compactness < math.inf:
-            raise ValueError(f"compactness is {self.compactness}, expected more than 0")
+        between(self, "ids are stored in 16 bits", num_segments=(1, 65536))
+        positive(self, "compactness")
+        below(self, compactness=math.inf)
+        between(self, "share of a superpixel's side", smoothing=(0, 1))
+        between(self, min_fragment_percent=(0, 100))
+        at_least(self, iterations=1, max_pixels=1)
 
     def __str__(self) -> str:
         """The settings that are known, in one line."""

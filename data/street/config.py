@@ -6,10 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-
-def _require(ok: bool, name: str, value: object, expected: str) -> None:
-    if not ok:
-        raise ValueError(f"{name}: got {value!r}, expected {expected}")
+from common.ranges import above, at_least, at_most, below, between, different, expect, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,21 +46,14 @@ class StreetLidarConfig:
     mount_rpy_deg: tuple[float, float, float] = (0.4, -0.6, 0.8)
 
     def __post_init__(self) -> None:
-        _require(1 <= self.beams <= 256, "lidar.beams", self.beams, "1 to 256")
-        _require(8 <= self.azimuths <= 8192, "lidar.azimuths", self.azimuths, "8 to 8192")
-        low, high = self.elevation_min_deg, self.elevation_max_deg
-        _require(-89 < low < 89, "lidar.elevation_min_deg", low, "-89 to 89")
-        _require(low < high < 89, "lidar.elevation_max_deg", high, f"more than elevation_min_deg {low}, below 89")
-        _require(0 <= self.min_range_m < 20, "lidar.min_range_m", self.min_range_m, "0 to 20")
-        _require(
-            self.min_range_m < self.max_range_m <= 200, "lidar.max_range_m", self.max_range_m, "min_range_m to 200"
-        )
-        _require(0 <= self.range_noise_m <= 1, "lidar.range_noise_m", self.range_noise_m, "0 to 1")
-        _require(0 <= self.dropout < 1, "lidar.dropout", self.dropout, "0 to 1, 1 excluded")
-        _require(0 <= self.intensity_noise <= 1, "lidar.intensity_noise", self.intensity_noise, "0 to 1")
-        _require(0 < self.sweep_duration_s <= 1, "lidar.sweep_duration_s", self.sweep_duration_s, "above 0, to 1")
-        motions = ("none", "compensated", "raw")
-        _require(self.sweep_motion in motions, "lidar.sweep_motion", self.sweep_motion, f"one of {motions}")
+        between(self, beams=(1, 256), azimuths=(8, 8192), range_noise_m=(0, 1), intensity_noise=(0, 1))
+        above(self, elevation_min_deg=-89, sweep_duration_s=0)
+        above(self, "elevation_min_deg", elevation_max_deg=self.elevation_min_deg)
+        above(self, "min_range_m", max_range_m=self.min_range_m)
+        at_least(self, min_range_m=0, dropout=0)
+        below(self, elevation_min_deg=89, elevation_max_deg=89, min_range_m=20, dropout=1)
+        at_most(self, max_range_m=200, sweep_duration_s=1)
+        one_of(self, sweep_motion=("none", "compensated", "raw"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,20 +83,13 @@ class StreetCameraConfig:
     labels: bool = True
 
     def __post_init__(self) -> None:
-        height, width = self.image_size
-        _require(8 <= height <= 4096 and 8 <= width <= 4096, "cameras.image_size", self.image_size, "8 to 4096 each")
-        fov = self.horizontal_fov_deg
-        _require(5 <= fov <= 150, "cameras.horizontal_fov_deg", fov, "5 to 150")
-        _require(abs(self.pitch_deg) <= 45, "cameras.pitch_deg", self.pitch_deg, "-45 to 45")
-        _require(0 <= self.noise <= 64, "cameras.noise", self.noise, "0 to 64")
+        between(self, image_size=(8, 4096), horizontal_fov_deg=(5, 150), pitch_deg=(-45, 45), noise=(0, 64))
         names_ok = all(name.replace("_", "").isalnum() and name.isascii() for name in self.names)
-        unique = len(set(self.names)) == len(self.names)
-        _require(names_ok and unique, "cameras.names", self.names, "different names of letters, digits, underscores")
-        for name in ("yaws_deg", "mounts_m", "time_offsets_s"):
-            value = getattr(self, name)
-            _require(len(value) == len(self.names), f"cameras.{name}", value, f"{len(self.names)} entries, as names")
-        offsets_ok = all(abs(offset) <= 0.5 for offset in self.time_offsets_s)
-        _require(offsets_ok, "cameras.time_offsets_s", self.time_offsets_s, "-0.5 to 0.5 each")
+        expect(self, "names", names_ok, "names of letters, digits, underscores")
+        different(self, "names")
+        for listed in ("yaws_deg", "mounts_m", "time_offsets_s"):
+            expect(self, listed, len(getattr(self, listed)) == len(self.names), f"{len(self.names)} entries, as names")
+        between(self, time_offsets_s=(-0.5, 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,13 +119,8 @@ class StreetConfig:
     cameras: StreetCameraConfig = field(default_factory=StreetCameraConfig)
 
     def __post_init__(self) -> None:
-        _require(0 <= self.seed < 2**63, "seed", self.seed, "0 to 2**63 - 1")
-        _require(1 <= self.num_logs <= 1_000_000, "num_logs", self.num_logs, "1 to 1000000")
-        _require(1 <= self.frames_per_log <= 10_000, "frames_per_log", self.frames_per_log, "1 to 10000")
-        _require(0.1 <= self.frame_rate_hz <= 100, "frame_rate_hz", self.frame_rate_hz, "0.1 to 100")
-        _require(0 <= self.val_share <= 1, "val_share", self.val_share, "0 to 1")
-        _require(0 <= self.density <= 3, "density", self.density, "0 to 3")
-        _require(40 <= self.view_range_m <= 400, "view_range_m", self.view_range_m, "40 to 400")
+        between(self, seed=(0, 2**63 - 1), num_logs=(1, 1_000_000), frames_per_log=(1, 10_000))
+        between(self, frame_rate_hz=(0.1, 100), val_share=(0, 1), density=(0, 3), view_range_m=(40, 400))
 
     @property
     def duration_s(self) -> float:
@@ -155,7 +133,8 @@ class StreetConfig:
         Raises:
             ValueError: if there is no such log.
         """
-        _require(0 <= log_index < self.num_logs, "log_index", log_index, f"0 to {self.num_logs - 1}")
+        if not 0 <= log_index < self.num_logs:
+            raise ValueError(f"log_index: got {log_index}, expected 0 to {self.num_logs - 1}")
         return f"street-{log_index:06d}"
 
     def split_of_index(self, log_index: int) -> str:

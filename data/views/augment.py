@@ -19,14 +19,9 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer, UInt8
 from torch.nn import functional
 
+from common.ranges import ascending, at_least, at_most, below, positive, share
 from data.geometry import rigid, yaw_rotation
 from data.views.colour import ColourConfig
-
-
-def _check_range(name: str, values: tuple[float, float], *, above: float) -> None:
-    low, high = values
-    if not above < low <= high < np.inf:
-        raise ValueError(f"{name} is {values}, expected two numbers above {above}, the first not larger")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +54,13 @@ class PointAugmentConfig:
     keep_share: tuple[float, float] = (1.0, 1.0)
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        _check_range("scale_range", self.scale_range, above=0.0)
-        _check_range("keep_share", self.keep_share, above=0.0)
-        if self.keep_share[1] > 1:
-            raise ValueError(f"keep_share is {self.keep_share}, expected at most 1")
-        if not 0 <= self.drop_max_side <= 1:
-            raise ValueError(f"drop_max_side is {self.drop_max_side}, expected 0 to 1")
-        if not 0 < self.max_rotation_rad <= math.pi:
-            raise ValueError(f"max_rotation_rad is {self.max_rotation_rad}, expected above 0 and at most pi")
-        if not all(0 <= side < math.inf for side in (*self.translate_m, self.jitter_m)):
-            raise ValueError(
-                f"translate_m is {self.translate_m}, jitter_m is {self.jitter_m}: expected metres, not negative"
-            )
+        ascending(self, "scale_range", "keep_share")
+        at_most(self, keep_share=1)
+        share(self, "drop_max_side")
+        positive(self, "max_rotation_rad")
+        at_most(self, "pi", max_rotation_rad=math.pi)
+        at_least(self, "metres", translate_m=0, jitter_m=0)
+        below(self, "metres", translate_m=math.inf, jitter_m=math.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,15 +88,10 @@ class ImageAugmentConfig:
     colour: ColourConfig = field(default_factory=ColourConfig)
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        _check_range("area_range", self.area_range, above=0.0)
-        _check_range("aspect_range", self.aspect_range, above=0.0)
-        if self.area_range[1] > 1:
-            raise ValueError(f"area_range is {self.area_range}, expected at most 1")
-        if not 0 < self.min_pairs_share <= 1:
-            raise ValueError(f"min_pairs_share is {self.min_pairs_share}, expected above 0 and at most 1")
-        if self.crop_attempts < 1:
-            raise ValueError(f"crop_attempts is {self.crop_attempts}, expected at least 1")
+        ascending(self, "area_range", "aspect_range")
+        at_most(self, area_range=1, min_pairs_share=1)
+        positive(self, "min_pairs_share")
+        at_least(self, crop_attempts=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +112,7 @@ class AugmentConfig:
     min_pairs: int = 1024
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        if self.min_pairs < 1:
-            raise ValueError(f"min_pairs is {self.min_pairs}, expected at least 1")
+        at_least(self, min_pairs=1)
 
 
 NO_AUGMENTATION = AugmentConfig(

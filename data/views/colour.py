@@ -16,6 +16,8 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
+from common.ranges import ascending, at_least, below, between, share
+
 _HUE_STEPS = 256
 """Of a turn around the colour circle, in OpenCV's full-range 8-bit HSV."""
 
@@ -47,18 +49,11 @@ class ColourConfig:
     blur_sigma_px: tuple[float, float] = (0.1, 2.0)
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        for name in ("jitter_probability", "grey_probability", "blur_probability"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 to 1")
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number that is not negative")
-        if not 0 <= self.hue <= 0.5:
-            raise ValueError(f"hue is {self.hue}, expected 0 to 0.5")
-        low, high = self.blur_sigma_px
-        if not 0 < low <= high < np.inf:
-            raise ValueError(f"blur_sigma_px is {self.blur_sigma_px}, expected two numbers above 0, in order")
+        share(self, "jitter_probability", "grey_probability", "blur_probability")
+        at_least(self, brightness=0, contrast=0, saturation=0)
+        below(self, brightness=np.inf, contrast=np.inf, saturation=np.inf)
+        between(self, hue=(0, 0.5))
+        ascending(self, "blur_sigma_px")
 
 
 @dataclass(frozen=True, kw_only=True)

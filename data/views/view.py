@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, UInt8
 
+from common.ranges import at_least
 from data.batch_spec import BatchSpec
 from data.geometry import transform
 from data.order import SampleDraws
@@ -56,11 +57,7 @@ class ViewConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        if min(self.image_size) < 1:
-            raise ValueError(f"image_size is {self.image_size}, expected a positive height and width")
-        if self.cameras_per_sample is not None and self.cameras_per_sample < 1:
-            raise ValueError(f"cameras_per_sample is {self.cameras_per_sample}, expected at least 1")
+        at_least(self, image_size=1, cameras_per_sample=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from common.ranges import below, expect, positive
+
 _NUM_FEATURES = {"occupancy": 1, "intensity": 1, "xyz_intensity": 4}
 
 
@@ -42,17 +44,13 @@ class VoxelConfig:
     range_max: tuple[float, float, float] | None = None
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        if not all(math.isfinite(s) and s > 0 for s in self.size):
-            raise ValueError(f"size is {self.size}, expected three positive edge lengths")
+        positive(self, "size")
+        below(self, size=math.inf)
         if (self.range_min is None) != (self.range_max is None):
             raise ValueError("range_min and range_max must be given together or not at all")
-        if (
-            self.range_min is not None
-            and self.range_max is not None
-            and not all(low < high for low, high in zip(self.range_min, self.range_max, strict=True))
-        ):
-            raise ValueError(f"range_min is {self.range_min}, expected below range_max {self.range_max}")
+        if self.range_min is not None and self.range_max is not None:
+            ordered = all(low < high for low, high in zip(self.range_min, self.range_max, strict=True))
+            expect(self, "range_min", ordered, f"below range_max {self.range_max}")
 
     @property
     def num_features(self) -> int:

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from common.ranges import expect
 from engine.downstream.confusion import LabelError, check_class_range
 from engine.errors import DivergenceError
 from engine.interfaces import BatchLike, PointBatch
@@ -284,24 +285,27 @@ def tune_rate(lrs: Sequence[float], validate: Callable[[float], float]) -> Tuned
     return Tuned(max(finite, key=lambda lr: finite[lr]), table)
 
 
-def check_rates(lrs: Sequence[float]) -> None:
+def check_rates(config: object, name: str) -> None:
     """Refuse an empty grid, repeated or non-positive rates.
 
     Raises:
-        ValueError: names the value.
+        RangeError: names the field and its value.
     """
-    if not lrs or len(set(lrs)) != len(lrs) or min(lrs) <= 0.0 or not all(map(math.isfinite, lrs)):
-        raise ValueError(f"lrs = {tuple(lrs)}: expected one or more different learning rates above 0")
+    lrs = getattr(config, name)
+    holds = lrs and len(set(lrs)) == len(lrs) and min(lrs) > 0.0 and all(map(math.isfinite, lrs))
+    expect(config, name, bool(holds), "one or more different learning rates above 0")
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
+def check_seeds(config: object, *names: str) -> None:
     """Refuse an empty list, repeated or negative seeds.
 
     Raises:
-        ValueError: names the value.
+        RangeError: names the field and its value.
     """
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ValueError(f"seeds = {tuple(seeds)}: expected one or more different integers of at least 0")
+    for name in names:
+        seeds = getattr(config, name)
+        holds = seeds and len(set(seeds)) == len(seeds) and min(seeds) >= 0
+        expect(config, name, bool(holds), "one or more different integers of at least 0")
 
 
 class ProgressMeter:

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
+from common.ranges import at_least, positive
 from engine.downstream.common import ProgressMeter, Reader, Truth, Tuned, UnsuitableError, check_rates, check_seeds
 from engine.downstream.confusion import LabelError
 from engine.downstream.fit import train_updates, training_stream
@@ -129,14 +130,10 @@ class DenseTrainingConfig:
     """Draws that learning rates are compared on (shared by all initialisations; the mean decides)."""
 
     def __post_init__(self) -> None:
-        check_rates(self.lrs)
-        check_seeds(self.seeds)
-        check_seeds(self.tune_seeds)
-        for name in ("decoder_lr_scale", "steps", "batch_size", "clip_norm", "width"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected above 0")
-        if self.weight_decay < 0.0:
-            raise ValueError(f"weight_decay = {self.weight_decay}: expected at least 0")
+        check_rates(self, "lrs")
+        check_seeds(self, "seeds", "tune_seeds")
+        positive(self, "decoder_lr_scale", "steps", "batch_size", "clip_norm", "width")
+        at_least(self, weight_decay=0)
 
 
 class DenseNetwork(nn.Module):

@@ -28,6 +28,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from common.ranges import above, below, positive, share
 from engine.downstream.common import ProgressMeter, Truth
 from engine.downstream.confusion import LabelError
 from engine.downstream.dense import (
@@ -64,12 +65,10 @@ class DepthConfig(DenseTrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0.0 <= self.scale_invariance <= 1.0:
-            raise ValueError(f"scale_invariance = {self.scale_invariance}: expected 0 to 1")
-        if not 0.0 < self.min_depth_m < self.cap_m < math.inf:
-            raise ValueError(
-                f"min_depth_m = {self.min_depth_m}, cap_m = {self.cap_m}: expected above 0, and the cap above it"
-            )
+        share(self, "scale_invariance")
+        positive(self, "min_depth_m")
+        above(self, "min_depth_m", cap_m=self.min_depth_m)
+        below(self, cap_m=math.inf)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common.ranges import at_least, at_most, positive
 from engine.downstream.common import (
     ProgressMeter,
     Reader,
@@ -66,16 +67,11 @@ class FinetuneConfig:
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
 
     def __post_init__(self) -> None:
-        check_rates(self.lrs)
-        check_seeds(self.seeds)
-        check_seeds(self.tune_seeds)
-        for name in ("head_lr_scale", "steps", "batch_size", "clip_norm"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected above 0")
-        if not 0.0 < self.layer_decay <= 1.0:
-            raise ValueError(f"layer_decay = {self.layer_decay}: expected above 0, at most 1")
-        if self.weight_decay < 0.0:
-            raise ValueError(f"weight_decay = {self.weight_decay}: expected at least 0")
+        check_rates(self, "lrs")
+        check_seeds(self, "seeds", "tune_seeds")
+        positive(self, "head_lr_scale", "steps", "batch_size", "clip_norm", "layer_decay")
+        at_most(self, layer_decay=1)
+        at_least(self, weight_decay=0)
 
 
 class SegmentationNetwork(nn.Module):

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common.ranges import at_least
 from engine.downstream.common import ProgressMeter, SegmentationTask, Truth, Tuned
 from engine.downstream.confusion import ConfusionMatrix, LabelError
 from engine.downstream.dense import (
@@ -45,8 +46,7 @@ class ImageProbeConfig(LinearProbeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pixels_per_image < 1:
-            raise ValueError(f"pixels_per_image = {self.pixels_per_image}: expected at least 1")
+        at_least(self, pixels_per_image=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +59,7 @@ class ImageFinetuneConfig(DenseTrainingConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.pixels_per_image < 1:
-            raise ValueError(f"pixels_per_image = {self.pixels_per_image}: expected at least 1")
+        at_least(self, pixels_per_image=1)
         if self.loss.class_balance > 0.0:
             raise ValueError("loss.class_balance is not implemented for images; set it to 0")
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from common.ranges import at_least, at_most, positive
 from engine.downstream.common import SegmentationTask, check_seeds
 from engine.downstream.features import FeatureBank
 
@@ -38,13 +39,11 @@ class KnnConfig:
     """One bank each. A random network is drawn anew for each, too."""
 
     def __post_init__(self) -> None:
-        check_seeds(self.seeds)
-        if not 1 <= self.k <= self.bank_size:
-            raise ValueError(f"k = {self.k}: expected 1 to bank_size = {self.bank_size}")
-        if self.temperature <= 0.0:
-            raise ValueError(f"temperature = {self.temperature}: expected above 0")
-        if self.queries_per_sweep is not None and self.queries_per_sweep < 1:
-            raise ValueError(f"queries_per_sweep = {self.queries_per_sweep}: expected at least 1, or null for all")
+        check_seeds(self, "seeds")
+        at_least(self, k=1)
+        at_most(self, "bank_size", k=self.bank_size)
+        positive(self, "temperature")
+        at_least(self, "null: all", queries_per_sweep=1)
 
 
 class KnnClassifier:

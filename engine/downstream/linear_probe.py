@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common.ranges import at_least
 from engine.downstream.common import SegmentationTask, Tuned, check_rates, check_seeds, tune_rate
 from engine.downstream.confusion import ConfusionMatrix
 from engine.downstream.features import FeatureBank
@@ -42,13 +43,9 @@ class LinearProbeConfig:
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
 
     def __post_init__(self) -> None:
-        check_rates(self.lrs)
-        check_seeds(self.seeds)
-        if self.steps < 1 or self.batch_size < 1 or self.weight_decay < 0.0:
-            raise ValueError(
-                f"steps = {self.steps}, batch_size = {self.batch_size}, weight_decay = {self.weight_decay}: "
-                "expected at least 1, 1 and 0"
-            )
+        check_rates(self, "lrs")
+        check_seeds(self, "seeds")
+        at_least(self, steps=1, batch_size=1, weight_decay=0)
 
 
 class LinearHead(nn.Module):

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from common.ranges import at_least, below, between
+
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationLossConfig:
@@ -24,10 +26,9 @@ class SegmentationLossConfig:
     """Weight of the Lovász-softmax term beside the cross-entropy; 0 leaves it out."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.class_balance <= 1.0:
-            raise ValueError(f"class_balance = {self.class_balance}: expected 0 (plain) to 1 (inverse frequency)")
-        if not (self.lovasz_weight >= 0.0 and math.isfinite(self.lovasz_weight)):
-            raise ValueError(f"lovasz_weight = {self.lovasz_weight}: expected a finite number of at least 0")
+        between(self, "0: plain, 1: inverse frequency", class_balance=(0, 1))
+        at_least(self, lovasz_weight=0)
+        below(self, lovasz_weight=math.inf)
 
 
 def class_weights(counts: Int[Tensor, " K"], class_balance: float) -> Float[Tensor, " K"]:

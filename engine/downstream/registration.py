@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
+from common.ranges import at_least, at_most, below, positive
 from engine.downstream.common import ProgressMeter, UnsuitableError, check_seeds
 from engine.downstream.pose_errors import PoseErrors, RegistrationSummary, pose_errors, summarise
 from engine.downstream.runner import Initialisation, Job, Measured, Parts
@@ -58,18 +59,13 @@ class RegistrationConfig:
     ransac_px: float = 8.0
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        check_seeds(self.seeds)
-        if not 0 < self.max_rotation_deg <= 180:
-            raise ValueError(f"max_rotation_deg = {self.max_rotation_deg}: expected above 0 and at most 180")
-        if not all(0 <= side < math.inf for side in self.translate_m):
-            raise ValueError(f"translate_m = {self.translate_m}: expected metres, not negative")
-        if self.cameras_per_sample is not None and self.cameras_per_sample < 1:
-            raise ValueError(f"cameras_per_sample = {self.cameras_per_sample}: expected at least 1, or null for all")
-        if self.ransac_trials < 1 or not self.ransac_px > 0:
-            raise ValueError(
-                f"ransac_trials = {self.ransac_trials}, ransac_px = {self.ransac_px}: expected at least 1 and above 0"
-            )
+        check_seeds(self, "seeds")
+        positive(self, "max_rotation_deg", "ransac_px")
+        at_most(self, max_rotation_deg=180)
+        at_least(self, "metres", translate_m=0)
+        below(self, "metres", translate_m=math.inf)
+        at_least(self, "null: all", cameras_per_sample=1)
+        at_least(self, ransac_trials=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,6 +34,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from common.ranges import share
+
 
 @dataclass(frozen=True, kw_only=True)
 class MomentumConfig:
@@ -51,9 +53,7 @@ class MomentumConfig:
     norms: Literal["batch", "running"] = "batch"
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        if not 0 <= self.start <= 1:
-            raise ValueError(f"start = {self.start}: expected 0 to 1")
+        share(self, "start")
 
     def at(self, progress: float) -> float:
         """The momentum after an update.

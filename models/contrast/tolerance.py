@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from common.ranges import share
 from models.contrast.losses import gather_with_grad
 from models.heads import unit
 
@@ -43,11 +44,7 @@ class SemanticToleranceConfig:
     vote_threshold: float = 0.5
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        for name in ("removed", "vote_threshold"):
-            value = getattr(self, name)
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} = {value}: expected 0 to 1")
+        share(self, "removed", "vote_threshold")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from common.ranges import at_least
 from models.image.resnet_encoder import ResNetEncoder, ResNetEncoderConfig
 from models.pairing import FeatureMap, resample_cells
 
@@ -32,14 +33,8 @@ class ResNetFpnConfig(ResNetEncoderConfig):
     channels: int = 256
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range.
-        """
         super().__post_init__()
-        if self.channels < 1:
-            raise ValueError(f"channels = {self.channels}: expected at least 1")
+        at_least(self, channels=1)
         if self.dilated:
             raise ValueError(
                 "dilated = true: a dilated ResNet has one stride only, there is no pyramid. Set it to false"

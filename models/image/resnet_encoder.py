@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from common.ranges import expect, share
 from models.image.base import IMAGENET_MEAN, IMAGENET_STD, ImageEncoder, ImageEncoderConfig
 from models.image.resnet import NETWORK_PREFIX, ResNet, ResNetName
 from models.pairing import FeatureMap
@@ -46,18 +47,11 @@ class ResNetEncoderConfig(ImageEncoderConfig):
     checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range.
-        """
         file_format, _, path = self.weights.partition(":")
         known = (*IMAGE_FORMATS, OWN_FORMAT)
-        if self.weights != "random" and (file_format not in known or not path):
-            expected = ", ".join(f"{name}:<path>" for name in known)
-            raise ValueError(f"weights = {self.weights!r}: expected random, or one of {expected}")
-        if not 0 <= self.min_match <= 1:
-            raise ValueError(f"min_match = {self.min_match}: expected 0 to 1")
+        fits = self.weights == "random" or (file_format in known and bool(path))
+        expect(self, "weights", fits, f"random, or one of {', '.join(f'{name}:<path>' for name in known)}")
+        share(self, "min_match")
 
     @property
     def architecture(self) -> str:

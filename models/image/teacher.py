@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from common.ranges import expect, one_of, share
 from models.image.base import IMAGENET_MEAN, IMAGENET_STD, DenseNetwork, ImageEncoder
 from models.image.frozen import Frozen
 from models.weights import MIN_MATCH, LoadReport
@@ -62,26 +63,15 @@ class TeacherConfig(ABC):
     cache: bool = False
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range or does not fit the architecture.
-        """
-        if self.name not in self.NAMES:
-            raise ValueError(f"teacher.name = {self.name!r}: expected one of {', '.join(self.NAMES)}")
+        one_of(self, name=self.NAMES)
         file_format, colon, path = self.weights.partition(":")
         needs_path = file_format not in ("random", "imagenet")
-        if file_format not in ("random", *self.SOURCES) or bool(path) != needs_path or bool(colon) != needs_path:
-            files = (word if word == "imagenet" else f"{word}:<path>" for word in self.SOURCES)
-            raise ValueError(
-                f"teacher.weights = {self.weights!r}: expected for {self.name} one of {', '.join(('random', *files))}"
-            )
-        if self.upscale < 1 or self.stride % self.upscale:
-            raise ValueError(
-                f"teacher.upscale = {self.upscale}: expected a divisor of the network's stride {self.stride}"
-            )
-        if not 0 <= self.min_match <= 1:
-            raise ValueError(f"teacher.min_match = {self.min_match}: expected 0 to 1")
+        fits = file_format in ("random", *self.SOURCES) and bool(path) == bool(colon) == needs_path
+        files = (word if word == "imagenet" else f"{word}:<path>" for word in self.SOURCES)
+        expect(self, "weights", fits, f"for {self.name} one of {', '.join(('random', *files))}")
+        divides = self.upscale >= 1 and self.stride % self.upscale == 0
+        expect(self, "upscale", divides, f"a divisor of the network's stride {self.stride}")
+        share(self, "min_match")
 
     @property
     def architecture(self) -> str:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from common.ranges import at_least
 from models.image.resnet import ResNetName
 from models.image.resnet_encoder import ResNetEncoder, ResNetEncoderConfig
 from models.image.teacher import TeacherConfig
@@ -43,14 +44,8 @@ class ResNetUnetConfig(ResNetEncoderConfig):
     channels: int = 16
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range.
-        """
         super().__post_init__()
-        if self.channels < 1:
-            raise ValueError(f"channels = {self.channels}: expected at least 1")
+        at_least(self, channels=1)
         if self.dilated:
             raise ValueError("dilated = true: the decoder needs maps of several strides. Set it to false")
 

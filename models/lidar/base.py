@@ -12,6 +12,8 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common.ranges import at_least
+
 
 @runtime_checkable
 class VoxelSettings(Protocol):
@@ -97,8 +99,7 @@ class BackboneConfig(ABC):
 
     def __post_init__(self) -> None:
         """Check ranges; a family's own `__post_init__` calls this one."""
-        if self.in_channels < 1:
-            raise ValueError(f"in_channels is {self.in_channels}, expected at least 1")
+        at_least(self, in_channels=1)
 
     def check_voxels(self, voxels: VoxelSettings) -> None:  # noqa: B027
         """Refuse voxels that this network cannot work on; most take any.

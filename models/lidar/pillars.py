@@ -24,12 +24,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common.ranges import at_least, at_most, below, expect, one_of, positive
 from models.lidar.base import Backbone, BackboneConfig, VoxelSettings
 from models.lidar.bev import BN_EPS, BevBackbone, BevLayout, read_bev, to_bev
 from models.lidar.layers import PointLayer
@@ -89,17 +90,13 @@ class PillarsConfig(BackboneConfig):
     bn_momentum: float = 0.01
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        if self.in_channels < 3:
-            raise ValueError(f"in_channels is {self.in_channels}, expected at least 3: x, y and z of each point")
-        if self.preset not in _LAYOUTS:
-            raise ValueError(f"preset is {self.preset!r}, expected one of {get_args(Preset)}")
-        if not 0.0 < self.bn_momentum <= 1.0:
-            raise ValueError(f"bn_momentum is {self.bn_momentum}, expected more than 0, at most 1")
-        if not (math.isfinite(self.pillar_size_m) and self.pillar_size_m > 0):
-            raise ValueError(f"pillar_size_m is {self.pillar_size_m}, expected a positive length")
-        if not all(low < high for low, high in zip(self.range_min_m, self.range_max_m, strict=True)):
-            raise ValueError(f"range_min_m is {self.range_min_m}, expected below range_max_m {self.range_max_m}")
+        at_least(self, "x, y and z of each point", in_channels=3)
+        one_of(self, preset=Preset)
+        positive(self, "bn_momentum", "pillar_size_m")
+        at_most(self, bn_momentum=1)
+        below(self, pillar_size_m=math.inf)
+        ordered = all(low < high for low, high in zip(self.range_min_m, self.range_max_m, strict=True))
+        expect(self, "range_min_m", ordered, f"below range_max_m {self.range_max_m}")
         multiple = _LAYOUTS[self.preset].bev.total_stride
         for axis, low, high in zip("xy", self.range_min_m, self.range_max_m, strict=False):
             pillars = (high - low) / self.pillar_size_m

@@ -23,12 +23,13 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import Literal, get_args, overload
+from typing import Literal, overload
 
 import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
+from common.ranges import at_least, at_most, one_of, positive
 from models.lidar.base import Backbone, BackboneConfig, Centres, VoxelSettings
 from models.lidar.layers import PointLayer
 from models.lidar.neighbors import AXIS_BITS
@@ -141,13 +142,10 @@ class PointNet2Config(BackboneConfig):
     bn_momentum: float = 0.1
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        if self.in_channels < 3:
-            raise ValueError(f"in_channels is {self.in_channels}, expected at least 3: x, y and z of each point")
-        if self.preset not in _LAYOUTS:
-            raise ValueError(f"preset is {self.preset!r}, expected one of {get_args(Preset)}")
-        if not 0.0 < self.bn_momentum <= 1.0:
-            raise ValueError(f"bn_momentum is {self.bn_momentum}, expected more than 0, at most 1")
+        at_least(self, "x, y and z of each point", in_channels=3)
+        one_of(self, preset=Preset)
+        positive(self, "bn_momentum")
+        at_most(self, bn_momentum=1)
 
     def check_voxels(self, voxels: VoxelSettings) -> None:
         """Refuse voxels without coordinates.

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common.ranges import at_most, one_of, positive
 from models.lidar.base import Backbone, BackboneConfig
 from models.lidar.sparse import (
     BackendName,
@@ -78,14 +79,10 @@ class Res16UNetConfig(BackboneConfig):
     backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        if self.preset not in _LAYOUTS:
-            raise ValueError(f"preset is {self.preset!r}, expected one of {get_args(Preset)}")
         BackboneConfig.__post_init__(self)
-        if not 0.0 < self.bn_momentum <= 1.0:
-            raise ValueError(f"bn_momentum is {self.bn_momentum}, expected more than 0, at most 1")
-        if self.backend not in get_args(BackendName):
-            raise ValueError(f"backend is {self.backend!r}, expected one of {get_args(BackendName)}")
+        one_of(self, preset=Preset, backend=BackendName)
+        positive(self, "bn_momentum")
+        at_most(self, bn_momentum=1)
 
     def toy(self) -> Res16UNetConfig:
         """See `BackboneConfig.toy`."""

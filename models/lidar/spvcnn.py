@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
+from common.ranges import at_least, below, one_of
 from models.lidar import res16unet
 from models.lidar.base import Backbone, BackboneConfig
 from models.lidar.layers import PointLayer
@@ -57,12 +58,10 @@ class SpvcnnConfig(BackboneConfig):
     backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         super().__post_init__()
-        if self.preset not in _UNETS:
-            raise ValueError(f"preset is {self.preset!r}, expected one of {get_args(Preset)}")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}, expected at least 0, less than 1")
+        one_of(self, preset=Preset)
+        at_least(self, dropout=0)
+        below(self, dropout=1)
         self.unet()
 
     def unet(self) -> Res16UNetConfig:

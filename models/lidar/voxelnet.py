@@ -23,13 +23,14 @@ Letters: M voxels, B samples, F input channels, C channels, X Y D cells along x,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common.ranges import at_most, one_of, positive
 from models.lidar.base import Backbone, BackboneConfig, VoxelSettings
 from models.lidar.bev import BN_EPS, BevBackbone, BevLayout, read_bev, to_bev
 from models.lidar.bounded import BoundedConv3d, Triple
@@ -83,14 +84,10 @@ class VoxelNetConfig(BackboneConfig):
     backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
-        """Check ranges."""
         super().__post_init__()
-        if self.preset not in _LAYOUTS:
-            raise ValueError(f"preset is {self.preset!r}, expected one of {get_args(Preset)}")
-        if not 0.0 < self.bn_momentum <= 1.0:
-            raise ValueError(f"bn_momentum is {self.bn_momentum}, expected more than 0, at most 1")
-        if self.backend not in get_args(BackendName):
-            raise ValueError(f"backend is {self.backend!r}, expected one of {get_args(BackendName)}")
+        one_of(self, preset=Preset, backend=BackendName)
+        positive(self, "bn_momentum")
+        at_most(self, bn_momentum=1)
         x, y, z = self.grid_size
         bev = _LAYOUTS[self.preset].bev
         multiple = STRIDE * (1 if bev is None else bev.total_stride)

@@ -114,11 +114,6 @@ class ContrastiveUnitsConfig(MethodConfig):
     watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range.
-        """
         one_of(self, mode=Mode, sampling=Sampling, context=Context)
         at_least(self, num_units=1, num_neighbors=1, num_negatives=1, embedding_dim=1, hidden_dim=1)
         at_least(self, chunk_rows=1, watch_rows=2)

@@ -57,11 +57,6 @@ class DistillConfig(MethodConfig):
     watch_rows: int = 256
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range, or a cache is asked for.
-        """
         at_least(self, hidden_features=1, watch_rows=2)
         if self.teacher.cache:
             raise ValueError(

@@ -61,11 +61,6 @@ class MocoConfig(MethodConfig):
     watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range.
-        """
         at_least(self, queue_size=1, embedding_dim=1, hidden_dim=1, watch_rows=2)
         positive(self, "temperature")
 

@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from common.ranges import at_least, positive
+from common.ranges import at_least, below, expect, positive
 from data.batch_spec import BatchSpec
 from data.sample import Batch
 from models.contrast.collapse_monitor import collapse_watch
@@ -125,22 +125,13 @@ class NclrConfig(MethodConfig):
     watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range, or two of them do not go together.
-        """
         at_least(self, embedding_dim=6, tokens=1, contrast_points=1, pose_points=6, watch_rows=2)
-        at_least(self, attention_stride=1, fusion_layers=1, heads=1)
+        at_least(self, attention_stride=1, fusion_layers=1, heads=1, overlap_threshold=0, pose_start=0)
         at_least(self, contrast_weight=0, overlap_weight=0, pose_weight=0, translation_weight=0)
-        positive(self, "temperature", "match_temperature")
-        if self.embedding_dim % self.heads:
-            raise ValueError(f"embedding_dim = {self.embedding_dim}: expected a multiple of heads = {self.heads}")
-        if not 0 < self.near_px <= self.far_px:
-            raise ValueError(f"near_px = {self.near_px}, far_px = {self.far_px}: expected 0 < near_px <= far_px")
-        for name in ("overlap_threshold", "pose_start"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected 0 to below 1")
+        below(self, overlap_threshold=1, pose_start=1)
+        positive(self, "temperature", "match_temperature", "near_px")
+        at_least(self, "near_px", far_px=self.near_px)
+        expect(self, "embedding_dim", self.embedding_dim % self.heads == 0, f"a multiple of heads = {self.heads}")
         if self.pose and not self.overlap:
             raise ValueError(
                 "pose = true with overlap = false: nothing would say which points to match; set pose=false"

@@ -69,11 +69,6 @@ class PixelContrastConfig(MethodConfig):
     watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range.
-        """
         at_least(self, num_places=1, chunk_rows=1, watch_rows=2)
         positive(self, "temperature")
 

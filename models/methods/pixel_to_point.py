@@ -62,11 +62,6 @@ class PixelToPointConfig(MethodConfig):
     watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range.
-        """
         at_least(self, num_pairs=2, chunk_rows=1, watch_rows=2)
         positive(self, "temperature")
 

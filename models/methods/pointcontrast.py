@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from common.ranges import at_least, one_of, positive
+from common.ranges import above, at_least, at_most, one_of, positive
 from data.batch_spec import BatchSpec, SecondCloud
 from data.sample import Batch
 from models.contrast.collapse_monitor import collapse_watch
@@ -82,19 +82,11 @@ class PointContrastConfig(MethodConfig):
     watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range.
-        """
         one_of(self, loss=LossName)
-        at_least(self, num_pairs=1, embedding_dim=1, chunk_rows=1, watch_rows=2)
+        at_least(self, num_pairs=1, embedding_dim=1, chunk_rows=1, watch_rows=2, positive_margin=0)
         positive(self, "temperature")
-        if not 0 <= self.positive_margin < self.negative_margin <= 2:
-            raise ValueError(
-                f"positive_margin = {self.positive_margin}, negative_margin = {self.negative_margin}: expected "
-                "0 <= positive < negative <= 2, the largest distance of unit vectors"
-            )
+        above(self, "positive_margin", negative_margin=self.positive_margin)
+        at_most(self, "the largest distance of unit vectors", negative_margin=2)
 
     def batch_spec(self) -> BatchSpec:
         """Two clouds with matches, no images."""

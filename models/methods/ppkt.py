@@ -65,11 +65,6 @@ class PpktConfig(MethodConfig):
     watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range, or a cache is asked for.
-        """
         at_least(self, num_pairs=2, embedding_dim=1, chunk_rows=1, watch_rows=2)
         positive(self, "temperature")
         if self.teacher.cache:

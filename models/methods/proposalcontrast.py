@@ -106,11 +106,6 @@ class ProposalContrastConfig(MethodConfig):
     watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range.
-        """
         at_least(self, num_proposals=1, num_neighbors=1, attention_shrink=1, hidden_dim=1, embedding_dim=1)
         at_least(self, iterations=1, num_prototypes=2, chunk_rows=1, watch_rows=2)
         positive(self, "radius_m", "temperature", "epsilon")

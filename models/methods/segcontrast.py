@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from common.ranges import at_least, positive
+from common.ranges import at_least, below, positive
 from data.batch_spec import BatchSpec, GroundConfig, PointClusterConfig, SecondCloud
 from data.sample import Batch, PointClusters
 from models.contrast.memory import KeyQueue, contrast_with_queue, queue_watch
@@ -74,15 +74,10 @@ class SegContrastConfig(MethodConfig):
     watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range.
-        """
         at_least(self, queue_size=1, embedding_dim=1, hidden_dim=1, max_segments=1, min_points=1, watch_rows=2)
+        at_least(self, dropout=0)
+        below(self, dropout=1)
         positive(self, "temperature")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout = {self.dropout}: expected 0 <= dropout < 1")
 
     def batch_spec(self) -> BatchSpec:
         """Two augmentations of a sweep with segments, no images."""

@@ -100,11 +100,6 @@ class SimipuConfig(MethodConfig):
     watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range.
-        """
         at_least(self, num_centres=1, embedding_dim=1, watch_rows=2)
         positive(self, "temperature", "match_gate_m")
         weights(self, "intra_weight", "inter_weight")

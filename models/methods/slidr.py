@@ -74,11 +74,6 @@ class SlidrConfig(MethodConfig):
     watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range.
-        """
         at_least(self, embedding_dim=1, chunk_rows=1, watch_rows=2)
         positive(self, "temperature")
         if self.tolerant is not None and self.symmetric and self.gather_negatives:

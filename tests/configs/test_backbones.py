@@ -84,7 +84,7 @@ def test_runs_from_before_there_was_a_choice_stay_as_they_are(tmp_path: Path) ->
         (["method.backbone.name=spvcnn", "method.backbone.in_channels=4"], ["in_channels: got 4, expected 1"]),
         (
             ["method.backbone.name=pillars", "method.backbone.in_channels=1"],
-            ["method.backbone", "in_channels is 1, expected at least 3"],
+            ["method.backbone.in_channels: got 1, expected at least 3"],
         ),
         (["method.backbone.name=pillars", *XYZ], ["method.backbone: points outside the pillars' range"]),
         (["method.backbone.name=voxelnet"], ["method.backbone: ", "set data.voxel.kind=cartesian"]),

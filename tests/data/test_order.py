@@ -114,7 +114,7 @@ def test_augmentation_numbers_depend_on_every_argument() -> None:
 
 @pytest.mark.parametrize(
     ("indices", "seed", "group", "message"),
-    [([], 0, 1, "empty"), ([1], -1, 1, "seed is -1"), ([1], 0, 0, "shards_per_group is 0")],
+    [([], 0, 1, "empty"), ([1], -1, 1, "seed: got -1"), ([1], 0, 0, "shards_per_group: got 0")],
 )
 def test_meaningless_orders_are_refused(indices: list[int], seed: int, group: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -96,7 +96,7 @@ def test_precisions_that_cannot_work_are_refused_by_name() -> None:
     ],
 )
 def test_engine_ranges(field: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{field}={value}"):
+    with pytest.raises(ValueError, match=f"{field}: got {value}"):
         EngineConfig(**{field: value})  # type: ignore[arg-type]
 
 

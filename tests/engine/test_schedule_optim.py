@@ -115,5 +115,5 @@ def test_optim_ranges(field: str, value: object) -> None:
     ("field", "value"), [("steps", 0), ("epochs", 0), ("warmup_steps", -1), ("final_lr_scale", 2.0)]
 )
 def test_schedule_ranges(field: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{field}={value}"):
+    with pytest.raises(ValueError, match=f"{field}: got {value}"):
         ScheduleConfig(**{field: value})  # type: ignore[arg-type]

@@ -225,7 +225,7 @@ def test_layer_decay_in_fine_tuning() -> None:
     groups = rate_groups(network, FinetuneConfig(layer_decay=0.5), 0.1)
     assert [g["lr"] for g in groups] == pytest.approx([0.1 * 0.5**n for n in range(8, -1, -1)] + [0.5])
     assert sum(len(g["params"]) for g in groups) == len(list(network.parameters()))
-    with pytest.raises(ValueError, match=r"layer_decay = 0\.0"):
+    with pytest.raises(ValueError, match=r"layer_decay: got 0\.0"):
         FinetuneConfig(layer_decay=0.0)
 
 

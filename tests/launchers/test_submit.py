@@ -347,10 +347,10 @@ def test_variables_of_a_surrounding_job_are_hidden(monkeypatch: pytest.MonkeyPat
 
 def test_slurm_settings_out_of_range() -> None:
     for wrong, message in (
-        ({"nodes": 0}, "nodes is 0, expected at least 1"),
-        ({"signal_s": 600, "time_min": 10}, r"signal_s is 600, expected 1 to less than time_min \(600 s\)"),
+        ({"nodes": 0}, "nodes: got 0, expected at least 1"),
+        ({"signal_s": 600, "time_min": 10}, r"signal_s: got 600, expected below 600 \(time_min, in seconds\)"),
         ({"evaluate": ResourcesConfig(tasks_per_node=2)}, "an evaluation runs in one process"),
-        ({"array_parallelism": 0}, "array_parallelism is 0"),
+        ({"array_parallelism": 0}, "array_parallelism: got 0"),
     ):
         with pytest.raises(ValueError, match=message):
             SlurmConfig(**wrong)

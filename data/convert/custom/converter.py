@@ -29,6 +29,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int
 
+from common.ranges import positive
 from data.convert.base import Converter, Skipped
 from data.convert.custom import files as custom_files
 from data.convert.custom.files import Calibration, CameraCalibration
@@ -69,9 +70,7 @@ class CustomConverter(Converter):
     set_name: ClassVar[str] = "custom"
 
     def __post_init__(self) -> None:
-        for name in ("max_image_gap_ms", "max_pose_gap_ms"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number above 0")
+        positive(self, "max_image_gap_ms", "max_pose_gap_ms")
 
     # ------------------------------------------------------------------------------------------------ what is there
     @cached_property

@@ -26,6 +26,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
+from common.ranges import some_of
 from data.convert.base import Converter, Skipped
 from data.convert.files import layout_error, read_image, read_numbers
 from data.convert.kitti import common as kitti
@@ -61,9 +62,8 @@ class Kitti360Converter(Converter):
     set_name: ClassVar[str] = "kitti-360"
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.cameras) - set(_CAMERAS))
-        if unknown and self.cameras != _NO_CAMERA:
-            raise ValueError(f"cameras has {unknown}, expected some of {', '.join(_CAMERAS)}, or none alone")
+        if self.cameras != _NO_CAMERA:
+            some_of(self, "or none alone", cameras=_CAMERAS)
 
     @property
     def _root(self) -> Path:

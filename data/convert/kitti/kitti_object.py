@@ -26,6 +26,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Bool, Float
 
+from common.ranges import at_least
 from data.convert.base import Converter, Skipped, only_frame
 from data.convert.box_labels import labels_from_boxes
 from data.convert.files import layout_error, read_bytes, read_image
@@ -61,8 +62,7 @@ class KittiObjectConverter(Converter):
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
     def __post_init__(self) -> None:
-        if self.val_every < 0:
-            raise ValueError(f"val_every is {self.val_every}, expected 0 or more")
+        at_least(self, val_every=0)
         if (self.train_list is None) != (self.val_list is None):
             raise ValueError("train_list and val_list must be given together")
 

@@ -17,6 +17,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
+from common.ranges import some_of
 from data.convert.base import Converter, Skipped
 from data.convert.files import layout_error, read_bytes, read_image
 from data.convert.kitti import common as kitti
@@ -47,9 +48,7 @@ class KittiRawConverter(Converter):
     set_name: ClassVar[str] = "kitti-raw"
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.cameras) - set(_COLOUR_CAMERAS))
-        if unknown:
-            raise ValueError(f"cameras has {unknown}, expected some of {', '.join(_COLOUR_CAMERAS)}")
+        some_of(self, cameras=_COLOUR_CAMERAS)
 
     @cached_property
     def _drives(self) -> dict[str, Path]:

@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
+from common.ranges import some_of
 from data.convert.base import Converter, Skipped
 from data.convert.files import layout_error, read_image
 from data.convert.kitti import common as kitti
@@ -76,9 +77,8 @@ class SemanticKittiConverter(Converter):
     class_names: ClassVar[tuple[str, ...]] = tuple(CLASS_WORDS)
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.cameras) - set(_PROJECTIONS))
-        if unknown and self.cameras != _NO_CAMERA:
-            raise ValueError(f"cameras has {unknown}, expected some of {', '.join(_PROJECTIONS)}, or none alone")
+        if self.cameras != _NO_CAMERA:
+            some_of(self, "or none alone", cameras=_PROJECTIONS)
 
     @cached_property
     def _sequences(self) -> dict[str, Path]:

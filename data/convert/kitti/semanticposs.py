@@ -18,6 +18,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
+from common.ranges import some_of
 from data.convert.base import Converter, Skipped
 from data.convert.kitti import common as kitti
 from data.convert.kitti.sequences import Track, class_table, find_sequences, frame_names, poses_file, read_labels
@@ -66,9 +67,7 @@ class SemanticPossConverter(Converter):
     class_names: ClassVar[tuple[str, ...]] = tuple(CLASS_WORDS)
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.val_sequences) - set(range(_LAST + 1)))
-        if unknown:
-            raise ValueError(f"val_sequences has {unknown}, expected numbers from 0 to {_LAST}")
+        some_of(self, val_sequences=range(_LAST + 1))
 
     @cached_property
     def _sequences(self) -> dict[str, Path]:

@@ -24,6 +24,7 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
+from common.ranges import different, positive, some_of
 from data.convert.base import Converter, Skipped
 from data.convert.files import layout_error, read_bytes, read_jpeg, read_records
 from data.convert.nuscenes.index import LIDAR, NuscenesIndex, rotations
@@ -75,13 +76,10 @@ class NuscenesConverter(Converter):
     class_names: ClassVar[tuple[str, ...]] = tuple(CLASSES)
 
     def __post_init__(self) -> None:
-        names = self.camera_names()
-        if not set(names) <= set(CAMERAS) or len(set(names)) != len(names):
-            raise ValueError(
-                f"cameras has {list(names)}, expected some of {', '.join(CAMERAS)}, each once, or none alone"
-            )
-        if not self.max_camera_gap_s > 0:
-            raise ValueError(f"max_camera_gap_s is {self.max_camera_gap_s}, expected more than 0")
+        if self.cameras != _NO_CAMERA:
+            some_of(self, "or none alone", cameras=CAMERAS)
+        different(self, "cameras")
+        positive(self, "max_camera_gap_s")
 
     # ------------------------------------------------------------------------------------------- what there is
     @cached_property

@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
+from common.ranges import some_of
 from data.convert.base import Converter, Skipped
 from data.convert.box_labels import labels_from_boxes
 from data.convert.files import layout_error, read_jpeg, read_json
@@ -78,9 +79,7 @@ class PandasetConverter(Converter):
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
     def __post_init__(self) -> None:
-        unknown = sorted(set(self.cameras) - set(CAMERAS))
-        if unknown:
-            raise ValueError(f"cameras has {unknown}, expected some of {', '.join(CAMERAS)}")
+        some_of(self, cameras=CAMERAS)
 
     # ------------------------------------------------------------------------------------------- sequences
     @cached_property

@@ -32,6 +32,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from common.ranges import at_least, positive
 from data.convert.base import Converter, Skipped
 from data.convert.files import check_header, layout_error, read_bytes, read_image, read_numbers
 from data.convert.rgbd import T_CAM_LIDAR, depth_points, measured, read_depth
@@ -71,11 +72,8 @@ class ScanNetConverter(Converter):
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
     def __post_init__(self) -> None:
-        if self.every_frame < 1 or self.every_pixel < 1 or not self.max_depth_m > 0:
-            raise ValueError(
-                f"every_frame={self.every_frame}, every_pixel={self.every_pixel}, max_depth_m={self.max_depth_m}: "
-                "expected at least 1 and a number above 0"
-            )
+        at_least(self, every_frame=1, every_pixel=1)
+        positive(self, "max_depth_m")
 
     @cached_property
     def _folders(self) -> dict[str, Path]:

@@ -26,6 +26,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float
 
+from common.ranges import at_least, different, expect, some_of
 from data.convert.base import Converter, Skipped
 from data.convert.box_labels import labels_from_boxes
 from data.convert.files import layout_error
@@ -78,15 +79,10 @@ class WaymoConverter(Converter):
     set_name: ClassVar[str] = "waymo"
 
     def __post_init__(self) -> None:
-        for field, known in (("lasers", LASERS), ("cameras", CAMERAS)):
-            names = getattr(self, field)
-            unknown = [name for name in names if name not in known]
-            if unknown or len(set(names)) < len(names):
-                raise ValueError(f"{field} is {list(names)}, expected different ones of {', '.join(known)}")
-        if not self.lasers:
-            raise ValueError(f"lasers is empty, expected some of {', '.join(LASERS)}")
-        if self.every_frame < 1:
-            raise ValueError(f"every_frame is {self.every_frame}, expected at least 1")
+        some_of(self, lasers=LASERS, cameras=CAMERAS)
+        different(self, "lasers", "cameras")
+        expect(self, "lasers", bool(self.lasers), f"some of {', '.join(LASERS)}")
+        at_least(self, every_frame=1)
         if self.labelled_only and self.labels != "segmentation":
             raise ValueError("labelled_only chooses frames with segmentation: it needs labels=segmentation")
 

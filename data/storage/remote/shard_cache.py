@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from common.ranges import at_least, below, positive
 from common.retry import StorageAwayError
 
 _GIB = 1 << 30
@@ -64,13 +65,9 @@ class CacheConfig:
     teacher_folder: str | None = None
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        for name in ("max_gib", "stall_s"):
-            value = getattr(self, name)
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} is {value}, expected a positive number")
-        if self.downloads < 1:
-            raise ValueError(f"downloads is {self.downloads}, expected at least 1")
+        positive(self, "max_gib", "stall_s")
+        below(self, max_gib=float("inf"), stall_s=float("inf"))
+        at_least(self, downloads=1)
 
     @property
     def max_bytes(self) -> int:

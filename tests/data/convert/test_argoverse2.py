@@ -226,9 +226,9 @@ def test_wrong_sources_say_what_was_found(small, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cameras": ("front",)}, r"cameras has \['front'\]"),
-        ({"max_image_gap_ms": 0.0}, "max_image_gap_ms is 0.0"),
-        ({"every_sweep": 0}, "every_sweep is 0"),
+        ({"cameras": ("front",)}, r"cameras: got \('front',\)"),
+        ({"max_image_gap_ms": 0.0}, "max_image_gap_ms: got 0.0"),
+        ({"every_sweep": 0}, "every_sweep: got 0"),
     ],
 )
 def test_settings_are_checked(settings, message):

@@ -265,7 +265,7 @@ def test_wrong_names_say_what_was_expected(source, truth):
     (source / log / "lidar" / "000001.pcd").touch()
     with pytest.raises(ShardError, match=r"000001\.pcd: expected <time in microseconds> and one of \.npy, \.bin"):
         CustomConverter(source=str(source)).num_frames(log)
-    with pytest.raises(ValueError, match=r"max_image_gap_ms is 0\.0"):
+    with pytest.raises(ValueError, match=r"max_image_gap_ms: got 0\.0"):
         CustomConverter(source=str(source), max_image_gap_ms=0.0)
 
 

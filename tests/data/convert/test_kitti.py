@@ -188,7 +188,7 @@ def test_raw_cameras_and_splits(tmp_path):
     assert [only.split_of(log) for log in only.logs()] == ["train", "val"]
     with pytest.raises(ShardError, match="val_logs names 'nowhere'"):
         KittiRawConverter(source=source, val_logs=("nowhere",)).logs()
-    with pytest.raises(ValueError, match=r"cameras has \['image_00'\]"):
+    with pytest.raises(ValueError, match=r"cameras: got \('image_00',\)"):
         KittiRawConverter(source=source, cameras=("image_00",))
 
 

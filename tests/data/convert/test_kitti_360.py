@@ -71,7 +71,7 @@ def test_drives_splits_and_cameras(tmp_path: Path) -> None:
     none = Kitti360Converter(source=str(tmp_path), cameras=("none",))
     assert samples_of(none)[0].cameras == ()
     assert "no images: sweeps only" in none.notes()
-    with pytest.raises(ValueError, match=r"cameras has \['image_02'\], expected some of image_00, image_01"):
+    with pytest.raises(ValueError, match=r"cameras: got \('image_02',\), expected some of image_00, image_01"):
         Kitti360Converter(source=str(tmp_path), cameras=("image_02",))
 
 

@@ -256,8 +256,8 @@ def test_wrong_sources_say_what_was_found(small, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"cameras": ("cam02",)}, r"cameras has \['cam02'\]"),
-        ({"intensity_max": 0.0}, "intensity_max is 0.0"),
+        ({"cameras": ("cam02",)}, r"cameras: got \('cam02',\)"),
+        ({"intensity_max": 0.0}, "intensity_max: got 0.0"),
     ],
 )
 def test_settings_are_checked(settings, message):

@@ -299,7 +299,7 @@ def test_wrong_sources_say_what_was_found(small, tmp_path):
     with pytest.raises(ShardError, match=r"looked for gps.json, for split=scalr in .*meta, found timestamps.json"):
         PandasetConverter(source=str(small), cameras=()).logs()
     assert PandasetConverter(source=str(small), cameras=(), split="openpcdet").logs() == (LOG,)
-    with pytest.raises(ValueError, match=r"cameras has \['front'\]"):
+    with pytest.raises(ValueError, match=r"cameras: got \('front',\)"):
         PandasetConverter(source="", cameras=("front",))
 
 

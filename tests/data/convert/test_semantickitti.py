@@ -103,7 +103,7 @@ def test_cameras_by_what_is_there_and_by_choice(tmp_path: Path) -> None:
     assert samples_of(bare, "00")[0].cameras == ()
     none = SemanticKittiConverter(source=source, cameras=("none",))
     assert samples_of(none, "00")[0].cameras == ()
-    with pytest.raises(ValueError, match=r"cameras has \['image_0'\], expected some of image_2, image_3, or none"):
+    with pytest.raises(ValueError, match=r"cameras: got \('image_0',\), expected some of image_2, image_3 \(or none"):
         SemanticKittiConverter(source=source, cameras=("image_0",))
 
 

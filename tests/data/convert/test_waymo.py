@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -410,15 +411,15 @@ def test_prepared_and_read_back(both: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"lasers": ("roof",)}, "lasers is ['roof'], expected different ones of top, front"),
-        ({"lasers": ()}, "lasers is empty"),
-        ({"cameras": ("front", "front")}, "cameras is ['front', 'front']"),
-        ({"every_frame": 0}, "every_frame is 0"),
+        ({"lasers": ("roof",)}, "lasers: got ('roof',), expected some of top, front"),
+        ({"lasers": ()}, "lasers: got (), expected some of top"),
+        ({"cameras": ("front", "front")}, "cameras: got ('front', 'front'), expected no entry twice"),
+        ({"every_frame": 0}, "every_frame: got 0"),
         ({"labelled_only": True, "labels": "boxes"}, "needs labels=segmentation"),
     ],
 )
 def test_refused_settings(settings: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words.replace("[", r"\[").replace("]", r"\]")):
+    with pytest.raises(ValueError, match=re.escape(words)):
         WaymoConverter(source="x", **settings)  # type: ignore[arg-type]
 
 

@@ -62,7 +62,7 @@ def test_too_little_to_choose_from_is_refused(manifest: Manifest) -> None:
         every_kth_log(manifest, manifest.indices("train"), 6)
     with pytest.raises(ValueError, match="only 3 samples"):
         select(manifest, manifest.indices("val"), FractionConfig(kind="random", count=4))
-    with pytest.raises(ValueError, match="every is 0"):
+    with pytest.raises(ValueError, match="every: got 0"):
         FractionConfig(every=0)
 
 

@@ -172,7 +172,7 @@ def test_states_of_other_streams_are_refused(root: str) -> None:
         (loader(root, limit=6), "samples_per_epoch"),
         (loader(root, shards_per_group=2), "shards_per_group"),
     ]:
-        with pytest.raises(ValueError, match=f"{name} is"):
+        with pytest.raises(ValueError, match=f"{name}: got"):
             other.check_state(state)
     with pytest.raises(ValueError, match="samples is"):
         loader(root).check_state(state | {"samples": "other"})
@@ -202,7 +202,7 @@ def test_bad_settings_are_refused(root: str, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match="'test' is not in the set"):
         loader(root, split="test")
     for name, value in [("micro_batch_size", 0), ("num_workers", -1), ("max_skip_share", 1.5), ("limit", 0)]:
-        with pytest.raises(ValueError, match=f"{name} is"):
+        with pytest.raises(ValueError, match=f"{name}: got"):
             DataConfig(shards=root, **{name: value})  # type: ignore[arg-type]
 
 

@@ -217,7 +217,7 @@ def test_one_damaged_frame_never_stops_a_set_but_all_do(tmp_path):
     ("field", "value"), [("samples_per_shard", 0), ("limit", 0), ("max_skip_share", 1.5), ("max_skip_share", -0.1)]
 )
 def test_refused_settings_name_the_field(field, value):
-    with pytest.raises(ValueError, match=f"{field} is {value}"):
+    with pytest.raises(ValueError, match=f"{field}: got {value}"):
         PrepareConfig(**{field: value})
 
 

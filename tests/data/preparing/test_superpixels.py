@@ -111,5 +111,5 @@ def test_flat_image_and_repeatability():
     ],
 )
 def test_refused_settings_name_the_field(field, value):
-    with pytest.raises(ValueError, match=f"{field} is {value}"):
+    with pytest.raises(ValueError, match=f"{field}: got {value}"):
         SuperpixelConfig(**{field: value})

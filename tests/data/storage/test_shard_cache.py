@@ -183,7 +183,11 @@ def test_a_checksum_that_is_no_checksum_becomes_no_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "words"),
-    [({"max_gib": 0.0}, "max_gib is 0"), ({"stall_s": -1.0}, "stall_s is -1"), ({"downloads": 0}, "downloads is 0")],
+    [
+        ({"max_gib": 0.0}, "max_gib: got 0"),
+        ({"stall_s": -1.0}, "stall_s: got -1"),
+        ({"downloads": 0}, "downloads: got 0"),
+    ],
 )
 def test_settings_out_of_range(settings: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):

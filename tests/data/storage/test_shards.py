@@ -578,7 +578,7 @@ def test_values_beyond_their_stored_type_are_refused():
 
 @pytest.mark.parametrize(("field", "value"), [("jpeg_quality", 0), ("jpeg_quality", 101), ("png_level", 10)])
 def test_refused_settings_name_the_field(field, value):
-    with pytest.raises(ValueError, match=f"{field} is {value}"):
+    with pytest.raises(ValueError, match=f"{field}: got {value}"):
         CodecConfig(**{field: value})
 
 

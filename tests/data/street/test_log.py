@@ -289,16 +289,16 @@ def test_split_rule():
         (lambda: StreetConfig(frame_rate_hz=0.0), "frame_rate_hz"),
         (lambda: StreetConfig(val_share=1.5), "val_share"),
         (lambda: StreetConfig(density=-1.0), "density"),
-        (lambda: StreetLidarConfig(beams=0), "lidar.beams"),
-        (lambda: StreetLidarConfig(elevation_max_deg=-30.0), "lidar.elevation_max_deg"),
-        (lambda: StreetLidarConfig(dropout=1.0), "lidar.dropout"),
-        (lambda: StreetCameraConfig(image_size=(0, 320)), "cameras.image_size"),
-        (lambda: StreetCameraConfig(yaws_deg=(0.0,)), "cameras.yaws_deg"),
-        (lambda: StreetCameraConfig(names=("a", "a", "b")), "cameras.names"),
+        (lambda: StreetLidarConfig(beams=0), "beams"),
+        (lambda: StreetLidarConfig(elevation_max_deg=-30.0), "elevation_max_deg"),
+        (lambda: StreetLidarConfig(dropout=1.0), "dropout"),
+        (lambda: StreetCameraConfig(image_size=(0, 320)), "image_size"),
+        (lambda: StreetCameraConfig(yaws_deg=(0.0,)), "yaws_deg"),
+        (lambda: StreetCameraConfig(names=("a", "a", "b")), "names"),
     ],
 )
 def test_settings_out_of_range_are_refused_by_name(make, name):
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=f"^{name}: got"):
         make()
 
 

@@ -151,10 +151,10 @@ def test_colours_of_a_view_are_drawn_for_each_image_and_leave_places_alone() -> 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"jitter_probability": 1.1}, "jitter_probability is 1.1"),
-        ({"brightness": -0.1}, "brightness is -0.1"),
-        ({"hue": 0.6}, "hue is 0.6"),
-        ({"blur_sigma_px": (0.0, 1.0)}, "blur_sigma_px is"),
+        ({"jitter_probability": 1.1}, "jitter_probability: got 1.1"),
+        ({"brightness": -0.1}, "brightness: got -0.1"),
+        ({"hue": 0.6}, "hue: got 0.6"),
+        ({"blur_sigma_px": (0.0, 1.0)}, "blur_sigma_px: got"),
     ],
 )
 def test_refuses_bad_settings(options: dict[str, object], message: str) -> None:

@@ -95,7 +95,7 @@ def test_refuses_points_that_have_no_cell(bad: float) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": (0.1, 0.0, 0.1)}, "size is"),
+        ({"size": (0.1, 0.0, 0.1)}, "size: got"),
         ({"range_min": (0.0, 0.0, 0.0)}, "together"),
         ({"range_min": (0.0, 0.0, 0.0), "range_max": (1.0, 0.0, 1.0)}, "below range_max"),
     ],

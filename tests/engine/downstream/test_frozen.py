@@ -120,5 +120,5 @@ def test_knn_with_a_query_limit_abstains_on_the_rest() -> None:
 
 
 def test_knn_config_refuses_more_neighbours_than_entries() -> None:
-    with pytest.raises(ValueError, match="k = 20: expected 1 to bank_size = 10"):
+    with pytest.raises(ValueError, match=r"k: got 20, expected at most 10 .bank_size"):
         KnnConfig(bank_size=10)

@@ -230,12 +230,12 @@ def test_a_frozen_network_stays_as_it_is(tmp_path: Path):
 
 def test_refused_settings():
     for kind, settings, message in (
-        (ResNetEncoderConfig, {"weights": "imagenet"}, "weights = 'imagenet': expected random"),
-        (ResNetEncoderConfig, {"weights": "tandem:"}, "weights = 'tandem:'"),
+        (ResNetEncoderConfig, {"weights": "imagenet"}, "weights: got 'imagenet', expected random"),
+        (ResNetEncoderConfig, {"weights": "tandem:"}, "weights: got 'tandem:'"),
         (ResNetEncoderConfig, {"min_match": -1.0}, "min_match"),
-        (ResNetFpnConfig, {"channels": 0}, "channels = 0"),
+        (ResNetFpnConfig, {"channels": 0}, "channels: got 0"),
         (ResNetFpnConfig, {"dilated": True}, "dilated"),
-        (ResNetUnetConfig, {"channels": 0}, "channels = 0"),
+        (ResNetUnetConfig, {"channels": 0}, "channels: got 0"),
         (ResNetUnetConfig, {"dilated": True}, "dilated"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -148,8 +148,8 @@ def test_voxels_must_hold_coordinates_inside_the_range() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("in_channels", 2, "in_channels is 2, expected at least 3"),
-        ("pillar_size_m", 0.0, "pillar_size_m is 0.0"),
+        ("in_channels", 2, "in_channels: got 2, expected at least 3"),
+        ("pillar_size_m", 0.0, "pillar_size_m: got 0.0"),
         ("pillar_size_m", 0.15, "holds 460.8 pillars of 0.15 m along x, expected a multiple of 8"),
         (
             "range_max_m",

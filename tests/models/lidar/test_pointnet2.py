@@ -201,7 +201,7 @@ def test_voxels_must_hold_coordinates() -> None:
 
 
 def test_coordinates_are_needed() -> None:
-    with pytest.raises(ValueError, match="in_channels is 1"):
+    with pytest.raises(ValueError, match="in_channels: got 1"):
         PointNet2Config(in_channels=1)
 
 

@@ -60,5 +60,5 @@ def test_refused_back_end() -> None:
     # beartype (tests only) would refuse the value before the config's own check; from_dict-like callers have none.
     config = Res16UNetConfig()
     object.__setattr__(config, "backend", "me")
-    with pytest.raises(ValueError, match="backend is 'me'"):
+    with pytest.raises(ValueError, match="backend: got 'me'"):
         config.__post_init__()

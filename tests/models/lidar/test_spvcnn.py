@@ -72,5 +72,5 @@ def test_published_size() -> None:
 
 
 def test_refused_dropout() -> None:
-    with pytest.raises(ValueError, match=r"dropout is 1\.0"):
+    with pytest.raises(ValueError, match=r"dropout: got 1\.0"):
         SpvcnnConfig(dropout=1.0)

@@ -281,7 +281,7 @@ def test_voxels_must_be_those_of_the_grid() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("backend", "me", "backend is 'me'"),
+        ("backend", "me", "backend: got 'me'"),
         ("grid_max", (508, 512, 15), "has 1020 x 1024 cells along x and y, expected multiples of 8"),
         ("grid_max", (512, -512, 15), "has 1024 x 0 cells"),
         ("grid_max", (512, 512, 10), "has 35 cells along z, expected 24, 40, 56"),

@@ -124,8 +124,8 @@ def test_refused_batches_and_settings():
     with pytest.raises(ValueError, match="needs images"):
         _distill()(dataclasses.replace(toy_batch([0]), images=None))
     for settings, message in (
-        ({"hidden_features": 0}, "hidden_features = 0"),
-        ({"watch_rows": 1}, "watch_rows = 1"),
+        ({"hidden_features": 0}, "hidden_features: got 0"),
+        ({"watch_rows": 1}, "watch_rows: got 1"),
         ({"teacher": dataclasses.replace(LITE, cache=True)}, "means over superpixels"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -78,9 +78,9 @@ def test_degenerate_batches_give_a_finite_loss_and_gradient(name):
 
 
 def test_refused_settings_and_batches():
-    with pytest.raises(ValueError, match="num_pairs = 1: expected at least 2"):
+    with pytest.raises(ValueError, match="num_pairs: got 1, expected at least 2"):
         PixelToPointConfig(num_pairs=1)
-    with pytest.raises(ValueError, match="temperature = 0"):
+    with pytest.raises(ValueError, match="temperature: got 0"):
         PixelToPointConfig(temperature=0.0)
     with pytest.raises(ValueError, match="needs images"):
         _method()(dataclasses.replace(toy_batch([0]), images=None))

@@ -127,11 +127,11 @@ def test_refused_batches_and_settings():
     with pytest.raises(ValueError, match="needs images"):
         _ppkt()(dataclasses.replace(toy_batch([0]), images=None))
     for settings, message in (
-        ({"num_pairs": 1}, "num_pairs = 1"),
-        ({"embedding_dim": 0}, "embedding_dim = 0"),
-        ({"temperature": 0.0}, "temperature = 0"),
-        ({"chunk_rows": 0}, "chunk_rows = 0"),
-        ({"watch_rows": 1}, "watch_rows = 1"),
+        ({"num_pairs": 1}, "num_pairs: got 1"),
+        ({"embedding_dim": 0}, "embedding_dim: got 0"),
+        ({"temperature": 0.0}, "temperature: got 0"),
+        ({"chunk_rows": 0}, "chunk_rows: got 0"),
+        ({"watch_rows": 1}, "watch_rows: got 1"),
         ({"teacher": dataclasses.replace(LITE, cache=True)}, "means over superpixels"),
     ):
         with pytest.raises(ValueError, match=message):
