@@ -140,10 +140,10 @@ def test_duplicate_voxels_are_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("setting", "value", "message"),
     [
-        ("preset", "none_such", "preset is 'none_such'"),
-        ("in_channels", 0, "in_channels is 0"),
-        ("bn_momentum", 0.0, "bn_momentum is 0.0"),
-        ("bn_momentum", 2.0, "bn_momentum is 2.0"),
+        ("preset", "none_such", "preset: got 'none_such'"),
+        ("in_channels", 0, "in_channels: got 0"),
+        ("bn_momentum", 0.0, "bn_momentum: got 0.0"),
+        ("bn_momentum", 2.0, "bn_momentum: got 2.0"),
     ],
 )
 @every_backbone
