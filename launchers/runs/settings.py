@@ -19,7 +19,7 @@ from engine.downstream.results import fingerprint
 from models.methods import METHODS
 
 _NO_SETTING = frozenset({"run_dir", "seed", "checkpoint", "monitor", "evaluate"})
-_NO_DATA_SETTING = frozenset({"cache"})
+_NO_DATA_SETTING = frozenset({"cache", "expected_superpixels"})  # an expectation is checked; it shapes no number
 _MAX_LABEL = 72
 """Characters of a label; a longer list of differences is cut."""
 
