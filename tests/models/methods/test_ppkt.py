@@ -66,10 +66,10 @@ def test_loss_equals_the_slow_reference():
         torch.testing.assert_close(got, want)
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet10_tiny"])
-def test_reading_at_the_pairs_equals_upsampling_whole_maps(name: str):
+@pytest.mark.parametrize(("name", "settings"), [("efficientnet_lite0", {}), ("resnet10_tiny", {"dilated": False})])
+def test_reading_at_the_pairs_equals_upsampling_whole_maps(name: str, settings: dict[str, bool]):
     """Pairs on whole pixels; the map is read at stride 4 and, with the ResNet, at stride 32."""
-    model = _ppkt(teacher=teacher_config(name=name, dilated=False)).double()
+    model = _ppkt(teacher=teacher_config(name=name, **settings)).double()
     batch = toy_batch([0, 1], dtype=torch.float64)
     with torch.no_grad():
         everywhere = model.pixel_embeddings(batch.images)
