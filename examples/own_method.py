@@ -22,7 +22,7 @@ from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods import METHODS
 from models.methods.base import LossTerms, MethodConfig, Objective
-from models.pairing import read_pixels
+from models.pairing import FeatureMap, read_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +58,9 @@ class Colour(Objective):
     def forward(self, batch: Batch) -> LossTerms:
         """Mean absolute difference between predicted and seen RGB, both 0 to 1, over all pairs."""
         voxels = self.backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples)
-        predicted = self.head(voxels)[batch.point_voxel[batch.pair_point]]
-        seen = read_pixels(batch.images.float() / 255, batch.pair_image, batch.pair_uv, stride=1, origin_px=0.0)
+        images, pairs = batch.need("images", by="colour"), batch.need("pairs", by="colour")
+        predicted = self.head(voxels)[batch.point_voxel[pairs.point]]
+        seen = read_pixels(FeatureMap(images.float() / 255), pairs.image, pairs.uv)  # a map at full resolution
         loss = (predicted - seen).abs().mean()
         return LossTerms(total=loss, parts={"colour": loss.detach()})
 
