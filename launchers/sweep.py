@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,6 +29,7 @@ from launchers.training.train import load_run
 
 _MAX_NAME = 96
 """Characters of a point's name; folders allow 255 bytes, and logs and TensorBoard add to it."""
+_LIKE_NUMBERS = re.compile(r"[-+.e0-9]+(x[-+.e0-9]+)+")
 _HASH = 8
 
 
@@ -110,7 +112,7 @@ def point_name(chosen: Mapping[str, Any]) -> str:
     short = _short_keys(list(chosen))
     plain = "-".join(f"{short[key]}_{_text(value)}" for key, value in chosen.items())
     safe = re.sub(r"[^A-Za-z0-9_.+-]+", ".", plain).strip(".-")
-    if safe == plain and len(safe) <= _MAX_NAME:
+    if safe == plain and len(safe) <= _MAX_NAME and not any(map(_ambiguous, chosen.values())):
         return safe
     digest = hashlib.sha256(yaml_value(dict(chosen)).encode()).hexdigest()[:_HASH]
     return f"{safe[: _MAX_NAME - _HASH - 1]}-{digest}"
@@ -162,6 +164,13 @@ def _text(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return "x".join(_text(item) for item in value)
     return yaml_value(value)
+
+
+def _ambiguous(value: Any) -> bool:
+    """Whether another value has the same text: a list reads as numbers joined by x only where it holds two or more."""
+    if isinstance(value, (list, tuple)):
+        return len(value) < 2 or not all(type(item) in (int, float) and math.isfinite(item) for item in value)
+    return isinstance(value, str) and bool(_LIKE_NUMBERS.fullmatch(value))
 
 
 def _plain(value: Any) -> Any:

@@ -88,6 +88,14 @@ def test_hostile_values_become_safe_names(value: str) -> None:
     assert name != point_name({"method.teacher.weights": value + "x"})
 
 
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [(0, [0]), ([0, 1], "0x1"), ([0.5, 2], "0.5x2"), ([[0, 1], 2], [0, [1, 2]]), ([], ""), ([True, 1], "truex1")],
+)
+def test_a_list_and_what_reads_like_it_have_different_names(one: Any, two: Any) -> None:
+    assert point_name({"a": one}) != point_name({"a": two})
+
+
 @given(keys=KEYS, one=st.lists(VALUES, min_size=4, max_size=4), two=st.lists(VALUES, min_size=4, max_size=4))
 def test_different_points_have_different_safe_names(keys: list[str], one: list[Any], two: list[Any]) -> None:
     first, second = dict(zip(keys, one, strict=False)), dict(zip(keys, two, strict=False))
