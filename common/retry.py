@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -27,6 +28,21 @@ _AWAY = frozenset(
 _HICCUPS_S = (0.0, 0.5, 2.0)
 """Waits before tries again where the rest of the set can be read."""
 _FIRST_DELAY_S, _MAX_DELAY_S = 0.2, 15.0
+
+
+def growing_delays(first_s: float, longest_s: float, total_s: float = math.inf) -> Iterator[float]:
+    """Waits between tries: each twice the one before, up to `longest_s`, until their sum is `total_s`.
+
+    Args:
+        first_s: the first wait, seconds.
+        longest_s: at which they stop to grow, seconds.
+        total_s: of all of them, seconds; the last one is cut to fit.
+    """
+    delay = first_s
+    while total_s > 0:
+        yield min(delay, total_s)
+        total_s -= delay
+        delay = min(2 * delay, longest_s)
 
 
 class StorageAwayError(RuntimeError):
@@ -56,7 +72,8 @@ class StorageRetry:
             OSError: of `read`, where it is that file and not the storage.
             StorageAwayError: the storage did not come back.
         """
-        hiccups, waited, delay = iter(_HICCUPS_S), 0.0, _FIRST_DELAY_S
+        hiccups, waited = iter(_HICCUPS_S), 0.0
+        delays = growing_delays(_FIRST_DELAY_S, _MAX_DELAY_S)
         while True:
             try:
                 data = read()
@@ -78,8 +95,9 @@ class StorageRetry:
                     ) from error
                 if waited == 0:
                     _log.warning("%s cannot be read (%s); waiting for it", self._probe.parent, error)
+                delay = next(delays)
                 time.sleep(delay)
-                waited, delay = waited + delay, min(2 * delay, _MAX_DELAY_S)
+                waited += delay
             else:
                 if waited > 0:
                     _log.warning("%s is back after %.0f s", self._probe.parent, waited)

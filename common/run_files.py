@@ -13,12 +13,13 @@ A folder without a valid files.json does not count as a checkpoint.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from common.files import file_sha256
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -74,20 +75,11 @@ def damage(checkpoint: Path, names: Collection[str] | None = None) -> str | None
                 return f"{name} is missing"
             if path.stat().st_size != expected["bytes"]:
                 return f"{name} has {path.stat().st_size} bytes, expected {expected['bytes']}"
-            if sha256_of(path) != expected["sha256"]:
+            if file_sha256(path) != expected["sha256"]:
                 return f"{name} does not match its sha256"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         return f"{SUMS_FILE} cannot be used ({type(e).__name__}: {e})"
     return None
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal sha256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # -------------------------------------------------------------------------------------------------------- JSON lines

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from common.ranges import RangeError
+from common.trees import leaves
 
 T = TypeVar("T")
 Choices = Mapping[str, Mapping[str, type]]
@@ -272,7 +273,7 @@ def _elsewhere(key: str, table: Mapping[str, type]) -> str:
 
 def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConfig, choices: Choices) -> ConfigError:
     """Turn OmegaConf's exception into path, value, expectation and nearest name."""
-    for path, value in _leaves(OmegaConf.to_container(source), ()):
+    for path, value in leaves(OmegaConf.to_container(source)):
         node = schema
         for depth, key in enumerate(path):
             kind = OmegaConf.get_type(node)
@@ -296,14 +297,6 @@ def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConf
                 break
             node = child
     return ConfigError(str(error).splitlines()[0])
-
-
-def _leaves(tree: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _leaves(value, (*path, str(key)))
-    else:
-        yield path, tree
 
 
 def _accepts(schema: DictConfig, path: tuple[str, ...], value: Any) -> bool:

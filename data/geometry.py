@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Bool, Float
 
+from common.constants import MIN_DEPTH_M
+
 
 def rigid(rotation: Float[np.ndarray, "3 3"], translation_m: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "4 4"]:
     """Homogeneous matrix of x -> rotation @ x + translation."""
@@ -45,7 +47,7 @@ def visible(
     depth_m: Float[np.ndarray, " N"],
     image_size: tuple[int, int],
     *,
-    min_depth_m: float = 1.0,
+    min_depth_m: float = MIN_DEPTH_M,
     border_px: float = 1.0,
 ) -> Bool[np.ndarray, " N"]:
     """Which projected points make a pair: deeper than `min_depth_m` and at least `border_px` inside the image.

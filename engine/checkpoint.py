@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from common.files import file_sha256, sync
 from common.ranges import at_least
 from common.run_files import (
     CHECKPOINT_CONFIG,
@@ -31,9 +31,9 @@ from common.run_files import (
     checkpoint_folder,
     damage,
     list_checkpoints,
-    sha256_of,
     step_of,
 )
+from common.trees import flat
 from engine.distributed import World, agree_any
 from engine.errors import CheckpointError
 
@@ -167,15 +167,15 @@ def _clean(root: Path) -> None:
 def _publish(temp: Path, final: Path) -> None:
     files = {}
     for path in sorted(temp.iterdir()):
-        _fsync(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        sync(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     _write_json(temp / SUMS_FILE, files)
-    _fsync(temp / SUMS_FILE)
-    _fsync(temp)
+    sync(temp / SUMS_FILE)
+    sync(temp)
     if final.exists():  # a damaged one of the same step that a resumed run passed again
         shutil.rmtree(final)
     temp.rename(final)
-    _fsync(final.parent)
+    sync(final.parent)
 
 
 def _prune(root: Path, keep: int, keep_every: int) -> None:
@@ -183,14 +183,6 @@ def _prune(root: Path, keep: int, keep_every: int) -> None:
     for old in list_checkpoints(root.parent)[keep:]:
         if not keep_every or step_of(old) % keep_every:
             shutil.rmtree(old)
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -324,7 +316,7 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) ->
         CheckpointError: names each differing field with both values.
     """
     # Through JSON, so that tuples and lists of equal content are equal.
-    before, after = (_flat(json.loads(json.dumps(x))) for x in (saved, now))
+    before, after = (flat(json.loads(json.dumps(x))) for x in (saved, now))
     before = {name: value for name, value in before.items() if name in after or name not in _WITHOUT_EFFECT}
     lines = [
         f"  {name}: {before.get(name, 'absent')!r} in the checkpoint, {after.get(name, 'absent')!r} now"
@@ -336,15 +328,6 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) ->
         raise CheckpointError(
             f"{where} belongs to another model or method:\n{text}\nundo the change, or start in another run folder"
         )
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {name: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= _flat(item, f"{name}.{key}" if name else str(key))
-    return flat
 
 
 def find_checkpoint(run_dir: Path, world: World) -> Path | None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
+from common.retry import growing_delays
 from engine.checkpoint import CheckpointConfig
 from engine.errors import CheckpointError
 
@@ -40,7 +41,7 @@ class CheckpointRetry:
         Raises:
             CheckpointError: too many failures in a row, or one that must be there failed for `retry_min` minutes.
         """
-        delays = _delays(self._config.retry_min * 60) if must else iter(())
+        delays = growing_delays(_FIRST_DELAY_S, _MAX_DELAY_S, self._config.retry_min * 60) if must else iter(())
         while True:
             try:
                 written = save()
@@ -62,12 +63,3 @@ class CheckpointRetry:
                 return None
             self.failures = 0
             return written
-
-
-def _delays(total_s: float) -> Iterator[float]:
-    """Waits of growing length, `total_s` seconds in all."""
-    delay = _FIRST_DELAY_S
-    while total_s > 0:
-        yield min(delay, total_s)
-        total_s -= delay
-        delay = min(2 * delay, _MAX_DELAY_S)

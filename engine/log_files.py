@@ -15,6 +15,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from common.files import replace_file
+
 logger = logging.getLogger("tandem.pretrain")
 
 _MAX_PENDING_EVENTS = 1000
@@ -167,6 +169,4 @@ def drop_lines_after(path: Path, step: int) -> None:
     after = "".join(f"{line}\n" for line in kept)
     if after == before:
         return
-    temp = path.with_suffix(".tmp")
-    temp.write_text(after)
-    temp.replace(path)
+    replace_file(path, after.encode(), durable=False)

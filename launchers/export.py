@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +30,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common.files import replacing
 from common.run_files import CHECKPOINT_CONFIG
 from engine.checkpoint import read_state
 from engine.errors import CheckpointError
@@ -185,9 +185,8 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _save(path: Path, content: Mapping[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    torch.save(content, temporary)
-    temporary.replace(path)
+    with replacing(path, durable=False) as temporary:
+        torch.save(content, temporary)
 
 
 def _linear_head(objective: Objective) -> tuple[Float[Tensor, "D C"], Float[Tensor, " D"]] | None:

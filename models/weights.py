@@ -8,7 +8,6 @@ wrong prefix otherwise leaves a random network that trains and disappoints. File
 from __future__ import annotations
 
 import argparse
-import os
 import pickle
 import re
 from collections.abc import Callable, Mapping
@@ -20,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from common.files import replacing
 from common.run_files import WEIGHTS_FILE, damage, list_checkpoints
 from models.lidar.minkowski import from_minkowski
 
@@ -386,9 +386,8 @@ def export_backbone(path: str | Path, backbone: nn.Module, *, metadata: Mapping[
     if broken:
         raise ValueError(f"export: not finite: {', '.join(broken[:5])}. The run has diverged; nothing was written")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    save_file(state, temporary, metadata={**metadata, "format": BACKBONE_FORMAT})
-    temporary.replace(path)
+    with replacing(path, durable=False) as temporary:
+        save_file(state, temporary, metadata={**metadata, "format": BACKBONE_FORMAT})
 
 
 def read_backbone_metadata(path: str | Path) -> dict[str, str]:

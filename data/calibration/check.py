@@ -31,6 +31,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 from scipy.spatial.transform import Rotation
 
+from common.constants import MIN_DEPTH_M
 from data.calibration.depth_edges import DepthEdges, depth_edges, edge_strength
 from data.geometry import project, rigid, transform
 from data.sample import CameraView, Sample
@@ -126,7 +127,7 @@ def _near_image(
     height, width = camera.image_size
     with np.errstate(invalid="ignore"):
         near = ((uv > -margin_px) & (uv < np.array([width, height]) + margin_px)).all(axis=1)
-    return np.asarray(near & (depth > 1.0))
+    return np.asarray(near & (depth > MIN_DEPTH_M))
 
 
 # --------------------------------------------------------------------------------------------------------- verdicts

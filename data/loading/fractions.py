@@ -14,8 +14,9 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int
 
+from common.files import replace_file
 from common.ranges import at_least
-from data.storage.shards import Manifest, ShardError, replace_file
+from data.storage.shards import Manifest, ShardError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,20 +11,19 @@ import io
 import itertools
 import math
 import multiprocessing
-import os
 import pickle
 import signal
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from multiprocessing import connection, resource_tracker, util
+from multiprocessing import resource_tracker, util
 from typing import Any, Literal
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from common.processes import end_with_parent
 from data.loading.skips import Skip
 from data.sample import Batch
 from data.storage.shards import ShardError
@@ -236,15 +235,4 @@ def _start_worker(worker: int) -> None:
     for number in _LEFT_TO_THE_TRAINER:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _LEFT_TO_THE_TRAINER)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this worker when its parent is gone.
-
-    torch's own check looks at the parent's process id, which is the fork server's and outlives a killed trainer.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
+    end_with_parent()

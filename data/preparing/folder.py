@@ -12,8 +12,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from common.files import replace_file
+from common.trees import flat
 from data.preparing.unit import RECORDS, Unit
-from data.storage.shards import ShardError, replace_file
+from data.storage.shards import ShardError
 from data.storage.store import MANIFEST_NAME
 from data.storage.untrusted import parse_json
 
@@ -87,7 +89,9 @@ def same_settings(root: str, settings: Mapping[str, Any]) -> None:
         if not path.is_file():
             replace_file(path, (json.dumps(settings, indent=1) + "\n").encode())
             return
-    before, now = dict(_leaves(_stored(path))), dict(_leaves(settings))
+    # An empty section counts as none: a version that adds one continues a set that was begun before it.
+    trees = (flat(_stored(path)), flat(settings))
+    before, now = ({name: value for name, value in tree.items() if value != {}} for tree in trees)
     differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if differing:
         name = differing[0]
@@ -125,14 +129,6 @@ def storage_errors_named(root: str) -> Iterator[None]:
             f"preparing {root} stopped: {error}; nothing half-written is taken for whole. When the cause is removed, "
             "run the same command again: it continues"
         ) from error
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
 
 
 def sweep(root: str, units: Sequence[Unit] | None = None) -> None:

@@ -6,10 +6,7 @@ Workers are spawned, keep to one thread each, and end with their parent however 
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.connection
-import os
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -18,6 +15,7 @@ from typing import Any, TypeVar
 import cv2
 import torch
 
+from common.processes import end_with_parent
 from data.storage.shards import ShardError
 
 _POLL_S = 0.2
@@ -117,15 +115,7 @@ def _start_worker(work: Work[Any, Any], counter: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """After kill -9 of the parent a pool's workers would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
+    end_with_parent()
 
 
 def _work(item: Any) -> Any:

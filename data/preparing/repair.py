@@ -25,21 +25,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool
 
+from common.files import file_sha256, replace_file
 from data.preparing.folder import locked
 from data.preparing.unit import RECORDS
 from data.preparing.verify import Verdict
 from data.storage.manifest_check import MAX_MANIFEST_BYTES
-from data.storage.shards import (
-    SAMPLE_COLUMNS,
-    TABLE_NAME,
-    Manifest,
-    Shard,
-    ShardError,
-    file_sha256,
-    load_manifest,
-    replace_file,
-    write_manifest,
-)
+from data.storage.shards import SAMPLE_COLUMNS, TABLE_NAME, Manifest, Shard, ShardError, load_manifest, write_manifest
 from data.storage.store import MANIFEST_NAME
 from data.storage.untrusted import parse_json
 

@@ -15,13 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.files import file_sha256, replace_file
 from data.convert.base import Converter, Skipped
 from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import Sample
 from data.storage.encode import CodecConfig, DamagedError
 from data.storage.manifest_check import MAX_MANIFEST_BYTES, is_plain_name
 from data.storage.shard_writer import COUNTED_COLUMNS, ShardTable, ShardWriter
-from data.storage.shards import Shard, file_sha256, replace_file
+from data.storage.shards import Shard
 from data.storage.untrusted import parse_json
 
 _log = logging.getLogger(__name__)

@@ -22,18 +22,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Integer, Shaped
 
+from common.files import file_sha256, replace_file
 from data.preparing.pool import Meter, Progress, run_all
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.storage.encode import count_labelled, count_pairs
-from data.storage.shards import (
-    Manifest,
-    SampleError,
-    SampleReader,
-    ShardError,
-    file_sha256,
-    load_manifest,
-    replace_file,
-)
+from data.storage.shards import Manifest, SampleError, SampleReader, ShardError, load_manifest
 from data.storage.store import is_url
 
 REPORT_NAME = "verify.json"

@@ -12,8 +12,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
-import socket
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int, Shaped
 
+from common.files import replace_file, sha256_of
 from common.retry import RETRY_MIN, StorageAwayError
 from data.sample import Sample
 from data.shared_memory import SharesTables
@@ -186,26 +185,12 @@ def _known(what: str, name: str, names: tuple[str, ...], root: str) -> None:
 
 
 def _stored_sha256(store: Store, name: str) -> str | None:
-    digest = hashlib.sha256()
     try:
-        for block in store.blocks(name):
-            digest.update(block)
+        return str(sha256_of(store.blocks(name)).hexdigest())
     except FileNotFoundError:
         return None
     except (OSError, StorageAwayError) as error:
         raise ShardError(f"{name} cannot be read: {error}") from error
-    return digest.hexdigest()
-
-
-def file_sha256(path: Path) -> str | None:
-    """Hex digest of a file, None if it is not there."""
-    if not path.is_file():
-        return None
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------- manifest
@@ -334,17 +319,6 @@ def write_manifest(manifest: Manifest) -> None:
     }
     replace_file(Path(manifest.root) / TABLE_NAME, table)
     replace_file(Path(manifest.root) / MANIFEST_NAME, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that a crash leaves the old one or the new one, never a part."""
-    # With the host: processes of two machines may have the same id and write into the same folder.
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 # ------------------------------------------------------------------------------------------------ reader

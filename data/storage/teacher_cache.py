@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from common.files import file_sha256, replace_file, replacing
 from common.retry import RETRY_MIN, StorageAwayError, StorageRetry, read_at
-from data.storage.shards import Manifest, ShardError, file_sha256, replace_file
+from data.storage.shards import Manifest, ShardError
 
 _log = logging.getLogger(__name__)
 
@@ -246,26 +247,19 @@ class TeacherCacheWriter:
         if not self._buffer:
             return
         part = self._path / f"part-{len(self._parts):05d}.npy"
-        temporary = part.with_name(f"{part.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            np.save(file, np.concatenate([rows for _, rows, _ in self._buffer]), allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())
-        sha256 = file_sha256(temporary)
+        with replacing(part, durable=True) as temporary:
+            with temporary.open("wb") as file:
+                np.save(file, np.concatenate([rows for _, rows, _ in self._buffer]), allow_pickle=False)
+            sha256 = file_sha256(temporary)
         assert sha256 is not None
-        temporary.replace(part)
         # The index makes the part count; it comes last, so a part is there whole or not at all.
-        temporary = temporary.with_name(f"{part.stem}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
+        with replacing(_index_path(part), durable=True) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
                 sample=np.array([index for index, _, _ in self._buffer], dtype=np.int64),
                 num_segments=np.array([counts for _, _, counts in self._buffer], dtype=np.int32),
                 sha256=np.array(sha256),
             )
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(_index_path(part))
         self._parts.append(_Part(file=part.name, num_bytes=part.stat().st_size, sha256=sha256))
         self._buffer = []
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from common.constants import MIN_DEPTH_M
 from data.geometry import visible
 from data.sample import Sample
 
@@ -59,7 +60,7 @@ def point_pixel_pairs(
     sample: Sample,
     cameras: tuple[int, ...] | None = None,
     *,
-    min_depth_m: float = 1.0,
+    min_depth_m: float = MIN_DEPTH_M,
     border_px: float = 1.0,
 ) -> Pairs:
     """All pairs of a sample; a point that several cameras see is in several.

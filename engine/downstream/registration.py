@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
+from common.constants import MIN_DEPTH_M
 from common.ranges import at_least, at_most, below, positive
 from engine.downstream.common import ProgressMeter, UnsuitableError, check_seeds
 from engine.downstream.pose_errors import PoseErrors, RegistrationSummary, pose_errors, summarise
@@ -238,10 +239,6 @@ def _true_pixels(
     height, width = size
     inside = (uv >= 0).all(dim=1) & (uv <= uv.new_tensor([width - 1, height - 1])).all(dim=1)
     return uv, inside & (camera[:, 2] > MIN_DEPTH_M)
-
-
-MIN_DEPTH_M = 1.0
-"""Points nearer than this to a camera's plane are not seen by it, as in the loader's pairs."""
 
 
 def _ransac(

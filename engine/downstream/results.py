@@ -17,7 +17,6 @@ import math
 import os
 import platform
 import statistics
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -27,6 +26,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from common.files import replacing
 from engine.downstream.metrics import METRICS, Metric
 
 SCHEMA_VERSION = 2
@@ -245,18 +245,9 @@ def write_results(path: str | Path, results: Sequence[Result]) -> list[Result]:
         merged = {r.identity: r for r in (read_results(path) if path.exists() else [])}
         merged.update({r.identity: r for r in results})
         tree = {"schema_version": SCHEMA_VERSION, "results": [_to_json(r) for r in merged.values()]}
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        try:
-            with os.fdopen(handle, "w") as file:
-                json.dump(tree, file, indent=1, allow_nan=False)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with replacing(path, durable=True) as temporary:
+            temporary.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n")
+            temporary.chmod(0o644)
     return list(merged.values())
 
 

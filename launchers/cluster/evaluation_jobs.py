@@ -18,10 +18,10 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
+from common.files import replace_file
 from common.run_files import RESULTS_FILE, SUMS_FILE, list_checkpoints, step_of
 from configs.load import ConfigError, load
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
-from data.storage.shards import replace_file
 from engine.checkpoint import newest_intact
 from engine.downstream.results import ResultsError, fingerprint, read_results
 from engine.errors import CheckpointError

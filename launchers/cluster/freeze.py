@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from common.files import replace_file
 from configs.load import ConfigError
 from launchers.runs.files import (
     CLUSTER_FILE,
@@ -109,9 +110,7 @@ def freeze_run(
     if cluster_text is not None:
         (folder / CLUSTER_FILE).write_text(cluster_text, encoding="utf-8")
     config = folder / CONFIG_FILE
-    draft = config.with_name(f".{CONFIG_FILE}.{os.getpid()}")
-    draft.write_text(config_text, encoding="utf-8")
-    os.replace(draft, config)  # at once: a job of an earlier submission may be reading it
+    replace_file(config, config_text.encode(), durable=False)  # at once: an earlier submission's job may be reading it
     return config
 
 

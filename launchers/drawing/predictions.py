@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
+from common.files import replace_file
 from data.sample import Batch
-from data.storage.shards import replace_file
 from engine.downstream.depth import DepthConfig, predicted_depth
 from launchers.drawing.canvas import RgbImage, captioned, class_colours, enlarge, enlargement, jpeg_bytes, tiled
 from launchers.drawing.views import depth_view

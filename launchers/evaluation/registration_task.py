@@ -11,12 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from common.files import replace_file
 from configs.load import ConfigError
 from data.batch_spec import BatchSpec
 from data.loading.evaluation import image_batches
 from data.loading.loader import DataConfig
 from data.sample import Batch
-from data.storage.shards import Manifest, SampleReader, replace_file
+from data.storage.shards import Manifest, SampleReader
 from data.views.augment import NO_AUGMENTATION, PointAugmentConfig
 from engine.downstream.common import Truth
 from engine.downstream.registration import PoseParts, Registered, RegistrationConfig

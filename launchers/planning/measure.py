@@ -11,9 +11,9 @@ from statistics import median
 
 import torch
 
+from common.files import file_sha256
 from configs.load import ConfigError
 from configs.schema import PretrainConfig
-from data.storage.shards import file_sha256
 from engine import metric_names as names
 from launchers.planning.figures import StepTime
 from launchers.runs.files import read_config, read_metrics

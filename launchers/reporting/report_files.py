@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common.files import replace_file
 from configs.load import ConfigError
-from data.storage.shards import ShardError, replace_file
+from data.storage.shards import ShardError
 from engine.errors import CheckpointError
 from launchers.drawing.canvas import RgbImage
 from launchers.drawing.predictions import read_predictions

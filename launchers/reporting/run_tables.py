@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from common.run_files import METRICS_FILE, damage, list_checkpoints
+from common.trees import flat
 from engine.checkpoint import read_state
 from launchers.drawing.contact_sheet import Table
 from launchers.drawing.set_summary import human_bytes
@@ -22,16 +23,8 @@ def run_tables(run_dir: Path) -> list[Table]:
 
 
 def _config(config: Mapping[str, Any]) -> Table:
-    rows = tuple((name, _short(value)) for name, value in _leaves(config, ""))
+    rows = tuple((name, _short(value)) for name, value in flat(config).items())
     return Table(title="config", header=("field", "value"), rows=rows)
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}" if name else str(key))
-    else:
-        yield name, value
 
 
 def _short(value: Any) -> str:

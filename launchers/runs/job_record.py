@@ -6,11 +6,11 @@ Replaced as a whole and at once, so that a reader sees the old file or the new o
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from common.files import replace_file
 from engine.errors import CheckpointError
 from launchers.runs.files import JOBS_FILE
 
@@ -70,7 +70,5 @@ def write_jobs(run_dir: Path | str, jobs: Jobs) -> None:
     Raises:
         OSError: the folder is missing or not writable.
     """
-    path = Path(run_dir) / JOBS_FILE
-    draft = path.with_name(f".{JOBS_FILE}.{os.getpid()}")
-    draft.write_text(json.dumps(asdict(jobs), indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    content = json.dumps(asdict(jobs), indent=1) + "\n"
+    replace_file(Path(run_dir) / JOBS_FILE, content.encode(), durable=False)

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from common.trees import flat as flat_names
 from configs.load import dump
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from engine.downstream.results import fingerprint
@@ -36,7 +37,7 @@ def setting_of_tree(resolved: Mapping[str, Any]) -> str:
 
 def flat(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted name -> value of all that makes the setting."""
-    return {name: value for key, part in _parts(resolved) for name, value in _leaves(part, key)}
+    return {name: value for key, part in _parts(resolved) for name, value in flat_names(part, key).items()}
 
 
 def _parts(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -65,14 +66,6 @@ def _as_hashed_of_old(method: Mapping[str, Any]) -> Mapping[str, Any]:
     once = {"dilated": True, "levels": [4, 8, 16], "normalise_levels": True}
     once |= {name: value for name, value in json.loads(json.dumps(asdict(default))).items() if name in once}
     return {**method, "teacher": {**once, **method["teacher"]}}
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _leaves(item, f"{name}.{key}")
-    else:
-        yield name, value
 
 
 def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

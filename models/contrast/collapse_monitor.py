@@ -14,9 +14,6 @@ from torch import Tensor
 
 from models.heads import unit
 
-TRIVIAL_ACCURACY = 0.99
-"""Contrastive accuracy that, reached in the first epoch, means that the task is trivial."""
-
 
 @torch.no_grad()
 def collapse_watch(

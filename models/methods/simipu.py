@@ -38,6 +38,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from common.constants import MIN_DEPTH_M
 from common.ranges import at_least, one_of, positive, weights
 from data.batch_spec import BatchSpec, SecondCloud
 from data.sample import Batch
@@ -56,8 +57,6 @@ from models.points.sampling import farthest_points
 from models.visuals import MatchSketch, PointSketch, ProjectionSketch, Sketch
 
 Matching = Literal["hungarian", "greedy"]
-MIN_DEPTH_M = 1.0
-"""Centres nearer to the camera's plane are not seen, as in the loader's pairs."""
 BORDER_PX = 1.0
 """Centres must project at least so far inside the image, as in the loader's pairs."""
 

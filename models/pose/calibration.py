@@ -13,11 +13,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from common.constants import MIN_DEPTH_M
 from data.sample import Batch
 from models.pairing import segment_mean
 
-MIN_DEPTH_M = 1.0
-"""Points nearer than this to a camera's plane are not seen by it, as in the loader's pairs."""
 RIGID_TOLERANCE = 1e-3
 _POSES = "an estimate of poses"
 """Who needs a part of the batch, in messages."""

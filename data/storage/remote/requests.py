@@ -21,7 +21,7 @@ import fsspec
 from fsspec.asyn import AsyncFileSystem, sync
 from fsspec.exceptions import FSTimeoutError
 
-from common.retry import StorageAwayError
+from common.retry import StorageAwayError, growing_delays
 
 _log = logging.getLogger(__name__)
 
@@ -196,6 +196,7 @@ class BackOff:
     def progressed(self) -> None:
         """Something came."""
         self._since, self._failures = time.monotonic(), 0
+        self._delays = growing_delays(2 * _FIRST_DELAY_S, _MAX_DELAY_S)
 
     def after(self, error: Exception) -> None:
         """Wait before the next try.
@@ -212,5 +213,5 @@ class BackOff:
         self._failures += 1
         if self._failures == _TELL_AFTER:
             _log.warning("%s cannot be read (%s); trying again", self._where, error)
-        longest = min(_FIRST_DELAY_S * 2 ** min(self._failures, 10), _MAX_DELAY_S)
+        longest = next(self._delays)
         time.sleep(min(self._random.uniform(longest / 2, longest), max(self._wait_s - waited, 0.01)))
