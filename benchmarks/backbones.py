@@ -10,13 +10,13 @@ process's own time (of all threads), which a busy machine disturbs less; compare
 from __future__ import annotations
 
 import argparse
-import glob
 import time
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.common import kitti_points, kitti_sweeps, wait_for_device
 from data.views.voxelize import VoxelConfig, inside_range, voxelize
 from models.lidar.backbones import BACKBONES
 
@@ -71,8 +71,7 @@ def batch(clouds: list[np.ndarray], grid: VoxelConfig) -> tuple[Tensor, Tensor]:
 def sweeps(pattern: str | None, num: int) -> list[np.ndarray]:
     """x, y, z, intensity; without files a ground plane and walls."""
     if pattern:
-        files = sorted(glob.glob(pattern, recursive=True))[:num]
-        return [np.fromfile(f, np.float32).reshape(-1, 4) for f in files]
+        return [kitti_points(file) for file in kitti_sweeps(pattern)[:num]]
     rng = np.random.default_rng(0)
     radius, angle = rng.gamma(2.0, 8.0, (num, 60_000)), rng.uniform(-np.pi, np.pi, (num, 60_000))
     height = np.where(rng.random((num, 60_000)) < 0.6, -1.7, rng.uniform(-1.7, 1.0, (num, 60_000)))
@@ -120,18 +119,16 @@ def step(net: torch.nn.Module, coords: Tensor, features: Tensor, args: argparse.
     """Milliseconds forward and backward."""
     if args.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        torch.cuda.synchronize()
+    wait_for_device()
     clock = time.perf_counter if args.device == "cuda" else time.process_time
     start = clock()
     with torch.autocast(args.device, torch.bfloat16, enabled=args.bf16):
         out = net(coords, features, args.batch)
     loss = out.float().square().mean()
-    if args.device == "cuda":
-        torch.cuda.synchronize()
+    wait_for_device()
     middle = clock()
     loss.backward()
-    if args.device == "cuda":
-        torch.cuda.synchronize()
+    wait_for_device()
     return 1e3 * (middle - start), 1e3 * (clock() - middle)
 
 

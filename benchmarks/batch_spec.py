@@ -9,12 +9,12 @@ voxelise, collate. Medians over batches, divided by the batch's samples; waiting
 from __future__ import annotations
 
 import argparse
-import time
 
 import cv2
 import numpy as np
 import torch
 
+from benchmarks.common import seconds_of
 from data.batch_spec import BatchSpec, GroundConfig, PointClusterConfig, SecondCloud
 from data.loading.loader import DataConfig, build_loader
 from data.storage.shards import SampleError, SampleReader, load_manifest
@@ -45,11 +45,7 @@ CASES = {
 def milliseconds(config: DataConfig, spec: BatchSpec, batches: int) -> float:
     """Median processor time a sample."""
     stream = build_loader(config, spec=spec, seed=0, rank=0, world_size=1).batches(0)
-    spent = []
-    for _ in range(batches + 1):
-        began = time.process_time()
-        next(stream)
-        spent.append(time.process_time() - began)
+    spent = [seconds_of(lambda: next(stream)) for _ in range(batches + 1)]
     return 1e3 * float(np.median(spent[1:])) / config.micro_batch_size
 
 
@@ -58,12 +54,8 @@ def colour_milliseconds(config: DataConfig, images: int) -> float:
     always = ColourConfig(enabled=True, jitter_probability=1.0, grey_probability=0.0, blur_probability=1.0)
     stored = SampleReader(load_manifest(config.shards)).read(0, labels=False).cameras[0].image
     image = cv2.resize(np.asarray(stored), config.image_size[::-1])
-    rng, spent = np.random.default_rng(0), []
-    for _ in range(images):
-        began = time.process_time()
-        draw_colour(rng, always)(image)
-        spent.append(time.process_time() - began)
-    return 1e3 * float(np.median(spent))
+    rng = np.random.default_rng(0)
+    return 1e3 * float(np.median([seconds_of(lambda: draw_colour(rng, always)(image)) for _ in range(images)]))
 
 
 def partners(reader: SampleReader) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import functools
+import glob
 import os
 import pkgutil
 import platform
@@ -17,10 +18,14 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import psutil
+import torch
+from jaxtyping import Float32
 
 from data.convert.base import Converter
 from data.preparing.prepare import PrepareConfig, prepare
+from data.sample import Sample
 from engine.distributed import free_port
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -40,7 +45,7 @@ def street_set(given: str | None, folder: Path) -> str:
 
 
 def ranks(module: str, argv: Sequence[str], world_size: int, *, threads: int = 1) -> list[subprocess.Popen[str]]:
-    """`python -m module ARGV` as so many ranks on this machine; standard output is piped."""
+    """`python -m module ARGV` as `world_size` ranks on this machine; standard output is piped."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
     env = {**os.environ, **shared, "OMP_NUM_THREADS": str(threads)}
     return [
@@ -106,7 +111,65 @@ class CallTimer:
             yield
 
 
-def place(dotted: str) -> tuple[Any, str]:
+def seconds_of(call: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:
+    """Seconds that a call takes; on a GPU, until it has done what was queued.
+
+    Args:
+        call: what is timed.
+        clock: the process's own time (of all threads), which other work on the machine disturbs less than the time of
+            day; `time.perf_counter` where devices or disks are waited for.
+    """
+    wait_for_device()
+    began = clock()
+    call()
+    wait_for_device()
+    return clock() - began
+
+
+def wait_for_device() -> None:
+    """Until the GPU has done what was queued, if this process uses one."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
+def kitti_sweeps(pattern: str | None) -> list[str]:
+    """Files of KITTI sweeps that a glob names; [] without one."""
+    return sorted(glob.glob(pattern, recursive=True)) if pattern else []
+
+
+def kitti_points(file: str) -> Float32[np.ndarray, "N 4"]:
+    """x, y, z, intensity of a file of KITTI."""
+    return np.fromfile(file, np.float32).reshape(-1, 4)
+
+
+def converted(
+    converter: Converter, frames: int, stages: Mapping[str, Sequence[str]], *, repeats: int
+) -> tuple[str, list[Sample]]:
+    """Speed of a converter, in words, and what it made of the first frames of its only log.
+
+    Args:
+        converter: of a set with one log.
+        frames: number of them.
+        stages: stage -> dotted names of its functions; each has its own time, without that of others in it.
+        repeats: the fastest counts: what else runs on the machine only makes it slower.
+    """
+    (log,) = converter.logs()
+    list(converter.frames(log, 0, 1))  # imports, tables of numpy and Arrow
+    runs = []
+    for _ in range(repeats):
+        watch = CallTimer()
+        with watch.over({stage: [_place(name) for name in names] for stage, names in stages.items()}):
+            began = time.process_time()
+            samples = [item for item in converter.frames(log, 0, frames) if isinstance(item, Sample)]
+            runs.append((time.process_time() - began, watch.seconds))
+    if len(samples) != frames:
+        raise RuntimeError(f"{log}: {len(samples)} of {frames} frames could be converted")
+    total, seconds = min(runs, key=lambda run: run[0])
+    parts = ", ".join(f"{stage} {1e3 * spent / frames:.0f}" for stage, spent in seconds.items())
+    return f"{frames / total:.2f} frames/s of a core; {1e3 * total / frames:.0f} ms ({parts})", samples
+
+
+def _place(dotted: str) -> tuple[Any, str]:
     """A function for `CallTimer.over` by its dotted name, also that of a method."""
     owner, _, name = dotted.rpartition(".")
     return pkgutil.resolve_name(owner), name

@@ -1,4 +1,4 @@
-"""What it takes to cut an optimizer's state anew: seconds of the slowest process, by layout.
+"""What it takes to redistribute an optimizer's state: seconds of the slowest process, by layout.
 
     python -m benchmarks.elastic                    # res16unet34c with AdamW
     python -m benchmarks.elastic --preset res16unet_tiny --moves 1:2-3:3
@@ -10,6 +10,7 @@ then the processes of the new layout read one after another, as each does at the
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,7 @@ from tempfile import TemporaryDirectory
 import torch
 from safetensors.torch import save_file
 
+from benchmarks.common import markdown, seconds_of
 from common.run_files import WEIGHTS_FILE
 from engine.deepspeed_config import SUB_GROUP_NUMEL
 from engine.reshard import recut_shard
@@ -52,11 +54,8 @@ def measure(before: Layout, now: Layout) -> tuple[float, float, int]:
     """Seconds of the slowest process of the new layout, seconds of all together, bytes on disk."""
     with TemporaryDirectory() as folder:
         size = write_checkpoint(Path(folder), before)
-        seconds = []
-        for part in range(now.parts):
-            began = time.perf_counter()
-            recut_shard(Path(folder), before, now, part)
-            seconds.append(time.perf_counter() - began)
+        recut = functools.partial(recut_shard, Path(folder), before, now)
+        seconds = [seconds_of(functools.partial(recut, part), time.perf_counter) for part in range(now.parts)]
     return max(seconds), sum(seconds), size
 
 
@@ -71,11 +70,8 @@ def main() -> None:
     group = tuple(Param(name=name, shape=tuple(p.shape)) for name, p in network.named_parameters())
     del network
     numel = sum(p.numel for p in group)
-    rows = [
-        f"{options.preset}, {len(group)} parameters, {numel / 1e6:.1f} M elements, AdamW\n",
-        "| from | to | on disk, GB | slowest process, s | all, s |",
-        "|---|---|---|---|---|",
-    ]
+    print(f"{options.preset}, {len(group)} parameters, {numel / 1e6:.1f} M elements, AdamW\n")
+    rows = []
     for move in options.moves:
         before, now = (
             Layout(groups=(group,), stage=stage, world_size=size, sub_group_numel=SUB_GROUP_NUMEL)
@@ -83,8 +79,8 @@ def main() -> None:
         )
         slowest, together, size = measure(before, now)
         names = [f"stage {side.stage}, {side.world_size} processes" for side in (before, now)]
-        rows.append(f"| {names[0]} | {names[1]} | {size / 1e9:.2f} | {slowest:.2f} | {together:.1f} |")
-    print("\n".join(rows))
+        rows.append([*names, f"{size / 1e9:.2f}", f"{slowest:.2f}", f"{together:.1f}"])
+    print(markdown(("from", "to", "on disk, GB", "slowest process, s", "all, s"), rows))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ those of the plain form over the largest gradient.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -20,10 +21,10 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from benchmarks.common import REPOSITORY, markdown, setting
 from models.contrast.losses import info_nce
@@ -54,20 +55,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """For the table."""
+        """What the table calls it."""
         return f"chunks of {self.chunk}" if self.chunk else "plain"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figures:
-    """What came out.
-
-    Attributes:
-        peak_mib: above the inputs.
-        seconds: of the last pass.
-        loss: the loss.
-        gradients: file of them.
-    """
+class Figures(NamedTuple):
+    """Memory above the inputs, seconds of the last pass, the loss, and the file of the gradients."""
 
     peak_mib: float
     seconds: float
@@ -90,13 +83,8 @@ def measure(case: Case, gradients: str) -> Figures:
         value = float(loss.detach())  # waits for the device
         seconds = time.perf_counter() - began
     peak = (_peak_bytes(case.device) - before) / 2**20
-    torch.save([_have(a.grad).cpu(), _have(b.grad).cpu()], gradients)
-    return Figures(peak_mib=peak, seconds=seconds, loss=value, gradients=gradients)
-
-
-def _have(gradient: Tensor | None) -> Tensor:
-    assert gradient is not None
-    return gradient
+    torch.save([x.grad.cpu() for x in (a, b) if x.grad is not None], gradients)
+    return Figures(peak, seconds, value, gradients)
 
 
 def _peak_bytes(device: str) -> int:
@@ -108,10 +96,9 @@ def _peak_bytes(device: str) -> int:
 def in_child(case: Case, folder: Path) -> Figures:
     """Run one case in a process of its own."""
     gradients = folder / f"{case.rows}-{case.dim}-{case.chunk}.pt"
-    job = json.dumps({**vars(case), "gradients": str(gradients)})
-    command = [sys.executable, "-m", "benchmarks.info_nce", "--child", job]
+    command = [sys.executable, "-m", "benchmarks.info_nce", "--child", json.dumps([vars(case), str(gradients)])]
     done = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
-    return Figures(**json.loads(done.stdout.splitlines()[-1]))
+    return Figures(*json.loads(done.stdout.splitlines()[-1]))
 
 
 def compare(cases: list[Case], max_gib: float, folder: Path) -> list[list[str]]:
@@ -119,10 +106,9 @@ def compare(cases: list[Case], max_gib: float, folder: Path) -> list[list[str]]:
     table: list[list[str]] = []
     plain: dict[int, Figures] = {}
     for case in cases:
-        fits = case.chunk or PLAIN_COPIES * 4 * case.rows**2 < max_gib * 2**30
-        if not fits:
-            scaled = _scaled(plain, case.rows)
-            table.append([f"{case.rows:,}", str(case.dim), case.name, f"~{scaled:,.0f}", "", "", "", ""])
+        cells = [f"{case.rows:,}", str(case.dim), case.name]
+        if not case.chunk and PLAIN_COPIES * 4 * case.rows**2 >= max_gib * 2**30:
+            table.append([*cells, f"~{_scaled(plain, case.rows):,.0f}", "", "", "", ""])
             continue
         found = in_child(case, folder)
         if not case.chunk:
@@ -130,18 +116,10 @@ def compare(cases: list[Case], max_gib: float, folder: Path) -> list[list[str]]:
         reference = plain.get(case.rows)
         memory = reference.peak_mib if reference is not None else _scaled(plain, case.rows)
         mark = "" if reference is not None else "~"
-        table.append(
-            [
-                f"{case.rows:,}",
-                str(case.dim),
-                case.name,
-                f"{found.peak_mib:,.0f}",
-                f"{found.seconds:.2f}",
-                f"{mark}{memory / max(found.peak_mib, 1e-3):.1f}" if case.chunk else "1.0",
-                f"{found.loss:.6f}",
-                f"{_difference(reference, found):.1e}" if reference is not None and case.chunk else "",
-            ]
-        )
+        ratio = f"{mark}{memory / max(found.peak_mib, 1e-3):.1f}" if case.chunk else "1.0"
+        difference = f"{_difference(reference, found):.1e}" if reference is not None and case.chunk else ""
+        cells += [f"{found.peak_mib:,.0f}", f"{found.seconds:.2f}", ratio, f"{found.loss:.6f}", difference]
+        table.append(cells)
         print(" ".join(table[-1]), file=sys.stderr, flush=True)
     return table
 
@@ -171,24 +149,15 @@ def main() -> None:
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        job = json.loads(options.child)
-        print(json.dumps(vars(measure(Case(**{k: v for k, v in job.items() if k != "gradients"}), job["gradients"]))))
+        case, gradients = json.loads(options.child)
+        print(json.dumps(measure(Case(**case), gradients)))
         return
     table: list[list[str]] = []
     with tempfile.TemporaryDirectory() as folder:
         for dim in options.dims:
-            cases = [
-                Case(
-                    rows=rows,
-                    dim=dim,
-                    chunk=chunk,
-                    symmetric=not options.one_way,
-                    device=options.device,
-                    passes=options.passes,
-                )
-                for rows in sorted(options.rows)
-                for chunk in (0, *options.chunks)
-            ]
+            same = {"dim": dim, "symmetric": not options.one_way, "device": options.device, "passes": options.passes}
+            sizes = itertools.product(sorted(options.rows), (0, *options.chunks))
+            cases = [Case(rows=rows, chunk=chunk, **same) for rows, chunk in sizes]
             table += compare(cases, options.max_gib, Path(folder))
     device = torch.cuda.get_device_name() if options.device == "cuda" else "CPU"
     print(f"{setting(0)}; {device}, torch {torch.__version__}, {torch.get_num_threads()} thread(s)")

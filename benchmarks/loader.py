@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ import data.storage.decode
 import data.storage.shards
 import data.views.augment
 import data.views.view
-from benchmarks.common import CallTimer, markdown, setting
+from benchmarks.common import CallTimer, markdown, seconds_of, setting
 from benchmarks.ordinary import OfficialFrames, ordinary_sample, street_frames, write_copies, write_frames
 from data.batch_spec import BatchSpec
 from data.loading.collate import collate
@@ -45,7 +45,7 @@ from data.views.augment import AugmentConfig, ImageAugmentConfig
 from data.views.view import read_view
 from data.views.voxelize import VoxelConfig
 
-_WANTS = BatchSpec(superpixels=True)
+_SPEC = BatchSpec(superpixels=True)
 _SEED = 0
 _STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "read": ((SampleReader, "_sample_bytes"),),
@@ -68,15 +68,9 @@ def _ours(reader: SampleReader, indices: list[int], config: DataConfig, epoch: i
     """Batches of all samples, made and packed for the trainer."""
     for start in range(0, len(indices), config.micro_batch_size):
         chosen = indices[start : start + config.micro_batch_size]
-        views = [read_view(reader, i, config, _WANTS, SampleDraws(_SEED, epoch, i), None) for i in chosen]
+        views = [read_view(reader, i, config, _SPEC, SampleDraws(_SEED, epoch, i), None) for i in chosen]
         batch = collate(views, config.voxel)
         _Packed(Loaded(batch=batch, num_seen=len(chosen)))
-
-
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start
 
 
 def _print_stages(reader: SampleReader, indices: list[int], config: DataConfig, rounds: int) -> None:
@@ -124,7 +118,7 @@ def _side_by_side(frames: OfficialFrames, reader: SampleReader, config: DataConf
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for epoch in range(1, rounds + 1):
         for name, way in ways.items():
-            taken[name].append(_seconds(lambda: way(epoch)))  # noqa: B023
+            taken[name].append(seconds_of(functools.partial(way, epoch)))
     each = {name: 1e3 * np.array(seconds) / len(indices) for name, seconds in taken.items()}
     first = each["files, the ordinary way"]
     rows = [
@@ -150,15 +144,11 @@ def _build_cache(root: str, dim: int) -> TeacherCache:
 
 def _waiting(batches: Iterator[object], step_s: float, steps: int) -> tuple[float, float]:
     """Seconds to the first batch, and median wait for each later one beside steps of this length."""
-    start = time.perf_counter()
-    next(batches)
-    first = time.perf_counter() - start
+    first = seconds_of(lambda: next(batches), time.perf_counter)
     waits = []
     for _ in range(steps):
         time.sleep(step_s)
-        start = time.perf_counter()
-        next(batches)
-        waits.append(time.perf_counter() - start)
+        waits.append(seconds_of(lambda: next(batches), time.perf_counter))
     return first, float(np.median(waits))
 
 
@@ -166,7 +156,7 @@ def _print_waiting(root: str, config: DataConfig, cached: DataConfig, dim: int, 
     print(f"\n{config.num_workers} worker(s), batches of {config.micro_batch_size}, steps of {step_s} s")
     cache = _build_cache(root, dim)
     for title, settings, teacher in (("images", config, None), ("cached teacher", cached, cache)):
-        source = build_loader(settings, spec=_WANTS, seed=_SEED, rank=0, world_size=1, teacher_cache=teacher)
+        source = build_loader(settings, spec=_SPEC, seed=_SEED, rank=0, world_size=1, teacher_cache=teacher)
         first, wait = _waiting(source.batches(0), step_s, 20)
         share = wait / (wait + step_s)
         print(f"  {title:15s} first batch after {first:.2f} s, then waits {1e3 * wait:.1f} ms a step ({share:.1%})")
@@ -192,14 +182,14 @@ def main() -> None:
     parser.add_argument("--cameras", type=int, help="cameras a sample, of those that it has")
     parser.add_argument("--min-pairs", type=int, default=1024)
     parser.add_argument("--cache-dim", type=int, default=320, help="width of the cached teacher features")
-    parser.add_argument("--workers", type=int, default=0, help="also measure how long a trainer waits beside so many")
+    parser.add_argument("--workers", type=int, default=0, help="also measure how long a trainer with this many waits")
     parser.add_argument("--step-s", type=float, default=0.3)
     arguments = parser.parse_args()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     print(setting(_SEED))
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         root, frames = arguments.shards, None
         if root is None:
             root = str(folder / "shards")

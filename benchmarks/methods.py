@@ -6,8 +6,9 @@
     python -m benchmarks.methods --shards runs/street/shards --sweep configs/sweep/image_methods.yaml
 
 Runs `tandem sweep` on this machine, one run at a time, then reads what the runs left: results.json of evaluations and
-of random initialisation, metrics.jsonl of training. Stopped and called again it goes on; `--table` only reads. Without
---shards a small set is made in the sweep's folder first. The table goes to methods.md there and to the terminal.
+of random initialisation, metrics.jsonl of training. Stopped and called again it continues; `--table` only reads.
+Without --shards a small set is made in the sweep's folder first. The table goes to methods.md there and to the
+terminal.
 
 Columns: the main metric of each protocol on the test split, where none is named mIoU in percent; mean and standard
 deviation over the pre-training seeds (of random initialisation: over its own); medians of the time of an update, data
@@ -18,7 +19,6 @@ which says how easy a method's own task has become and cannot be compared betwee
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 from collections import defaultdict
@@ -38,7 +38,7 @@ from engine.metric_names import RSS_GIB, STEP_S, WATCH
 from launchers.cli import FAILURE
 from launchers.cluster.plan_submission import SubmitRequest, with_first_stages
 from launchers.cluster.submission import submit
-from launchers.runs.files import BASELINES, EVALUATIONS
+from launchers.runs.files import BASELINES, EVALUATIONS, read_metrics
 from launchers.submit import load_cluster
 from launchers.sweep import points
 from launchers.training.train import load_run
@@ -59,14 +59,10 @@ WATCHED = ("contrastive_accuracy", "alignment", "effective_rank")
 _LAST = 0.1
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingFigures:
-    """What a run's own log says.
+class TrainingFigures(NamedTuple):
+    """What a run's own log says: median of a step, highest memory, and means over the end of the run.
 
-    Attributes:
-        step_ms: median.
-        memory_gib: highest.
-        watch: by name, over the end of the run; absent where the method has no such number.
+    Of `watch`, by name, those numbers are absent that the method does not have.
     """
 
     step_ms: float
@@ -83,7 +79,7 @@ class Column(NamedTuple):
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Heading in the table."""
         labels = "" if self.labels == "all" else f", {self.labels}"
         metric = "" if self.metric == "miou" else f", {METRICS[self.metric].heading}"
         return self.protocol.replace("_", " ") + labels + metric
@@ -117,12 +113,8 @@ class Row:
 
 
 def training_figures(run_dir: Path) -> TrainingFigures | None:
-    """Read metrics.jsonl; None before the first line."""
-    try:
-        text = (run_dir / "metrics.jsonl").read_text()
-    except FileNotFoundError:
-        return None
-    lines = [json.loads(line) for line in text.splitlines()]
+    """Of a run's folder; None before the first line of its metrics."""
+    lines = read_metrics(run_dir)
     if not lines:
         return None
     end = lines[-max(1, round(_LAST * len(lines))) :]
@@ -131,11 +123,8 @@ def training_figures(run_dir: Path) -> TrainingFigures | None:
         for name in WATCHED
         if all(WATCH + name in line for line in end)
     }
-    return TrainingFigures(
-        step_ms=1e3 * statistics.median(line[STEP_S] for line in lines),
-        memory_gib=max(line[RSS_GIB] for line in lines),
-        watch=watch,
-    )
+    step_ms = 1e3 * statistics.median(line[STEP_S] for line in lines)
+    return TrainingFigures(step_ms, max(line[RSS_GIB] for line in lines), watch)
 
 
 def column_of(result: Result) -> Column:
@@ -205,21 +194,15 @@ def _results_in(folder: Path) -> list[Result]:
 def table_of(rows: Sequence[Row]) -> str:
     """The table; empty cells where nothing was measured."""
     columns = sorted({column for row in rows for column in row.scores}, key=lambda column: column.place)
-    header = [
-        "method",
-        *(column.title for column in columns),
-        "ms a step",
-        "GiB",
-        *(name.replace("_", " ") for name in WATCHED),
-    ]
+    watched = (name.replace("_", " ") for name in WATCHED)
+    header = ["method", *(column.title for column in columns), "ms a step", "GiB", *watched]
     lines = []
     for row in rows:
         cells = [row.name, *(column.text(row.scores.get(column, ())) for column in columns)]
         cells.append(_mean([t.step_ms for t in row.training], "{:.0f}"))
         cells.append(_mean([t.memory_gib for t in row.training], "{:.1f}"))
-        for name in WATCHED:
-            cells.append(_mean([t.watch[name] for t in row.training if name in t.watch], "{:.2f}"))
-        lines.append(cells)
+        watches = ([t.watch[name] for t in row.training if name in t.watch] for name in WATCHED)
+        lines.append([*cells, *(_mean(values, "{:.2f}") for values in watches)])
     return markdown(header, lines)
 
 

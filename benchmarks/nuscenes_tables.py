@@ -9,15 +9,16 @@ The tables are made up, with the published columns, number of rows and text leng
 from __future__ import annotations
 
 import argparse
+import json
 import multiprocessing
 import pickle
 import resource
-import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.common import markdown, seconds_of
 from data.convert.nuscenes.converter import NuscenesConverter
 from data.convert.nuscenes.names import CAMERAS
 
@@ -36,89 +37,63 @@ def token(kind: int, number: int) -> str:
     return f"{(number * 0x9E3779B97F4A7C15F39CC0605CEDC835 + kind * 0x1234567) % (1 << 128):032x}"
 
 
-def write_table(folder: Path, name: str, rows: Iterable[dict[str, Any]]) -> None:
-    """One value a line, as the published tables are written."""
-    import json
-
-    with (folder / f"{name}.json").open("w") as file:
-        file.write("[\n")
-        for number, row in enumerate(rows):
-            file.write(",\n" if number else "")
-            file.write(json.dumps(row, indent=0))
-        file.write("\n]")
-
-
 def write_tables(folder: Path, scenes: int) -> int:
-    """All tables; gives their bytes."""
+    """All tables, one value a line as the published ones are written; gives their bytes."""
     folder.mkdir(parents=True)
-    quaternion, place = (
-        [0.5720320374256816, -0.00169777685601556, 0.01179800196323108, -0.8201446658133225],
-        [411.3039, 1180.8903, 0.0],
-    )
-    write_table(folder, "sensor", ({"token": token(1, c), "channel": name} for c, name in enumerate(CHANNELS)))
-    write_table(folder, "category", [{"token": token(2, 0), "name": "vehicle.car"}])
-    write_table(folder, "attribute", [{"token": token(3, 0), "name": "vehicle.parked"}])
-    write_table(
-        folder,
+    for name, rows in _tables(scenes):
+        with (folder / f"{name}.json").open("w") as file:
+            file.write("[\n")
+            for number, row in enumerate(rows):
+                file.write((",\n" if number else "") + json.dumps(row, indent=0))
+            file.write("\n]")
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def _tables(scenes: int) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
+    """Name and rows of each table."""
+    rotation = [0.5720320374256816, -0.00169777685601556, 0.01179800196323108, -0.8201446658133225]
+    place = [411.3039, 1180.8903, 0.0]
+    K = [[1266.4, 0, 816.2], [0, 1266.4, 491.5], [0, 0, 1]]
+    yield "sensor", ({"token": token(1, c), "channel": name} for c, name in enumerate(CHANNELS))
+    yield "category", [{"token": token(2, 0), "name": "vehicle.car"}]
+    yield "attribute", [{"token": token(3, 0), "name": "vehicle.parked"}]
+    yield (
         "scene",
         ({"token": token(4, s), "name": f"scene-{s + 1:04d}", "description": "a street"} for s in range(scenes)),
     )
-    write_table(
-        folder,
+    fixed = {"translation": place, "rotation": rotation}
+    yield (
         "calibrated_sensor",
         (
-            {
-                "token": token(5, s * 12 + c),
-                "sensor_token": token(1, c),
-                "translation": place,
-                "rotation": quaternion,
-                "camera_intrinsic": [[1266.4, 0, 816.2], [0, 1266.4, 491.5], [0, 0, 1]] if "CAM" in name else [],
-            }
+            {"token": token(5, s * 12 + c), "sensor_token": token(1, c)}
+            | fixed
+            | {"camera_intrinsic": K if "CAM" in name else []}
             for s in range(scenes)
             for c, name in enumerate(CHANNELS)
         ),
     )
-    write_table(
-        folder,
+    linked = {"prev": "", "next": ""}
+    yield (
         "sample",
         (
-            {
-                "token": token(6, s * KEY_FRAMES + k),
-                "timestamp": s * 10**8 + k * 500_000,
-                "prev": "",
-                "next": "",
-                "scene_token": token(4, s),
-            }
+            {"token": token(6, s * KEY_FRAMES + k), "timestamp": s * 10**8 + k * 500_000}
+            | linked
+            | {"scene_token": token(4, s)}
             for s in range(scenes)
             for k in range(KEY_FRAMES)
         ),
     )
-    write_table(folder, "sample_data", _frames(scenes))
-    per_scene = sum(FRAMES.values())
-    write_table(
-        folder,
+    yield "sample_data", _frames(scenes)
+    yield (
         "ego_pose",
         (
-            {"token": token(7, n), "timestamp": n, "rotation": quaternion, "translation": [n * 1e-4, *place[1:]]}
-            for n in range(scenes * per_scene)
+            {"token": token(7, n), "timestamp": n, "rotation": rotation, "translation": [n * 1e-4, *place[1:]]}
+            for n in range(scenes * sum(FRAMES.values()))
         ),
     )
-    write_table(
-        folder,
-        "instance",
-        (
-            {
-                "token": token(8, n),
-                "category_token": token(2, 0),
-                "nbr_annotations": SEEN,
-                "first_annotation_token": "",
-                "last_annotation_token": "",
-            }
-            for n in range(scenes * OBJECTS)
-        ),
-    )
-    write_table(folder, "sample_annotation", _annotations(scenes))
-    return sum(path.stat().st_size for path in folder.iterdir())
+    ends = {"nbr_annotations": SEEN, "first_annotation_token": "", "last_annotation_token": ""}
+    yield "instance", ({"token": token(8, n), "category_token": token(2, 0)} | ends for n in range(scenes * OBJECTS))
+    yield "sample_annotation", _annotations(scenes)
 
 
 def _frames(scenes: int) -> Iterable[dict[str, Any]]:
@@ -172,22 +147,13 @@ def measure(source: str, sweeps: bool) -> tuple[str, ...]:
     """In a process of its own: seconds, peak memory, and the bytes that a copy of the converter travels as."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     converter = NuscenesConverter(source=source, sweeps=sweeps)
-    began = time.process_time()
-    total = sum(converter.num_frames(log) for log in converter.logs())
-    seconds = time.process_time() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    counts: list[int] = []
+    seconds = seconds_of(lambda: counts.extend(converter.num_frames(log) for log in converter.logs()))
+    peak_mb = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     copy = pickle.dumps(converter)
-    began = time.process_time()
-    pickle.loads(copy).num_frames(converter.logs()[-1])
-    opened = time.process_time() - began
-    return (
-        "all sweeps" if sweeps else "key frames",
-        f"{total}",
-        f"{seconds:.1f}",
-        f"{(peak - before) / 1024:.0f}",
-        f"{len(copy) / 1e6:.1f}",
-        f"{opened * 1e3:.1f}",
-    )
+    opened_ms = 1e3 * seconds_of(lambda: pickle.loads(copy).num_frames(converter.logs()[-1]))
+    numbers = (f"{sum(counts)}", f"{seconds:.1f}", f"{peak_mb:.0f}", f"{len(copy) / 1e6:.1f}", f"{opened_ms:.1f}")
+    return ("all sweeps" if sweeps else "key frames", *numbers)
 
 
 def main() -> None:
@@ -203,10 +169,11 @@ def main() -> None:
                 for name in CHANNELS:
                     (root / kind / name).mkdir(parents=True, exist_ok=True)
             print(f"tables of {write_tables(root / 'v1.0-trainval', options.scenes) / 1e9:.2f} GB")
-        print("| | frames | CPU s | peak MB | copy MB | opening a copy, ms |\n|---|---|---|---|---|---|")
+        rows = []
         for sweeps in (False, True):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
-                print("| " + " | ".join(pool.apply(measure, (str(root), sweeps))) + " |")
+                rows.append(pool.apply(measure, (str(root), sweeps)))
+        print(markdown(("", "frames", "CPU s", "peak MB", "copy MB", "opening a copy, ms"), rows))
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from data.views.augment import AugmentConfig, draw_cloud_transform, draw_cuboid,
 
 _TABLES = ("sample", "sample_data", "calibrated_sensor", "sensor", "ego_pose")
 Row = dict[str, Any]
+Motions = tuple[Float[np.ndarray, "4 4"], Float[np.ndarray, "4 4"]]
 
 
 class OfficialFrames:
@@ -119,7 +120,7 @@ def _rotation(row: Row) -> Float[np.ndarray, "3 3"]:
 
 # ------------------------------------------------------------------------------------------------- writing
 def write_copies(source: Path, root: Path, count: int) -> OfficialFrames:
-    """The first key frame of `source` so many times, each with files of its own, and superpixels beside them."""
+    """`count` copies of the first key frame of `source`, each with files of its own, and superpixels beside them."""
     frames = OfficialFrames(source)
     token = frames.tokens[0]
     tables = {name: json.loads((source / "v1.0-mini" / f"{name}.json").read_text()) for name in _TABLES}
@@ -168,14 +169,14 @@ def write_frames(samples: Sequence[Sample], root: Path) -> OfficialFrames:
         sweep = np.zeros((len(sample.points_lidar), 5), np.float32)
         sweep[:, :3], sweep[:, 3] = sample.points_lidar, sample.intensity * 255
         data = sweep.tobytes()
-        _add(tables, root, number, "LIDAR_TOP", "pcd.bin", data, sample.T_ego_lidar, sample.T_world_ego, [])
+        _add(tables, root, number, "LIDAR_TOP.pcd.bin", data, (sample.T_ego_lidar, sample.T_world_ego), [])
         for camera in sample.cameras:
             assert camera.image is not None
             done, jpeg = cv2.imencode(".jpg", camera.image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 85])
             assert done
             channel, intrinsic = f"CAM_{camera.name.upper()}", camera.K.tolist()
-            T_ego_cam = np.linalg.inv(camera.T_cam_ego)
-            _add(tables, root, number, channel, "jpg", jpeg.tobytes(), T_ego_cam, camera.T_world_ego, intrinsic)
+            motions = (np.linalg.inv(camera.T_cam_ego), camera.T_world_ego)
+            _add(tables, root, number, f"{channel}.jpg", jpeg.tobytes(), motions, intrinsic)
             path = root / tables["sample_data"][-1]["filename"]
             (root / "superpixels").mkdir(exist_ok=True)
             (root / "superpixels" / f"{channel}-{number}.png").write_bytes(_superpixels(path))
@@ -186,23 +187,17 @@ def write_frames(samples: Sequence[Sample], root: Path) -> OfficialFrames:
 
 
 def _add(
-    tables: dict[str, list[Row]],
-    root: Path,
-    number: int,
-    channel: str,
-    suffix: str,
-    data: bytes,
-    T_ego_sensor: Float[np.ndarray, "4 4"],
-    T_world_ego: Float[np.ndarray, "4 4"],
-    intrinsic: list[list[float]],
+    tables: dict[str, list[Row]], root: Path, number: int, kind: str, data: bytes, motions: Motions, K: list[Any]
 ) -> None:
+    """A sensor's file (`kind`: channel and ending) and its rows; motions: sensor to ego, ego to world."""
+    channel, _, suffix = kind.partition(".")
     token, name = f"{channel}-{number}", f"samples/{channel}/{number:05d}.{suffix}"
     (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_bytes(data)
-    calibration = {"token": token, "sensor_token": channel, "camera_intrinsic": intrinsic}
+    calibration = {"token": token, "sensor_token": channel, "camera_intrinsic": K}
     tables["sensor"].append({"token": channel, "channel": channel})
-    tables["calibrated_sensor"].append(calibration | _motion(T_ego_sensor))
-    tables["ego_pose"].append({"token": token} | _motion(T_world_ego))
+    tables["calibrated_sensor"].append(calibration | _motion(motions[0]))
+    tables["ego_pose"].append({"token": token} | _motion(motions[1]))
     row = {"token": token, "sample_token": f"frame{number}", "ego_pose_token": token, "filename": name}
     tables["sample_data"].append(row | {"calibrated_sensor_token": token, "timestamp": number, "is_key_frame": True})
 

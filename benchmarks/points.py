@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import glob
 import time
 from collections.abc import Callable
 from unittest import mock
@@ -22,6 +21,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
+from benchmarks.common import kitti_points, kitti_sweeps, wait_for_device
 from models.contrast import matching
 from models.points import neighbors, sampling
 from models.pose.epnp import epnp
@@ -30,9 +30,9 @@ from models.pose.epnp import epnp
 def sweep(pattern: str | None, num: int, seed: int) -> Tensor:
     """`num` points of a sweep, in its order but thinned at random; padded by jittered copies where it has fewer."""
     rng = np.random.default_rng(seed)
-    files = sorted(glob.glob(pattern, recursive=True)) if pattern else []
+    files = kitti_sweeps(pattern)
     if files:
-        points = np.fromfile(files[seed % len(files)], np.float32).reshape(-1, 4)[:, :3]
+        points = kitti_points(files[seed % len(files)])[:, :3]
     else:
         points = rng.uniform(-50, 50, (2 * num, 3)).astype(np.float32)
         points[:, 2] = np.where(rng.random(2 * num) < 0.6, 0.05 * rng.standard_normal(2 * num), points[:, 2] % 3)
@@ -43,25 +43,21 @@ def sweep(pattern: str | None, num: int, seed: int) -> Tensor:
 class Clock:
     """Times calls and prints a line for each."""
 
-    def __init__(self, device: str, repeat: int) -> None:
-        self.device, self.repeat = device, repeat
+    def __init__(self, repeat: int) -> None:
+        self.repeat = repeat
 
     def __call__(self, name: str, run: Callable[[], object], repeat: int | None = None) -> None:
         """Median wall and processor time of `run`, after one call that is not counted."""
         run()
         wall, busy = [], []
         for _ in range(repeat or self.repeat):
-            self._wait()
+            wait_for_device()
             start, start_busy = time.perf_counter(), time.process_time()
             run()
-            self._wait()
+            wait_for_device()
             wall.append(1e3 * (time.perf_counter() - start))
             busy.append(1e3 * (time.process_time() - start_busy))
         print(f"  {name:58s} {np.median(wall):9.2f} ms   processor {np.median(busy):9.2f} ms", flush=True)
-
-    def _wait(self) -> None:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
 
 
 def measure_sampling(clock: Clock, points: Tensor) -> None:
@@ -196,7 +192,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=7)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    clock = Clock(args.device, args.repeat)
+    clock = Clock(args.repeat)
     for size in args.sizes:
         print(f"{args.device}, {args.threads} thread(s), {size:,} points")
         points = sweep(args.points, size, 0).to(args.device)

@@ -48,7 +48,7 @@ FOLDERS = {
     "sunrgbd": "sunrgbd/sunrgbd_trainval",
     "scannet": "scannet/scannet_train_instance_data",
 }
-"""Set -> its real frames, where they are. Those of Waymo lack the range images; benchmarks/waymo.py makes some."""
+"""Set -> its real frames, where they are. Those of Waymo lack the range images; benchmarks/raw_sets.py makes some."""
 
 STAGES = ("read", "decode", "convert", "superpixels", "encode", "write")
 
@@ -99,13 +99,8 @@ def _row(name: str, converter: Converter, frames: int) -> list[str]:
     seconds = watch.seconds
     seconds["convert"] = total - sum(seconds.values())
     shares = [f"{1e3 * seconds[stage] / count:.1f}" for stage in STAGES]
-    return [
-        f"{name} ({count})",
-        f"{count / total:.2f}",
-        f"{1e3 * total / count:.0f}",
-        *shares,
-        f"{num_bytes / count / 1e6:.2f}",
-    ]
+    speed = [f"{count / total:.2f}", f"{1e3 * total / count:.0f}"]
+    return [f"{name} ({count})", *speed, *shares, f"{num_bytes / count / 1e6:.2f}"]
 
 
 def stages() -> dict[str, list[tuple[Any, str]]]:

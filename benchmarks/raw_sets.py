@@ -1,45 +1,53 @@
-"""CPU time a frame of the converters of ONCE, PandaSet and Argoverse 2, by stage, on generated frames of full size.
+"""CPU time a frame of the converters of ONCE, PandaSet, Argoverse 2 and Waymo, on generated frames of full size.
 
-    python -m benchmarks.raw_sets [--frames 3] [--prepare]
+    python -m benchmarks.raw_sets [SET ...] [--frames 3] [--prepare]
 
 Images have the sets' sizes (street pictures enlarged, with sensor noise), sweeps their numbers of points; tables are
-written as each set publishes them. Reading is that of a warm cache.
+written as each set publishes them. Reading is that of a warm cache. Waymo in both its formats: range images of
+64 x 2650 and four times 200 x 600 cells, filled as densely as the set's are (some 180,000 points), with poses at each
+cell; five JPEGs of 1280 x 1920 or 886 x 1920 pixels; point classes; 60 boxes.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from benchmarks.common import CallTimer, place, prepared
+from benchmarks.common import converted, prepared
 from data.convert.argoverse2 import Argoverse2Converter
 from data.convert.base import Converter
 from data.convert.once import OnceConverter
 from data.convert.pandaset.converter import PandasetConverter
+from data.convert.waymo.converter import WaymoConverter
 from data.sample import CameraView, Sample
 from tests.helpers.layouts import argoverse2, once, pandaset
+from tests.helpers.layouts.waymo import WaymoOptions
+from tests.helpers.layouts.waymo_full import write_full_size
 from tests.helpers.street_logs import street_log
 
 _STAGES = {
     "read": (
-        "data.convert.files.read_bytes",
-        "data.convert.feather.read_bytes",
-        "data.convert.pandaset.pandas_pickle.read_bytes",
+        *(f"data.convert.{name}.read_bytes" for name in ("files", "feather", "pandaset.pandas_pickle")),
+        "data.convert.waymo.tfrecord.read_range",
+        "data.convert.parquet_rows.ParquetRows.rows",  # reading Parquet is unpacking it as well
     ),
-    "jpeg": ("data.convert.files.decode_jpeg",),
+    "unpack": ("data.convert.waymo.proto._floats", "data.convert.waymo.proto._integers"),
+    "points": ("data.convert.waymo.converter.laser_points",),
+    "jpeg": ("data.convert.files.decode_jpeg", "data.convert.waymo.converter.decode_jpeg"),
     "undistort": ("data.convert.once._Reader._undistorted",),
     "pickles": ("data.convert.pandaset.converter.read_table",),
     "feather": ("data.convert.argoverse2.read_feather",),
     "boxes to labels": tuple(f"data.convert.{name}.labels_from_boxes" for name in ("once", "pandaset", "argoverse2")),
 }
-"""Stage -> functions; each has its own time, without that of others in it."""
+"""Stage -> functions, see `converted`."""
+_REPEATS = 3
 
 
 def full_size(cameras: tuple[str, ...], frames: int, image_size: tuple[int, int], points: int) -> list[Sample]:
@@ -95,39 +103,39 @@ def _write_argoverse2(root: Path, frames: int) -> Converter:
     return Argoverse2Converter(source=str(root))
 
 
+def _write_waymo(version: str, root: Path, frames: int) -> Converter:
+    write_full_size(root, version, frames, WaymoOptions())
+    return WaymoConverter(source=str(root))
+
+
 SETS: dict[str, Callable[[Path, int], Converter]] = {
     "once": _write_once,
     "pandaset": _write_pandaset,
     "argoverse2": _write_argoverse2,
+    "waymo-v1": functools.partial(_write_waymo, "v1"),
+    "waymo-v2": functools.partial(_write_waymo, "v2"),
 }
 
 
 def main() -> None:
-    """Print two lines a set."""
+    """Print two or three lines a set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sets", nargs="*", metavar="SET", help=f"some of {', '.join(SETS)}; all without")
     parser.add_argument("--frames", type=int, default=3)
     parser.add_argument("--prepare", action="store_true", help="also the whole preparation, with superpixels")
     args = parser.parse_args()
     cv2.setNumThreads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        for name, write in SETS.items():
-            converter = write(Path(folder) / name, args.frames)
-            _measure(name, converter, args.frames)
+    with tempfile.TemporaryDirectory() as temporary:
+        for name in args.sets or SETS:
+            root = Path(temporary) / name
+            converter = SETS[name](root, args.frames)
+            num_bytes = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
+            speed, samples = converted(converter, args.frames, _STAGES, repeats=_REPEATS)
+            points = sum(len(sample.points_lidar) for sample in samples) // args.frames
+            print(f"{name}: {speed}")
+            print(f"  {points} points, {num_bytes / args.frames / 1e6:.2f} MB a source frame", flush=True)
             if args.prepare:
-                print(f"  {prepared(converter, Path(folder) / f'{name}-shards', args.frames)}", flush=True)
-
-
-def _measure(name: str, converter: Converter, frames: int) -> None:
-    (log,) = converter.logs()
-    list(converter.frames(log, 0, 1))  # imports, tables of Arrow
-    watch = CallTimer()
-    with watch.over({stage: [place(name) for name in names] for stage, names in _STAGES.items()}):
-        began = time.process_time()
-        found = list(converter.frames(log, 0, frames))
-        total = time.process_time() - began
-    assert all(isinstance(item, Sample) for item in found), found
-    parts = ", ".join(f"{stage} {1e3 * spent / frames:.0f}" for stage, spent in watch.seconds.items())
-    print(f"{name}: {frames / total:.2f} frames/s of a core; {1e3 * total / frames:.0f} ms ({parts})", flush=True)
+                print(f"  {prepared(converter, Path(temporary) / f'{name}-shards', args.frames)}", flush=True)
 
 
 if __name__ == "__main__":

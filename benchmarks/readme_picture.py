@@ -85,20 +85,17 @@ def _sheet(sample: Sample, points: np.ndarray, camera: int, of_points: np.ndarra
     pairs = point_pixel_pairs(sweep, (camera,))
     range_m = np.linalg.norm(points[pairs.point].astype(np.float64), axis=1)
     colours = principal_colours(of_points)
+    by_distance = projection_view(view.image, pairs.uv, range_m, target_width=_WIDTH_PX)
+    segments = superpixel_view(view.image, view.superpixels, _WIDTH_PX)
     learnt = projection_view(view.image, pairs.uv, range_m, colours.colours(of_points)[pairs.point], _WIDTH_PX)
-    cells = (
-        (
-            projection_view(view.image, pairs.uv, range_m, target_width=_WIDTH_PX),
-            "a LiDAR sweep over the image, by distance",
-        ),
-        (superpixel_view(view.image, view.superpixels, _WIDTH_PX), "superpixels: points and pixels in one are a pair"),
-        (learnt, "learnt features of the points (PCA)"),
-        (
-            np.kron(colours.colours(of_pixels), np.ones((2, 2, 1), np.uint8)),
-            "features of the pixels, in the same colours",
-        ),
-    )
-    return tiled([captioned(image, text) for image, text in cells], columns=2)
+    pixels = np.kron(colours.colours(of_pixels), np.ones((2, 2, 1), np.uint8))
+    captions = {
+        "a LiDAR sweep over the image, by distance": by_distance,
+        "superpixels: points and pixels in one are a pair": segments,
+        "learnt features of the points (PCA)": learnt,
+        "features of the pixels, in the same colours": pixels,
+    }
+    return tiled([captioned(image, text) for text, image in captions.items()], columns=2)
 
 
 def small_png(image: RgbImage) -> bytes:
@@ -152,12 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.run is None:
         p.error("a picture needs --run")
     options.out.write_bytes(small_png(street_picture(options.run, options.shards, options.sample, options.camera)))
-    print(f"{options.out}: {options.out.stat().st_size / 1024:.0f} KiB. {setting(load_run_seed(options.run))}")
-
-
-def load_run_seed(run: Path) -> int:
-    """Seed of the run, for the caption."""
-    return load_run_config(find_checkpoint_folder(run)).seed
+    seed = load_run_config(find_checkpoint_folder(options.run)).seed
+    print(f"{options.out}: {options.out.stat().st_size / 1024:.0f} KiB. {setting(seed)}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 from benchmarks.common import STREET, markdown, outputs, ranks, setting, street_set
@@ -36,40 +36,16 @@ def child(options: argparse.Namespace) -> None:
 
     import torch
 
-    from data.loading.loader import build_loader
-    from engine.deepspeed_config import quiet_deepspeed
+    from benchmarks.step import training
     from engine.distributed import init_distributed, shutdown
-    from engine.optim import build_optimizer
-    from engine.sync_bn import convert_sync_batchnorm
-    from engine.zero import ZeroEngine
-    from launchers.training.teacher_cache import open_or_build
     from launchers.training.train import load_run
-    from models.methods.base import PoolsTeacher
 
     torch.set_num_threads(1)
     overrides = [f"data.shards={options.shards}", f"engine.zero_stage={options.stage}", "data.num_workers=0"]
     config = load_run(str(STREET), [*overrides, f"data.micro_batch_size={options.batch}", *options.overrides])
     world = init_distributed(config.engine.device)
-    torch.manual_seed(config.seed)
-    objective = config.method.build()
-    assert isinstance(objective, PoolsTeacher)  # SLidR
-    cache = open_or_build(objective, config.data, world)
-    if config.engine.sync_bn and world.world_size > 1:
-        convert_sync_batchnorm(objective)
-    objective.train()
-    optimizer = build_optimizer(objective, config.optim, config.optim.lr)
     found: list[dict[str, Any]] = []
-    with quiet_deepspeed():
-        engine = ZeroEngine(objective, optimizer, config.engine, world, micro_batch_size=options.batch)
-        source = build_loader(
-            config.data,
-            spec=config.method.batch_spec(),
-            seed=0,
-            rank=world.rank,
-            world_size=world.world_size,
-            teacher_cache=cache,
-        )
-        stream = source.batches(0)
+    with training(config, world) as (engine, stream):
         for number in range(2 * (WARM_UP + options.steps)):
             kept.clear()
             kept.on, kept.split = world.world_size > 1, number % 2 == 1
@@ -80,20 +56,10 @@ def child(options: argparse.Namespace) -> None:
             engine.backward(total, last=True)
             engine.update(config.optim.lr)
             ended = time.perf_counter()
-            found.append(
-                {
-                    "step": ended - began,
-                    "data": have_data - began,
-                    "waiting": kept.waiting_s,
-                    "moving": kept.moving_s,
-                    "calls": sum(kept.calls.values()),
-                    "small": kept.small,
-                    "received": sum(kept.received.values()),
-                    "voxels": len(batch.voxel_coords),
-                }
-            )
-        stream.close()  # type: ignore[attr-defined]
-        engine.close()
+            spent = {"step": ended - began, "data": have_data - began}
+            spent |= {"waiting": kept.waiting_s, "moving": kept.moving_s}
+            counts = {"calls": sum(kept.calls.values()), "small": kept.small, "received": sum(kept.received.values())}
+            found.append(spent | counts | {"voxels": len(batch.voxel_coords)})
     shutdown()
     print(json.dumps(found))
 
@@ -102,27 +68,19 @@ def summary(texts: list[str]) -> dict[str, float]:
     """Medians over updates and means over ranks, seconds."""
     ranks_found = [json.loads(text.splitlines()[-1])[2 * WARM_UP :] for text in texts]
     plain, split = [one[::2] for one in ranks_found], [one[1::2] for one in ranks_found]
-    values = {name: _mean([_medians(one, name) for one in plain]) for name in ("step", "data", "calls", "small")}
-    values["received"] = _mean([_medians(one, "received") for one in plain])
-    values["instrumented"] = _mean([_medians(one, "step") for one in split])
+    values = {name: fmean(_medians(one, name) for one in plain) for name in ("step", "data", "calls", "small")}
+    values["received"] = fmean(_medians(one, "received") for one in plain)
+    values["instrumented"] = fmean(_medians(one, "step") for one in split)
     for name in ("waiting", "moving"):
-        values[name] = _mean([_medians(one, name) for one in split])
+        values[name] = fmean(_medians(one, name) for one in split)
     values["compute"] = values["instrumented"] - values["data"] - values["waiting"] - values["moving"]
-    values["voxel_spread"] = _mean(
-        [
-            max(one[i]["voxels"] for one in plain) / _mean([one[i]["voxels"] for one in plain]) - 1
-            for i in range(len(plain[0]))
-        ]
-    )
+    voxels = [[line["voxels"] for line in update] for update in zip(*plain, strict=True)]
+    values["voxel_spread"] = fmean(max(ranks) / fmean(ranks) - 1 for ranks in voxels)
     return values
 
 
 def _medians(lines: list[dict[str, Any]], name: str) -> float:
     return float(median(line[name] for line in lines))
-
-
-def _mean(values: list[float]) -> float:
-    return sum(values) / len(values)
 
 
 def main() -> None:

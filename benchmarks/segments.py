@@ -11,7 +11,6 @@ cluster (list all pairs within the radius, connect them), which takes seconds an
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -21,7 +20,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from benchmarks.common import markdown, setting
+from benchmarks.common import markdown, seconds_of, setting
 from data.batch_spec import GroundConfig, PointClusterConfig
 from data.sample import Sample
 from data.storage.shards import SampleReader, load_manifest
@@ -49,12 +48,9 @@ def sweeps(root: str, num: int) -> tuple[list[Sample], tuple[str, ...]]:
 
 def timed(run: Callable[[], T], repeat: int) -> tuple[T, float]:
     """The result, and the best processor time in milliseconds."""
-    best = np.inf
-    for _ in range(repeat):
-        start = time.process_time()
-        result = run()
-        best = min(best, 1e3 * (time.process_time() - start))
-    return result, float(best)
+    results: list[T] = []
+    best_s = min(seconds_of(lambda: results.append(run())) for _ in range(repeat))
+    return results[-1], 1e3 * best_s
 
 
 def ground_rows(samples: Sequence[Sample], names: Sequence[str], repeat: int) -> list[list[str]]:
@@ -118,11 +114,8 @@ def main() -> None:
     for root in args.sets:
         samples, names = sweeps(root, args.sweeps)
         print(f"\n{root}, {len(samples)} sweeps\n")
-        print(
-            markdown(
-                header, ground_rows(samples, names, args.repeat) + cluster_rows(samples, args.repeat, args.all_pairs)
-            )
-        )
+        rows = ground_rows(samples, names, args.repeat) + cluster_rows(samples, args.repeat, args.all_pairs)
+        print(markdown(header, rows))
 
 
 if __name__ == "__main__":

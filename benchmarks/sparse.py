@@ -1,6 +1,6 @@
 """Sparse convolution against its dense bound, neighbour maps, and a whole Res16UNet step.
 
-    python benchmarks/sparse.py --points '../shared/data/kitti_raw/**/velodyne_points/data/*.bin' --threads 2
+    python -m benchmarks.sparse --points '../shared/data/kitti_raw/**/velodyne_points/data/*.bin' --threads 2
 
 The bound of a convolution is one matrix product with the same number of multiplications ([pairs, C_in] x [C_in, C_out];
 its backward pass: two of them) in the same library. Every repetition drops other voxels, as in training: products of
@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import glob
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.common import kitti_points, kitti_sweeps, seconds_of
 from models.lidar.backend_torch import _onednn
 from models.lidar.res16unet import Res16UNetConfig
 from models.lidar.sparse import SubmanifoldConv3d, load_backend, sparse_tensor
@@ -27,12 +26,12 @@ from models.lidar.sparse import SubmanifoldConv3d, load_backend, sparse_tensor
 
 def sweeps(pattern: str | None, num: int, voxel_size_m: float, thin: int) -> Tensor:
     """(sample, x, y, z) of `num` sweeps, unique and sorted."""
-    files = sorted(glob.glob(pattern, recursive=True))[:num] if pattern else []
+    files = kitti_sweeps(pattern)[:num]
     rng = np.random.default_rng(0)
     parts = []
     for sample in range(num):
         if files:
-            points = np.fromfile(files[sample % len(files)], np.float32).reshape(-1, 4)[::thin, :3]
+            points = kitti_points(files[sample % len(files)])[::thin, :3]
             cells = np.floor(points / voxel_size_m)
         else:
             cells = rng.integers(-60, 60, (12_000, 3))
@@ -43,20 +42,6 @@ def sweeps(pattern: str | None, num: int, voxel_size_m: float, thin: int) -> Ten
     return torch.from_numpy(np.concatenate(parts))
 
 
-def timed(run: Callable[[], object], device: str) -> float:
-    if device == "cuda":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    run()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return 1e3 * (time.perf_counter() - start)
-
-
-def median(values: list[float], warm_up: int) -> float:
-    return float(np.median(values[warm_up:]))
-
-
 def measure(args: argparse.Namespace, all_coords: Tensor, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
     device, channels, sizes, pairs_a_voxel = args.device, args.channels, [], []
@@ -65,12 +50,13 @@ def measure(args: argparse.Namespace, all_coords: Tensor, dtype: torch.dtype) ->
     net = config.build().to(device)
     names = ("maps", "conv forward", "bound forward", "conv backward", "bound backward", "net forward", "net backward")
     times: dict[str, list[float]] = {name: [] for name in names}
+    seconds = functools.partial(seconds_of, clock=time.perf_counter)
     for _ in range(args.warm_up + args.repeat):
         share = 0.85 + 0.1 * float(torch.rand((), generator=generator))
         coords = all_coords[torch.rand(len(all_coords), generator=generator) < share].to(device)
         sizes.append(len(coords))
         x, _ = sparse_tensor(coords, torch.rand(len(coords), channels, device=device).to(dtype), args.batch)
-        times["maps"].append(timed(functools.partial(x.grid.submanifold_map, 3), device))
+        times["maps"].append(seconds(functools.partial(x.grid.submanifold_map, 3)))
         kernel_map = x.grid.submanifold_map(3)
         pairs = kernel_map.num_pairs + len(coords)
         pairs_a_voxel.append(pairs / len(coords))
@@ -80,28 +66,25 @@ def measure(args: argparse.Namespace, all_coords: Tensor, dtype: torch.dtype) ->
         with _onednn(rows):  # the faster of torch's two CPU libraries for both; its preparation is not counted
             torch.mm(rows, matrix, out=out)
             torch.mm(rows.t(), rows, out=wide)
-            times["bound forward"].append(timed(functools.partial(torch.mm, rows, matrix, out=out), device))
-            times["bound backward"].append(
-                times["bound forward"][-1] + timed(functools.partial(torch.mm, rows.t(), rows, out=wide), device)
-            )
+            forward = seconds(functools.partial(torch.mm, rows, matrix, out=out))
+            times["bound forward"].append(forward)
+            times["bound backward"].append(forward + seconds(functools.partial(torch.mm, rows.t(), rows, out=wide)))
         features = x.features.requires_grad_()
         weight = conv.weight.detach().to(dtype).requires_grad_()
         backend = load_backend(args.backend, device)
         # What a back-end derives from the map once for all layers of a stage is not a layer's cost.
         backend.convolve(features, weight, kernel_map).sum().backward()
         result: list[Tensor] = []
-        times["conv forward"].append(
-            timed(lambda: result.append(backend.convolve(features, weight, kernel_map)), device)  # noqa: B023
-        )
+        times["conv forward"].append(seconds(lambda: result.append(backend.convolve(features, weight, kernel_map))))  # noqa: B023
         grad = torch.rand_like(result[0])
-        times["conv backward"].append(timed(lambda: result[0].backward(grad), device))  # noqa: B023
+        times["conv backward"].append(seconds(lambda: result[0].backward(grad)))  # noqa: B023
         net_out: list[Tensor] = []
         ones = torch.rand(len(coords), 1, device=device)
         with torch.autocast(device, torch.bfloat16, enabled=dtype is torch.bfloat16):
-            times["net forward"].append(timed(lambda: net_out.append(net(coords, ones, args.batch)), device))  # noqa: B023
+            times["net forward"].append(seconds(lambda: net_out.append(net(coords, ones, args.batch))))  # noqa: B023
         loss = net_out[0].float().square().mean()
-        times["net backward"].append(timed(loss.backward, device))
-    mid = {name: median(values, args.warm_up) for name, values in times.items()}
+        times["net backward"].append(seconds(loss.backward))
+    mid = {name: 1e3 * float(np.median(values[args.warm_up :])) for name, values in times.items()}
     print(
         f"{device} {str(dtype)[6:]:9s} {torch.get_num_threads()} threads, {np.mean(sizes):.0f} voxels, "
         f"{np.mean(pairs_a_voxel):.1f} pairs a voxel, {channels} channels"

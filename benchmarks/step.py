@@ -22,15 +22,16 @@ from unittest import mock
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from benchmarks.common import STREET, markdown, wait_for_device
 from configs.schema import PretrainConfig
 from data.loading.loader import build_loader
+from data.sample import Batch
 from engine.deepspeed_config import quiet_deepspeed
-from engine.distributed import init_distributed, shutdown
+from engine.distributed import World, init_distributed, shutdown
 from engine.monitor import peak_rss_gib
 from engine.optim import build_optimizer
+from engine.sync_bn import convert_sync_batchnorm
 from engine.zero import ZeroEngine
 from launchers.training.teacher_cache import open_or_build
 from launchers.training.train import load_run
@@ -38,7 +39,6 @@ from models.lidar import sparse
 from models.methods.base import PoolsTeacher
 from tests.helpers.samples import write_toy_set
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "pretrain" / "slidr_street.yaml"
 WARM_UP = 2
 STAGES = ("data wait", "neighbour maps", "forward", "backward", "update")
 TOY = ("data.image_size=[48,96]", "data.augment.min_pairs=20", "data.voxel.size=[0.5,0.5,0.5]")
@@ -53,7 +53,7 @@ def timed_neighbor_maps() -> Iterator[list[float]]:
         def call(*args: Any, **kwargs: Any) -> Any:
             begin = time.perf_counter()
             result = build(*args, **kwargs)
-            _wait_for_device()
+            wait_for_device()
             spent.append(time.perf_counter() - begin)
             return result
 
@@ -65,40 +65,45 @@ def timed_neighbor_maps() -> Iterator[list[float]]:
         yield spent
 
 
-def _wait_for_device() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def measure(config: PretrainConfig, steps: int) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """Seconds of each stage in each step; means of what was in the batches."""
-    world = init_distributed(config.engine.device)
+@contextmanager
+def training(config: PretrainConfig, world: World) -> Iterator[tuple[ZeroEngine, Iterator[Batch]]]:
+    """Engine and batches of a run as `tandem pretrain` has them, for one epoch."""
     torch.manual_seed(config.seed)
     objective = config.method.build()
     cache = None
     if config.method.caches_teacher and isinstance(objective, PoolsTeacher):
         cache = open_or_build(objective, config.data, world)
-    source = build_loader(
-        config.data, spec=config.method.batch_spec(), seed=0, rank=0, world_size=1, teacher_cache=cache
-    )
+    if config.engine.sync_bn and world.world_size > 1:
+        convert_sync_batchnorm(objective)
     objective.to(world.device).train()
     optimizer = build_optimizer(objective, config.optim, config.optim.lr)
-    seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
-    contents: dict[str, list[int]] = {"points": [], "voxels": [], "superpixels": []}
-    with quiet_deepspeed(), timed_neighbor_maps() as maps:
+    ranks = {"rank": world.rank, "world_size": world.world_size}
+    source = build_loader(config.data, spec=config.method.batch_spec(), seed=0, teacher_cache=cache, **ranks)
+    with quiet_deepspeed():
         engine = ZeroEngine(objective, optimizer, config.engine, world, micro_batch_size=config.data.micro_batch_size)
         stream = source.batches(0)
+        yield engine, stream
+        stream.close()  # type: ignore[attr-defined]
+        engine.close()
+
+
+def measure(config: PretrainConfig, steps: int) -> tuple[dict[str, list[float]], dict[str, float]]:
+    """Seconds of each stage in each step; means of what was in the batches."""
+    world = init_distributed(config.engine.device)
+    seconds: dict[str, list[float]] = {stage: [] for stage in STAGES}
+    contents: dict[str, list[int]] = {"points": [], "voxels": [], "superpixels": []}
+    with training(config, world) as (engine, stream), timed_neighbor_maps() as maps:
         for step in range(WARM_UP + steps):
             maps.clear()
-            times = [time.perf_counter()]
+            began = time.perf_counter()
             batch = next(stream).to(world.device)
-            times.append(_now())
+            ready = _now()
             total, _, _ = engine.forward(batch)
-            times.append(_now())
+            forwarded = _now()
             engine.backward(total, last=True)
-            times.append(_now())
+            backwarded = _now()
             engine.update(config.optim.lr)
-            times.append(_now())
+            times = (began, ready, forwarded, backwarded, _now())
             if step < WARM_UP:
                 continue
             wait, forward, backward, update = np.diff(times).tolist()
@@ -107,33 +112,22 @@ def measure(config: PretrainConfig, steps: int) -> tuple[dict[str, list[float]],
             contents["points"].append(batch.num_points)
             contents["voxels"].append(len(batch.voxel_coords))
             contents["superpixels"].append(0 if batch.superpixels is None else batch.superpixels.num)
-        stream.close()  # type: ignore[attr-defined]
-        engine.close()
     return seconds, {name: float(np.mean(values)) for name, values in contents.items()}
 
 
 def _now() -> float:
-    _wait_for_device()
+    wait_for_device()
     return time.perf_counter()
 
 
-def show(seconds: dict[str, list[float]], contents: dict[str, float], title: str) -> None:
+def show(spent: dict[str, list[float]], contents: dict[str, float], title: str) -> None:
     """The table."""
-    medians = {stage: float(np.median(values)) for stage, values in seconds.items()}
+    medians = {stage: float(np.median(values)) for stage, values in spent.items()}
     whole = sum(medians.values())
-    table = Table()
-    for column in ("stage", "ms", "share"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for stage, median in medians.items():
-        table.add_row(stage, f"{1e3 * median:.1f}", f"{median / whole:.1%}")
-    table.add_section()
-    table.add_row("step", f"{1e3 * whole:.1f}", "100.0%")
-    console = Console(highlight=False)
-    console.print(title)
-    console.print(table)
+    rows = [[stage, f"{1e3 * seconds:.1f}", f"{seconds / whole:.1%}"] for stage, seconds in medians.items()]
     inside = ", ".join(f"{mean:,.0f} {name}" for name, mean in contents.items())
-    console.print(f"a batch: {inside}")
-    console.print(f"peak RSS {peak_rss_gib():.2f} GiB without workers")
+    print(f"{title}\n\n{markdown(('stage', 'ms', 'share'), [*rows, ['step', f'{1e3 * whole:.1f}', '100.0%']])}\n")
+    print(f"a batch: {inside}; peak RSS {peak_rss_gib():.2f} GiB without workers")
 
 
 def main() -> None:
@@ -160,7 +154,7 @@ def main() -> None:
             *(() if options.shards else TOY),
             *options.overrides,
         ]
-        config = load_run(str(CONFIG), settings)
+        config = load_run(str(STREET), settings)
         try:
             seconds, contents = measure(replace(config, run_dir=folder), options.steps)
         finally:

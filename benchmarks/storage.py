@@ -8,35 +8,33 @@ Times are processor time of all images of the sample, the best of five.
 from __future__ import annotations
 
 import argparse
+import functools
 import tempfile
-import time
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import simplejpeg
 
-from benchmarks.common import markdown, setting
+from benchmarks.common import markdown, seconds_of, setting
 from benchmarks.ordinary import write_copies
 from data.storage.encode import CodecConfig, encode_sample
 from data.storage.run_lengths import decode_runs, encode_runs
 
 
 def _best_ms(call: Callable[[], object]) -> float:
-    taken = []
-    for _ in range(5):
-        start = time.process_time()
-        call()
-        taken.append(time.process_time() - start)
-    return 1e3 * min(taken)
+    return 1e3 * min(seconds_of(call) for _ in range(5))
 
 
-def _row(name: str, encode: Callable[[], Sequence[bytes]], decode: Callable[[bytes], object]) -> list[str]:
-    stored = encode()
-    sizes = f"{sum(map(len, stored)) / 1000:.0f}"
-    return [name, sizes, f"{_best_ms(encode):.1f}", f"{_best_ms(lambda: [decode(data) for data in stored]):.1f}"]
+def _row(
+    name: str, encode: Callable[[Any], bytes], parts: Sequence[Any], decode: Callable[[bytes], object]
+) -> list[str]:
+    stored = list(map(encode, parts))
+    spent = (_best_ms(lambda: list(map(encode, parts))), _best_ms(lambda: list(map(decode, stored))))
+    return [name, f"{sum(map(len, stored)) / 1000:.0f}", *(f"{ms:.1f}" for ms in spent)]
 
 
 def _png(plane: np.ndarray, level: int) -> bytes:
@@ -49,6 +47,14 @@ def _unpng(data: bytes) -> np.ndarray:
 
 def _jpeg(image: np.ndarray, quality: int) -> bytes:
     return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(image), quality, colorsubsampling="420"))
+
+
+def _floats(points: np.ndarray, kind: str) -> bytes:
+    return points.astype(kind).tobytes()
+
+
+def _unfloats(data: bytes, kind: str) -> np.ndarray:
+    return np.frombuffer(data, kind).astype("<f4")
 
 
 def main() -> None:
@@ -71,42 +77,25 @@ def main() -> None:
     images = [np.asarray(camera.image) for camera in sample.cameras]
     maps = [np.asarray(camera.superpixels).astype(np.uint8) for camera in sample.cameras]
     points = np.concatenate((sample.points_lidar, sample.intensity[:, None]), axis=1)
-    size = (maps[0].shape[0], maps[0].shape[1])
-    table = []
+    # name, encoder of one thing, the things, decoder of one
+    ways: list[tuple[str, Callable[[Any], bytes], list[Any], Callable[[bytes], object]]] = []
+    unruns = functools.partial(decode_runs, size=(maps[0].shape[0], maps[0].shape[1]))
     for level in (1, 3, 6, 9):
-        table.append(
-            _row(
-                f"superpixels: runs, level {level}",
-                lambda: [encode_runs(m, level) for m in maps],  # noqa: B023
-                lambda d: decode_runs(d, size),
-            )
-        )
+        ways.append((f"superpixels: runs, level {level}", functools.partial(encode_runs, level=level), maps, unruns))
     for level in (1, 3, 6, 9):
-        table.append(_row(f"superpixels: PNG, level {level}", lambda: [_png(m, level) for m in maps], _unpng))  # noqa: B023
+        ways.append((f"superpixels: PNG, level {level}", functools.partial(_png, level=level), maps, _unpng))
     for quality in (95, 85):
-        table.append(
-            _row(
-                f"images: JPEG of quality {quality}",
-                lambda: [_jpeg(i, quality) for i in images],  # noqa: B023
-                simplejpeg.decode_jpeg,
-            )
-        )
+        encode = functools.partial(_jpeg, quality=quality)
+        ways.append((f"images: JPEG of quality {quality}", encode, images, simplejpeg.decode_jpeg))
     for kind in ("<f4", "<f2"):
-        table.append(
-            _row(
-                f"points: {kind[1:]}",
-                lambda: [points.astype(kind).tobytes()],  # noqa: B023
-                lambda d: np.frombuffer(d, kind).astype("<f4"),  # noqa: B023
-            )
-        )
-    table.append(
-        _row("points: f4, zlib level 3", lambda: [zlib.compress(points.astype("<f4").tobytes(), 3)], zlib.decompress)
-    )
+        encode, decode = functools.partial(_floats, kind=kind), functools.partial(_unfloats, kind=kind)
+        ways.append((f"points: {kind[1:]}", encode, [points], decode))
+    ways.append(("points: f4, zlib level 3", lambda p: zlib.compress(_floats(p, "<f4"), 3), [points], zlib.decompress))
+    table = [_row(*way) for way in ways]
     print(markdown(("way", "kB a sample", "encode, ms", "decode, ms"), table))
     error = np.abs(points[:, :3].astype("<f2").astype("<f4") - points[:, :3])
-    print(
-        f"half precision moves coordinates by up to {error.max() * 100:.1f} cm, {error.mean() * 100:.2f} cm on average"
-    )
+    largest_cm, mean_cm = 100 * error.max(), 100 * error.mean()
+    print(f"half precision moves coordinates by up to {largest_cm:.1f} cm, {mean_cm:.2f} cm on average")
 
 
 if __name__ == "__main__":

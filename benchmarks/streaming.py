@@ -11,6 +11,7 @@ sample, nothing decoded), and batches as training takes them (one worker). A col
 from __future__ import annotations
 
 import argparse
+import itertools
 import multiprocessing
 import shutil
 import statistics
@@ -22,26 +23,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from benchmarks.common import markdown, setting
+from benchmarks.common import markdown, seconds_of, setting
 from data.batch_spec import BatchSpec
 from data.loading.loader import DataConfig, build_loader
 from data.order import SampleOrder
 from data.storage.prefetch import shards_of
 from data.storage.remote.shard_cache import CacheConfig
-from data.storage.shard_writer import SetInfo, join_manifest, write_shard
 from data.storage.shards import Manifest, SampleReader, load_manifest
 from tests.helpers.object_server import serving
-from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, make_sample
+from tests.helpers.samples import write_toy_set
 
 _SEED = 0
 _SAMPLES_A_SHARD = 16
 _SHARDS_PER_GROUP = 3
 _MICRO_BATCH = 4
-_IMAGE_SIZE = (448, 800)
-_POINTS = 35_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,28 +68,6 @@ CONDITIONS = (
     Condition(name="URL, cold, 50 ms, 100 MB/s a connection", latency_s=0.05, megabytes_per_s=100),
     Condition(name="URL, cold, 50 ms, 25 MB/s a connection", latency_s=0.05, megabytes_per_s=25),
 )
-
-
-def write_set(root: Path, num_shards: int) -> str:
-    """Sweeps of 35,000 points with two images."""
-    root.mkdir()
-    tables, logs = [], [f"log-{number:03d}" for number in range(num_shards)]
-    for number, log in enumerate(logs):
-        rng = np.random.default_rng(number)
-        samples = [
-            make_sample(rng, key=f"{log}_{frame:06d}", log=log, frame=frame, num_points=_POINTS, image_size=_IMAGE_SIZE)
-            for frame in range(_SAMPLES_A_SHARD)
-        ]
-        tables.append(write_shard(root / f"shard-{number:06d}.tar", samples))
-    info = SetInfo(
-        set_name="toy",
-        camera_names=CAMERA_NAMES,
-        class_names=CLASS_NAMES,
-        logs=tuple(logs),
-        splits=("train",) * num_shards,
-    )
-    join_manifest(str(root), info, tables)
-    return str(root)
 
 
 def _serve(root: str, condition: Condition, ours: Connection) -> None:
@@ -136,24 +111,17 @@ def seconds_of_reading(manifest: Manifest) -> float:
 
 def seconds_of_batches(shards: str, cache: CacheConfig) -> tuple[float, float]:
     """One epoch as training takes it: until the first batch, and from there on."""
-    config = DataConfig(
-        shards=shards,
-        split=None,
-        cache=cache,
-        micro_batch_size=_MICRO_BATCH,
-        shards_per_group=_SHARDS_PER_GROUP,
-        num_workers=1,
-    )
+    sizes: dict[str, Any] = {"micro_batch_size": _MICRO_BATCH, "shards_per_group": _SHARDS_PER_GROUP, "num_workers": 1}
+    config = DataConfig(shards=shards, split=None, cache=cache, **sizes)
     loader = build_loader(config, spec=BatchSpec(superpixels=True), seed=_SEED, rank=0, world_size=1)
     began = time.perf_counter()
     stream = loader.batches(0)
     next(stream)
-    first = time.perf_counter()
-    for _ in range(loader.samples_per_epoch // _MICRO_BATCH - 1):
-        next(stream)
-    over = time.perf_counter()
+    first = time.perf_counter() - began
+    rest = itertools.islice(stream, loader.samples_per_epoch // _MICRO_BATCH - 1)
+    later = seconds_of(lambda: [None for _ in rest], time.perf_counter)
     stream.close()  # type: ignore[attr-defined]
-    return first - began, over - first
+    return first, later
 
 
 def measure(root: str, condition: Condition, folder: Path, *, batches: bool) -> list[float]:
@@ -188,19 +156,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     print(setting(_SEED))
     with tempfile.TemporaryDirectory() as temporary:
-        root = write_set(Path(temporary) / "set", options.shards)
+        size: dict[str, Any] = {"num_points": 35_000, "image_size": (448, 800)}  # two images a sample
+        root = write_toy_set(Path(temporary) / "set", options.shards, _SAMPLES_A_SHARD, **size)
         manifest = load_manifest(root)
         stored = sum(shard.num_bytes for shard in manifest.shards) / 1e6
         print(f"{len(manifest)} samples, {stored:.0f} MB in {options.shards} shards\n")
         found: dict[str, list[list[float]]] = {c.name: [] for c in CONDITIONS}
         for _ in range(options.rounds):
             for condition in CONDITIONS:
-                found[condition.name].append(
-                    measure(root, condition, Path(temporary), batches=not options.reading_only)
-                )
-        medians = {
-            name: [statistics.median(column) for column in zip(*rows, strict=True)] for name, rows in found.items()
-        }
+                taken = measure(root, condition, Path(temporary), batches=not options.reading_only)
+                found[condition.name].append(taken)
+        medians = {name: list(map(statistics.median, zip(*rows, strict=True))) for name, rows in found.items()}
         base = medians[CONDITIONS[0].name]
         batches = len(manifest) - _MICRO_BATCH
         rows = [_row(name, found, base, stored, batches) for name, found in medians.items()]

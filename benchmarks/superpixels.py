@@ -14,7 +14,6 @@ Source: Neubert and Protzel, Superpixel Benchmark and Comparison (Forum Bildvera
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
-from benchmarks.common import REPOSITORY, markdown, setting
+from benchmarks.common import REPOSITORY, markdown, seconds_of, setting
 from data.convert.files import read_image
 from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import IGNORE_LABEL
@@ -93,7 +92,7 @@ def _name(max_pixels: int) -> str:
 
 
 def _config(max_pixels: int) -> SuperpixelConfig:
-    return dataclasses.replace(SuperpixelConfig(), max_pixels=max_pixels)
+    return SuperpixelConfig(max_pixels=max_pixels)
 
 
 # -------------------------------------------------------------------------------------------------- tables
@@ -111,28 +110,18 @@ def times(image: Image, repeats: int) -> str:
 
 def _seconds(image: Image, config: SuperpixelConfig, repeats: int) -> float:
     segment(image, config)
-    measured = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        segment(image, config)
-        measured.append(time.perf_counter() - start)
-    return statistics.median(measured)
+    return statistics.median(seconds_of(lambda: segment(image, config), time.perf_counter) for _ in range(repeats))
 
 
 def against_labels(streets: Sequence[tuple[Image, UInt8[np.ndarray, "H W"]]]) -> str:
     """Recall of class borders, purity, border share and number of superpixels by max_pixels."""
     rows = []
     for max_pixels in MAX_PIXELS:
-        found = []
-        for image, labels in streets:
-            ids = segment(image, _config(max_pixels))
-            known = labels != IGNORE_LABEL
-            recalls = [border_recall(borders(labels), ids, tolerance) for tolerance in TOLERANCES_PX]
-            found.append([*recalls, purity(ids[known], labels[known]), borders(ids).mean(), ids.max() + 1])
-        *shares, count = np.mean(found, axis=0)
+        cuts = [(segment(image, _config(max_pixels)), labels) for image, labels in streets]
+        shares = np.mean([agreement(labels, ids, labels != IGNORE_LABEL) for ids, labels in cuts], axis=0)
+        count = np.mean([ids.max() + 1 for ids, _ in cuts])
         rows.append([_name(max_pixels), *(f"{share:.3f}" for share in shares), f"{count:.0f}"])
-    recall_names = [f"recall {tolerance} px" for tolerance in TOLERANCES_PX]
-    return markdown(["max_pixels", *recall_names, "purity", "border share", "superpixels"], rows)
+    return markdown(["max_pixels", *AGREEMENT, "superpixels"], rows)
 
 
 def against_full_size(images: Sequence[Image]) -> str:
@@ -146,14 +135,21 @@ def against_full_size(images: Sequence[Image]) -> str:
         cuts = {"all, noise of 1 grey level": segment(noisy, _config(ALL_PIXELS))}
         cuts |= {_name(pixels): segment(image, _config(pixels)) for pixels in MAX_PIXELS[1:]}
         for name, ids in cuts.items():
-            recalls = [border_recall(borders(full), ids, tolerance) for tolerance in TOLERANCES_PX]
-            found.setdefault(name, []).append([*recalls, purity(ids.ravel(), full.ravel()), borders(ids).mean()])
+            found.setdefault(name, []).append(agreement(full, ids, np.ones(full.shape, dtype=bool)))
     rows = [[name, *(f"{value:.3f}" for value in np.mean(values, axis=0))] for name, values in found.items()]
-    recall_names = [f"recall {tolerance} px" for tolerance in TOLERANCES_PX]
-    return markdown(["max_pixels", *recall_names, "purity", "border share"], rows)
+    return markdown(["max_pixels", *AGREEMENT], rows)
 
 
 # ------------------------------------------------------------------------------------------------ measures
+AGREEMENT = [*(f"recall {tolerance} px" for tolerance in TOLERANCES_PX), "purity", "border share"]
+
+
+def agreement(truth: np.ndarray, ids: Ids, known: Bool[np.ndarray, "H W"]) -> list[float]:
+    """The numbers that `AGREEMENT` names; purity where the truth is known."""
+    recalls = [border_recall(borders(truth), ids, tolerance) for tolerance in TOLERANCES_PX]
+    return [*recalls, purity(ids[known], truth[known]), float(borders(ids).mean())]
+
+
 def borders(ids: np.ndarray) -> Bool[np.ndarray, "H W"]:
     """Pixels with a neighbour (left, right, up, down) of another id."""
     found = np.zeros(ids.shape, dtype=bool)

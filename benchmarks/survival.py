@@ -3,7 +3,7 @@
     python -m benchmarks.survival                               # a small street set, made in a temporary folder
     python -m benchmarks.survival --shards runs/street/shards --processes 2 --times 5
 
-A street run is told to stop (SIGUSR1) after some updates, leaves with code 75, is started again at once and goes on.
+A street run gets SIGUSR1 after some updates, leaves with code 75, is started again at once and continues.
 Lost is the time from the signal to the end of the first new update, without queueing, less one update. Its parts:
 
     finish step   signal -> the checkpoint begins: the rest of the update under way, metrics
@@ -35,7 +35,7 @@ PARTS = ("finish step", "checkpoint", "leave", "imports", "build", "first batch"
 STEPS_BEFORE = 5
 """Updates before a signal, and after a restart."""
 WIDTHS = {"1.7 M": 1290, "38 M": 6160}
-"""Of the MLP, for about so many parameters: the street run's network and SLidR's."""
+"""Of the MLP, for about this many parameters: the street run's network and SLidR's."""
 CHECKPOINTS = ((0, 1, "1.7 M"), (0, 1, "38 M"), (1, 2, "38 M"), (3, 2, "38 M"))
 """Stage, processes, size."""
 REPEATS = 3
@@ -111,15 +111,10 @@ def written(folder: Path, stage: int, width: int) -> None:
         engine.update(1e-3)
         for step in range(REPEATS):
             began = time.perf_counter()
+            weights = engine.weights()
+            shard = {"shard": engine.shard() if stage > 0 or world.is_main else None}
             made = save_checkpoint(
-                folder,
-                step,
-                weights=engine.weights(),
-                rank_state={"shard": engine.shard() if stage > 0 or world.is_main else None},
-                state={},
-                config={},
-                world=world,
-                keep=1,
+                folder, step, weights=weights, rank_state=shard, state={}, config={}, world=world, keep=1
             )
             spent.append(time.perf_counter() - began)
         engine.close()
@@ -143,7 +138,7 @@ def preemptions(shards: str, folder: Path, options: argparse.Namespace) -> list[
     marks, processes, started = start(folder / "marks_0", argv, options.processes)
     wait_for(marks, processes, STEPS_BEFORE)
     for number in range(1, options.times + 1):
-        told = time.time()
+        signalled = time.time()
         for process in processes:
             process.send_signal(signal.SIGUSR1)
         for process in processes:
@@ -153,7 +148,7 @@ def preemptions(shards: str, folder: Path, options: argparse.Namespace) -> list[
         old = marks
         marks, processes, started = start(folder / f"marks_{number}", argv, options.processes)
         wait_for(marks, processes, STEPS_BEFORE)
-        found.append(parts(read(old), read(marks), told, gone, started))
+        found.append(parts(read(old), read(marks), signalled, gone, started))
     for process in processes:
         process.send_signal(signal.SIGUSR1)
     outputs(processes, codes=(75,))
@@ -175,7 +170,7 @@ def read(marks: Path) -> list[tuple[str, float]]:
 
 
 def wait_for(marks: Path, processes: Any, updates: int) -> None:
-    """Until so many updates are done.
+    """Wait until this many updates are done.
 
     Raises:
         RuntimeError: the run ended instead.
@@ -187,17 +182,18 @@ def wait_for(marks: Path, processes: Any, updates: int) -> None:
 
 
 def parts(
-    old: list[tuple[str, float]], new: list[tuple[str, float]], told: float, gone: float, started: float
+    old: list[tuple[str, float]], new: list[tuple[str, float]], signalled: float, gone: float, started: float
 ) -> dict[str, float]:
     """Seconds of each part, and what was lost."""
-    begins = next(when for name, when in old if name == "checkpoint begins" and when > told)
-    ends = next(when for name, when in old if name == "checkpoint ends" and when > told)
-    imported = next(when for name, when in new if name == "imported")
-    updates = [when for name, when in new if name == "update"]
-    built = max(when for name, when in new if name == "built")
-    ready = max((when for name, when in new if name == "dry batch" and when < updates[0]), default=built)
-    times = (begins - told, ends - begins, gone - ends, imported - started, built - imported, ready - built)
-    found = dict(zip(PARTS, (*times, updates[0] - ready), strict=True))
+    begins, ends = (
+        min(t for n, t in old if n == f"checkpoint {edge}" and t > signalled) for edge in ("begins", "ends")
+    )
+    imported, built = (max(t for n, t in new if n == name) for name in ("imported", "built"))
+    updates = [t for n, t in new if n == "update"]
+    ready = max((t for n, t in new if n == "dry batch" and t < updates[0]), default=built)
+    passed = (signalled, begins, ends, gone), (started, imported, built, ready, updates[0])
+    spent = (after - before for times in passed for before, after in itertools.pairwise(times))
+    found = dict(zip(PARTS, spent, strict=True))
     usual = median(b - a for a, b in itertools.pairwise(updates))
     return found | {"usual update": usual, "lost": sum(found.values()) - usual}
 

@@ -1,6 +1,7 @@
 """Speed of the street world: frames a second on one core, split into world, LiDAR and cameras.
 
-Run: OMP_NUM_THREADS=1 python benchmarks/synthetic.py
+    OMP_NUM_THREADS=1 python -m benchmarks.synthetic
+
 Processor time is the figure to compare on a machine that does other things too; the wall clock is printed beside it.
 """
 
