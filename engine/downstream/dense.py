@@ -106,28 +106,33 @@ DecoderMaker = Callable[[Sequence[int], int, int], nn.Module]
 
 @dataclass(frozen=True, kw_only=True)
 class DenseTrainingConfig:
-    """Recipe of training a decoder, with or without the encoder."""
+    """Recipe of training a decoder, with or without the encoder.
+
+    Attributes:
+        lrs: AdamW learning rates of the encoder to try, for each initialisation separately.
+        decoder_lr_scale: the new decoder's rate = this x the encoder's: it starts from nothing. Also where the encoder
+            is frozen.
+        weight_decay: of AdamW, relative to the learning rate.
+        steps: updates; linear warm-up over the first tenth, then a half cosine to 0.
+        batch_size: samples an update, each with all of its images.
+        augment: mirror (...) the training images, as the reader's settings say.
+        clip_norm: largest gradient norm.
+        width: channels of the decoder's finest step.
+        seeds: one run each: draw of labelled samples, decoder, order, augmentations; a random network is drawn again,
+            too.
+        tune_seeds: draws that learning rates are compared on (shared by all initialisations; the mean decides).
+    """
 
     lrs: tuple[float, ...] = (0.0001, 0.0004, 0.0016)
-    """AdamW learning rates of the encoder to try, for each initialisation separately."""
     decoder_lr_scale: float = 5.0
-    """The new decoder's rate = this x the encoder's: it starts from nothing. Also where the encoder is frozen."""
     weight_decay: float = 0.01
-    """Of AdamW, relative to the learning rate."""
     steps: int = 200
-    """Updates; linear warm-up over the first tenth, then a half cosine to 0."""
     batch_size: int = 2
-    """Samples an update, each with all of its images."""
     augment: bool = True
-    """Mirror (...) the training images, as the reader's settings say."""
     clip_norm: float = 10.0
-    """Largest gradient norm."""
     width: int = 32
-    """Channels of the decoder's finest step."""
     seeds: tuple[int, ...] = (0,)
-    """One run each: draw of labelled samples, decoder, order, augmentations; a random network is drawn anew, too."""
     tune_seeds: tuple[int, ...] = (1000,)
-    """Draws that learning rates are compared on (shared by all initialisations; the mean decides)."""
 
     def __post_init__(self) -> None:
         check_rates(self, "lrs")

@@ -54,14 +54,17 @@ METRIC_NAMES = ("abs_rel", "sq_rel", "rmse", "rmse_log", "silog", "delta1", "del
 
 @dataclass(frozen=True, kw_only=True)
 class DepthConfig(DenseTrainingConfig):
-    """Recipe, loss and limits (with the fields of `DenseTrainingConfig`)."""
+    """Recipe, loss and limits (with the fields of `DenseTrainingConfig`).
+
+    Attributes:
+        scale_invariance: lambda of the loss, 0 to 1.
+        min_depth_m: pixels with a smaller true depth are not counted.
+        cap_m: nor are those with a larger one.
+    """
 
     scale_invariance: float = 0.5
-    """lambda of the loss, 0 to 1."""
     min_depth_m: float = 1e-3
-    """Pixels with a smaller true depth are not counted."""
     cap_m: float = 80.0
-    """Nor are those with a larger one."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -41,29 +41,32 @@ from engine.tower_optim import layer_scales
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig:
-    """Settings of fine-tuning."""
+    """Settings of fine-tuning.
+
+    Attributes:
+        lrs: AdamW learning rates of the backbone to try, for each initialisation separately.
+        head_lr_scale: the new head's rate = this x the backbone's: it starts from nothing.
+        layer_decay: a layer of the backbone has the backbone's rate x this to the power of the layers above it; 1: all
+            alike. The backbone must number its layers (`engine.interfaces.HasLayers`).
+        weight_decay: of AdamW, relative to the learning rate.
+        steps: updates; linear warm-up over the first tenth, then a half cosine to 0.
+        batch_size: sweeps an update (at most as many as are labelled).
+        augment: rotate, flip (...) the labelled sweeps, as the reader's settings say.
+        clip_norm: largest gradient norm.
+        seeds: one run each: draw of labelled frames, head, order, augmentations; a random network is drawn again, too.
+        tune_seeds: draws that learning rates are compared on (shared by all initialisations; the mean decides).
+    """
 
     lrs: tuple[float, ...] = (0.0005, 0.002, 0.008)
-    """AdamW learning rates of the backbone to try, for each initialisation separately."""
     head_lr_scale: float = 5.0
-    """The new head's rate = this x the backbone's: it starts from nothing."""
     layer_decay: float = 1.0
-    """A layer of the backbone has the backbone's rate x this to the power of the layers above it; 1: all alike. The
-    backbone must number its layers (`engine.interfaces.HasLayers`)."""
     weight_decay: float = 0.01
-    """Of AdamW, relative to the learning rate."""
     steps: int = 80
-    """Updates; linear warm-up over the first tenth, then a half cosine to 0."""
     batch_size: int = 1
-    """Sweeps an update (at most as many as are labelled)."""
     augment: bool = True
-    """Rotate, flip (...) the labelled sweeps, as the reader's settings say."""
     clip_norm: float = 10.0
-    """Largest gradient norm."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """One run each: draw of labelled frames, head, order, augmentations; a random network is drawn anew, too."""
     tune_seeds: tuple[int, ...] = (1000,)
-    """Draws that learning rates are compared on (shared by all initialisations; the mean decides)."""
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
 
     def __post_init__(self) -> None:

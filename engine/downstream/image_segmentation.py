@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.ranges import at_least
+from common.ranges import RangeError, at_least
 from engine.downstream.common import ProgressMeter, SegmentationTask, Truth, Tuned
 from engine.downstream.confusion import ConfusionMatrix, LabelError
 from engine.downstream.dense import (
@@ -39,10 +39,13 @@ from engine.downstream.runner import Initialisation, Job, Measured, segmentation
 
 @dataclass(frozen=True, kw_only=True)
 class ImageProbeConfig(LinearProbeConfig):
-    """Settings of the linear probe on pixels (with the fields of `LinearProbeConfig`)."""
+    """Settings of the linear probe on pixels (with the fields of `LinearProbeConfig`).
+
+    Attributes:
+        pixels_per_image: labelled pixels of each train image in the feature bank, at random.
+    """
 
     pixels_per_image: int = 300
-    """Labelled pixels of each train image in the feature bank, at random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,17 +54,23 @@ class ImageProbeConfig(LinearProbeConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class ImageFinetuneConfig(DenseTrainingConfig):
-    """Recipe and loss of fine-tuning (with the fields of `DenseTrainingConfig`)."""
+    """Recipe and loss of fine-tuning (with the fields of `DenseTrainingConfig`).
+
+    Attributes:
+        loss: as of the linear probe, but for its balance of classes, which must be 0.
+        pixels_per_image: labelled pixels of each image that the loss looks at, at random: the Lovász term sorts them.
+    """
 
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
     pixels_per_image: int = 4096
-    """Labelled pixels of each image that the loss looks at, at random: the Lovász term sorts them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, pixels_per_image=1)
         if self.loss.class_balance > 0.0:
-            raise ValueError("loss.class_balance is not implemented for images; set it to 0")
+            raise RangeError(
+                f"loss.class_balance: got {self.loss.class_balance:g}, expected 0: not implemented for images"
+            )
 
 
 @dataclass(frozen=True)

@@ -24,19 +24,22 @@ from engine.downstream.features import FeatureBank
 
 @dataclass(frozen=True, kw_only=True)
 class KnnConfig:
-    """Settings of the kNN protocol."""
+    """Settings of the kNN protocol.
+
+    Attributes:
+        k: neighbours that vote.
+        temperature: of the vote's weights; smaller lets the nearest decide.
+        bank_size: labelled voxels to compare with, drawn from the train split at random.
+        queries_per_sweep: test voxels of each sweep that are asked about, at random; points of other voxels are left
+            out of the count. None asks about all: every point counts, at a cost that grows with the cloud.
+        seeds: one bank each. A random network is drawn again for each.
+    """
 
     k: int = 20
-    """Neighbours that vote."""
     temperature: float = 0.07
-    """Of the vote's weights; smaller lets the nearest decide."""
     bank_size: int = 10_000
-    """Labelled voxels to compare with, drawn from the train split at random."""
     queries_per_sweep: int | None = None
-    """Test voxels of each sweep that are asked about, at random; points of other voxels are left out of the count.
-    None asks about all: every point counts, at a cost that grows with the cloud."""
     seeds: tuple[int, ...] = (0,)
-    """One bank each. A random network is drawn anew for each, too."""
 
     def __post_init__(self) -> None:
         check_seeds(self, "seeds")

@@ -28,18 +28,21 @@ from engine.errors import DivergenceError
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbeConfig:
-    """Settings of the linear probe."""
+    """Settings of the linear probe.
+
+    Attributes:
+        lrs: AdamW learning rates to try; the best on held-out train sweeps is used.
+        weight_decay: of AdamW, relative to the learning rate.
+        steps: updates; the rate falls along a half cosine to 0.
+        batch_size: voxels an update.
+        seeds: one probe each: first weights and order of the rows. A random network is drawn again for each.
+    """
 
     lrs: tuple[float, ...] = (0.003, 0.01, 0.03, 0.1)
-    """AdamW learning rates to try; the best on held-out train sweeps is used."""
     weight_decay: float = 1e-4
-    """Of AdamW, relative to the learning rate."""
     steps: int = 500
-    """Updates; the rate falls along a half cosine to 0."""
     batch_size: int = 2048
-    """Voxels an update."""
     seeds: tuple[int, ...] = (0,)
-    """One probe each: first weights and order of the rows. A random network is drawn anew for each, too."""
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
 
     def __post_init__(self) -> None:

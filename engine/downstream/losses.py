@@ -18,12 +18,16 @@ from common.ranges import at_least, below, between
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationLossConfig:
-    """Loss of linear probe and fine-tuning."""
+    """Loss of linear probe and fine-tuning.
+
+    Attributes:
+        class_balance: cross-entropy weight of a class is its frequency to the power of minus this: 0 all alike, 1
+            inverse frequency.
+        lovasz_weight: weight of the Lovász-softmax term beside the cross-entropy; 0 leaves it out.
+    """
 
     class_balance: float = 0.0
-    """Cross-entropy weight of a class is its frequency to the power of minus this: 0 all alike, 1 inverse frequency."""
     lovasz_weight: float = 1.0
-    """Weight of the Lovász-softmax term beside the cross-entropy; 0 leaves it out."""
 
     def __post_init__(self) -> None:
         between(self, "0: plain, 1: inverse frequency", class_balance=(0, 1))

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
+from common.ranges import different, expect, some_of
 from engine.downstream import depth, finetune, frozen, image_segmentation, registration
 from engine.downstream.depth import DepthConfig
 from engine.downstream.finetune import FinetuneConfig
@@ -144,11 +145,9 @@ class ProtocolsConfig(SharedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = len(set(self.protocols) & set(PROTOCOLS))
-        if not self.protocols or known != len(self.protocols):
-            raise ValueError(
-                f"protocols = {self.protocols}: expected one or more different ones of {', '.join(PROTOCOLS)}"
-            )
+        expect(self, "protocols", bool(self.protocols), f"one or more of {', '.join(PROTOCOLS)}")
+        some_of(self, protocols=PROTOCOLS)
+        different(self, "protocols")
 
     def seeds(self, protocol: str) -> tuple[int, ...]:
         """Seeds of one protocol."""

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
+from common.ranges import at_least, at_most, positive
 from engine.downstream.common import (
     LabelDraws,
     ProgressMeter,
@@ -52,29 +53,29 @@ TOWER_TITLES: dict[Tower, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class SharedConfig:
-    """Which protocols run, and the settings that they share."""
+    """Which protocols run, and the settings that they share.
+
+    Attributes:
+        protocols: any of `engine.downstream.protocols.PROTOCOLS`.
+        validation_share: share of the train split's logs that learning rates are tuned on.
+        tune_sweeps: at most this many of those sweeps tune fine-tuning (the linear probe uses all: they cost it
+            nothing).
+        voxels_per_sweep: labelled voxels of each train sweep in the feature bank, at random; null for all.
+        calibration_sweeps: train sweeps that BatchNorm statistics are estimated on again, for every initialisation; 0
+            leaves them alone.
+    """
 
     protocols: tuple[str, ...] = ("linear_probe", "knn", "finetune")
-    """Any of `engine.downstream.protocols.PROTOCOLS`."""
     validation_share: float = 0.2
-    """Share of the train split's logs that learning rates are tuned on."""
     tune_sweeps: int = 12
-    """At most this many of those sweeps tune fine-tuning (the linear probe uses all: they cost it nothing)."""
     voxels_per_sweep: int | None = 800
-    """Labelled voxels of each train sweep in the feature bank, at random; null for all."""
     calibration_sweeps: int = 32
-    """Train sweeps that BatchNorm statistics are estimated on again, for every initialisation; 0 leaves them alone."""
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.validation_share <= 0.5:
-            raise ValueError(f"validation_share = {self.validation_share}: expected above 0 and at most 0.5")
-        if self.tune_sweeps < 1 or self.calibration_sweeps < 0:
-            raise ValueError(
-                f"tune_sweeps = {self.tune_sweeps}, calibration_sweeps = {self.calibration_sweeps}: "
-                "expected at least 1 and 0"
-            )
-        if self.voxels_per_sweep is not None and self.voxels_per_sweep < 1:
-            raise ValueError(f"voxels_per_sweep = {self.voxels_per_sweep}: expected at least 1, or null for all")
+        positive(self, "validation_share")
+        at_most(self, validation_share=0.5)
+        at_least(self, tune_sweeps=1, calibration_sweeps=0)
+        at_least(self, "null: all", voxels_per_sweep=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -130,11 +130,6 @@ class LevelsTeacherConfig(TeacherConfig):
     normalise_levels: bool = True
 
     def __post_init__(self) -> None:
-        """Check ranges.
-
-        Raises:
-            ValueError: a field is out of range.
-        """
         check_levels(self.levels, self.LEVELS)
         super().__post_init__()
 
@@ -151,7 +146,9 @@ def check_levels(levels: tuple[int, ...], known: Sequence[int]) -> None:
         ValueError: says which are known.
     """
     if not levels or list(levels) != sorted(set(levels)) or not set(levels) <= set(known):
-        raise ValueError(f"teacher.levels = {levels}: expected ascending strides out of {', '.join(map(str, known))}")
+        raise ValueError(
+            f"teacher.levels: got {levels}, expected ascending strides out of {', '.join(map(str, known))}"
+        )
 
 
 class FrozenTeacher(Frozen):
