@@ -66,7 +66,7 @@ class StorageRetry:
         """What `read` returns.
 
         Args:
-            read: may be called several times; opens its file anew after an error.
+            read: may be called several times; opens its file again after an error.
 
         Raises:
             OSError: of `read`, where it is that file and not the storage.
@@ -90,7 +90,7 @@ class StorageRetry:
                 if waited >= self._retry_s:
                     raise StorageAwayError(
                         f"{self._probe.parent} cannot be read ({error}) and did not come back in "
-                        f"{self._retry_s / 60:g} min (data.retry_min); mend the storage and start the run again: it "
+                        f"{self._retry_s / 60:g} min (data.retry_min); fix the storage and start the run again: it "
                         "continues from the last checkpoint"
                     ) from error
                 if waited == 0:

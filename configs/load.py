@@ -83,11 +83,9 @@ _RETIRED: Mapping[str, object] = {"data.superpixels": True}
 def _drop_retired(source: DictConfig) -> None:
     for dotted, value in _RETIRED.items():
         *outer, last = dotted.split(".")
-        node: Any = source
-        for key in outer:
-            node = node.get(key) if isinstance(node, DictConfig) and not node._is_none() else None
-        if isinstance(node, DictConfig) and not node._is_missing() and node.get(last) == value:
-            del node[last]
+        section = _section(source, outer)
+        if section is not None and section.get(last) == value:
+            del section[last]
 
 
 ONCE_OF_ALL_TEACHERS = ("dilated", "levels", "normalise_levels")
@@ -97,7 +95,7 @@ ONCE_OF_ALL_TEACHERS = ("dilated", "levels", "normalise_levels")
 def _drop_teachers_of_old(source: DictConfig, schema: DictConfig) -> None:
     """Take what has no effect out of a resolved `method.teacher` of an old run.
 
-    Such a section holds all those settings; a section with some of them was written by a person, who is better told.
+    Such a section holds all those settings. One with only some of them was written by hand: its author gets the error.
     """
     teacher = _section(source, ("method", "teacher"))
     if teacher is None or not all(name in teacher for name in ONCE_OF_ALL_TEACHERS):
@@ -205,16 +203,11 @@ def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources
     section's default sets and the family has, too: `teacher.name` chooses a network, the method the rest.
     """
     *outer, last = section.split(".")
-    owner: Any = schema
-    for key in outer:
-        owner = owner.get(key) if isinstance(owner, DictConfig) and key in owner else None
-    if not isinstance(owner, DictConfig) or last not in {*owner}:  # `in owner` is false for one without a default
+    owner = _section(schema, outer)
+    if owner is None or last not in {*owner}:  # `in owner` is false for a section without a default
         return  # a name given nonetheless is refused with the section as unknown
-    name = None
-    for source in sources:
-        node = _section(source, [*outer, last])
-        if node is not None and "name" in node:
-            name = str(node["name"])
+    given = [node for source in sources if (node := _section(source, [*outer, last])) is not None]
+    name = next((str(node["name"]) for node in reversed(given) if "name" in node), None)  # the strongest source's
     if name is None and not OmegaConf.is_missing(owner, last):
         return
     if name is None:
@@ -236,21 +229,19 @@ def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources
         with read_write(chosen):
             chosen.update({key: owner[last][key] for key in shared})
     else:
-        for source in sources:
-            node = _section(source, [*outer, last])
-            if node is not None:
-                node.pop("name", None)
+        for node in given:
+            node.pop("name", None)
     with read_write(owner):
         owner[last] = chosen
 
 
 def _section(source: DictConfig, path: Sequence[str]) -> DictConfig | None:
-    node: Any = source
-    for key in path:
-        if not isinstance(node, DictConfig) or key not in node:
-            return None
-        node = node._get_node(key)
-    return node if isinstance(node, DictConfig) and not node._is_none() else None
+    """The section at a path; None where there is none, a null or something else."""
+    try:
+        node = OmegaConf.select(source, ".".join(path)) if path else source
+    except OmegaConfBaseException:  # an interpolation that leads nowhere
+        return None
+    return node if isinstance(node, DictConfig) else None
 
 
 def _allowed(owner: DictConfig, key: str) -> type:
@@ -288,10 +279,10 @@ def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConf
                 return ConfigError(f"{dotted}: unknown name{near} (got {value!r}; valid here: {known})")
             if depth + 1 == len(path) and not _accepts(schema, path, value):
                 return ConfigError(f"{dotted}: got {value!r}, expected {_describe(hints[key])}")
-            child = node._get_node(key)
-            if isinstance(child, DictConfig) and child._is_missing():
+            child = node.get(key)
+            if OmegaConf.is_missing(node, key) and dataclasses.is_dataclass(hints[key]):
                 child = OmegaConf.structured(hints[key])  # a section without a default
-            if not isinstance(child, DictConfig) or child._is_none():
+            if not isinstance(child, DictConfig):
                 if depth + 1 < len(path):
                     return ConfigError(f"{dotted}: got a section, expected {_describe(hints[key])}")
                 break
@@ -339,8 +330,8 @@ def _instantiate(node: Any, path: str) -> Any:
     """Build the dataclasses from the leaves up, so that a range check's message gets its dotted path."""
     if isinstance(node, (ListConfig, TupleConfig)):
         return tuple(_instantiate(item, f"{path}[{i}]") for i, item in enumerate(node))
-    if not isinstance(node, DictConfig) or node._is_none():
-        return None if isinstance(node, DictConfig) else node
+    if not isinstance(node, DictConfig):
+        return node
     dot = f"{path}." if path else ""
     values = {key: _instantiate(node[key], f"{dot}{key}") for key in map(str, node)}
     kind = OmegaConf.get_type(node)

@@ -162,7 +162,7 @@ class EvaluateDataConfig:
         test_split: what the final numbers are measured on.
         holdout: measure on logs held out from the train split (`validation_share` of them) and learn from the others,
             to choose between checkpoints; the test split is not read.
-        limit_train: use at most so many train sweeps, evenly spread; None for all.
+        limit_train: use at most this many train sweeps, evenly spread; None for all.
         limit_test: the same for the test split.
         num_workers: processes that read sweeps ahead in long passes; 0: none.
         cache: where shards of a set behind a URL are kept; None: as in pre-training.
@@ -241,11 +241,11 @@ class SlurmConfig(ResourcesConfig):
     """A cluster and what a pre-training run asks of it (with the fields of `ResourcesConfig`).
 
     Attributes:
-        name: for people, and in jobs.json.
+        name: of the cluster, in messages and jobs.json.
         account: who pays; None where the cluster does not ask.
         qos: quality of service; None for the default.
-        signal_s: seconds before the limit at which the processes are told to write a checkpoint; more than a step and
-            a checkpoint take.
+        signal_s: seconds before the limit at which the processes get the signal to write a checkpoint; more than a
+            step and a checkpoint take.
         array_parallelism: runs of a sweep at the same time, at most.
         setup: shell lines before the processes start (modules, network variables).
         sbatch: further options of sbatch, long name -> value ("true" for one without a value).

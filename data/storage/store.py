@@ -49,7 +49,7 @@ class Store(Protocol):
             shard: which one.
             size: bytes wanted.
             offset: of the first.
-            crc32: what they should have; a store that holds copies mends those that differ, and gives what the set
+            crc32: what they should have; a store that holds copies repairs those that differ, and gives what the set
                 itself holds even where that is damaged.
 
         Raises:

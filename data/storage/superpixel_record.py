@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from common.ranges import at_least, below, between, positive
+from common.ranges import below, between, positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class SuperpixelRecord:
         below(self, compactness=math.inf)
         between(self, "share of a superpixel's side", smoothing=(0, 1))
         between(self, min_fragment_percent=(0, 100))
-        at_least(self, iterations=1, max_pixels=1)
+        # Above as well: a manifest may come from anybody, and OpenCV takes 32-bit numbers of iterations.
+        between(self, iterations=(1, 10_000), max_pixels=(1, 1 << 40))
 
     def __str__(self) -> str:
         """The settings that are known, in one line."""

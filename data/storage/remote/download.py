@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from common.files import sha256_of
 from common.retry import read_at
 from data.storage.remote.requests import BackOff, PassingError, Remote
 from data.storage.remote.shard_cache import StoredShard
@@ -18,6 +19,7 @@ _log = logging.getLogger(__name__)
 _PROBE = "manifest.json"
 """Can be read whenever the storage is there."""
 _PIECE_BYTES = 8 << 20
+_BLOCK_BYTES = 1 << 20
 _TRIES = 4
 """Downloads of one file that arrive with wrong bytes."""
 _BELIEVED_AFTER = 3
@@ -40,7 +42,7 @@ class Download:
 
     def file(self, name: str, sha256: str | None) -> bytes:
         """A small file, see `data.storage.store.Store.read_file`; without a checksum it has to come twice the same."""
-        back_off = BackOff(self._url(name), _OPENING_WAIT_S, "mend the address or the network")
+        back_off = BackOff(self._url(name), _OPENING_WAIT_S, "fix the address or the network")
         before: bytes | None = None
         for _ in range(_TRIES):
             data = self._patiently(lambda: self._remote.whole(name), back_off, probe=False)
@@ -152,7 +154,7 @@ class Download:
         return BackOff(
             self._url(name),
             self._wait_s,
-            "mend the storage or the network and start the run again: it continues from the last checkpoint; "
+            "fix the storage or the network and start the run again: it continues from the last checkpoint; "
             "data.retry_min sets how long it waits",
         )
 
@@ -162,11 +164,7 @@ class Download:
 
 def digest_of(file: int) -> Any:
     """SHA-256 object fed with a file (descriptor) from its beginning."""
-    digest, at = hashlib.sha256(), 0
-    while block := read_at(file, 1 << 20, at):
-        digest.update(block)
-        at += len(block)
-    return digest
+    return sha256_of(read_at(file, _BLOCK_BYTES, at) for at in range(0, os.fstat(file).st_size, _BLOCK_BYTES))
 
 
 def _write(part: int, data: bytes, at: int, back_off: BackOff) -> None:

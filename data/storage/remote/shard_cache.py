@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from common.ranges import at_least, below, positive
-from common.retry import StorageAwayError
+from common.retry import StorageAwayError, growing_delays
 
 _GIB = 1 << 30
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -39,7 +39,7 @@ _TOUCH_S = 1.0
 _STALE_PART_S = 86400.0
 """A part that nobody went on with for so long is removed."""
 _UNSOUND_S = 3600.0
-"""After so long it is looked whether the set has been mended."""
+"""After so long it is looked whether the set has been repaired."""
 _POLL_S = (0.01, 0.25)
 """First and longest wait for another process."""
 
@@ -147,7 +147,7 @@ class ShardCache:
             StorageAwayError: another process's download stands still, or there is no room for too long.
             Exception: of `fill`.
         """
-        since, seen, pause = time.monotonic(), -1, _POLL_S[0]
+        since, seen, pauses = time.monotonic(), -1, growing_delays(*_POLL_S)
         while True:
             file = self.open(shard)
             if file is None:
@@ -163,8 +163,7 @@ class ShardCache:
                     f"{shard.file}: another process's download into {self._folder} has stood still for "
                     f"{self._wait_s:.0f} s, or all of the cache is being read (data.cache.max_gib)"
                 )
-            time.sleep(pause)
-            pause = min(2 * pause, _POLL_S[1])
+            time.sleep(next(pauses))
 
     def fetch_ahead(self, shard: StoredShard, fill: Fill, keep: Collection[str]) -> bool:
         """Have it filled, unless it is here, somebody else is at it, or there is no room without removing `keep`.

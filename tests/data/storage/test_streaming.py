@@ -253,7 +253,7 @@ def test_storage_that_does_not_come_back_is_one_clear_error(server: Server, tmp_
 @pytest.mark.parametrize(
     ("url", "words"),
     [
-        ("http://127.0.0.1:9/x", "Cannot connect .* mend the address"),
+        ("http://127.0.0.1:9/x", "Cannot connect .* fix the address"),
         ("gs://bucket/x", r"pip install 'tandem-pretrain\[gs\]'"),
         ("foo://bucket/x", "no such protocol; expected a folder, s3://"),
         ("file:///no/such/folder", "holds no finished shard set"),
