@@ -63,7 +63,7 @@ _STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
 """Functions whose own time (without that of other stages that they call) is a stage's."""
 
 
-# ---------------------------------------------------------------------------------------------- our way
+# ---- our way
 def _ours(reader: SampleReader, indices: list[int], config: DataConfig, epoch: int) -> None:
     """Batches of all samples, made and packed for the trainer."""
     for start in range(0, len(indices), config.micro_batch_size):
@@ -85,7 +85,7 @@ def _print_stages(reader: SampleReader, indices: list[int], config: DataConfig, 
     print(markdown(("stage", "ms a sample", "share"), [*rows, ["all", f"{1e3 * total / count:.1f}", "100%"]]))
 
 
-# ------------------------------------------------------------------------------------------ side by side
+# ---- side by side
 def _write_set(root: Path, frames: OfficialFrames) -> None:
     root.mkdir()
     samples = (frames.sample(token, f"log_{number:06d}") for number, token in enumerate(frames.tokens))
@@ -128,7 +128,7 @@ def _side_by_side(frames: OfficialFrames, reader: SampleReader, config: DataConf
     print(markdown(("", "ms a sample", "samples/s a core", "times the ordinary way"), rows))
 
 
-# -------------------------------------------------------------------------------------- beside a trainer
+# ---- beside a trainer
 def _build_cache(root: str, dim: int) -> TeacherCache:
     """Random features: what a cached step reads, without a teacher."""
     manifest = load_manifest(root)

@@ -142,7 +142,7 @@ def _annotations(scenes: int) -> Iterable[dict[str, Any]]:
         }
 
 
-# ------------------------------------------------------------------------------------------------- measuring
+# ---- measuring
 def measure(source: str, sweeps: bool) -> tuple[str, ...]:
     """In a process of its own: seconds, peak memory, and the bytes that a copy of the converter travels as."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

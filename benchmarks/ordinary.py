@@ -118,7 +118,7 @@ def _rotation(row: Row) -> Float[np.ndarray, "3 3"]:
     return np.asarray(Rotation.from_quat((x, y, z, w)).as_matrix())
 
 
-# ------------------------------------------------------------------------------------------------- writing
+# ---- writing
 def write_copies(source: Path, root: Path, count: int) -> OfficialFrames:
     """`count` copies of the first key frame of `source`, each with files of its own, and superpixels beside them."""
     frames = OfficialFrames(source)
@@ -213,7 +213,7 @@ def _superpixels(path: Path) -> bytes:
     return bytes(data.tobytes())
 
 
-# ------------------------------------------------------------------------------------------------- reading
+# ---- reading
 @dataclass(frozen=True, kw_only=True)
 class OrdinarySample:
     """What a training step of SLidR takes of one frame, before batches are put together."""

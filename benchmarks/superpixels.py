@@ -95,7 +95,7 @@ def _config(max_pixels: int) -> SuperpixelConfig:
     return SuperpixelConfig(max_pixels=max_pixels)
 
 
-# -------------------------------------------------------------------------------------------------- tables
+# ---- tables
 def times(image: Image, repeats: int) -> str:
     """Milliseconds by size of the image and by max_pixels."""
     rows = []
@@ -140,7 +140,7 @@ def against_full_size(images: Sequence[Image]) -> str:
     return markdown(["max_pixels", *AGREEMENT], rows)
 
 
-# ------------------------------------------------------------------------------------------------ measures
+# ---- measures
 AGREEMENT = [*(f"recall {tolerance} px" for tolerance in TOLERANCES_PX), "purity", "border share"]
 
 

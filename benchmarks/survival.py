@@ -41,7 +41,7 @@ CHECKPOINTS = ((0, 1, "1.7 M"), (0, 1, "38 M"), (1, 2, "38 M"), (3, 2, "38 M"))
 REPEATS = 3
 
 
-# --------------------------------------------------------------------------------------------------- child: one rank
+# ---- child: one rank
 
 
 def trained(marks: Path, argv: list[str]) -> None:
@@ -126,7 +126,7 @@ def written(folder: Path, stage: int, width: int) -> None:
         print(json.dumps([median(spent), verified, sum(file.stat().st_size for file in made.iterdir())]))
 
 
-# ------------------------------------------------------------------------------------------------------------ parent
+# ---- parent
 
 
 def preemptions(shards: str, folder: Path, options: argparse.Namespace) -> list[dict[str, float]]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RETRY_MIN = 10.0
 """Minutes for which storage may be away."""
@@ -94,13 +94,13 @@ class StorageRetry:
                         "continues from the last checkpoint"
                     ) from error
                 if waited == 0:
-                    _log.warning("%s cannot be read (%s); waiting for it", self._probe.parent, error)
+                    logger.warning("%s cannot be read (%s); waiting for it", self._probe.parent, error)
                 delay = next(delays)
                 time.sleep(delay)
                 waited += delay
             else:
                 if waited > 0:
-                    _log.warning("%s is back after %.0f s", self._probe.parent, waited)
+                    logger.warning("%s is back after %.0f s", self._probe.parent, waited)
                 return data
 
     def _present(self) -> bool:

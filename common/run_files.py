@@ -36,7 +36,7 @@ SUMS_FILE = "files.json"
 _NAME = re.compile(r"step_(\d+)")
 
 
-# ------------------------------------------------------------------------------------------------------- checkpoints
+# ---- checkpoints
 
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
@@ -82,7 +82,7 @@ def damage(checkpoint: Path, names: Collection[str] | None = None) -> str | None
     return None
 
 
-# -------------------------------------------------------------------------------------------------------- JSON lines
+# ---- JSON lines
 
 
 def json_lines(texts: Iterable[str]) -> Iterator[dict[str, Any]]:

@@ -73,7 +73,7 @@ class CheckpointConfig:
         return any(every and step % every == 0 for every in (self.every_steps, self.keep_every))
 
 
-# --- writing ---
+# ---- writing
 
 
 def save_checkpoint(
@@ -189,7 +189,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
-# --- reading ---
+# ---- reading
 
 
 def newest_intact(run_dir: Path) -> Path | None:

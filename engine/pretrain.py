@@ -317,7 +317,7 @@ def pretrain(
     return _summary(run, plan, checkpoints.newest, signal, began)
 
 
-# --- parts of `pretrain`, in the order of their use ---
+# ---- parts of `pretrain`, in the order of their use
 
 
 def _check_engine(config: EngineConfig, objective: nn.Module, world: World) -> None:

@@ -34,7 +34,7 @@ SCALARS = ("step",)
 """Entries of torch's AdamW and SGD that count for a whole buffer; all others have one number an element."""
 
 
-# --- what may change ---
+# ---- what may change
 
 
 def check_continuable(state: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
@@ -112,7 +112,7 @@ def saved_layout(state: Mapping[str, Any], now: Layout, where: Path) -> Layout:
     )
 
 
-# --- resharding ---
+# ---- resharding
 
 
 def recut_shard(saved: Path, before: Layout, now: Layout, part: int) -> tuple[OptimizerState, list[Tensor]]:

@@ -72,7 +72,7 @@ def check_numbers(config: object) -> None:
     below(config, momentum=1, dampening=1, betas=1)
 
 
-# --- which parameter belongs to which tower ---
+# ---- which parameter belongs to which tower
 
 
 def tower_of(name: str, towers: Iterable[str]) -> str | None:
@@ -153,7 +153,7 @@ def _numbered(module: nn.Module, place: str) -> Iterator[tuple[str, HasLayers]]:
         yield from _numbered(child, f"{place}.{name}")
 
 
-# --- the optimiser ---
+# ---- the optimiser
 
 
 class TowersOptimizer(torch.optim.Optimizer):

@@ -103,7 +103,7 @@ def describe(checkpoint: Path) -> dict[str, str]:
     }
 
 
-# ----------------------------------------------------------------------------------------------------------- formats
+# ---- formats
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ FORMATS = {
 }
 
 
-# ------------------------------------------------------------------------------------------------------------- proof
+# ---- proof
 
 
 def check(path: Path, file_format: Format, network: nn.Module, inputs: tuple[Any, ...]) -> tuple[LoadReport, float]:

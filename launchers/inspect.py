@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-# -------------------------------------------------------------------------------------------------------------- sets
+# ---- sets
 
 
 def _inspect_set(root: str, options: argparse.Namespace, p: argparse.ArgumentParser) -> int:
@@ -162,7 +162,7 @@ def _spread(manifest: Manifest, num: int) -> list[int]:
     return [int(row) for row in order[at]]
 
 
-# -------------------------------------------------------------------------------------------------------------- runs
+# ---- runs
 
 
 def _inspect_run(run_dir: Path, options: argparse.Namespace) -> int:
@@ -177,7 +177,7 @@ def _inspect_run(run_dir: Path, options: argparse.Namespace) -> int:
     return 0
 
 
-# ------------------------------------------------------------------------------------------------------------ output
+# ---- output
 
 
 def _show(title: str, subtitle: str, tables: list[Table], pictures: dict[str, Picture], out: str | None) -> None:

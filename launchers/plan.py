@@ -113,7 +113,7 @@ def without_weight_files(config: PretrainConfig) -> PretrainConfig:
     return dataclasses.replace(config, method=dataclasses.replace(config.method, **random))
 
 
-# ------------------------------------------------------------------------------------------------------------- sizes
+# ---- sizes
 
 
 def make_plan(config: PretrainConfig, objective: Objective, options: argparse.Namespace) -> Plan:
@@ -244,7 +244,7 @@ def checkpoint_interval_s(config: PretrainConfig, step: StepTime | None) -> floa
     return min(asked, default=None)
 
 
-# -------------------------------------------------------------------------------------------------------------- show
+# ---- show
 
 
 def show(plan: Plan, console: Console) -> None:

@@ -113,7 +113,7 @@ def ask_slurm(ids: Sequence[str]) -> tuple[dict[str, slurm.JobInfo], str]:
         return {}, f"states from the runs' own records only: {error}"
 
 
-# ------------------------------------------------------------------------------------------------------------ table
+# ---- table
 
 
 def show(found: Sequence[RunStatus], remark: str, console: Console) -> None:

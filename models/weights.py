@@ -70,7 +70,7 @@ class LoadReport:
         return "\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------------------------------ files
+# ---- files
 
 
 def read_checkpoint(path: str | Path) -> dict[str, object]:
@@ -101,7 +101,7 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
     return {str(key): value for key, value in content.items()}
 
 
-# ------------------------------------------------------------------------------------------------------ image formats
+# ---- image formats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +204,7 @@ def load_image_weights(encoder: nn.Module, file_format: str, path: str, *, min_m
     return load_state(encoder, state, source=source, min_match=min_match, dropped=dropped)
 
 
-# ----------------------------------------------------------------------------------------------------------- matching
+# ---- matching
 
 
 def compare(
@@ -268,7 +268,7 @@ def _refusal(report: LoadReport, min_match: float, hint: str) -> str:
     )
 
 
-# ------------------------------------------------------------------------------------------ checkpoints of our own runs
+# ---- checkpoints of our own runs
 
 OWN_FORMAT = "tandem"
 """Weights `tandem:<path>`: a run's folder, one of its checkpoints, or a file of weights."""
@@ -317,7 +317,7 @@ def own_weights_file(path: Path) -> Path:
     raise ValueError(f"weights: {path}: expected a run's folder with an intact checkpoint, one of those, or a file")
 
 
-# --------------------------------------------------------------------------------------------- SLidR's own checkpoints
+# ---- SLidR's own checkpoints
 
 
 def load_slidr_backbone(
@@ -362,7 +362,7 @@ def load_slidr_backbone(
     return report
 
 
-# ------------------------------------------------------------------------------------------------- our own backbones
+# ---- our own backbones
 
 
 def export_backbone(path: str | Path, backbone: nn.Module, *, metadata: Mapping[str, str]) -> None:

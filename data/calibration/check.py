@@ -130,7 +130,7 @@ def _near_image(
     return np.asarray(near & (depth > MIN_DEPTH_M))
 
 
-# --------------------------------------------------------------------------------------------------------- verdicts
+# ---- verdicts
 @dataclass(frozen=True, kw_only=True)
 class CalibrationVerdict:
     """What many samples say about one camera; pixels are those of the stored image.
@@ -192,7 +192,7 @@ class CalibrationVerdict:
         )
 
 
-# ------------------------------------------------------------------------------------------------------ accumulation
+# ---- accumulation
 _STRIPS = 6
 
 

@@ -134,7 +134,7 @@ def _ray(
     return np.asarray(direction * ranges[:, None])
 
 
-# ---------------------------------------------------------------------------------------------------------- images
+# ---- images
 _LOCAL_PX = 41
 """Side of the window whose mean gradient is 1."""
 _FLOOR = 4.0

@@ -249,7 +249,7 @@ class _LogReader:
         )
 
 
-# ------------------------------------------------------------------------------------------------- tables
+# ---- tables
 def _pose_of(what: str, table: Table, row: int) -> Float[np.ndarray, "4 4"]:
     quaternion, position = ([float(table[name][row]) for name in names] for names in (_QUATERNION, _POSITION))
     return pose(what, quaternion, position)

@@ -36,7 +36,7 @@ from data.storage.teacher_cache import TeacherCache
 from data.views.second_sweep import PartnerFinder
 from data.views.view import View, ViewConfig, partners_for, read_view, shard_file
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _MAX_REPLACEMENTS = 50
 """Damaged samples in a row at one position before the loader gives up; at a share of 1 % that is out of reach."""
@@ -83,7 +83,7 @@ class DataConfig(SetConfig, ViewConfig):
         return (self, *self.more)
 
 
-# ------------------------------------------------------------------------------------------ training stream
+# ---- training stream
 @dataclass(frozen=True, kw_only=True)
 class _TrainingBatches:
     """Makes the n-th batch of one rank (runs in the workers).
@@ -340,7 +340,7 @@ def build_loader(
         if teacher_cache.manifest_fingerprint != opened.reader.manifest.fingerprint():
             raise ShardError(f"{teacher_cache.path} was built from other shards than {config.shards}; build it again")
     if rank == 0 and len(opened.indices) < config.micro_batch_size * world_size:
-        _log.warning(
+        logger.warning(
             "%s: %d samples are fewer than one global micro-batch (%d x %d); a batch will hold a sample twice",
             config.shards,
             len(opened.indices),

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from data.storage.shards import SampleError, ShardError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _JUDGED_SAMPLES = 1000
 """The share is judged over at least so many samples (or the whole set), so that a bad start of a good set passes."""
@@ -73,7 +73,7 @@ class SkipLedger:
             if skip.index not in self._skips:
                 self._skips[skip.index] = skip
                 self.counters[skip.reason] = self.counters.get(skip.reason, 0) + 1
-                _log.warning(
+                logger.warning(
                     "skipped sample %s in %s: %s (%s)", skip.key, skip.shard, skip.reason, skip.detail or "no detail"
                 )
         unsuited = self._num_unsuited()

@@ -32,7 +32,7 @@ from data.storage.encode import SCHEMA_VERSION, CodecConfig
 from data.storage.shard_writer import SetInfo, join_manifest
 from data.storage.shards import Manifest, ShardError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +117,7 @@ def prepare(
     )
 
 
-# ------------------------------------------------------------------------------------------------ shares
+# ---- shares
 @dataclass(frozen=True, kw_only=True)
 class Share:
     """Which part of a set a process makes: neighbouring units, so that it reads neighbouring logs.
@@ -257,7 +257,7 @@ def _complete(
     return [record for record in records.values() if record is not None], len(units) - len(todo)
 
 
-# ----------------------------------------------------------------------------------- settings and joining
+# ---- settings and joining
 def _settings(converter: Converter, config: PrepareConfig, units: Sequence[Unit]) -> dict[str, Any]:
     """All that the bytes of the set depend on."""
     write = dataclasses.asdict(config)
@@ -297,7 +297,7 @@ def join_records(root: str, source: SetInfo, config: PrepareConfig, records: Seq
     skips = [skip for record in records for skip in record.skipped]
     skipped: dict[str, tuple[str, ...]] = {}
     for skip in skips:
-        _log.warning("skipped %s: %s (%s)", skip.key, skip.reason, skip.detail)
+        logger.warning("skipped %s: %s (%s)", skip.key, skip.reason, skip.detail)
         skipped[skip.reason] = (*skipped.get(skip.reason, ()), skip.key)
     num_written = sum(len(table.keys) for table in tables)
     num_frames = num_written + len(skips)

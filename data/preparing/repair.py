@@ -126,7 +126,7 @@ def _as_it_is(root: str, shard: Shard) -> Shard:
     return dataclasses.replace(shard, sha256=sha256, num_bytes=path.stat().st_size)
 
 
-# ------------------------------------------------------------------------------------------------ on disk
+# ---- on disk
 def _replace(before: Manifest, after: Manifest, details: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
     """Records, then samples.npz, then the manifest; the names under which the old ones stay."""
     root, shards = Path(before.root), {shard.file: shard for shard in after.shards}

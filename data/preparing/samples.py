@@ -37,7 +37,7 @@ _AHEAD = 2
 """Samples in work or waiting for each worker: bounds memory, whatever the iterator's speed."""
 
 
-# ------------------------------------------------------------------------------------------- frames one by one
+# ---- frames one by one
 @runtime_checkable
 class FrameSource(Protocol):
     """Logs whose frames can be asked for one by one; picklable, as each worker gets a copy."""
@@ -128,7 +128,7 @@ def _check_fits(sample: Sample, cameras: tuple[str, ...], log: str | None = None
         raise ShardError(f"sample {sample.key} says that its log is {sample.log!r}, expected {log!r}")
 
 
-# ---------------------------------------------------------------------------------------------------- an iterator
+# ---- an iterator
 def prepare_samples(
     samples: Iterable[Sample],
     root: str,

@@ -25,7 +25,7 @@ from data.storage.shard_writer import COUNTED_COLUMNS, ShardTable, ShardWriter
 from data.storage.shards import Shard
 from data.storage.untrusted import parse_json
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 RECORDS = ".prepare"
 """Folder of records inside the prepared set."""
@@ -165,7 +165,7 @@ def add_superpixels(sample: Sample, config: SuperpixelConfig) -> Sample:
     return dataclasses.replace(sample, cameras=tuple(cameras))
 
 
-# ----------------------------------------------------------------------------------------------- records
+# ---- records
 def _record_path(root: str, unit: Unit) -> Path:
     return Path(root) / RECORDS / f"unit-{unit.number:06d}.json"
 
@@ -193,7 +193,7 @@ def load_record(root: str, unit: Unit, *, verify: bool) -> UnitRecord | None:
             return None
         record = _parse_record(content)
     except (ValueError, KeyError, TypeError) as error:
-        _log.warning("%s is damaged (%r): its shard is made again", path, error)
+        logger.warning("%s is damaged (%r): its shard is made again", path, error)
         return None
     if record.table is None:
         return record

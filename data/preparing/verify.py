@@ -155,7 +155,7 @@ def save_report(verdict: Verdict) -> str:
     return str(path)
 
 
-# ---------------------------------------------------------------------------------------------- the table
+# ---- the table
 def _keys_twice(manifest: Manifest) -> Iterator[Problem]:
     _, first = np.unique(manifest.keys, return_index=True)
     again = np.ones(len(manifest), dtype=bool)
@@ -196,7 +196,7 @@ def _not_in_order(times: Shaped[np.ndarray, " n"]) -> list[int]:
     return sorted(set(range(len(times))) - kept)
 
 
-# --------------------------------------------------------------------------------------- shards and samples
+# ---- shards and samples
 def verify_shard(manifest: Manifest, shard: int, on_frame: Callable[[], None]) -> list[Problem]:
     """Everything about one tar and its samples.
 

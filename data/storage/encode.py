@@ -87,7 +87,7 @@ class CodecConfig:
         between(self, jpeg_quality=(1, 100), png_level=(0, 9))
 
 
-# ------------------------------------------------------------------------------------------------ checks
+# ---- checks
 def check_sample(sample: Sample) -> None:
     """Refuse what no training step could use; the same test before writing and after reading.
 
@@ -185,7 +185,7 @@ def count_labelled(sample: Sample) -> int:
     return 0 if sample.labels is None else int((sample.labels != IGNORE_LABEL).sum())
 
 
-# ---------------------------------------------------------------------------------------------- encoding
+# ---- encoding
 def encode_sample(sample: Sample, config: CodecConfig) -> dict[str, bytes]:
     """Members by name without the key, e.g. ``points.npy`` or ``front.jpg``; the same sample gives the same bytes.
 

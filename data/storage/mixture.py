@@ -24,7 +24,7 @@ from data.storage.remote.shard_cache import CacheConfig
 from data.storage.shards import SAMPLE_COLUMNS, Manifest, SampleReader, ShardError, load_manifest
 from data.storage.superpixel_record import SuperpixelRecord
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +183,7 @@ def open_set(config: SetConfig, cache: CacheConfig | None = None, *, warn: bool 
         return manifest
     if manifest.superpixels is None:
         if warn:
-            _log.warning(
+            logger.warning(
                 "%s does not record how its superpixels were made; this run expects %s. The `tandem prepare` command "
                 "that made the set, run again with the same settings, adds the record and keeps all shards",
                 config.shards,

@@ -13,7 +13,7 @@ from data.storage.remote.shard_cache import CacheConfig
 from data.storage.shards import Manifest, SampleReader, Shard
 from data.storage.store import is_url
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _DENSE = 0.25
 """Share of the shards' bytes above which whole shards are worth it."""
@@ -56,7 +56,7 @@ def check_cache(cache: CacheConfig, shards: Sequence[Shard], shards_per_group: i
             "all of the next ones ahead"
         )
     if warn and good > cache.max_bytes:
-        _log.warning(
+        logger.warning(
             "data.cache.max_gib=%g holds the shards that are read at a time, but not all of the next ones; with %s "
             "nothing is waited for",
             cache.max_gib,

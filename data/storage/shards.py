@@ -193,7 +193,7 @@ def _stored_sha256(store: Store, name: str) -> str | None:
         raise ShardError(f"{name} cannot be read: {error}") from error
 
 
-# ---------------------------------------------------------------------------------------------- manifest
+# ---- manifest
 SAMPLE_COLUMNS = {
     "sample_shard": np.int32,
     "sample_offset": np.int64,
@@ -321,7 +321,7 @@ def write_manifest(manifest: Manifest) -> None:
     replace_file(Path(manifest.root) / MANIFEST_NAME, (json.dumps(content, indent=1) + "\n").encode())
 
 
-# ------------------------------------------------------------------------------------------------ reader
+# ---- reader
 class SampleReader:
     """Reads samples by their row in the manifest.
 

@@ -30,7 +30,7 @@ from common.files import file_sha256, replace_file, replacing
 from common.retry import RETRY_MIN, StorageAwayError, StorageRetry, read_at
 from data.storage.shards import Manifest, ShardError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _ITEM_BYTES = 2  # float16
 _VERSION = 1
@@ -291,10 +291,10 @@ class TeacherCacheWriter:
             try:
                 samples, _, sha256 = _read_index(part)
             except ValueError as error:
-                _log.warning("%s: %s; building from there on again", self._path, error)
+                logger.warning("%s: %s; building from there on again", self._path, error)
                 break
             if file_sha256(part) != sha256:
-                _log.warning("%s: %s has another checksum; building from there on again", self._path, part.name)
+                logger.warning("%s: %s has another checksum; building from there on again", self._path, part.name)
                 break
             self._done[samples] = True
             self._parts.append(_Part(file=part.name, num_bytes=part.stat().st_size, sha256=sha256))

@@ -106,7 +106,7 @@ def parse_npz(data: bytes, names: Sequence[str], *, optional: Sequence[str] = ()
     return arrays
 
 
-# ----------------------------------------------------------------------------------------------------- tar
+# ---- tar
 def tar_members(data: bytes) -> Iterator[tuple[str, bytes]]:
     """Names and contents of a tar's plain files, in order.
 

@@ -121,7 +121,7 @@ NO_AUGMENTATION = AugmentConfig(
 """Sweeps and images as they were recorded."""
 
 
-# ------------------------------------------------------------------------------------------------- cloud
+# ---- cloud
 def draw_cloud_transform(rng: np.random.Generator, config: PointAugmentConfig) -> Float[np.ndarray, "4 4"]:
     """T_aug_lidar: translation, rotation about z, flips and scaling as one matrix.
 
@@ -184,7 +184,7 @@ def draw_cuboid(
     return inside
 
 
-# ------------------------------------------------------------------------------------------------- image
+# ---- image
 @dataclass(frozen=True)
 class PixelTransform:
     """Crop, resize and mirror of an image, for pixels, segments and pixel coordinates alike.

@@ -99,7 +99,7 @@ def _nth_nearest(
     return np.asarray(distance)[:, 0], np.asarray(row)[:, 0]
 
 
-# ------------------------------------------------------------------------------------------------------------- cells
+# ---- cells
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Cells:
     """Points sorted into cubic cells.
@@ -201,7 +201,7 @@ def _connected(num: int, a: Int[np.ndarray, " E"], b: Int[np.ndarray, " E"]) -> 
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
-# ------------------------------------------------------------------------------------------------- which ones are kept
+# ---- which ones are kept
 def _filtered(
     points: Float[np.ndarray, "N 3"], found: Int[np.ndarray, " N"], config: PointClusterConfig
 ) -> Int[np.ndarray, " N"]:

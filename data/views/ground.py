@@ -46,7 +46,7 @@ def ground_mask(
     return _lines(points, config) if config.kind == "lines" else _plane(points, config, rng)
 
 
-# ------------------------------------------------------------------------------------------------------------- lines
+# ---- lines
 @dataclass(frozen=True, kw_only=True)
 class _Profile:
     """The lowest point of each occupied (sector, bin), inside a sector from the sensor outwards.
@@ -203,7 +203,7 @@ def _nearest_line(profile: _Profile, member: Int[np.ndarray, "A R"], num_bins: i
     return np.where(known.any(axis=1, keepdims=True), found, -1)
 
 
-# ------------------------------------------------------------------------------------------------------------- plane
+# ---- plane
 def _plane(points: Float[np.ndarray, "N 3"], config: GroundConfig, rng: np.random.Generator) -> Bool[np.ndarray, " N"]:
     """The flat plane that most points are close to, fitted again to those by least squares.
 

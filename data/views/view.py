@@ -137,7 +137,7 @@ class View:
     matches: SweepMatches | None = None
 
 
-# ---------------------------------------------------------------------------------------------------------- reading
+# ---- reading
 def read_view(
     reader: Reader,
     index: int,
@@ -205,7 +205,7 @@ def _cached_features(cache: TeacherCache, index: int, sample: Sample) -> list[np
     return [rows[offsets[number] : offsets[number + 1]] for number in range(len(sample.cameras))]
 
 
-# ----------------------------------------------------------------------------------------------------------- making
+# ---- making
 def make_view(
     sample: Sample,
     config: ViewConfig,
@@ -274,7 +274,7 @@ def _match_with_itself(sample: Sample) -> SweepMatches:
     return SweepMatches(first=points, second=points)
 
 
-# --------------------------------------------------------------------------------------------- the steps, in order
+# ---- the steps, in order
 @dataclass(frozen=True, kw_only=True)
 class _Recorded:
     """What is known of a sweep before anything is drawn.

@@ -296,7 +296,7 @@ def per_seed(found: Sequence[Mapping[str, float]]) -> dict[str, tuple[float | No
     return {name: tuple(run[name] if math.isfinite(run[name]) else None for run in found) for name in found[0]}
 
 
-# --- the part that all protocols of image networks have in common ---
+# ---- the part that all protocols of image networks have in common
 
 Resample = Callable[[Any, tuple[int, int]], Float[Tensor, "I C H W"]]
 """(map of a pyramid, (height, width)) -> the map read bilinearly at every pixel."""

@@ -150,7 +150,7 @@ def choose_pixels(
     return images[keep], pixels[keep]
 
 
-# --- linear probe ---
+# ---- linear probe
 
 
 def extract_pixel_bank(

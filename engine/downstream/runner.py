@@ -404,7 +404,7 @@ def check_draws(
         raise ValueError(f"{name}: a tuning draw contains samples that learning rates are compared on")
 
 
-# --- what several measuring functions share ---
+# ---- what several measuring functions share
 
 TrainedT = TypeVar("TrainedT")
 ScoreT = TypeVar("ScoreT")

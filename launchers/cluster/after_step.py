@@ -149,7 +149,7 @@ def _without_progress(before: Sequence[Entry], step: int | None, *, stopped: boo
     return count
 
 
-# ------------------------------------------------------------------------------------------------- surroundings
+# ---- surroundings
 
 
 def cut_short(attempts: Sequence[Attempt], job: str) -> bool:

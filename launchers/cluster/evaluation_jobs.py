@@ -241,7 +241,7 @@ class ReportJob:
             )
 
 
-# --- files of an element ---
+# ---- files of an element
 
 
 @contextmanager

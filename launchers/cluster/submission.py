@@ -63,7 +63,7 @@ def new_queue(request: SubmitRequest, code: CodeState) -> Queue:
     return queue
 
 
-# ---------------------------------------------------------------------------------------------------------- training
+# ---- training
 
 
 def _train(plan: SubmissionPlan, request: SubmitRequest, queue: Queue, code: CodeState) -> list[RequestedRun]:
@@ -102,7 +102,7 @@ def _with_ids(jobs: Jobs, queue: Queue, **ids: Any) -> Jobs:
     return jobs if queue.cluster is None else replace(jobs, **ids)
 
 
-# ------------------------------------------------------------------------------------------------------ what follows
+# ---- what follows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,7 +196,7 @@ def _array(job: str) -> str:
     return job.partition("_")[0]
 
 
-# ------------------------------------------------------------------------------------------------------------ output
+# ---- output
 
 
 def _print_queued(queue: Queue, what: str, job: str) -> None:

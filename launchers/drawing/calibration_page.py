@@ -104,7 +104,7 @@ def _motion(manifest: Manifest, reader: SampleReader, index: int, sample: Sample
     return None
 
 
-# ---------------------------------------------------------------------------------------------------------- pictures
+# ---- pictures
 def calibration_view(sample: Sample, report: CalibrationReport) -> RgbImage | None:
     """Every camera of a sample: borders over edges as projected, shifted where that fits better, and the scores."""
     verdicts = {verdict.camera: verdict for verdict in report.verdicts}

@@ -25,7 +25,7 @@ RgbImage = UInt8[np.ndarray, "_ _ 3"]
 """Sizes are free: what comes out of a drawing function is often larger than what went in."""
 
 
-# ---------------------------------------------------------------------------------------------------------- colours
+# ---- colours
 
 
 def turbo(values: Float[np.ndarray, " n"], low: float, high: float) -> UInt8[np.ndarray, "n 3"]:
@@ -62,7 +62,7 @@ def class_colours(labels: UInt8[np.ndarray, " n"], num_classes: int) -> UInt8[np
     return colours
 
 
-# ------------------------------------------------------------------------------------------------- size and position
+# ---- size and position
 
 
 def enlargement(image_size: tuple[int, int], target_width: int) -> int:
@@ -83,7 +83,7 @@ def enlarged_uv(pixels_uv: Float[np.ndarray, "n 2"], factor: int) -> Float[np.nd
     return np.asarray((pixels_uv + 0.5) * factor - 0.5)
 
 
-# ------------------------------------------------------------------------------------------------------------ marks
+# ---- marks
 
 
 def paint_points(
@@ -147,7 +147,7 @@ def cross(image: RgbImage, uv: tuple[float, float], size_px: int = 9) -> RgbImag
     return np.asarray(marked)
 
 
-# ------------------------------------------------------------------------------------------------- captions and tiles
+# ---- captions and tiles
 
 
 def ascii_text(text: str) -> str:

@@ -39,7 +39,7 @@ from launchers.drawing.views import (
     with_depth_scale,
 )
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _COLUMNS = 3
 _WIDTH_PX = 640
@@ -129,11 +129,11 @@ def pictures_of_set(config: DataConfig, spec: BatchSpec) -> Callable[[nn.Module,
             plain = load_batch(reader, [int(index)], config, spec)
             return pictures_of(plain, load_batch(reader, [int(index)], config, spec, augmented=True))
         except SampleError as error:
-            _log.warning("no picture of a damaged sample: %s", error)
+            logger.warning("no picture of a damaged sample: %s", error)
     raise ShardError(f"{config.shards}: none of the {len(chosen)} samples of split {config.split!r} can be read")
 
 
-# ------------------------------------------------------------------------------------------------------------ parts
+# ---- parts
 
 
 @contextmanager
@@ -215,7 +215,7 @@ def _input_pictures(sample: Batch) -> dict[str, RgbImage]:
     return pictures
 
 
-# ------------------------------------------------------------------------------------------------------ similarities
+# ---- similarities
 
 
 def query_point(sample: Batch) -> int:
@@ -280,7 +280,7 @@ def _ends(similarity: Float[np.ndarray, " n"]) -> tuple[float, float]:
     return float(np.percentile(similarity, 2)), float(similarity.max())
 
 
-# ---------------------------------------------------------------------------------------------- principal components
+# ---- principal components
 
 
 def _component_pictures(sample: Batch, embedded: _Embedded, step: int) -> dict[str, RgbImage]:

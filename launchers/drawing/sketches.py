@@ -63,7 +63,7 @@ def draw(sketch: Sketch) -> RgbImage:
     return _matches(sketch)
 
 
-# ---------------------------------------------------------------------------------------------------------- colours
+# ---- colours
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _ends(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
     return low, max(high, low + 1e-6)
 
 
-# --------------------------------------------------------------------------------------------------------- sketches
+# ---- sketches
 
 
 def _points(sketch: PointSketch) -> RgbImage:

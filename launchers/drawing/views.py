@@ -43,7 +43,7 @@ NEAR_M, FAR_M = 2.0, 60.0
 """Ends of the depth scale."""
 
 
-# ----------------------------------------------------------------------------------------------------------- cameras
+# ---- cameras
 
 
 def superpixel_view(
@@ -103,7 +103,7 @@ def with_depth_scale(view: RgbImage) -> RgbImage:
     return with_legend(view, [f"{mark:.0f} m" for mark in marks], depth_colours(marks))
 
 
-# ----------------------------------------------------------------------------------------------------- bird's-eye view
+# ---- bird's-eye view
 
 
 def birds_eye_view(
@@ -182,7 +182,7 @@ def _percentiles(values: Float[np.ndarray, " n"], share: float = 2.0) -> tuple[f
     return float(low), float(max(high, low + 1e-6))
 
 
-# ------------------------------------------------------------------------------------------------------- similarities
+# ---- similarities
 
 
 def similarity_to(
@@ -221,7 +221,7 @@ def similarity_view(
     return view
 
 
-# ------------------------------------------------------------------------------------------------- principal components
+# ---- principal components
 
 
 @dataclass(frozen=True)
@@ -281,7 +281,7 @@ def principal_colours(features: Float[np.ndarray, "n dim"]) -> PrincipalColours:
     return PrincipalColours(mean=mean, axes=axes, low=low, high=high)
 
 
-# ----------------------------------------------------------------------------------------------- one sample of a set
+# ---- one sample of a set
 
 
 def sample_views(sample: Sample, class_names: tuple[str, ...] = ()) -> dict[str, RgbImage]:

@@ -113,7 +113,7 @@ class PlannedRun:
         return self.world_size * max(self.workers, 1)
 
 
-# ------------------------------------------------------------------------------------------------------------ memory
+# ---- memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,7 +170,7 @@ def memory(model: Model, run: PlannedRun) -> Memory:
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- traffic
+# ---- traffic
 
 
 @dataclass(frozen=True, kw_only=True)

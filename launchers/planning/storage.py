@@ -65,7 +65,7 @@ def reading(data: Data, run: PlannedRun) -> Reading:
     )
 
 
-# -------------------------------------------------------------------------------------------------------- checkpoints
+# ---- checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)

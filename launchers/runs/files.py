@@ -73,7 +73,7 @@ _TAIL_BYTES = 32_768
 """Read of the end of a log or of metrics.jsonl; a line of metrics is under 1 kB."""
 
 
-# -------------------------------------------------------------------------------------------------------- which runs
+# ---- which runs
 
 
 def is_run(folder: Path) -> bool:
@@ -96,7 +96,7 @@ def find_runs(root: Path) -> Iterator[Path]:
             below[:] = [] if deep else sorted(n for n in below if n not in _NO_RUNS and not n.startswith("."))
 
 
-# ----------------------------------------------------------------------------------------------------------- readers
+# ---- readers
 
 
 def read_config(folder: Path, *, strict: bool = False) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def run_status(files: RunFiles, queue: Mapping[str, JobInfo]) -> RunStatus:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ state
+# ---- state
 
 
 def state_of(
@@ -179,7 +179,7 @@ def _where(info: JobInfo | None) -> str:
     return info.nodes if info.state != "PENDING" else info.reason
 
 
-# --------------------------------------------------------------------------------------------------------- progress
+# ---- progress
 
 
 def total_steps(config: Mapping[str, Any], state: Mapping[str, Any], line: Mapping[str, Any]) -> int | None:
@@ -204,7 +204,7 @@ def time_left(lines: Sequence[Mapping[str, Any]], step: int | None, num_steps: i
     return sum(speeds) / len(speeds) * max(num_steps - step, 0)
 
 
-# ---------------------------------------------------------------------------------------------------------- details
+# ---- details
 
 
 def _silence(folder: Path, state: str, lines: Sequence[Mapping[str, Any]], now: float) -> list[str]:

@@ -90,7 +90,7 @@ def ended_badly(info: JobInfo) -> bool:
     return not info.active and info.state != "COMPLETED"
 
 
-# -------------------------------------------------------------------------------------------------------------- why
+# ---- why
 
 
 def why(files: RunFiles, state: str, info: JobInfo | None) -> list[str]:

@@ -222,7 +222,7 @@ def _check_log_weights(log_weights: Float[Tensor, "N T"], rows: int, columns: in
         raise ValueError("info_nce: log_weights of a row's own positive is not 0")
 
 
-# ------------------------------------------------------------------------------------------------- rows of all ranks
+# ---- rows of all ranks
 
 
 def world_size() -> int:

@@ -264,7 +264,7 @@ class ResNet(DenseNetwork):
         return tuple(maps)
 
 
-# ------------------------------------------------------------------------------------------- activation checkpointing
+# ---- activation checkpointing
 
 
 def checkpointed(block: nn.Module, x: Float[Tensor, "I Cin h w"]) -> Float[Tensor, "I Cout h2 w2"]:

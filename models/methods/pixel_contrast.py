@@ -209,7 +209,7 @@ def _itself(rows: int, like: Tensor, *, gather: bool) -> Bool[Tensor, "N T"]:
     return excluded
 
 
-# ------------------------------------------------------------------------------------------------------------- places
+# ---- places
 
 
 def draw_places(

@@ -36,7 +36,7 @@ from tests.helpers.toy_run import finish, losses, metrics, run_toy, spawn, stop_
 KEYS = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 
 
-# ------------------------------------------------------------------------------------------ slow reference
+# ---- slow reference
 def flat_state(layout: Layout, part: int, whole: dict[str, Tensor], padding: float) -> list[Tensor]:
     """Buffers of one process, by padding and splitting whole tensors."""
     buffers = []
@@ -217,7 +217,7 @@ def test_new_processes_draw_their_own_numbers() -> None:
     assert len(seen) == 5
 
 
-# ------------------------------------------------------------------------------------------ the real engine
+# ---- the real engine
 @pytest.mark.parametrize("stretch", [10**9, 40])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_deepspeed_has_the_buffers_that_are_computed(

@@ -61,7 +61,7 @@ def undisturbed(world: World, tmp_path: Path) -> list[float]:
     return losses(tmp_path / "undisturbed")
 
 
-# --- whole runs ---
+# ---- whole runs
 
 
 def test_a_run_survives_a_full_disk(
@@ -131,7 +131,7 @@ def test_a_run_survives_its_file_system_going_away(world: World, tmp_path: Path,
         assert list(mount.iterdir()) == []
 
 
-# --- parts ---
+# ---- parts
 
 
 def test_a_metrics_file_drops_what_will_run_again_and_keeps_what_waits(

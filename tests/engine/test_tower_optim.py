@@ -112,7 +112,7 @@ def test_incomplete_groups_are_refused() -> None:
         TowersOptimizer([{"params": [p], "kind": "adamw", "eps": 1e-8}], 0.1)
 
 
-# ------------------------------------------------------------------------------------------ groups
+# ---- groups
 
 
 def test_the_longest_name_wins_and_only_whole_parts_fit() -> None:
@@ -175,7 +175,7 @@ def test_ranges(field: dict[str, Any]) -> None:
         TowerOptimConfig(**field)
 
 
-# ------------------------------------------------------------------------------------------ layer decay
+# ---- layer decay
 
 
 class Wrapper(nn.Module):
@@ -229,7 +229,7 @@ def test_layer_decay_in_fine_tuning() -> None:
         FinetuneConfig(layer_decay=0.0)
 
 
-# ------------------------------------------------------------------------------------------ other layouts
+# ---- other layouts
 
 
 def test_other_optimisers_are_refused_and_other_numbers_told(

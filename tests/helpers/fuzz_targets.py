@@ -48,7 +48,7 @@ from tests.helpers.samples import toy_log, write_toy_set
 from tests.helpers.street_logs import street_log
 from tests.helpers.toy_converter import ToyConverter
 
-# ---------------------------------------------------------------------------------------------- raw sources
+# ---- raw sources
 _POINTS = np.random.default_rng(0).integers(0, 256, (40, 6)) / 4.0
 
 SOURCES: dict[str, Callable[[Path], object]] = {
@@ -118,7 +118,7 @@ def _restore(path: Path, data: bytes) -> Callable[[], None]:
     return undo
 
 
-# ------------------------------------------------------------------------------------------- prepared sets
+# ---- prepared sets
 def _build_set(root: Path) -> None:
     write_toy_set(root, num_logs=2, frames_per_log=2, num_points=60, image_labels=True)
     shutil.copy(root / "shard-000000.tar", root.parent / "outside.tar")
@@ -236,7 +236,7 @@ def _strike_table(rng: Rng, root: Path, canary: str) -> tuple[str, Callable[[], 
     return label, _all(undo)
 
 
-# ----------------------------------------------------------------------------------- sets in the making
+# ---- sets in the making
 _TOY = ToyConverter(frames_by_log=(2, 1))
 _MAKING = PrepareConfig(samples_per_shard=1, superpixels=None, max_skip_share=1.0)
 
@@ -267,7 +267,7 @@ def _continue(root: Path) -> str:
     return "skipped" if verify(str(root)).problems else "fine"
 
 
-# ------------------------------------------------------------------------------------------------- sources
+# ---- sources
 def _build_source(write: Callable[[Path], object], root: Path) -> None:
     root.mkdir()
     write(root)

@@ -70,7 +70,7 @@ def mutate(rng: Rng, name: str, data: bytes, canary: str) -> Mutation:
     return GENERIC[int(rng.integers(len(GENERIC)))](rng, data, canary)
 
 
-# ---------------------------------------------------------------------------------------------- any bytes
+# ---- any bytes
 def flip_bits(rng: Rng, data: bytes, canary: str) -> Mutation:
     changed = bytearray(data)
     for place in rng.integers(0, max(len(data), 1), int(rng.integers(1, 9))) if data else ():
@@ -124,7 +124,7 @@ def pickled(rng: Rng, data: bytes, canary: str) -> Mutation:
 GENERIC = (flip_bits, flip_bits, truncate, truncate, extend, zero_run, cut_out, swap_blocks, big_number, noise, empty)
 
 
-# -------------------------------------------------------------------------------------------------- arrays
+# ---- arrays
 def npy(descr: object, shape: object, body: bytes, fortran: object = False, version: int = 1) -> bytes:
     """A file with this header, whatever it means."""
     header = repr({"descr": descr, "fortran_order": fortran, "shape": shape}).encode()
@@ -244,7 +244,7 @@ def mat_bomb(rng: Rng, data: bytes, canary: str) -> Mutation:
     return "a MATLAB bomb", data[:128] + struct.pack("<II", 15, len(packed)) + packed
 
 
-# -------------------------------------------------------------------------------------------------- images
+# ---- images
 def png_bomb(rng: Rng, data: bytes, canary: str) -> Mutation:
     return "a PNG bomb", png(8192, 16384, _packed_zeros(15))
 
@@ -284,7 +284,7 @@ def jpeg_size(rng: Rng, data: bytes, canary: str) -> Mutation:
     return f"JPEG of {height} x {width}", data[: position + 5] + size + data[position + 9 :]
 
 
-# ------------------------------------------------------------------------------------------- JSON and text
+# ---- JSON and text
 def json_value(rng: Rng, data: bytes, canary: str) -> Mutation:
     """A value somewhere in the tree replaced."""
     tree = json.loads(data)
@@ -340,7 +340,7 @@ def text_line(rng: Rng, data: bytes, canary: str) -> Mutation:
     return ("a line twice", "a line gone", "a line very long")[choice], b"\n".join(lines)
 
 
-# -------------------------------------------------------------------------------------------------- points
+# ---- points
 def odd_floats(rng: Rng, data: bytes, canary: str) -> Mutation:
     """NaN, infinity or 3e38 among numbers of four bytes."""
     count = len(data) // 4
@@ -351,7 +351,7 @@ def odd_floats(rng: Rng, data: bytes, canary: str) -> Mutation:
     return "odd numbers", values.tobytes() + data[4 * count :]
 
 
-# ------------------------------------------------------------------------------------------------------ tar
+# ---- tar
 def tar_header(rng: Rng, data: bytes, canary: str) -> Mutation:
     """A field of one member's header, with a right checksum."""
     starts = [at for at in range(0, len(data), 512) if data[at + 257 : at + 262] == b"ustar"]

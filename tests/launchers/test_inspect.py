@@ -70,7 +70,7 @@ def assert_self_contained(content: str) -> list[str]:
     return [value for _, _, value in parser.found]
 
 
-# --------------------------------------------------------------------------------------------------------------- sets
+# ---- sets
 
 
 def test_set_summary_counts_what_is_in_the_shards(shards: str) -> None:
@@ -173,7 +173,7 @@ def test_what_is_neither_set_nor_run_is_refused(tmp_path: Path) -> None:
         main([str(tmp_path)])
 
 
-# --------------------------------------------------------------------------------------------------------------- page
+# ---- page
 
 
 def test_the_page_escapes_everything() -> None:
@@ -201,7 +201,7 @@ def test_sizes_have_units() -> None:
     ]
 
 
-# --------------------------------------------------------------------------------------------------------------- runs
+# ---- runs
 
 
 def test_run_summary_has_metrics_checkpoints_and_config(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

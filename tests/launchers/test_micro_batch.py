@@ -34,7 +34,7 @@ def sizes(micro_batch_size: int, world_size: int, accumulation_steps: int = 1) -
     }
 
 
-# ------------------------------------------------------------------------------------------ which micro-batch
+# ---- which micro-batch
 @pytest.mark.parametrize(
     ("before", "now", "setting", "expected"),
     [
@@ -91,7 +91,7 @@ def test_what_cannot_be_kept_is_refused_with_what_works(
         choose_micro_batch(before, now, setting)
 
 
-# ------------------------------------------------------------------------------------------ order of samples
+# ---- order of samples
 def keys_of_updates(
     toy_set: str, world_size: int, accumulation_steps: int, updates: range
 ) -> list[tuple[tuple[str, ...], list[Any]]]:
@@ -126,7 +126,7 @@ def test_updates_hold_the_same_samples_in_the_same_order(
     assert len({keys for keys, _ in got}) == 3
 
 
-# ------------------------------------------------------------------------------------------ the verb
+# ---- the verb
 GATHERED = (*UNCACHED, "method.gather_negatives=true", "optim.name=sgd", "optim.lr=0.002")
 """With negatives from all ranks the loss does not depend on their number."""
 

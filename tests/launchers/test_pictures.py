@@ -65,7 +65,7 @@ class PointsAndPixels(PointsOnly):
         return nn.functional.normalize(wave, dim=1)
 
 
-# ------------------------------------------------------------------------------------------------------------ drawing
+# ---- drawing
 
 
 @pytest.mark.parametrize("factor", [1, 3])
@@ -174,7 +174,7 @@ def test_encoded_images_keep_their_colours() -> None:
     assert np.array_equal(decoded[..., ::-1], image)
 
 
-# ---------------------------------------------------------------------------------------------------- bird's-eye view
+# ---- bird's-eye view
 
 
 def test_birds_eye_view_has_forward_up_and_left_to_the_left() -> None:
@@ -227,7 +227,7 @@ def test_sample_views_follow_what_the_sample_has() -> None:
     assert views.sample_views(sample, CLASS_NAMES)["sweep"].shape[1] > views.sample_views(blind)["sweep"].shape[1]
 
 
-# ---------------------------------------------------------------------------------------- similarity and components
+# ---- similarity and components
 
 
 def test_the_querys_own_pixel_is_the_most_similar() -> None:
@@ -286,7 +286,7 @@ def test_principal_colours_refuse_nothing_and_nan() -> None:
         views.principal_colours(np.array([[0.0, 1], [np.nan, 0], [1, 1]]))
 
 
-# --------------------------------------------------------------------------------------------------- training pictures
+# ---- training pictures
 
 INPUT = {"superpixels", "lidar_depth"}
 POINTS = {"similarity_points", "point_features"}

@@ -63,7 +63,7 @@ def run(**changes: Any) -> PlannedRun:
     return dataclasses.replace(RUN, **changes)
 
 
-# ------------------------------------------------------------------------------------------------- against real runs
+# ---- against real runs
 @pytest.mark.parametrize(
     ("stage", "optimizer"),
     [(0, ("optim.name=sgd", "optim.momentum=0.9")), (0, ("optim.name=adamw",)), (1, ("optim.name=adamw",))],
@@ -172,7 +172,7 @@ def test_a_window_of_the_stream_touches_no_more_shards_than_predicted() -> None:
     assert opens / reads == pytest.approx(predicted.opens_per_sample, rel=0.1)
 
 
-# ------------------------------------------------------------------------------------------------------------ by hand
+# ---- by hand
 def test_memory_by_hand() -> None:
     """ZeRO's table for 8 processes, a million fp32 parameters, AdamW."""
     rows = {s: arithmetic.memory(MODEL, run(zero_stage=s, optimizer_numbers=2)) for s in (0, 1, 2, 3)}
@@ -220,7 +220,7 @@ def test_times_follow_from_the_step() -> None:
     assert PLAN.between_failures_s == 50_000 * 3600 / 8
 
 
-# ----------------------------------------------------------------------------------------------------------- warnings
+# ---- warnings
 WARNED: list[tuple[str, dict[str, Any]]] = [
     ("fewer shards than readers", {"data": dataclasses.replace(DATA, shards=15)}),
     ("share each open shard", {"run": run(nodes=128, workers=8, prefetch=1, shards_per_group=1)}),
@@ -253,7 +253,7 @@ def test_each_warning_has_its_cause(text: str, changes: dict[str, Any]) -> None:
     assert any(text in line for line in warnings(dataclasses.replace(PLAN, **changes)))
 
 
-# ------------------------------------------------------------------------------------------------------- command line
+# ---- command line
 def test_a_plan_without_a_set_or_weights(capsys: pytest.CaptureFixture[str]) -> None:
     numbers = ["--samples", "28130", "--bytes-per-sample", "2e6", "--step-time-s", "0.5", "--write-mb-s", "1000"]
     machine = ["--nodes", "4", "--gpus-per-node", "8"]

@@ -76,7 +76,7 @@ def numbers(results: Sequence[Result]) -> dict[tuple[str, str], tuple[float, ...
     return {(r.init, r.protocol): r.values for r in results}
 
 
-# --- what follows ---
+# ---- what follows
 
 
 def test_elements_are_frozen_protocols_together_and_fine_tuning_by_labels(shards: str, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_shipped_runs_are_followed_by_what_loads(name: str, monkeypatch: pytest.
     assert jobs[2].name.endswith("finetune-10-frames")
 
 
-# --- measuring ---
+# ---- measuring
 
 
 @pytest.mark.slow
@@ -275,7 +275,7 @@ def test_two_jobs_at_once_damage_nothing(run: Path, shards: str, protocols: str)
     assert left == {"config.yaml", "run.yaml", "results.json", "results.json.lock"}
 
 
-# --- what goes wrong ---
+# ---- what goes wrong
 
 
 def test_failure_leaves_its_reason_and_success_takes_it_away(run: Path, shards: str, protocols: str) -> None:

@@ -65,7 +65,7 @@ def apart(toy_set: str, one: Path, two: Path) -> float:
     return float((first - second).norm() / first.norm())
 
 
-# ------------------------------------------------------------------------------------------ float64, exact
+# ---- float64, exact
 def double_gradients(
     rank: int, world_size: int, toy_set: str, micro_batch_size: int
 ) -> list[tuple[float, dict[str, Tensor]]]:
@@ -109,7 +109,7 @@ def test_loader_norms_and_gathered_negatives_are_exact(toy_set: str, one_thread:
     assert alone[0][0] != alone[1][0]
 
 
-# ------------------------------------------------------------------------------------------ the engine, float32
+# ---- the engine, float32
 # Slow: two processes, many runs. By default tests/engine/test_ranks.py sees every stage with a toy objective.
 @pytest.mark.slow
 def test_every_stage_equals_one_process(toy_set: str, world: World, one_thread: None, tmp_path: Path) -> None:

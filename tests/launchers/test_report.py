@@ -216,7 +216,7 @@ def test_report_takes_results_of_one_file(tmp_path: Path, capsys: pytest.Capture
     assert "| 25.0 ± 9.5 |" in capsys.readouterr().out
 
 
-# --- sweeps ---
+# ---- sweeps
 
 SETTINGS = {"a": "temperature=0.07", "b": "temperature=0.1"}
 

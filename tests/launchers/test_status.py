@@ -98,7 +98,7 @@ def shown(root: Path, width: int) -> str:
     return screen.getvalue()
 
 
-# ------------------------------------------------------------------------------------------------------------ state
+# ---- state
 def attempt(status: Any, job: str | None = "7") -> Attempt:
     return Attempt(job=job, host="h", pid=1, world_size=2, nodes="h", began=0.0, status=status)
 
@@ -135,7 +135,7 @@ def test_state(last: Attempt | None, info: JobInfo | None, alive: bool | None, s
     assert state_of(last, info, alive=alive, step=step, num_steps=100) == expected
 
 
-# ------------------------------------------------------------------------------------------------------ without SLURM
+# ---- without SLURM
 def test_numbers_come_from_the_newest_whole_line(tmp_path: Path) -> None:
     status = one(write_run(tmp_path / "run", events=[begin()], checkpoint=30))
     assert (status.state, status.step, status.num_steps, status.checkpoint_step) == ("running", 40, 100, 30)
@@ -215,7 +215,7 @@ def test_evaluations_are_counted_and_failed_ones_explained(tmp_path: Path, clust
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- with SLURM
+# ---- with SLURM
 def test_slurm_is_asked_once_for_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
@@ -281,7 +281,7 @@ def test_watching_ends_with_ctrl_c(
     assert capsys.readouterr().out.count("finished") == 2
 
 
-# -------------------------------------------------------------------------------------------------------------- table
+# ---- table
 def test_narrow_terminals_drop_columns_and_keep_one_line_a_run(tmp_path: Path) -> None:
     for number in range(3):
         write_run(tmp_path / "sweep" / f"lr=0.{number}_seed={number}", events=[begin()], checkpoint=30)

@@ -123,7 +123,7 @@ def finish(one: Point) -> None:
     attempts.begin(one.run_dir, 1).end("finished", step=12)
 
 
-# ------------------------------------------------------------------------------------------- what is queued
+# ---- what is queued
 
 
 def test_a_second_stage_waits_for_its_first_one(fake: FakeSlurm, tmp_path: Path, toy_set: str) -> None:
@@ -273,7 +273,7 @@ def test_dry_run_queues_and_writes_nothing(
     assert list((tmp_path / "s" / "a").iterdir()) == []
 
 
-# --------------------------------------------------------------------------------------- what is asked of sbatch
+# ---- what is asked of sbatch
 
 
 def test_what_sbatch_is_told(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_slurm_settings_out_of_range() -> None:
             SlurmConfig(**wrong)
 
 
-# ---------------------------------------------------------------------------------------------------- freezing
+# ---- freezing
 
 
 @pytest.fixture
@@ -421,7 +421,7 @@ def test_a_folder_that_cannot_be_written_is_named(checkout: Path, tmp_path: Path
         freeze_code(tmp_path / "file", repository=checkout)
 
 
-# ---------------------------------------------------------------------------------------------------- refusals
+# ---- refusals
 
 
 def test_missing_shards(fake: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -516,7 +516,7 @@ def test_mistakes_on_the_command_line(words: list[str], message: str, capsys: py
     assert message in capsys.readouterr().err
 
 
-# ------------------------------------------------------------------------------------------- jobs.json, slurm.py
+# ---- jobs.json, slurm.py
 
 
 def test_jobs_file(tmp_path: Path) -> None:
@@ -580,7 +580,7 @@ def test_own_job(env: dict[str, str], job: str | None) -> None:
     assert slurm.own_job(env) == job
 
 
-# ------------------------------------------------------------------------------------------------ cancel, requeue
+# ---- cancel, requeue
 
 
 def test_cancel_leaves_what_other_runs_share(fake: FakeSlurm, tmp_path: Path, toy_set: str) -> None:
@@ -620,7 +620,7 @@ def test_runs_that_were_not_submitted_cannot_be_requeued(fake: FakeSlurm, tmp_pa
         cancel.main([str(tmp_path / "a" / "checkpoints")])
 
 
-# ------------------------------------------------------------------------------------------------- without SLURM
+# ---- without SLURM
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ def undisturbed(toy_set: str, world: World, tmp_path_factory: pytest.TempPathFac
     return losses(run_dir)
 
 
-# --- what is noted ---
+# ---- what is noted
 
 
 def test_attempts_are_noted(toy_set: str, world: World, one_thread: None, tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_attempts_are_noted(toy_set: str, world: World, one_thread: None, tmp_pa
     assert (finished.step, finished.pid, finished.world_size) == (1, os.getpid(), 1)
 
 
-# --- two jobs in one folder ---
+# ---- two jobs in one folder
 
 
 def test_a_second_job_in_the_folder_is_refused_and_touches_nothing(
@@ -75,7 +75,7 @@ def test_two_jobs_started_at_once(toy_set: str, tmp_path: Path, undisturbed: lis
     assert [a.status for a in read_attempts(tmp_path)] == ["finished"]
 
 
-# --- signals ---
+# ---- signals
 
 
 @pytest.mark.slow
@@ -107,7 +107,7 @@ def test_a_signal_to_the_group_at_any_moment(
     assert losses(tmp_path) == undisturbed
 
 
-# --- clocks ---
+# ---- clocks
 
 
 def test_skewed_clocks_between_attempts(
@@ -136,7 +136,7 @@ def test_skewed_clocks_between_attempts(
     assert read_attempts(tmp_path)[-1].resumed in (4, 6)
 
 
-# --- lost peers, with all that a real run has ---
+# ---- lost peers, with all that a real run has
 
 
 @pytest.mark.slow

@@ -165,7 +165,7 @@ def test_verb_tells_of_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "2 nodes asked for, and this machine is one" in capsys.readouterr().err
 
 
-# --------------------------------------------------------------------------------------------- runs with a file each
+# ---- runs with a file each
 
 
 def runs_of(tmp_path: Path, **fields: Any) -> SweepConfig:

@@ -160,7 +160,7 @@ def test_a_file_without_names_is_refused(tmp_path: Path):
         read_checkpoint(tmp_path / "plain.pth")
 
 
-# ------------------------------------------------------------------------------------------------- our own backbones
+# ---- our own backbones
 
 
 def test_backbone_round_trip(tmp_path: Path):
@@ -200,7 +200,7 @@ def test_only_exported_backbones_are_loaded(tmp_path: Path):
         load_backbone(tmp_path / "mine.safetensors", nn.Linear(2, 2, bias=False))
 
 
-# --------------------------------------------------------------------------------------------- SLidR's own checkpoints
+# ---- SLidR's own checkpoints
 
 
 def _tiny() -> Res16UNet:

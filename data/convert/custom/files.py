@@ -137,7 +137,7 @@ def _pose(where: str, value: Any) -> Float[np.ndarray, "4 4"]:
     return T
 
 
-# -------------------------------------------------------------------------------------------- sweeps and labels
+# ---- sweeps and labels
 def read_sweep(path: Path) -> Float32[np.ndarray, "N 4"]:
     """Rows x, y, z in metres and raw intensity, of an .npy of floats or a .bin of float32.
 

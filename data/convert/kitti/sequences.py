@@ -28,7 +28,7 @@ _WORDS = 1 << 16
 _UNKNOWN = -1
 
 
-# ---------------------------------------------------------------------------------------------------- labels
+# ---- labels
 def class_table(classes: Mapping[str, tuple[int, ...]], ignored: tuple[int, ...]) -> Int[np.ndarray, " words"]:
     """Class of each possible label word: index into `classes`, IGNORE_LABEL, or -1 for words that the set has not.
 
@@ -67,7 +67,7 @@ def read_labels(
     return classes.astype(np.uint8), (words >> 16).astype(np.int32)
 
 
-# ------------------------------------------------------------------------------------------------- sequences
+# ---- sequences
 def find_sequences(source: str, data_set: str, last: int) -> dict[str, Path]:
     """Folders of the sequences that have sweeps, by their two digits.
 

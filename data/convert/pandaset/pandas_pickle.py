@@ -115,7 +115,7 @@ def _gunzip(path: Path) -> bytes:
     return data
 
 
-# ------------------------------------------------------------------------------------ the pickle as a tree
+# ---- the pickle as a tree
 @dataclass(eq=False)
 class _Machine:
     """The stack machine of pickles, building nodes in place of objects.
@@ -246,7 +246,7 @@ _STEPS: dict[str, Callable[[_Machine, Any], None]] = {
 }
 
 
-# ------------------------------------------------------------------------------------ the tree as a table
+# ---- the tree as a table
 def _columns(root: Any) -> dict[str, Shaped[np.ndarray, " rows"]]:
     if not (isinstance(root, _Node) and root.name in _TABLES):
         raise _PickleError(f"holds {getattr(root, 'name', type(root).__name__)}, expected a pandas.DataFrame")

@@ -216,7 +216,7 @@ class ScanNetConverter(Converter):
         return _warped(classes, K_color, K_depth, size, cv2.INTER_NEAREST)
 
 
-# ------------------------------------------------------------------------------------------------------------- parts
+# ---- parts
 _MAX_FACTOR = 16
 """Between the focal lengths of the two cameras; it is about two."""
 

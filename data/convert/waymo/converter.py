@@ -237,7 +237,7 @@ def _log_name(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)
 
 
-# ----------------------------------------------------------------------------------------------------- cameras
+# ---- cameras
 def _camera_view(
     name: str, raw: RawCamera, calibration: CameraCalibration, what: str, *, undistort: bool
 ) -> CameraView:

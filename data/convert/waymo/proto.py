@@ -35,7 +35,7 @@ from data.storage.encode import DamagedError
 _MAX_UNZIPPED_BYTES = 1 << 26
 """A range image with six channels has 4 MB."""
 
-# -------------------------------------------------------------------------------------------------- schema
+# ---- schema
 _SCHEMA: dict[str, str] = {
     "Transform": "transform=1:double*",
     # Packed repeated floats are the floats' bytes, one after another: read as such they need no loop.
@@ -98,7 +98,7 @@ def _parse(kind: str, data: bytes, what: str) -> Any:
         raise DamagedError("meta-broken", f"{what} is no {kind} message: {error}") from error
 
 
-# --------------------------------------------------------------------------------------------------- frames
+# ---- frames
 def raw_frame(message: bytes, what: str, wanted: WaymoParts) -> RawFrame:
     """The parts of a Frame message that are wanted.
 

@@ -113,7 +113,7 @@ class TfRecordSegment:
         return raw_frame(message, what, wanted)
 
 
-# -------------------------------------------------------------------------------------------- fields by tag
+# ---- fields by tag
 _FRAME_LASERS, _LASER_NAME, _LASER_RETURN1, _RANGE_IMAGE_SEGMENTATION = 5, 1, 2, 6
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from common.retry import StorageAwayError
 from data.storage.remote.shard_cache import ShardCache, StoredShard
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 """Before another look at shards that other processes fetch, or that there was no room for."""
@@ -65,7 +65,7 @@ class FetchAhead:
                 done = self._cache.fetch_ahead(shard, lambda part, s=shard: self._fill(s, part), keep)  # type: ignore[misc]
             except (OSError, StorageAwayError) as error:
                 # Whoever reads a sample of it tries again, and says so where it is needed.
-                _log.info("%s was not fetched ahead: %s", shard.file, error)
+                logger.info("%s was not fetched ahead: %s", shard.file, error)
             finally:
                 self._finished(shard, done)
 

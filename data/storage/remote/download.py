@@ -14,7 +14,7 @@ from common.retry import read_at
 from data.storage.remote.requests import BackOff, PassingError, Remote
 from data.storage.remote.shard_cache import StoredShard
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PROBE = "manifest.json"
 """Can be read whenever the storage is there."""
@@ -93,11 +93,11 @@ class Download:
             if digest == shard.sha256:
                 return True
             if digest in seen:
-                _log.warning("%s is not what the set's manifest says; its damaged samples will be skipped", url)
+                logger.warning("%s is not what the set's manifest says; its damaged samples will be skipped", url)
                 return False
             seen.add(digest)
             os.ftruncate(part, 0)
-            _log.warning("%s arrived with wrong bytes; fetching it again", url)
+            logger.warning("%s arrived with wrong bytes; fetching it again", url)
         os.ftruncate(part, 0)
         raise OSError(f"{url} arrived {_TRIES} times with wrong bytes, others each time")
 

@@ -22,7 +22,7 @@ from data.storage.remote.download import Download, digest_of
 from data.storage.remote.requests import Remote
 from data.storage.remote.shard_cache import CacheConfig, ShardCache, StoredShard, release
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _TRIES = 4
 """Reads of one sample with wrong bytes."""
@@ -119,7 +119,7 @@ class RemoteStore:
         finally:
             release(file)
         if changed and self._cache.discard(shard):
-            _log.warning("%s: its copy in the cache has changed; fetching it again", shard.file)
+            logger.warning("%s: its copy in the cache has changed; fetching it again", shard.file)
             return True
         self._as_stored.add(shard.sha256)
         return False

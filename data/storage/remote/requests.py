@@ -23,7 +23,7 @@ from fsspec.exceptions import FSTimeoutError
 
 from common.retry import StorageAwayError, growing_delays
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _FIRST_DELAY_S, _MAX_DELAY_S = 0.2, 15.0
 _TELL_AFTER = 3
@@ -125,7 +125,7 @@ def _connect(root: str) -> tuple[Any, str]:
     return system, str(path).rstrip("/")
 
 
-# ------------------------------------------------------------------------------------------------------- failures
+# ---- failures
 def _status(error: BaseException) -> int | None:
     """HTTP status behind an error of aiohttp, gcsfs or botocore."""
     for cause in (error, error.__cause__):
@@ -212,6 +212,6 @@ class BackOff:
             ) from error
         self._failures += 1
         if self._failures == _TELL_AFTER:
-            _log.warning("%s cannot be read (%s); trying again", self._where, error)
+            logger.warning("%s cannot be read (%s); trying again", self._where, error)
         longest = next(self._delays)
         time.sleep(min(self._random.uniform(longest / 2, longest), max(self._wait_s - waited, 0.01)))

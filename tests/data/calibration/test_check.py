@@ -59,7 +59,7 @@ def verdicts_of(logs: list[list[Sample]], *change: object) -> dict[str, Calibrat
     return {verdict.camera: verdict for verdict in found}
 
 
-# --------------------------------------------------------------------------------------------------------------- parts
+# ---- parts
 def test_borders_of_a_box_before_a_wall():
     """A board 2 m wide at 8 m, a wall at 20 m: borders at the board's sides and top, nowhere else."""
     azimuth, elevation = np.meshgrid(np.deg2rad(np.arange(-30, 30, 0.4)), np.deg2rad(np.arange(-3, 12, 1.0)))
@@ -111,7 +111,7 @@ def test_projected_borders_are_those_that_the_camera_sees(logs):
         assert len(uv) > 20
 
 
-# ----------------------------------------------------------------------------------------------------------- verdicts
+# ---- verdicts
 @pytest.mark.slow
 def test_right_calibrations_are_let_be(logs):
     for verdict in verdicts_of(logs, (0.0, 0.0)).values():

@@ -159,7 +159,7 @@ def test_distortion_is_taken_out(source, truth):
     assert np.linalg.norm(at[0, 0] - want[0]) > 2, "the distortion is worth the test"
 
 
-# ------------------------------------------------------------------------------------------------------- times, poses
+# ---- times, poses
 def write_track(path: Path, rows: list[tuple[float, ...]]) -> Path:
     lines = ["timestamp_us,x,y,z,qw,qx,qy,qz", *(",".join(str(value) for value in row) for row in rows)]
     path.write_text("\n".join(lines) + "\n")
@@ -235,7 +235,7 @@ def test_times_in_another_unit_are_suspected(tmp_path, truth):
     assert "sweeps are 500000000 microseconds apart; are file names in microseconds?" in note
 
 
-# ------------------------------------------------------------------------------------------------------------ mistakes
+# ---- mistakes
 def test_wrong_folders_say_what_was_looked_for(tmp_path, source):
     with pytest.raises(ShardError, match=r"is no custom folder: looked for <log>/calibration\.json .* no such folder"):
         CustomConverter(source=str(tmp_path / "nowhere")).logs()

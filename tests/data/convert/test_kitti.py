@@ -53,7 +53,7 @@ def some_points(seed: int = 0, count: int = 50) -> np.ndarray:
     return np.random.default_rng(seed).uniform([-20, -10, -2], [30, 10, 2], (count, 3))
 
 
-# ------------------------------------------------------------------------------------------------- kitti raw
+# ---- kitti raw
 def write_raw(
     root: Path, drives: int = 1, frames: int = 3, cameras: tuple[str, ...] = ("image_02",), timed: bool = True
 ) -> Path:
@@ -247,7 +247,7 @@ def test_raw_on_real_frames():
         assert abs(np.median(uv[seen & (depth > 50), 1]) - 173) < 40
 
 
-# ---------------------------------------------------------------------------------------------- kitti object
+# ---- kitti object
 T_VELO_TO_CAM = rigid(AXES, np.array([0.0, -0.1, -0.2]))
 
 
@@ -427,7 +427,7 @@ def test_object_boxes_project_onto_their_2d_boxes():
     assert min(overlaps) > 0.5, overlaps
 
 
-# ----------------------------------------------------------------------------------------------------- parts
+# ---- parts
 def test_labels_from_overlapping_boxes():
     boxes = Boxes(
         centers_m=np.array([[0.0, 0, 0], [1.0, 0, 0], [50.0, 0, 0]]),

@@ -78,7 +78,7 @@ def expected_labels(names: np.ndarray) -> np.ndarray:
     return np.array([IGNORE_LABEL if name is None else classes.index(name) for name in wanted])
 
 
-# ----------------------------------------------------------------------------------------------- the frames
+# ---- the frames
 def test_key_frames_are_what_was_written(source: Path) -> None:
     converter = NuscenesConverter(source=str(source))
     assert converter.logs() == SCENES
@@ -288,7 +288,7 @@ def test_the_test_set_has_no_boxes(tmp_path: Path) -> None:
     assert "samples have no boxes" in " ".join(converter.notes())
 
 
-# --------------------------------------------------------------------------------------- the development kit
+# ---- the development kit
 def test_the_development_kit_says_the_same(source: Path) -> None:
     kit = json.loads(GOLDEN.read_text())
     samples = frames_of(NuscenesConverter(source=str(source)))
@@ -333,7 +333,7 @@ def _compare_projection(sample: Sample, camera: CameraView, theirs: dict) -> Non
         assert np.abs(ours - [*pixel, metres * 50]).max(axis=1).min() < 0.05
 
 
-# ----------------------------------------------------------------------------------------------------- splits
+# ---- splits
 @pytest.mark.parametrize(
     ("scenes", "count", "sha256"),
     [
@@ -402,7 +402,7 @@ def test_classes_are_those_of_the_challenge() -> None:
     assert list(CATEGORIES) == written.CATEGORIES
 
 
-# ----------------------------------------------------------------------------------------------------- tables
+# ---- tables
 def test_tables_come_whole_whatever_the_block(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = source / "v1.0-mini"
     expected = [(row["token"], row["translation"]) for row in json.loads((folder / "ego_pose.json").read_text())]
@@ -438,7 +438,7 @@ def test_damaged_tables_are_named(tmp_path: Path, text: str, message: str) -> No
         nuscenes_tables.read_table(tmp_path, "scene", "name")
 
 
-# ----------------------------------------------------------------------------------------------- wrong sources
+# ---- wrong sources
 def test_wrong_folders_are_told_what_was_looked_for(source: Path, copy: Path, tmp_path: Path) -> None:
     def error(**settings: object) -> str:
         with pytest.raises(ShardError) as caught:
@@ -500,7 +500,7 @@ def test_tables_that_do_not_fit_are_an_error(copy: Path, table: str, change: Cal
         frames_of(NuscenesConverter(source=str(copy)))
 
 
-# ---------------------------------------------------------------------------------------------- damaged frames
+# ---- damaged frames
 def first_of(root: Path, pattern: str) -> Path:
     return sorted(root.glob(pattern))[0]
 
@@ -564,7 +564,7 @@ def test_damaged_frames_are_named(copy: Path, damage: Callable[[Path], object], 
     assert isinstance(items[3], Sample), "another scene"
 
 
-# ------------------------------------------------------------------------------------------------- a real frame
+# ---- a real frame
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no real nuScenes frame in {REAL}")
 def test_on_a_real_frame() -> None:
     converter = NuscenesConverter(source=str(REAL))

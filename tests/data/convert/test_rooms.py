@@ -43,7 +43,7 @@ def samples(converter: Converter, log: str) -> list[Sample]:
     return [item for item in found if isinstance(item, Sample)]
 
 
-# ----------------------------------------------------------------------------------------------------- ScanNet frames
+# ---- ScanNet frames
 @pytest.mark.parametrize("labels", ["label-filt", "label"])
 def test_frames_become_points_poses_and_labels(tmp_path, truth, labels):
     write_frames(tmp_path, SCAN, truth, (0, 20, 40), labels=labels)
@@ -160,7 +160,7 @@ def test_splits_and_classes_are_the_official_ones():
     assert got.tolist() == [255, 0, 255, 19, 255, 255, 255]
 
 
-# ------------------------------------------------------------------------------------------------------ ScanNet scans
+# ---- ScanNet scans
 @pytest.mark.parametrize("suffix", ["", "_all"])
 def test_scans_become_samples_without_cameras(tmp_path, suffix):
     tables = write_scan(tmp_path, "scene0704_00", np.random.default_rng(0), suffix=suffix)
@@ -223,7 +223,7 @@ def test_real_scans():
         encode_sample(sample, CodecConfig())
 
 
-# -------------------------------------------------------------------------------------------------------------- S3DIS
+# ---- S3DIS
 @pytest.fixture
 def objects() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)

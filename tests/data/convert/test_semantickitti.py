@@ -250,7 +250,7 @@ def test_the_benchmarks_class_map() -> None:
     assert names[-1] == "traffic-sign"
 
 
-# ----------------------------------------------------------------------------------------------- real frames
+# ---- real frames
 @needs_real
 def test_real_scan_has_the_published_labels() -> None:
     converter = SemanticKittiConverter(source=str(REAL))

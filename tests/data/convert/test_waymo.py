@@ -90,7 +90,7 @@ def both(request: pytest.FixtureRequest, written: Written) -> Path:
     return path
 
 
-# ------------------------------------------------------------------------------------------------ geometry
+# ---- geometry
 def test_points_are_those_of_the_cells_to_double_precision(both: Path, written: Written) -> None:
     for sample, truth in zip(read(both), written.truths, strict=True):
         points = transform(sample.T_ego_lidar, sample.points_lidar)
@@ -166,7 +166,7 @@ def test_frames_of_the_lidar_and_the_vehicle(both: Path, written: Written) -> No
     assert np.median(roads[:, 2]) == pytest.approx(-2.184, abs=0.15)
 
 
-# ------------------------------------------------------------------------------------------------- cameras
+# ---- cameras
 def test_projections_are_those_of_the_street(both: Path, written: Written) -> None:
     for sample, street, truth in zip(read(both), written.samples, written.truths, strict=True):
         world = transform(street.T_world_ego, np.array(truth.points_vehicle))
@@ -225,7 +225,7 @@ def test_cameras_are_chosen_and_may_be_none(both: Path) -> None:
     assert read(both, cameras=())[0].cameras == ()
 
 
-# -------------------------------------------------------------------------------------------------- labels
+# ---- labels
 def test_segmentation_becomes_22_classes(both: Path, written: Written) -> None:
     assert len(SEGMENTATION_NAMES) == 22
     for number, (sample, truth) in enumerate(zip(read(both), written.truths, strict=True)):
@@ -311,7 +311,7 @@ def test_intensity(both: Path, written: Written) -> None:
     assert scale_intensity(np.array([-1.0, 0.0, 20000.0])).tolist() == [0, 0, 1]
 
 
-# ------------------------------------------------------------------------------- frames, splits, what is read
+# ---- frames, splits, what is read
 def test_frames_are_sought(both: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = read(both)
     reads: list[tuple[int, int]] = []
@@ -407,7 +407,7 @@ def test_prepared_and_read_back(both: Path, tmp_path: Path) -> None:
     assert summary.manifest.class_names == SEGMENTATION_NAMES
 
 
-# ----------------------------------------------------------------------------------------------- settings
+# ---- settings
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -423,7 +423,7 @@ def test_refused_settings(settings: dict[str, object], words: str) -> None:
         WaymoConverter(source="x", **settings)  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------------------------------- wrong sources
+# ---- wrong sources
 def test_wrong_folders_are_told(tmp_path: Path, written: Written) -> None:
     def refused(source: Path, **settings: object) -> str:
         with pytest.raises(ShardError) as error:
@@ -449,7 +449,7 @@ def test_wrong_folders_are_told(tmp_path: Path, written: Written) -> None:
     assert "a is there twice" in refused(both, format="tfrecord")
 
 
-# --------------------------------------------------------------------------------------------- damaged files
+# ---- damaged files
 def skips(source: Path, **settings: object) -> list[tuple[int, str, str]]:
     items = read_all(source, **settings)
     return [(k, item.reason, item.detail) for k, item in enumerate(items) if isinstance(item, Skipped)]
@@ -583,7 +583,7 @@ def test_the_generators_crc_is_crc32c() -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------- real frame
+# ---- real frame
 @needs_real
 def test_the_real_frame() -> None:
     """Its range images are stripped: boxes, images and calibration are read, the frame is skipped for the reason."""

@@ -81,7 +81,7 @@ def break_samples(root: str, keys: Sequence[str]) -> None:
                 file.write(b"\xff" * 512)
 
 
-# ---------------------------------------------------------------------------------------------- the batch
+# ---- the batch
 def test_a_batch_is_consistent(root: str) -> None:
     (batch,) = take(loader(root), 0, 1)
     assert (batch.images.shape, batch.images.dtype) == ((6, 3, 40, 72), torch.uint8)
@@ -160,7 +160,7 @@ def test_limit_and_split(root: str) -> None:
     assert keys == {f"log-003_{frame:06d}" for frame in range(4)}
 
 
-# ----------------------------------------------------------------------------------------------- the state
+# ---- the state
 def test_states_of_other_streams_are_refused(root: str) -> None:
     state = loader(root).state(7)
     assert len(state) < 10
@@ -206,7 +206,7 @@ def test_bad_settings_are_refused(root: str, tmp_path: Path) -> None:
             DataConfig(shards=root, **{name: value})  # type: ignore[arg-type]
 
 
-# ------------------------------------------------------------------------------------------ damaged samples
+# ---- damaged samples
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_damaged_sample_is_replaced_and_counted(tmp_path: Path, num_workers: int) -> None:
     root = write_toy_set(tmp_path, num_logs=4, frames_per_log=4, num_points=300)
@@ -277,7 +277,7 @@ def test_samples_without_a_partner_are_no_damage() -> None:
         ledger.account(0, [skip(52)])
 
 
-# --------------------------------------------------------------------------------------------- teacher cache
+# ---- teacher cache
 def make_cache(root: str, leave_out: int | None = None, extra: int = 0) -> TeacherCache:
     manifest = load_manifest(root)
     writer = TeacherCacheWriter(root, f"k{leave_out}{extra}", 4, manifest)
@@ -328,7 +328,7 @@ def test_what_does_not_go_with_a_cache_is_refused(root: str, tmp_path: Path) -> 
     assert source.counters == {"not-cached": 1}
 
 
-# -------------------------------------------------------------------------------------------- in a given order
+# ---- in a given order
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_point_batches_hold_every_point_in_the_given_order(root: str, num_workers: int) -> None:
     manifest = load_manifest(root)
@@ -365,7 +365,7 @@ def test_image_batches_equal_load_batch(root: str) -> None:
     assert_same([batch for _, batch in stream], [load_batch(reader, indices, config, WANTS) for indices, _ in stream])
 
 
-# -------------------------------------------------------------------------------------------------- workers
+# ---- workers
 def die(number: int) -> Loaded:
     if number == 2:
         os.kill(os.getpid(), signal.SIGKILL)

@@ -221,7 +221,7 @@ def test_refused_settings_name_the_field(field, value):
         PrepareConfig(**{field: value})
 
 
-# -------------------------------------------------------------------------------------------- processes
+# ---- processes
 def start(root: Path, workers: int = 2, delay_s: float = 0.05) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-m", "tests.helpers.toy_converter", str(root), str(workers), str(delay_s)]
     return subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, "OMP_NUM_THREADS": "1"})

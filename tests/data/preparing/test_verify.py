@@ -55,7 +55,7 @@ def prepared(tmp_path: Path) -> Manifest:
     return load_manifest(str(tmp_path / "set"))
 
 
-# ------------------------------------------------------------------------------------------------ finding
+# ---- finding
 def test_whole_sets_are_whole(tmp_path: Path, prepared: Manifest) -> None:
     progress: list[tuple[int, int]] = []
     verdict = verify(prepared.root, on_progress=lambda done, total: progress.append((done, total)))
@@ -205,7 +205,7 @@ def test_examples_are_of_different_shards(prepared: Manifest) -> None:
     assert len(examples(problems, 9)) == 5
 
 
-# ----------------------------------------------------------------------------------------------- repairing
+# ---- repairing
 def damage(manifest: Manifest) -> set[str]:
     """A byte in one shard, the end of another, a third one gone; the keys that are lost."""
     flip(Path(manifest.shard_path(1)), int(manifest.sample_offset[4]) + 900)

@@ -39,7 +39,7 @@ def toy(toy_root) -> Manifest:
     return load_manifest(toy_root)
 
 
-# ---------------------------------------------------------------------------------------------- contents
+# ---- contents
 def test_samples_come_back_as_written(toy):
     reader = SampleReader(toy)
     for number in range(3):
@@ -215,7 +215,7 @@ def test_reader_survives_pickling_forking_and_many_shards(tmp_path):
         reader.read(40)
 
 
-# ------------------------------------------------------------------------------------------------ damage
+# ---- damage
 def write_one(root: Path, members: dict[str, bytes]) -> Manifest:
     """A set of one sample with these members, its checksums right: only the content is at fault."""
     root.mkdir(exist_ok=True)
@@ -456,7 +456,7 @@ def test_members_of_another_sample_are_refused(toy):
         SampleReader(swapped).read(0)
 
 
-# -------------------------------------------------------------------------------------------- manifest
+# ---- manifest
 def test_unfinished_and_damaged_manifests(tmp_path, toy_root):
     with pytest.raises(ShardError, match=r"no finished shard set: manifest\.json is missing"):
         load_manifest(str(tmp_path))
@@ -549,7 +549,7 @@ def test_no_python_object_is_held_per_sample(toy):
             assert len(value) < len(toy), field.name
 
 
-# ------------------------------------------------------------------------------------------------ writer
+# ---- writer
 def test_the_writer_refuses_what_no_reader_would_take(tmp_path):
     sample = make_sample(np.random.default_rng(0))
     sample.points_lidar[5, 2] = np.inf

@@ -103,7 +103,7 @@ def watched(folder: Path, found: list[int]) -> Iterator[None]:
         thread.join()
 
 
-# ------------------------------------------------------------------------------------------------------ exactness
+# ---- exactness
 @pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_the_stream_is_that_of_a_folder_at_every_place_and_number_of_workers(
     local: list[tuple], server: Server, tmp_path: Path, num_workers: int
@@ -132,7 +132,7 @@ def test_a_mixture_of_a_folder_and_an_address(root: str, server: Server, tmp_pat
     assert len(files(tmp_path, "tar")) == NUM_SHARDS
 
 
-# ---------------------------------------------------------------------------------------------------- single faults
+# ---- single faults
 @pytest.mark.parametrize(
     "fault", ["stall", "cut", "500", "503", "404", "403", "flip", "short", "long-length", "trickle", "reset"]
 )
@@ -172,7 +172,7 @@ def test_a_server_without_ranges(
         assert reader(server, cache(tmp_path / "none")).read(4).key == "log-001_000001"
 
 
-# ------------------------------------------------------------------------------------------------ damage in the set
+# ---- damage in the set
 def damaged_copy(root: str, tmp_path: Path, name: str) -> str:
     folder = tmp_path / "damaged"
     folder.mkdir()
@@ -226,7 +226,7 @@ def test_a_shard_that_is_never_the_same_is_damage(server: Server, tmp_path: Path
     assert not files(tmp_path, "tar")
 
 
-# ---------------------------------------------------------------------------------------------------- storage away
+# ---- storage away
 @pytest.mark.parametrize("status", ["503", "404", "403", "stall"])
 def test_storage_that_is_away_is_waited_for(root: str, server: Server, tmp_path: Path, status: str) -> None:
     remote_reader = reader(server, cache(tmp_path, stall_s=0.5))
@@ -249,7 +249,7 @@ def test_storage_that_does_not_come_back_is_one_clear_error(server: Server, tmp_
         remote_reader.read(0)
 
 
-# -------------------------------------------------------------------------------------------------------- messages
+# ---- messages
 @pytest.mark.parametrize(
     ("url", "words"),
     [
@@ -278,7 +278,7 @@ def test_files_are_addresses_too(root: str, local: list[tuple], tmp_path: Path) 
     assert stream(f"file://{root}", cache(tmp_path), num=3) == local[:3]
 
 
-# ------------------------------------------------------------------------------------------------------- the cache
+# ---- the cache
 def test_a_cache_without_room_for_a_group_is_refused_with_the_number(server: Server, tmp_path: Path) -> None:
     sizes = sorted((shard.num_bytes for shard in load_manifest(server.url).shards), reverse=True)
     small = cache(tmp_path, max_gib=sum(sizes[:3]) * 0.9 / 2**30)

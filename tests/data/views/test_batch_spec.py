@@ -55,7 +55,7 @@ def views_of(view: View) -> list[View]:
     return [view] if view.second is None else [view, view.second]
 
 
-# ------------------------------------------------------------------------------------------------ calibration
+# ---- calibration
 def reprojected(batch: Batch) -> torch.Tensor:
     """Where the calibration of a batch says that its pairs are."""
     image, point = batch.pairs.image, batch.pairs.point
@@ -97,7 +97,7 @@ def test_the_cloud_says_what_was_done_to_it() -> None:
         np.testing.assert_array_equal(view.intensity, view.recorded)
 
 
-# ------------------------------------------------------------------------------------------------ second views
+# ---- second views
 def test_matches_are_the_same_recorded_points() -> None:
     sample = numbered(1)
     view = make_view(sample, CONFIG, EVERYTHING, SampleDraws(0, 0, 1))
@@ -175,7 +175,7 @@ def test_the_second_cloud_may_be_augmented_in_its_own_way() -> None:
     assert len(view.points) < 2000
 
 
-# ----------------------------------------------------------------------------------------------- ground, objects
+# ---- ground, objects
 def test_ground_and_clusters_follow_their_points() -> None:
     samples = [numbered(seed) for seed in range(3)]
     views = [make_view(sample, CONFIG, EVERYTHING, SampleDraws(0, 4, n)) for n, sample in enumerate(samples)]
@@ -211,7 +211,7 @@ def test_a_sweep_has_the_same_ground_in_every_epoch() -> None:
     assert len({rng.random() for rng in uses} | drawn) == 4
 
 
-# ------------------------------------------------------------------------------------------- images or not
+# ---- images or not
 def test_without_images_nothing_is_decoded_and_no_pair_is_needed(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (
         "data.storage.decode.check_jpeg",
@@ -282,7 +282,7 @@ def test_a_cached_teacher_has_calibration_and_no_use_where_nothing_is_pooled(roo
             build_loader(config, spec=wrong, seed=0, rank=0, world_size=1, teacher_cache=cache)
 
 
-# ------------------------------------------------------------------------------------------------- the stream
+# ---- the stream
 def both_equal(one: Batch, other: Batch) -> None:
     assert one.keys == other.keys
     for group in ("clusters", "superpixels"):
@@ -344,7 +344,7 @@ def test_a_loaded_batch_is_plain_unless_asked(root: str) -> None:
     assert not torch.equal(augmented.points[0], augmented.second.points[0])
 
 
-# ------------------------------------------------------------------------------------------------ other sweeps
+# ---- other sweeps
 def test_no_partner_is_a_skip_with_a_name(root: str, tmp_path: Path) -> None:
     single = write_toy_set(tmp_path, num_logs=5, frames_per_log=1, num_points=300)
     spec = BatchSpec(images=False, second_cloud=SecondCloud(source="other"))

@@ -32,7 +32,7 @@ def image() -> np.ndarray:
     return pixels
 
 
-# ------------------------------------------------------------------------------------- slow, obvious references
+# ---- slow, obvious references
 def grey_of(pixel: np.ndarray) -> float:
     r, g, b = (float(value) for value in pixel)
     return 0.299 * r + 0.587 * g + 0.114 * b
@@ -102,7 +102,7 @@ def test_the_given_image_stays_as_it_is(image: np.ndarray) -> None:
     assert image.tobytes() == before
 
 
-# --------------------------------------------------------------------------------------------------- the draws
+# ---- the draws
 def test_draws_have_the_stated_ranges_and_probabilities() -> None:
     rng = np.random.default_rng(0)
     changes = [draw_colour(rng, ColourConfig(enabled=True)) for _ in range(2000)]

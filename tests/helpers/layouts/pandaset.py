@@ -126,7 +126,7 @@ def _write_camera(folder: Path, views: Sequence[Any]) -> None:
         cv2.imwrite(str(camera / f"{number:02d}.jpg"), bgr, [cv2.IMWRITE_JPEG_QUALITY, 95])
 
 
-# ------------------------------------------------------------------------------------------------- tables
+# ---- tables
 def sensor_of_points(frame: Sample) -> np.ndarray:
     """0: Pandar64, 1: PandarGT."""
     count = len(frame.points_lidar)

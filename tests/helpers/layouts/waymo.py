@@ -141,7 +141,7 @@ class _Frame:
     boxes: list[dict[str, Any]]
 
 
-# ------------------------------------------------------------------------------------------------ calibration
+# ---- calibration
 def laser_calibration(name: str, options: WaymoOptions) -> dict[str, Any]:
     """Extrinsics, and inclinations in ascending order: listed for the top laser, limits for the others."""
     place, yaw = {
@@ -197,7 +197,7 @@ def _matrix(T: np.ndarray, points: np.ndarray) -> np.ndarray:
     return np.asarray(points @ T[:3, :3].T + T[:3, 3])
 
 
-# ----------------------------------------------------------------------------------------------- range images
+# ---- range images
 def _column_poses(T_world_vehicle: np.ndarray, width: int, options: WaymoOptions) -> np.ndarray:
     """roll, pitch, yaw, x, y, z of the vehicle at each column's firing, as float32."""
     rows = []
@@ -314,7 +314,7 @@ def _extend_truth(
             truth.class_number.append(int(labels[row, column, 1]))
 
 
-# ----------------------------------------------------------------------------------------------------- frames
+# ---- frames
 def _frames(samples: Sequence[Sample], options: WaymoOptions) -> tuple[list[_Frame], list[WaymoTruth]]:
     frames, truths = [], []
     for number, sample in enumerate(samples):
@@ -382,7 +382,7 @@ def _pose_seconds(frame: _Frame, camera_index: int) -> float:
     return (frame.timestamp_us + camera.timestamp_us - frame.sample.timestamp_us) / 1e6
 
 
-# ------------------------------------------------------------------------------------------------ version 1
+# ---- version 1
 def crc32c(data: bytes) -> int:
     """CRC-32C, bit by bit from its polynomial (through a table of bytes)."""
     crc = 0xFFFFFFFF
@@ -539,7 +539,7 @@ def write_waymo_v1(
     return path, truths
 
 
-# ------------------------------------------------------------------------------------------------ version 2
+# ---- version 2
 _FLOATS, _INTS, _DIMS = pa.list_(pa.float32()), pa.list_(pa.int32()), pa.list_(pa.int32(), 3)
 _DOUBLE, _TRANSFORM = pa.float64(), pa.list_(pa.float64(), 16)
 

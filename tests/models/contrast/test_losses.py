@@ -188,7 +188,7 @@ def test_gather_without_a_process_group_is_the_plain_loss():
     assert (start, total) == (0, 6)
 
 
-# ------------------------------------------------------------------------------------------------------ two processes
+# ---- two processes
 
 
 def _encode(weight: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -122,7 +122,7 @@ def test_refused() -> None:
         contrast_with_queue(rows(2, 0), rows(2, 0), rows(1, 0), temperature=0.0)
 
 
-# ------------------------------------------------------------------------------------------------------ two processes
+# ---- two processes
 STEPS = ((3, 1), (0, 4), (5, 2), (0, 0), (2, 3))
 """Rows of each of two ranks, step by step."""
 

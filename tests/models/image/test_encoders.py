@@ -154,7 +154,7 @@ def test_levels_beside_each_other():
             ResNetLevels("resnet10_tiny", levels=levels)
 
 
-# ------------------------------------------------------------------------------------------------------------ weights
+# ---- weights
 
 
 @pytest.mark.parametrize("config", TINY, ids=NAMES)

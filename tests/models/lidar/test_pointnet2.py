@@ -46,7 +46,7 @@ def settled(module: nn.Module) -> nn.Module:
     return module.double().eval()
 
 
-# ------------------------------------------------------------------------------------------------------------- layers
+# ---- layers
 
 
 @pytest.mark.parametrize("counts", [(30, 0, 20), (1,), (3, 2)])
@@ -109,7 +109,7 @@ def test_samplers_choose_in_turn_and_nothing_twice() -> None:
     assert chosen[4:9].tolist() == [left[i] for i in towers.farthest_rows(points[left], 0, 5)]
 
 
-# ----------------------------------------------------------------------------------------------------------- networks
+# ---- networks
 
 
 def build(preset: str = "pointnet2_tiny") -> PointNet2:

@@ -34,7 +34,7 @@ def boxed(counts: tuple[int, ...], size: tuple[int, int, int] = SIZE, channels: 
     return coords, torch.randn(len(coords), channels, generator=g, dtype=torch.float64), len(counts)
 
 
-# ------------------------------------------------------------------------------------------------ bounded convolutions
+# ---- bounded convolutions
 
 
 @pytest.mark.parametrize("counts", [(30, 0, 40), (1,), (6 * 4 * 7,)])
@@ -92,7 +92,7 @@ def test_a_box_too_small_for_the_kernel_is_refused() -> None:
         BoundedConv3d(1, 1, (4, 4, 2), kernel_size=(1, 1, 3), padding=(0, 0, 0))
 
 
-# ---------------------------------------------------------------------------------------------------- bird's-eye view
+# ---- bird's-eye view
 
 
 def test_map_holds_each_row_at_its_cell() -> None:
@@ -138,7 +138,7 @@ def test_2d_backbone_on_hardly_any_cell(shape: tuple[int, ...]) -> None:
     assert not net.blocks[0][0].norm.running_mean.any()  # one cell has no statistics
 
 
-# ---------------------------------------------------------------------------------------------------------- networks
+# ---- networks
 
 GRID = {"grid_min": (-16, -16, -10), "grid_max": (16, 16, 14)}
 
@@ -251,7 +251,7 @@ def test_voxels_outside_do_not_enter_and_read_the_rim() -> None:
     torch.testing.assert_close(out[80], torch.lerp(rim[0, :, 0, -1], rim[0, :, 1, -1], 1 / STRIDE))
 
 
-# ---------------------------------------------------------------------------------------------------------- settings
+# ---- settings
 
 
 @dataclass(frozen=True)

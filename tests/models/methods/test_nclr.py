@@ -65,7 +65,7 @@ def test_registry_and_the_papers_values():
     assert isinstance(config.image_backbone, ResNetFpnConfig)
 
 
-# ---------------------------------------------------------------------------------------------------------- parts
+# ---- parts
 
 
 def test_learnable_alignment_is_symmetric_positive_and_starts_as_the_cosine():
@@ -147,7 +147,7 @@ def test_positions_are_told_apart_and_padding_is_not_looked_at():
     torch.testing.assert_close(c[:1], short_c)
 
 
-# ------------------------------------------------------------------------------------------------------- objective
+# ---- objective
 
 
 def test_contrast_equals_the_slow_reference():
@@ -381,7 +381,7 @@ def test_it_learns_a_batch_by_heart():
     assert (model.alignment.metric - torch.eye(16)).abs().max() > 0.01
 
 
-# ------------------------------------------------------------------------------------------------------ two processes
+# ---- two processes
 
 
 def _rank_step(rank: int, world_size: int, shares: list[list[int]]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -71,7 +71,7 @@ def test_registry_and_defaults():
     assert config.batch_spec().second_images
 
 
-# ------------------------------------------------------------------------------------------------------------- places
+# ---- places
 
 
 def test_places_are_the_same_in_the_stored_image():
@@ -123,7 +123,7 @@ def test_no_common_part_no_places():
     assert uv.shape == uv_second.shape == (0, 2)
 
 
-# --------------------------------------------------------------------------------------------------------------- loss
+# ---- loss
 
 
 def _slow(a: Tensor, b: Tensor, temperature: float, both: bool) -> Tensor:
@@ -277,7 +277,7 @@ def test_sketches():
     assert (found.found - found.true).norm(dim=1).median() < 1.0
 
 
-# ------------------------------------------------------------------------------------------------------ two processes
+# ---- two processes
 
 
 def _step(samples: list[int], skipped: int, negatives: str) -> tuple[Tensor, dict[str, Tensor | None]]:

@@ -206,7 +206,7 @@ def test_it_learns_a_batch_by_heart():
     assert terms.watch["contrastive_accuracy"] > first.watch["contrastive_accuracy"] + 0.15
 
 
-# ------------------------------------------------------------------------------------------------------ two processes
+# ---- two processes
 
 
 def _rank_steps(rank: int, world_size: int, shares: list[list[int]]) -> list[tuple]:

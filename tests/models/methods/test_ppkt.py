@@ -168,7 +168,7 @@ def test_sketch_of_agreement():
     assert model.sketches(dataclasses.replace(batch, images=None)) == {}
 
 
-# ------------------------------------------------------------------------------------------------------ two processes
+# ---- two processes
 
 
 def _step(samples: list[int], symmetric: bool) -> tuple[Tensor, dict[str, Tensor | None]]:

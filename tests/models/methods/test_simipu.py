@@ -304,7 +304,7 @@ def test_it_learns_a_batch_by_heart():
     assert terms.watch["contrastive_accuracy"] > first.watch["contrastive_accuracy"] + 0.2
 
 
-# ------------------------------------------------------------------------------------------------------ two processes
+# ---- two processes
 
 
 def _step(samples: list[int]) -> tuple:

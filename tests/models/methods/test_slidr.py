@@ -248,7 +248,7 @@ def test_under_autocast(dtype: torch.dtype):
     assert under.item() == pytest.approx(plain.item(), rel=0.05)
 
 
-# -------------------------------------------------------------------------------------------------- semantic tolerance
+# ---- semantic tolerance
 
 OFF = SemanticToleranceConfig(weighted=False, removed=0.0, balanced=False)
 
@@ -309,7 +309,7 @@ def test_every_degenerate_batch_gives_a_finite_loss_and_gradient(tolerant: Seman
         assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad), name
 
 
-# ------------------------------------------------------------------------------------------------------ two processes
+# ---- two processes
 
 
 CASES: list[dict] = [{}, {"symmetric": True}, {"tolerant": SemanticToleranceConfig(removed=0.1)}]
