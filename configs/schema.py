@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal
 
-from common.ranges import at_least, below, different, one_of
+from common.ranges import RangeError, at_least, below, different, expect, one_of
 from configs.load import Choices, ConfigError
 from data.loading.fractions import FractionConfig
 from data.loading.image_evaluation import ImageTruthConfig
@@ -61,8 +61,8 @@ class FollowConfig:
         at_least(self, fractions=1)
         at_least(self, "0: off", every=0)
         one_of(self, select_by=PROTOCOLS)
-        if self.every and not self.configs:
-            raise ValueError(f"every={self.every}, but configs is empty: there is nothing to compare checkpoints by")
+        useful = bool(self.configs) or not self.every
+        expect(self, "every", useful, "0: configs is empty, there is nothing to compare checkpoints by")
 
 
 FIRST_STAGE = "tandem:first"
@@ -316,7 +316,7 @@ class SweepConfig:
         """Check that there is something to sweep over, and no name twice."""
         for name, values in self.grid.items():
             if not isinstance(values, tuple) or not values:
-                raise ValueError(f"grid.{name} is {values!r}, expected a list of at least one value")
+                raise RangeError(f"grid.{name}: got {values!r}, expected a list of at least one value")
         if (self.base is None) != bool(self.runs):
             raise ValueError(f"base={self.base!r} and {len(self.runs)} runs; expected either a base or runs")
         if self.runs and self.points:

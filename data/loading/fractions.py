@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common.files import replace_file
-from common.ranges import at_least
+from common.ranges import at_least, expect
 from data.storage.shards import Manifest, ShardError
 
 
@@ -41,8 +41,7 @@ class FractionConfig:
 
     def __post_init__(self) -> None:
         at_least(self, every=1, count=1, seed=0)
-        if self.kind == "list" and not self.file:
-            raise ValueError("kind is list, but file names none")
+        expect(self, "file", self.kind != "list" or bool(self.file), "the name of a file (kind is list)")
 
 
 def select(manifest: Manifest, indices: Int[np.ndarray, " n"], config: FractionConfig) -> Int[np.ndarray, " k"]:

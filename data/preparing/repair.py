@@ -122,7 +122,8 @@ def _without(
 def _as_it_is(root: str, shard: Shard) -> Shard:
     path = Path(root) / shard.file
     sha256 = file_sha256(path)
-    assert sha256 is not None, "a tar of which samples were read is there"
+    if sha256 is None:  # samples of it were read a moment ago
+        raise ShardError(f"{path} was removed during the repair; run `tandem verify` again")
     return dataclasses.replace(shard, sha256=sha256, num_bytes=path.stat().st_size)
 
 

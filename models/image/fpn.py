@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from common.ranges import at_least
+from common.ranges import at_least, expect
 from models.image.resnet_encoder import ResNetEncoder, ResNetEncoderConfig
 from models.pairing import FeatureMap, resample_cells
 
@@ -35,10 +35,7 @@ class ResNetFpnConfig(ResNetEncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, channels=1)
-        if self.dilated:
-            raise ValueError(
-                "dilated = true: a dilated ResNet has one stride only, there is no pyramid. Set it to false"
-            )
+        expect(self, "dilated", not self.dilated, "false: a dilated ResNet has one stride only, there is no pyramid")
 
     def network(self) -> ResNetFpn:
         """See `ResNetEncoderConfig.network`."""

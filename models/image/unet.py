@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from common.ranges import at_least
+from common.ranges import at_least, expect
 from models.image.resnet import ResNetName
 from models.image.resnet_encoder import ResNetEncoder, ResNetEncoderConfig
 from models.image.teacher import TeacherConfig
@@ -46,8 +46,7 @@ class ResNetUnetConfig(ResNetEncoderConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         at_least(self, channels=1)
-        if self.dilated:
-            raise ValueError("dilated = true: the decoder needs maps of several strides. Set it to false")
+        expect(self, "dilated", not self.dilated, "false: the decoder needs maps of several strides")
 
     def network(self) -> ResNetUnet:
         """See `ResNetEncoderConfig.network`."""

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from common.ranges import at_least, one_of, positive, weights
+from common.ranges import above, at_least, expect, one_of, positive, weights
 from data.batch_spec import BatchSpec, SecondCloud
 from data.sample import Batch
 from models.contrast.memory import KeyQueue, contrast_with_queue, queue_watch
@@ -79,13 +79,12 @@ class DepthContrastConfig(MethodConfig):
         positive(self, "temperature")
         weights(self, "within_weight", "across_weight")
         takes_points = isinstance(self.backbone, PointNet2Config)
-        if takes_points != (self.formats == "point"):
-            expected = "pointnet2" if self.formats == "point" else "a network on voxels (pointnet2 is one on points)"
-            raise ValueError(f"formats = {self.formats!r}: expected backbone to be {expected}")
-        if self.formats == "both" and not isinstance(self.point_backbone, PointNet2Config):
-            raise ValueError("formats = 'both': expected point_backbone to be pointnet2")
-        if self.formats != "both" and self.within_weight == 0:
-            raise ValueError(f"formats = {self.formats!r} with within_weight = 0 leaves nothing to learn")
+        fitting = "pointnet2" if self.formats == "point" else "a network on voxels (pointnet2 is one on points)"
+        expect(self, "formats", takes_points == (self.formats == "point"), f"backbone to be {fitting}")
+        if self.formats == "both":
+            expect(self, "formats", isinstance(self.point_backbone, PointNet2Config), "point_backbone to be pointnet2")
+        else:
+            above(self, f"formats={self.formats}: else there is nothing to learn", within_weight=0)
 
     def batch_spec(self) -> BatchSpec:
         """Two augmentations of a sweep, no images."""

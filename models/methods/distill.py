@@ -24,7 +24,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from common.ranges import at_least
+from common.ranges import RangeError, at_least
 from data.batch_spec import BatchSpec
 from data.sample import Batch, PointPixelPairs
 from models.contrast.collapse_monitor import collapse_watch
@@ -59,9 +59,8 @@ class DistillConfig(MethodConfig):
     def __post_init__(self) -> None:
         at_least(self, hidden_features=1, watch_rows=2)
         if self.teacher.cache:
-            raise ValueError(
-                "teacher.cache = true: distill reads single pixels, the cache holds means over superpixels"
-            )
+            why = "distill reads single pixels, the cache holds means over superpixels"
+            raise RangeError(f"teacher.cache: got True, expected false: {why}")
 
     def batch_spec(self) -> BatchSpec:
         """Images with pairs."""

@@ -132,10 +132,8 @@ class NclrConfig(MethodConfig):
         positive(self, "temperature", "match_temperature", "near_px")
         at_least(self, "near_px", far_px=self.near_px)
         expect(self, "embedding_dim", self.embedding_dim % self.heads == 0, f"a multiple of heads = {self.heads}")
-        if self.pose and not self.overlap:
-            raise ValueError(
-                "pose = true with overlap = false: nothing would say which points to match; set pose=false"
-            )
+        matchable = self.overlap or not self.pose
+        expect(self, "pose", matchable, "false with overlap=false: nothing would say which points to match")
 
     def batch_spec(self) -> BatchSpec:
         """Images with their calibration."""

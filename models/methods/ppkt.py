@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from common.ranges import at_least, positive
+from common.ranges import RangeError, at_least, positive
 from data.batch_spec import BatchSpec
 from data.sample import Batch, PointPixelPairs
 from models.contrast.losses import info_nce
@@ -68,7 +68,8 @@ class PpktConfig(MethodConfig):
         at_least(self, num_pairs=2, embedding_dim=1, chunk_rows=1, watch_rows=2)
         positive(self, "temperature")
         if self.teacher.cache:
-            raise ValueError("teacher.cache = true: PPKT reads single pixels, the cache holds means over superpixels")
+            why = "PPKT reads single pixels, the cache holds means over superpixels"
+            raise RangeError(f"teacher.cache: got True, expected false: {why}")
 
     def batch_spec(self) -> BatchSpec:
         """Images with pairs."""
