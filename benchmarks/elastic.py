@@ -29,12 +29,6 @@ from models.lidar.res16unet import Res16UNetConfig
 MOVES = ("0:2-1:3", "1:2-1:1", "1:2-1:3", "3:2-3:3", "1:2-3:4", "1:64-1:48", "3:64-3:48")
 
 
-def parse(move: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(stage, processes) before and afterwards."""
-    (before, size), (now, other) = ((int(n) for n in side.split(":")) for side in move.split("-"))
-    return (before, size), (now, other)
-
-
 def write_checkpoint(folder: Path, layout: Layout) -> int:
     """Rank files and weights as a run of that layout leaves them; gives their bytes."""
     for part in range(layout.parts):
@@ -75,7 +69,7 @@ def main() -> None:
     for move in options.moves:
         before, now = (
             Layout(groups=(group,), stage=stage, world_size=size, sub_group_numel=SUB_GROUP_NUMEL)
-            for stage, size in parse(move)
+            for stage, size in (map(int, side.split(":")) for side in move.split("-"))
         )
         slowest, together, size = measure(before, now)
         names = [f"stage {side.stage}, {side.world_size} processes" for side in (before, now)]

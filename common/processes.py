@@ -20,4 +20,4 @@ def _wait_and_end() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])
-    os._exit(1)
+    os._exit(1)  # sys.exit would end this thread only

@@ -40,6 +40,7 @@ def _compare(config: object, fits: Callable[[Any, Any], bool], words: str, note:
         entries = value if several else () if value is None else (value,)
         stated = f"{bound[0]} to {bound[1]}" if isinstance(bound, tuple) else bound
         expected = f"{words}{stated}{' each' if several else ''}{f' ({note})' if note else ''}"
+        # "Fits", not "does not fit": every comparison with NaN is false.
         expect(config, name, all(fits(entry, bound) for entry in entries), expected)
 
 

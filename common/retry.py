@@ -80,7 +80,7 @@ class StorageRetry:
             except OSError as error:
                 if self._retry_s == 0 or error.errno not in _AWAY:
                     raise
-                if self._present():
+                if self._present():  # the rest of the set can be read: it is this file
                     pause = next(hiccups, None)
                     # A file that is simply not there is looked for once more: the storage may just have come back.
                     if pause is None or (error.errno == errno.ENOENT and pause > 0):

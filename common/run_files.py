@@ -68,7 +68,7 @@ def damage(checkpoint: Path, names: Collection[str] | None = None) -> str | None
         names: check these files only; None for all that it was written with.
     """
     try:
-        recorded = json.loads((checkpoint / SUMS_FILE).read_text())
+        recorded = json.loads((checkpoint / SUMS_FILE).read_text())  # written last: absent in half a checkpoint
         for name in recorded if names is None else names:
             path, expected = checkpoint / name, recorded[name]
             if not path.is_file():

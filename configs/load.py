@@ -53,6 +53,7 @@ def load(
     """
     sources = [OmegaConf.create(dict(defaults or {})), _read_yaml(path), *(_parse_override(o) for o in overrides)]
     schema = OmegaConf.structured(kind)
+    # In the table's order: a section inside another one depends on what the outer one was chosen to be.
     for section, table in (choices or {}).items():
         _choose(schema, section, table, sources)
     for source in sources:
@@ -216,7 +217,7 @@ def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources
         raise ConfigError(
             f"{section}.name: got {name!r}, expected one of {', '.join(sorted(table))}{_near(name, table)}"
         )
-    allowed = _allowed(owner, last)
+    allowed = _allowed(owner, last)  # a method may declare a narrower class than the table holds
     if not issubclass(table[name], allowed):
         fitting = sorted(known for known, kind in table.items() if issubclass(kind, allowed))
         raise ConfigError(
@@ -226,7 +227,7 @@ def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources
     chosen = OmegaConf.structured(table[name])
     if _has_own_name(table[name]):
         shared = (set(chosen) & set(owner[last])) - {"name"}
-        with read_write(chosen):
+        with read_write(chosen):  # OmegaConf makes frozen dataclasses read-only
             chosen.update({key: owner[last][key] for key in shared})
     else:
         for node in given:
@@ -264,6 +265,7 @@ def _elsewhere(key: str, table: Mapping[str, type]) -> str:
 
 def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConfig, choices: Choices) -> ConfigError:
     """Turn OmegaConf's exception into path, value, expectation and nearest name."""
+    # OmegaConf names neither the place nor the remedy: look for the first leaf that the schema does not take.
     for path, value in leaves(OmegaConf.to_container(source)):
         node = schema
         for depth, key in enumerate(path):
