@@ -133,7 +133,7 @@ def test_the_same_point_twice_is_refused(tmp_path: Path) -> None:
     [
         ({}, "nothing to sweep over"),
         ({"grid": {"seed": ()}}, r"grid.seed: got \(\), expected a list of at least one value"),
-        ({"grid": {"seed": 3}}, "grid.seed is 3, expected a list"),
+        ({"grid": {"seed": 3}}, "grid.seed: got 3, expected a list"),
         ({"grid": {"seed": (1,)}, "points": (("seed=2",),)}, "seed is in points and in grid"),
     ],
 )

@@ -160,7 +160,7 @@ def test_a_cut_run_goes_on_bit_for_bit() -> None:
 
 
 def test_refused() -> None:
-    with pytest.raises(ValueError, match="no second one"):
+    with pytest.raises(ValueError, match="needs a second view"):
         depthcontrast()(dataclasses.replace(two_clouds([0]), second=None))
     with pytest.raises(ValueError, match="zero_stage=3 does not work with depthcontrast"):
         depthcontrast().check_engine(zero_stage=3, precision="fp32")
