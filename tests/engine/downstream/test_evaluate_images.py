@@ -221,5 +221,5 @@ def test_missing_truth_classes_and_draws_are_refused() -> None:
         run([PRETRAINED], ToyImages(), draws={})
     with pytest.raises(ValueError, match="image_linear_probe needs class names"):
         run([PRETRAINED], ToyImages(), classes=None)
-    with pytest.raises(ValueError, match="class_balance is not implemented"):
+    with pytest.raises(ValueError, match="class_balance: got"):
         ImageFinetuneConfig(loss=dataclasses.replace(SMALL.image_finetune.loss, class_balance=0.5))
