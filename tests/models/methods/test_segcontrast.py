@@ -147,7 +147,8 @@ def test_degenerate_batches(case: str) -> None:
     none_second = with_changed(second, clusters={"of_point": torch.full((second.num_points,), -1)})
     changed = {
         "no clusters": dataclasses.replace(
-            with_changed(batch, clusters={"of_point": nothing, "num": 0}), second=none_second
+            with_changed(batch, clusters={"of_point": nothing, "num": 0}),
+            second=with_changed(none_second, clusters={"num": 0}),
         ),
         "none in both": dataclasses.replace(batch, second=none_second),
         "none at all": dataclasses.replace(with_changed(batch, clusters={"of_point": nothing}), second=none_second),
