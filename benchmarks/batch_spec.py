@@ -17,7 +17,8 @@ import torch
 from benchmarks.common import seconds_of
 from data.batch_spec import BatchSpec, GroundConfig, PointClusterConfig, SecondCloud
 from data.loading.loader import DataConfig, build_loader
-from data.storage.shards import SampleError, SampleReader, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleError, SampleReader
 from data.views.augment import AugmentConfig, ImageAugmentConfig
 from data.views.colour import ColourConfig, draw_colour
 from data.views.second_sweep import PartnerFinder

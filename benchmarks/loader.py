@@ -28,7 +28,7 @@ import torch
 
 import data.loading.collate
 import data.storage.decode
-import data.storage.shards
+import data.storage.reader
 import data.views.augment
 import data.views.view
 from benchmarks.common import CallTimer, markdown, seconds_of, setting
@@ -38,8 +38,9 @@ from data.loading.collate import collate
 from data.loading.loader import DataConfig, build_loader
 from data.loading.workers import Loaded, _Packed
 from data.order import SampleDraws
-from data.storage.shard_writer import SetInfo, join_manifest, write_shard
-from data.storage.shards import SampleReader, load_manifest
+from data.storage.manifest import SetInfo, load_manifest
+from data.storage.reader import SampleReader
+from data.storage.shard_writer import join_manifest, write_shard
 from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter
 from data.views.augment import AugmentConfig, ImageAugmentConfig
 from data.views.view import read_view
@@ -50,7 +51,7 @@ _SEED = 0
 _STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "read": ((SampleReader, "_sample_bytes"),),
     "checksum": ((zlib, "crc32"),),
-    "points, calibration": ((data.storage.shards, "decode_sample"), (data.storage.shards, "_members")),
+    "points, calibration": ((data.storage.reader, "decode_sample"), (data.storage.reader, "_members")),
     "superpixels": ((data.storage.decode, "_decode_superpixels"),),
     "pairs": ((data.views.view, "point_pixel_pairs"),),
     "augment the cloud": ((data.views.view, "_draw_cloud"),),

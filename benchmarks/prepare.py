@@ -35,8 +35,8 @@ from data.convert.base import Converter
 from data.convert.sets import SETTINGS
 from data.convert.synthetic import SyntheticConverter
 from data.preparing.prepare import PrepareConfig, prepare
+from data.storage.shard import ShardError
 from data.storage.shard_writer import ShardWriter
-from data.storage.shards import ShardError
 
 REAL = REPOSITORY.parent / "shared" / "data"
 FOLDERS = {

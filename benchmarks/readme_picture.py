@@ -25,7 +25,8 @@ from benchmarks.common import setting
 from data.convert.sets import SETTINGS
 from data.loading.evaluation import load_batch
 from data.sample import Sample
-from data.storage.shards import SampleReader, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleReader
 from data.views.pairs import point_pixel_pairs
 from launchers.drawing.canvas import RgbImage, captioned, tiled
 from launchers.drawing.pictures import PixelEmbedder, PointEmbedder

@@ -23,7 +23,8 @@ from scipy.spatial import cKDTree
 from benchmarks.common import markdown, seconds_of, setting
 from data.batch_spec import GroundConfig, PointClusterConfig
 from data.sample import Sample
-from data.storage.shards import SampleReader, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleReader
 from data.views.clusters import clusters
 from data.views.ground import ground_mask
 

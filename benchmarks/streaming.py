@@ -29,9 +29,10 @@ from benchmarks.common import markdown, seconds_of, setting
 from data.batch_spec import BatchSpec
 from data.loading.loader import DataConfig, build_loader
 from data.order import SampleOrder
+from data.storage.manifest import Manifest, load_manifest
 from data.storage.prefetch import shards_of
+from data.storage.reader import SampleReader
 from data.storage.remote.shard_cache import CacheConfig
-from data.storage.shards import Manifest, SampleReader, load_manifest
 from tests.helpers.object_server import serving
 from tests.helpers.samples import write_toy_set
 

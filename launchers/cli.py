@@ -93,8 +93,8 @@ def _print_error(error: Exception) -> int:
         return PEER_LOST
     named: tuple[type[Exception], ...] = (errors.CheckpointError, errors.DivergenceError, errors.DryBatchError)
     named = (*named, errors.RunLockedError, errors.PeerFailedError, SlurmError)
-    if "data.storage.shards" in sys.modules:  # else a ShardError cannot have been raised
-        from data.storage.shards import ShardError
+    if "data.storage.shard" in sys.modules:  # else a ShardError cannot have been raised
+        from data.storage.shard import ShardError
 
         named = (*named, ShardError)
     if not isinstance(error, named):

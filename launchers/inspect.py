@@ -16,7 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from data.storage.shards import Manifest, SampleError, SampleReader, ShardError, load_manifest
+from data.storage.manifest import Manifest, load_manifest
+from data.storage.reader import SampleError, SampleReader
+from data.storage.shard import ShardError
 from data.storage.store import MANIFEST_NAME, is_url
 from launchers.cli import guarded
 from launchers.drawing.calibration_page import calibration_view, check_set

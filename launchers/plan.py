@@ -26,7 +26,7 @@ from configs.load import ConfigError
 from configs.schema import PretrainConfig
 from data.preparing.superpixels import SuperpixelConfig
 from data.storage.mixture import open_sets
-from data.storage.shards import SampleReader
+from data.storage.reader import SampleReader
 from engine.deepspeed_config import BUCKET_NUMEL
 from engine.optim import peak_lr, state_numbers
 from engine.schedule import total_steps

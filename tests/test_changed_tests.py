@@ -27,8 +27,8 @@ def test_a_module_has_the_tests_that_mirror_it(mirrored):
 
 
 def test_a_module_without_a_mirror_has_those_that_import_it(mirrored):
-    found = mirrored("data/storage/shards.py")
-    assert found == ["tests/data/storage/test_shards.py"]
+    found = mirrored("data/storage/mixture.py")
+    assert found == ["tests/data/storage/test_mixture.py"]
     assert "tests/data/storage/test_shards.py" in mirrored("data/storage/shard_writer.py")
 
 

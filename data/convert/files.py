@@ -17,7 +17,7 @@ from jaxtyping import Float, Shaped, UInt8
 
 from data.storage.decode import PNG_MARK, decode_jpeg, jpeg_size, png_size
 from data.storage.encode import DamagedError, check_image_size
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 MAX_FILE_BYTES = 1 << 30
 """Far above any file of one frame; a larger one is not what its name says."""

@@ -34,7 +34,7 @@ from data.convert.poses import looks_forward, pose
 from data.geometry import rigid, transform, yaw_rotation
 from data.sample import Boxes, CameraView, Sample
 from data.storage.encode import DamagedError
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 CLASS_NAMES = ("background", "Car", "Truck", "Bus", "Pedestrian", "Cyclist")
 CAMERAS = ("cam01", "cam03", "cam05", "cam06", "cam07", "cam08", "cam09")

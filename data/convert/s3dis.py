@@ -33,7 +33,7 @@ from data.convert.rgbd import luminance
 from data.geometry import rigid
 from data.sample import Sample
 from data.storage.encode import DamagedError
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 CLASS_NAMES = (
     "ceiling",

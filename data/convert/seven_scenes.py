@@ -25,7 +25,7 @@ from data.convert.files import read_image
 from data.convert.rgbd import T_CAM_LIDAR, depth_points, read_depth
 from data.sample import CameraView, Sample
 from data.storage.encode import DamagedError
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 _CAMERA = "color"
 _FRAME_PERIOD_US = 33_333

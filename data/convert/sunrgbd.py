@@ -35,7 +35,7 @@ from data.convert.rgbd import luminance
 from data.geometry import rigid
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.storage.encode import DamagedError
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 CLASS_NAMES = (
     "background",

@@ -21,7 +21,7 @@ from data.loading.workers import Loaded, WorkerConfig, run_workers
 from data.order import SampleDraws
 from data.sample import Batch
 from data.storage.prefetch import PrefetchHints
-from data.storage.shards import SampleError, SampleReader
+from data.storage.reader import SampleError, SampleReader
 from data.views.augment import (
     NO_AUGMENTATION,
     PointAugmentConfig,

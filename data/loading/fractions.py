@@ -16,7 +16,8 @@ from jaxtyping import Int
 
 from common.files import replace_file
 from common.ranges import at_least, expect
-from data.storage.shards import Manifest, ShardError
+from data.storage.manifest import Manifest
+from data.storage.shard import ShardError
 
 
 @dataclass(frozen=True, kw_only=True)

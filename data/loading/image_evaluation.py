@@ -27,7 +27,8 @@ from data.loading.workers import Loaded, WorkerConfig, run_workers
 from data.order import augment_rng
 from data.sample import Batch, Cameras, CameraView, Sample
 from data.storage.prefetch import PrefetchHints
-from data.storage.shards import SampleError, SampleReader, ShardError
+from data.storage.reader import SampleError, SampleReader
+from data.storage.shard import ShardError
 from data.views.augment import PixelTransform
 from data.views.colour import ColourConfig, draw_colour
 

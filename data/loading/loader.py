@@ -27,14 +27,15 @@ from data.loading.skips import Skip, SkipLedger
 from data.loading.workers import Loaded, WorkerConfig, run_workers
 from data.order import SampleDraws, SampleOrder, Stretch, batch_positions
 from data.sample import Batch
-from data.storage.mixture import Opened, Reader, SetConfig, open_sets
-from data.storage.prefetch import check_cache, is_remote, shards_of
+from data.storage.manifest import Manifest
+from data.storage.mixture import Opened, SetConfig, open_sets
+from data.storage.prefetch import check_cache, shards_of
+from data.storage.reader import Reader, SampleError, SampleReader
 from data.storage.remote.shard_cache import CacheConfig
-from data.storage.shards import Manifest, SampleError, SampleReader, ShardError
-from data.storage.store import is_url
+from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCache
 from data.views.second_sweep import PartnerFinder
-from data.views.view import View, ViewConfig, partners_for, read_view, shard_file
+from data.views.view import View, ViewConfig, partners_for, read_view
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +134,7 @@ class _TrainingBatches:
         if cache is None:
             return read_view(self.reader, index, self.config, self.spec, draws, self.partners)
         if index not in cache:
-            key, shard = self.reader.manifest.key(index), shard_file(self.reader, index)
+            key, shard = self.reader.manifest.key(index), self.reader.shard_of(index)
             raise SampleError("not-cached", key, shard, f"no features in {cache.path}")
         return read_view(self.reader, index, self.config, self.spec, draws, self.partners, cache)
 
@@ -166,7 +167,7 @@ class ShardLoader:
         self._make = _TrainingBatches(
             reader=reader,
             order=order,
-            ahead=_ahead(order, config.micro_batch_size) if is_remote(reader) else 0,
+            ahead=_ahead(order, config.micro_batch_size) if reader.remote_shards else 0,
             config=config,
             spec=spec,
             rank=rank,
@@ -285,13 +286,9 @@ def check_room(config: DataConfig, opened: Opened, *, warn: bool) -> None:
         ValueError: naming the setting and the number needed.
     """
     reader = opened.reader
-    if not is_remote(reader):
-        return
-    remote = [is_url(root) for root, num in zip(reader.roots, reader.shards_each, strict=True) for _ in range(num)]
-    used = shards_of(reader.manifest, opened.indices)
-    check_cache(
-        config.cache, [reader.manifest.shards[s] for s in used if remote[s]], config.shards_per_group, warn=warn
-    )
+    if reader.remote_shards:
+        remote = [s for s in shards_of(reader.manifest, opened.indices) if s in reader.remote_shards]
+        check_cache(config.cache, [reader.manifest.shards[s] for s in remote], config.shards_per_group, warn=warn)
 
 
 def build_loader(

@@ -6,7 +6,8 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from data.storage.shards import SampleError, ShardError
+from data.storage.reader import SampleError
+from data.storage.shard import ShardError
 
 logger = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from common.processes import end_with_parent
 from data.loading.skips import Skip
 from data.sample import Batch
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 _ALIGN = 64
 """Bytes; the buffer's parts begin at cache lines."""

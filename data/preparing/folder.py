@@ -15,7 +15,7 @@ from typing import Any
 from common.files import replace_file
 from common.trees import flat
 from data.preparing.unit import RECORDS, Unit
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from data.storage.store import MANIFEST_NAME
 from data.storage.untrusted import parse_json
 

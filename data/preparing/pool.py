@@ -16,7 +16,7 @@ import cv2
 import torch
 
 from common.processes import end_with_parent
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 _POLL_S = 0.2
 

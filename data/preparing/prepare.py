@@ -29,8 +29,9 @@ from data.preparing.pool import Meter, Progress, run_all
 from data.preparing.superpixels import SuperpixelConfig
 from data.preparing.unit import RECORDS, Unit, UnitJob, UnitRecord, load_record, plan_units, run_unit
 from data.storage.encode import SCHEMA_VERSION, CodecConfig
-from data.storage.shard_writer import SetInfo, join_manifest
-from data.storage.shards import Manifest, ShardError
+from data.storage.manifest import Manifest, SetInfo
+from data.storage.shard import ShardError
+from data.storage.shard_writer import join_manifest
 
 logger = logging.getLogger(__name__)
 

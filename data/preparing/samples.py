@@ -30,8 +30,9 @@ from data.preparing.superpixels import SuperpixelConfig
 from data.preparing.unit import Stretch, Unit, UnitRecord, add_superpixels, load_record, save_record
 from data.sample import Sample
 from data.storage.encode import SCHEMA_VERSION, DamagedError
-from data.storage.shard_writer import SetInfo, ShardWriter
-from data.storage.shards import ShardError
+from data.storage.manifest import SetInfo
+from data.storage.shard import ShardError
+from data.storage.shard_writer import ShardWriter
 
 _AHEAD = 2
 """Samples in work or waiting for each worker: bounds memory, whatever the iterator's speed."""

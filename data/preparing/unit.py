@@ -21,8 +21,8 @@ from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import Sample
 from data.storage.encode import CodecConfig, DamagedError
 from data.storage.manifest_check import MAX_MANIFEST_BYTES, is_plain_name
+from data.storage.shard import Shard
 from data.storage.shard_writer import COUNTED_COLUMNS, ShardTable, ShardWriter
-from data.storage.shards import Shard
 from data.storage.untrusted import parse_json
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,9 @@ from common.files import file_sha256, replace_file
 from data.preparing.pool import Meter, Progress, run_all
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.storage.encode import count_labelled, count_pairs
-from data.storage.shards import Manifest, SampleError, SampleReader, ShardError, load_manifest
+from data.storage.manifest import Manifest, load_manifest
+from data.storage.reader import SampleError, SampleReader
+from data.storage.shard import ShardError
 from data.storage.store import is_url
 
 REPORT_NAME = "verify.json"

@@ -19,9 +19,11 @@ from jaxtyping import Int
 from common.ranges import at_least
 from data.order import Stretch
 from data.sample import Sample
-from data.storage.decode import Images
+from data.storage.decode import DecodeSpec
+from data.storage.manifest import SAMPLE_COLUMNS, Manifest, load_manifest
+from data.storage.reader import Reader, SampleReader
 from data.storage.remote.shard_cache import CacheConfig
-from data.storage.shards import SAMPLE_COLUMNS, Manifest, SampleReader, ShardError, load_manifest
+from data.storage.shard import ShardError
 from data.storage.superpixel_record import SuperpixelRecord
 
 logger = logging.getLogger(__name__)
@@ -68,7 +70,7 @@ class Opened:
     num_segments: int | None
 
 
-class MixedReader:
+class MixedReader(Reader):
     """Reads the samples of several sets by their row in the joined manifest.
 
     Attributes:
@@ -76,59 +78,28 @@ class MixedReader:
     """
 
     def __init__(self, readers: Sequence[SampleReader]) -> None:
-        """Join the sets.
-
-        Args:
-            readers: of the sets, in their order.
-        """
+        """Join the sets, in their order."""
         self._readers = tuple(readers)
         self._shard_starts = np.cumsum([0, *(len(reader.manifest.shards) for reader in readers)])
         self._starts = np.cumsum([0, *(len(reader.manifest) for reader in readers)])
         self.manifest = _joined([reader.manifest for reader in readers])
-
-    @property
-    def roots(self) -> tuple[str, ...]:
-        """Folder or URL of each set."""
-        return tuple(root for reader in self._readers for root in reader.roots)
-
-    @property
-    def shards_each(self) -> tuple[int, ...]:
-        """Shards of each of them."""
-        return tuple(num for reader in self._readers for num in reader.shards_each)
-
-    def expect(self, shards: Sequence[int]) -> None:
-        """As `SampleReader.expect`."""
-        owner = np.searchsorted(self._shard_starts, shards, side="right") - 1
-        for number, reader in enumerate(self._readers):
-            own = [s - int(self._shard_starts[number]) for s, o in zip(shards, owner, strict=True) if o == number]
-            reader.expect(own)
-
-    def read(
-        self,
-        index: int,
-        *,
-        images: Images = True,
-        superpixels: bool = True,
-        labels: bool = True,
-        depth: bool = False,
-        image_labels: bool = False,
-    ) -> Sample:
-        """As `SampleReader.read`."""
-        number = int(np.searchsorted(self._starts, index, side="right")) - 1
-        if not 0 <= number < len(self._readers):
-            raise IndexError(f"sample {index} of {int(self._starts[-1])}")
-        return self._readers[number].read(
-            index - int(self._starts[number]),
-            images=images,
-            superpixels=superpixels,
-            labels=labels,
-            depth=depth,
-            image_labels=image_labels,
+        self.remote_shards = frozenset(
+            int(start) + shard
+            for start, reader in zip(self._shard_starts, readers, strict=False)
+            for shard in reader.remote_shards
         )
 
+    def expect(self, shards: Sequence[int]) -> None:
+        """See `Reader.expect`."""
+        set_of_shard = np.searchsorted(self._shard_starts, shards, side="right") - 1
+        for number, (reader, start) in enumerate(zip(self._readers, self._shard_starts, strict=False)):
+            # Sets of which nothing is needed hear of it too, so that they stop fetching.
+            reader.expect([s - int(start) for s, of in zip(shards, set_of_shard, strict=True) if of == number])
 
-Reader = SampleReader | MixedReader
-"""Of one set, or of several."""
+    def read_parts(self, index: int, parts: DecodeSpec) -> Sample:
+        """See `Reader.read_parts`."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._readers[number].read_parts(index - int(self._starts[number]), parts)
 
 
 def open_sets(
@@ -140,11 +111,7 @@ def open_sets(
 ) -> Opened:
     """Open the sets of a run; a single one is read as it is.
 
-    Args:
-        sets: at least one.
-        make_reader: reader of one set.
-        cache: of sets behind a URL; None: the default one.
-        warn: log it where superpixels are expected and a set does not record how its own were made.
+    With `warn`, the log says where superpixels are expected and a set does not record how its own were made.
 
     Raises:
         ShardError: no prepared set, no such split, no samples in it, or superpixels other than expected.
@@ -152,15 +119,13 @@ def open_sets(
     readers, indices, start = [], [], 0
     for config in sets:
         manifest = open_set(config, cache, warn=warn)
-        chosen = manifest.indices(config.split)[: config.limit]
-        if len(chosen) == 0:
+        in_use = manifest.indices(config.split)[: config.limit]
+        if len(in_use) == 0:
             raise ShardError(f"{config.shards} has no samples in split {config.split!r}; choose another split")
         readers.append(make_reader(manifest))
-        indices.append(start + chosen)
+        indices.append(start + in_use)
         start += len(manifest)
-    stretches = tuple(
-        Stretch(num=len(chosen), weight=config.weight) for chosen, config in zip(indices, sets, strict=True)
-    )
+    stretches = tuple(Stretch(num=len(part), weight=config.weight) for part, config in zip(indices, sets, strict=True))
     reader = readers[0] if len(readers) == 1 else MixedReader(readers)
     segments = [r.manifest.superpixels.num_segments if r.manifest.superpixels else None for r in readers]
     known = [number for number in segments if number is not None]

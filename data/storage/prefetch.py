@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from data.storage.mixture import Reader
+from data.storage.manifest import Manifest
+from data.storage.reader import SampleReader
 from data.storage.remote.shard_cache import CacheConfig
-from data.storage.shards import Manifest, SampleReader, Shard
-from data.storage.store import is_url
+from data.storage.shard import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -28,11 +28,6 @@ def shards_of(manifest: Manifest, indices: Int[np.ndarray, " n"]) -> list[int]:
     """Shards of some samples, by their first use."""
     shards, first = np.unique(manifest.sample_shard[indices], return_index=True)
     return [int(shard) for shard in shards[np.argsort(first)]]
-
-
-def is_remote(reader: Reader) -> bool:
-    """Whether some of its samples lie behind a URL."""
-    return any(is_url(root) for root in reader.roots)
 
 
 def check_cache(cache: CacheConfig, shards: Sequence[Shard], shards_per_group: int, *, warn: bool = True) -> None:
@@ -83,7 +78,7 @@ class PrefetchHints:
             indices: samples, in the order in which they are read.
         """
         self._reader, self._indices, self._dense = reader, indices, False
-        if is_remote(reader) and len(indices):
+        if reader.remote_shards and len(indices):
             manifest = reader.manifest
             visited = manifest.sample_shard[indices]
             stored = sum(manifest.shards[shard].num_bytes for shard in np.unique(visited))

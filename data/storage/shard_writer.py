@@ -10,7 +10,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,8 @@ from webdataset.writer import TarWriter
 
 from data.sample import Sample
 from data.storage.encode import CodecConfig, count_labelled, count_pairs, encode_sample
-from data.storage.shards import SAMPLE_COLUMNS, Manifest, Shard, write_manifest
-from data.storage.superpixel_record import SuperpixelRecord
-
-
-@dataclass(frozen=True, kw_only=True)
-class SetInfo:
-    """What a manifest says about a set as a whole; fields as in `Manifest`."""
-
-    set_name: str
-    camera_names: tuple[str, ...]
-    class_names: tuple[str, ...] = ()
-    logs: tuple[str, ...]
-    splits: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    skipped: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    superpixels: SuperpixelRecord | None = None
+from data.storage.manifest import SAMPLE_COLUMNS, Manifest, SetInfo, write_manifest
+from data.storage.shard import Shard
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,15 +160,8 @@ def join_manifest(root: str, info: SetInfo, tables: Sequence[ShardTable]) -> Man
     typed: dict[str, Any] = {name: columns[name].astype(kind) for name, kind in SAMPLE_COLUMNS.items()}
     manifest = Manifest(
         root=root,
-        set_name=info.set_name,
-        class_names=info.class_names,
-        camera_names=info.camera_names,
         shards=tuple(table.shard for table in tables),
-        logs=info.logs,
-        splits=info.splits,
-        notes=info.notes,
-        skipped=info.skipped,
-        superpixels=info.superpixels,
+        **vars(info),
         keys=np.array([key.encode() for table in tables for key in table.keys], dtype=np.bytes_),
         **typed,
     )

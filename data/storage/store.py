@@ -11,7 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 
 from common.retry import StorageRetry, read_at
 from data.storage.remote.remote_store import RemoteStore
-from data.storage.remote.shard_cache import CacheConfig, StoredShard
+from data.storage.remote.shard_cache import CacheConfig
+from data.storage.shard import Shard
 
 MANIFEST_NAME = "manifest.json"
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
@@ -42,7 +43,7 @@ class Store(Protocol):
         """A large file, piece by piece; raises as `read_file`."""
         ...
 
-    def read_at(self, shard: StoredShard, size: int, offset: int, crc32: int) -> bytes:
+    def read_at(self, shard: Shard, size: int, offset: int, crc32: int) -> bytes:
         """Bytes of a shard, fewer at its end.
 
         Args:
@@ -58,7 +59,7 @@ class Store(Protocol):
         """
         ...
 
-    def expect(self, shards: Sequence[StoredShard]) -> None:
+    def expect(self, shards: Sequence[Shard]) -> None:
         """These will be read next, in this order."""
         ...
 
@@ -103,7 +104,7 @@ class LocalStore:
             while block := file.read(_BLOCK_BYTES):
                 yield block
 
-    def read_at(self, shard: StoredShard, size: int, offset: int, crc32: int) -> bytes:
+    def read_at(self, shard: Shard, size: int, offset: int, crc32: int) -> bytes:
         """See `Store.read_at`."""
         try:
             if shard.file in self._given_up:
@@ -113,7 +114,7 @@ class LocalStore:
             self._given_up.add(shard.file)  # its other samples need not be waited for, too
             raise
 
-    def expect(self, shards: Sequence[StoredShard]) -> None:
+    def expect(self, shards: Sequence[Shard]) -> None:
         """Nothing to do: the page cache sees to it."""
 
     def close(self) -> None:

@@ -28,7 +28,8 @@ from jaxtyping import Float, Int
 
 from common.files import file_sha256, replace_file, replacing
 from common.retry import RETRY_MIN, StorageAwayError, StorageRetry, read_at
-from data.storage.shards import Manifest, ShardError
+from data.storage.manifest import Manifest
+from data.storage.shard import ShardError
 
 logger = logging.getLogger(__name__)
 

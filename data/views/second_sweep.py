@@ -11,8 +11,7 @@ from scipy.spatial import cKDTree
 from data.batch_spec import SecondCloud
 from data.geometry import transform
 from data.sample import Sample
-from data.storage.mixture import Reader
-from data.storage.shards import SampleError
+from data.storage.reader import Reader, SampleError
 
 _TRIES = 4
 """Sweeps that are read and compared before a sample counts as having no partner."""

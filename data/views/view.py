@@ -19,8 +19,8 @@ from data.order import SampleDraws
 from data.sample import CameraView, Sample
 from data.storage.decode import Images, decode_jpeg
 from data.storage.encode import DamagedError
-from data.storage.mixture import Reader
-from data.storage.shards import SampleError, ShardError
+from data.storage.reader import Reader, SampleError
+from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCache
 from data.views.augment import (
     AugmentConfig,
@@ -167,18 +167,13 @@ def read_view(
     """
     images: Images = "encoded" if spec.images and cache is None else False
     sample = reader.read(index, images=images, superpixels=spec.superpixels, labels=labels)
-    shard = shard_file(reader, index)
+    shard = reader.shard_of(index)
     partner = None if partners is None else partners.find(index, sample, draws.partner(), shard=shard)
     cached = None if cache is None else _cached_features(cache, index, sample)
     try:
         return make_view(sample, config, spec, draws, shard=shard, cached=cached, partner=partner)
     except DamagedError as error:  # an image that was stored broken: all other damage is found on reading
         raise SampleError(error.reason, sample.key, shard, error.detail) from error
-
-
-def shard_file(reader: Reader, index: int) -> str:
-    """Name of the shard that holds a sample."""
-    return reader.manifest.shards[int(reader.manifest.sample_shard[index])].file
 
 
 def partners_for(reader: Reader, indices: Int[np.ndarray, " n"], spec: BatchSpec) -> PartnerFinder | None:

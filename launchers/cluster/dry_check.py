@@ -17,8 +17,9 @@ from configs.schema import PretrainConfig, SlurmConfig
 from data.loading.evaluation import load_batch
 from data.loading.loader import DataConfig, check_room
 from data.sample import Batch
+from data.storage.manifest import load_manifest
 from data.storage.mixture import open_set, open_sets
-from data.storage.shards import SampleError, SampleReader, load_manifest
+from data.storage.reader import SampleError, SampleReader
 from data.storage.store import is_url
 from engine.errors import DryBatchError
 from launchers.runs import slurm

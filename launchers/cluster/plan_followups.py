@@ -24,7 +24,7 @@ import yaml
 from configs.load import dump, load
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, FollowConfig, PretrainConfig
 from data.loading.fractions import FractionConfig
-from data.storage.shards import Manifest, load_manifest
+from data.storage.manifest import Manifest, load_manifest
 from engine.downstream.protocols import PROTOCOLS
 from engine.downstream.results import fingerprint
 from engine.downstream.runner import TOWER_TITLES

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from data.calibration.check import CalibrationCheck, CalibrationVerdict, Motion, motion_between, projected_edges
 from data.calibration.depth_edges import edge_strength
 from data.sample import CameraView, Sample
-from data.storage.shards import Manifest, SampleError, SampleReader
+from data.storage.manifest import Manifest
+from data.storage.reader import SampleError, SampleReader
 from launchers.drawing.canvas import (
     BACKGROUND,
     FOREGROUND,

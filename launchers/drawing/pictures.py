@@ -24,7 +24,9 @@ from data.batch_spec import BatchSpec
 from data.loading.evaluation import load_batch
 from data.loading.loader import DataConfig
 from data.sample import Batch, first_sample
-from data.storage.shards import SampleError, SampleReader, ShardError, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleError, SampleReader
+from data.storage.shard import ShardError
 from launchers.drawing.canvas import RgbImage, captioned, cross, tiled, turbo, with_scale
 from launchers.drawing.sketches import Sketcher, draw
 from launchers.drawing.views import (

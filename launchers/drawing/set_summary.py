@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Int
 
 from data.sample import IGNORE_LABEL, Sample
-from data.storage.shards import Manifest, SampleError, SampleReader
+from data.storage.manifest import Manifest
+from data.storage.reader import SampleError, SampleReader
 from launchers.drawing.contact_sheet import Table
 
 _COUNTED_SAMPLES = 50

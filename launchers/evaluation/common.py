@@ -19,7 +19,8 @@ from configs.load import ConfigError, dump
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
 from data.loading.fractions import FractionConfig, select, write_list
 from data.sample import IGNORE_LABEL
-from data.storage.shards import Manifest, ShardError
+from data.storage.manifest import Manifest
+from data.storage.shard import ShardError
 from engine.downstream.common import LabelDraws, SegmentationTask, Splits, hold_out, thin
 from engine.downstream.runner import Tower
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from configs.schema import EvaluateConfig
 from data.loading.image_evaluation import ImageTruthConfig, ImageTruthSpec, image_truth_batches
 from data.sample import Batch
-from data.storage.shards import Manifest, SampleReader
+from data.storage.manifest import Manifest
+from data.storage.reader import SampleReader
 from engine.downstream.common import LabelDraws, Splits, Truth
 from engine.downstream.dense import DenseNetwork, ImageParts
 from engine.downstream.protocols import PROTOCOLS

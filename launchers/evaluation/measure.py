@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from common.run_files import RESULTS_FILE
 from configs.load import ConfigError
 from configs.schema import EvaluateConfig, PretrainConfig
-from data.storage.shards import ShardError, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.shard import ShardError
 from engine.downstream.common import LabelDraws, Splits, UnsuitableError
 from engine.downstream.confusion import LabelError
 from engine.downstream.protocols import PROTOCOLS, of_tower

@@ -17,7 +17,8 @@ from data.batch_spec import BatchSpec
 from data.loading.evaluation import image_batches
 from data.loading.loader import DataConfig
 from data.sample import Batch
-from data.storage.shards import Manifest, SampleReader
+from data.storage.manifest import Manifest
+from data.storage.reader import SampleReader
 from data.views.augment import NO_AUGMENTATION, PointAugmentConfig
 from engine.downstream.common import Truth
 from engine.downstream.registration import PoseParts, Registered, RegistrationConfig

@@ -18,7 +18,7 @@ from common.files import replace_file
 from common.run_files import list_checkpoints, step_of
 from configs.load import ConfigError
 from configs.schema import EvaluateConfig
-from data.storage.shards import load_manifest
+from data.storage.manifest import load_manifest
 from engine.checkpoint import newest_intact
 from engine.downstream.metrics import METRICS, Metric
 from engine.downstream.protocols import PROTOCOLS

@@ -10,7 +10,8 @@ import numpy as np
 from configs.schema import EvaluateConfig
 from data.loading.evaluation import point_batches
 from data.sample import Batch
-from data.storage.shards import Manifest, SampleReader
+from data.storage.manifest import Manifest
+from data.storage.reader import SampleReader
 from data.views.augment import PointAugmentConfig
 from data.views.voxelize import VoxelConfig
 from engine.downstream.common import Truth

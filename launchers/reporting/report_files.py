@@ -11,7 +11,7 @@ from typing import Any
 
 from common.files import replace_file
 from configs.load import ConfigError
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from engine.errors import CheckpointError
 from launchers.drawing.canvas import RgbImage
 from launchers.drawing.predictions import read_predictions

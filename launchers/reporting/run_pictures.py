@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from data.loading.evaluation import load_batch
-from data.storage.shards import SampleError, SampleReader, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleError, SampleReader
 from data.storage.store import MANIFEST_NAME, is_url
 from engine.checkpoint import newest_intact, read_state
 from launchers.drawing.canvas import RgbImage

@@ -14,8 +14,9 @@ from data.batch_spec import BatchSpec
 from data.loading.evaluation import image_batches
 from data.loading.loader import DataConfig
 from data.sample import Batch
+from data.storage.manifest import load_manifest
 from data.storage.mixture import open_set
-from data.storage.shards import SampleReader, load_manifest
+from data.storage.reader import SampleReader
 from data.storage.store import is_url
 from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter, teacher_cache_key
 from engine.distributed import World, agree_any, agree_signal

@@ -52,7 +52,7 @@ def train(config: PretrainConfig) -> PretrainSummary:
         RunLockedError: another job trains in this folder.
         StopRequested: a stop signal came before the first update.
         PeerLostError, PeerFailedError: see `engine.watchdog`.
-        ShardError, CheckpointError, DivergenceError: see `data.storage.shards` and `engine.errors`.
+        ShardError, CheckpointError, DivergenceError: see `data.storage.shard` and `engine.errors`.
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with supervised(config) as run:

@@ -16,8 +16,8 @@ import numpy as np
 import data.storage.shard_writer
 from data.sample import Sample
 from data.storage.encode import CodecConfig, encode_sample
-from data.storage.shard_writer import SetInfo, join_manifest, write_shard
-from data.storage.shards import load_manifest
+from data.storage.manifest import SetInfo, load_manifest
+from data.storage.shard_writer import join_manifest, write_shard
 from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, toy_log
 
 Members = dict[str, bytes]

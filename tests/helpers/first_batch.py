@@ -9,7 +9,7 @@ from data.convert.base import Converter
 from data.loading.loader import DataConfig, build_loader
 from data.preparing.prepare import PrepareConfig, prepare
 from data.sample import Batch
-from data.storage.shards import Manifest
+from data.storage.manifest import Manifest
 
 
 def first_batch(converter: Converter, root: Path, split: str, spec: BatchSpec | None = None) -> tuple[Manifest, Batch]:

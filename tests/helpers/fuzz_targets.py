@@ -27,7 +27,8 @@ from data.preparing.unit import RECORDS, plan_units
 from data.preparing.verify import verify
 from data.sample import Sample
 from data.storage.encode import REASONS, CodecConfig, DamagedError, encode_sample
-from data.storage.shards import SAMPLE_COLUMNS, ShardError, load_manifest
+from data.storage.manifest import SAMPLE_COLUMNS, load_manifest
+from data.storage.shard import ShardError
 from tests.data.convert.test_kitti import write_object, write_raw
 from tests.data.convert.test_rgbd import write_scene, write_sun
 from tests.helpers.layouts import (

@@ -9,7 +9,8 @@ import numpy as np
 
 from data.geometry import rigid, yaw_rotation
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
-from data.storage.shard_writer import SetInfo, join_manifest, write_shard
+from data.storage.manifest import SetInfo
+from data.storage.shard_writer import join_manifest, write_shard
 
 CLASS_NAMES = ("road", "building", "car", "pedestrian")
 CAMERA_NAMES = ("front", "left")

@@ -7,10 +7,11 @@ import itertools
 from multiprocessing.connection import Connection
 
 from data.order import SampleOrder
+from data.storage.manifest import load_manifest
 from data.storage.prefetch import shards_of
+from data.storage.reader import SampleReader
 from data.storage.remote import download
 from data.storage.remote.shard_cache import CacheConfig
-from data.storage.shards import SampleReader, load_manifest
 
 
 def read_stream(url: str, cache: CacheConfig, part: tuple[int, int], num: int, told: Connection | None) -> None:

@@ -10,7 +10,8 @@ import torch
 from configs.schema import PretrainConfig
 from data.loading.evaluation import load_batch
 from data.sample import Batch
-from data.storage.shards import SampleReader, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleReader
 from launchers.training.stages import method_without_weights
 from launchers.training.train import load_run
 from models.methods.base import Objective

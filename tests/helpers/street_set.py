@@ -8,7 +8,8 @@ from pathlib import Path
 
 from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import Sample
-from data.storage.shard_writer import SetInfo, join_manifest, write_shard
+from data.storage.manifest import SetInfo
+from data.storage.shard_writer import join_manifest, write_shard
 from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
 from data.street.log import CLASS_NAMES, generate_log
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from engine.distributed import free_port, init_distributed
 from launchers.cli import guarded
 from tests.helpers import toy_run

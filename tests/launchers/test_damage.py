@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from engine.distributed import World
 from tests.helpers.damaged_set import write_damaged_set
 from tests.helpers.pretrain_run import UNCACHED, arguments, child, pretrain_here

@@ -11,7 +11,7 @@ import torch
 from configs.load import load
 from configs.schema import EvaluateConfig, FollowConfig
 from data.loading.fractions import read_list
-from data.storage.shards import load_manifest
+from data.storage.manifest import load_manifest
 from engine.downstream.common import ProgressMeter
 from engine.downstream.features import SweepParts, extract_bank, score
 from engine.downstream.protocols import PROTOCOLS

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from data.sample import IGNORE_LABEL
-from data.storage.shards import SampleReader, ShardError, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleReader
+from data.storage.shard import ShardError
 from engine.errors import CheckpointError
 from launchers.drawing.contact_sheet import Picture, Table, page
 from launchers.drawing.set_summary import human_bytes, set_tables

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from data.storage.shards import SampleReader, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleReader
 from engine.distributed import World
 from engine.downstream.results import read_results
 from launchers.cli import main as tandem

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from data.batch_spec import BatchSpec
 from data.loading.evaluation import load_batch
 from data.sample import IGNORE_LABEL, Batch, Boxes, first_sample
-from data.storage.shards import SampleReader, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleReader
 from data.views.augment import NO_AUGMENTATION
 from data.views.pairs import point_pixel_pairs
 from data.views.view import ViewConfig

@@ -13,7 +13,7 @@ import pytest
 
 from common.run_files import WEIGHTS_FILE
 from data.order import SampleOrder, batch_positions
-from data.storage.shards import load_manifest, write_manifest
+from data.storage.manifest import load_manifest, write_manifest
 from data.storage.superpixel_record import SuperpixelRecord
 from engine.checkpoint import newest_intact, read_rank_state
 from engine.distributed import World, free_port

@@ -15,7 +15,8 @@ import pytest
 from common.run_files import list_checkpoints, step_of
 from configs.load import ConfigError, load
 from configs.schema import EvaluateConfig, FollowConfig, PretrainConfig
-from data.storage.shards import ShardError, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.shard import ShardError
 from engine.checkpoint import CheckpointConfig
 from engine.distributed import World
 from engine.downstream.results import Result, read_results

@@ -9,7 +9,8 @@ import yaml
 
 from configs.load import ConfigError
 from data.preparing.unit import RECORDS
-from data.storage.shards import SampleReader, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleReader
 from launchers.cli import guarded
 from launchers.prepare import main
 from tests.data.convert.test_kitti import write_object, write_raw

@@ -13,7 +13,7 @@ import torch
 from configs.load import ConfigError, load
 from configs.schema import EvaluateConfig
 from data.sample import Batch
-from data.storage.shards import load_manifest
+from data.storage.manifest import load_manifest
 from engine.distributed import World
 from engine.downstream.registration import RegistrationConfig
 from engine.downstream.results import read_results

@@ -12,7 +12,8 @@ import torch
 
 from data.loading.evaluation import load_batch
 from data.sample import Batch
-from data.storage.shards import SampleReader, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleReader
 from data.storage.teacher_cache import TeacherCache, teacher_cache_key
 from engine.distributed import World
 from launchers.training import teacher_cache as builder

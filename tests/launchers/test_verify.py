@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data.storage.shards import load_manifest
+from data.storage.manifest import load_manifest
 from launchers.cli import guarded
 from launchers.prepare import main
 from tests.helpers.damaged_set import write_damaged_set

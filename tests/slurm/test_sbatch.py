@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data.storage.shards import load_manifest
+from data.storage.manifest import load_manifest
 from launchers.runs.job_record import read_jobs
 from tests.helpers.pretrain_run import REPOSITORY
 from tests.helpers.samples import write_toy_set

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from data.storage.shards import load_manifest
+from data.storage.manifest import load_manifest
 from launchers.runs.attempts import read_attempts
 from launchers.runs.job_record import read_jobs
 from tests.helpers.layouts.waymo import CAMERAS, WaymoOptions, write_waymo_v1, write_waymo_v2

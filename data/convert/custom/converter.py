@@ -37,7 +37,7 @@ from data.convert.custom.pose_track import PoseTrack, read_pose_track
 from data.convert.files import layout_error, read_image, read_jpeg
 from data.sample import CameraView, Sample
 from data.storage.encode import DamagedError
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 _SWEEPS = (".npy", ".bin")
 _IMAGES = (".jpg", ".jpeg", ".png")

@@ -33,7 +33,7 @@ from data.convert.kitti import common as kitti
 from data.geometry import rigid
 from data.sample import CameraView, Sample
 from data.storage.encode import DamagedError
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 _NAME = "KITTI-360"
 _CAMERAS = ("image_00", "image_01")

@@ -34,7 +34,7 @@ from data.convert.kitti import common as kitti
 from data.geometry import project, transform, visible
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.storage.encode import DamagedError
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 CLASS_NAMES = ("background", "Car", "Pedestrian", "Cyclist")
 _OTHER_TYPES = ("Van", "Truck", "Tram", "Misc", "Person_sitting")

@@ -24,7 +24,7 @@ from data.convert.kitti import common as kitti
 from data.geometry import rigid
 from data.sample import CameraView, Sample
 from data.storage.encode import DamagedError
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 _COLOUR_CAMERAS = ("image_02", "image_03")
 _FRAME_PERIOD_US = 100_000

@@ -33,7 +33,7 @@ from data.convert.nuscenes.tables import read_table
 from data.geometry import rigid, transform
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.storage.encode import DamagedError
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from data.storage.untrusted import ZIP_ERRORS, parse_npy
 
 _NO_CAMERA = ("none",)

@@ -24,7 +24,7 @@ from data.convert.nuscenes.names import ATTRIBUTES, CLASS_OF
 from data.convert.nuscenes.tables import read_columns, read_table
 from data.geometry import rigid
 from data.sample import IGNORE_LABEL
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 LIDAR = "LIDAR_TOP"
 _TOKEN = 32

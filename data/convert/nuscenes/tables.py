@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from data.convert.files import layout_error
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 _BLOCK_BYTES = 1 << 23
 _MAX_ROW_BYTES = 1 << 26

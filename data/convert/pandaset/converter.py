@@ -41,7 +41,7 @@ from data.convert.poses import looks_forward, pose, pose_between, track_id
 from data.geometry import rigid, transform, yaw_rotation
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.storage.encode import DamagedError
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 CAMERAS = (*("front_camera", "front_left_camera", "front_right_camera", "left_camera", "right_camera", "back_camera"),)
 _SENSORS: dict[str, tuple[int, ...]] = {"pandar64": (0,), "pandargt": (1,), "both": (0, 1)}

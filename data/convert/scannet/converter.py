@@ -41,7 +41,7 @@ from data.convert.scannet.scans import read_scan, scan_files
 from data.geometry import rigid
 from data.sample import CameraView, Sample
 from data.storage.encode import DamagedError
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 _CAMERA = "color"
 _FRAME_PERIOD_US = 33_333

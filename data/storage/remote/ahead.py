@@ -7,7 +7,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 from common.retry import StorageAwayError
-from data.storage.remote.shard_cache import ShardCache, StoredShard
+from data.storage.remote.shard_cache import ShardCache
+from data.storage.shard import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ class FetchAhead:
         threads: how many.
     """
 
-    def __init__(self, cache: ShardCache, fill: Callable[[StoredShard, int], bool], *, threads: int) -> None:
+    def __init__(self, cache: ShardCache, fill: Callable[[Shard, int], bool], *, threads: int) -> None:
         """Nothing is fetched yet.
 
         Args:
@@ -33,13 +34,13 @@ class FetchAhead:
         self.threads = threads
         self._cache, self._fill = cache, fill
         self._changed = threading.Condition()
-        self._wanted: tuple[StoredShard, ...] = ()
-        self._left: list[StoredShard] = []
+        self._wanted: tuple[Shard, ...] = ()
+        self._left: list[Shard] = []
         self._busy: set[str] = set()
         self._running: list[threading.Thread] = []
         self._stopped = False
 
-    def expect(self, shards: Sequence[StoredShard]) -> None:
+    def expect(self, shards: Sequence[Shard]) -> None:
         """Fetch these next, in this order, and nothing else any more."""
         if tuple(shards) == self._wanted or not shards:
             return
@@ -69,7 +70,7 @@ class FetchAhead:
             finally:
                 self._finished(shard, done)
 
-    def _next(self) -> StoredShard | None:
+    def _next(self) -> Shard | None:
         """The next shard that no other thread is at; None: it is over."""
         with self._changed:
             while not self._stopped:
@@ -81,7 +82,7 @@ class FetchAhead:
                 self._changed.wait()
         return None
 
-    def _finished(self, shard: StoredShard, done: bool) -> None:
+    def _finished(self, shard: Shard, done: bool) -> None:
         with self._changed:
             self._busy.discard(shard.sha256)
             if not done and not self._stopped and shard in self._wanted:

@@ -12,7 +12,7 @@ from typing import Any
 from common.files import sha256_of
 from common.retry import read_at
 from data.storage.remote.requests import BackOff, PassingError, Remote
-from data.storage.remote.shard_cache import StoredShard
+from data.storage.shard import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class Download:
         data = self._patiently(self._asking(name, offset, offset + size), self._back_off(name))
         return data if len(data) <= size else data[offset : offset + size]
 
-    def shard(self, shard: StoredShard, part: int) -> bool:
+    def shard(self, shard: Shard, part: int) -> bool:
         """A whole shard.
 
         The same wrong bytes twice are what the set holds; they are left in the file.
@@ -101,7 +101,7 @@ class Download:
         os.ftruncate(part, 0)
         raise OSError(f"{url} arrived {_TRIES} times with wrong bytes, others each time")
 
-    def _to_file(self, shard: StoredShard, part: int) -> str:
+    def _to_file(self, shard: Shard, part: int) -> str:
         """SHA-256 of what has come when the file is whole, or the server has no more of it."""
         digest, back_off, empty = digest_of(part), self._back_off(shard.file), 0
         at = os.fstat(part).st_size

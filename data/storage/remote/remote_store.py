@@ -20,7 +20,8 @@ from common.retry import read_at
 from data.storage.remote.ahead import FetchAhead
 from data.storage.remote.download import Download, digest_of
 from data.storage.remote.requests import Remote
-from data.storage.remote.shard_cache import CacheConfig, ShardCache, StoredShard, release
+from data.storage.remote.shard_cache import CacheConfig, ShardCache, release
+from data.storage.shard import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ class RemoteStore:
         """See `data.storage.store.Store.blocks`; the cache is left alone."""
         return self._download.blocks(name)
 
-    def expect(self, shards: Sequence[StoredShard]) -> None:
+    def expect(self, shards: Sequence[Shard]) -> None:
         """See `data.storage.store.Store.expect`."""
         fitting = [shard for shard in shards if shard.num_bytes <= self._config.max_bytes]
         self._expected = frozenset(shard.sha256 for shard in fitting)
@@ -83,7 +84,7 @@ class RemoteStore:
         self._ahead.stop()
         self._ahead = self._new_ahead()
 
-    def read_at(self, shard: StoredShard, size: int, offset: int, crc32: int) -> bytes:
+    def read_at(self, shard: Shard, size: int, offset: int, crc32: int) -> bytes:
         """See `data.storage.store.Store.read_at`."""
         if shard.file in self._given_up:
             raise OSError(self._given_up[shard.file])
@@ -98,7 +99,7 @@ class RemoteStore:
             raise
         return data
 
-    def _read_once(self, shard: StoredShard, size: int, offset: int) -> bytes:
+    def _read_once(self, shard: Shard, size: int, offset: int) -> bytes:
         file = self._cache.open(shard)
         if file is None and shard.sha256 in self._expected:
             file = self._cache.fetch(shard, lambda part: self._download.shard(shard, part))
@@ -109,7 +110,7 @@ class RemoteStore:
         finally:
             release(file)
 
-    def _worth_another(self, shard: StoredShard) -> bool:
+    def _worth_another(self, shard: Shard) -> bool:
         """Whether wrong bytes may come right; a copy that has changed on our disk is removed."""
         file = None if shard.sha256 in self._as_stored else self._cache.open(shard)
         if file is None:

@@ -27,10 +27,10 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from common.ranges import at_least, below, positive
 from common.retry import StorageAwayError, growing_delays
+from data.storage.shard import Shard
 
 _GIB = 1 << 30
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
@@ -80,26 +80,6 @@ class CacheConfig:
         return Path(self.folder or os.path.join(tempfile.gettempdir(), f"tandem-shards-{getpass.getuser()}"))
 
 
-@runtime_checkable
-class StoredShard(Protocol):
-    """What a store has to know of a tar (`data.shards.Shard`)."""
-
-    @property
-    def file(self) -> str:
-        """Its name in the set."""
-        ...
-
-    @property
-    def num_bytes(self) -> int:
-        """Its size."""
-        ...
-
-    @property
-    def sha256(self) -> str:
-        """Of the whole tar."""
-        ...
-
-
 Fill = Callable[[int], bool]
 """Writes a shard into a file (descriptor) that may hold its beginning; whether its checksum came out right."""
 
@@ -119,7 +99,7 @@ class ShardCache:
         self._slots = config.downloads
         self._wait_s = wait_s
 
-    def open(self, shard: StoredShard) -> int | None:
+    def open(self, shard: Shard) -> int | None:
         """Descriptor of a shard that is here, under a shared lock; give it to `release`. None: it is not here."""
         sha256 = _checked(shard)
         for suffix in ("tar", "unsound"):
@@ -140,7 +120,7 @@ class ShardCache:
             return file
         return None
 
-    def fetch(self, shard: StoredShard, fill: Fill) -> int:
+    def fetch(self, shard: Shard, fill: Fill) -> int:
         """As `open`, after having it filled where it is not here; of several callers one does, the others wait.
 
         Raises:
@@ -165,7 +145,7 @@ class ShardCache:
                 )
             time.sleep(next(pauses))
 
-    def fetch_ahead(self, shard: StoredShard, fill: Fill, keep: Collection[str]) -> bool:
+    def fetch_ahead(self, shard: Shard, fill: Fill, keep: Collection[str]) -> bool:
         """Have it filled, unless it is here, somebody else is at it, or there is no room without removing `keep`.
 
         Args:
@@ -185,7 +165,7 @@ class ShardCache:
             release(self._filled(shard, part, fill))
         return True
 
-    def discard(self, shard: StoredShard) -> bool:
+    def discard(self, shard: Shard) -> bool:
         """Remove a copy that is not what it was; False: there is none that should be."""
         with self._locked(), contextlib.suppress(FileNotFoundError):
             self._unlink(self._folder / f"{_checked(shard)}.tar")
@@ -193,22 +173,22 @@ class ShardCache:
         return False
 
     # ------------------------------------------------------------------------------------------- one shard
-    def _is_here(self, shard: StoredShard) -> bool:
+    def _is_here(self, shard: Shard) -> bool:
         file = self.open(shard)
         if file is not None:
             release(file)
         return file is not None
 
-    def _part(self, shard: StoredShard) -> Path:
+    def _part(self, shard: Shard) -> Path:
         return self._folder / f"{_checked(shard)}.{shard.num_bytes}.part"
 
-    def _part_size(self, shard: StoredShard) -> int:
+    def _part_size(self, shard: Shard) -> int:
         try:
             return self._part(shard).stat().st_size
         except FileNotFoundError:
             return -1
 
-    def _claim(self, shard: StoredShard, keep: Collection[str]) -> int | None:
+    def _claim(self, shard: Shard, keep: Collection[str]) -> int | None:
         """The shard's part, locked and with room for all of it; None: another process has it, or there is no room."""
         with self._locked():
             if self._is_here(shard):
@@ -227,7 +207,7 @@ class ShardCache:
             os.utime(part)
             return part
 
-    def _filled(self, shard: StoredShard, part: int, fill: Fill) -> int:
+    def _filled(self, shard: Shard, part: int, fill: Fill) -> int:
         """The part's descriptor once it is whole and has its name, under a shared lock."""
         try:
             suffix = "tar" if fill(part) else "unsound"
@@ -322,7 +302,7 @@ def _reserved(name: str) -> int:
     return int(middle) if middle.isdigit() else 0
 
 
-def _checked(shard: StoredShard) -> str:
+def _checked(shard: Shard) -> str:
     """The checksum, which becomes a file name."""
     if not _SHA256.match(shard.sha256):
         raise OSError(f"{shard.file}: the manifest gives {shard.sha256!r} as its SHA-256")

@@ -14,7 +14,7 @@ from data.convert.base import Converter, Skipped
 from data.convert.box_labels import points_in_box
 from data.geometry import project, transform
 from data.sample import IGNORE_LABEL, Sample
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from tests.helpers.first_batch import first_batch
 from tests.helpers.layouts.argoverse2 import CATEGORIES, DECOY_NS, RING, sweep_ns, write_argoverse2
 from tests.helpers.street_logs import CLASS_NAMES as STREET_CLASSES

@@ -20,7 +20,7 @@ from data.convert.custom.pose_track import read_pose_track
 from data.geometry import project, transform
 from data.sample import IGNORE_LABEL, Sample
 from data.storage.encode import DamagedError
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from tests.helpers.layouts.custom import write_custom
 from tests.helpers.street_logs import CLASS_NAMES, street_log
 

@@ -15,7 +15,8 @@ from data.calibration.check import check_samples
 from data.convert.custom.converter import CustomConverter
 from data.preparing.prepare import PrepareConfig, prepare
 from data.sample import Sample
-from data.storage.shards import SampleReader, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleReader
 
 PROJECT = Path(__file__).parents[3]
 PAGE = PROJECT / "docs" / "custom_data.md"

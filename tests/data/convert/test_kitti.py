@@ -18,7 +18,7 @@ from data.convert.sets import SETTINGS
 from data.geometry import project, rigid, transform, visible, yaw_rotation
 from data.sample import IGNORE_LABEL, Boxes, Sample
 from data.storage.encode import count_pairs
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from tests.helpers.layouts.custom import write_custom
 from tests.helpers.layouts.kitti import CAMERA, write_kitti_object, write_kitti_raw
 from tests.helpers.street_logs import CLASS_NAMES as STREET_CLASSES

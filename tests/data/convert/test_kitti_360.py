@@ -11,7 +11,7 @@ from data.convert.base import Skipped
 from data.convert.kitti.kitti_360 import Kitti360Converter
 from data.geometry import project, transform
 from data.sample import Sample
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from tests.helpers.layouts.kitti_360 import CAMERAS, DRIVE, start_us, write_kitti_360
 
 OTHER, HELD_OUT = "2013_05_28_drive_0002_sync", "2013_05_28_drive_0008_sync"

@@ -22,7 +22,7 @@ from data.convert.nuscenes.names import ATTRIBUTES, CAMERAS, CATEGORIES, CLASSES
 from data.geometry import project, transform, visible
 from data.sample import IGNORE_LABEL, CameraView, Sample
 from data.storage.encode import count_pairs
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from tests.helpers.layouts import nuscenes as written
 from tests.helpers.layouts.nuscenes import NuscenesLayout, token, world_boxes, write_nuscenes
 from tests.helpers.street_logs import CLASS_NAMES

@@ -15,7 +15,7 @@ from data.convert.box_labels import points_in_box
 from data.convert.once import CLASS_NAMES, OnceConverter
 from data.geometry import project, transform
 from data.sample import Sample
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from tests.helpers.first_batch import first_batch
 from tests.helpers.layouts.once import CAMERAS, NAMES, frame_id, write_once
 from tests.helpers.street_logs import CLASS_NAMES as STREET_CLASSES

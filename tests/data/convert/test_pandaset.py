@@ -15,7 +15,7 @@ from data.convert.pandaset.converter import PandasetConverter
 from data.convert.pandaset.pandas_pickle import read_table
 from data.geometry import project, transform, visible
 from data.sample import IGNORE_LABEL, Sample
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from tests.helpers.first_batch import first_batch
 from tests.helpers.layouts.pandaset import (
     CAMERAS,

@@ -15,7 +15,7 @@ from data.convert.sunrgbd import CLASS_NAMES, SunRgbdConverter
 from data.geometry import project, transform, visible
 from data.sample import IGNORE_LABEL, Sample
 from data.storage.encode import CodecConfig, encode_sample
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data"
 needs_scenes = pytest.mark.skipif(not (REAL / "7scenes").is_dir(), reason=f"no real 7-Scenes frames in {REAL}")

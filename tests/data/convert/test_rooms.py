@@ -18,7 +18,7 @@ from data.convert.scannet.converter import ScanNetConverter, on_depth_grid
 from data.geometry import project, transform
 from data.sample import IGNORE_LABEL, Sample
 from data.storage.encode import CodecConfig, encode_sample
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from tests.helpers.layouts.s3dis import line, some_object, write_room
 from tests.helpers.layouts.scannet import NYU40_OF_STREET, write_frames, write_scan
 from tests.helpers.street_logs import street_log

@@ -15,7 +15,7 @@ from data.convert.kitti.semantickitti import CLASS_WORDS, IGNORED_WORDS, Semanti
 from data.convert.kitti.sequences import class_table
 from data.geometry import project, transform
 from data.sample import IGNORE_LABEL, Sample
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from tests.helpers.layouts.semantickitti import WORDS, write_semantickitti
 from tests.helpers.street_logs import CLASS_NAMES
 

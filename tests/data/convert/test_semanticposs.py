@@ -11,7 +11,7 @@ from data.convert.base import Skipped
 from data.convert.kitti.semanticposs import CLASS_WORDS, IGNORED_WORDS, SemanticPossConverter
 from data.convert.kitti.sequences import class_table
 from data.sample import IGNORE_LABEL, Sample
-from data.storage.shards import ShardError
+from data.storage.shard import ShardError
 from tests.helpers.layouts.semanticposs import WORDS, write_semanticposs
 from tests.helpers.street_logs import CLASS_NAMES
 

@@ -32,7 +32,8 @@ from data.geometry import project, rigid, transform
 from data.preparing.prepare import PrepareConfig, prepare
 from data.sample import IGNORE_LABEL, Sample
 from data.storage.encode import DamagedError
-from data.storage.shards import SampleReader, ShardError
+from data.storage.reader import SampleReader
+from data.storage.shard import ShardError
 from tests.helpers.layouts.waymo import (
     CAMERAS,
     LASERS,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data.loading.fractions import FractionConfig, every_kth_log, read_list, select, write_list
-from data.storage.shards import Manifest, ShardError, load_manifest
+from data.storage.manifest import Manifest, load_manifest
+from data.storage.shard import ShardError
 from tests.helpers.samples import write_toy_set
 
 

@@ -10,7 +10,9 @@ import torch
 from data.geometry import project, transform
 from data.loading.image_evaluation import ImageTruthConfig, ImageTruthSpec, area_mask, image_truth_batches, lidar_depth
 from data.sample import IGNORE_LABEL, Batch
-from data.storage.shards import SampleReader, ShardError, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleReader
+from data.storage.shard import ShardError
 from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
 from data.street.log import LogRenderer
 from data.views.augment import PixelTransform

@@ -22,7 +22,9 @@ from data.loading.loader import DataConfig, ShardLoader, build_loader
 from data.loading.skips import Skip, SkipLedger
 from data.loading.workers import Loaded, WorkerConfig, run_workers
 from data.sample import Batch
-from data.storage.shards import SampleReader, ShardError, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleReader
+from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter
 from data.views.augment import AugmentConfig, ImageAugmentConfig
 from data.views.voxelize import VoxelConfig

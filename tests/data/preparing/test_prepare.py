@@ -21,7 +21,9 @@ from data.preparing.prepare import PrepareConfig, prepare
 from data.preparing.superpixels import SuperpixelConfig
 from data.preparing.unit import RECORDS, plan_units
 from data.storage.encode import CodecConfig
-from data.storage.shards import SampleReader, ShardError, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleReader
+from data.storage.shard import ShardError
 from data.storage.superpixel_record import SuperpixelRecord
 from tests.helpers.samples import write_toy_set
 from tests.helpers.small_disk import small_disk
@@ -275,7 +277,7 @@ def test_a_dead_worker_is_an_error_that_says_how_to_go_on(tmp_path, undisturbed)
         sys.executable,
         "-c",
         "import sys; from tests.helpers.toy_converter import *\n"
-        "from data.storage.shards import ShardError\n"
+        "from data.storage.shard import ShardError\n"
         "if __name__ == '__main__':\n"
         "    try: slow_prepare(sys.argv[1], 2, 0.1)\n"
         "    except ShardError as error: sys.exit(str(error))",

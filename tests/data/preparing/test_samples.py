@@ -16,7 +16,9 @@ from data.preparing.samples import FrameSource, SourceConverter, prepare_samples
 from data.preparing.superpixels import SuperpixelConfig
 from data.sample import Sample
 from data.storage.encode import DamagedError
-from data.storage.shards import SampleReader, ShardError, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleReader
+from data.storage.shard import ShardError
 from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, make_sample
 
 CONFIG = PrepareConfig(samples_per_shard=3, superpixels=SuperpixelConfig(num_segments=12))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from data.preparing.prepare import PrepareConfig, Share, join_shares, prepare, prepare_share
 from data.preparing.unit import RECORDS, Stretch, Unit
-from data.storage.shards import ShardError, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.shard import ShardError
 from launchers.prepare import main
 from tests.helpers.toy_converter import ToyConverter
 

@@ -25,8 +25,10 @@ from data.preparing.unit import RECORDS
 from data.preparing.verify import REASONS, Verdict, examples, save_report, verify
 from data.sample import Sample
 from data.storage.encode import REASONS as CODEC_REASONS
-from data.storage.shard_writer import SetInfo, join_manifest, write_shard
-from data.storage.shards import SAMPLE_COLUMNS, Manifest, SampleReader, ShardError, load_manifest, write_manifest
+from data.storage.manifest import SAMPLE_COLUMNS, Manifest, SetInfo, load_manifest, write_manifest
+from data.storage.reader import SampleReader
+from data.storage.shard import ShardError
+from data.storage.shard_writer import join_manifest, write_shard
 from data.storage.superpixel_record import SuperpixelRecord
 from tests.helpers.damaged_set import write_damaged_set
 from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, toy_log, write_toy_set

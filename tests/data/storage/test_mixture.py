@@ -16,8 +16,10 @@ from configs.load import ConfigError, dump, load
 from data.batch_spec import BatchSpec
 from data.loading.loader import DataConfig, ShardLoader, build_loader
 from data.order import SampleOrder, Stretch
+from data.storage.manifest import load_manifest, write_manifest
 from data.storage.mixture import MixedReader, SetConfig, open_sets
-from data.storage.shards import SampleReader, ShardError, load_manifest, write_manifest
+from data.storage.reader import SampleReader
+from data.storage.shard import ShardError
 from data.storage.superpixel_record import SuperpixelRecord
 from data.storage.teacher_cache import TeacherCache
 from tests.data.loading.test_loader import assert_same, break_samples, loader, take

@@ -13,8 +13,9 @@ from data.geometry import project, transform
 from data.order import SampleDraws
 from data.storage.decode import decode_jpeg
 from data.storage.encode import CodecConfig, DamagedError, encode_sample
-from data.storage.shard_writer import SetInfo, join_manifest, write_shard
-from data.storage.shards import SampleError, SampleReader, load_manifest
+from data.storage.manifest import SetInfo, load_manifest
+from data.storage.reader import SampleError, SampleReader
+from data.storage.shard_writer import join_manifest, write_shard
 from data.views.augment import AugmentConfig, ImageAugmentConfig, PixelTransform, draw_pixel_transform
 from data.views.view import ViewConfig, read_view
 from tests.helpers.samples import CAMERA_NAMES, make_sample

@@ -18,7 +18,9 @@ from common.retry import StorageAwayError, StorageRetry
 from data.batch_spec import BatchSpec
 from data.loading.loader import DataConfig, build_loader
 from data.storage import store
-from data.storage.shards import SampleError, SampleReader, ShardError, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleError, SampleReader
+from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter
 from tests.helpers.samples import write_toy_set
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import hashlib
 import os
@@ -12,29 +13,26 @@ import pytest
 
 from common.retry import StorageAwayError
 from data.storage.remote.shard_cache import CacheConfig, ShardCache, release
+from data.storage.shard import Shard
 
 SIZE = 1000
 
 
-@dataclass(frozen=True)
-class Stored:
+@dataclass(frozen=True, kw_only=True)
+class Stored(Shard):
     data: bytes
-    file: str = "shard.tar"
-
-    @property
-    def num_bytes(self) -> int:
-        return len(self.data)
-
-    @property
-    def sha256(self) -> str:
-        return hashlib.sha256(self.data).hexdigest()
 
     def fill(self, part: int) -> bool:
         os.pwrite(part, self.data, 0)
         return True
 
 
-SHARDS = [Stored(bytes([number]) * SIZE) for number in range(6)]
+def stored(data: bytes) -> Stored:
+    sha256 = hashlib.sha256(data).hexdigest()
+    return Stored(file="shard.tar", num_samples=1, num_bytes=len(data), sha256=sha256, data=data)
+
+
+SHARDS = [stored(bytes([number]) * SIZE) for number in range(6)]
 
 
 def make(folder: Path, shards: float, wait_s: float = 5.0) -> ShardCache:
@@ -169,13 +167,7 @@ def test_what_cannot_be_filled_leaves_the_place_free(tmp_path: Path) -> None:
 
 
 def test_a_checksum_that_is_no_checksum_becomes_no_path(tmp_path: Path) -> None:
-    @dataclass(frozen=True)
-    class Wrong(Stored):
-        @property
-        def sha256(self) -> str:
-            return "../../escaped"
-
-    wrong = Wrong(b"x")
+    wrong = dataclasses.replace(stored(b"x"), sha256="../../escaped")
     with pytest.raises(OSError, match=r"gives '\.\./\.\./escaped' as its SHA-256"):
         make(tmp_path / "cache", 1).fetch(wrong, wrong.fill)
     assert not (tmp_path / "cache").exists()

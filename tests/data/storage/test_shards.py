@@ -22,9 +22,11 @@ from data.preparing.verify import verify
 from data.sample import IGNORE_LABEL
 from data.storage.decode import jpeg_size
 from data.storage.encode import REASONS, CodecConfig, DamagedError, check_sample, count_pairs, encode_sample
+from data.storage.manifest import Manifest, SetInfo, load_manifest, write_manifest
+from data.storage.reader import SampleError, SampleReader
 from data.storage.run_lengths import decode_runs, encode_runs
-from data.storage.shard_writer import SetInfo, ShardWriter, join_manifest, write_shard
-from data.storage.shards import Manifest, SampleError, SampleReader, ShardError, load_manifest, write_manifest
+from data.storage.shard import ShardError
+from data.storage.shard_writer import ShardWriter, join_manifest, write_shard
 from data.storage.superpixel_record import SuperpixelRecord
 from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, make_sample, toy_log, write_toy_set
 

@@ -15,10 +15,12 @@ import pytest
 
 from data.batch_spec import BatchSpec
 from data.loading.loader import DataConfig, build_loader
+from data.storage.manifest import load_manifest
 from data.storage.mixture import SetConfig
+from data.storage.reader import SampleError, SampleReader
 from data.storage.remote import download, requests
 from data.storage.remote.shard_cache import CacheConfig
-from data.storage.shards import SampleError, SampleReader, ShardError, load_manifest
+from data.storage.shard import ShardError
 from tests.helpers.object_server import Server, serving
 from tests.helpers.samples import write_toy_set
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from data.storage.manifest import load_manifest
 from data.storage.remote.shard_cache import CacheConfig
-from data.storage.shards import load_manifest
 from tests.data.storage.test_streaming import watched
 from tests.helpers.object_server import serving
 from tests.helpers.samples import write_toy_set

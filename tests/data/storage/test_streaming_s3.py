@@ -10,9 +10,10 @@ import pytest
 
 from data.batch_spec import BatchSpec
 from data.loading.loader import DataConfig, build_loader
+from data.storage.manifest import load_manifest
 from data.storage.remote import download
 from data.storage.remote.shard_cache import CacheConfig
-from data.storage.shards import ShardError, load_manifest
+from data.storage.shard import ShardError
 from tests.helpers.samples import write_toy_set
 
 pytestmark = pytest.mark.slow

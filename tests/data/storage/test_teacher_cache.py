@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.storage.shards import Manifest, ShardError, load_manifest
+from data.storage.manifest import Manifest, load_manifest
+from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter, teacher_cache_key
 from tests.helpers.samples import write_toy_set
 

@@ -9,7 +9,7 @@ from data.batch_spec import BatchSpec
 from data.geometry import project, transform
 from data.order import SampleDraws
 from data.sample import Sample
-from data.storage.shards import SampleError
+from data.storage.reader import SampleError
 from data.views.augment import (
     NO_AUGMENTATION,
     AugmentConfig,

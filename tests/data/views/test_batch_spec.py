@@ -17,7 +17,9 @@ from data.loading.evaluation import load_batch
 from data.loading.loader import DataConfig, build_loader
 from data.order import SampleDraws
 from data.sample import Batch, Sample
-from data.storage.shards import SampleError, SampleReader, ShardError, load_manifest
+from data.storage.manifest import load_manifest
+from data.storage.reader import SampleError, SampleReader
+from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCacheWriter
 from data.views.augment import AugmentConfig, ImageAugmentConfig, PointAugmentConfig
 from data.views.clusters import clusters

@@ -8,8 +8,9 @@ import pytest
 from data.batch_spec import SecondCloud
 from data.geometry import rigid, transform, yaw_rotation
 from data.sample import Sample
-from data.storage.shard_writer import SetInfo, join_manifest, write_shard
-from data.storage.shards import SampleError, SampleReader, load_manifest
+from data.storage.manifest import SetInfo, load_manifest
+from data.storage.reader import SampleError, SampleReader
+from data.storage.shard_writer import join_manifest, write_shard
 from data.views.second_sweep import PartnerFinder, SweepMatches, match_sweeps
 from tests.helpers.samples import CAMERA_NAMES, make_sample
 
