@@ -6,8 +6,10 @@ The endless, shuffled stream of training is `data.loading.loader`.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from jaxtyping import Int
@@ -34,39 +36,80 @@ from data.views.second_sweep import PartnerFinder
 from data.views.view import View, ViewConfig, partners_for, read_view
 from data.views.voxelize import VoxelConfig
 
+PartT = TypeVar("PartT")
+
 
 @dataclass(frozen=True, kw_only=True)
-class _ListedBatches:
-    """Makes the batch of the n-th stretch of a given list (runs in the workers)."""
+class SequentialBatches(ABC, Generic[PartT]):
+    """Makes the n-th batch of a list of samples (runs in the workers). Damaged samples are left out and counted."""
 
     reader: SampleReader
     indices: Int[np.ndarray, " n"]
     batch_size: int
+    seed: int = 0
+    epoch: int = 0
+    hints: PrefetchHints | None = None
+
+    @abstractmethod
+    def read(self, index: int, draws: SampleDraws) -> PartT:
+        """What the batch holds of one sample.
+
+        Raises:
+            SampleError: the sample is damaged.
+        """
+
+    @abstractmethod
+    def collate(self, parts: Sequence[PartT]) -> Batch | None:
+        """The batch of at least one sample; None where they hold nothing to put into it."""
+
+    def __call__(self, number: int) -> Loaded:
+        """Batch number `number`."""
+        start, stop = number * self.batch_size, (number + 1) * self.batch_size
+        if self.hints is not None:
+            self.hints.before(start, stop)
+        parts: list[PartT] = []
+        usable: list[int] = []
+        skips: list[Skip] = []
+        for index in map(int, self.indices[start:stop]):
+            try:
+                parts.append(self.read(index, SampleDraws(self.seed, self.epoch, index)))
+                usable.append(index)
+            except SampleError as error:
+                skips.append(Skip.of(index, error))
+        batch = self.collate(parts) if parts else None
+        return Loaded(batch=batch, num_seen=len(parts) + len(skips), skips=tuple(skips), indices=tuple(usable))
+
+    def run(self, num_workers: int, max_skip_share: float) -> Iterator[tuple[tuple[int, ...], Batch]]:
+        """All batches in order, each with the samples that it holds.
+
+        Raises:
+            ShardError: more than that share of the samples is damaged, or a worker died.
+        """
+        root = self.reader.manifest.root
+        ledger = SkipLedger(max_share=max_skip_share, num_samples=len(self.indices), root=root)
+        numbers = range(-(-len(self.indices) // self.batch_size))
+        make = dataclasses.replace(self, hints=PrefetchHints(self.reader, self.indices))
+        for loaded in run_workers(make, numbers, WorkerConfig(num_workers=num_workers)):
+            ledger.account(loaded.num_seen, loaded.skips)
+            if loaded.batch is not None:
+                yield loaded.indices, loaded.batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Views(SequentialBatches[View]):
+    """Sweeps with labels and what else `spec` asks for; without one, points and labels only."""
+
     config: ViewConfig
     spec: BatchSpec | None
     partners: PartnerFinder | None = None
-    seed: int = 0
-    epoch: int = 0
-    announced: PrefetchHints | None = None
 
-    def __call__(self, number: int) -> Loaded:
-        start, stop = number * self.batch_size, (number + 1) * self.batch_size
-        if self.announced is not None:
-            self.announced.before(start, stop)
-        chosen = self.indices[start:stop]
-        views, used, skips = [], [], []
-        for index in map(int, chosen):
-            try:
-                views.append(self._view(index, SampleDraws(self.seed, self.epoch, index)))
-                used.append(index)
-            except SampleError as error:
-                skips.append(Skip.of(index, error))
-        batch = collate(views, self.config.voxel) if views else None
-        return Loaded(batch=batch, num_seen=len(chosen), skips=tuple(skips), indices=tuple(used))
+    def collate(self, parts: Sequence[View]) -> Batch:
+        return collate(parts, self.config.voxel)
 
-    def _view(self, index: int, draws: SampleDraws) -> View:
+    def read(self, index: int, draws: SampleDraws) -> View:
         if self.spec is not None:
             return read_view(self.reader, index, self.config, self.spec, draws, self.partners, labels=True)
+        # Not `read_view`: every point stays, also outside of the grid, because each one's prediction counts.
         sample = self.reader.read(index, images=False, superpixels=False)
         rng, augment = draws.first(), self.config.augment.points
         T_aug_lidar = draw_cloud_transform(rng, augment)
@@ -82,16 +125,6 @@ class _ListedBatches:
             T_aug_lidar=T_aug_lidar,
             labels=None if sample.labels is None else sample.labels[keep],
         )
-
-    def run(self, num_workers: int, max_skip_share: float) -> Iterator[Loaded]:
-        root = self.reader.manifest.root
-        ledger = SkipLedger(max_share=max_skip_share, num_samples=len(self.indices), root=root)
-        numbers = range(-(-len(self.indices) // self.batch_size))
-        make = dataclasses.replace(self, announced=PrefetchHints(self.reader, self.indices))
-        for loaded in run_workers(make, numbers, WorkerConfig(num_workers=num_workers)):
-            ledger.account(loaded.num_seen, loaded.skips)
-            if loaded.batch is not None:
-                yield loaded
 
 
 def point_batches(
@@ -116,7 +149,7 @@ def point_batches(
         ShardError: too many damaged samples, or a worker died.
     """
     points = PointAugmentConfig(enabled=False) if augment is None else augment
-    make = _ListedBatches(
+    views = _Views(
         reader=reader,
         indices=indices,
         batch_size=batch_size,
@@ -125,9 +158,8 @@ def point_batches(
         seed=seed,
         epoch=epoch,
     )
-    for loaded in make.run(num_workers, max_skip_share):
-        assert loaded.batch is not None
-        yield loaded.batch
+    for _, batch in views.run(num_workers, max_skip_share):
+        yield batch
 
 
 def image_batches(
@@ -139,25 +171,18 @@ def image_batches(
     batch_size: int,
     seed: int | None = None,
 ) -> Iterator[tuple[tuple[int, ...], Batch]]:
-    """Samples with labels and what else is wanted, and the indices that each batch holds.
+    """Samples with labels and what else `spec` asks for, and the indices that each batch holds.
 
-    Of `config`, the voxel grid, the image size, the skip share and the workers are used; with a seed also the
-    augmentation and the number of cameras.
-
-    Args:
-        reader: of the set.
-        indices: samples, in this order.
-        config: what to make of them.
-        spec: what batches hold; other sweeps as second views come from the same samples.
-        batch_size: the last batch may be smaller.
-        seed: of augmentations, which are a function of it and the sample; None: no augmentation, all cameras.
+    Other sweeps as second views come from the same samples; the last batch may be smaller. Of `config`, the voxel grid,
+    the image size, the skip share and the workers are used; with a seed also the augmentation, as a function of it and
+    the sample, and the number of cameras. Without a seed there is no augmentation, and all cameras are used.
 
     Raises:
         ShardError: too many damaged samples, or a worker died.
     """
     if seed is None:
         config = dataclasses.replace(config, augment=NO_AUGMENTATION, cameras_per_sample=None)
-    make = _ListedBatches(
+    views = _Views(
         reader=reader,
         indices=indices,
         batch_size=batch_size,
@@ -166,23 +191,16 @@ def image_batches(
         partners=partners_for(reader, indices, spec),
         seed=seed or 0,
     )
-    for loaded in make.run(config.num_workers, config.max_skip_share):
-        assert loaded.batch is not None
-        yield loaded.indices, loaded.batch
+    yield from views.run(config.num_workers, config.max_skip_share)
 
 
 def load_batch(
     reader: SampleReader, indices: Sequence[int], config: ViewConfig, spec: BatchSpec, *, augmented: bool = False
 ) -> Batch:
-    """One batch of the given samples, made in this process.
+    """One batch of the given samples in this order, made in this process.
 
-    Args:
-        reader: of the set.
-        indices: samples, in this order.
-        config: what to make of them.
-        spec: what the batch holds.
-        augmented: as in training, with random numbers that depend on the sample alone; False: without augmentation
-            (a second view is then the first one again) and with all cameras.
+    With `augmented` as in training, with random numbers that depend on the sample alone; else without augmentation (a
+    second view is then the first one again) and with all cameras.
 
     Raises:
         SampleError: one of the samples is damaged.

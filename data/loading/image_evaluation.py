@@ -11,7 +11,7 @@ Letters: I images, N points, H W pixels of the stored image, h w of the final on
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,12 +22,10 @@ from jaxtyping import Float, Float32, Int, UInt8
 
 from common.ranges import at_least
 from data.geometry import project, transform
-from data.loading.skips import Skip, SkipLedger
-from data.loading.workers import Loaded, WorkerConfig, run_workers
-from data.order import augment_rng
+from data.loading.evaluation import SequentialBatches
+from data.order import SampleDraws
 from data.sample import Batch, Cameras, CameraView, Sample
-from data.storage.prefetch import PrefetchHints
-from data.storage.reader import SampleError, SampleReader
+from data.storage.reader import SampleReader
 from data.storage.shard import ShardError
 from data.views.augment import PixelTransform
 from data.views.colour import ColourConfig, draw_colour
@@ -94,47 +92,29 @@ class ImageTruthSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _LabelledImages:
-    """Makes the batch of the n-th stretch of a given list (runs in the workers)."""
+class _LabelledImages(SequentialBatches[tuple[str, list["_LabelledImage"]]]):
+    """Of each sample its key and its images with ground truth."""
 
-    reader: SampleReader
-    indices: Int[np.ndarray, " n"]
-    batch_size: int
     size: tuple[int, int]
     config: ImageTruthConfig
     wanted: ImageTruthSpec
     augment: bool
-    seed: int
-    epoch: int
-    announced: PrefetchHints
 
-    def __call__(self, number: int) -> Loaded:
-        start, stop = number * self.batch_size, (number + 1) * self.batch_size
-        self.announced.before(start, stop)
-        chosen = self.indices[start:stop]
-        made: list[_Made] = []
-        skips: list[Skip] = []
-        used: list[int] = []
-        for index in map(int, chosen):
-            try:
-                sample = self.reader.read(
-                    index,
-                    superpixels=False,
-                    labels=False,
-                    depth=self.wanted.depth and self.config.depth == "stored",
-                    image_labels=self.wanted.labels,
-                )
-            except SampleError as error:
-                skips.append(Skip.of(index, error))
-                continue
-            rng = augment_rng(self.seed, self.epoch, index)
-            made += [self._image(sample, camera, len(used), rng) for camera in sample.cameras]
-            used.append(index)
-        keys = tuple(self.reader.manifest.key(index) for index in used)
-        batch = _collate(keys, made) if made else None
-        return Loaded(batch=batch, num_seen=len(chosen), skips=tuple(skips), indices=tuple(used))
+    def read(self, index: int, draws: SampleDraws) -> tuple[str, list[_LabelledImage]]:
+        sample = self.reader.read(
+            index,
+            superpixels=False,
+            labels=False,
+            depth=self.wanted.depth and self.config.depth == "stored",
+            image_labels=self.wanted.labels,
+        )
+        rng = draws.first()
+        return sample.key, [self._image(sample, camera, rng) for camera in sample.cameras]
 
-    def _image(self, sample: Sample, camera: CameraView, number: int, rng: np.random.Generator) -> _Made:
+    def collate(self, parts: Sequence[tuple[str, list[_LabelledImage]]]) -> Batch | None:
+        return _collate(parts) if any(images for _, images in parts) else None
+
+    def _image(self, sample: Sample, camera: CameraView, rng: np.random.Generator) -> _LabelledImage:
         place = self._place(sample.key, camera, rng)
         assert camera.image is not None
         colour = draw_colour(rng, self.config.colour)
@@ -147,8 +127,7 @@ class _LabelledImages:
             if camera.labels is None:
                 raise self._lacks("classes of pixels", camera.name)
             labels = camera.labels.take(rows, axis=0).take(columns, axis=1)
-        return _Made(
-            number=number,
+        return _LabelledImage(
             image=colour(image) if self.augment else image,
             K=place.affine @ camera.K,
             T_cam_lidar=sample.T_cam_lidar(camera),
@@ -195,10 +174,9 @@ class _LabelledImages:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Made:
-    """One image."""
+class _LabelledImage:
+    """One final image and its ground truth."""
 
-    number: int
     image: UInt8[np.ndarray, "h w 3"]
     K: Float[np.ndarray, "3 3"]
     T_cam_lidar: Float[np.ndarray, "4 4"]
@@ -223,25 +201,13 @@ def image_truth_batches(
 ) -> Iterator[Batch]:
     """All images of the given samples in the given order with their ground truth; the cloud part is empty.
 
-    The last batch may be smaller; damaged samples are left out and counted.
-
-    Args:
-        reader: of the set.
-        indices: samples.
-        config: how images are made.
-        size: height, width of the result (`config.size`, or what takes its place).
-        wanted: ground truth.
-        batch_size: samples a batch.
-        augment: as `config` says; a function of (seed, epoch, sample).
-        seed: of the augmentation.
-        epoch: of the augmentation.
-        num_workers: processes that read ahead.
-        max_skip_share: share of damaged samples above which it is an error.
+    The last batch may be smaller; damaged samples are left out and counted. `size` is the height and width of the
+    result: `config.size`, or what takes its place. The augmentation is a function of (seed, epoch, sample).
 
     Raises:
         ShardError: the set lacks the ground truth, too many damaged samples, or a worker died.
     """
-    make = _LabelledImages(
+    images = _LabelledImages(
         reader=reader,
         indices=indices,
         batch_size=batch_size,
@@ -251,14 +217,9 @@ def image_truth_batches(
         augment=augment,
         seed=seed,
         epoch=epoch,
-        announced=PrefetchHints(reader, indices),
     )
-    ledger = SkipLedger(max_share=max_skip_share, num_samples=len(indices), root=reader.manifest.root)
-    numbers = range(-(-len(indices) // batch_size))
-    for loaded in run_workers(make, numbers, WorkerConfig(num_workers=num_workers)):
-        ledger.account(loaded.num_seen, loaded.skips)
-        if loaded.batch is not None:
-            yield loaded.batch
+    for _, batch in images.run(num_workers, max_skip_share):
+        yield batch
 
 
 def lidar_depth(
@@ -266,11 +227,7 @@ def lidar_depth(
 ) -> Float32[np.ndarray, "h w"]:
     """Depth of the sweep's points in the final image: each pixel takes its nearest point, 0 where none falls.
 
-    Args:
-        sample: with its sweep.
-        camera: one of its cameras.
-        place: how the final image was made.
-        area: part of the stored image that counts.
+    `place` is how the final image was made, `area` the part of the stored one that counts.
     """
     uv, depth = project(camera.K, transform(sample.T_cam_lidar(camera), sample.points_lidar))
     ahead = depth > 0
@@ -304,21 +261,23 @@ def _within(pixels: Int[np.ndarray, "N 2"], size: tuple[int, int]) -> np.ndarray
     return np.asarray((u >= 0) & (v >= 0) & (v < size[0]) & (u < size[1]))
 
 
-def _collate(keys: tuple[str, ...], made: list[_Made]) -> Batch:
-    images = np.stack([np.stack(cv2.split(one.image)) for one in made])
+def _collate(parts: Sequence[tuple[str, list[_LabelledImage]]]) -> Batch:
+    made = [image for _, images in parts for image in images]
+    sample = [number for number, (_, images) in enumerate(parts) for _ in images]
+    planes = np.stack([np.stack(cv2.split(one.image)) for one in made])
     depths = [one.depth for one in made if one.depth is not None]
     labels = [one.labels for one in made if one.labels is not None]
     return Batch(
-        keys=keys,
+        keys=tuple(key for key, _ in parts),
         points=torch.zeros(0, 3),
         point_sample=torch.zeros(0, dtype=torch.int64),
         point_voxel=torch.zeros(0, dtype=torch.int64),
         voxel_coords=torch.zeros(0, 4, dtype=torch.int32),
         voxel_features=torch.zeros(0, 0),
-        T_aug_lidar=torch.eye(4).repeat(len(keys), 1, 1),
-        images=torch.from_numpy(images),
+        T_aug_lidar=torch.eye(4).repeat(len(parts), 1, 1),
+        images=torch.from_numpy(planes),
         cameras=Cameras(
-            sample=torch.tensor([one.number for one in made], dtype=torch.int64),
+            sample=torch.tensor(sample, dtype=torch.int64),
             K=torch.from_numpy(np.stack([one.K for one in made]).astype(np.float32)),
             T_cam_points=torch.from_numpy(np.stack([one.T_cam_lidar for one in made]).astype(np.float32)),
             affine=torch.from_numpy(np.stack([one.affine for one in made]).astype(np.float32)),

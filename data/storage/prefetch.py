@@ -1,4 +1,4 @@
-"""Which shards are needed next: what sets behind a URL are told, so that they fetch them ahead. Never what is read."""
+"""Prefetch hints for shards behind a URL: which ones are needed next. They affect speed, never content."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from data.storage.shard import Shard
 logger = logging.getLogger(__name__)
 
 _DENSE = 0.25
-"""Share of the shards' bytes above which whole shards are worth it."""
+"""Share of the shards' bytes that must be read for fetching whole shards to pay."""
 _AHEAD_SHARDS = 4
-"""Of a list, beyond those of the batch."""
+"""Shards announced beyond those of the batch."""
 _AHEAD_SAMPLES = 4096
-"""Among which these are looked for."""
+"""Following samples among which those shards are looked for."""
 _GIB = 1 << 30
 
 
 def shards_of(manifest: Manifest, indices: Int[np.ndarray, " n"]) -> list[int]:
-    """Shards of some samples, by their first use."""
+    """Shards of these samples, in the order of their first use."""
     shards, first = np.unique(manifest.sample_shard[indices], return_index=True)
     return [int(shard) for shard in shards[np.argsort(first)]]
 
@@ -33,11 +33,8 @@ def shards_of(manifest: Manifest, indices: Int[np.ndarray, " n"]) -> list[int]:
 def check_cache(cache: CacheConfig, shards: Sequence[Shard], shards_per_group: int, *, warn: bool = True) -> None:
     """Refuse a cache that the training order would fill and empty over and over.
 
-    Args:
-        cache: the settings.
-        shards: in use, behind URLs.
-        shards_per_group: that are read at the same time, see `data.order`.
-        warn: say where it works, but leaves no room to fetch ahead.
+    The shards are those in use behind URLs; `shards_per_group` of them are read at the same time (`data.order`). With
+    `warn`, the log says where the cache works, but leaves no room to fetch ahead.
 
     Raises:
         ValueError: there is no room for a group of shards and one that follows.
@@ -60,31 +57,28 @@ def check_cache(cache: CacheConfig, shards: Sequence[Shard], shards_per_group: i
 
 
 def _gib(num_bytes: int) -> str:
-    """Rounded up, so that the number that is told is enough."""
+    """Rounded up, so that the number in the message is enough."""
     return f"{np.ceil(num_bytes / _GIB * 1000) / 1000:g}"
 
 
 class PrefetchHints:
-    """Tells a reader what a list of samples needs; picklable."""
+    """Announces the shards of a list of samples to its reader; picklable."""
 
     def __init__(self, reader: SampleReader, indices: Int[np.ndarray, " n"]) -> None:
-        """Decide whether whole shards are worth it.
+        """Decide whether fetching whole shards pays for these samples, in the order in which they are read.
 
-        They are not where a few samples of each are wanted, or where a list jumps about among more shards than the
+        It does not where only a few samples of each are read, or where the list jumps between more shards than the
         cache holds.
-
-        Args:
-            reader: of the set.
-            indices: samples, in the order in which they are read.
         """
         self._reader, self._indices, self._dense = reader, indices, False
         if reader.remote_shards and len(indices):
             manifest = reader.manifest
             visited = manifest.sample_shard[indices]
             stored = sum(manifest.shards[shard].num_bytes for shard in np.unique(visited))
-            wanted = int(manifest.sample_size[np.unique(indices)].sum())
+            needed = int(manifest.sample_size[np.unique(indices)].sum())
+            # On average fewer than two visits a shard: the list runs through the shards instead of jumping about.
             in_stretches = int((np.diff(visited) != 0).sum()) < 2 * len(np.unique(visited))
-            self._dense = wanted >= _DENSE * stored and (in_stretches or stored <= manifest.cache.max_bytes)
+            self._dense = needed >= _DENSE * stored and (in_stretches or stored <= manifest.cache.max_bytes)
 
     def before(self, start: int, stop: int) -> None:
         """The samples `start` to `stop` of the list are read next."""

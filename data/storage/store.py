@@ -1,4 +1,4 @@
-"""Where the bytes of a prepared set come from: a folder (`LocalStore`), or a URL by way of a local cache."""
+"""Where the bytes of a prepared set come from: a folder (`LocalStore`), or a URL through a local cache."""
 
 from __future__ import annotations
 
@@ -28,10 +28,8 @@ class Store(Protocol):
     def read_file(self, name: str, sha256: str | None = None) -> bytes:
         """A small file as it is now.
 
-        Args:
-            name: in the set.
-            sha256: what it should have, where that is known; bytes that came otherwise over a network are asked for
-                again, and are given as they are if they stay so.
+        Where its SHA-256 is known, bytes that a network delivers with another one are requested again, and returned
+        as they are if they stay that way.
 
         Raises:
             FileNotFoundError: it is not there; the message names it.
@@ -46,12 +44,8 @@ class Store(Protocol):
     def read_at(self, shard: Shard, size: int, offset: int, crc32: int) -> bytes:
         """Bytes of a shard, fewer at its end.
 
-        Args:
-            shard: which one.
-            size: bytes wanted.
-            offset: of the first.
-            crc32: what they should have; a store that holds copies repairs those that differ, and gives what the set
-                itself holds even where that is damaged.
+        A store that holds copies replaces those without the given CRC-32, and returns what the set itself holds even
+        where that is damaged.
 
         Raises:
             OSError: of this shard, while the set's other files can be read.
@@ -84,7 +78,7 @@ class LocalStore:
     def __init__(self, root: str, retry_min: float) -> None:
         self._root = Path(root)
         self._open: OrderedDict[str, int] = OrderedDict()
-        self._patience = StorageRetry(self._root / MANIFEST_NAME, retry_min)
+        self._retry = StorageRetry(self._root / MANIFEST_NAME, retry_min)
         self._given_up: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -109,13 +103,13 @@ class LocalStore:
         try:
             if shard.file in self._given_up:
                 return self._pread(shard.file, size, offset)
-            return self._patience.read(lambda: self._pread(shard.file, size, offset))
+            return self._retry.read(lambda: self._pread(shard.file, size, offset))
         except OSError:
-            self._given_up.add(shard.file)  # its other samples need not be waited for, too
+            self._given_up.add(shard.file)  # no waiting again for each of its other samples
             raise
 
     def expect(self, shards: Sequence[Shard]) -> None:
-        """Nothing to do: the page cache sees to it."""
+        """Nothing to do: the operating system reads ahead."""
 
     def close(self) -> None:
         """See `Store.close`."""
@@ -134,17 +128,11 @@ class LocalStore:
         if descriptor is None:
             descriptor = os.open(self._root / file, os.O_RDONLY | os.O_CLOEXEC)
         self._open[file] = descriptor
-        if len(self._open) > _OPEN_SHARDS:
+        if len(self._open) > _OPEN_SHARDS:  # close the one unused for longest
             os.close(self._open.popitem(last=False)[1])
         return descriptor
 
 
 def open_store(root: str, cache: CacheConfig, *, retry_min: float) -> Store:
-    """The store of a set.
-
-    Args:
-        root: folder or URL of the set.
-        cache: where shards behind a URL are kept.
-        retry_min: minutes for which the storage may be away.
-    """
+    """The store of a set in a folder or behind a URL, whose storage may be away for `retry_min` minutes."""
     return RemoteStore(root, cache, retry_min) if is_url(root) else LocalStore(root, retry_min)

@@ -1,4 +1,4 @@
-"""Whole shards and pieces of files from a URL: tried again until they come, and come right."""
+"""Downloads of whole shards and pieces of files, repeated until they arrive with the right bytes."""
 
 from __future__ import annotations
 
@@ -17,27 +17,22 @@ from data.storage.shard import Shard
 logger = logging.getLogger(__name__)
 
 _PROBE = "manifest.json"
-"""Can be read whenever the storage is there."""
+"""Every set has it, so it can be read whenever the storage can be reached."""
 _PIECE_BYTES = 8 << 20
 _BLOCK_BYTES = 1 << 20
 _TRIES = 4
 """Downloads of one file that arrive with wrong bytes."""
 _BELIEVED_AFTER = 3
-"""Answers such as 404 in a row before they are taken for true."""
+"""Answers such as 404 in a row before they are believed; a single one may be a mistake of the server."""
 _OPENING_WAIT_S = 30.0
-"""For which the manifest is asked for; whoever starts a run looks on."""
+"""How long opening a set retries; short, since somebody is watching when a run starts."""
 
 
 class Download:
     """Downloads of one set; picklable, safe for threads."""
 
     def __init__(self, remote: Remote, wait_s: float) -> None:
-        """Nothing is asked for yet.
-
-        Args:
-            remote: the set's files.
-            wait_s: for which nothing may come before it is an error.
-        """
+        """Requests nothing yet; nothing arriving for `wait_s` seconds is an error."""
         self._remote, self._wait_s = remote, wait_s
 
     def file(self, name: str, sha256: str | None) -> bytes:
@@ -55,7 +50,8 @@ class Download:
         """A large file, see `data.storage.store.Store.blocks`."""
         back_off = self._back_off(name)
         at, length = 0, _PIECE_BYTES
-        while length == _PIECE_BYTES:  # less: the end; more: all of it, from a server that knows no ranges
+        # A shorter piece is the end; a longer one is the whole file, from a server without range requests.
+        while length == _PIECE_BYTES:
             data = self._patiently(self._asking(name, at, at + _PIECE_BYTES), back_off, probe=False)
             yield data
             length = len(data)
@@ -72,19 +68,15 @@ class Download:
         return data if len(data) <= size else data[offset : offset + size]
 
     def shard(self, shard: Shard, part: int) -> bool:
-        """A whole shard.
+        """Download a whole shard into a file (descriptor) that may hold its beginning already.
 
         The same wrong bytes twice are what the set holds; they are left in the file.
-
-        Args:
-            shard: which one.
-            part: descriptor of a file that may hold its beginning.
 
         Returns:
             Whether its checksum is that of the manifest.
 
         Raises:
-            OSError: the file is not to be had, or came with other wrong bytes each time.
+            OSError: the file cannot be read, or came with different wrong bytes each time.
             StorageAwayError: nothing came for too long.
         """
         url, seen = self._url(shard.file), set[str]()
@@ -102,13 +94,13 @@ class Download:
         raise OSError(f"{url} arrived {_TRIES} times with wrong bytes, others each time")
 
     def _to_file(self, shard: Shard, part: int) -> str:
-        """SHA-256 of what has come when the file is whole, or the server has no more of it."""
+        """Continue the download; SHA-256 of the file when it is whole, or the server has no more of it."""
         digest, back_off, empty = digest_of(part), self._back_off(shard.file), 0
         at = os.fstat(part).st_size
         while at < shard.num_bytes and empty < _BELIEVED_AFTER:
             stop = min(at + _PIECE_BYTES, shard.num_bytes)
             data = self._patiently(self._asking(shard.file, at, stop), back_off)
-            if len(data) > stop - at:  # all of it, from a server that knows no ranges
+            if len(data) > stop - at:  # the whole file, from a server without range requests
                 at, data, digest = 0, data[: shard.num_bytes], hashlib.sha256()
                 os.ftruncate(part, 0)
             empty = 0 if data else empty + 1
@@ -121,12 +113,9 @@ class Download:
         return lambda: self._remote.piece(name, start, stop)
 
     def _patiently(self, ask: Callable[[], bytes], back_off: BackOff, *, probe: bool = True) -> bytes:
-        """What a request gives once it succeeds.
+        """What a request (`ask`) returns once it succeeds; `back_off` waits between tries.
 
-        Args:
-            ask: sends it.
-            back_off: what waits between tries.
-            probe: believe that a file is not to be had only while the manifest is; else the storage is away.
+        With `probe`, a refusal of this file counts only while the manifest can be read; otherwise the storage is away.
         """
         refusals = 0
         while True:
@@ -154,7 +143,7 @@ class Download:
         return BackOff(
             self._url(name),
             self._wait_s,
-            "fix the storage or the network and start the run again: it continues from the last checkpoint; "
+            "restore the storage or the network and start the run again: it continues from the last checkpoint; "
             "data.retry_min sets how long it waits",
         )
 
@@ -168,7 +157,7 @@ def digest_of(file: int) -> Any:
 
 
 def _write(part: int, data: bytes, at: int, back_off: BackOff) -> None:
-    """All of it, also when the disk is full for a while."""
+    """Write all of it, waiting while the disk is full."""
     view = memoryview(data)
     while view:
         try:

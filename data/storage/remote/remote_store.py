@@ -1,12 +1,12 @@
-"""A set behind a URL, read by way of a local cache; satisfies `data.storage.store.Store`.
+"""A set behind a URL, read through a local cache; satisfies `data.storage.store.Store`.
 
-Shards that were announced (`expect`) are fetched whole, ahead and into the cache: the training order stays within a
-group of shards, so all of a shard is wanted at about the same time. Of others the one sample is fetched: a look at a
+Announced shards (`expect`) are fetched whole, ahead and into the cache: the training order stays within a group of
+shards, so all of a shard is read at about the same time. From other shards only the one sample is fetched: reading a
 few samples, or the replacement of a damaged one, should not cost gigabytes.
 
 A shard's SHA-256 is compared on arrival. Wrong bytes are fetched again. The same wrong bytes twice are what the set
-holds: they are kept, and the checksums of the samples decide which of them are damaged, as in a folder. So a stream
-of samples is the one of a local copy, whatever happened on the way.
+holds: they are kept, and the checksums of the samples decide which of them are damaged, as in a folder. So the stream
+of samples equals that of a local copy, whatever happened during the download.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from common.retry import read_at
 from data.storage.remote.ahead import FetchAhead
@@ -33,13 +32,7 @@ class RemoteStore:
     """See the module."""
 
     def __init__(self, root: str, config: CacheConfig, retry_min: float) -> None:
-        """Nothing is asked for yet.
-
-        Args:
-            root: URL of the set.
-            config: of the cache.
-            retry_min: minutes for which nothing may come before it is an error.
-        """
+        """Requests nothing yet; nothing arriving for `retry_min` minutes is an error."""
         wait_s = retry_min * 60
         self._config = config
         self._download = Download(Remote(root, config.stall_s), wait_s)
@@ -49,21 +42,12 @@ class RemoteStore:
         self._given_up: dict[str, str] = {}
         self._as_stored: set[str] = set()
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Threads stay where they are."""
-        return {name: value for name, value in self.__dict__.items() if name != "_ahead"}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """With threads of its own."""
-        self.__dict__.update(state)
-        self._ahead = self._new_ahead()
-
     def __del__(self) -> None:
-        if "_ahead" in self.__dict__:
+        if "_ahead" in self.__dict__:  # else the constructor failed
             self._ahead.stop()
 
     def _new_ahead(self) -> FetchAhead:
-        return FetchAhead(self._cache, self._download.shard, threads=self._config.downloads)
+        return FetchAhead(self._cache, self._download.shard, self._config.downloads)
 
     def read_file(self, name: str, sha256: str | None = None) -> bytes:
         """See `data.storage.store.Store.read_file`."""
@@ -75,12 +59,13 @@ class RemoteStore:
 
     def expect(self, shards: Sequence[Shard]) -> None:
         """See `data.storage.store.Store.expect`."""
+        # A shard that the cache can never hold would be fetched for nothing: its samples are read one by one.
         fitting = [shard for shard in shards if shard.num_bytes <= self._config.max_bytes]
         self._expected = frozenset(shard.sha256 for shard in fitting)
         self._ahead.expect(fitting)
 
     def close(self) -> None:
-        """See `data.storage.store.Store.close`; downloads that have begun go on."""
+        """See `data.storage.store.Store.close`; downloads that have begun are finished."""
         self._ahead.stop()
         self._ahead = self._new_ahead()
 
@@ -91,7 +76,8 @@ class RemoteStore:
         try:
             data = self._read_once(shard, size, offset)
             for _ in range(1, _TRIES):
-                if zlib.crc32(data) == crc32 or not self._worth_another(shard):
+                # A mismatch is no error here: the reader compares the checksum last, after all other damage.
+                if zlib.crc32(data) == crc32 or not self._may_improve(shard):
                     break
                 data = self._read_once(shard, size, offset)
         except OSError as error:
@@ -110,8 +96,8 @@ class RemoteStore:
         finally:
             release(file)
 
-    def _worth_another(self, shard: Shard) -> bool:
-        """Whether wrong bytes may come right; a copy that has changed on our disk is removed."""
+    def _may_improve(self, shard: Shard) -> bool:
+        """Whether reading wrong bytes again may give the right ones; a copy that changed on our disk is removed."""
         file = None if shard.sha256 in self._as_stored else self._cache.open(shard)
         if file is None:
             return shard.sha256 not in self._as_stored

@@ -1,8 +1,8 @@
-"""Files below a URL by fsspec: one request at a time, its failures told apart, waits between tries.
+"""Requests for files below a URL (by fsspec), with their failures sorted and waits between tries.
 
-Every request has a time limit of its own, so a server that accepts and then sends nothing costs that and no more.
-Failures are of two kinds: those that may pass (`PassingError`: no connection, cut off, 429, 5xx, too slow) and those
-that say something about the file or the account (`OSError` with a message for people: 401, 403, 404, other 4xx).
+Every request has its own time limit, so a server that accepts a request and sends nothing costs no more than that.
+Failures are of two kinds: temporary ones (`PassingError`: no connection, cut off, 429, 5xx, too slow) and those that
+say something about the file or the account (`OSError` that says what to do: 401, 403, 404, other 4xx).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 _FIRST_DELAY_S, _MAX_DELAY_S = 0.2, 15.0
 _TELL_AFTER = 3
-"""Failures in a row before the log hears of it: single ones are daily life."""
+"""Failures in a row before a warning: single ones are normal."""
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
 _PASSING_STATUS = frozenset({408, 425, 429})
 _PASSING_ERRNO = frozenset({errno.EBUSY, errno.EREMOTEIO, errno.EIO})
@@ -47,12 +47,7 @@ class Remote:
     """Files of one set. Picklable; each process makes its own connections; safe for threads."""
 
     def __init__(self, root: str, stall_s: float) -> None:
-        """Nothing is asked for yet.
-
-        Args:
-            root: URL of the set.
-            stall_s: time limit of a request, seconds.
-        """
+        """Requests nothing yet; `stall_s`: time limit of a request, seconds."""
         self.root = root.rstrip("/")
         self._stall_s = stall_s
         self._connected: tuple[int, Any, str] | None = None
@@ -68,7 +63,7 @@ class Remote:
 
         Raises:
             FileNotFoundError: there is no such file.
-            OSError: it is not to be had, with the reason.
+            OSError: it cannot be read, with the reason.
             PassingError: worth another try.
         """  # noqa: D205
         return self._request(name, start=start, end=stop)
@@ -90,6 +85,7 @@ class Remote:
 
     def _system(self) -> tuple[Any, str]:
         with self._lock:
+            # After a fork, the parent's connections would be shared by both processes.
             if self._connected is None or self._connected[0] != os.getpid():
                 self._connected = (os.getpid(), *_connect(self.root))
             return self._connected[1:]
@@ -142,7 +138,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _explained(error: Exception, url: str, stall_s: float) -> Exception:
-    """The same as an `OSError` for people, as `PassingError`, or as it is where it is no failure of the storage."""
+    """An error of fsspec as an `OSError` that says what to do, as `PassingError`, or unchanged if it is a bug."""
     name, status = type(error).__name__, _status(error)
     said = f"{str(error) or name}" + (f", HTTP {status}" if status and str(status) not in str(error) else "")
     if isinstance(error, (FSTimeoutError, asyncio.TimeoutError)):
@@ -182,13 +178,7 @@ class BackOff:
     """
 
     def __init__(self, where: str, wait_s: float, remedy: str) -> None:
-        """Begin now.
-
-        Args:
-            where: what is being read, for messages.
-            wait_s: give up so many seconds after the last progress.
-            remedy: what to do then.
-        """
+        """Begin now; give up `wait_s` seconds after the last progress, with `where` and `remedy` in the message."""
         self._where, self._wait_s, self._remedy = where, wait_s, remedy
         self._random = random.Random()  # its own: the global one belongs to the training
         self.progressed()

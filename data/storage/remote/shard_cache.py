@@ -5,13 +5,13 @@ Files of the folder, named by the shard's SHA-256, so that nothing depends on wh
     <sha256>.tar                 whole, with the right checksum
     <sha256>.unsound             whole, as the store of the set holds it, with another checksum
                                  (`data.storage.remote.download`)
-    <sha256>.<num_bytes>.part    on the way; counts with all its bytes from the start
+    <sha256>.<num_bytes>.part    being downloaded; counts with all its bytes from the start
     lock                         held while room is made and names change
     slot-<n>                     held while a shard is fetched ahead
 
-All locks are `flock`s on open files: they end with their process, however it ends. Who reads or writes a shard holds a
-lock on that file itself, so nothing is ever removed under a reader, and what is removed is free at once. The least
-recently read file goes first. A `.part` whose process died is continued by the next one that wants it.
+All locks are `flock`s on open files: they end with their process, however it ends. A process that reads or writes a
+shard holds a lock on that file itself, so nothing is ever removed under a reader, and what is removed is free at once.
+The least recently read file is removed first. A `.part` whose process died is continued by the next one to need it.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ from data.storage.shard import Shard
 _GIB = 1 << 30
 _SHA256 = re.compile(r"[0-9a-f]{64}\Z")
 _TOUCH_S = 1.0
-"""Reads within so many seconds count as one."""
+"""Reads within this time count as one, so that not every read of a sample writes an inode."""
 _STALE_PART_S = 86400.0
-"""A part that nobody went on with for so long is removed."""
+"""A part that has not grown for this long is removed."""
 _UNSOUND_S = 3600.0
-"""After so long it is looked whether the set has been repaired."""
+"""After this long an unsound shard is fetched again: the set may have been repaired."""
 _POLL_S = (0.01, 0.25)
 """First and longest wait for another process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheConfig:
-    """The local cache of a set behind a URL; nothing of it matters for a set in a folder.
+    """The local cache of a set behind a URL; without effect for a set in a folder.
 
     Attributes:
         folder: on a disk of the machine itself, shared by all its processes and runs; None: `tandem-shards-<user>`
             below $TMPDIR.
-        max_gib: what all files in it may take together, those that are on the way included.
+        max_gib: what all files in it may take together, including those being downloaded.
         downloads: shards that one machine fetches ahead at a time.
-        stall_s: a piece of a shard (8 MiB) that has not come after so many seconds is asked for again.
+        stall_s: a piece of a shard (8 MiB) that has not come after this many seconds is requested again.
         teacher_folder: where the features of a frozen teacher are kept, seen by all machines of a run; needed with
             `method.teacher.cache`, because they cannot lie beside the shards.
     """
@@ -88,12 +88,7 @@ class ShardCache:
     """Access to the folder; picklable, safe for threads and processes."""
 
     def __init__(self, config: CacheConfig, *, wait_s: float) -> None:
-        """Nothing is made yet.
-
-        Args:
-            config: where, and how large.
-            wait_s: how long to wait for another process's download that does not go on.
-        """
+        """Creates nothing yet; `wait_s`: how long to wait for another process's download that makes no progress."""
         self._folder, self._is_default = config.path, config.folder is None
         self._max_bytes = config.max_bytes
         self._slots = config.downloads
@@ -146,15 +141,9 @@ class ShardCache:
             time.sleep(next(pauses))
 
     def fetch_ahead(self, shard: Shard, fill: Fill, keep: Collection[str]) -> bool:
-        """Have it filled, unless it is here, somebody else is at it, or there is no room without removing `keep`.
+        """Fill it, unless it is here, another process does it, or there is no room without removing `keep`.
 
-        Args:
-            shard: which one.
-            fill: as for `fetch`.
-            keep: SHA-256 of shards that are needed sooner or as soon.
-
-        Returns:
-            False where it may be worth another try.
+        `keep` are the SHA-256 of shards that are needed sooner or as soon. False where it may be worth another try.
         """
         if self._is_here(shard):
             return True
@@ -166,7 +155,7 @@ class ShardCache:
         return True
 
     def discard(self, shard: Shard) -> bool:
-        """Remove a copy that is not what it was; False: there is none that should be."""
+        """Remove a copy that has changed on disk; False: there was none."""
         with self._locked(), contextlib.suppress(FileNotFoundError):
             self._unlink(self._folder / f"{_checked(shard)}.tar")
             return True
@@ -200,7 +189,7 @@ class ShardCache:
             except BlockingIOError:
                 os.close(part)
                 return None
-            if not self._make_room(shard.num_bytes, {path.name}, keep):
+            if not self._make_room(shard.num_bytes, path.name, keep):
                 path.unlink()
                 release(part)
                 return None
@@ -232,7 +221,7 @@ class ShardCache:
 
     @contextmanager
     def _slot(self) -> Iterator[bool]:
-        """Whether one of the machine's places for fetching ahead was free; it is ours inside."""
+        """Whether one of the machine's places for fetching ahead was free; it is held inside the block."""
         for number in range(self._slots):
             file = self._lock_file(f"slot-{number}")
             try:
@@ -253,18 +242,19 @@ class ShardCache:
             raise OSError(f"{self._folder} belongs to another user; name a folder of your own with data.cache.folder")
         return os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def _make_room(self, wanted: int, own: set[str], keep: Collection[str]) -> bool:
-        """Remove what was read longest ago until so many bytes fit in; False: all that is left is in use.
+    def _make_room(self, num_bytes: int, part: str, keep: Collection[str]) -> bool:
+        """Remove what was read longest ago until `num_bytes` fit in for a part; False: all else is in use.
 
         Called under the lock of the folder.
         """
-        total, removable = wanted, []
+        total, removable = num_bytes, []
         for entry in os.scandir(self._folder):
             kind = entry.name.rpartition(".")[2]
-            if entry.name in own or kind not in ("tar", "unsound", "part"):
+            if entry.name == part or kind not in ("tar", "unsound", "part"):
                 continue
-            state = entry.stat()
-            size = max(state.st_size, _reserved(entry.name))
+            state, middle = entry.stat(), entry.name.split(".")[1]
+            # A part counts with all the bytes that its name promises.
+            size = max(state.st_size, int(middle) if middle.isdigit() else 0)
             if kind == "part" and time.time() - state.st_mtime > _STALE_PART_S and self._unlink(Path(entry.path)):
                 continue
             total += size
@@ -278,7 +268,7 @@ class ShardCache:
         return total <= self._max_bytes
 
     def _unlink(self, path: Path) -> bool:
-        """Remove a file that nobody reads or writes; whether it is gone. Called under the lock of the folder."""
+        """Remove a file unless it is being read or written; whether it is gone. Called under the folder's lock."""
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -291,15 +281,10 @@ class ShardCache:
 
 
 def release(file: int) -> None:
-    """End a lock and close its file; a child that was forked meanwhile may hold the descriptor, too."""
+    """End a lock and close its file."""
+    # Closing alone would not do: a child forked meanwhile holds the descriptor too, and with it the lock.
     fcntl.flock(file, fcntl.LOCK_UN)
     os.close(file)
-
-
-def _reserved(name: str) -> int:
-    """What a part will have when it is whole."""
-    middle = name.split(".")[1]
-    return int(middle) if middle.isdigit() else 0
 
 
 def _checked(shard: Shard) -> str:
