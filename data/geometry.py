@@ -52,14 +52,9 @@ def visible(
 ) -> Bool[np.ndarray, " N"]:
     """Which projected points make a pair: deeper than `min_depth_m` and at least `border_px` inside the image.
 
-    Args:
-        pixels_uv: from `project`.
-        depth_m: from `project`.
-        image_size: height, width in pixels.
-        min_depth_m: SLidR's released code uses 1 m.
-        border_px: margin to the image's border.
+    `image_size` is height, width.
 
-    Source: Sautier et al., SLidR (CVPR 2022), released data loader.
+    Source: Sautier et al., SLidR (CVPR 2022), released data loader (1 m, 1 px).
     """
     height, width = image_size
     u, v = pixels_uv[:, 0], pixels_uv[:, 1]

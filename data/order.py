@@ -34,26 +34,12 @@ def _rng(*entropy: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(entropy)))
 
 
-def augment_rng(seed: int, epoch: int, sample: int, attempt: int = 0) -> np.random.Generator:
-    """Random numbers for the augmentation of one sample in one epoch.
-
-    A function of its arguments alone, so that augmentations neither repeat between workers nor depend on how many
-    workers there are.
-
-    Args:
-        seed: the run's seed, not negative.
-        epoch: epoch of the stream.
-        sample: index of the sample in the manifest.
-        attempt: 0, or the number of the replacement draw (see `SampleOrder.replacement`).
-    """
-    return _rng(_AUGMENT_STREAM, seed, epoch, sample, attempt)
-
-
 @dataclass(frozen=True)
 class SampleDraws:
     """The random numbers of one sample in one epoch: a generator for each use, so that no use shifts another.
 
-    Each call begins its sequence anew.
+    They depend on the fields alone, so that augmentations neither repeat between workers nor depend on how many workers
+    there are. Each call begins its sequence again.
 
     Attributes:
         seed: the run's seed, not negative.
@@ -69,7 +55,7 @@ class SampleDraws:
 
     def first(self) -> np.random.Generator:
         """Augmentation of the first view."""
-        return augment_rng(self.seed, self.epoch, self.sample, self.attempt)
+        return _rng(_AUGMENT_STREAM, self.seed, self.epoch, self.sample, self.attempt)
 
     def second(self) -> np.random.Generator:
         """Augmentation of the second view."""
@@ -94,12 +80,7 @@ def epoch_order(
 ) -> Int[np.ndarray, " n"]:
     """Permutation of `indices` for one epoch: shards shuffled, then samples within groups of shards.
 
-    Args:
-        indices: samples in use (manifest indices).
-        shards: shard of each of them.
-        seed: the run's seed, not negative.
-        epoch: number of the epoch.
-        shards_per_group: shards that are mixed with each other; at least the number of shards for a full shuffle.
+    `shards_per_group` shards are mixed with each other; as many as there are give a full shuffle.
     """
     rng = _rng(_ORDER_STREAM, seed, epoch)
     used, shard_rank = np.unique(shards, return_inverse=True)
@@ -134,20 +115,16 @@ class Stretch:
         """Which samples of the stretch an epoch has, and in which pass through the stretch each of them is.
 
         The passes are endless: each is a permutation of all samples, so that none comes for the n-th time before
-        every other came n - 1 times. A sample comes once in a pass, so the pass tells its visits apart.
-
-        Args:
-            seed: the run's seed.
-            number: of the stretch.
-            epoch: of the stream.
+        every other came n - 1 times. A sample comes once in a pass, so the pass tells its visits apart. `number` is
+        that of the stretch.
         """
         if self.per_epoch == self.num:
             return np.arange(self.num), np.full(self.num, epoch)
         first, stop = epoch * self.per_epoch, (epoch + 1) * self.per_epoch
         passes = range(first // self.num, -(-stop // self.num))
         samples = np.concatenate([_rng(_PASS_STREAM, seed, number, p).permutation(self.num) for p in passes])
-        wanted = slice(first - passes.start * self.num, stop - passes.start * self.num)
-        return samples[wanted], np.repeat(np.asarray(passes), self.num)[wanted]
+        in_epoch = slice(first - passes.start * self.num, stop - passes.start * self.num)
+        return samples[in_epoch], np.repeat(np.asarray(passes), self.num)[in_epoch]
 
 
 @dataclass

@@ -46,12 +46,7 @@ class FractionConfig:
 
 
 def select(manifest: Manifest, indices: Int[np.ndarray, " n"], config: FractionConfig) -> Int[np.ndarray, " k"]:
-    """The samples of `indices` that a fraction keeps, in the order of `indices`.
-
-    Args:
-        manifest: of the set.
-        indices: e.g. `manifest.indices("train")`, in log and time order.
-        config: which to keep.
+    """The samples of `indices` that a fraction keeps, in the order of `indices`: `Manifest.indices`, by log and time.
 
     Raises:
         ValueError: the fraction keeps nothing, or asks for more than there is.
@@ -121,13 +116,9 @@ def listed(manifest: Manifest, indices: Int[np.ndarray, " n"], path: str) -> Int
 
 
 def write_list(path: str | os.PathLike[str], manifest: Manifest, indices: Int[np.ndarray, " n"], note: str) -> None:
-    """Write a list file: comment lines with `#`, then one key a line.
+    """Write a list file: comment lines with `#`, then one key a line; `note` says how the samples were chosen.
 
-    Args:
-        path: of the file; its folder is made.
-        manifest: of the set.
-        indices: the samples.
-        note: how they were chosen, in one line.
+    The file's folder is made.
     """
     file = Path(path)
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -12,15 +12,15 @@ from data.storage.shard import ShardError
 logger = logging.getLogger(__name__)
 
 _JUDGED_SAMPLES = 1000
-"""The share is judged over at least so many samples (or the whole set), so that a bad start of a good set passes."""
+"""The share is judged over at least this many samples (or the whole set), so that a good set may begin badly."""
 
 _SHOWN_EXAMPLES = 3
 
-_UNSUITED = frozenset({"no-partner"})
-"""Reasons of samples that are whole, but of no use to the method."""
+_UNSUITED = "no-partner"
+"""Reason of samples that are whole, but of no use to the method."""
 
 _MAX_UNSUITED_SHARE = 0.5
-"""A set of which the method cannot use so many is the wrong one."""
+"""A set of which the method cannot use a larger share is the wrong one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class SkipLedger:
 
     so the share is that of the set, does not grow with the number of epochs, is not judged before 1000 samples (or
     the set's size), and a single damaged sample never stops a run, unless `max_share` is 0. Samples that are whole but
-    that the method cannot use ("no-partner") may be half of the set. Counts are per process and begin anew when a run
+    that the method cannot use ("no-partner") may be half of the set. Counts are per process and start again when a run
     is resumed.
 
     Attributes:
@@ -77,17 +77,14 @@ class SkipLedger:
                 logger.warning(
                     "skipped sample %s in %s: %s (%s)", skip.key, skip.shard, skip.reason, skip.detail or "no detail"
                 )
-        unsuited = self._num_unsuited()
+        unsuited = self.counters.get(_UNSUITED, 0)
         damaged = len(self._skips) - unsuited
         if damaged > self._allowed(self._max_share) or unsuited > self._allowed(_MAX_UNSUITED_SHARE):
             raise self.error()
 
-    def _num_unsuited(self) -> int:
-        return sum(self.counters.get(reason, 0) for reason in _UNSUITED)
-
     def error(self) -> ShardError:
-        """What to tell: counts by reason, examples, and the way out."""
-        seen, unsuited = min(self._seen, self._num_samples), self._num_unsuited()
+        """Counts by reason, examples, and what to do."""
+        seen, unsuited = min(self._seen, self._num_samples), self.counters.get(_UNSUITED, 0)
         lines = [
             f"{len(self._skips) - unsuited} damaged samples among the {seen} seen of {self._num_samples} in "
             f"{self._root}; max_skip_share {self._max_share:g} allows {int(self._allowed(self._max_share))}:"

@@ -145,14 +145,9 @@ class _Numbered(Dataset[_Packed | _Failed]):
 
 
 def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: WorkerConfig) -> Iterator[Loaded]:
-    """`make(number)` for each number, in order, made ahead by workers.
+    """`make(number)` for each number, in order, made ahead by workers; `make` is picklable and without state.
 
-    Closing the iterator ends the workers.
-
-    Args:
-        make: picklable and without state.
-        numbers: finite or endless.
-        config: how many workers, and how far ahead.
+    The numbers may be endless. Closing the iterator ends the workers.
 
     Raises:
         ShardError: a worker died.
@@ -192,7 +187,7 @@ def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: W
             "more memory (workers hand over batches through /dev/shm); num_workers=0 shows other errors directly"
         ) from error
     finally:
-        # Not left to the garbage collector: an exception that somebody keeps would keep the workers, too.
+        # Not left to the garbage collector: an exception that is kept would keep the workers, too.
         if parallel:
             batches._shutdown_workers()
         at_exit()

@@ -35,7 +35,7 @@ _MAX_META_BYTES = 1 << 20
 """Far above any calibration."""
 
 Images = bool | Literal["encoded"]
-"""Whether the images of a sample are read, and as what: see `Wanted`."""
+"""Whether the images of a sample are read, and as what: see `DecodeSpec`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +43,8 @@ class DecodeSpec:
     """Which optional parts of a sample are decoded; points and calibration always are.
 
     Attributes:
-        images: pixels; "encoded": the JPEGs, for whoever needs a part of the pixels only.
-        superpixels: of the images.
+        images: pixels; "encoded": the JPEGs, for callers that need only a part of the pixels.
         labels: classes, instances and boxes of the points.
-        depth: of the images.
         image_labels: class of each pixel.
     """
 
@@ -57,24 +55,25 @@ class DecodeSpec:
     image_labels: bool = False
 
 
-def decode_sample(key: str, members: Mapping[str, bytes], wanted: DecodeSpec) -> Sample:
-    """The sample that `encode_sample` wrote, with float32 points and the parts that are wanted.
+def decode_sample(key: str, members: Mapping[str, bytes], parts: DecodeSpec) -> Sample:
+    """The sample that `encode_sample` wrote, with float32 points and the parts that are asked for.
 
     Raises:
         DamagedError: with the first of `REASONS` that applies.
     """
     meta = _decode_meta(members)
+    # Also of parts that are not decoded: a cut sample is damaged whatever is asked for.
     absent = sorted(set(meta["members"]) - set(members))
     if absent:
         raise DamagedError("member-missing", ", ".join(absent))
     points = _decode_npy("points.npy", members, "<f4", (None, 4))
     num_points = points.shape[0]
     labels = instances = boxes = None
-    if wanted.labels and "labels.npy" in members:
+    if parts.labels and "labels.npy" in members:
         labels = _decode_npy("labels.npy", members, "|u1", (num_points,))
-    if wanted.labels and "instances.npy" in members:
+    if parts.labels and "instances.npy" in members:
         instances = _decode_npy("instances.npy", members, "<u2", (num_points,)).astype(np.int32)
-    if wanted.labels and "boxes.npy" in members:
+    if parts.labels and "boxes.npy" in members:
         boxes = _decode_boxes(members)
     sample = Sample(
         key=key,
@@ -84,7 +83,7 @@ def decode_sample(key: str, members: Mapping[str, bytes], wanted: DecodeSpec) ->
         intensity=np.ascontiguousarray(points[:, 3]),
         T_ego_lidar=_matrix(meta, "T_ego_lidar", 4),
         T_world_ego=_matrix(meta, "T_world_ego", 4),
-        cameras=tuple(_decode_camera(entry, members, wanted) for entry in meta["cameras"]),
+        cameras=tuple(_decode_camera(entry, members, parts) for entry in meta["cameras"]),
         labels=labels,
         instances=instances,
         boxes=boxes,
@@ -117,7 +116,7 @@ def _decode_meta(members: Mapping[str, bytes]) -> dict[str, Any]:
 
 
 def _check_time(value: int) -> None:
-    if not -(1 << 63) <= value < 1 << 63:
+    if not -(1 << 63) <= value < 1 << 63:  # JSON's integers have no bound, the sample table has
         raise DamagedError("meta-broken", "timestamp_us does not fit 64 bits")
 
 
@@ -134,7 +133,7 @@ def _matrix(holder: Mapping[str, Any], name: str, side: int) -> Float[np.ndarray
     return matrix
 
 
-def _decode_camera(entry: Mapping[str, Any], members: Mapping[str, bytes], wanted: DecodeSpec) -> CameraView:
+def _decode_camera(entry: Mapping[str, Any], members: Mapping[str, bytes], parts: DecodeSpec) -> CameraView:
     name, size = entry.get("name"), entry.get("image_size")
     if not (isinstance(name, str) and is_camera_name(name) and isinstance(entry.get("timestamp_us"), int)):
         raise DamagedError("meta-broken", f"a camera's name is {name!r}, its time {entry.get('timestamp_us')!r}")
@@ -146,17 +145,17 @@ def _decode_camera(entry: Mapping[str, Any], members: Mapping[str, bytes], wante
     image_size = (size[0], size[1])
     check_image_size(name, *image_size)
     image = jpeg = superpixels = depth_m = labels = None
-    if wanted.images:
+    if parts.images:
         jpeg = members[f"{name}.jpg"]
         check_jpeg(f"{name}.jpg", jpeg, image_size)
-    if jpeg is not None and wanted.images != "encoded":
+    if jpeg is not None and parts.images != "encoded":
         image, jpeg = decode_jpeg(f"{name}.jpg", jpeg), None
-    if wanted.superpixels:
+    if parts.superpixels:
         superpixels = _decode_superpixels(name, members, image_size)
-    if wanted.depth and f"{name}.depth.png" in members:
+    if parts.depth and f"{name}.depth.png" in members:
         plane = _decode_plane(f"{name}.depth.png", members, image_size)
         depth_m = plane.astype(np.float32) * np.float32(DEPTH_UNIT_M)
-    if wanted.image_labels and f"{name}.labels.png" in members:
+    if parts.image_labels and f"{name}.labels.png" in members:
         labels = _decode_plane(f"{name}.labels.png", members, image_size)
         if labels.dtype != np.uint8:
             raise DamagedError("image-broken", f"{name}.labels.png is {labels.dtype}, expected uint8")
@@ -191,12 +190,7 @@ def _decode_superpixels(
 
 
 def check_jpeg(name: str, data: bytes, size: tuple[int, int]) -> None:
-    """Refuse, without decoding, a JPEG that is cut or has another size than stated.
-
-    Args:
-        name: for messages.
-        data: the file.
-        size: height, width that it must have.
+    """Refuse, without decoding, a JPEG that is cut or has another size (height, width) than stated.
 
     Raises:
         DamagedError: what is wrong.
@@ -211,12 +205,7 @@ def decode_jpeg(name: str, data: bytes, reduction: int = 1) -> UInt8[np.ndarray,
     """A JPEG's pixels as RGB, as stored (EXIF orientation is not applied).
 
     Reduced, each block of `reduction` x `reduction` pixels becomes their average, taken from the low frequencies that
-    the file stores anyway: half the size takes half the time. Sides are rounded up.
-
-    Args:
-        name: for messages.
-        data: the file.
-        reduction: 1, 2, 4 or 8.
+    the file stores anyway: half the size takes half the time. Sides are rounded up; `reduction` is 1, 2, 4 or 8.
 
     Raises:
         DamagedError: cut, larger than any camera's image, or no JPEG.
@@ -290,6 +279,7 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = struct.unpack(">HH", data[position + 5 : position + 9])
             return height, width
+        # The stated length counts its own two bytes, but not the marker's.
         position += 2 + int(struct.unpack(">H", data[position + 2 : position + 4])[0])
     raise DamagedError("image-broken", "not a JPEG, or cut before its frame header")
 
@@ -313,11 +303,11 @@ def _decode_npy(name: str, members: Mapping[str, bytes], dtype: str, shape: tupl
 
 def _decode_boxes(members: Mapping[str, bytes]) -> Boxes:
     table = _decode_npy("boxes.npy", members, "<f8", (None, BOX_COLUMNS))
-    found: dict[str, np.ndarray] = {}
+    optional: dict[str, np.ndarray] = {}
     if "box_details.npy" in members:
         details = _decode_npy("box_details.npy", members, "<i4", (len(table), len(BOX_DETAILS)))
         columns = zip(BOX_DETAILS, details.T, strict=True)
-        found = {name: np.array(column) for name, column in columns if ABSENT_DETAIL not in column}
+        optional = {name: np.array(column) for name, column in columns if ABSENT_DETAIL not in column}
     return Boxes(
         centers_m=table[:, 0:3],
         sizes_m=table[:, 3:6],
@@ -325,7 +315,7 @@ def _decode_boxes(members: Mapping[str, bytes]) -> Boxes:
         velocities_mps=table[:, 7:9],
         classes=_whole_numbers("classes", table[:, 9]),
         track_ids=_whole_numbers("track ids", table[:, 10]),
-        **found,
+        **optional,
     )
 
 

@@ -24,7 +24,7 @@ SCHEMA_VERSION = 2
 """Raised by one whenever a reader of the version before would misread or refuse a set."""
 
 READABLE_VERSIONS = (1, 2)
-"""Sets of version 1 have superpixels as PNG."""
+"""Sets of version 1 store superpixels as PNG."""
 
 REASONS = (
     "shard-missing",  # the tar cannot be opened or read
@@ -47,7 +47,7 @@ MAX_SAMPLE_BYTES = 1 << 30
 
 MAX_IMAGE_SIDE_PX = 16384
 MAX_IMAGE_PIXELS = 1 << 26
-"""Several times those of any camera in use; a few bytes of a compressed image can stand for any number."""
+"""Several times those of any camera in use. A few bytes of a compressed image can stand for any number of pixels."""
 DEPTH_UNIT_M = 0.01
 _KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 _CAMERA = re.compile(r"[A-Za-z0-9_]+\Z")
@@ -75,9 +75,9 @@ class CodecConfig:
     """How members are compressed.
 
     Attributes:
-        jpeg_quality: 1 to 100, of images that the source does not have as JPEG (those are stored unchanged); 95 leaves
-            errors of about one grey level at twice the bytes of 85.
-        png_level: zlib level of superpixels, depth and labels of pixels, 0 to 9.
+        jpeg_quality: of images that the source does not have as JPEG (those are stored unchanged); 95 leaves errors of
+            about one grey level at twice the bytes of 85.
+        png_level: zlib level of superpixels, depth and labels of pixels.
     """
 
     jpeg_quality: int = 95
@@ -140,7 +140,7 @@ def _check_camera(camera: CameraView) -> None:
     if not is_camera_name(camera.name):
         raise ValueError(f"camera name {camera.name!r}: expected letters, digits and '_' only")
     K = camera.K
-    # With bounds, so that nothing computed from it overflows.
+    # Bounded, so that nothing computed from it overflows.
     usable = K.shape == (3, 3) and bool((np.abs(K) < _MAX_CALIBRATION).all()) and abs(np.linalg.det(K)) > 1e-6
     if not usable:
         raise DamagedError("calibration-singular", f"{camera.name}: intrinsics {K.tolist()}")

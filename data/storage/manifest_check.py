@@ -1,7 +1,7 @@
-"""Whether a manifest and its sample table are what the writer makes, before anything relies on them.
+"""Checks that a manifest and its sample table are what the writer makes, before anything relies on them.
 
 A manifest comes with a set that somebody else may have made: names of files must not lead out of the set's folder,
-numbers must be numbers, and every index must have what it points to.
+numbers must be numbers, and every index must point to something.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def _check_superpixels(record: Any) -> None:
 
 
 def is_plain_name(name: str) -> bool:
-    """True for the name of a file that can only lie in the folder it is looked for in."""
+    """Whether a file of this name can only lie in the folder itself, neither above nor below it."""
     return name.isprintable() and name not in ("", ".", "..") and not set(name) & set("/\\:")
 
 
@@ -90,7 +90,7 @@ def _check_fields(what: str, holder: Any, fields: Mapping[str, type]) -> None:
         raise ValueError(f"{what} is {reprlib.repr(holder)}, expected an object")
     for name, kind in fields.items():
         value = holder.get(name)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or isinstance(value, bool):  # True is an int to Python
             raise ValueError(f"{name} of {what} is {reprlib.repr(value)}, expected {kind.__name__}")
 
 
@@ -102,12 +102,7 @@ def _check_words(name: str, values: list[Any]) -> None:
 def check_table(
     content: Mapping[str, Any], table: Mapping[str, Shaped[np.ndarray, "..."]], kinds: Mapping[str, type]
 ) -> None:
-    """Types, lengths and indices of samples.npz.
-
-    Args:
-        content: a manifest that passed `check_content`.
-        table: `keys` and the columns.
-        kinds: type of each column.
+    """Types, lengths and indices of samples.npz, whose manifest passed `check_content`; `kinds`: type of each column.
 
     Raises:
         ValueError: says which column is wrong.

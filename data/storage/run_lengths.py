@@ -23,11 +23,7 @@ _MAX_BYTES = 32 << 20
 
 
 def encode_runs(plane: Integer[np.ndarray, "H W"], level: int) -> bytes:
-    """The plane as an `.npy.gz`.
-
-    Args:
-        plane: values from 0 to 65535, at most so many columns.
-        level: of zlib, 0 to 9.
+    """The plane as an `.npy.gz`, packed with zlib's `level` (0 to 9).
 
     Raises:
         ValueError: values or a width that 16 bits cannot hold.
@@ -47,16 +43,13 @@ def encode_runs(plane: Integer[np.ndarray, "H W"], level: int) -> bytes:
 
 
 def decode_runs(data: bytes, size: tuple[int, int]) -> Shaped[np.ndarray, "H W"]:
-    """The plane, in 8 bits where they hold its values and in 16 elsewhere.
-
-    Args:
-        data: what `encode_runs` made, or anything else.
-        size: height, width that it must have.
+    """The plane of a stated size (height, width), in 8 bits where they hold its values and in 16 elsewhere.
 
     Raises:
         ValueError: no such file.
-        SizeError: of another size.
+        SizeError: a plane of another size.
     """
+    # In the worst case each pixel is a run of its own, of 2 + 2 bytes: whatever unpacks to more is refused.
     values, lengths = _runs(_unpacked(data, 4 * size[0] * size[1] + _HEADER_BYTES))
     num_pixels = int(lengths.sum(dtype=np.int64))
     if num_pixels != size[0] * size[1]:

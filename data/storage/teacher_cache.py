@@ -1,13 +1,13 @@
-"""Features of a frozen teacher, pooled over superpixels, stored beside the shards: storage only, no network.
+"""Storage for features of a frozen teacher, pooled over superpixels, beside the shards. No network runs here.
 
 `<root>/teacher_cache/<key>/` holds parts, each a pair of files, and `cache.json`, which is written last:
 
-    part-00000.npy         float16 [rows, dim], memory-mapped when read
+    part-00000.npy         float16 [rows, dim]
     part-00000.index.npz   sample int64 [k], num_segments int32 [k, V], sha256 of the .npy: whose rows these are
     cache.json             dim, number of cameras, fingerprint of the shard set, the parts with sizes and checksums
 
 The rows of a sample are its cameras' superpixels, camera after camera in the set's order. A build that was
-interrupted goes on after the last finished part.
+interrupted continues after the last finished part.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _folder(root: str, key: str) -> Path:
 
 
 class TeacherCache:
-    """Read access; picklable, each process maps the files for itself.
+    """Read access; picklable, each process opens the files for itself.
 
     Attributes:
         path: folder of the cache.
@@ -87,10 +87,10 @@ class TeacherCache:
             self._part[samples] = number
             self._row[samples] = np.cumsum(counts.sum(axis=1)) - counts.sum(axis=1)
             self._counts[samples] = counts
-        self._patience = StorageRetry(path / "cache.json", RETRY_MIN)
+        self._retry = StorageRetry(path / "cache.json", RETRY_MIN)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Files are opened anew in each process."""
+        """Each process opens the files again."""
         return {**self.__dict__, "_files": {}}
 
     def __del__(self) -> None:
@@ -98,12 +98,9 @@ class TeacherCache:
 
     @staticmethod
     def open(root: str, key: str, *, verify: bool = True) -> TeacherCache | None:
-        """The finished cache of this key, None where there is none (or an unfinished one).
+        """The finished cache of a key in the folder of the shard set; None where there is none (or an unfinished one).
 
-        Args:
-            root: folder of the shard set.
-            key: see `teacher_cache_key`.
-            verify: read all of it and compare checksums, about 1 s a gigabyte; sizes are always compared.
+        Sizes are always compared; `verify` also reads all of it and compares checksums, about 1 s a gigabyte.
 
         Raises:
             ShardError: a part is missing, damaged or of another version.
@@ -144,7 +141,7 @@ class TeacherCache:
         start = self._starts[part] + int(self._row[index]) * row_bytes
         # Not mapped: where storage goes away, touching a map kills the process, while a read can be tried again.
         try:
-            data = self._patience.read(lambda: self._pread(part, rows * row_bytes, start))
+            data = self._retry.read(lambda: self._pread(part, rows * row_bytes, start))
         except (OSError, StorageAwayError) as error:
             raise ShardError(f"{self.path / self._parts[part].file} cannot be read: {error}") from error
         if len(data) != rows * row_bytes:
@@ -216,12 +213,7 @@ class TeacherCacheWriter:
         return np.asarray(indices[~self._done[indices]])
 
     def add(self, index: int, features: Float[np.ndarray, "S D"], num_segments: Sequence[int]) -> None:
-        """Take one sample's features, camera after camera.
-
-        Args:
-            index: of the sample in the manifest.
-            features: of all its superpixels.
-            num_segments: superpixels of each camera of the set.
+        """Take the features of a sample's superpixels, camera after camera; `num_segments`: how many each camera has.
 
         Raises:
             ValueError: shapes that do not fit, values that float16 cannot hold, or a sample that is already there.
@@ -265,7 +257,7 @@ class TeacherCacheWriter:
         self._buffer = []
 
     def finish(self) -> TeacherCache:
-        """Write what is left and open the cache. Samples that were never added are simply not in it."""
+        """Write the rest and open the cache. Samples that were never added are not in it."""
         self.flush()
         content = {
             "version": _VERSION,
@@ -287,7 +279,7 @@ class TeacherCacheWriter:
         files = sorted(_index_path(file) for file in self._path.glob("part-*.npy"))
         for number, index_path in enumerate(files):
             part = self._path / f"part-{number:05d}.npy"
-            if index_path != _index_path(part) or not index_path.is_file():
+            if index_path != _index_path(part) or not index_path.is_file():  # a gap, or a part never finished
                 break
             try:
                 samples, _, sha256 = _read_index(part)
@@ -299,8 +291,8 @@ class TeacherCacheWriter:
                 break
             self._done[samples] = True
             self._parts.append(_Part(file=part.name, num_bytes=part.stat().st_size, sha256=sha256))
-        kept = {part.file for part in self._parts}
+        whole = {part.file for part in self._parts}
         for file in self._path.glob("part-*.npy"):
-            if file.name not in kept:
+            if file.name not in whole:
                 _index_path(file).unlink(missing_ok=True)
                 file.unlink()

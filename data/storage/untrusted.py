@@ -1,8 +1,8 @@
-"""Parsers for bytes that nobody vouches for: JSON, .npy, .npz and tar, as far as prepared sets use them.
+"""Parsers for untrusted bytes: JSON, .npy, .npz and tar, as far as prepared sets use them.
 
-A file may be cut, swapped, bit-flipped, or made to harm. So nothing is unpickled, nothing is unpacked to more bytes
-than came in, and every size is compared with the bytes that are there before anything is allocated. Whatever is wrong
-is a `ValueError` that says what. The standard tar reader is not used: it follows links inside an archive and fills
+A file may be cut, swapped, bit-flipped, or malicious. So nothing is unpickled, nothing is unpacked to more bytes than
+came in, and every size is compared with the bytes that are there before anything is allocated. Whatever is wrong is a
+`ValueError` that says what. The standard tar reader is not used: it follows links inside an archive and fills
 sparse members with as many zeros as their header asks for.
 
 Source: POSIX.1-2017, pax interchange format; NumPy Enhancement Proposal 1 (the .npy format).
@@ -39,11 +39,7 @@ ZIP_ERRORS = (
 
 
 def parse_json(data: bytes, max_bytes: int) -> Any:
-    """A JSON text.
-
-    Args:
-        data: UTF-8.
-        max_bytes: more are refused unread: as Python objects they can take twenty times the memory.
+    """A JSON text in UTF-8; more than `max_bytes` are refused: as Python objects they take up to twenty times as much.
 
     Raises:
         ValueError: too long, nested too deeply, or no JSON.
@@ -80,12 +76,7 @@ def parse_npy(data: bytes) -> np.ndarray:
 
 
 def parse_npz(data: bytes, names: Sequence[str], *, optional: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    """Arrays of an uncompressed .npz archive, as `np.savez` writes it.
-
-    Args:
-        data: the archive.
-        names: of the arrays to read; others are left alone.
-        optional: those of them that may be missing.
+    """The named arrays of an uncompressed .npz archive, as `np.savez` writes it; those of `optional` may be missing.
 
     Raises:
         ValueError: no archive, an array missing or damaged, or compressed (which could unpack to any size).
@@ -93,11 +84,12 @@ def parse_npz(data: bytes, names: Sequence[str], *, optional: Sequence[str] = ()
     arrays = {}
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            there = set(archive.namelist())
+            stored = set(archive.namelist())
             for name in names:
-                if name in optional and f"{name}.npy" not in there:
+                if name in optional and f"{name}.npy" not in stored:
                     continue
                 info = archive.getinfo(f"{name}.npy")
+                # Compressed data could unpack to any size.
                 if info.compress_type != zipfile.ZIP_STORED or info.file_size > len(data):
                     raise ValueError(f"{name} is compressed or larger than the archive")
                 arrays[name] = parse_npy(archive.read(info))
@@ -155,7 +147,7 @@ def _text(field: bytes) -> str:
 
 
 def _pax_name(content: bytes) -> str:
-    """The only extended header that is written: a name of more than 100 characters."""
+    """The name in the one extended header that the writer makes: a name of more than 100 characters."""
     length, _, record = content.partition(b" ")
     key, _, value = record.partition(b"=")
     if not length.isdigit() or int(length[:9]) != len(content) or key != b"path" or not value.endswith(b"\n"):

@@ -1,6 +1,6 @@
 """Augmentations that keep point-pixel pairs valid.
 
-Each draw takes its random numbers from a generator that depends on (seed, epoch, sample) alone (`order.augment_rng`)
+Each draw takes its random numbers from a generator that depends on (seed, epoch, sample) alone (`order.SampleDraws`)
 and returns what it did, a rigid-and-scale matrix for the cloud or a `PixelTransform` for an image, so that pairs can
 follow it and tests can check them by re-projection.
 
@@ -32,7 +32,7 @@ class PointAugmentConfig:
 
     Attributes:
         enabled: False turns all of it off.
-        translate_m: x, y, z are moved by up to so much either way, before the rotation; 0 for none.
+        translate_m: x, y, z are moved by up to this much either way, before the rotation; 0 for none.
         rotate: by a uniform angle about z.
         max_rotation_rad: largest angle either way; pi for the whole circle.
         flip: negate x with probability one half, and y likewise.
@@ -100,7 +100,7 @@ class AugmentConfig:
 
     Attributes:
         points: of the cloud.
-        second_points: of the second cloud, where a method wants one (`BatchSpec.second_cloud`); None: as `points`.
+        second_points: of the second cloud, where a method has one (`BatchSpec.second_cloud`); None: as `points`.
         image: of each image, also of second images.
         min_pairs: pairs that an image must keep when a cuboid is dropped and when it is cropped. 1024 suits real
             sweeps of 20,000 points and more; small worlds need less.
@@ -241,9 +241,7 @@ class PixelTransform:
     def image(self, stored: UInt8[np.ndarray, "H W 3"], reduction: int = 1) -> UInt8[np.ndarray, "h w 3"]:
         """The crop, resized: averaged where it shrinks, bilinear where it grows.
 
-        Args:
-            stored: the whole image, decoded at 1/`reduction` of its size.
-            reduction: 1 or `self.reduction`.
+        `stored` is the whole image, decoded at 1/`reduction` of its size, where that is 1 or `self.reduction`.
         """
         top, left, height, width = (side // reduction for side in (self.top, self.left, self.height, self.width))
         cut = stored[top : top + height, left : left + width]
@@ -294,17 +292,11 @@ def draw_pixel_transform(
 
     Crops of at least twice the result's size begin and end at even pixels (at multiples of 4, 8 where they are at
     least four, eight times as large), so that the image need not be decoded at full size: `PixelTransform.reduction`.
-
-    Args:
-        rng: random numbers.
-        pixels_uv: the image's pairs, in the stored image.
-        stored_size: height, width of the stored image.
-        out_size: height, width of the result.
-        config: keeps at least `min_pairs` pairs, or the share `image.min_pairs_share` of them.
+    Sizes are height, width; `pixels_uv` are the image's pairs in the stored image, of which a crop must keep at least
+    `config.min_pairs`, or the share `config.image.min_pairs_share`.
     """
-    whole = PixelTransform(0, 0, *stored_size, out_size)
     if not config.image.enabled:
-        return whole
+        return PixelTransform(0, 0, *stored_size, out_size)
     mirrored = bool(config.image.flip and rng.random() < 0.5)
     boxes = _draw_boxes(rng, stored_size, config.image) if config.image.crop else []
     for box in boxes:

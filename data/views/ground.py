@@ -28,12 +28,8 @@ def ground_mask(
 ) -> Bool[np.ndarray, " N"]:
     """Whether each point lies on the ground.
 
-    A sweep without anything flat and low gives False everywhere, fewer than 3 points likewise.
-
-    Args:
-        points_lidar: x, y, z in metres in the recorded LiDAR frame.
-        config: method and its settings.
-        rng: random numbers of "plane"; "lines" draws none.
+    A sweep without anything flat and low gives False everywhere, fewer than 3 points likewise. Points are metres in the
+    recorded LiDAR frame; only "plane" draws random numbers.
 
     Raises:
         ValueError: a coordinate is not finite.

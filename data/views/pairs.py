@@ -65,13 +65,8 @@ def point_pixel_pairs(
 ) -> Pairs:
     """All pairs of a sample; a point that several cameras see is in several.
 
-    Each camera uses the ego pose of its own time (see `Sample.T_cam_lidar`). Occlusion is not tested.
-
-    Args:
-        sample: sweep and cameras.
-        cameras: positions in `sample.cameras` to pair with; all by default. `Pairs.camera` counts within this choice.
-        min_depth_m: points at or before this depth have no pair.
-        border_px: margin inside the image.
+    Each camera uses the ego pose of its own time (see `Sample.T_cam_lidar`). Occlusion is not tested. `cameras` are
+    positions in `sample.cameras`, all by default; `Pairs.camera` counts within this choice. See `visible` for the rest.
 
     Source: Sautier et al., SLidR (CVPR 2022), section 3 and the released data loader (1 m, 1 px).
     """

@@ -91,12 +91,6 @@ class PartnerFinder:
         partner find one, and each sweep that overlaps can be found. A damaged sweep counts as a try without overlap;
         it is counted as damaged when its own turn comes.
 
-        Args:
-            index: of the sample in the manifest.
-            sample: as read.
-            rng: random numbers of this choice.
-            shard: for messages.
-
         Raises:
             SampleError: none was found; reason "no-partner".
         """

@@ -151,15 +151,7 @@ def read_view(
 ) -> View:
     """Read what the method needs of a sample, and nothing else, and make its view.
 
-    Args:
-        reader: reads the samples of the set.
-        index: position of the sample in the manifest.
-        config: what to make of it.
-        spec: what it must hold.
-        draws: the sample's random numbers.
-        partners: see `partners_for`.
-        cache: teacher features in place of pixels.
-        labels: also the classes of points.
+    A teacher cache gives features in place of pixels; `labels` adds the classes of points.
 
     Raises:
         SampleError: the sample is damaged, or has no pairs or no partner where `spec` asks for them.
@@ -213,14 +205,8 @@ def make_view(
 ) -> View:
     """Pair and augment one sample; make a second view of it where the method needs one.
 
-    Args:
-        sample: as read; without pixels under a teacher cache or where `spec` asks for no images.
-        config: what to do.
-        spec: what the method needs.
-        draws: the sample's own random numbers.
-        shard: for messages.
-        cached: teacher features of the superpixels of each camera.
-        partner: the other sweep, where `spec.second_cloud` is another one.
+    The sample has no pixels under a teacher cache (`cached`: features of each camera's superpixels) or where `spec`
+    asks for no images. `partner` is the other sweep, where `spec.second_cloud` is another one; `shard` is for messages.
 
     Raises:
         SampleError: no point falls into any image ("zero-pairs") or, where `spec` asks for no images, into the voxel
@@ -242,7 +228,8 @@ def make_view(
     # Of cloud and images, what is not drawn again is the first view's, the very arrays.
     rng, matches = draws.second(), None
     if spec.second_cloud is not None:
-        matches = partner.matches if partner is not None else _match_with_itself(sample)
+        every_point = np.arange(len(sample.points_lidar))
+        matches = SweepMatches(first=every_point, second=every_point) if partner is None else partner.matches
         if partner is not None:
             # With the first sweep's cameras: their poses relate them to these points, too.
             other = dataclasses.replace(partner.sample, cameras=sample.cameras)
@@ -264,12 +251,7 @@ def _choose_cameras(rng: np.random.Generator, available: int, limit: int | None)
     return tuple(sorted(int(camera) for camera in rng.choice(available, limit, replace=False)))
 
 
-def _match_with_itself(sample: Sample) -> SweepMatches:
-    points = np.arange(len(sample.points_lidar))
-    return SweepMatches(first=points, second=points)
-
-
-# ---- the steps, in order
+# --------------------------------------------------------------------------------------------- the steps, in order
 @dataclass(frozen=True, kw_only=True)
 class _Recorded:
     """What is known of a sweep before anything is drawn.

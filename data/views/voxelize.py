@@ -64,12 +64,7 @@ def voxelize(
     """Cells that hold points, their features, and the cell of each point.
 
     Azimuth runs from -180 to 180 degrees about z; the cells on the two sides of the cut behind the sensor are not
-    neighbours (as in SLidR).
-
-    Args:
-        points: x, y, z in metres, finite.
-        intensity: 0 to 1.
-        config: the grid.
+    neighbours (as in SLidR). Points are in metres.
 
     Returns:
         coords: int32 cells (may be negative), sorted, unique.

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.order import SampleOrder, augment_rng, batch_positions, epoch_order
+from data.order import SampleDraws, SampleOrder, batch_positions, epoch_order
 
 sizes = st.lists(st.integers(1, 9), min_size=1, max_size=12)  # samples of each shard
 
@@ -104,12 +104,12 @@ def test_replacements_are_arithmetic_and_spread() -> None:
 
 def test_augmentation_numbers_depend_on_every_argument() -> None:
     base = (1, 2, 3, 4)
-    drawn = {base: augment_rng(*base).random()}
+    drawn = {base: SampleDraws(*base).first().random()}
     for place in range(4):
         other = tuple(value + (number == place) for number, value in enumerate(base))
-        drawn[other] = augment_rng(*other).random()
+        drawn[other] = SampleDraws(*other).first().random()
     assert len(set(drawn.values())) == 5
-    assert augment_rng(*base).random() == drawn[base]
+    assert SampleDraws(*base).first().random() == drawn[base]
 
 
 @pytest.mark.parametrize(
