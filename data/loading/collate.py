@@ -121,7 +121,9 @@ def _superpixels(
     of_pair = np.concatenate([part.of_pair for part in parts]) + starts[pair_image.numpy()]
     if like is None:
         maps, features = _each(parts, lambda part: part.of_pixel), _each(parts, lambda part: part.features)
-        of_pixel = None if maps is None else _numbered([ids for of_sample in maps for ids in of_sample], starts)
+        planes = [ids for of_sample in maps or () for ids in of_sample]
+        numbered = [ids + start for ids, start in zip(planes, starts, strict=False)]
+        of_pixel = None if maps is None else torch.from_numpy(np.stack(numbered))
         pooled = None if features is None else _concatenated(features)
     else:
         of_pixel, pooled = like.of_pixel, like.features
@@ -132,10 +134,6 @@ def _superpixels(
         of_pixel=of_pixel,
         features=pooled,
     )
-
-
-def _numbered(maps: Sequence[np.ndarray], starts: Int[np.ndarray, " I_and_1"]) -> Int[Tensor, "I H W"]:
-    return torch.from_numpy(np.stack([ids + start for ids, start in zip(maps, starts[:-1], strict=True)]))
 
 
 def _each(views: Sequence[V], part: Callable[[V], T | None]) -> list[T] | None:

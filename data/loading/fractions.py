@@ -55,7 +55,8 @@ def select(manifest: Manifest, indices: Int[np.ndarray, " n"], config: FractionC
     if config.kind == "every_log":
         return every_kth_log(manifest, indices, config.every)
     if config.kind == "every_sample":
-        return every_kth_sample(indices, config.every)
+        # Source: Sautier et al., SLidR (CVPR 2022), code for SemanticKITTI (k = 100: 192 of 19,130 scans).
+        return np.asarray(indices[:: config.every])
     if config.kind == "random":
         return random_draw(indices, config.count, config.seed)
     if config.kind == "list":
@@ -77,14 +78,6 @@ def every_kth_log(manifest: Manifest, indices: Int[np.ndarray, " n"], k: int) ->
     if len(kept) == 0:
         raise ValueError(f"every {k}th log of {len(in_order)} logs keeps none; choose k of at most {len(in_order)}")
     return np.asarray(indices[np.isin(logs, kept)])
-
-
-def every_kth_sample(indices: Int[np.ndarray, " n"], k: int) -> Int[np.ndarray, " k"]:
-    """Samples 0, k, 2k, ... of the list.
-
-    Source: Sautier et al., SLidR (CVPR 2022), released code for SemanticKITTI (k = 100: 192 of 19,130 scans).
-    """
-    return np.asarray(indices[::k])
 
 
 def random_draw(indices: Int[np.ndarray, " n"], count: int, seed: int) -> Int[np.ndarray, " k"]:

@@ -119,14 +119,13 @@ class _LabelledImages(SequentialBatches[tuple[str, list["_LabelledImage"]]]):
         assert camera.image is not None
         colour = draw_colour(rng, self.config.colour)
         image = place.image(camera.image)
-        rows, columns = place.source_pixels()
         depth = labels = None
         if self.wanted.depth:
             depth = self._depth(sample, camera, place)
         if self.wanted.labels:
             if camera.labels is None:
                 raise self._lacks("classes of pixels", camera.name)
-            labels = camera.labels.take(rows, axis=0).take(columns, axis=1)
+            labels = place.nearest(camera.labels)
         return _LabelledImage(
             image=colour(image) if self.augment else image,
             K=place.affine @ camera.K,
@@ -161,9 +160,7 @@ class _LabelledImages(SequentialBatches[tuple[str, list["_LabelledImage"]]]):
             return lidar_depth(sample, camera, place, area)
         if camera.depth_m is None:
             raise self._lacks("depth", camera.name, "; images.depth=lidar takes the sweep's")
-        rows, columns = place.source_pixels()
-        counts = np.where(area_mask(camera.image_size, area), camera.depth_m, 0.0)
-        return counts.take(rows, axis=0).take(columns, axis=1).astype(np.float32)
+        return place.nearest(np.where(area_mask(camera.image_size, area), camera.depth_m, 0.0)).astype(np.float32)
 
     def _lacks(self, what: str, camera: str, remedy: str = "") -> ShardError:
         manifest = self.reader.manifest

@@ -1,8 +1,8 @@
 """Shards -> batches: read, pair, augment, voxelise, collate.
 
-The n-th batch of a rank is a pure function of (config, seed, n, rank, world size). Workers hold no state: each is
-told a batch number and makes that batch, so the batches do not depend on the number of workers, and a run resumes at
-any number. A damaged sample is replaced (`SampleOrder.replacement`), so every batch has its full size, and counted
+The n-th batch of a rank is a pure function of (config, seed, n, rank, world size). Workers hold no state: each gets
+a batch number and makes that batch, so the batches do not depend on the number of workers, and a run resumes at any
+number. A damaged sample is replaced (`SampleOrder.replacement`), so every batch has its full size, and counted
 (`data.loading.skips`).
 """
 
@@ -14,7 +14,6 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Int
@@ -40,25 +39,21 @@ from data.views.view import View, ViewConfig, partners_for, read_view
 logger = logging.getLogger(__name__)
 
 _MAX_REPLACEMENTS = 50
-"""Damaged samples in a row at one position before the loader gives up; at a share of 1 % that is out of reach."""
+"""Damaged samples in a row at one position before the loader gives up; never reached at a share of 1 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig(SetConfig, ViewConfig):
-    """Where training batches come from (`SetConfig`) and what is done to them (`ViewConfig`).
+class DataConfig(SetConfig, ViewConfig, WorkerConfig):
+    """Where training batches come from (`SetConfig`), what is done to them (`ViewConfig`) and who does it.
 
     Attributes:
         more: further sets, mixed with the first one by their weights. What looks at one set only (evaluation without a
             set of its own, pictures) takes the first.
         micro_batch_size: samples a rank takes in one forward pass.
         shards_per_group: shards that are shuffled with each other.
-        max_skip_share: share of damaged samples that a run puts up with, see `SkipLedger`.
+        max_skip_share: share of damaged samples that a run tolerates, see `SkipLedger`.
         retry_min: minutes for which the storage of the shards may be away before the run ends.
         cache: where shards of sets behind a URL are kept.
-        num_workers: processes that make batches; 0: the training process itself.
-        prefetch: batches that each worker makes ahead.
-        start_method: how workers are started; "forkserver" and "spawn" are safe beside threads and CUDA, "fork" starts
-            fastest.
     """
 
     more: tuple[SetConfig, ...] = ()
@@ -67,14 +62,12 @@ class DataConfig(SetConfig, ViewConfig):
     max_skip_share: float = 0.01
     retry_min: float = RETRY_MIN
     cache: CacheConfig = field(default_factory=CacheConfig)
-    num_workers: int = 1
-    prefetch: int = 4
-    start_method: Literal["forkserver", "spawn", "fork"] = "forkserver"
 
     def __post_init__(self) -> None:
         SetConfig.__post_init__(self)
         ViewConfig.__post_init__(self)
-        at_least(self, micro_batch_size=1, shards_per_group=1, prefetch=1, num_workers=0)
+        WorkerConfig.__post_init__(self)
+        at_least(self, micro_batch_size=1, shards_per_group=1)
         share(self, "max_skip_share")
         at_least(self, "minutes; 0: never", retry_min=0)
 
@@ -121,6 +114,7 @@ class _TrainingBatches:
 
     def _view_at(self, position: int, skips: list[Skip]) -> View | None:
         epoch, index = self.order.at(position)
+        # A replacement is drawn from all samples, so each try is damaged with the set's share of damaged samples.
         for attempt in range(1, _MAX_REPLACEMENTS + 1):
             try:
                 return self._view(index, SampleDraws(self.order.seed, epoch, index, attempt - 1))
@@ -130,13 +124,10 @@ class _TrainingBatches:
         return None
 
     def _view(self, index: int, draws: SampleDraws) -> View:
-        cache = self.cache
-        if cache is None:
-            return read_view(self.reader, index, self.config, self.spec, draws, self.partners)
-        if index not in cache:
+        if self.cache is not None and index not in self.cache:
             key, shard = self.reader.manifest.key(index), self.reader.shard_of(index)
-            raise SampleError("not-cached", key, shard, f"no features in {cache.path}")
-        return read_view(self.reader, index, self.config, self.spec, draws, self.partners, cache)
+            raise SampleError("not-cached", key, shard, f"no features in {self.cache.path}")
+        return read_view(self.reader, index, self.config, self.spec, draws, self.partners, self.cache)
 
 
 class ShardLoader:
@@ -193,11 +184,7 @@ class ShardLoader:
         Raises:
             ShardError: too many damaged samples, or a worker died.
         """
-        config = self._config
-        workers = WorkerConfig(
-            num_workers=config.num_workers, prefetch=config.prefetch, start_method=config.start_method
-        )
-        for loaded in run_workers(self._make, itertools.count(start), workers):
+        for loaded in run_workers(self._make, itertools.count(start), self._config):
             self._ledger.account(loaded.num_seen, loaded.skips)
             if loaded.batch is None:
                 raise self._ledger.error()
@@ -225,7 +212,7 @@ class ShardLoader:
     def check_state(self, state: Mapping[str, int | str]) -> None:
         """Refuse a state of another stream.
 
-        Another number of ranks or another `micro_batch_size` is welcome where the stream was left at a boundary of
+        Another number of ranks or another `micro_batch_size` is accepted where the stream was left at a boundary of
         the global batches that they make: every sample then comes in the order of the run before.
 
         Raises:
@@ -274,21 +261,9 @@ def _samples_taken(state: Mapping[str, int | str]) -> int:
 def _fingerprint(manifest: Manifest, indices: Int[np.ndarray, " n"], stretches: Sequence[Stretch]) -> str:
     digest = hashlib.sha256(json.dumps([manifest.fingerprint(), len(indices)]).encode())
     digest.update(indices.astype("<i8").tobytes())
-    if stretches != (Stretch(num=len(indices)),):
+    if stretches != (Stretch(num=len(indices)),):  # one set once an epoch: as before there were mixtures
         digest.update(json.dumps([[stretch.num, stretch.weight] for stretch in stretches]).encode())
     return digest.hexdigest()[:16]
-
-
-def check_room(config: DataConfig, opened: Opened, *, warn: bool) -> None:
-    """Refuse a cache for sets behind URLs that is too small for the training order, see `check_cache`.
-
-    Raises:
-        ValueError: naming the setting and the number needed.
-    """
-    reader = opened.reader
-    if reader.remote_shards:
-        remote = [s for s in shards_of(reader.manifest, opened.indices) if s in reader.remote_shards]
-        check_cache(config.cache, [reader.manifest.shards[s] for s in remote], config.shards_per_group, warn=warn)
 
 
 def build_loader(
@@ -300,7 +275,7 @@ def build_loader(
     world_size: int,
     teacher_cache: TeacherCache | None = None,
 ) -> ShardLoader:
-    """The training stream of one rank, with what the method wants in its batches.
+    """The training stream of one rank, whose batches hold what `spec` asks for.
 
     With a teacher cache, images are not decoded: batches carry `superpixels.features` instead of `images` and
     `superpixels.of_pixel`.
@@ -317,7 +292,7 @@ def build_loader(
         config.cache,
         warn=rank == 0 and spec.superpixels,
     )
-    check_room(config, opened, warn=rank == 0)
+    check_cache(config.cache, opened, config.shards_per_group, warn=rank == 0)
     if teacher_cache is not None:
         if config.more:
             raise ValueError(
@@ -332,7 +307,7 @@ def build_loader(
         if not spec.superpixels or spec.second_images:
             raise ValueError(
                 "a teacher cache holds the features of superpixels of unchanged images; it is of no use to a method "
-                "that wants no superpixels, or a second view of the images. Set method.teacher.cache=false"
+                "without superpixels, or with a second view of the images. Set method.teacher.cache=false"
             )
         if teacher_cache.manifest_fingerprint != opened.reader.manifest.fingerprint():
             raise ShardError(f"{teacher_cache.path} was built from other shards than {config.shards}; build it again")

@@ -24,6 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from common.processes import end_with_parent
+from common.ranges import at_least
 from data.loading.skips import Skip
 from data.sample import Batch
 from data.storage.shard import ShardError
@@ -117,31 +118,34 @@ def _window(buffer: torch.Tensor, dtype: torch.dtype, shape: tuple[int, ...], st
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerConfig:
-    """How batches are made beside the caller's work; fields as in `DataConfig`."""
+    """How batches are made beside the caller's work.
+
+    Attributes:
+        num_workers: processes that make batches; 0: the calling process itself.
+        prefetch: batches that each worker makes ahead.
+        start_method: how workers are started; "forkserver" and "spawn" are safe beside threads and CUDA, "fork" starts
+            fastest.
+    """
 
     num_workers: int = 1
     prefetch: int = 4
     start_method: Literal["forkserver", "spawn", "fork"] = "forkserver"
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Failed:
-    """The message of a `ShardError`: raised in the worker, torch would wrap it into the worker's traceback."""
-
-    text: str
+    def __post_init__(self) -> None:
+        at_least(self, prefetch=1, num_workers=0)
 
 
-class _Numbered(Dataset[_Packed | _Failed]):
-    """A dataset whose items are whole batches."""
+class _Numbered(Dataset[_Packed | str]):
+    """A dataset whose items are whole batches, or the message of a `ShardError`."""
 
     def __init__(self, make: Callable[[int], Loaded]) -> None:
         self._make = make
 
-    def __getitem__(self, number: int) -> _Packed | _Failed:
+    def __getitem__(self, number: int) -> _Packed | str:
         try:
             return _Packed(self._make(number))
-        except ShardError as error:
-            return _Failed(text=str(error))
+        except ShardError as error:  # raised here, torch would wrap it into the worker's traceback
+            return str(error)
 
 
 def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: WorkerConfig) -> Iterator[Loaded]:
@@ -176,8 +180,8 @@ def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: W
     at_exit = util.Finalize(None, _kill, args=(batches._workers if parallel else (),), exitpriority=0)
     try:
         for packed in batches:
-            if isinstance(packed, _Failed):
-                raise ShardError(packed.text)
+            if isinstance(packed, str):
+                raise ShardError(packed)
             yield packed.unpack()
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):

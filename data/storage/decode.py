@@ -230,25 +230,20 @@ def _decode_plane(name: str, members: Mapping[str, bytes], size: tuple[int, int]
     height, width = png_size(data)
     check_image_size(name, height, width)
     _expect_size(name, (height, width), size)
-    plane = _imdecode(name, data, cv2.IMREAD_UNCHANGED)
+    try:
+        plane = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise DamagedError("image-broken", f"{name}: {error}") from error
+    if plane is None:
+        raise DamagedError("image-broken", f"{name} cannot be decoded")
     if plane.ndim != 2 or plane.dtype not in (np.uint8, np.uint16):
         raise DamagedError("image-broken", f"{name} is {plane.dtype} with shape {plane.shape}, expected grey")
-    return plane
+    return np.asarray(plane)
 
 
 def _expect_size(name: str, got: tuple[int, int], stated: tuple[int, int]) -> None:
     if got != stated:
         raise DamagedError("image-size", f"{name} is {got[0]}x{got[1]}, stated {stated[0]}x{stated[1]}")
-
-
-def _imdecode(name: str, data: bytes, flags: int) -> np.ndarray:
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    except cv2.error as error:
-        raise DamagedError("image-broken", f"{name}: {error}") from error
-    if image is None:
-        raise DamagedError("image-broken", f"{name} cannot be decoded")
-    return np.asarray(image)
 
 
 PNG_MARK = b"\x89PNG\r\n\x1a\n"

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from data.storage.manifest import Manifest
+from data.storage.mixture import Opened
 from data.storage.reader import SampleReader
 from data.storage.remote.shard_cache import CacheConfig
-from data.storage.shard import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -30,16 +29,18 @@ def shards_of(manifest: Manifest, indices: Int[np.ndarray, " n"]) -> list[int]:
     return [int(shard) for shard in shards[np.argsort(first)]]
 
 
-def check_cache(cache: CacheConfig, shards: Sequence[Shard], shards_per_group: int, *, warn: bool = True) -> None:
-    """Refuse a cache that the training order would fill and empty over and over.
+def check_cache(cache: CacheConfig, opened: Opened, shards_per_group: int, *, warn: bool) -> None:
+    """Refuse a cache for sets behind URLs that the training order would fill and empty over and over.
 
-    The shards are those in use behind URLs; `shards_per_group` of them are read at the same time (`data.order`). With
-    `warn`, the log says where the cache works, but leaves no room to fetch ahead.
+    The order reads `shards_per_group` shards at the same time (`data.order`). With `warn`, the log says where the cache
+    works, but leaves no room to fetch ahead.
 
     Raises:
         ValueError: there is no room for a group of shards and one that follows.
     """
-    sizes = sorted((shard.num_bytes for shard in shards), reverse=True)
+    manifest, remote = opened.reader.manifest, opened.reader.remote_shards
+    in_use = shards_of(manifest, opened.indices) if remote else []
+    sizes = sorted((manifest.shards[shard].num_bytes for shard in in_use if shard in remote), reverse=True)
     needed, good = sum(sizes[: shards_per_group + 1]), sum(sizes[: 2 * shards_per_group])
     if needed > cache.max_bytes:
         raise ValueError(

@@ -35,11 +35,9 @@ class Store(Protocol):
             FileNotFoundError: it is not there; the message names it.
             OSError: it cannot be read; the message says why.
         """
-        ...
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """A large file, piece by piece; raises as `read_file`."""
-        ...
 
     def read_at(self, shard: Shard, size: int, offset: int, crc32: int) -> bytes:
         """Bytes of a shard, fewer at its end.
@@ -51,15 +49,12 @@ class Store(Protocol):
             OSError: of this shard, while the set's other files can be read.
             StorageAwayError: the storage went away and did not come back in time.
         """
-        ...
 
     def expect(self, shards: Sequence[Shard]) -> None:
         """These will be read next, in this order."""
-        ...
 
     def close(self) -> None:
         """Let go of files; the next read opens them again."""
-        ...
 
 
 def is_url(root: str) -> bool:

@@ -113,8 +113,13 @@ class TeacherCache:
             content = json.loads((path / "cache.json").read_bytes())
             if content["version"] != _VERSION:
                 raise ShardError(f"{path} has version {content['version']}, expected {_VERSION}; {remedy}")
-            for part in content["parts"]:
-                _check_part(path, _Part(**part), verify=verify, remedy=remedy)
+            for part in (_Part(**fields) for fields in content["parts"]):
+                file = path / part.file
+                size = file.stat().st_size if file.is_file() else -1
+                if size != part.num_bytes:
+                    raise ShardError(f"{file} has {size} bytes (-1: missing), expected {part.num_bytes}; {remedy}")
+                if verify and file_sha256(file) != part.sha256:
+                    raise ShardError(f"{file} does not have the checksum of cache.json; {remedy}")
             return TeacherCache(path, content)
         except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
             raise ShardError(f"{path} is damaged ({error!r}); {remedy}") from error
@@ -160,15 +165,6 @@ class TeacherCache:
     def _close(self) -> None:
         while self._files:
             os.close(self._files.popitem()[1])
-
-
-def _check_part(path: Path, part: _Part, *, verify: bool, remedy: str) -> None:
-    file = path / part.file
-    size = file.stat().st_size if file.is_file() else -1
-    if size != part.num_bytes:
-        raise ShardError(f"{file} has {size} bytes (-1: missing), expected {part.num_bytes}; {remedy}")
-    if verify and file_sha256(file) != part.sha256:
-        raise ShardError(f"{file} does not have the checksum of cache.json; {remedy}")
 
 
 def _index_path(part: Path) -> Path:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Integer, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch.nn import functional
 
 from common.ranges import ascending, at_least, at_most, below, positive, share
@@ -256,15 +256,15 @@ class PixelTransform:
         columns = self.left + ((np.arange(out_width) + 0.5) * self.width / out_width).astype(np.int64)
         return rows, columns[::-1] if self.mirrored else columns
 
-    def segments(self, stored: Integer[np.ndarray, "H W"]) -> Integer[np.ndarray, "h w"]:
-        """Superpixels of the result, by nearest neighbour."""
+    def nearest(self, stored: Shaped[np.ndarray, "H W"]) -> Shaped[np.ndarray, "h w"]:
+        """A plane that must not be averaged (superpixels, classes, depth) in the result, by nearest neighbour."""
         rows, columns = self.source_pixels()
         return np.asarray(stored.take(rows, axis=0).take(columns, axis=1))
 
 
 def _reduction(size: tuple[int, int], out_size: tuple[int, int]) -> int:
     """Largest power of two, at most 8, by which a crop can be divided and be no smaller than the result."""
-    reduction = 8
+    reduction = 8  # libjpeg decodes no smaller
     while reduction > 1 and (size[0] < reduction * out_size[0] or size[1] < reduction * out_size[1]):
         reduction //= 2
     return reduction

@@ -444,7 +444,7 @@ def _superpixels(
         of_pair[of_camera] = ids[rows[nearest[of_camera][:, 1]], columns[nearest[of_camera][:, 0]]]
     of_pixel = None
     if pixels.images is not None:
-        of_pixel = tuple(place.segments(ids) for place, ids in zip(pixels.transforms, maps, strict=True))
+        of_pixel = tuple(place.nearest(ids) for place, ids in zip(pixels.transforms, maps, strict=True))
     return ViewSuperpixels(
         num=tuple(int(ids.max()) + 1 for ids in maps), of_pair=of_pair, of_pixel=of_pixel, features=features
     )

@@ -15,10 +15,11 @@ import torch
 from configs.load import ConfigError
 from configs.schema import PretrainConfig, SlurmConfig
 from data.loading.evaluation import load_batch
-from data.loading.loader import DataConfig, check_room
+from data.loading.loader import DataConfig
 from data.sample import Batch
 from data.storage.manifest import load_manifest
 from data.storage.mixture import open_set, open_sets
+from data.storage.prefetch import check_cache
 from data.storage.reader import SampleError, SampleReader
 from data.storage.store import is_url
 from engine.errors import DryBatchError
@@ -107,7 +108,8 @@ def check_runs(configs: Sequence[PretrainConfig], *, one_batch: bool = True) -> 
 
 def _check_room(config: PretrainConfig) -> None:
     try:
-        check_room(config.data, open_sets(config.data.sets, SampleReader, config.data.cache), warn=False)
+        opened = open_sets(config.data.sets, SampleReader, config.data.cache)
+        check_cache(config.data.cache, opened, config.data.shards_per_group, warn=False)
     except ValueError as error:
         raise ConfigError(f"{config.run_dir}: {error}") from error
 

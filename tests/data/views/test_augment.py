@@ -253,9 +253,9 @@ def test_mirror_and_resize_by_hand() -> None:
     # Centre of the crop's top-left pixel: half a stored pixel from the corner, so 0.5 in the grown image.
     np.testing.assert_allclose(moved.uv(np.array([[4.0, 2.0], [11.0, 5.0]])), [[14.5, 0.5], [0.5, 6.5]])
     stored = np.arange(100).reshape(10, 10)
-    plain = PixelTransform(2, 1, 2, 3, (4, 6)).segments(stored)
+    plain = PixelTransform(2, 1, 2, 3, (4, 6)).nearest(stored)
     np.testing.assert_array_equal(plain, np.kron(stored[2:4, 1:4], np.ones((2, 2), int)))
-    np.testing.assert_array_equal(PixelTransform(2, 1, 2, 3, (4, 6), mirrored=True).segments(stored), plain[:, ::-1])
+    np.testing.assert_array_equal(PixelTransform(2, 1, 2, 3, (4, 6), mirrored=True).nearest(stored), plain[:, ::-1])
 
 
 def test_camera_choice_is_drawn_and_kept_in_order() -> None:
