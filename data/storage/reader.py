@@ -72,7 +72,7 @@ class Reader(ABC):
             IndexError: no such sample.
         """
         if not 0 <= index < len(self.manifest):
-            raise IndexError(f"sample {index} of {len(self.manifest)}")
+            raise IndexError(f"sample {index} of a set of {len(self.manifest)}")
         parts = DecodeSpec(
             images=images, superpixels=superpixels, labels=labels, depth=depth, image_labels=image_labels
         )
