@@ -1,9 +1,9 @@
-"""What a method asks of the loader beyond points and voxels: the only thing that the two know of each other.
+"""What a method asks of the loader beyond points and voxels: the only interface between the two.
 
-A method's config answers `batch_spec()`; the loader's workers then do that work, whatever the method is called.
+A method's config returns it from `batch_spec()`; the loader's workers do that work without knowing the method.
 
 Numbers that a paper gives for its method (a radius, a distance to the ground) are fields of these dataclasses, stated
-once by the method's config. How strongly clouds and images are augmented is the run's choice: `data.augment`.
+once by the method's config. How strongly clouds and images are augmented is the run's choice: `data.views.augment`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from common.ranges import above, at_least, positive, share
 
 @dataclass(frozen=True, kw_only=True)
 class GroundConfig:
-    """How points on the ground are told from the others, in the recorded sweep. See `data.views.ground`.
+    """How points on the ground are separated from the others, in the recorded sweep. See `data.views.ground`.
 
     Attributes:
         kind: "lines": line fits in polar sectors (Himmelsbach et al., IV 2010); "plane": one plane by RANSAC.
@@ -59,7 +59,7 @@ class PointClusterConfig:
         max_points: larger clusters are dropped; None: no limit.
         max_extent_m: clusters that are longer, wider or higher are dropped; None: no limit. Length and width are
             along the principal axes of the footprint.
-        max_aspect: clusters whose footprint is longer than so many times its width are dropped; None: no limit.
+        max_aspect: clusters whose footprint is longer than this many times its width are dropped; None: no limit.
     """
 
     kind: Literal["radius", "dbscan"] = "radius"
@@ -102,7 +102,7 @@ class BatchSpec:
     """What a batch must hold.
 
     Attributes:
-        images: pixels and point-pixel pairs. False: no image is decoded and sweeps without pairs are welcome.
+        images: pixels and point-pixel pairs. False: no image is decoded and sweeps without pairs are used too.
         superpixels: of the images; the set must have been prepared with them.
         only_seen: keep only points that some image shows.
         second_images: the same images augmented once more, in `Batch.second`.
@@ -120,7 +120,6 @@ class BatchSpec:
     clusters: PointClusterConfig | None = None
 
     def __post_init__(self) -> None:
-        """Check that the wishes go together."""
         if not self.images and (self.superpixels or self.only_seen or self.second_images):
             raise ValueError("superpixels, only_seen and second_images need images=True")
         if self.clusters is not None and self.second_cloud is not None and self.second_cloud.source == "other":

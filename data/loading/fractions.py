@@ -1,7 +1,7 @@
 """Which samples keep their labels: whole logs, every k-th sample, random draws, or lists of keys.
 
-Numbers at small fractions hang on the draw (single-frame draws differ by many points of mIoU), so a draw is a function
-of its settings, the same for every method that is compared, and its list lies beside the results.
+Results at small fractions depend on the draw (single-frame draws differ by many points of mIoU), so a draw is a
+function of its settings, the same for every method that is compared, and its list lies beside the results.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ def every_kth_log(manifest: Manifest, indices: Int[np.ndarray, " n"], k: int) ->
     """
     logs = manifest.sample_log[indices]
     in_order = logs[np.sort(np.unique(logs, return_index=True)[1])]
-    kept = in_order[k - 1 :: k]
-    if len(kept) == 0:
+    labelled_logs = in_order[k - 1 :: k]
+    if len(labelled_logs) == 0:
         raise ValueError(f"every {k}th log of {len(in_order)} logs keeps none; choose k of at most {len(in_order)}")
-    return np.asarray(indices[np.isin(logs, kept)])
+    return np.asarray(indices[np.isin(logs, labelled_logs)])
 
 
 def random_draw(indices: Int[np.ndarray, " n"], count: int, seed: int) -> Int[np.ndarray, " k"]:
@@ -99,13 +99,13 @@ def listed(manifest: Manifest, indices: Int[np.ndarray, " n"], path: str) -> Int
     all classes of the sequence were among them.
 
     Raises:
-        ShardError: the list cannot be read, or names samples that the set has not.
+        ShardError: the list cannot be read, or names samples that are not in the set.
         ValueError: it names none of `indices`.
     """
-    kept = np.isin(indices, read_list(path, manifest))
-    if not kept.any():
+    named = np.isin(indices, read_list(path, manifest))
+    if not named.any():
         raise ValueError(f"{path} names none of the {len(indices)} samples to choose from")
-    return np.asarray(indices[kept])
+    return np.asarray(indices[named])
 
 
 def write_list(path: str | os.PathLike[str], manifest: Manifest, indices: Int[np.ndarray, " n"], note: str) -> None:
@@ -138,11 +138,11 @@ def read_list(path: str | os.PathLike[str], manifest: Manifest) -> Int[np.ndarra
         raise ShardError(f"{path} names {bytes(unique[counts > 1][0]).decode()!r} more than once")
     order = np.argsort(manifest.keys)
     at = np.minimum(np.searchsorted(manifest.keys, keys, sorter=order), len(manifest) - 1)
-    found = order[at]
-    absent = manifest.keys[found] != keys
+    samples = order[at]  # where a key would be, whether it is there or not
+    absent = manifest.keys[samples] != keys
     if absent.any():
         raise ShardError(
             f"{path} names {bytes(keys[absent][0]).decode()!r} and {int(absent.sum()) - 1} more that are not in "
             f"{manifest.root} ({manifest.set_name}); the list belongs to another set"
         )
-    return np.asarray(found, dtype=np.int64)
+    return np.asarray(samples, dtype=np.int64)

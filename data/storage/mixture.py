@@ -36,7 +36,7 @@ class SetConfig:
     Attributes:
         shards: folder or address of the set.
         split: of the set; None for all of it.
-        limit: use only the first so many samples (in log and time order); None for all.
+        limit: use only this many first samples (in log and time order); None for all.
         weight: how often each sample comes in an epoch, on average.
         expected_superpixels: what the set's superpixels must have been made with; settings left null may have any
             value. None: they are used however they were made.
@@ -58,7 +58,7 @@ class Opened:
     """Sets that are ready to be read.
 
     Attributes:
-        reader: of all of them.
+        reader: of all sets.
         indices: samples in use, set after set.
         stretches: the sets' shares of `indices` and their weights.
         num_segments: superpixels an image, at most, in the set with the most; None where a set does not say.
@@ -129,12 +129,8 @@ def open_sets(
     reader = readers[0] if len(readers) == 1 else MixedReader(readers)
     segments = [r.manifest.superpixels.num_segments if r.manifest.superpixels else None for r in readers]
     known = [number for number in segments if number is not None]
-    return Opened(
-        reader=reader,
-        indices=np.concatenate(indices),
-        stretches=stretches,
-        num_segments=max(known) if len(known) == len(segments) else None,
-    )
+    most = max(known) if len(known) == len(segments) else None  # no bound while a set does not say
+    return Opened(reader=reader, indices=np.concatenate(indices), stretches=stretches, num_segments=most)
 
 
 def open_set(config: SetConfig, cache: CacheConfig | None = None, *, warn: bool = False) -> Manifest:

@@ -97,15 +97,15 @@ class ShardWriter:
         )
 
     def discard(self) -> None:
-        """Remove the unfinished file: there is nothing to keep."""
-        # It may be a full disk that brought us here, and its error is on its way.
+        """Remove the unfinished file."""
+        # Closing flushes, which fails again on a full disk: the first error is the one to be seen.
         for part in (self._tar, self._file):
             with contextlib.suppress(OSError):
                 part.close()
         self._temporary.unlink(missing_ok=True)
 
     def finish_or_discard(self) -> ShardTable | None:
-        """`finish`, or no tar at all where nothing was written."""
+        """`finish`; no tar at all where nothing was written."""
         if self.num_samples:
             return self.finish()
         self.discard()

@@ -159,10 +159,10 @@ def draw_thinning(
     """Which points stay when a random share of them is kept; at least one does."""
     if not config.enabled or config.keep_share == (1.0, 1.0) or num_points == 0:
         return np.ones(num_points, dtype=bool)
-    kept = np.zeros(num_points, dtype=bool)
+    keep = np.zeros(num_points, dtype=bool)
     count = max(round(rng.uniform(*config.keep_share) * num_points), 1)
-    kept[rng.permutation(num_points)[:count]] = True
-    return kept
+    keep[rng.permutation(num_points)[:count]] = True
+    return keep
 
 
 def draw_cuboid(
@@ -303,8 +303,8 @@ def draw_pixel_transform(
         unit = _reduction((box[2], box[3]), out_size)
         top, left, height, width = (side - side % unit for side in box)
         crop = PixelTransform(top, left, height, width, out_size, mirrored)
-        kept = np.count_nonzero(crop.inside(crop.uv(pixels_uv)))
-        if kept >= config.min_pairs or kept >= config.image.min_pairs_share * len(pixels_uv):
+        num_pairs = np.count_nonzero(crop.inside(crop.uv(pixels_uv)))
+        if num_pairs >= config.min_pairs or num_pairs >= config.image.min_pairs_share * len(pixels_uv):
             return crop
     return PixelTransform(0, 0, *stored_size, out_size, mirrored)
 

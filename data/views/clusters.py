@@ -45,8 +45,8 @@ def clusters(points: Float[np.ndarray, "N 3"], config: PointClusterConfig) -> In
     if len(points) == 0:
         return np.zeros(0, dtype=np.int64)
     points = points.astype(np.float64)
-    found = components(points, config.radius_m) if config.kind == "radius" else _dbscan(points, config)
-    return _in_order(_filtered(points, found, config))
+    cluster = components(points, config.radius_m) if config.kind == "radius" else _dbscan(points, config)
+    return _in_order(_filtered(points, cluster, config))
 
 
 def components(points: Float[np.ndarray, "N 3"], radius_m: float) -> Int[np.ndarray, " N"]:
@@ -70,15 +70,15 @@ def components(points: Float[np.ndarray, "N 3"], radius_m: float) -> Int[np.ndar
 
 def _dbscan(points: Float[np.ndarray, "N 3"], config: PointClusterConfig) -> Int[np.ndarray, " N"]:
     core = _core_points(points, config)
-    found = np.full(len(points), -1)
+    cluster = np.full(len(points), -1)
     if not core.any():
-        return found
-    found[core] = components(points[core], config.radius_m)
+        return cluster
+    cluster[core] = components(points[core], config.radius_m)
     tree = cKDTree(points[core], balanced_tree=False, compact_nodes=False)
     distance, nearest = _nth_nearest(tree, points[~core], 1, config.radius_m)
     reached = np.isfinite(distance)
-    found[np.flatnonzero(~core)[reached]] = found[core][nearest[reached]]
-    return found
+    cluster[np.flatnonzero(~core)[reached]] = cluster[core][nearest[reached]]
+    return cluster
 
 
 def _core_points(points: Float[np.ndarray, "N 3"], config: PointClusterConfig) -> Bool[np.ndarray, " N"]:
@@ -144,7 +144,7 @@ def _neighbor_cells(cells: _Cells) -> tuple[Int[np.ndarray, " E"], Int[np.ndarra
 
     For each offset in x and y the cells of a column stand together in the sorted keys: two searches find them.
     """
-    own = np.arange(len(cells.key))
+    every_cell = np.arange(len(cells.key))
     firsts, seconds = [], []
     columns = [(dx, dy) for dx in range(3) for dy in range(-2, 3) if (dx, dy) >= (0, 0)]
     for dx, dy in columns:
@@ -152,7 +152,7 @@ def _neighbor_cells(cells: _Cells) -> tuple[Int[np.ndarray, " E"], Int[np.ndarra
         reach = 1 if (dx, abs(dy)) == (2, 2) else 2  # two cells away along all axes is farther than the diagonal
         low = np.searchsorted(cells.key, cells.key + (shift - reach if shift else 1))
         high = np.searchsorted(cells.key, cells.key + shift + reach, side="right")
-        first, second = _ranges(own, low, high)
+        first, second = _ranges(every_cell, low, high)
         firsts.append(first)
         seconds.append(second)
     return np.concatenate(firsts), np.concatenate(seconds)
@@ -184,8 +184,8 @@ def _pairs_that_touch(
         row, q = _ranges(np.arange(len(pair)), cells.first[b[pair]], (cells.first + cells.count)[b[pair]])
         near = _within(points[cells.order[p[row]]], points[cells.order[q]], radius_m)
         touching.append(np.unique(pair[row[near]]))
-    chosen = np.concatenate(touching)
-    return a[chosen], b[chosen]
+    rows = np.concatenate(touching)
+    return a[rows], b[rows]
 
 
 def _within(
@@ -203,13 +203,13 @@ def _connected(num: int, a: Int[np.ndarray, " E"], b: Int[np.ndarray, " E"]) -> 
 
 # ---- which ones are kept
 def _filtered(
-    points: Float[np.ndarray, "N 3"], found: Int[np.ndarray, " N"], config: PointClusterConfig
+    points: Float[np.ndarray, "N 3"], cluster: Int[np.ndarray, " N"], config: PointClusterConfig
 ) -> Int[np.ndarray, " N"]:
     """-1 for the points of clusters that are too small, large or elongated."""
-    inside = np.flatnonzero(found >= 0)
+    inside = np.flatnonzero(cluster >= 0)
     if len(inside) == 0:
-        return found
-    ids = found[inside]
+        return cluster
+    ids = cluster[inside]
     count = np.bincount(ids)
     good = count >= config.min_points
     if config.max_points is not None:
@@ -220,7 +220,7 @@ def _filtered(
             good &= np.maximum(np.maximum(length, width), height) <= config.max_extent_m
         if config.max_aspect is not None:
             good &= length <= config.max_aspect * width
-    return np.where((found >= 0) & good[found], found, -1)
+    return np.where((cluster >= 0) & good[cluster], cluster, -1)
 
 
 def _boxes(
@@ -244,12 +244,12 @@ def _extent(
     return np.where(count > 0, high - low, 0.0)
 
 
-def _in_order(found: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
+def _in_order(cluster: Int[np.ndarray, " N"]) -> Int[np.ndarray, " N"]:
     """Numbered from 0 in the order of first points; -1 stays."""
-    inside = np.flatnonzero(found >= 0)
-    _, first, inverse = np.unique(found[inside], return_index=True, return_inverse=True)
+    inside = np.flatnonzero(cluster >= 0)
+    _, first, inverse = np.unique(cluster[inside], return_index=True, return_inverse=True)
     numbers = np.empty(len(first), dtype=np.int64)
     numbers[np.argsort(first)] = np.arange(len(first))
-    numbered = np.full(len(found), -1)
+    numbered = np.full(len(cluster), -1)
     numbered[inside] = numbers[inverse.reshape(-1)]
     return numbered

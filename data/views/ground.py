@@ -19,7 +19,7 @@ from data.batch_spec import GroundConfig
 _SCORED = 4096
 """Points that planes are compared on; the final fit uses all."""
 _NEAR_M = 30.0
-"""Radius within which the height of the ground is looked for."""
+"""Radius within which the height of the ground is estimated."""
 _HEIGHT_BIN_M = 0.2
 
 
@@ -195,8 +195,8 @@ def _nearest_line(profile: _Profile, member: Int[np.ndarray, "A R"], num_bins: i
     before = np.maximum.accumulate(np.where(known, column, -num_bins * 2), axis=1)
     after = np.minimum.accumulate(np.where(known, column, num_bins * 3)[:, ::-1], axis=1)[:, ::-1]
     nearest = np.where(column - before <= after - column, before, after)
-    found = np.take_along_axis(table, np.clip(nearest, 0, num_bins - 1), axis=1)
-    return np.where(known.any(axis=1, keepdims=True), found, -1)
+    line = np.take_along_axis(table, np.clip(nearest, 0, num_bins - 1), axis=1)
+    return np.where(known.any(axis=1, keepdims=True), line, -1)
 
 
 # ---- plane

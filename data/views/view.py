@@ -102,23 +102,13 @@ class ViewClusters:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One sample after augmentation. Its parts are whole or None, like those of `data.sample.Batch`.
+    """One sample after augmentation. Its parts are whole or None and mean the same as those of `data.sample.Batch`.
 
     Attributes:
-        key: of the sample.
         recorded: which point of the recorded sweep each point is, ascending.
-        points: in the augmented LiDAR frame, metres.
         intensity: 0 to 1.
-        T_aug_lidar: what was done to the cloud.
-        images: one a camera, all of one size; None without pixels.
-        cameras: those in use; None without images and teacher cache.
-        pairs: in the augmented images; None with `cameras`.
-        superpixels: of the images; None unless asked for.
-        ground: whether each point lies on the ground; None unless asked for.
-        clusters: objects; None unless asked for.
-        labels: class of each point; None without.
-        second: the other view; None unless asked for. It has none itself.
-        matches: points of the two views that are the same place; None without a second cloud.
+        images: one a camera, all of one size.
+        cameras: those in use, also where a teacher cache takes the place of their pixels.
     """
 
     key: str
@@ -214,7 +204,9 @@ def make_view(
         DamagedError: an image cannot be decoded.
     """
     rng, augment = draws.first(), config.augment
-    in_use = _choose_cameras(rng, len(sample.cameras), config.cameras_per_sample) if spec.images else ()
+    in_use = tuple(range(len(sample.cameras))) if spec.images else ()
+    if config.cameras_per_sample is not None and config.cameras_per_sample < len(in_use):
+        in_use = tuple(sorted(rng.choice(len(in_use), config.cameras_per_sample, replace=False).tolist()))
     recorded = _record(sample, in_use, spec, draws, shard)
     cloud = _draw_cloud(rng, recorded, augment.points, config.voxel, augment.min_pairs)
     pixels = _draw_pixels(rng, recorded, cloud, augment, config.image_size) if spec.images else None
@@ -243,12 +235,6 @@ def make_view(
     if matches is not None:
         matches = matches.keep(view.recorded, second.recorded)
     return dataclasses.replace(view, second=second, matches=matches)
-
-
-def _choose_cameras(rng: np.random.Generator, available: int, limit: int | None) -> tuple[int, ...]:
-    if limit is None or limit >= available:
-        return tuple(range(available))
-    return tuple(sorted(int(camera) for camera in rng.choice(available, limit, replace=False)))
 
 
 # --------------------------------------------------------------------------------------------- the steps, in order
@@ -331,6 +317,7 @@ def _draw_cloud(
     rng: np.random.Generator, recorded: _Recorded, augment: PointAugmentConfig, voxel: VoxelConfig, min_pairs: int
 ) -> _Cloud:
     """Motion, noise, limits of the grid, dropped cuboid, thinning."""
+    # The order of the draws is part of the data: another one gives every run other batches.
     T_aug_lidar = draw_cloud_transform(rng, augment)
     points = transform(T_aug_lidar, recorded.sample.points_lidar).astype(np.float32)
     points = draw_jitter(rng, points, augment)

@@ -13,7 +13,7 @@ from data.storage.shard import Shard
 logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
-"""Before another look at shards that other processes fetch, or that there was no room for."""
+"""Wait before retrying shards that other processes fetch, or that there was no room for."""
 
 
 class FetchAhead:
