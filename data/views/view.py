@@ -237,7 +237,7 @@ def make_view(
     return dataclasses.replace(view, second=second, matches=matches)
 
 
-# --------------------------------------------------------------------------------------------- the steps, in order
+# ---- the steps, in order
 @dataclass(frozen=True, kw_only=True)
 class _Recorded:
     """What is known of a sweep before anything is drawn.
