@@ -42,8 +42,6 @@ class SampleDraws:
     there are. Each call begins its sequence again.
 
     Attributes:
-        seed: the run's seed, not negative.
-        epoch: epoch of the stream.
         sample: index of the sample in the manifest.
         attempt: 0, or the number of the replacement draw (see `SampleOrder.replacement`).
     """
@@ -134,7 +132,6 @@ class SampleOrder(SharesTables):
     Attributes:
         indices: samples in use (manifest indices).
         shards: shard of each of them.
-        seed: the run's seed, not negative.
         shards_per_group: see `epoch_order`.
         stretches: how often which of `indices` come, in their order; () for all once an epoch.
     """

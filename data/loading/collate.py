@@ -31,6 +31,7 @@ def collate(views: Sequence[View], voxel: VoxelConfig) -> Batch:
     seconds = _each(views, lambda view: view.second)
     if seconds is None:
         return batch
+    # The very same arrays, not equal ones: a part that is drawn again never shares them (`data.views.view.make_view`).
     same_points = seconds[0].points is views[0].points
     same_pixels = seconds[0].images is views[0].images
     second = _with_images(batch if same_points else _points(seconds, voxel), seconds, batch if same_pixels else None)
@@ -72,6 +73,7 @@ def _clusters(views: Sequence[View]) -> PointClusters | None:
     if parts is None:
         return None
     starts = np.cumsum([0, *(part.num for part in parts)])
+    # -1, a point of no cluster, stays -1 in every sample.
     ids = [np.where(part.of_point < 0, -1, part.of_point + start) for part, start in zip(parts, starts, strict=False)]
     return PointClusters(num=int(starts[-1]), of_point=_concatenated(ids))
 

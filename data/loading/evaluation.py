@@ -94,6 +94,10 @@ class SequentialBatches(ABC, Generic[PartT]):
             if loaded.batch is not None:
                 yield loaded.indices, loaded.batch
 
+    def batches(self, num_workers: int = 0, max_skip_share: float = 0.01) -> Iterator[Batch]:
+        """As `run`, without the samples' indices."""
+        return (batch for _, batch in self.run(num_workers, max_skip_share))
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Views(SequentialBatches[View]):
@@ -158,8 +162,7 @@ def point_batches(
         seed=seed,
         epoch=epoch,
     )
-    for _, batch in views.run(num_workers, max_skip_share):
-        yield batch
+    return views.batches(num_workers, max_skip_share)
 
 
 def image_batches(

@@ -73,6 +73,7 @@ def every_kth_log(manifest: Manifest, indices: Int[np.ndarray, " n"], k: int) ->
         ValueError: fewer than k logs.
     """
     logs = manifest.sample_log[indices]
+    # Logs in the order of their first sample: `np.unique` alone would sort them by number.
     in_order = logs[np.sort(np.unique(logs, return_index=True)[1])]
     labelled_logs = in_order[k - 1 :: k]
     if len(labelled_logs) == 0:
@@ -88,6 +89,7 @@ def random_draw(indices: Int[np.ndarray, " n"], count: int, seed: int) -> Int[np
     """
     if count > len(indices):
         raise ValueError(f"count is {count}, but there are only {len(indices)} samples to draw from")
+    # The first of one permutation, so that a larger draw holds the smaller ones.
     drawn = np.random.Generator(np.random.Philox(seed)).permutation(len(indices))[:count]
     return np.asarray(indices[np.sort(drawn)])
 

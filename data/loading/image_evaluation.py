@@ -11,7 +11,7 @@ Letters: I images, N points, H W pixels of the stored image, h w of the final on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -25,7 +25,6 @@ from data.geometry import project, transform
 from data.loading.evaluation import SequentialBatches
 from data.order import SampleDraws
 from data.sample import Batch, Cameras, CameraView, Sample
-from data.storage.reader import SampleReader
 from data.storage.shard import ShardError
 from data.views.augment import PixelTransform
 from data.views.colour import ColourConfig, draw_colour
@@ -92,26 +91,40 @@ class ImageTruthSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _LabelledImages(SequentialBatches[tuple[str, list["_LabelledImage"]]]):
-    """Of each sample its key and its images with ground truth."""
+class ImageTruthBatches(SequentialBatches[tuple[str, list["_LabelledImage"]]]):
+    """All images of the given samples in the given order with their ground truth; the cloud part is empty.
+
+    The last batch may be smaller; damaged samples are left out and counted.
+
+    Attributes:
+        size: height, width of the result: `config.size`, or what takes its place.
+        augment: as `config` says, as a function of (seed, epoch, sample).
+    """
 
     size: tuple[int, int]
     config: ImageTruthConfig
-    wanted: ImageTruthSpec
-    augment: bool
+    truth: ImageTruthSpec
+    augment: bool = False
 
     def read(self, index: int, draws: SampleDraws) -> tuple[str, list[_LabelledImage]]:
+        """Key and images of one sample.
+
+        Raises:
+            SampleError: the sample is damaged.
+            ShardError: the set lacks the ground truth, or its images are smaller than the crop.
+        """
         sample = self.reader.read(
             index,
             superpixels=False,
             labels=False,
-            depth=self.wanted.depth and self.config.depth == "stored",
-            image_labels=self.wanted.labels,
+            depth=self.truth.depth and self.config.depth == "stored",
+            image_labels=self.truth.labels,
         )
         rng = draws.first()
         return sample.key, [self._image(sample, camera, rng) for camera in sample.cameras]
 
     def collate(self, parts: Sequence[tuple[str, list[_LabelledImage]]]) -> Batch | None:
+        """See `SequentialBatches.collate`."""
         return _collate(parts) if any(images for _, images in parts) else None
 
     def _image(self, sample: Sample, camera: CameraView, rng: np.random.Generator) -> _LabelledImage:
@@ -120,9 +133,9 @@ class _LabelledImages(SequentialBatches[tuple[str, list["_LabelledImage"]]]):
         colour = draw_colour(rng, self.config.colour)
         image = place.image(camera.image)
         depth = labels = None
-        if self.wanted.depth:
+        if self.truth.depth:
             depth = self._depth(sample, camera, place)
-        if self.wanted.labels:
+        if self.truth.labels:
             if camera.labels is None:
                 raise self._lacks("classes of pixels", camera.name)
             labels = place.nearest(camera.labels)
@@ -180,43 +193,6 @@ class _LabelledImage:
     affine: Float[np.ndarray, "2 3"]
     depth: Float32[np.ndarray, "h w"] | None
     labels: UInt8[np.ndarray, "h w"] | None
-
-
-def image_truth_batches(
-    reader: SampleReader,
-    indices: Int[np.ndarray, " n"],
-    config: ImageTruthConfig,
-    *,
-    size: tuple[int, int],
-    wanted: ImageTruthSpec,
-    batch_size: int,
-    augment: bool = False,
-    seed: int = 0,
-    epoch: int = 0,
-    num_workers: int = 0,
-    max_skip_share: float = 0.01,
-) -> Iterator[Batch]:
-    """All images of the given samples in the given order with their ground truth; the cloud part is empty.
-
-    The last batch may be smaller; damaged samples are left out and counted. `size` is the height and width of the
-    result: `config.size`, or what takes its place. The augmentation is a function of (seed, epoch, sample).
-
-    Raises:
-        ShardError: the set lacks the ground truth, too many damaged samples, or a worker died.
-    """
-    images = _LabelledImages(
-        reader=reader,
-        indices=indices,
-        batch_size=batch_size,
-        size=size,
-        config=config,
-        wanted=wanted,
-        augment=augment,
-        seed=seed,
-        epoch=epoch,
-    )
-    for _, batch in images.run(num_workers, max_skip_share):
-        yield batch
 
 
 def lidar_depth(

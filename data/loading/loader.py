@@ -166,6 +166,7 @@ class ShardLoader:
             cache=cache,
             partners=partners_for(reader, indices, spec),
         )
+        # Counted here and not in the workers, which each see only their own batches.
         self._ledger = SkipLedger(max_share=config.max_skip_share, num_samples=len(indices), root=config.shards)
 
     @property
@@ -186,7 +187,7 @@ class ShardLoader:
         """
         for loaded in run_workers(self._make, itertools.count(start), self._config):
             self._ledger.account(loaded.num_seen, loaded.skips)
-            if loaded.batch is None:
+            if loaded.batch is None:  # _MAX_REPLACEMENTS damaged samples in a row
                 raise self._ledger.error()
             yield loaded.batch
 
@@ -231,6 +232,7 @@ class ShardLoader:
                     f"loader state: {name} is {state.get(name)!r} in the checkpoint and {expected[name]!r} here, so "
                     f"the stream of samples cannot be continued; {remedy}, or start a new run"
                 )
+        # In samples, not batches: the new batches must begin where the old ones ended.
         taken = _samples_taken(state)
         if taken % self._global_micro_batch:
             raise ValueError(

@@ -71,7 +71,7 @@ class SkipLedger:
         """
         self._seen += num_seen
         for skip in skips:
-            if skip.index not in self._skips:
+            if skip.index not in self._skips:  # the same sample is skipped again in each epoch
                 self._skips[skip.index] = skip
                 self.counters[skip.reason] = self.counters.get(skip.reason, 0) + 1
                 logger.warning(
@@ -107,7 +107,7 @@ class SkipLedger:
         return ShardError("\n".join(lines))
 
     def _allowed(self, share: float) -> float:
-        if share == 0:
+        if share == 0:  # a run that tolerates no damage stops at the first sample
             return 0.0
         judged = max(min(self._seen, self._num_samples), min(self._num_samples, _JUDGED_SAMPLES))
         return max(share * judged, 1.0)

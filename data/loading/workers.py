@@ -157,7 +157,7 @@ def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: W
         ShardError: a worker died.
     """
     parallel = config.num_workers > 0
-    context = None
+    context = None  # what torch asks for without workers
     if parallel:
         context = multiprocessing.get_context(config.start_method)
         if config.start_method == "forkserver":
@@ -229,6 +229,7 @@ def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
 
 
 def _start_worker(worker: int) -> None:
+    # The worker is one of many on the machine's cores.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     for number in _LEFT_TO_THE_TRAINER:

@@ -19,8 +19,8 @@ from jaxtyping import Float, Int, Integer, UInt8
 from data.sample import Boxes, CameraView, Sample
 from data.storage.encode import (
     ABSENT_DETAIL,
-    BOX_COLUMNS,
     BOX_DETAILS,
+    BOX_TABLE,
     DEPTH_UNIT_M,
     READABLE_VERSIONS,
     DamagedError,
@@ -297,7 +297,7 @@ def _decode_npy(name: str, members: Mapping[str, bytes], dtype: str, shape: tupl
 
 
 def _decode_boxes(members: Mapping[str, bytes]) -> Boxes:
-    table = _decode_npy("boxes.npy", members, "<f8", (None, BOX_COLUMNS))
+    table = _decode_npy("boxes.npy", members, "<f8", (None, sum(BOX_TABLE.values())))
     optional: dict[str, np.ndarray] = {}
     if "box_details.npy" in members:
         details = _decode_npy("box_details.npy", members, "<i4", (len(table), len(BOX_DETAILS)))

@@ -51,7 +51,8 @@ MAX_IMAGE_PIXELS = 1 << 26
 DEPTH_UNIT_M = 0.01
 _KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 _CAMERA = re.compile(r"[A-Za-z0-9_]+\Z")
-BOX_COLUMNS = 11
+BOX_TABLE = {"centers_m": 3, "sizes_m": 3, "yaws": 1, "velocities_mps": 2, "classes": 1, "track_ids": 1}
+"""Columns of `Boxes` that every set has, in their stored order, and how many numbers each takes."""
 _MAX_CALIBRATION = 1e12
 """Above focal lengths in pixels and positions in metres on any planet."""
 BOX_DETAILS = ("num_points", "difficulties", "attributes")
@@ -203,7 +204,8 @@ def encode_sample(sample: Sample, config: CodecConfig) -> dict[str, bytes]:
     if sample.instances is not None:
         members["instances.npy"] = _npy(_as_uint16("instances", sample.instances))
     if sample.boxes is not None:
-        members["boxes.npy"] = _npy(_box_table(sample.boxes))
+        columns = [getattr(sample.boxes, name).reshape(-1, width) for name, width in BOX_TABLE.items()]
+        members["boxes.npy"] = _npy(np.concatenate(columns, axis=1).astype("<f8"))
         details = _box_details(sample.boxes)
         if details is not None:
             members["box_details.npy"] = _npy(details)
@@ -249,18 +251,6 @@ def _npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
-
-
-def _box_table(boxes: Boxes) -> Float[np.ndarray, "boxes 11"]:
-    columns = (
-        boxes.centers_m,
-        boxes.sizes_m,
-        boxes.yaws[:, None],
-        boxes.velocities_mps,
-        boxes.classes[:, None],
-        boxes.track_ids[:, None],
-    )
-    return np.concatenate(columns, axis=1).astype("<f8")
 
 
 def _box_details(boxes: Boxes) -> Int[np.ndarray, "boxes 3"] | None:

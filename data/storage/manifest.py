@@ -63,15 +63,11 @@ class Manifest(SetInfo, SharesTables):
 
     Attributes:
         root: folder or URL of the set.
-        shards: the tars.
-        keys: of each sample.
         sample_shard: index into `shards`.
         sample_offset: byte offset of the sample's first tar header.
         sample_size: bytes from there to the end of its last member.
         sample_crc32: CRC-32 of those bytes.
         sample_log: index into `logs`.
-        sample_timestamp_us: time of the sweep.
-        num_points: points of the sweep.
         num_pairs: (point, camera) pairs, see `data.storage.encode.count_pairs`.
         num_labelled: points with a class; -1 where the set does not say.
         cache: where shards of a set behind a URL are kept.

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 from jaxtyping import Shaped
+
+from data.storage.superpixel_record import SuperpixelRecord
 
 MAX_MANIFEST_BYTES = 64 << 20
 """Enough for 300,000 shards."""
@@ -29,15 +31,6 @@ _FIELDS = {
 }
 _SHARD_FIELDS = {"file": str, "num_samples": int, "num_bytes": int, "sha256": str}
 _LOG_FIELDS = {"name": str, "split": str}
-_SUPERPIXEL_FIELDS: dict[str, tuple[type, ...]] = {
-    "method": (str,),
-    "num_segments": (int,),
-    "compactness": (int, float),
-    "smoothing": (int, float),
-    "iterations": (int,),
-    "min_fragment_percent": (int,),
-    "max_pixels": (int,),
-}
 _KEY_BYTES = np.zeros(256, dtype=bool)
 _KEY_BYTES[list(b"\0-_0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")] = True
 
@@ -74,10 +67,11 @@ def _check_superpixels(record: Any) -> None:
         return
     if not isinstance(record, dict):
         raise ValueError(f"superpixels is {reprlib.repr(record)}, expected an object or null")
-    for name, kinds in _SUPERPIXEL_FIELDS.items():
-        value = record.get(name)
-        if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
-            raise ValueError(f"superpixels.{name} is {reprlib.repr(value)}, expected {kinds[-1].__name__} or null")
+    for name, hint in get_type_hints(SuperpixelRecord).items():
+        value, kind = record.get(name), get_args(hint)[0]  # of `int | None`, int
+        fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+        if value is not None and not fits:
+            raise ValueError(f"superpixels.{name} is {reprlib.repr(value)}, expected {kind.__name__} or null")
 
 
 def is_plain_name(name: str) -> bool:

@@ -93,7 +93,7 @@ class MixedReader(Reader):
         """See `Reader.expect`."""
         set_of_shard = np.searchsorted(self._shard_starts, shards, side="right") - 1
         for number, (reader, start) in enumerate(zip(self._readers, self._shard_starts, strict=False)):
-            # Sets of which nothing is needed hear of it too, so that they stop fetching.
+            # Also to sets of which nothing is needed: their shards are then not fetched whole for a single sample.
             reader.expect([s - int(start) for s, of in zip(shards, set_of_shard, strict=True) if of == number])
 
     def read_parts(self, index: int, parts: DecodeSpec) -> Sample:

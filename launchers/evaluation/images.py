@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from configs.schema import EvaluateConfig
-from data.loading.image_evaluation import ImageTruthConfig, ImageTruthSpec, image_truth_batches
+from data.loading.image_evaluation import ImageTruthBatches, ImageTruthConfig, ImageTruthSpec
 from data.sample import Batch
 from data.storage.manifest import Manifest
 from data.storage.reader import SampleReader
@@ -78,15 +78,15 @@ class LabelledImages:
     ) -> Iterator[Batch]:
         """Batches in the given order."""
         images: ImageTruthConfig = self.config.images
-        return image_truth_batches(
-            SampleReader(self.manifest),
-            np.asarray(indices, dtype=np.int64),
-            images,
+        made = ImageTruthBatches(
+            reader=SampleReader(self.manifest),
+            indices=np.asarray(indices, dtype=np.int64),
+            config=images,
             size=self.size,
-            wanted=ImageTruthSpec(depth=truth == "depth", labels=truth == "labels"),
+            truth=ImageTruthSpec(depth=truth == "depth", labels=truth == "labels"),
             batch_size=batch_size,
             augment=augment,
             seed=seed,
             epoch=epoch,
-            num_workers=self.config.data.num_workers if len(indices) >= _LONG_PASS else 0,
         )
+        return made.batches(self.config.data.num_workers if len(indices) >= _LONG_PASS else 0)

@@ -147,11 +147,16 @@ class ShardCache:
         """
         if self._is_here(shard):
             return True
-        with self._slot() as free:
-            part = self._claim(shard, keep) if free else None
+        slot = self._free_slot()
+        if slot is None:
+            return self._is_here(shard)
+        try:
+            part = self._claim(shard, keep)
             if part is None:
                 return self._is_here(shard)
             release(self._filled(shard, part, fill))
+        finally:
+            release(slot)
         return True
 
     def discard(self, shard: Shard) -> bool:
@@ -184,10 +189,7 @@ class ShardCache:
                 return None
             path = self._part(shard)
             part = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(part)
+            if not _lock_or_close(part):
                 return None
             if not self._make_room(shard.num_bytes, path.name, keep):
                 path.unlink()
@@ -219,22 +221,10 @@ class ShardCache:
         finally:
             release(file)
 
-    @contextmanager
-    def _slot(self) -> Iterator[bool]:
-        """Whether one of the machine's places for fetching ahead was free; it is held inside the block."""
-        for number in range(self._slots):
-            file = self._lock_file(f"slot-{number}")
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(file)
-                continue
-            try:
-                yield True
-            finally:
-                release(file)
-            return
-        yield False
+    def _free_slot(self) -> int | None:
+        """One of the machine's places for fetching ahead, held until its `release`; None: all are taken."""
+        files = (self._lock_file(f"slot-{number}") for number in range(self._slots))
+        return next((file for file in files if _lock_or_close(file)), None)
 
     def _lock_file(self, name: str) -> int:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -270,14 +260,23 @@ class ShardCache:
     def _unlink(self, path: Path) -> bool:
         """Remove a file unless it is being read or written; whether it is gone. Called under the folder's lock."""
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-        except BlockingIOError:
+        if not _lock_or_close(file):
             return False
+        try:
+            path.unlink()
         finally:
             release(file)
         return True
+
+
+def _lock_or_close(file: int) -> bool:
+    """Lock an open file for writing; False, with the file closed, where another process reads or writes it."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return False
+    return True
 
 
 def release(file: int) -> None:

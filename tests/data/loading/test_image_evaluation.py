@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data.geometry import project, transform
-from data.loading.image_evaluation import ImageTruthConfig, ImageTruthSpec, area_mask, image_truth_batches, lidar_depth
+from data.loading.image_evaluation import ImageTruthBatches, ImageTruthConfig, ImageTruthSpec, area_mask, lidar_depth
 from data.sample import IGNORE_LABEL, Batch
 from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
@@ -27,8 +27,10 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> SampleReader:
 
 
 def batches(reader: SampleReader, config: ImageTruthConfig, **options: object) -> list[Batch]:
-    given: dict[str, object] = {"size": (48, 96), "wanted": BOTH, "batch_size": 2, **options}
-    return list(image_truth_batches(reader, np.arange(5), config, **given))  # type: ignore[arg-type]
+    given: dict[str, object] = {"size": (48, 96), "truth": BOTH, "batch_size": 2, **options}
+    num_workers = given.pop("num_workers", 0)
+    images = ImageTruthBatches(reader=reader, indices=np.arange(5), config=config, **given)  # type: ignore[arg-type]
+    return list(images.batches(num_workers))  # type: ignore[arg-type]
 
 
 def test_unresized_images_are_those_that_were_stored(reader: SampleReader) -> None:
@@ -119,10 +121,10 @@ def test_the_area_counts_in_the_measurement_and_not_in_training(reader: SampleRe
 def test_what_a_set_lacks_is_named(tmp_path: Path, reader: SampleReader) -> None:
     bare = SampleReader(load_manifest(write_toy_set(tmp_path, depth=False)))
     with pytest.raises(ShardError, match=r"has no depth .*images.depth=lidar"):
-        batches(bare, ImageTruthConfig(), wanted=ImageTruthSpec(depth=True))
+        batches(bare, ImageTruthConfig(), truth=ImageTruthSpec(depth=True))
     with pytest.raises(ShardError, match="has no classes of pixels"):
-        batches(bare, ImageTruthConfig(), wanted=ImageTruthSpec(labels=True))
-    assert batches(bare, ImageTruthConfig(depth="lidar"), wanted=ImageTruthSpec(depth=True))
+        batches(bare, ImageTruthConfig(), truth=ImageTruthSpec(labels=True))
+    assert batches(bare, ImageTruthConfig(depth="lidar"), truth=ImageTruthSpec(depth=True))
     with pytest.raises(ShardError, match="smaller than the crop 64x96"):
         batches(reader, ImageTruthConfig(fit="crop"), size=(64, 96))
     with pytest.raises(ValueError, match="needs fit=crop"):
