@@ -27,7 +27,7 @@ from data.loading.workers import Loaded, WorkerConfig, run_workers
 from data.order import SampleDraws, SampleOrder, Stretch, batch_positions
 from data.sample import Batch
 from data.storage.manifest import Manifest
-from data.storage.mixture import Opened, SetConfig, open_sets
+from data.storage.mixture import SetConfig, open_sets
 from data.storage.prefetch import check_cache, shards_of
 from data.storage.reader import Reader, SampleError, SampleReader
 from data.storage.remote.shard_cache import CacheConfig
@@ -138,36 +138,13 @@ class ShardLoader:
         indices: samples in use.
     """
 
-    def __init__(
-        self,
-        config: DataConfig,
-        opened: Opened,
-        *,
-        spec: BatchSpec,
-        seed: int,
-        rank: int,
-        world_size: int,
-        cache: TeacherCache | None,
-    ) -> None:
-        reader, indices = opened.reader, opened.indices
-        self.manifest = reader.manifest
-        self.indices = indices
-        self._config = config
-        shards = self.manifest.sample_shard[indices]
-        order = SampleOrder(indices, shards, seed, config.shards_per_group, opened.stretches)
-        self._make = _TrainingBatches(
-            reader=reader,
-            order=order,
-            ahead=_ahead(order, config.micro_batch_size) if reader.remote_shards else 0,
-            config=config,
-            spec=spec,
-            rank=rank,
-            world_size=world_size,
-            cache=cache,
-            partners=partners_for(reader, indices, spec),
-        )
+    def __init__(self, make: _TrainingBatches) -> None:
+        self.manifest, self.indices = make.reader.manifest, make.order.indices
+        self._make, self._config = make, make.config
         # Counted here and not in the workers, which each see only their own batches.
-        self._ledger = SkipLedger(max_share=config.max_skip_share, num_samples=len(indices), root=config.shards)
+        self._ledger = SkipLedger(
+            max_share=make.config.max_skip_share, num_samples=len(self.indices), root=make.config.shards
+        )
 
     @property
     def samples_per_epoch(self) -> int:
@@ -321,4 +298,18 @@ def build_loader(
             config.micro_batch_size,
             world_size,
         )
-    return ShardLoader(config, opened, spec=spec, seed=seed, rank=rank, world_size=world_size, cache=teacher_cache)
+    reader, indices = opened.reader, opened.indices
+    shards = reader.manifest.sample_shard[indices]
+    order = SampleOrder(indices, shards, seed, config.shards_per_group, opened.stretches)
+    make = _TrainingBatches(
+        reader=reader,
+        order=order,
+        ahead=_ahead(order, config.micro_batch_size) if reader.remote_shards else 0,
+        config=config,
+        spec=spec,
+        rank=rank,
+        world_size=world_size,
+        cache=teacher_cache,
+        partners=partners_for(reader, indices, spec),
+    )
+    return ShardLoader(make)
