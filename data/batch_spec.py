@@ -108,7 +108,7 @@ class BatchSpec:
         second_images: the same images augmented once more, in `Batch.second`.
         second_cloud: a second cloud in `Batch.second`; None: none.
         ground: `Batch.ground`; None: not computed.
-        clusters: `Batch.cluster`; None: not computed. Ground points are left out where `ground` is asked for.
+        clusters: `Batch.clusters`; None: not computed. Ground points are left out where `ground` is asked for.
     """
 
     images: bool = True

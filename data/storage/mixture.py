@@ -174,7 +174,6 @@ def _joined(manifests: Sequence[Manifest]) -> Manifest:
     return Manifest(
         root=" + ".join(manifest.root for manifest in manifests),
         set_name="+".join(manifest.set_name for manifest in manifests),
-        class_names=(),
         camera_names=tuple(dict.fromkeys(name for manifest in manifests for name in manifest.camera_names)),
         shards=tuple(
             dataclasses.replace(shard, file=f"{name}/{shard.file}")
@@ -184,7 +183,6 @@ def _joined(manifests: Sequence[Manifest]) -> Manifest:
         logs=tuple(f"{name}/{log}" for name, m in zip(names, manifests, strict=True) for log in m.logs),
         splits=tuple(split for manifest in manifests for split in manifest.splits),
         notes=tuple(note for manifest in manifests for note in manifest.notes),
-        skipped={},
         keys=np.concatenate([manifest.keys for manifest in manifests]),
         **columns,
     )
