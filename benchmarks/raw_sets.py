@@ -32,6 +32,7 @@ from tests.helpers.layouts.waymo import WaymoOptions
 from tests.helpers.layouts.waymo_full import write_full_size
 from tests.helpers.street_logs import street_log
 
+_LABELLING = ("once", "pandaset.converter", "argoverse2")
 _STAGES = {
     "read": (
         *(f"data.convert.{name}.read_bytes" for name in ("files", "feather", "pandaset.pandas_pickle")),
@@ -44,7 +45,7 @@ _STAGES = {
     "undistort": ("data.convert.once._Reader._undistorted",),
     "pickles": ("data.convert.pandaset.converter.read_table",),
     "feather": ("data.convert.argoverse2.read_feather",),
-    "boxes to labels": tuple(f"data.convert.{name}.labels_from_boxes" for name in ("once", "pandaset", "argoverse2")),
+    "boxes to labels": tuple(f"data.convert.{name}.labels_from_boxes" for name in _LABELLING),
 }
 """Stage -> functions, see `converted`."""
 _REPEATS = 3
