@@ -12,6 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+# Members are read-only properties, not plain attributes: the classes that satisfy them are frozen dataclasses.
+BatchT = TypeVar("BatchT", bound="BatchLike")
+BatchT_co = TypeVar("BatchT_co", bound="BatchLike", covariant=True)
+
 
 @runtime_checkable
 class BatchLike(Protocol):
@@ -20,21 +24,17 @@ class BatchLike(Protocol):
     @property
     def keys(self) -> tuple[str, ...]:
         """Names of the samples, for messages."""
-        ...
 
     @property
     def num_samples(self) -> int:
         """Samples in the batch."""
-        ...
 
     @property
     def num_points(self) -> int:
         """Points of all samples together."""
-        ...
 
-    def to(self, device: torch.device | str) -> BatchLike:
+    def to(self: BatchT, device: torch.device | str) -> BatchT:
         """The same batch on another device."""
-        ...
 
 
 @runtime_checkable
@@ -44,34 +44,22 @@ class PointBatch(BatchLike, Protocol):
     @property
     def point_sample(self) -> Int[Tensor, " N"]:
         """Sample of each point."""
-        ...
 
     @property
     def point_voxel(self) -> Int[Tensor, " N"]:
         """Voxel of each point."""
-        ...
 
     @property
     def voxel_coords(self) -> Int[Tensor, "M 4"]:
         """(sample, x, y, z) cell of each voxel."""
-        ...
 
     @property
     def voxel_features(self) -> Float[Tensor, "M F"]:
         """Network input of each voxel."""
-        ...
 
     @property
     def labels(self) -> Int[Tensor, " N"] | None:
         """Semantic class of each point."""
-        ...
-
-    def to(self, device: torch.device | str) -> PointBatch:
-        """The same batch on another device."""
-        ...
-
-
-BatchT_co = TypeVar("BatchT_co", bound=BatchLike, covariant=True)
 
 
 @runtime_checkable
@@ -83,19 +71,15 @@ class BatchSource(Protocol[BatchT_co]):
     @property
     def samples_per_epoch(self) -> int:
         """Samples of all ranks in one epoch."""
-        ...
 
     def batches(self, start: int) -> Iterator[BatchT_co]:
         """Micro-batches number `start`, `start` + 1, ... of this rank."""
-        ...
 
     def state(self, position: int) -> dict[str, int | str]:
         """What a checkpoint must hold to continue at `position` (a handful of integers and a fingerprint)."""
-        ...
 
     def check_state(self, state: Mapping[str, int | str]) -> None:
         """Refuse (ValueError naming the field) a state that this source cannot continue."""
-        ...
 
 
 @runtime_checkable
@@ -104,7 +88,6 @@ class HasParamGroups(Protocol):
 
     def param_groups(self) -> list[dict[str, object]]:
         """Groups as torch optimizers take them; `lr_scale` multiplies the run's rate."""
-        ...
 
 
 @runtime_checkable
@@ -114,15 +97,9 @@ class HasLayers(Protocol):
     @property
     def num_layers(self) -> int:
         """Layers, the stem included."""
-        ...
 
     def layer_of(self, name: str) -> int:
-        """Layer of a parameter, 0 for those next to the input.
-
-        Args:
-            name: of the parameter in this network.
-        """
-        ...
+        """Layer of the parameter with this name in the network, 0 for those next to the input."""
 
 
 @runtime_checkable
@@ -135,7 +112,6 @@ class FollowsUpdates(Protocol):
         Args:
             progress: updates done as a share of the whole run, above 0 to 1.
         """
-        ...
 
 
 @runtime_checkable
@@ -148,19 +124,6 @@ class ChecksEngine(Protocol):
         Raises:
             ValueError: names the setting, why it does not work and what does.
         """
-        ...
-
-
-class Backbone(Protocol):
-    """A 3D network: features of each voxel."""
-
-    num_features: int
-
-    def __call__(
-        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
-    ) -> Float[Tensor, "M C"]:
-        """Features of each voxel, in the order of the input rows."""
-        ...
 
 
 @runtime_checkable
@@ -170,7 +133,6 @@ class CountsSkips(Protocol):
     @property
     def counters(self) -> Mapping[str, int]:
         """Different samples that this process left out, by reason."""
-        ...
 
 
 @runtime_checkable
@@ -180,12 +142,10 @@ class CamerasLike(Protocol):
     @property
     def K(self) -> Float[Tensor, "I 3 3"]:  # noqa: N802
         """Intrinsics of each image."""
-        ...
 
     @property
     def T_cam_points(self) -> Float[Tensor, "I 4 4"]:  # noqa: N802
         """True pose of each camera."""
-        ...
 
 
 @runtime_checkable
@@ -195,16 +155,10 @@ class CalibratedBatch(BatchLike, Protocol):
     @property
     def images(self) -> Shaped[Tensor, "I 3 H W"] | None:
         """RGB."""
-        ...
 
     @property
     def cameras(self) -> CamerasLike | None:
         """Calibration of the images."""
-        ...
-
-    def to(self, device: torch.device | str) -> CalibratedBatch:
-        """The same batch on another device."""
-        ...
 
 
 @runtime_checkable
@@ -214,37 +168,30 @@ class PoseEstimateLike(Protocol):
     @property
     def T_cam_points(self) -> Float[Tensor, "I 4 4"]:  # noqa: N802
         """Frame of the points to each camera."""
-        ...
 
     @property
     def valid(self) -> Bool[Tensor, " I"]:
         """Whether a pose was found."""
-        ...
 
     @property
     def match_image(self) -> Int[Tensor, " Q"]:
         """Image of each point that was looked at."""
-        ...
 
     @property
     def match_points(self) -> Float[Tensor, "Q 3"]:
         """The points, metres."""
-        ...
 
     @property
     def match_soft_uv(self) -> Float[Tensor, "Q 2"]:
         """Pixel found for each, as a weighted mean."""
-        ...
 
     @property
     def match_hard_uv(self) -> Float[Tensor, "Q 2"]:
         """Pixel of the best cell alone."""
-        ...
 
     @property
     def match_kept(self) -> Bool[Tensor, " Q"]:
         """Whether the point is taken for one that the image shows."""
-        ...
 
 
 @runtime_checkable
@@ -253,4 +200,3 @@ class EstimatesPose(Protocol):
 
     def estimate_pose(self, batch: Any) -> PoseEstimateLike:
         """The pose of each camera, without looking at the true one."""
-        ...

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -52,25 +52,29 @@ class SegmentationTask:
 Truth = Literal["labels", "depth", "pose"]
 """Ground truth that a protocol reads: classes (of points or pixels), depth of pixels, or poses of cameras."""
 
-BatchT_co = TypeVar("BatchT_co", covariant=True)
+
+@dataclass(frozen=True)
+class Samples:
+    """What a reader is asked for: samples by index, in this order.
+
+    Attributes:
+        truth: ground truth to read with them.
+        batch_size: samples in a batch, at most.
+        augment, seed, epoch: augmentations are a function of (seed, epoch, sample).
+    """
+
+    indices: Sequence[int]
+    _: KW_ONLY
+    truth: Truth | None
+    batch_size: int = 1
+    augment: bool = False
+    seed: int = 0
+    epoch: int = 0
 
 
-@runtime_checkable
-class Reader(Protocol[BatchT_co]):
-    """Reads samples by index, in the given order."""
-
-    def __call__(
-        self,
-        indices: Sequence[int],
-        *,
-        truth: Truth | None,
-        batch_size: int,
-        augment: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-    ) -> Iterable[BatchT_co]:
-        """Batches of at most `batch_size` samples; augmentations are a function of (seed, epoch, sample)."""
-        ...
+BatchT = TypeVar("BatchT")
+Reader = Callable[[Samples], Iterable[BatchT]]
+"""Reads samples in batches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,18 +107,9 @@ class Splits:
 def hold_out(
     indices: Int[np.ndarray, " n"], logs_of: Int[np.ndarray, " n"], share: float
 ) -> tuple[Int[np.ndarray, " a"], Int[np.ndarray, " b"]]:
-    """Cut sweeps into a part to fit on and a part to tune or choose on.
+    """Cut sweeps, in log and time order, into a part to fit on and a part to tune or choose on, neither of them empty.
 
-    Whole logs are held out, because neighbouring sweeps show the same street: every k-th log, k = 1 / share. A split
-    with a single log gives its last sweeps.
-
-    Args:
-        indices: sweeps, in log and time order.
-        logs_of: log of each.
-        share: share of the logs to hold out, above 0 and at most 0.5.
-
-    Returns:
-        Indices to fit on; indices held out. Both are non-empty.
+    Every k-th log is held out, k = 1 / share with a share above 0 and at most 0.5.
 
     Raises:
         ValueError: fewer than two sweeps, or a share out of range.
@@ -123,8 +118,8 @@ def hold_out(
         raise ValueError(f"validation share = {share}: expected above 0 and at most 0.5")
     if len(indices) < 2:
         raise ValueError(f"{len(indices)} sweeps, expected at least 2: one to fit on and one to hold out")
-    logs = np.unique(logs_of)
-    if len(logs) == 1:
+    logs = np.unique(logs_of)  # whole logs are held out, because neighbouring sweeps show the same street
+    if len(logs) == 1:  # then the last sweeps, the farthest from the first
         num = max(1, round(share * len(indices)))
         return indices[:-num], indices[-num:]
     every = max(2, round(1.0 / share))
@@ -186,24 +181,24 @@ def point_labels(batch: PointBatch) -> Int[Tensor, " N"]:
     return batch.labels
 
 
+def run_backbone(backbone: nn.Module, batch: PointBatch) -> Tensor:
+    """Features [M, C] of each voxel of a batch that lies on the backbone's device."""
+    features: Tensor = backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples)
+    return features
+
+
 def calibrate_batch_norm(
     backbone: nn.Module,
     batches: Iterable[BatchLike],
     device: torch.device | str,
     *,
-    run: Callable[[nn.Module, Any], object] | None = None,
+    run: Callable[[nn.Module, Any], object] = run_backbone,
 ) -> int:
     """Estimate all BatchNorm statistics again: the plain average over the given sweeps, without labels or gradients.
 
     A freshly initialised network has statistics (0, 1) that fit nothing, and in evaluation mode its features explode
     or vanish with depth; a pre-trained one carries those of augmented training batches. Doing the same to both keeps
-    the comparison about weights.
-
-    Args:
-        backbone: any network.
-        batches: what it is run on.
-        device: where it lies.
-        run: how it is run on a batch of that device; None: `run_backbone`.
+    the comparison about weights. `run` runs the network on a batch of its device.
 
     Returns:
         Number of layers calibrated (0: the network has no BatchNorm, nothing was run).
@@ -213,7 +208,6 @@ def calibrate_batch_norm(
     if not layers:
         return 0
     momenta = [layer.momentum for layer in layers]
-    runner: Callable[[nn.Module, Any], object] = run or run_backbone
     was_training = backbone.training
     backbone.eval()
     for layer in layers:
@@ -222,17 +216,11 @@ def calibrate_batch_norm(
         layer.train()
     with torch.no_grad():
         for batch in batches:
-            runner(backbone, batch.to(device))
+            run(backbone, batch.to(device))
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
     backbone.train(was_training)
     return len(layers)
-
-
-def run_backbone(backbone: nn.Module, batch: PointBatch) -> Tensor:
-    """Features [M, C] of each voxel of a batch that lies on the backbone's device."""
-    features: Tensor = backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples)
-    return features
 
 
 def feature_width(backbone: nn.Module) -> int:
@@ -324,4 +312,5 @@ class ProgressMeter:
         """`units` more are done; `text` says what at."""
         self.done += units
         if self.report is not None:
+            # An estimate may be too small, and a bar beyond its end looks broken.
             self.report(min(self.done / self.total, 1.0), text)

@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
-from common.ranges import at_least, positive
-from engine.downstream.common import ProgressMeter, Reader, Truth, Tuned, UnsuitableError, check_rates, check_seeds
+from common.ranges import positive
+from engine.downstream.common import ProgressMeter, Reader, Samples, Truth, Tuned, UnsuitableError
 from engine.downstream.confusion import LabelError
-from engine.downstream.fit import train_updates, training_stream
+from engine.downstream.fit import TrainingConfig, train_updates, training_stream
 from engine.downstream.metrics import METRICS
 from engine.downstream.runner import Initialisation, Job, Parts, train_on_draws
 from engine.interfaces import BatchLike
@@ -35,21 +35,14 @@ class ImageBatch(BatchLike, Protocol):
     @property
     def images(self) -> UInt8[Tensor, "I 3 H W"] | None:
         """RGB."""
-        ...
 
     @property
     def image_depth_m(self) -> Float[Tensor, "I H W"] | None:
         """Depth along the optical axis, 0 where unknown."""
-        ...
 
     @property
     def image_labels(self) -> UInt8[Tensor, "I H W"] | None:
         """Class of each pixel, or the ignore label."""
-        ...
-
-    def to(self, device: torch.device | str) -> ImageBatch:
-        """The same batch on another device."""
-        ...
 
 
 @runtime_checkable
@@ -58,11 +51,9 @@ class Measure(Protocol):
 
     def update(self, output: Float[Tensor, "I C H W"], batch: ImageBatch) -> None:
         """Take in a batch."""
-        ...
 
     def metrics(self) -> dict[str, float]:
         """Values by the names of `engine.downstream.metrics.METRICS`."""
-        ...
 
 
 MeasureT_co = TypeVar("MeasureT_co", bound=Measure, covariant=True)
@@ -76,27 +67,22 @@ class DenseTask(Protocol[MeasureT_co]):
     @property
     def truth(self) -> Truth:
         """Ground truth that it needs."""
-        ...
 
     @property
     def num_outputs(self) -> int:
         """Channels that the decoder has."""
-        ...
 
     @property
     def metric(self) -> str:
         """The main metric."""
-        ...
 
     def loss(
         self, output: Float[Tensor, "I C H W"], batch: ImageBatch, generator: torch.Generator
     ) -> Float[Tensor, ""]:
         """To be minimised."""
-        ...
 
     def measure(self) -> MeasureT_co:
         """An empty measurement."""
-        ...
 
 
 DecoderMaker = Callable[[Sequence[int], int, int], nn.Module]
@@ -105,40 +91,25 @@ DecoderMaker = Callable[[Sequence[int], int, int], nn.Module]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseTrainingConfig:
-    """Recipe of training a decoder, with or without the encoder.
+class DenseTrainingConfig(TrainingConfig):
+    """Recipe of training a decoder, with or without the encoder (with the fields of `TrainingConfig`).
 
     Attributes:
-        lrs: AdamW learning rates of the encoder to try, for each initialisation separately.
         decoder_lr_scale: the new decoder's rate = this x the encoder's: it starts from nothing. Also where the encoder
             is frozen.
-        weight_decay: of AdamW, relative to the learning rate.
-        steps: updates; linear warm-up over the first tenth, then a half cosine to 0.
-        batch_size: samples an update, each with all of its images.
-        augment: mirror (...) the training images, as the reader's settings say.
-        clip_norm: largest gradient norm.
         width: channels of the decoder's finest step.
-        seeds: one run each: draw of labelled samples, decoder, order, augmentations; a random network is drawn again,
-            too.
-        tune_seeds: draws that learning rates are compared on (shared by all initialisations; the mean decides).
     """
 
     lrs: tuple[float, ...] = (0.0001, 0.0004, 0.0016)
-    decoder_lr_scale: float = 5.0
-    weight_decay: float = 0.01
     steps: int = 200
     batch_size: int = 2
-    augment: bool = True
-    clip_norm: float = 10.0
-    width: int = 32
     seeds: tuple[int, ...] = (0,)
-    tune_seeds: tuple[int, ...] = (1000,)
+    decoder_lr_scale: float = 5.0
+    width: int = 32
 
     def __post_init__(self) -> None:
-        check_rates(self, "lrs")
-        check_seeds(self, "seeds", "tune_seeds")
-        positive(self, "decoder_lr_scale", "steps", "batch_size", "clip_norm", "width")
-        at_least(self, weight_decay=0)
+        super().__post_init__()
+        positive(self, "decoder_lr_scale", "width")
 
 
 class DenseNetwork(nn.Module):
@@ -153,7 +124,7 @@ class DenseNetwork(nn.Module):
     def train(self, mode: bool = True) -> DenseNetwork:
         """A frozen encoder keeps its BatchNorm statistics."""
         super().train(mode)
-        if self.frozen:
+        if self.frozen:  # BatchNorm uses its running statistics and leaves them as they are
             self.encoder.eval()
         return self
 
@@ -206,7 +177,7 @@ def build_dense(
     levels = getattr(encoder, "level_features", None)
     if levels is None:
         raise UnsuitableError(f"{type(encoder).__name__} has no attribute level_features: it is no image network")
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]):  # decoders take no generator, they draw from torch's own
         torch.manual_seed(seed)
         decoder = make(levels, task.num_outputs, config.width)
     return DenseNetwork(copy.deepcopy(encoder), decoder, frozen=frozen)
@@ -214,7 +185,7 @@ def build_dense(
 
 def train_dense(
     network: DenseNetwork,
-    images: Reader[ImageBatch],
+    read: Reader[ImageBatch],
     indices: Int[np.ndarray, " n"],
     task: DenseTask[Measure],
     config: DenseTrainingConfig,
@@ -222,23 +193,20 @@ def train_dense(
     lr: float,
     seed: int,
     device: torch.device | str = "cpu",
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[int], None] = lambda count: None,
 ) -> DenseNetwork:
-    """Train in place on labelled samples.
+    """Train a network of `build_dense` in place on labelled samples.
 
     Args:
-        network: as `build_dense` makes it.
-        images: reader.
+        network: left in evaluation mode.
+        read: reader.
         indices: the labelled samples.
         task: what is learnt.
         config: recipe.
         lr: the encoder's learning rate.
         seed: of the order, the augmentations and the loss's choice of pixels.
         device: where to train.
-        on_step: told the number of samples after each update.
-
-    Returns:
-        The network, in evaluation mode.
+        on_step: called with the number of samples after each update.
 
     Raises:
         DivergenceError: the loss is not finite.
@@ -249,17 +217,13 @@ def train_dense(
         {"params": [p for p in network.encoder.parameters() if p.requires_grad], "lr": lr},
         {"params": list(network.decoder.parameters()), "lr": lr * config.decoder_lr_scale},
     ]
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=config.weight_decay)
     generator = torch.Generator().manual_seed(seed)
     train_updates(
         network,
-        optimizer,
-        training_stream(
-            images, indices, truth=task.truth, batch_size=config.batch_size, augment=config.augment, seed=seed
-        ),
+        torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=config.weight_decay),
+        training_stream(read, indices, config, truth=task.truth, seed=seed),
         lambda batch: task.loss(network(images_of(batch)), batch, generator),
-        steps=config.steps,
-        clip_norm=config.clip_norm,
+        config,
         what=f"{task.metric} at learning rate {lr:g}",
         device=device,
         on_step=on_step,
@@ -273,7 +237,7 @@ def score_dense(
     task: DenseTask[MeasureT],
     *,
     device: torch.device | str = "cpu",
-    on_samples: Callable[[int], None] | None = None,
+    on_samples: Callable[[int], None] = lambda count: None,
 ) -> MeasureT:
     """The measurement of one pass.
 
@@ -286,14 +250,13 @@ def score_dense(
         on_device = batch.to(device)
         with torch.inference_mode():
             measure.update(network(images_of(on_device)).float(), on_device)
-        if on_samples is not None:
-            on_samples(batch.num_samples)
+        on_samples(batch.num_samples)
     return measure
 
 
-def per_seed(found: Sequence[Mapping[str, float]]) -> dict[str, tuple[float | None, ...]]:
+def per_seed(runs: Sequence[Mapping[str, float]]) -> dict[str, tuple[float | None, ...]]:
     """Metrics of several runs as a record holds them; None where a number is not defined."""
-    return {name: tuple(run[name] if math.isfinite(run[name]) else None for run in found) for name in found[0]}
+    return {name: tuple(run[name] if math.isfinite(run[name]) else None for run in runs) for name in runs[0]}
 
 
 # ---- the part that all protocols of image networks have in common
@@ -345,7 +308,7 @@ def measure_dense(
         )
 
     def score(network: DenseNetwork, samples: Int[np.ndarray, " m"], on_samples: Callable[[int], None]) -> MeasureT:
-        batches = parts.read(samples.tolist(), truth=task.truth, batch_size=1)
+        batches = parts.read(Samples(samples.tolist(), truth=task.truth))
         return score_dense(network, batches, task, device=job.device, on_samples=on_samples)
 
     keep = parts.keep

@@ -67,21 +67,12 @@ def extract_bank(
     voxels_per_sweep: int | None,
     seed: int,
     device: torch.device | str = "cpu",
-    on_sweeps: Callable[[int], None] | None = None,
+    on_sweeps: Callable[[int], None] = lambda count: None,
 ) -> FeatureBank:
     """Run a frozen network (evaluation mode) over sweeps and keep labelled voxels.
 
-    Which voxels are kept depends on the seed and the position of the sweep alone: networks with the same voxels get
-    the same rows.
-
-    Args:
-        backbone: network on `device`.
-        batches: labelled sweeps.
-        task: classes.
-        voxels_per_sweep: random labelled voxels to keep of each sweep; None keeps all.
-        seed: of that choice.
-        device: where the network is.
-        on_sweeps: told how many sweeps are done after each batch.
+    Which voxels (`voxels_per_sweep` random ones, or all for None) depends on the seed and the position of the sweep
+    alone: networks with the same voxels get the same rows.
 
     Raises:
         LabelError: unlabelled sweeps, or not one labelled voxel in all of them.
@@ -99,8 +90,7 @@ def extract_bank(
         features.append(values[chosen.to(device)].half().cpu())
         labels.append(target[chosen])
         done += batch.num_samples
-        if on_sweeps is not None:
-            on_sweeps(batch.num_samples)
+        on_sweeps(batch.num_samples)
     bank = FeatureBank(torch.cat(features), torch.cat(labels))
     if len(bank.labels) == 0:
         raise LabelError(
@@ -134,17 +124,9 @@ def score(
     task: SegmentationTask,
     *,
     device: torch.device | str = "cpu",
-    on_sweeps: Callable[[int], None] | None = None,
+    on_sweeps: Callable[[int], None] = lambda count: None,
 ) -> dict[KeyT, ConfusionMatrix]:
     """Measure predictors at full resolution in one pass: every labelled point gets its voxel's prediction.
-
-    Args:
-        backbone: network on `device`; put into evaluation mode.
-        batches: labelled sweeps of the test (or validation) part.
-        predictors: by any key; each sees all voxels' features.
-        task: classes.
-        device: where the network is.
-        on_sweeps: told how many sweeps are done after each batch.
 
     Raises:
         LabelError: unlabelled sweeps, or labels that are no class of the task.
@@ -158,6 +140,5 @@ def score(
             features = run_backbone(backbone, on_device).float()
             for name, predict in predictors.items():
                 matrices[name].update(predict(features).cpu()[batch.point_voxel.cpu()], labels.cpu())
-        if on_sweeps is not None:
-            on_sweeps(batch.num_samples)
+        on_sweeps(batch.num_samples)
     return matrices

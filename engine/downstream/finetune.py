@@ -19,20 +19,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.ranges import at_least, at_most, positive
+from common.ranges import at_most, positive
 from engine.downstream.common import (
     ProgressMeter,
     Reader,
+    Samples,
     SegmentationTask,
-    check_rates,
-    check_seeds,
     feature_width,
     run_backbone,
     voxel_labels,
 )
 from engine.downstream.confusion import ConfusionMatrix, LabelError
 from engine.downstream.features import SweepParts, score
-from engine.downstream.fit import train_updates, training_stream
+from engine.downstream.fit import TrainingConfig, train_updates, training_stream
 from engine.downstream.losses import SegmentationLossConfig, class_weights, segmentation_loss
 from engine.downstream.runner import Initialisation, Job, Measured, segmentation_measured, train_on_draws
 from engine.interfaces import PointBatch
@@ -40,41 +39,27 @@ from engine.tower_optim import layer_scales
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig:
-    """Settings of fine-tuning.
+class FinetuneConfig(TrainingConfig):
+    """Settings of fine-tuning (with the fields of `TrainingConfig`).
 
     Attributes:
-        lrs: AdamW learning rates of the backbone to try, for each initialisation separately.
         head_lr_scale: the new head's rate = this x the backbone's: it starts from nothing.
         layer_decay: a layer of the backbone has the backbone's rate x this to the power of the layers above it; 1: all
             alike. The backbone must number its layers (`engine.interfaces.HasLayers`).
-        weight_decay: of AdamW, relative to the learning rate.
-        steps: updates; linear warm-up over the first tenth, then a half cosine to 0.
-        batch_size: sweeps an update (at most as many as are labelled).
-        augment: rotate, flip (...) the labelled sweeps, as the reader's settings say.
-        clip_norm: largest gradient norm.
-        seeds: one run each: draw of labelled frames, head, order, augmentations; a random network is drawn again, too.
-        tune_seeds: draws that learning rates are compared on (shared by all initialisations; the mean decides).
     """
 
     lrs: tuple[float, ...] = (0.0005, 0.002, 0.008)
-    head_lr_scale: float = 5.0
-    layer_decay: float = 1.0
-    weight_decay: float = 0.01
     steps: int = 80
     batch_size: int = 1
-    augment: bool = True
-    clip_norm: float = 10.0
     seeds: tuple[int, ...] = (0, 1, 2)
-    tune_seeds: tuple[int, ...] = (1000,)
+    head_lr_scale: float = 5.0
+    layer_decay: float = 1.0
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
 
     def __post_init__(self) -> None:
-        check_rates(self, "lrs")
-        check_seeds(self, "seeds", "tune_seeds")
-        positive(self, "head_lr_scale", "steps", "batch_size", "clip_norm", "layer_decay")
+        super().__post_init__()
+        positive(self, "head_lr_scale", "layer_decay")
         at_most(self, layer_decay=1)
-        at_least(self, weight_decay=0)
 
 
 class SegmentationNetwork(nn.Module):
@@ -101,7 +86,7 @@ class SegmentationNetwork(nn.Module):
 
 def finetune(
     backbone: nn.Module,
-    sweeps: Reader[PointBatch],
+    read: Reader[PointBatch],
     indices: Int[np.ndarray, " n"],
     task: SegmentationTask,
     config: FinetuneConfig,
@@ -109,20 +94,20 @@ def finetune(
     lr: float,
     seed: int,
     device: torch.device | str = "cpu",
-    on_step: Callable[[int], None] | None = None,
+    on_step: Callable[[int], None] = lambda count: None,
 ) -> SegmentationNetwork:
     """Train a copy of the backbone and a new head on labelled sweeps.
 
     Args:
         backbone: starting point; is not changed.
-        sweeps: reader.
+        read: reader.
         indices: the labelled sweeps.
         task: classes.
         config: recipe.
         lr: the backbone's learning rate.
         seed: of the head's first weights, the order and the augmentations.
         device: where to train.
-        on_step: told the number of sweeps after each update.
+        on_step: called with the number of sweeps after each update.
 
     Returns:
         The trained network, in evaluation mode.
@@ -133,10 +118,9 @@ def finetune(
     """
     generator = torch.Generator().manual_seed(seed)
     network = SegmentationNetwork(copy.deepcopy(backbone), task.num_classes, generator).to(device).train()
-    for parameter in network.parameters():
+    for parameter in network.parameters():  # whatever pre-training had frozen
         parameter.requires_grad_(True)
-    weights = _balance(sweeps, indices, task, config, device)
-    optimizer = torch.optim.AdamW(rate_groups(network, config, lr), weight_decay=config.weight_decay)
+    weights = _balance(read, indices, task, config, device)
 
     def loss_of(batch: PointBatch) -> Float[Tensor, ""]:
         labels = voxel_labels(batch, task)
@@ -144,13 +128,10 @@ def finetune(
 
     train_updates(
         network,
-        optimizer,
-        training_stream(
-            sweeps, indices, truth="labels", batch_size=config.batch_size, augment=config.augment, seed=seed
-        ),
+        torch.optim.AdamW(rate_groups(network, config, lr), weight_decay=config.weight_decay),
+        training_stream(read, indices, config, truth="labels", seed=seed),
         loss_of,
-        steps=config.steps,
-        clip_norm=config.clip_norm,
+        config,
         what=f"fine-tuning at learning rate {lr:g}",
         device=device,
         on_step=on_step,
@@ -159,12 +140,7 @@ def finetune(
 
 
 def rate_groups(network: SegmentationNetwork, config: FinetuneConfig, lr: float) -> list[dict[str, Any]]:
-    """Parameters with their learning rates: the backbone's, layer by layer where they differ, then the head's.
-
-    Args:
-        network: what is trained.
-        config: recipe.
-        lr: of the backbone's last layer.
+    """Parameters with their learning rates: the backbone's, `lr` in its last layer, then the head's.
 
     Raises:
         ValueError: layer decay for a backbone that does not number its layers.
@@ -175,12 +151,12 @@ def rate_groups(network: SegmentationNetwork, config: FinetuneConfig, lr: float)
     for name, parameter in network.named_parameters():
         if name.startswith("backbone."):
             by_scale.setdefault(scale(name), []).append(parameter)
-    groups: list[dict[str, Any]] = [{"params": found, "lr": lr * factor} for factor, found in by_scale.items()]
+    groups: list[dict[str, Any]] = [{"params": layer, "lr": lr * factor} for factor, layer in by_scale.items()]
     return [*groups, {"params": list(network.head.parameters()), "lr": lr * config.head_lr_scale}]
 
 
 def _balance(
-    sweeps: Reader[PointBatch],
+    read: Reader[PointBatch],
     indices: Int[np.ndarray, " n"],
     task: SegmentationTask,
     config: FinetuneConfig,
@@ -190,7 +166,7 @@ def _balance(
     if config.loss.class_balance == 0.0:
         return None
     counts = torch.zeros(task.num_classes, dtype=torch.int64)
-    for batch in sweeps(indices.tolist(), truth="labels", batch_size=1):
+    for batch in read(Samples(indices.tolist(), truth="labels")):
         labels = voxel_labels(batch, task)
         counts += torch.bincount(labels[labels != task.ignore_label].cpu(), minlength=task.num_classes)
     if not bool(counts.any()):
@@ -211,7 +187,7 @@ def measure_finetune(
     def confusion(
         network: SegmentationNetwork, samples: Int[np.ndarray, " m"], on_sweeps: Callable[[int], None]
     ) -> ConfusionMatrix:
-        batches = read(samples.tolist(), truth="labels", batch_size=1)
+        batches = read(Samples(samples.tolist(), truth="labels"))
         predictors = {"head": network.predict}
         return score(network.backbone, batches, predictors, task, device=job.device, on_sweeps=on_sweeps)["head"]
 

@@ -1,22 +1,53 @@
-"""The updates of a downstream training run, whatever is trained: warm-up and cosine, clipping, a stop at divergence."""
+"""Training on drawn samples, whatever is trained: the recipe, warm-up and cosine, clipping, a stop at divergence."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from engine.downstream.common import Reader, Truth
+from common.ranges import at_least, positive
+from engine.downstream.common import Reader, Samples, Truth, check_rates, check_seeds
 from engine.errors import DivergenceError
-from engine.interfaces import BatchLike
+from engine.interfaces import BatchT
 
-BatchT = TypeVar("BatchT", bound=BatchLike)
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What the recipes of all protocols that train on drawn samples have in common.
+
+    Attributes:
+        lrs: AdamW learning rates of the evaluated network to try, for each initialisation separately.
+        weight_decay: of AdamW, relative to the learning rate.
+        steps: updates; linear warm-up over the first tenth, then a half cosine to 0.
+        batch_size: samples an update (at most as many as are labelled), each with all of its images.
+        augment: mirror, rotate (...) the training samples, as the reader's settings say.
+        clip_norm: largest gradient norm.
+        seeds: one run each: draw of labelled samples, new layers, order, augmentations; a random network is drawn
+            again, too.
+        tune_seeds: draws that learning rates are compared on (shared by all initialisations; the mean decides).
+    """
+
+    lrs: tuple[float, ...]
+    weight_decay: float = 0.01
+    steps: int
+    batch_size: int
+    augment: bool = True
+    clip_norm: float = 10.0
+    seeds: tuple[int, ...]
+    tune_seeds: tuple[int, ...] = (1000,)
+
+    def __post_init__(self) -> None:
+        check_rates(self, "lrs")
+        check_seeds(self, "seeds", "tune_seeds")
+        positive(self, "steps", "batch_size", "clip_norm")
+        at_least(self, weight_decay=0)
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -28,12 +59,14 @@ def learning_rate_factor(step: int, steps: int) -> float:
 
 
 def training_stream(
-    read: Reader[BatchT], indices: Int[np.ndarray, " n"], *, truth: Truth, batch_size: int, augment: bool, seed: int
+    read: Reader[BatchT], indices: Int[np.ndarray, " n"], config: TrainingConfig, *, truth: Truth, seed: int
 ) -> Iterator[BatchT]:
     """Endless batches: each labelled sample once an epoch, in an order that depends on (seed, epoch) alone."""
     for epoch in itertools.count():
         order = np.random.default_rng([seed, epoch]).permutation(indices).tolist()
-        yield from read(order, truth=truth, batch_size=batch_size, augment=augment, seed=seed, epoch=epoch)
+        yield from read(
+            Samples(order, truth=truth, batch_size=config.batch_size, augment=config.augment, seed=seed, epoch=epoch)
+        )
 
 
 def train_updates(
@@ -41,12 +74,11 @@ def train_updates(
     optimizer: torch.optim.Optimizer,
     stream: Iterator[BatchT],
     loss_of: Callable[[BatchT], Float[Tensor, ""]],
+    config: TrainingConfig,
     *,
-    steps: int,
-    clip_norm: float,
     what: str,
     device: torch.device | str,
-    on_step: Callable[[int], None] | None,
+    on_step: Callable[[int], None],
 ) -> None:
     """Train in place.
 
@@ -55,18 +87,18 @@ def train_updates(
         optimizer: its rates are the peaks.
         stream: endless batches.
         loss_of: loss of a batch on the device.
-        steps: updates.
-        clip_norm: largest norm of the gradient.
+        config: number of updates and limit of the gradient.
         what: task and rate, for messages.
         device: where batches go.
-        on_step: told the number of samples after each update.
+        on_step: called with the number of samples after each update.
 
     Raises:
         DivergenceError: the loss is not finite.
     """
+    steps = config.steps
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
     for step in range(steps):
-        batch: Any = next(stream).to(device)
+        batch = next(stream).to(device)
         loss = loss_of(batch)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -75,8 +107,7 @@ def train_updates(
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+        nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
         optimizer.step()
         schedule.step()
-        if on_step is not None:
-            on_step(batch.num_samples)
+        on_step(batch.num_samples)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Int
 from torch import nn
 
-from engine.downstream.common import ProgressMeter, Tuned
+from engine.downstream.common import ProgressMeter, Samples, Tuned
 from engine.downstream.confusion import ConfusionMatrix
 from engine.downstream.features import FeatureBank, Predictor, SweepParts, extract_bank, score
 from engine.downstream.knn import KnnClassifier
@@ -40,7 +40,7 @@ def measure_frozen(
                 predictors["knn", seed] = classifier.predict
         matrices |= score(
             backbone,
-            job.parts.read(job.splits.test.tolist(), truth="labels", batch_size=1),
+            job.parts.read(Samples(job.splits.test.tolist(), truth="labels")),
             predictors,
             job.task(),
             device=job.device,
@@ -86,7 +86,7 @@ def _bank(
 ) -> FeatureBank:
     return extract_bank(
         backbone,
-        job.parts.read(part.tolist(), truth="labels", batch_size=1),
+        job.parts.read(Samples(part.tolist(), truth="labels")),
         job.task(),
         voxels_per_sweep=job.config.voxels_per_sweep,
         seed=number,

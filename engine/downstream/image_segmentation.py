@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from common.ranges import RangeError, at_least
-from engine.downstream.common import ProgressMeter, SegmentationTask, Truth, Tuned
+from engine.downstream.common import ProgressMeter, Samples, SegmentationTask, Truth, Tuned
 from engine.downstream.confusion import ConfusionMatrix, LabelError
 from engine.downstream.dense import (
     DenseTrainingConfig,
@@ -143,7 +143,7 @@ def choose_pixels(
 ) -> tuple[Int[Tensor, " R"], Int[Tensor, " R"]]:
     """At most `limit` random labelled pixels of each image: image and flat pixel of each."""
     order = torch.rand(labels.shape[0], labels[0].numel(), generator=generator).to(labels.device)
-    order = torch.where(labels.flatten(1) == ignore_label, 2.0, order)
+    order = torch.where(labels.flatten(1) == ignore_label, 2.0, order)  # above every random number: taken last
     lowest, pixels = order.topk(min(limit, order.shape[1]), dim=1, largest=False)
     images = torch.arange(len(labels), device=labels.device)[:, None].expand_as(pixels)
     keep = lowest < 2.0
@@ -162,21 +162,11 @@ def extract_pixel_bank(
     pixels_per_image: int,
     seed: int,
     device: torch.device | str = "cpu",
-    on_samples: Callable[[int], None] | None = None,
+    on_samples: Callable[[int], None] = lambda count: None,
 ) -> FeatureBank:
-    """Features of random labelled pixels as a frozen network sees them.
+    """Features of random labelled pixels as a frozen network, put into evaluation mode, sees them.
 
     Which pixels are kept depends on the seed and the position of the sample alone.
-
-    Args:
-        encoder: network on `device`; put into evaluation mode.
-        batches: labelled images.
-        task: classes.
-        resample: reads a map at every pixel.
-        pixels_per_image: random labelled pixels to keep.
-        seed: of that choice.
-        device: where the network is.
-        on_samples: told how many samples are done after each batch.
 
     Raises:
         LabelError: unlabelled images, or not one labelled pixel in all of them.
@@ -198,8 +188,7 @@ def extract_pixel_bank(
         features.append(torch.cat(read, dim=1))
         classes.append(labels.flatten(1)[images, pixels].cpu())
         done += batch.num_samples
-        if on_samples is not None:
-            on_samples(batch.num_samples)
+        on_samples(batch.num_samples)
     if not classes or sum(map(len, classes)) == 0:
         raise LabelError(f"not one labelled pixel in {done} train samples of {task.dataset!r}")
     return FeatureBank(torch.cat(features).clone(), torch.cat(classes).clone())
@@ -208,14 +197,8 @@ def extract_pixel_bank(
 def probe_pyramid(
     head: LinearHead, maps: Sequence[Any], size: tuple[int, int], resample: Resample
 ) -> Float[Tensor, "I K H W"]:
-    """Scores of a probe at every pixel.
-
-    Args:
-        head: trained on the features of all maps side by side.
-        maps: of the pyramid.
-        size: height, width of the image.
-        resample: reads a map at every pixel.
-    """
+    """Scores of a probe of all maps side by side, at every pixel of an image of this height and width."""
+    # Standardisation and layer as one affine map.
     weight = head.linear.weight * head.inverse_std
     bias = head.linear.bias - weight @ head.mean
     total: Tensor | None = None
@@ -238,7 +221,7 @@ def score_probes(
     resample: Resample,
     *,
     device: torch.device | str = "cpu",
-    on_samples: Callable[[int], None] | None = None,
+    on_samples: Callable[[int], None] = lambda count: None,
 ) -> dict[int, ConfusionMatrix]:
     """Confusion of each probe (by seed) over every labelled pixel, in one pass.
 
@@ -246,7 +229,7 @@ def score_probes(
         LabelError: unlabelled images.
     """
     encoder.eval()
-    found = {seed: PixelConfusion(task) for seed in heads}
+    confusions = {seed: PixelConfusion(task) for seed in heads}
     for batch in batches:
         on_device = batch.to(device)
         with torch.inference_mode():
@@ -254,10 +237,9 @@ def score_probes(
             maps = pyramid_of(encoder, images)
             for seed, head in heads.items():
                 scores = probe_pyramid(head, maps, (images.shape[-2], images.shape[-1]), resample)
-                found[seed].update(scores, on_device)
-        if on_samples is not None:
-            on_samples(batch.num_samples)
-    return {seed: confusion.matrix for seed, confusion in found.items()}
+                confusions[seed].update(scores, on_device)
+        on_samples(batch.num_samples)
+    return {seed: confusion.matrix for seed, confusion in confusions.items()}
 
 
 def measure_image_probe(
@@ -274,7 +256,7 @@ def measure_image_probe(
         fit, held = (
             extract_pixel_bank(
                 encoder,
-                parts.read(part.tolist(), truth="labels", batch_size=1),
+                parts.read(Samples(part.tolist(), truth="labels")),
                 classes,
                 parts.resample,
                 pixels_per_image=config.pixels_per_image,
@@ -291,7 +273,7 @@ def measure_image_probe(
         tuned |= dict.fromkeys(seeds, Tuned(best.lr, {lr: 100 * value for lr, value in best.table.items()}))
         matrices |= score_probes(
             encoder,
-            parts.read(job.splits.test.tolist(), truth="labels", batch_size=1),
+            parts.read(Samples(job.splits.test.tolist(), truth="labels")),
             heads,
             classes,
             parts.resample,

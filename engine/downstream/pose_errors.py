@@ -1,4 +1,4 @@
-"""How well a pose between LiDAR and camera was found: translation and rotation errors, recall, matching error.
+"""How well a pose between LiDAR and camera was found: translation and rotation errors, recall.
 
 Errors are those of the residual transform inv(T_estimated) T_true:
 
@@ -9,7 +9,7 @@ Errors are those of the residual transform inv(T_estimated) T_true:
 The registration literature (DeepI2P, CorrI2P and what follows them) calls the sum "RRE"; both are reported.
 A sample for which no pose was found has infinite errors and counts as not registered in every share.
 
-Letters: B samples, P points, K thresholds.
+Letters: B samples, K thresholds.
 """
 
 from __future__ import annotations
@@ -49,52 +49,6 @@ class PoseErrors:
     rre_euler_deg: Float64[Tensor, " B"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class RegistrationSummary:
-    """What a registration table states; means are NaN where they are means of nothing.
-
-    Attributes:
-        num_samples: B.
-        found: share of samples with any pose.
-        recall: share registered within `RTE_LIMIT_M` and `RRE_LIMIT_DEG` (geodesic).
-        recall_euler: the same with the sum of Euler angles, the literature's "registration accuracy".
-        rte_m: mean over the samples with a pose, outliers included.
-        rre_deg: mean over the same.
-        rre_euler_deg: mean over the same.
-        rte_registered_m: mean over the samples of `recall_euler`, as tables usually have it.
-        rre_registered_deg: geodesic, mean over the same.
-        rre_euler_registered_deg: mean over the same.
-    """
-
-    num_samples: int
-    found: float
-    recall: float
-    recall_euler: float
-    rte_m: float
-    rre_deg: float
-    rre_euler_deg: float
-    rte_registered_m: float
-    rre_registered_deg: float
-    rre_euler_registered_deg: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatchingError:
-    """How far from their true pixels points were matched; NaN without points.
-
-    Attributes:
-        num_points: points that count.
-        mean_px: mean distance.
-        median_px: median distance.
-        within: share of points closer than each threshold asked for.
-    """
-
-    num_points: int
-    mean_px: float
-    median_px: float
-    within: tuple[float, ...]
-
-
 def pose_errors(
     T_estimated: Float[Tensor, "B 4 4"],
     T_true: Float[Tensor, "B 4 4"],
@@ -127,31 +81,33 @@ def pose_errors(
     return PoseErrors(rte_m=rte, rre_deg=rre, rre_euler_deg=euler)
 
 
-def summarise(errors: PoseErrors) -> RegistrationSummary:
-    """The table's row of these samples."""
+def summarise(errors: PoseErrors) -> dict[str, float]:
+    """Shares (percent) and means (metres, degrees) by the names of `METRICS`; NaN for means of nothing.
+
+    recall         share registered within `RTE_LIMIT_M` and `RRE_LIMIT_DEG` (geodesic)
+    recall_euler   the same with the sum of Euler angles, the literature's "registration accuracy"
+    found          share of samples with any pose
+    rre, rre_euler, rte     means over the samples with a pose, outliers included
+    ..._registered          means over the samples of `recall_euler`, as tables usually have it
+    """
     found = torch.isfinite(errors.rte_m)
     close = errors.rte_m < RTE_LIMIT_M
     registered = close & (errors.rre_euler_deg < RRE_LIMIT_DEG)
-    return RegistrationSummary(
-        num_samples=len(found),
-        found=_mean(found.double()),
-        recall=_mean((close & (errors.rre_deg < RRE_LIMIT_DEG)).double()),
-        recall_euler=_mean(registered.double()),
-        rte_m=_mean(errors.rte_m[found]),
-        rre_deg=_mean(errors.rre_deg[found]),
-        rre_euler_deg=_mean(errors.rre_euler_deg[found]),
-        rte_registered_m=_mean(errors.rte_m[registered]),
-        rre_registered_deg=_mean(errors.rre_deg[registered]),
-        rre_euler_registered_deg=_mean(errors.rre_euler_deg[registered]),
-    )
+    return {
+        "recall": 100 * mean_or_nan((close & (errors.rre_deg < RRE_LIMIT_DEG)).double()),
+        "recall_euler": 100 * mean_or_nan(registered.double()),
+        "found": 100 * mean_or_nan(found.double()),
+        "rre": mean_or_nan(errors.rre_deg[found]),
+        "rre_euler": mean_or_nan(errors.rre_euler_deg[found]),
+        "rte": mean_or_nan(errors.rte_m[found]),
+        "rre_registered": mean_or_nan(errors.rre_deg[registered]),
+        "rre_euler_registered": mean_or_nan(errors.rre_euler_deg[registered]),
+        "rte_registered": mean_or_nan(errors.rte_m[registered]),
+    }
 
 
 def recall_curve(errors: Float[Tensor, " B"], thresholds: Sequence[float]) -> Float64[Tensor, " K"]:
-    """Share of samples with an error below each threshold; NaN without samples.
-
-    Args:
-        errors: one of the errors of `PoseErrors`.
-        thresholds: in the error's unit.
+    """Share of samples with an error (one kind of `PoseErrors`) below each threshold; NaN without samples.
 
     Raises:
         ValueError: an error is NaN (a missing pose must be infinite), or thresholds do not ascend.
@@ -166,39 +122,8 @@ def recall_curve(errors: Float[Tensor, " B"], thresholds: Sequence[float]) -> Fl
     return (errors.detach().double().cpu()[:, None] < limits).double().mean(dim=0)
 
 
-def matching_error(
-    matched_uv: Float[Tensor, "P 2"],
-    true_uv: Float[Tensor, "P 2"],
-    keep: Bool[Tensor, " P"] | None = None,
-    *,
-    thresholds_px: Sequence[float] = (),
-) -> MatchingError:
-    """Feature matching error: distance in pixels from each point's matched pixel to its true projection.
-
-    Args:
-        matched_uv: pixel that the features chose (hard or soft) for each point.
-        true_uv: projection by the true pose.
-        keep: points that count, e.g. those in the overlap of sweep and image; None for all.
-        thresholds_px: distances whose shares are reported.
-
-    Raises:
-        ValueError: a pixel that counts is not finite.
-    """
-    keep = torch.ones(len(true_uv), dtype=torch.bool, device=true_uv.device) if keep is None else keep
-    distance = (matched_uv[keep].detach().double() - true_uv[keep].detach().double()).norm(dim=1).cpu()
-    if not bool(torch.isfinite(distance).all()):
-        raise ValueError(
-            f"{int((~torch.isfinite(distance)).sum())} pixels are not finite: leave their points out by keep"
-        )
-    return MatchingError(
-        num_points=len(distance),
-        mean_px=_mean(distance),
-        median_px=float(distance.quantile(0.5)) if len(distance) else math.nan,
-        within=tuple(_mean((distance < limit).double()) for limit in thresholds_px),
-    )
-
-
-def _mean(values: Float64[Tensor, " n"]) -> float:
+def mean_or_nan(values: Float64[Tensor, " n"]) -> float:
+    """Their mean; NaN where there are none."""
     return float(values.mean()) if values.numel() else math.nan
 
 
@@ -213,6 +138,7 @@ def _euler_sum(R: Float64[Tensor, "B 3 3"]) -> Float64[Tensor, " B"]:
 
 
 def _check_rigid(T: Float64[Tensor, "B 4 4"], keep: Bool[Tensor, " B"], name: str) -> None:
+    # How far R is from orthonormal and the last row from (0, 0, 0, 1); mirrored frames have determinant -1.
     R, last = T[:, :3, :3], T.new_tensor([0.0, 0.0, 0.0, 1.0])
     off = (R @ R.mT - torch.eye(3, dtype=T.dtype)).abs().amax(dim=(1, 2)) + (T[:, 3] - last).abs().amax(dim=1)
     good = (off < 1e-3) & (torch.linalg.det(torch.nan_to_num(R)) > 0) & torch.isfinite(T).all(dim=2).all(dim=1)

@@ -20,86 +20,49 @@ from engine.downstream.linear_probe import LinearProbeConfig
 from engine.downstream.registration import RegistrationConfig
 from engine.downstream.runner import Protocol, SharedConfig, Tower, drawn_work
 
-_SWEEPS = "mIoU over the classes of the test split, every point with its voxel's prediction."
-_DEPTH = "Depth metrics are taken for each image of the test split and averaged over the images."
-_PIXELS = "mIoU of images over the classes of the test split, every pixel at the size that the network sees."
-_POSES = (
-    "Registration: medians over the images of the test split, 180 degrees where no pose was found; registered: within "
-    "2 m and 5 degrees; matching errors over the points that an image shows. Nothing is trained, no label is used."
+# What the protocols of one kind have in common.
+_points = partial(
+    Protocol,
+    remark="mIoU over the classes of the test split, every point with its voxel's prediction.",
+    tower="backbone",
+    metric="miou",
+    truth="labels",
+)
+_frozen_points = partial(_points, shared=("voxels_per_sweep",), measure=frozen.measure_frozen, work=frozen.frozen_work)
+_depth = partial(
+    Protocol,
+    remark="Depth metrics are taken for each image of the test split and averaged over the images.",
+    tower="image_backbone",
+    metric=depth.MAIN_METRIC,
+    truth="depth",
+    section="depth",
+    drawn=True,
+    work=drawn_work,
+)
+_pixels = partial(
+    Protocol,
+    remark="mIoU of images over the classes of the test split, every pixel at the size that the network sees.",
+    tower="image_backbone",
+    metric="miou",
+    truth="labels",
 )
 
 PROTOCOLS: dict[str, Protocol] = {
-    "linear_probe": Protocol(
-        title="linear probe",
-        remark=_SWEEPS,
-        tower="backbone",
-        metric="miou",
-        truth="labels",
-        section="linear_probe",
-        shared=("voxels_per_sweep",),
-        measure=frozen.measure_frozen,
-        work=frozen.frozen_work,
+    "linear_probe": _frozen_points(title="linear probe", section="linear_probe"),
+    "knn": _frozen_points(title="kNN", section="knn"),
+    "finetune": _points(
+        title="fine-tuning", section="finetune", drawn=True, measure=finetune.measure_finetune, work=drawn_work
     ),
-    "knn": Protocol(
-        title="kNN",
-        remark=_SWEEPS,
-        tower="backbone",
-        metric="miou",
-        truth="labels",
-        section="knn",
-        shared=("voxels_per_sweep",),
-        measure=frozen.measure_frozen,
-        work=frozen.frozen_work,
-    ),
-    "finetune": Protocol(
-        title="fine-tuning",
-        remark=_SWEEPS,
-        tower="backbone",
-        metric="miou",
-        truth="labels",
-        section="finetune",
-        drawn=True,
-        measure=finetune.measure_finetune,
-        work=drawn_work,
-    ),
-    "depth": Protocol(
-        title="depth of images",
-        remark=_DEPTH,
-        tower="image_backbone",
-        metric=depth.MAIN_METRIC,
-        truth="depth",
-        section="depth",
-        drawn=True,
-        measure=depth.measure_depth,
-        work=drawn_work,
-    ),
-    "depth_frozen": Protocol(
-        title="depth of images, network frozen",
-        remark=_DEPTH,
-        tower="image_backbone",
-        metric=depth.MAIN_METRIC,
-        truth="depth",
-        section="depth",
-        drawn=True,
-        measure=partial(depth.measure_depth, frozen=True),
-        work=drawn_work,
-    ),
-    "image_linear_probe": Protocol(
+    "depth": _depth(title="depth of images", measure=depth.measure_depth),
+    "depth_frozen": _depth(title="depth of images, network frozen", measure=partial(depth.measure_depth, frozen=True)),
+    "image_linear_probe": _pixels(
         title="classes of pixels, linear probe",
-        remark=_PIXELS,
-        tower="image_backbone",
-        metric="miou",
-        truth="labels",
         section="image_linear_probe",
         measure=image_segmentation.measure_image_probe,
         work=image_segmentation.image_probe_work,
     ),
-    "image_finetune": Protocol(
+    "image_finetune": _pixels(
         title="classes of pixels, fine-tuning",
-        remark=_PIXELS,
-        tower="image_backbone",
-        metric="miou",
-        truth="labels",
         section="image_finetune",
         drawn=True,
         measure=image_segmentation.measure_image_finetune,
@@ -107,7 +70,11 @@ PROTOCOLS: dict[str, Protocol] = {
     ),
     "registration": Protocol(
         title="registration",
-        remark=_POSES,
+        remark=(
+            "Registration: medians over the images of the test split, 180 degrees where no pose was found; "
+            "registered: within 2 m and 5 degrees; matching errors over the points that an image shows. Nothing is "
+            "trained, no label is used."
+        ),
         tower="objective",
         metric=registration.MAIN_METRIC,
         truth="pose",

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 
 from common.constants import MIN_DEPTH_M
 from common.ranges import at_least, at_most, below, positive
-from engine.downstream.common import ProgressMeter, UnsuitableError, check_seeds
-from engine.downstream.pose_errors import PoseErrors, RegistrationSummary, pose_errors, summarise
+from engine.downstream.common import ProgressMeter, Samples, UnsuitableError, check_seeds
+from engine.downstream.pose_errors import PoseErrors, mean_or_nan, pose_errors, summarise
 from engine.downstream.runner import Initialisation, Job, Measured, Parts
 from engine.interfaces import CalibratedBatch, CamerasLike, EstimatesPose, PoseEstimateLike
 
@@ -89,18 +89,17 @@ class Registered:
 
     def metrics(self) -> dict[str, float | None]:
         """By the names of `engine.downstream.metrics`; None where something is not defined."""
-        summary = summarise(self.errors)
         known = int(self.kept.sum())
         values = {
             MAIN_METRIC: _median(self.errors.rre_deg.clamp(max=180.0)),
             "rte_median": _median(self.errors.rte_m),
-            **_of_summary(summary),
-            "match_soft": _mean(self.soft_px),
-            "match_hard": _mean(self.hard_px),
-            "match_soft_kept": _mean(self.soft_px[self.kept]),
-            "match_hard_kept": _mean(self.hard_px[self.kept]),
+            **summarise(self.errors),
+            "match_soft": mean_or_nan(self.soft_px),
+            "match_hard": mean_or_nan(self.hard_px),
+            "match_soft_kept": mean_or_nan(self.soft_px[self.kept]),
+            "match_hard_kept": mean_or_nan(self.hard_px[self.kept]),
             "overlap_precision": 100 * known / max(known + self.false_kept, 1) if known + self.false_kept else math.nan,
-            "overlap_recall": 100 * _mean(self.kept.double()),
+            "overlap_recall": 100 * mean_or_nan(self.kept.double()),
         }
         return {name: value if math.isfinite(value) else None for name, value in values.items()}
 
@@ -117,7 +116,7 @@ class PoseParts(Parts[CalibratedBatch]):
 
     def calibration(self, indices: Sequence[int]) -> Iterable[CalibratedBatch]:
         """Perturbed, as the test sweeps are."""
-        return self.read(indices, truth="pose", batch_size=1, seed=_CALIBRATION_SEED)
+        return self.read(Samples(indices, truth="pose", seed=_CALIBRATION_SEED))
 
     def run(self, network: nn.Module, batch: Any) -> object:
         """Find the poses of the batch; nothing where the objective finds none, which `register` refuses."""
@@ -138,7 +137,7 @@ def measure_registration(
     for number, seed in enumerate(config.seeds):
         done = register(
             job.prepared(init, number % len(init.networks)),
-            job.parts.read(test, truth="pose", batch_size=1, seed=seed),
+            job.parts.read(Samples(test, truth="pose", seed=seed)),
             config,
             device=job.device,
             on_sweeps=lambda n: meter.advance(n, f"{init.name}: registration"),
@@ -169,14 +168,7 @@ def register(
     device: torch.device | str = "cpu",
     on_sweeps: Callable[[int], None] = lambda n: None,
 ) -> Registered:
-    """One pass over the test sweeps.
-
-    Args:
-        objective: in evaluation mode, on the device.
-        batches: calibrated; clouds perturbed.
-        config: how poses are solved for.
-        device: where the objective is.
-        on_sweeps: told how many more sweeps are done.
+    """One pass of an objective, in evaluation mode on the device, over sweeps whose clouds are perturbed.
 
     Raises:
         UnsuitableError: the objective finds no poses, the batches are not calibrated, or there is no image.
@@ -187,7 +179,7 @@ def register(
             "the pose between camera and LiDAR, such as nclr"
         )
     poses: list[tuple[Tensor, Tensor, Tensor]] = []
-    matches: list[_Matched] = []
+    matches: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for batch in batches:
         there = batch.to(device)
         if there.images is None or there.cameras is None:
@@ -203,35 +195,29 @@ def register(
     if not poses:
         raise UnsuitableError("no sweep to register: the test split is empty")
     T, valid, true = (torch.cat(parts) for parts in zip(*poses, strict=True))
-    return Registered(
-        errors=pose_errors(T, true, valid),
-        soft_px=torch.cat([m.soft_px for m in matches]),
-        hard_px=torch.cat([m.hard_px for m in matches]),
-        kept=torch.cat([m.kept for m in matches]),
-        false_kept=sum(m.false_kept for m in matches),
-    )
+    soft, hard, kept, false_kept = (torch.cat(parts) for parts in zip(*matches, strict=True))
+    errors = pose_errors(T, true, valid)
+    return Registered(errors=errors, soft_px=soft, hard_px=hard, kept=kept, false_kept=int(false_kept.sum()))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Matched:
-    soft_px: Float64[Tensor, " S"]
-    hard_px: Float64[Tensor, " S"]
-    kept: Bool[Tensor, " S"]
-    false_kept: int
+def _matched(
+    cameras: CamerasLike, size: tuple[int, int], found: PoseEstimateLike
+) -> tuple[Float64[Tensor, " S"], Float64[Tensor, " S"], Bool[Tensor, " S"], Bool[Tensor, " Q"]]:
+    """Matching errors in images of height and width `size`.
 
-
-def _matched(cameras: CamerasLike, size: tuple[int, int], found: PoseEstimateLike) -> _Matched:
-    """Matching errors of the points that the images, of height and width `size`, truly show."""
+    Returns:
+        Soft and hard error of the points that the images truly show; which of them were kept; of all points, which
+        were kept although no image shows them.
+    """
     true, seen = _true_pixels(cameras, size, found)
     soft, hard = ((uv.double() - true).norm(dim=1)[seen].cpu() for uv in (found.match_soft_uv, found.match_hard_uv))
-    kept = found.match_kept
-    return _Matched(soft_px=soft, hard_px=hard, kept=kept[seen].cpu(), false_kept=int((kept & ~seen).sum()))
+    return soft, hard, found.match_kept[seen].cpu(), (found.match_kept & ~seen).cpu()
 
 
 def _true_pixels(
     cameras: CamerasLike, size: tuple[int, int], found: PoseEstimateLike
 ) -> tuple[Float64[Tensor, "Q 2"], Bool[Tensor, " Q"]]:
-    """Where each point is by the true pose, and whether that is inside of its image."""
+    """Pixel of each point by the true pose, and whether that is inside of its image."""
     K, T = cameras.K.double()[found.match_image], cameras.T_cam_points.double()[found.match_image]
     camera = torch.einsum("qij,qj->qi", T[:, :3, :3], found.match_points.double()) + T[:, :3, 3]
     depth = camera[:, 2:].clamp(min=1e-6)
@@ -282,26 +268,8 @@ def solve_ransac(
     return T if done and np.isfinite(T).all() else None
 
 
-def _of_summary(summary: RegistrationSummary) -> dict[str, float]:
-    return {
-        "recall": 100 * summary.recall,
-        "recall_euler": 100 * summary.recall_euler,
-        "found": 100 * summary.found,
-        "rre": summary.rre_deg,
-        "rre_euler": summary.rre_euler_deg,
-        "rte": summary.rte_m,
-        "rre_registered": summary.rre_registered_deg,
-        "rre_euler_registered": summary.rre_euler_registered_deg,
-        "rte_registered": summary.rte_registered_m,
-    }
-
-
-def _mean(values: Float64[Tensor, " n"]) -> float:
-    return float(values.mean()) if len(values) else math.nan
-
-
 def _median(values: Float64[Tensor, " n"]) -> float:
     """Infinite where half of the values are."""
-    return (
-        float(values.sort().values[(len(values) - 1) // 2 :][: 2 - len(values) % 2].mean()) if len(values) else math.nan
-    )
+    # Not `quantile`, which interpolates between infinities to NaN.
+    middle = values.sort().values[(len(values) - 1) // 2 :][: 2 - len(values) % 2]
+    return mean_or_nan(middle)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from engine.downstream.common import (
     LabelDraws,
     ProgressMeter,
     Reader,
+    Samples,
     SegmentationTask,
     Splits,
     Truth,
@@ -138,7 +140,7 @@ class Measured:
         """The main metric on validation data by rate, averaged over the seeds; None where any network diverged."""
         rates = sorted({lr for t in self.tuned for lr in t.table})
         means = {lr: float(np.mean([t.table[lr] for t in self.tuned])) for lr in rates}
-        return {f"{lr:g}": None if mean != mean else self.scale * mean for lr, mean in means.items()}
+        return {f"{lr:g}": None if math.isnan(mean) else self.scale * mean for lr, mean in means.items()}
 
 
 BatchT = TypeVar("BatchT")
@@ -156,7 +158,7 @@ class Parts(Generic[BatchT]):
 
     def calibration(self, indices: Sequence[int]) -> Iterable[BatchT]:
         """Batches that BatchNorm statistics are estimated on."""
-        return self.read(indices, truth=None, batch_size=1)
+        return self.read(Samples(indices, truth=None))
 
     def run(self, network: nn.Module, batch: Any) -> object:
         """Run the tower on a batch of its device."""
@@ -254,15 +256,32 @@ class Job(Generic[PartsT]):
         """Refuse what would stop in the middle of the work.
 
         Raises:
-            ValueError: draws that do not fit the splits or the seeds, or classes missing.
+            ValueError: classes missing, or draws that are missing, not one a seed, empty, outside of the train split,
+                or tuned on what rates are compared on.
         """
         for name, protocol in self.protocols.items():
             if protocol.truth == "labels" and self.classes is None:
                 raise ValueError(f"{name} needs class names, and the set has none")
             if protocol.drawn:
-                recipe = self.section(name)
-                held = self.fit_and_held()[1]
-                check_draws(name, self.draws.get(name), self.splits, held, recipe.seeds, recipe.tune_seeds)
+                self._check_draws(name, self.draws.get(name))
+
+    def _check_draws(self, name: str, draws: LabelDraws | None) -> None:
+        if draws is None:
+            raise ValueError(f"{name} needs draws of labelled samples, got none")
+        expected = (len(self.section(name).seeds), len(self.section(name).tune_seeds))
+        if (len(draws.runs), len(draws.tuning)) != expected:
+            raise ValueError(
+                f"{name}: {len(draws.runs)} draws and {len(draws.tuning)} tuning draws, expected one a seed: "
+                f"{expected[0]} and {expected[1]}"
+            )
+        for drawn in (*draws.runs, *draws.tuning):
+            if len(drawn) == 0 or not np.isin(drawn, self.splits.train).all():
+                raise ValueError(
+                    f"{name}: a draw of labelled samples is empty or not all of it lies in the train split"
+                )
+        held = self.fit_and_held()[1]
+        if any(np.isin(drawn, held).any() for drawn in draws.tuning):
+            raise ValueError(f"{name}: a tuning draw contains samples that learning rates are compared on")
 
     def section(self, name: str) -> Any:
         """Settings of a protocol."""
@@ -295,7 +314,7 @@ class Job(Generic[PartsT]):
         described_as, task = protocol.describe(self, name)
         settings = json.loads(json.dumps(described_as))  # lists for tuples, as results.json gives them back
         labels = self.draws[name].text if protocol.drawn else "none" if protocol.truth == "pose" else "all"
-        return Result(
+        result = Result(
             protocol=name,
             dataset=self.dataset,
             labels=labels,
@@ -304,9 +323,6 @@ class Job(Generic[PartsT]):
             teacher=init.teacher,
             leak=init.leak,
             pretraining=init.pretraining,
-            setting=init.setting,
-            pretrain_seeds=init.pretrain_seeds,
-            chosen=init.chosen,
             seeds=seeds,
             metric=protocol.metric,
             metrics={protocol.metric: (0.0,) * len(seeds)},
@@ -314,6 +330,7 @@ class Job(Generic[PartsT]):
             settings=settings,
             fingerprint=fingerprint({"settings": settings, "context": dict(self.context), "task": task}),
         )
+        return init.labelled(result)
 
 
 def measure(
@@ -323,10 +340,10 @@ def measure(
     known: Sequence[Result] = (),
     progress: Callable[[float, str], None] | None = None,
 ) -> Iterator[Result]:
-    """Measure initialisations with all protocols of a job.
+    """Measure initialisations, normally a pre-trained network and the random baseline, with all protocols of a job.
 
     Args:
-        inits: what to compare, normally a pre-trained network and the random baseline.
+        inits: what to compare.
         job: protocols, samples, settings.
         known: earlier results; what they already hold is not measured again but given back, with its labels renewed.
         progress: called with the share done (0 to 1) and the piece of work at hand.
@@ -346,62 +363,33 @@ def measure(
     for init in inits:
         blanks = {name: job.blank(init, name) for name in job.protocols}
         yield from (init.labelled(earlier[b.identity]) for b in blanks.values() if b.identity in earlier)
+        # Protocols with the same function are measured in one call, so that they share its passes.
         together: dict[MeasuringFunction, dict[str, Result]] = {}
         for name, blank in blanks.items():
             if blank.identity not in earlier:
                 together.setdefault(job.protocols[name].measure, {})[name] = blank
         calls += [(init, group) for group in together.values()]
-    meter = ProgressMeter(sum(_entry(job, group).work(job, init, list(group)) for init, group in calls), progress)
-    for init, group in calls:
+    entries = [job.protocols[next(iter(group))] for _, group in calls]  # any of a group: they differ in nothing here
+    work = [entry.work(job, init, list(group)) for entry, (init, group) in zip(entries, calls, strict=True)]
+    meter = ProgressMeter(sum(work), progress)
+    for entry, (init, group) in zip(entries, calls, strict=True):
         began = time.perf_counter()
-        measured = _entry(job, group).measure(job, init, list(group), meter)
+        measured = entry.measure(job, init, list(group), meter)
         seconds = round(time.perf_counter() - began, 1)
         for name, blank in group.items():
-            found = measured[name]
+            values = measured[name]
             yield dataclasses.replace(
                 blank,
-                metrics=found.metrics,
-                class_iou=found.class_iou,
-                lr=tuple(t.lr for t in found.tuned),
-                tuning=found.tuning(),
-                lr_at_edge=any(t.at_edge for t in found.tuned),
+                metrics=values.metrics,
+                class_iou=values.class_iou,
+                lr=tuple(t.lr for t in values.tuned),
+                tuning=values.tuning(),
+                lr_at_edge=any(t.at_edge for t in values.tuned),
                 seconds=seconds,
                 versions=software_versions(),
                 machine=describe_machine(job.device),
                 date=now(),
             )
-
-
-def _entry(job: Job[Any], group: Mapping[str, Result]) -> Protocol:
-    return job.protocols[next(iter(group))]
-
-
-def check_draws(
-    name: str,
-    draws: LabelDraws | None,
-    splits: Splits,
-    held: Int[np.ndarray, " n"],
-    seeds: Sequence[int],
-    tune_seeds: Sequence[int],
-) -> None:
-    """Refuse draws of labelled samples that do not fit the splits or the seeds.
-
-    Raises:
-        ValueError: none, not one a seed, empty, outside of the train split, or tuned on what rates are compared on.
-    """
-    if draws is None:
-        raise ValueError(f"{name} needs draws of labelled samples, got none")
-    expected = (len(seeds), len(tune_seeds))
-    if (len(draws.runs), len(draws.tuning)) != expected:
-        raise ValueError(
-            f"{name}: {len(draws.runs)} draws and {len(draws.tuning)} tuning draws, expected one a seed: "
-            f"{expected[0]} and {expected[1]}"
-        )
-    for drawn in (*draws.runs, *draws.tuning):
-        if len(drawn) == 0 or not np.isin(drawn, splits.train).all():
-            raise ValueError(f"{name}: a draw of labelled samples is empty or not all of it lies in the train split")
-    if any(np.isin(drawn, held).any() for drawn in draws.tuning):
-        raise ValueError(f"{name}: a tuning draw contains samples that learning rates are compared on")
 
 
 # ---- what several measuring functions share
@@ -494,5 +482,5 @@ def segmentation_measured(
         tuned=tuned,
         scale=scale,
         # NaN: no test point has this class.
-        class_iou={n: None if v != v else v for n, v in zip(task.class_names, per_class, strict=True)},
+        class_iou={n: None if math.isnan(v) else v for n, v in zip(task.class_names, per_class, strict=True)},
     )

@@ -21,7 +21,7 @@ from data.loading.fractions import FractionConfig, select, write_list
 from data.sample import IGNORE_LABEL
 from data.storage.manifest import Manifest
 from data.storage.shard import ShardError
-from engine.downstream.common import LabelDraws, SegmentationTask, Splits, hold_out, thin
+from engine.downstream.common import LabelDraws, Samples, SegmentationTask, Splits, hold_out, thin
 from engine.downstream.runner import Tower
 
 
@@ -50,10 +50,19 @@ class Evaluation:
 
     def context(self, tower: Tower) -> dict[str, Any]:
         """See `measured_on`; with the images that an image network is given."""
-        found = measured_on(self.manifest, yaml.safe_load(dump(self.run, choices=PRETRAIN_CHOICES)), tower)
+        context = measured_on(self.manifest, yaml.safe_load(dump(self.run, choices=PRETRAIN_CHOICES)), tower)
         if tower == "image_backbone":
-            found |= {"image_size": list(self.image_size), "images": dataclasses.asdict(self.config.images)}
-        return found
+            context |= {"image_size": list(self.image_size), "images": dataclasses.asdict(self.config.images)}
+        return context
+
+
+_LONG_PASS = 64
+"""Samples from which on reading ahead in other processes is worth starting them."""
+
+
+def workers_for(samples: Samples, config: EvaluateConfig) -> int:
+    """Processes that read these samples ahead."""
+    return config.data.num_workers if len(samples.indices) >= _LONG_PASS else 0
 
 
 @contextmanager
@@ -86,27 +95,22 @@ def splits_of(manifest: Manifest, config: EvaluateConfig, tower: Tower) -> Split
 
     With `data.holdout` both come from the train split, in whole logs, and the test split is not looked at.
 
-    Args:
-        manifest: of the set.
-        config: names the splits.
-        tower: what is measured; a 3D network on sweeps with classes of points only, in a set that has others too
-            (nuScenes between key frames, most frames of Waymo).
-
     Raises:
         ShardError: the set has no split of that name.
         ValueError: too few sweeps, or the same in both.
     """
 
     def sweeps(split: str, limit: int | None) -> Int[np.ndarray, " n"]:
-        found = manifest.indices(split)
-        return thin(manifest.labelled(found) if tower == "backbone" else found, limit)
+        indices = manifest.indices(split)
+        # A set may also have sweeps without classes of points (nuScenes between key frames, most frames of Waymo).
+        return thin(manifest.labelled(indices) if tower == "backbone" else indices, limit)
 
     train = sweeps(config.data.train_split, config.data.limit_train)
     if config.data.holdout:
         train, held = hold_out(train, manifest.sample_log[train].astype(np.int64), config.validation_share)
         test = thin(held, config.data.limit_test)
-        return Splits(train=train, train_logs=manifest.sample_log[train].astype(np.int64), test=test)
-    test = sweeps(config.data.test_split, config.data.limit_test)
+    else:
+        test = sweeps(config.data.test_split, config.data.limit_test)
     return Splits(train=train, train_logs=manifest.sample_log[train].astype(np.int64), test=test)
 
 
@@ -120,20 +124,11 @@ def draws_of(
 ) -> LabelDraws:
     """Labelled samples of each training run of a protocol, before any network is seen.
 
-    Random draws come from the part of the train split that no rate is tuned on; the fixed lists of the literature
-    from all of it, so that they stay the lists of the literature.
-
-    Args:
-        manifest: of the labelled set.
-        splits: of it.
-        config: `fraction` says how many labels there are.
-        tower: what is measured; `augment` shapes sweeps, not images.
-        seeds: of the protocol's runs.
-        tune_seeds: of the runs that rates are compared on.
-
     Raises:
         ValueError: the fraction keeps nothing.
     """
+    # Random draws come from the part of the train split that no rate is tuned on; the fixed lists of the literature
+    # from all of it, so that they stay the lists of the literature.
     fit = hold_out(splits.train, splits.train_logs, config.validation_share)[0]
     pool = fit if config.fraction.kind == "random" else splits.train
 
@@ -141,7 +136,7 @@ def draws_of(
         return select(manifest, indices, dataclasses.replace(config.fraction, seed=config.fraction.seed + seed))
 
     settings: dict[str, Any] = {"fraction": dataclasses.asdict(config.fraction)}
-    if tower == "backbone":
+    if tower == "backbone":  # these augmentations shape sweeps, not images
         settings["augment"] = dataclasses.asdict(config.augment)
     return LabelDraws(
         text=describe_fraction(config.fraction),
@@ -169,16 +164,7 @@ def write_lists(
     *,
     protocol: str,
 ) -> None:
-    """Write the drawn samples down, one list a run, in `labelled/` of a folder.
-
-    Args:
-        folder: of the results.
-        manifest: of the labelled set.
-        draws: what was drawn.
-        seeds: of the runs.
-        tune_seeds: of the tuning runs.
-        protocol: name of the protocol.
-    """
+    """Write the drawn samples down, one list a run, in `labelled/` of the results' folder."""
     # The lists of fine-tuning have no protocol in their names: they are older than all other protocols that draw.
     what, suffix = ("fine-tuning", "") if protocol == "finetune" else (protocol, f" {protocol}")
     name = re.sub(r"\W+", "-", f"{manifest.set_name} {draws.text}{suffix}")
@@ -191,10 +177,7 @@ def write_lists(
 def measured_on(manifest: Manifest, resolved: Mapping[str, Any], tower: Tower) -> dict[str, Any]:
     """What shapes the numbers beside the protocols' settings and the weights: the data and the network.
 
-    Args:
-        manifest: of the labelled set.
-        resolved: the run's config as nested plain values.
-        tower: what is measured.
+    `resolved` is the run's config as nested plain values.
     """
     if tower == "objective":
         # Not the method's own options: runs that differ in them are compared with each other.

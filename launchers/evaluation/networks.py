@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import get_args
 
@@ -87,19 +88,13 @@ def check_alike(sources: Sequence[Source]) -> None:
     """
     for other in sources[1:]:
         for what in ("method", "config.method", "config.data.voxel"):
-            first, second = (_attribute(s, what) for s in (sources[0], other))
-            if first != second:
+            value = attrgetter(what)
+            if value(sources[0]) != value(other):
                 raise CheckpointError(
                     f"{other.checkpoint}: {what.removeprefix('config.')} differs from that of "
                     f"{sources[0].checkpoint}; checkpoints of one call are repetitions of one method. Evaluate them in "
                     "separate calls"
                 )
-
-
-def _attribute(value: object, dotted: str) -> object:
-    for name in dotted.split("."):
-        value = getattr(value, name)
-    return value
 
 
 def check_tower(config: PretrainConfig, tower: Tower, protocols: Sequence[str]) -> None:

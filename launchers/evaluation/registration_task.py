@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from data.sample import Batch
 from data.storage.manifest import Manifest
 from data.storage.reader import SampleReader
 from data.views.augment import NO_AUGMENTATION, PointAugmentConfig
-from engine.downstream.common import Truth
+from engine.downstream.common import Samples
 from engine.downstream.registration import PoseParts, Registered, RegistrationConfig
 from launchers.drawing.recall import ERRORS_FILE, PICTURE_FILE, recall_figure
 from launchers.evaluation.common import Evaluation
@@ -45,17 +45,8 @@ class PerturbedImages:
     run: DataConfig
     config: RegistrationConfig
 
-    def __call__(
-        self,
-        indices: Sequence[int],
-        *,
-        truth: Truth | None,
-        batch_size: int,
-        augment: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-    ) -> Iterator[Batch]:
-        """Batches in the given order; perturbations are a function of the seed and the sweep, poses always read."""
+    def __call__(self, samples: Samples) -> Iterator[Batch]:
+        """Batches; perturbations are a function of the seed and the sweep, poses are always read."""
         points = PointAugmentConfig(
             flip=False,
             drop_max_side=0.0,
@@ -68,8 +59,10 @@ class PerturbedImages:
             cameras_per_sample=self.config.cameras_per_sample,
             num_workers=0,
         )
-        reader, samples = SampleReader(self.manifest), np.asarray(indices, dtype=np.int64)
-        batches = image_batches(reader, samples, data, spec=BatchSpec(), batch_size=batch_size, seed=seed)
+        reader, indices = SampleReader(self.manifest), np.asarray(samples.indices, dtype=np.int64)
+        batches = image_batches(
+            reader, indices, data, spec=BatchSpec(), batch_size=samples.batch_size, seed=samples.seed
+        )
         return (batch for _, batch in batches)
 
 
@@ -87,14 +80,9 @@ class _Kept:
                 raise ConfigError(f"{file}: not readable as JSON ({error}); remove it") from error
 
     def __call__(self, name: str, seed: int, done: Registered) -> None:
-        columns = {
-            "rte_m": done.errors.rte_m,
-            "rre_deg": done.errors.rre_deg,
-            "rre_euler_deg": done.errors.rre_euler_deg,
-        }
-        self._errors[f"{name}, seed {seed}"] = {
-            key: [value if math.isfinite(value) else None for value in column.tolist()]
-            for key, column in columns.items()
+        self._errors[f"{name}, seed {seed}"] = {  # null: no pose was found
+            key: [value if math.isfinite(value) else None for value in getattr(done.errors, key).tolist()]
+            for key in ("rte_m", "rre_deg", "rre_euler_deg")
         }
         self._folder.mkdir(parents=True, exist_ok=True)
         replace_file(self._folder / ERRORS_FILE, (json.dumps(self._errors, indent=1) + "\n").encode())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +14,9 @@ from data.storage.manifest import Manifest
 from data.storage.reader import SampleReader
 from data.views.augment import PointAugmentConfig
 from data.views.voxelize import VoxelConfig
-from engine.downstream.common import Truth
+from engine.downstream.common import Samples
 from engine.downstream.features import SweepParts
-from launchers.evaluation.common import Evaluation
-
-_LONG_PASS = 64
-"""Sweeps from which on reading ahead in other processes is worth starting them."""
+from launchers.evaluation.common import Evaluation, workers_for
 
 
 def sweep_parts(evaluation: Evaluation) -> SweepParts:
@@ -35,24 +32,15 @@ class LabelledSweeps:
     voxel: VoxelConfig
     config: EvaluateConfig
 
-    def __call__(
-        self,
-        indices: Sequence[int],
-        *,
-        truth: Truth | None,
-        batch_size: int,
-        augment: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-    ) -> Iterator[Batch]:
-        """Batches in the given order; classes of points are read with the sweep, whatever `truth` is."""
+    def __call__(self, samples: Samples) -> Iterator[Batch]:
+        """Batches; classes of points are read with the sweep, whatever `truth` is."""
         return point_batches(
             SampleReader(self.manifest),
-            np.asarray(indices, dtype=np.int64),
+            np.asarray(samples.indices, dtype=np.int64),
             self.voxel,
-            batch_size=batch_size,
-            augment=self.config.augment if augment else PointAugmentConfig(enabled=False),
-            seed=seed,
-            epoch=epoch,
-            num_workers=self.config.data.num_workers if len(indices) >= _LONG_PASS else 0,
+            batch_size=samples.batch_size,
+            augment=self.config.augment if samples.augment else PointAugmentConfig(enabled=False),
+            seed=samples.seed,
+            epoch=samples.epoch,
+            num_workers=workers_for(samples, self.config),
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data.sample import IGNORE_LABEL, Batch
-from engine.downstream.common import Truth
+from engine.downstream.common import Samples, Truth
 from models.pairing import FeatureMap
 
 SIZE = (16, 24)
@@ -52,19 +52,11 @@ class ToyImages:
     calls: list[tuple[tuple[int, ...], Truth | None, bool, int, int]] = field(default_factory=list)
     with_truth: bool = True
 
-    def __call__(
-        self,
-        indices: Sequence[int],
-        *,
-        truth: Truth | None,
-        batch_size: int,
-        augment: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-    ) -> Iterable[Batch]:
-        self.calls.append((tuple(indices), truth, augment, seed, epoch))
-        for at in range(0, len(indices), batch_size):
-            yield toy_images(indices[at : at + batch_size], truth=truth if self.with_truth else None)
+    def __call__(self, samples: Samples) -> Iterable[Batch]:
+        self.calls.append((tuple(samples.indices), samples.truth, samples.augment, samples.seed, samples.epoch))
+        for at in range(0, len(samples.indices), samples.batch_size):
+            indices = samples.indices[at : at + samples.batch_size]
+            yield toy_images(indices, truth=samples.truth if self.with_truth else None)
 
 
 class ToyEncoder(nn.Module):

@@ -12,7 +12,7 @@ from configs.load import load
 from configs.schema import EvaluateConfig, FollowConfig
 from data.loading.fractions import read_list
 from data.storage.manifest import load_manifest
-from engine.downstream.common import ProgressMeter
+from engine.downstream.common import ProgressMeter, Samples
 from engine.downstream.features import SweepParts, extract_bank, score
 from engine.downstream.protocols import PROTOCOLS
 from engine.downstream.results import read_results
@@ -104,9 +104,7 @@ def test_a_further_protocol_is_one_entry_of_the_table(
         calls.append(init.name)
         (name,) = names
         backbone, task, sizes = job.prepared(init, 0), job.task(), {"voxels_per_sweep": None, "seed": 0}
-        train, test = (
-            job.parts.read(i.tolist(), truth="labels", batch_size=1) for i in (job.splits.train, job.splits.test)
-        )
+        train, test = (job.parts.read(Samples(i.tolist(), truth="labels")) for i in (job.splits.train, job.splits.test))
         most = int(extract_bank(backbone, train, task, **sizes).class_counts(task.num_classes).argmax())
         found = score(backbone, test, {name: lambda features: torch.full((len(features),), most)}, task)
         meter.advance(1, name)
@@ -184,7 +182,7 @@ def test_pretrained_weights_arrive_and_random_ones_differ_by_seed_only(run: Path
         (["data.test_split=train"], "in both train and test"),
         (["fraction={kind: every_log, every: 99}"], "every 99th log"),
         (["device=cuda"], "device: got 'cuda'"),
-        (["linear_probe.lrs=[0]"], "linear_probe: lrs"),
+        (["linear_probe.lrs=[0]"], "linear_probe.lrs"),
         (["data.shards=/nowhere"], "holds no finished shard set"),
     ],
 )

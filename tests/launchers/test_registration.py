@@ -15,6 +15,7 @@ from configs.schema import EvaluateConfig
 from data.sample import Batch
 from data.storage.manifest import load_manifest
 from engine.distributed import World
+from engine.downstream.common import Samples
 from engine.downstream.registration import RegistrationConfig
 from engine.downstream.results import read_results
 from launchers.evaluation import measure
@@ -88,7 +89,7 @@ def test_perturbations_depend_on_seed_and_sweep_alone(shards: str) -> None:
     reader = PerturbedImages(manifest, run.data, config)
 
     def read(indices: np.ndarray, seed: int) -> list[Batch]:
-        return list(reader(indices.tolist(), truth="pose", batch_size=1, seed=seed))
+        return list(reader(Samples(indices.tolist(), truth="pose", seed=seed)))
 
     first, again, other, alone = read(test, 0), read(test, 0), read(test, 1), read(test[1:], 0)
     assert len(first) == len(test)

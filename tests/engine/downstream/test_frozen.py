@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.downstream.common import voxel_labels
+from engine.downstream.common import Samples, voxel_labels
 from engine.downstream.features import FeatureBank, extract_bank, score
 from engine.downstream.knn import KnnClassifier, KnnConfig
 from engine.downstream.linear_probe import LinearProbeConfig, fit_linear, tune_linear
@@ -13,7 +13,7 @@ from tests.engine.downstream.toy import TASK, ToyNet, ToySweeps, toy_batch
 
 def bank_of(network: torch.nn.Module, indices: list[int], **options: int | None) -> FeatureBank:
     settings = {"voxels_per_sweep": None, "seed": 0, **options}
-    return extract_bank(network, ToySweeps()(indices, batch_size=1), TASK, **settings)
+    return extract_bank(network, ToySweeps()(Samples(indices, truth="labels")), TASK, **settings)
 
 
 def test_bank_rows_are_the_networks_features_of_the_labelled_voxels() -> None:
@@ -30,7 +30,9 @@ def test_bank_rows_are_the_networks_features_of_the_labelled_voxels() -> None:
 def test_bank_subsample_is_paired_between_networks_and_batch_sizes() -> None:
     one = bank_of(ToyNet(0), [3, 4, 5], voxels_per_sweep=10)
     other = bank_of(ToyNet(1), [3, 4, 5], voxels_per_sweep=10)
-    together = extract_bank(ToyNet(0), ToySweeps()([3, 4, 5], batch_size=3), TASK, voxels_per_sweep=10, seed=0)
+    together = extract_bank(
+        ToyNet(0), ToySweeps()(Samples([3, 4, 5], truth="labels", batch_size=3)), TASK, voxels_per_sweep=10, seed=0
+    )
     assert one.labels.tolist() == other.labels.tolist() == together.labels.tolist()
     torch.testing.assert_close(one.features, together.features, atol=2e-3, rtol=1e-2)
     assert len(one.labels) == 30

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor, nn
 
 from data.sample import Batch
-from engine.downstream.common import Splits, Truth
+from engine.downstream.common import Samples, Splits
 from engine.downstream.metrics import METRICS
 from engine.downstream.protocols import ProtocolsConfig, of_tower
 from engine.downstream.registration import (
@@ -69,20 +69,12 @@ class Oracle(nn.Module):
 SWEEPS = Splits(train=np.array([2, 3]), train_logs=np.array([0, 1]), test=np.array([0, 1]))
 
 
-def read(
-    indices: Sequence[int],
-    *,
-    truth: Truth | None,
-    batch_size: int,
-    augment: bool = False,
-    seed: int = 0,
-    epoch: int = 0,
-) -> list[Batch]:
+def read(samples: Samples) -> list[Batch]:
     """Toy sweeps, one camera each, the same for each seed."""
-    return [toy_batch([n], images_each=1, calibration=True) for n in indices]
+    return [toy_batch([n], images_each=1, calibration=True) for n in samples.indices]
 
 
-TEST = read([0, 1], truth="pose", batch_size=1)
+TEST = read(Samples([0, 1], truth="pose"))
 
 
 def run(
@@ -192,7 +184,7 @@ def test_batch_norm_is_calibrated_on_the_train_sweeps():
 
     init = Initialisation(name="random", pretrained=False, networks=(build,))
     run([init])
-    mean: Tensor = read([2], truth="pose", batch_size=1)[0].points.mean(dim=0)
+    mean: Tensor = read(Samples([2], truth="pose"))[0].points.mean(dim=0)
     torch.testing.assert_close(made[0].norm.running_mean, mean)
     run([init], calibration_sweeps=0)  # left alone: those of the network as it was built
     torch.testing.assert_close(made[1].norm.running_mean, torch.zeros(3))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data.sample import IGNORE_LABEL, Batch
-from engine.downstream.common import SegmentationTask, Splits, Truth
+from engine.downstream.common import Samples, SegmentationTask, Splits
 
 TASK = SegmentationTask(dataset="toy", class_names=("road", "car", "tree"), ignore_label=IGNORE_LABEL)
 
@@ -51,19 +51,10 @@ class ToySweeps:
     calls: list[tuple[tuple[int, ...], bool, int, int]] = field(default_factory=list)
     labelled: bool = True
 
-    def __call__(
-        self,
-        indices: Sequence[int],
-        *,
-        truth: Truth | None = "labels",
-        batch_size: int,
-        augment: bool = False,
-        seed: int = 0,
-        epoch: int = 0,
-    ) -> Iterable[Batch]:
-        self.calls.append((tuple(indices), augment, seed, epoch))
-        for at in range(0, len(indices), batch_size):
-            yield toy_batch(indices[at : at + batch_size], labelled=self.labelled)
+    def __call__(self, samples: Samples) -> Iterable[Batch]:
+        self.calls.append((tuple(samples.indices), samples.augment, samples.seed, samples.epoch))
+        for at in range(0, len(samples.indices), samples.batch_size):
+            yield toy_batch(samples.indices[at : at + samples.batch_size], labelled=self.labelled)
 
 
 class ToyNet(nn.Module):
