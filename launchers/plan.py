@@ -26,7 +26,6 @@ from configs.load import ConfigError
 from configs.schema import PretrainConfig
 from data.preparing.superpixels import SuperpixelConfig
 from data.storage.mixture import open_sets
-from data.storage.reader import SampleReader
 from engine.deepspeed_config import BUCKET_NUMEL
 from engine.optim import peak_lr, state_numbers
 from engine.schedule import total_steps
@@ -200,7 +199,7 @@ def data_sizes(config: PretrainConfig, options: argparse.Namespace) -> tuple[Dat
             raise ConfigError("--samples needs --bytes-per-sample; `tandem inspect SHARDS` shows it for a prepared set")
         data = Data(samples=options.samples, bytes_per_sample=options.bytes_per_sample)
         return data, config.data.cameras_per_sample or options.cameras or 1, num_segments
-    opened = open_sets(config.data.sets, SampleReader, warn=True)
+    opened = open_sets(config.data.sets, warn=True)
     manifest, indices = opened.reader.manifest, opened.indices
     per_visit = np.repeat([s.weight for s in opened.stretches], [s.num for s in opened.stretches])
     data = Data(

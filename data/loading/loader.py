@@ -29,7 +29,7 @@ from data.sample import Batch
 from data.storage.manifest import Manifest
 from data.storage.mixture import SetConfig, open_sets
 from data.storage.prefetch import check_cache, shards_of
-from data.storage.reader import Reader, SampleError, SampleReader
+from data.storage.reader import Reader, SampleError
 from data.storage.remote.shard_cache import CacheConfig
 from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCache
@@ -265,12 +265,8 @@ def build_loader(
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank}, expected 0 to {world_size - 1}")
-    opened = open_sets(
-        config.sets,
-        lambda manifest: SampleReader(manifest, retry_min=config.retry_min),
-        config.cache,
-        warn=rank == 0 and spec.superpixels,
-    )
+    warn = rank == 0 and spec.superpixels
+    opened = open_sets(config.sets, config.cache, retry_min=config.retry_min, warn=warn)
     check_cache(config.cache, opened, config.shards_per_group, warn=rank == 0)
     if teacher_cache is not None:
         if config.more:

@@ -6,7 +6,6 @@ named by one of `REASONS`.
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from jaxtyping import Float, Int, Integer
 from common.ranges import between
 from data.geometry import project, transform, visible
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
-from data.storage.run_lengths import encode_runs
+from data.storage.run_lengths import encode_runs, npy_bytes
 
 SCHEMA_VERSION = 2
 """Raised by one whenever a reader of the version before would misread or refuse a set."""
@@ -196,19 +195,19 @@ def encode_sample(sample: Sample, config: CodecConfig) -> dict[str, bytes]:
     """
     check_sample(sample)
     points = np.concatenate([sample.points_lidar, sample.intensity[:, None]], axis=1)
-    members = {"points.npy": _npy(points.astype("<f4"))}
+    members = {"points.npy": npy_bytes(points.astype("<f4"))}
     for camera in sample.cameras:
         members |= _encode_camera(camera, config)
     if sample.labels is not None:
-        members["labels.npy"] = _npy(sample.labels.astype("u1"))
+        members["labels.npy"] = npy_bytes(sample.labels.astype("u1"))
     if sample.instances is not None:
-        members["instances.npy"] = _npy(_as_uint16("instances", sample.instances))
+        members["instances.npy"] = npy_bytes(_as_uint16("instances", sample.instances))
     if sample.boxes is not None:
         columns = [getattr(sample.boxes, name).reshape(-1, width) for name, width in BOX_TABLE.items()]
-        members["boxes.npy"] = _npy(np.concatenate(columns, axis=1).astype("<f8"))
+        members["boxes.npy"] = npy_bytes(np.concatenate(columns, axis=1).astype("<f8"))
         details = _box_details(sample.boxes)
         if details is not None:
-            members["box_details.npy"] = _npy(details)
+            members["box_details.npy"] = npy_bytes(details)
     members["meta.json"] = _encode_meta(sample, sorted(members))
     return members
 
@@ -245,12 +244,6 @@ def _as_uint16(name: str, values: Integer[np.ndarray, "..."]) -> np.ndarray:
     if values.size and not (int(values.min()) >= 0 and int(values.max()) <= np.iinfo(np.uint16).max):
         raise ValueError(f"{name} run from {values.min()} to {values.max()}, expected 0 to 65535")
     return values.astype("<u2")
-
-
-def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
 
 
 def _box_details(boxes: Boxes) -> Int[np.ndarray, "boxes 3"] | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common.ranges import at_least
+from common.retry import RETRY_MIN
 from data.order import Stretch
 from data.sample import Sample
 from data.storage.decode import DecodeSpec
@@ -103,13 +104,9 @@ class MixedReader(Reader):
 
 
 def open_sets(
-    sets: Sequence[SetConfig],
-    make_reader: Callable[[Manifest], SampleReader],
-    cache: CacheConfig | None = None,
-    *,
-    warn: bool = False,
+    sets: Sequence[SetConfig], cache: CacheConfig | None = None, *, retry_min: float = RETRY_MIN, warn: bool = False
 ) -> Opened:
-    """Open the sets of a run; a single one is read as it is.
+    """Open the sets of a run, whose storage may be away for `retry_min` minutes; a single one is read as it is.
 
     With `warn`, the log says where superpixels are expected and a set does not record how its own were made.
 
@@ -122,7 +119,7 @@ def open_sets(
         in_use = manifest.indices(config.split)[: config.limit]
         if len(in_use) == 0:
             raise ShardError(f"{config.shards} has no samples in split {config.split!r}; choose another split")
-        readers.append(make_reader(manifest))
+        readers.append(SampleReader(manifest, retry_min=retry_min))
         indices.append(start + in_use)
         start += len(manifest)
     stretches = tuple(Stretch(num=len(part), weight=config.weight) for part, config in zip(indices, sets, strict=True))

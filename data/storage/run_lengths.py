@@ -36,10 +36,15 @@ def encode_runs(plane: Integer[np.ndarray, "H W"], level: int) -> bytes:
     np.not_equal(plane[:, 1:], plane[:, :-1], out=begins[:, 1:])
     starts = np.flatnonzero(begins)
     runs = np.stack((plane.ravel()[starts], np.diff(starts, append=plane.size))).astype("<u2")
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, runs, version=(1, 0), allow_pickle=False)
     packer = zlib.compressobj(level, wbits=_GZIP)
-    return packer.compress(buffer.getvalue()) + packer.flush()
+    return packer.compress(npy_bytes(runs)) + packer.flush()
+
+
+def npy_bytes(array: Shaped[np.ndarray, "..."]) -> bytes:
+    """The array as an .npy file of version 1.0; the same array gives the same bytes."""
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def decode_runs(data: bytes, size: tuple[int, int]) -> Shaped[np.ndarray, "H W"]:

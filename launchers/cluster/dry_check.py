@@ -108,7 +108,7 @@ def check_runs(configs: Sequence[PretrainConfig], *, one_batch: bool = True) -> 
 
 def _check_room(config: PretrainConfig) -> None:
     try:
-        opened = open_sets(config.data.sets, SampleReader, config.data.cache)
+        opened = open_sets(config.data.sets, config.data.cache)
         check_cache(config.data.cache, opened, config.data.shards_per_group, warn=False)
     except ValueError as error:
         raise ConfigError(f"{config.run_dir}: {error}") from error

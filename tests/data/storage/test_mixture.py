@@ -87,12 +87,12 @@ def test_stretches_that_do_not_fit_are_refused() -> None:
 
 
 def test_rows_of_the_joined_manifest_read_the_right_sample(sets: tuple[str, str]) -> None:
-    opened = open_sets([SetConfig(shards=root, split=None) for root in sets], SampleReader)
+    opened = open_sets([SetConfig(shards=root, split=None) for root in sets])
     reader = opened.reader
     assert isinstance(reader, MixedReader)
     manifest = reader.manifest
     assert len(manifest) == 12 + 6
-    alone = [SampleReader(open_sets([SetConfig(shards=r)], SampleReader).reader.manifest) for r in sets]
+    alone = [SampleReader(open_sets([SetConfig(shards=r)]).reader.manifest) for r in sets]
     for index in range(len(manifest)):
         part, row = (0, index) if index < 12 else (1, index - 12)
         sample, expected = reader.read(index, images=False), alone[part].read(row, images=False)
@@ -171,14 +171,14 @@ def test_superpixels_other_than_expected_are_refused(tmp_path: Path, caplog: pyt
         recorded(tmp_path / "a", num_segments=30, compactness=6.0),
         recorded(tmp_path / "b", num_segments=150),
     )
-    assert open_sets([SetConfig(shards=more), SetConfig(shards=thirty)], SampleReader).num_segments == 150
+    assert open_sets([SetConfig(shards=more), SetConfig(shards=thirty)]).num_segments == 150
     expected = SuperpixelRecord(num_segments=30)
-    assert open_sets([SetConfig(shards=thirty, expected_superpixels=expected)], SampleReader).num_segments == 30
+    assert open_sets([SetConfig(shards=thirty, expected_superpixels=expected)]).num_segments == 30
     text = r"num_segments 150 \(expected 30\).* superpixels\.num_segments=30` .*data\.expected_superpixels=null"
     with pytest.raises(ShardError, match=text):
         loader(more, expected_superpixels=expected)
     with pytest.raises(ShardError, match=r"compactness None \(expected 6"):
-        open_sets([SetConfig(shards=more, expected_superpixels=SuperpixelRecord(compactness=6.0))], SampleReader)
+        open_sets([SetConfig(shards=more, expected_superpixels=SuperpixelRecord(compactness=6.0))])
     with pytest.raises(ShardError, match="/b has superpixels of num_segments 150"):
         loader(thirty, more=(SetConfig(shards=more, expected_superpixels=expected),))
     assert caplog.messages == []
@@ -194,7 +194,7 @@ def test_a_set_without_a_record_is_used_with_one_warning(
     (message,) = caplog.messages
     assert "does not record how its superpixels were made" in message
     assert "num_segments=30" in message
-    assert open_sets([config], SampleReader).num_segments is None
+    assert open_sets([config]).num_segments is None
 
 
 def test_sets_are_named_on_the_command_line() -> None:
