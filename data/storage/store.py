@@ -68,12 +68,15 @@ def join(root: str, name: str) -> str:
 
 
 class LocalStore:
-    """A folder. A sample is one `pread`, which shares no file position."""
+    """A folder, whose file `probe` can be read whenever its storage is there.
 
-    def __init__(self, root: str, retry_min: float) -> None:
+    A sample is one `pread`, which shares no file position.
+    """
+
+    def __init__(self, root: str, retry_min: float, probe: str = MANIFEST_NAME) -> None:
         self._root = Path(root)
         self._open: OrderedDict[str, int] = OrderedDict()
-        self._retry = StorageRetry(self._root / MANIFEST_NAME, retry_min)
+        self._retry = StorageRetry(self._root / probe, retry_min)
         self._given_up: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,12 +98,16 @@ class LocalStore:
 
     def read_at(self, shard: Shard, size: int, offset: int, crc32: int) -> bytes:
         """See `Store.read_at`."""
+        return self.piece(shard.file, size, offset)
+
+    def piece(self, file: str, size: int, offset: int) -> bytes:
+        """Bytes of a file, fewer at its end; raises as `Store.read_at`."""
         try:
-            if shard.file in self._given_up:
-                return self._pread(shard.file, size, offset)
-            return self._retry.read(lambda: self._pread(shard.file, size, offset))
+            if file in self._given_up:
+                return self._pread(file, size, offset)
+            return self._retry.read(lambda: self._pread(file, size, offset))
         except OSError:
-            self._given_up.add(shard.file)  # no waiting again for each of its other samples
+            self._given_up.add(file)  # no waiting again for each of its other samples
             raise
 
     def expect(self, shards: Sequence[Shard]) -> None:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import zipfile
 from collections.abc import Sequence
@@ -27,9 +26,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from common.files import file_sha256, replace_file, replacing
-from common.retry import RETRY_MIN, StorageAwayError, StorageRetry, read_at
+from common.retry import RETRY_MIN, StorageAwayError
 from data.storage.manifest import Manifest
 from data.storage.shard import ShardError
+from data.storage.store import LocalStore
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,6 @@ class TeacherCache:
     """
 
     def __init__(self, path: Path, content: dict[str, Any]) -> None:
-        self._files: dict[int, int] = {}
         self.path = path
         self.dim = int(content["dim"])
         self.manifest_fingerprint = str(content["manifest_fingerprint"])
@@ -87,14 +86,7 @@ class TeacherCache:
             self._part[samples] = number
             self._row[samples] = np.cumsum(counts.sum(axis=1)) - counts.sum(axis=1)
             self._counts[samples] = counts
-        self._retry = StorageRetry(path / "cache.json", RETRY_MIN)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Each process opens the files again."""
-        return {**self.__dict__, "_files": {}}
-
-    def __del__(self) -> None:
-        self._close()
+        self._store = LocalStore(str(path), RETRY_MIN, probe="cache.json")
 
     @staticmethod
     def open(root: str, key: str, *, verify: bool = True) -> TeacherCache | None:
@@ -146,25 +138,12 @@ class TeacherCache:
         start = self._starts[part] + int(self._row[index]) * row_bytes
         # Not mapped: where storage goes away, touching a map kills the process, while a read can be tried again.
         try:
-            data = self._retry.read(lambda: self._pread(part, rows * row_bytes, start))
+            data = self._store.piece(self._parts[part].file, rows * row_bytes, start)
         except (OSError, StorageAwayError) as error:
             raise ShardError(f"{self.path / self._parts[part].file} cannot be read: {error}") from error
         if len(data) != rows * row_bytes:
             raise ShardError(f"{self.path / self._parts[part].file} has become shorter; delete {self.path}")
         return np.frombuffer(data, dtype=np.float16).reshape(rows, self.dim)
-
-    def _pread(self, part: int, size: int, offset: int) -> bytes:
-        try:
-            if part not in self._files:
-                self._files[part] = os.open(self.path / self._parts[part].file, os.O_RDONLY | os.O_CLOEXEC)
-            return read_at(self._files[part], size, offset)
-        except OSError:
-            self._close()
-            raise
-
-    def _close(self) -> None:
-        while self._files:
-            os.close(self._files.popitem()[1])
 
 
 def _index_path(part: Path) -> Path:
