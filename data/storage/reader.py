@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from common.retry import RETRY_MIN, StorageAwayError
 from data.sample import Sample
@@ -51,7 +51,7 @@ class Reader(ABC):
     """
 
     manifest: Manifest
-    remote_shards: frozenset[int]
+    remote_shards: Collection[int]
 
     def read(
         self,
@@ -100,7 +100,7 @@ class SampleReader(Reader):
     def __init__(self, manifest: Manifest, *, retry_min: float = RETRY_MIN) -> None:
         """Opens nothing yet; `retry_min`: minutes for which the set's storage may be away."""
         self.manifest = manifest
-        self.remote_shards = frozenset(range(len(manifest.shards) if is_url(manifest.root) else 0))
+        self.remote_shards = range(len(manifest.shards) if is_url(manifest.root) else 0)
         # Not the store of `load_manifest`: a run that starts must fail at once, one that trains waits for its storage.
         self._store = open_store(manifest.root, manifest.cache, retry_min=retry_min)
 

@@ -175,7 +175,7 @@ class TeacherCacheWriter:
 
     def __init__(self, root: str, key: str, dim: int, manifest: Manifest, *, part_bytes: int = _PART_BYTES) -> None:
         self._root, self._key, self._dim, self._manifest = root, key, dim, manifest
-        self._rows_per_part = max(part_bytes // (2 * dim), 1)
+        self._rows_per_part = max(part_bytes // (_ITEM_BYTES * dim), 1)
         self._path = _folder(root, key)
         self._path.mkdir(parents=True, exist_ok=True)
         self._done = np.zeros(len(manifest), dtype=bool)
