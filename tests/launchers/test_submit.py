@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
 import subprocess
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,7 +27,7 @@ from launchers.cli import main as tandem
 from launchers.cluster import freeze, submission
 from launchers.cluster.freeze import freeze_code, freeze_run
 from launchers.cluster.plan_submission import Point, SubmitRequest, with_first_stages
-from launchers.cluster.queues import AT_ONCE, After, own_variables_only
+from launchers.cluster.queues import AT_ONCE, After, LocalQueue, own_variables_only
 from launchers.cluster.slurm_queue import sbatch_parameters
 from launchers.cluster.submission import submit
 from launchers.cluster.work import FollowJob, PretrainJob, Work
@@ -343,6 +344,39 @@ def test_variables_of_a_surrounding_job_are_hidden(monkeypatch: pytest.MonkeyPat
         assert kept.items() <= os.environ.items()
     assert outside.items() <= os.environ.items()
     assert os.environ["SBATCH_PARTITION"] == "old"
+
+
+@pytest.mark.parametrize(
+    ("outside", "gpus_per_node", "seen"),
+    [("2,3", 2, "2,3"), ("2,3", 0, "2,3"), ("", 0, ""), (None, 2, "0,1"), (None, 0, "None")],
+)
+def test_local_jobs_see_the_gpus_that_were_chosen_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outside: str | None, gpus_per_node: int, seen: str
+) -> None:
+    printed: list[str] = []
+
+    class Executor:
+        """Starts the job's Python with the variable that submitit sets (findings/submitit_local_gpus.sh)."""
+
+        def __init__(self, folder: Path, python: str) -> None:
+            self.python, self.gpus = python, ""
+
+        def update_parameters(self, *, gpus_per_node: int, **others: Any) -> None:
+            self.gpus = ",".join(map(str, range(gpus_per_node)))
+
+        def submit(self, work: Work) -> None:
+            command = [*shlex.split(self.python), "-c", "import os; print(os.environ.get('CUDA_VISIBLE_DEVICES'))"]
+            env = {**os.environ, "CUDA_VISIBLE_DEVICES": self.gpus}
+            printed.append(subprocess.run(command, env=env, check=True, capture_output=True, text=True).stdout)
+
+    monkeypatch.setattr("submitit.LocalExecutor", Executor)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if outside is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", outside)
+    job = PretrainJob(run_dir=str(tmp_path), config="", folder="")
+    queue = LocalQueue(config=SlurmConfig(name="here", gpus_per_node=gpus_per_node), logs=tmp_path, code=tmp_path)
+    queue._start(job)
+    assert printed == [f"{seen}\n"]
 
 
 def test_slurm_settings_out_of_range() -> None:
