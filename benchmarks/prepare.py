@@ -6,9 +6,9 @@ Without SET=SRC: the street world, and the real frames beside the repository as 
 processor time of one process and one thread, which a busy machine shifts less than a clock's; files were read before,
 so that no disk is waited for. The stages:
 
-- read: bytes of files (`data.convert.files.read_bytes`);
+- read: bytes of files (`data.convert.raw_files.read_bytes`);
 - decode: images (OpenCV, libjpeg) and packed streams (zlib);
-- superpixels: `data.preparing.unit.segment`;
+- superpixels: `data.preparing.shard_task.segment`;
 - encode: JPEG, PNG, run lengths, arrays, pairs counted (`ShardWriter.write` without the tar);
 - write: the tar, its checksums, the disk;
 - convert: the rest: parsing, geometry, classes; for the street world the drawing.
@@ -27,8 +27,8 @@ from typing import Any
 import cv2
 import simplejpeg
 
-import data.convert.files
-import data.preparing.unit
+import data.convert.raw_files
+import data.preparing.shard_task
 import data.storage.shard_writer
 from benchmarks.common import REPOSITORY, CallTimer, markdown, setting
 from data.convert.base import Converter
@@ -105,12 +105,12 @@ def _row(name: str, converter: Converter, frames: int) -> list[str]:
 
 def stages() -> dict[str, list[tuple[Any, str]]]:
     """Stage -> its functions; reading is `read_bytes` under every name by which a converter imported it."""
-    original = data.convert.files.read_bytes
+    original = data.convert.raw_files.read_bytes
     modules = [module for name, module in sys.modules.items() if name.startswith("data.convert.")]
     return {
         "read": [(module, "read_bytes") for module in modules if getattr(module, "read_bytes", None) is original],
         "decode": [(cv2, "imdecode"), (simplejpeg, "decode_jpeg"), (zlib, "decompress")],
-        "superpixels": [(data.preparing.unit, "segment")],
+        "superpixels": [(data.preparing.shard_task, "segment")],
         "encode": [(data.storage.shard_writer, "encode_sample"), (data.storage.shard_writer, "count_pairs")],
         "write": [(ShardWriter, "write"), (ShardWriter, "finish")],
     }

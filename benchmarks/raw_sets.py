@@ -35,13 +35,13 @@ from tests.helpers.street_logs import street_log
 _LABELLING = ("once", "pandaset.converter", "argoverse2")
 _STAGES = {
     "read": (
-        *(f"data.convert.{name}.read_bytes" for name in ("files", "feather", "pandaset.pandas_pickle")),
+        *(f"data.convert.{name}.read_bytes" for name in ("raw_files", "feather", "pandaset.pandas_pickle")),
         "data.convert.waymo.tfrecord.read_range",
         "data.convert.parquet_rows.ParquetRows.rows",  # reading Parquet is unpacking it as well
     ),
     "unpack": ("data.convert.waymo.proto._floats", "data.convert.waymo.proto._integers"),
     "points": ("data.convert.waymo.converter.laser_points",),
-    "jpeg": ("data.convert.files.decode_jpeg", "data.convert.waymo.converter.decode_jpeg"),
+    "jpeg": ("data.convert.raw_files.decode_jpeg", "data.convert.waymo.converter.decode_jpeg"),
     "undistort": ("data.convert.once._Reader._undistorted",),
     "pickles": ("data.convert.pandaset.converter.read_table",),
     "feather": ("data.convert.argoverse2.read_feather",),

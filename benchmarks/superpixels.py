@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from benchmarks.common import REPOSITORY, markdown, seconds_of, setting
-from data.convert.files import read_image
+from data.convert.raw_files import read_image
 from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import IGNORE_LABEL
 from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from data.street.log import LogRenderer, StreetCameraConfig, StreetConfig, StreetLidarConfig
+from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
+from data.street.log import LogRenderer
 
 _T = TypeVar("_T")
 

@@ -220,8 +220,8 @@ def _full_name(override: str) -> str:
 def print_share(share: Share, summary: ShareSummary, console: Console) -> None:
     """What a share made, and what comes next."""
     console.print(
-        f"share {share.number}/{share.count}: {summary.num_units} of {summary.num_all_units} shards, "
-        f"{summary.num_reused_units} kept from before, {summary.num_skipped} frames skipped, {summary.seconds:.1f} s; "
+        f"share {share.number}/{share.count}: {summary.num_shards} of {summary.num_all_shards} shards, "
+        f"{summary.num_reused_shards} kept from before, {summary.num_skipped} frames skipped, {summary.seconds:.1f} s; "
         "when all shares are made, run the same command with --join",
         highlight=False,
         soft_wrap=True,
@@ -247,7 +247,7 @@ def print_summary(summary: PrepareSummary, console: Console) -> None:
         ),
         ("superpixels", str(manifest.superpixels or "none")),
         ("shards", f"{len(manifest.shards)}, {num_bytes / 1e6:,.1f} MB"),
-        ("kept from before", f"{summary.num_reused_units} of {summary.num_units} shards"),
+        ("kept from before", f"{summary.num_reused_shards} of {summary.num_shards} shards"),
         ("seconds", f"{summary.seconds:.1f}"),
     ]
     for reason, keys in manifest.skipped.items():

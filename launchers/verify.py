@@ -13,7 +13,7 @@ from rich.table import Table
 
 from configs.load import ConfigError
 from data.preparing.repair import Repaired, repair, undo_half
-from data.preparing.verify import Verdict, examples, save_report, verify
+from data.preparing.verify import VerifyReport, examples, save_report, verify
 
 _EXAMPLES = 3
 
@@ -58,17 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.print("an earlier repair was interrupted; its half-written table is undone")
     verdict = _verify(options.out, options.workers, console)
     path = save_report(verdict)
-    show_verdict(verdict, path, console)
+    show_report(verdict, path, console)
     if not verdict.problems or not options.repair:
         return 1 if verdict.problems else 0
     show_repaired(repair(verdict), console)
     again = _verify(options.out, options.workers, console)
     save_report(again)
-    show_verdict(again, path, console)
+    show_report(again, path, console)
     return 1 if again.problems else 0
 
 
-def _verify(out: str, workers: int, console: Console) -> Verdict:
+def _verify(out: str, workers: int, console: Console) -> VerifyReport:
     with progress_bar(console, "samples") as bar:
         task = bar.add_task(f"verifying {out}", total=None)
 
@@ -92,7 +92,7 @@ def progress_bar(console: Console, unit: str) -> Progress:
     )
 
 
-def show_verdict(verdict: Verdict, path: str, console: Console) -> None:
+def show_report(verdict: VerifyReport, path: str, console: Console) -> None:
     """One row a reason."""
     looked = f"{verdict.num_samples} samples in {verdict.num_shards} shards, {verdict.seconds:.1f} s"
     if not verdict.problems:

@@ -47,11 +47,11 @@ class CheckConfig:
         coarse_px: step of the shift in the other direction that goes with each.
         time_reach_ms: largest error of an image's time that is tried.
         time_step_ms: its step.
-        least_time_ms: smaller errors of time are not told.
+        least_time_ms: smaller errors of time are not reported.
         least_speed_mps: slower samples say nothing about times.
         min_edges: fewer borders leave a camera undecided.
         draws: resamplings.
-        min_sure: share of draws that must agree on a shift beyond the tolerance before it is told.
+        min_sure: share of draws that must agree on a shift beyond the tolerance before it is reported.
         min_gain: by how many of its standard errors the score must rise.
         min_settled: share of draws that must lie within the tolerance before a camera is said to fit.
     """
@@ -83,7 +83,7 @@ class Motion:
     velocity_mps: Float[np.ndarray, " 3"]
 
     def over(self, seconds: float) -> Float[np.ndarray, "4 4"]:
-        """Ego frame so much later, in the ego frame now."""
+        """The ego frame after this time, in the ego frame now."""
         return rigid(Rotation.from_rotvec(self.turn_rad * seconds).as_matrix(), self.velocity_mps * seconds)
 
 
@@ -97,28 +97,20 @@ def motion_between(before: Sample, after: Sample, longest_s: float = 2.5) -> Mot
     return Motion(turn_rad=turn / seconds, velocity_mps=step[:3, 3] / seconds)
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class ProjectedEdges:
-    """A sweep's borders in one image as stored, for pictures.
+def projected_edges(
+    sample: Sample, camera: CameraView, margin_px: float = 40.0
+) -> tuple[Float[np.ndarray, "edges 2"], DepthEdges]:
+    """The borders that project into an image as stored or near it, and their pixels there.
 
-    Attributes:
-        uv: pixels.
-        edges: which borders.
+    Borders of what the camera does not look at are not made.
     """
-
-    uv: Float[np.ndarray, "edges 2"]
-    edges: DepthEdges
-
-
-def projected_edges(sample: Sample, camera: CameraView, margin_px: float = 40.0) -> ProjectedEdges:
-    """The borders that project into an image or near it; those of what the camera does not look at are not made."""
     T_cam_lidar = sample.T_cam_lidar(camera)
     inside = _near_image(camera, *project(camera.K, transform(T_cam_lidar, sample.points_lidar)), margin_px)
     edges = depth_edges(sample.points_lidar[inside])
     uv, depth = project(camera.K, transform(T_cam_lidar, edges.points_lidar))
-    kept = _near_image(camera, uv, depth, margin_px)
-    edges = DepthEdges(points_lidar=edges.points_lidar[kept], gaps_rad=edges.gaps_rad[kept], top=edges.top[kept])
-    return ProjectedEdges(uv=uv[kept], edges=edges)
+    near = _near_image(camera, uv, depth, margin_px)
+    edges = DepthEdges(points_lidar=edges.points_lidar[near], gaps_rad=edges.gaps_rad[near], top=edges.top[near])
+    return uv[near], edges
 
 
 def _near_image(
@@ -145,9 +137,9 @@ class CalibrationVerdict:
         background: at shifts in general (median): what borders that hit nothing get.
         shift_px: by how much the projected points should move in u and v to fit best.
         shift_error_px: standard error of that.
-        tolerance_px: shifts up to this are not told from none.
+        tolerance_px: smaller shifts cannot be distinguished from none.
         sure: share of resamplings in which the shift is beyond the tolerance, the same way.
-        time_offset_ms: the image seems to be taken so much later than stated; None where motion is not known.
+        time_offset_ms: how much later than stated the image seems to be taken; None where motion is not known.
         time_sure: as `sure`, of the time.
     """
 
@@ -166,7 +158,7 @@ class CalibrationVerdict:
     time_sure: float = 0.0
 
     def message(self) -> str:
-        """One line for people."""
+        """The verdict in one line, with what to do where it is open."""
         edges = f"{sum(self.num_edges)} borders in {self.num_samples} samples"
         if self.status == "undecided":
             best = [f"{s:+.1f} ± {e:.1f}" for s, e in zip(self.shift_px, self.shift_error_px, strict=True)]
@@ -178,11 +170,9 @@ class CalibrationVerdict:
             within = "{:.1f} px in u, {:.1f} px in v".format(*self.tolerance_px)
             return f"{self.camera}: fits within {within}, score {self.score:.2f} ({edges})"
         if self.status == "time":
-            return (
-                f"{self.camera}: images seem to be taken {abs(self.time_offset_ms or 0):.0f} ms "
-                f"{'later' if (self.time_offset_ms or 0) > 0 else 'earlier'} than stated; sure {self.time_sure:.0%} "
-                f"({edges})"
-            )
+            offset_ms = self.time_offset_ms or 0
+            offset = f"{abs(offset_ms):.0f} ms {'later' if offset_ms > 0 else 'earlier'}"
+            return f"{self.camera}: images seem to be taken {offset} than stated; sure {self.time_sure:.0%} ({edges})"
         u, v = self.shift_px
         return (
             f"{self.camera}: points would fit better {abs(u):.1f} px further {'right' if u > 0 else 'left'} and "
@@ -223,12 +213,7 @@ class CalibrationCheck:
         self._times_ms = np.arange(-steps, steps + 1) * self.config.time_step_ms
 
     def add(self, sample: Sample, motion: Motion | None = None) -> None:
-        """One sample with images.
-
-        Args:
-            sample: cameras without an image are left out.
-            motion: of the ego at its time, to judge times by.
-        """
+        """Take the cameras of a sample that have an image; the ego's motion at its time is what times are judged by."""
         for camera in sample.cameras:
             if camera.image is not None:
                 factor = math.ceil(camera.image_size[1] / self.config.max_width)
@@ -236,28 +221,27 @@ class CalibrationCheck:
                 self._add_camera(evidence, sample, camera, motion)
 
     def _add_camera(self, evidence: _Evidence, sample: Sample, camera: CameraView, motion: Motion | None) -> None:
-        found = projected_edges(sample, camera)
+        uv, edges = projected_edges(sample, camera)
         assert camera.image is not None
         width, height = (side // evidence.factor for side in camera.image_size[::-1])
         image = cv2.resize(camera.image, (width, height), interpolation=cv2.INTER_AREA)
         across_u, across_v = edge_strength(image)
-        uv = (found.uv + 0.5) / evidence.factor - 0.5
+        uv = (uv + 0.5) / evidence.factor - 0.5  # pixels count from the centre of the first
         margin = self.config.reach_px + 1
         inside = ((uv >= margin) & (uv < np.array([width, height]) - margin)).all(axis=1)
         strip = np.clip(uv[:, 0] * _STRIPS / width, 0, _STRIPS - 1).astype(np.int64)
-        side, top = inside & ~found.edges.top, inside & found.edges.top
-        shifts, coarse = self._shifts, self._coarse
-        fine_u = np.stack(np.meshgrid(shifts, coarse, indexing="ij"), axis=-1).astype(np.float64)
+        side, top = inside & ~edges.top, inside & edges.top
+        fine_u = np.stack(np.meshgrid(self._shifts, self._coarse, indexing="ij"), axis=-1).astype(np.float64)
         fine_v = fine_u[..., ::-1]
         evidence.sides.append(_sums(_look_up(across_u, uv[side], fine_u), strip[side]))
         evidence.tops.append(_sums(_look_up(across_v, uv[top], fine_v), strip[top]))
         evidence.side_counts.append(np.bincount(strip[side], minlength=_STRIPS))
         evidence.top_counts.append(np.bincount(strip[top], minlength=_STRIPS))
         for kind, which in enumerate((side, top)):
-            gaps = found.edges.gaps_rad[which] * camera.K[kind, kind] / evidence.factor
+            gaps = edges.gaps_rad[which] * camera.K[kind, kind] / evidence.factor
             evidence.gaps_px[kind].extend(gaps.tolist())
         if motion is not None and np.linalg.norm(motion.velocity_mps) >= self.config.least_speed_mps:
-            self._add_times(evidence, sample, camera, motion, across_u, found.edges.points_lidar[side], strip[side])
+            self._add_times(evidence, sample, camera, motion, across_u, edges.points_lidar[side], strip[side])
 
     def _add_times(
         self,
@@ -278,7 +262,7 @@ class CalibrationCheck:
         evidence.times.append(_sums(values[:, None], strip)[..., 0])
         evidence.timed_counts.append(np.bincount(strip, minlength=_STRIPS))
 
-    # -------------------------------------------------------------------------------------------------------- judging
+    # ---- judging
     def verdicts(self) -> tuple[CalibrationVerdict, ...]:
         """What the samples so far say, camera by camera; the same samples give the same verdict."""
         return tuple(self._judge(name, evidence) for name, evidence in self._evidence.items())
@@ -290,35 +274,43 @@ class CalibrationCheck:
         counts = np.sum(evidence.side_counts), np.sum(evidence.top_counts)
         middle = len(self._coarse) // 2
         axis = (self._shifts * evidence.factor).astype(np.float64)
-        found = {"u": (axis, side[:, middle] / max(counts[0], 1)), "v": (axis, top[:, middle] / max(counts[1], 1))}
-        return {name: curve for name, curve, count in zip(found, found.values(), counts, strict=True) if count}
+        curves = zip(("u", "v"), (side, top), counts, strict=True)
+        return {name: (axis, sums[:, middle] / count) for name, sums, count in curves if count}
 
     def _judge(self, name: str, evidence: _Evidence) -> CalibrationVerdict:
         config = self.config
-        rng = np.random.default_rng(0)
+        rng = np.random.default_rng(0)  # the same samples give the same verdict
         sides, tops = np.concatenate(evidence.sides), np.concatenate(evidence.tops)
         num_edges = (int(np.sum(evidence.side_counts)), int(np.sum(evidence.top_counts)))
         best = self._best_shift(_mean(sides), _mean(tops))
         draws = rng.multinomial(len(sides), np.full(len(sides), 1 / len(sides)), size=config.draws)
-        found = np.array([self._best_shift(_mean(sides, draw), _mean(tops, draw)) for draw in draws])
-        tolerance = np.array([_tolerance(gaps) for gaps in evidence.gaps_px])
-        score, best_score, background, gain = self._gain(sides, tops, sum(num_edges), best, draws)
-        beyond = np.abs(best) > tolerance
-        same_way = (np.abs(found) > tolerance) & (np.sign(found) == np.sign(best))
+        resampled = np.array([self._best_shift(_mean(sides, draw), _mean(tops, draw)) for draw in draws])
+        # Half a pixel, and half of what beams leave open.
+        tolerance = np.array([0.5 + (float(np.median(gaps)) / 2 if gaps else 0.0) for gaps in evidence.gaps_px])
+        here, there = self._at(sides, tops, 0.0, 0.0), self._at(sides, tops, best[0], best[1])
+        general = np.median(sides.sum(axis=0)) + np.median(tops.sum(axis=0))
+        per_edge = [float(total / max(sum(num_edges), 1)) for total in (here.sum(), there.sum(), general)]
+        score, best_score, background = per_edge
+        gain = _in_errors(there - here, draws)
+        beyond = np.abs(best) > tolerance  # for u and for v
+        same_way = (np.abs(resampled) > tolerance) & (np.sign(resampled) == np.sign(best))
         sure = float(max((same_way[:, axis].mean() for axis in (0, 1) if beyond[axis]), default=0.0))
-        status = "fits"
+        status = "fits"  # until something speaks against it
         if sum(num_edges) < config.min_edges or background <= 0:
             status = "undecided"
         elif sure >= config.min_sure and gain >= config.min_gain:
             status = "shift"
+        # A wrong time also looks like a shift; it is the better explanation where it gains more.
         time_ms, time_sure, time_gain = self._judge_time(evidence, rng)
         if status != "undecided" and time_sure >= config.min_sure and time_gain >= max(config.min_gain, gain):
             status = "time"
-        error = found.std(axis=0)
-        settled = bool((~beyond & ((np.abs(found) <= tolerance).mean(axis=0) >= config.min_settled)).all())
-        if status == "fits" and not (settled and self._lift(sides, tops, best, draws) >= config.min_gain):
+        error = resampled.std(axis=0)
+        settled = bool((~beyond & ((np.abs(resampled) <= tolerance).mean(axis=0) >= config.min_settled)).all())
+        # Is there anything to go by: does the best shift stand out from shifts in general?
+        lift = there - np.median(sides, axis=(1, 2)) - np.median(tops, axis=(1, 2))
+        if status == "fits" and not (settled and _in_errors(lift, draws) >= config.min_gain):
             status = "undecided"
-        scale = evidence.factor
+        stored = [(values * evidence.factor).tolist() for values in (best, error, tolerance)]
         return CalibrationVerdict(
             camera=name,
             status=status,
@@ -327,9 +319,9 @@ class CalibrationCheck:
             score=score,
             best_score=best_score,
             background=background,
-            shift_px=(float(best[0] * scale), float(best[1] * scale)),
-            shift_error_px=(float(error[0] * scale), float(error[1] * scale)),
-            tolerance_px=(float(tolerance[0] * scale), float(tolerance[1] * scale)),
+            shift_px=(stored[0][0], stored[0][1]),
+            shift_error_px=(stored[1][0], stored[1][1]),
+            tolerance_px=(stored[2][0], stored[2][1]),
             sure=sure,
             time_offset_ms=time_ms,
             time_sure=time_sure,
@@ -348,42 +340,17 @@ class CalibrationCheck:
     def _nearest_coarse(self, shift: float) -> int:
         return int(np.abs(self._coarse - shift).argmin())
 
-    def _at(self, sums: Float[np.ndarray, "strips shifts coarse"], fine: float, other: float) -> np.ndarray:
-        return np.asarray(sums[:, round(fine) + self.config.reach_px, self._nearest_coarse(other)])
-
-    def _gain(
+    def _at(
         self,
         sides: Float[np.ndarray, "strips shifts coarse"],
         tops: Float[np.ndarray, "strips shifts coarse"],
-        count: int,
-        best: Float[np.ndarray, " 2"],
-        draws: Int[np.ndarray, "draws strips"],
-    ) -> tuple[float, float, float, float]:
-        """Score as projected, at the best shift, in general; and the gain in its standard errors."""
-        here = self._at(sides, 0.0, 0.0) + self._at(tops, 0.0, 0.0)
-        there = self._at(sides, best[0], best[1]) + self._at(tops, best[1], best[0])
-        general = np.median(sides.sum(axis=0)) + np.median(tops.sum(axis=0))
-        gains = draws @ (there - here)
-        error = float(gains.std()) or 1.0
-        total = max(count, 1)
-        return (
-            float(here.sum() / total),
-            float(there.sum() / total),
-            float(general / total),
-            float((there - here).sum() / error),
-        )
-
-    def _lift(
-        self,
-        sides: Float[np.ndarray, "strips shifts coarse"],
-        tops: Float[np.ndarray, "strips shifts coarse"],
-        best: Float[np.ndarray, " 2"],
-        draws: Int[np.ndarray, "draws strips"],
-    ) -> float:
-        """By how many standard errors the best score stands above shifts in general: is there anything to go by?"""
-        there = self._at(sides, best[0], best[1]) + self._at(tops, best[1], best[0])
-        lift = there - np.median(sides, axis=(1, 2)) - np.median(tops, axis=(1, 2))
-        return float(lift.sum() / (float((draws @ lift).std()) or 1.0))
+        u: float,
+        v: float,
+    ) -> Float[np.ndarray, " strips"]:
+        """Edge strength under all borders at one shift."""
+        reach = self.config.reach_px
+        side = sides[:, round(u) + reach, self._nearest_coarse(v)]
+        return np.asarray(side + tops[:, round(v) + reach, self._nearest_coarse(u)])
 
     def _judge_time(self, evidence: _Evidence, rng: np.random.Generator) -> tuple[float | None, float, float]:
         """Best time offset, how sure it is not none, and the gain in its standard errors."""
@@ -392,12 +359,12 @@ class CalibrationCheck:
         sums = np.concatenate(evidence.times)
         best = _peak(_mean(sums), self._times_ms)
         draws = rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums)), size=self.config.draws)
-        found = np.array([_peak(_mean(sums, draw), self._times_ms) for draw in draws])
+        resampled = np.array([_peak(_mean(sums, draw), self._times_ms) for draw in draws])
         least = self.config.least_time_ms
-        sure = float((found * np.sign(best) > least).mean()) if abs(best) > least else 0.0
+        sure = float((resampled * np.sign(best) > least).mean()) if abs(best) > least else 0.0
         row = int(np.abs(self._times_ms - best).argmin())
         gains = sums[:, row] - sums[:, len(self._times_ms) // 2]
-        return best, sure, float(gains.sum() / (float((draws @ gains).std()) or 1.0))
+        return best, sure, _in_errors(gains, draws)
 
 
 def check_samples(samples: Iterable[Sample], config: CheckConfig | None = None) -> tuple[CalibrationVerdict, ...]:
@@ -416,8 +383,8 @@ def _look_up(
     if len(uv) == 0:
         return np.zeros((a, b, 0))
     at = (uv[None] + offsets.reshape(-1, 1, 2)).astype(np.float32)
-    found = cv2.remap(strength, at[..., 0], at[..., 1], cv2.INTER_LINEAR)
-    return np.asarray(found, dtype=np.float64).reshape(a, b, -1)
+    values = cv2.remap(strength, at[..., 0], at[..., 1], cv2.INTER_LINEAR)
+    return np.asarray(values, dtype=np.float64).reshape(a, b, -1)
 
 
 def _sums(values: Float[np.ndarray, "a b n"], strip: Int[np.ndarray, " n"]) -> Float[np.ndarray, "strips a b"]:
@@ -428,14 +395,15 @@ def _mean(sums: Float[np.ndarray, "strips *rest"], weights: Int[np.ndarray, " st
     return np.asarray(sums.sum(axis=0) if weights is None else np.tensordot(weights, sums, axes=1))
 
 
-def _tolerance(gaps_px: list[float]) -> float:
-    """Half a pixel, and half of what beams leave open."""
-    return 0.5 + (float(np.median(gaps_px)) / 2 if gaps_px else 0.0)
+def _in_errors(values: Float[np.ndarray, " strips"], draws: Int[np.ndarray, "draws strips"]) -> float:
+    """The sum over the strips in its standard errors, which come from resampling the strips."""
+    return float(values.sum() / (float((draws @ values).std()) or 1.0))
 
 
 def _peak(curve: Float[np.ndarray, " n"], axis: np.ndarray) -> float:
     """Where a curve, slightly smoothed, is highest, to a fraction of its step; 0 for a flat one."""
     padded = np.pad(curve, 2, mode="edge")
+    # A Gaussian of about one step.
     smooth = np.convolve(padded, [0.06, 0.24, 0.4, 0.24, 0.06], mode="valid")
     if float(np.ptp(smooth)) == 0:
         return 0.0

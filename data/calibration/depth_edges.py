@@ -5,7 +5,7 @@ known beam or firing order here: neighbours are found by direction, so that the 
 
 Source: Levinson, Thrun: Automatic Online Calibration of Cameras and Lasers (RSS 2013): the nearer point of a depth
 jump along a beam should fall on an edge of the image. Here the jump is placed between its two points (the border lies
-there on average), borders to the side and on top are told apart and compared with the image's gradient along the one
+there on average), borders to the side and on top are distinguished and compared with the image's gradient along the one
 direction that they say something about, and the gradient is divided by its local mean, so that foliage does not drown
 the rest.
 """
@@ -25,9 +25,9 @@ SIDE, TOP = 0, 1
 _SAME_BEAM_RAD = np.deg2rad(0.15)
 _NEIGHBOURS = 12
 _STRETCH = 3.0
-"""Directions across a beam count as so many times as far, so that neighbours lie along it."""
+"""Factor on distances across a beam, so that neighbours lie along it."""
 _MAX_GAP = 4.0
-"""Neighbours along a beam are at most so many typical spacings apart; beyond, something was not measured."""
+"""Largest distance of neighbours along a beam, in typical spacings; beyond it, something was not measured."""
 _MAX_BEAM_GAP_RAD = np.deg2rad(3.0)
 _SIDE_JUMP = (0.4, 0.06)
 _TOP_JUMP = (1.0, 0.15)
@@ -59,9 +59,8 @@ def depth_edges(points_lidar: Float[np.ndarray, "N 3"]) -> DepthEdges:
     azimuth, elevation = np.arctan2(points[:, 1], points[:, 0]), np.arcsin(points[:, 2] / ranges)
     side, side_gaps = _side_edges(azimuth, elevation, ranges)
     top, top_gaps = _top_edges(points, azimuth, elevation, ranges)
-    found = np.concatenate([side, top])
-    gaps = np.concatenate([side_gaps, top_gaps])
-    return DepthEdges(points_lidar=found, gaps_rad=gaps, top=np.arange(len(found)) >= len(side))
+    edges, gaps = np.concatenate([side, top]), np.concatenate([side_gaps, top_gaps])
+    return DepthEdges(points_lidar=edges, gaps_rad=gaps, top=np.arange(len(edges)) >= len(side))
 
 
 def _neighbours(along: Float[np.ndarray, " N"], across: Float[np.ndarray, " N"]) -> np.ndarray:
@@ -87,7 +86,7 @@ def _side_edges(
     d_azimuth, d_elevation = azimuth[near] - azimuth[:, None], elevation[near] - elevation[:, None]
     same_beam = (np.abs(d_elevation) < _SAME_BEAM_RAD) & (np.abs(d_azimuth) > 2 * np.abs(d_elevation))
     spacing = np.median(np.where(same_beam, np.abs(d_azimuth), np.inf).min(axis=1))
-    found, gaps = [], []
+    edges, gaps = [], []
     rows = np.arange(len(ranges))
     for sign in (-1.0, 1.0):
         column, there = _nearest_on(d_azimuth, same_beam, sign)
@@ -95,9 +94,9 @@ def _side_edges(
         gap = np.abs(d_azimuth[rows, column])
         far = ranges[other] - ranges > np.maximum(_SIDE_JUMP[0], _SIDE_JUMP[1] * ranges)
         edge = there & far & (gap < _MAX_GAP * spacing)
-        found.append(_ray(azimuth[edge] + sign * gap[edge] / 2, elevation[edge], ranges[edge]))
+        edges.append(_ray(azimuth[edge] + sign * gap[edge] / 2, elevation[edge], ranges[edge]))
         gaps.append(gap[edge])
-    return np.concatenate(found), np.concatenate(gaps)
+    return np.concatenate(edges), np.concatenate(gaps)
 
 
 def _top_edges(
@@ -146,11 +145,10 @@ _MOST = 4.0
 def edge_strength(image: UInt8[np.ndarray, "H W 3"]) -> tuple[Float32[np.ndarray, "H W"], Float32[np.ndarray, "H W"]]:
     """How strong the image's edges are across u and across v, as multiples of the gradient around."""
     grey = cv2.GaussianBlur(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 1.0)
-    across_u, across_v = (
-        np.abs(cv2.Sobel(grey, cv2.CV_32F, *order, ksize=3, scale=0.125)) for order in ((1, 0), (0, 1))
-    )
-    around = [cv2.blur(strength, (_LOCAL_PX, _LOCAL_PX)) for strength in (across_u, across_v)]
-    return (
-        np.minimum(across_u / (around[0] + _FLOOR / 4), _MOST),
-        np.minimum(across_v / (around[1] + _FLOOR / 4), _MOST),
-    )
+
+    def across(du: int, dv: int) -> Float32[np.ndarray, "H W"]:
+        gradient = np.abs(cv2.Sobel(grey, cv2.CV_32F, du, dv, ksize=3, scale=0.125))
+        around = cv2.blur(gradient, (_LOCAL_PX, _LOCAL_PX))
+        return np.asarray(np.minimum(gradient / (around + _FLOOR / 4), _MOST))
+
+    return across(1, 0), across(0, 1)

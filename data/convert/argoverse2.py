@@ -15,7 +15,7 @@ datasets track); the user guide and the development kit of the set.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +25,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from common.ranges import at_least, positive, some_of
-from data.convert.base import Converter, Skipped
+from data.convert.base import FrameConverter
 from data.convert.box_labels import labels_from_boxes
 from data.convert.feather import Kind, Table, read_feather
-from data.convert.files import layout_error, read_jpeg
 from data.convert.poses import pose, track_id
+from data.convert.raw_files import layout_error, read_jpeg
 from data.geometry import transform
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.storage.encode import DamagedError
@@ -53,6 +53,7 @@ CLASS_NAMES = (
 UNSCORED = ("ANIMAL", "OFFICIAL_SIGNALER", "RAILED_VEHICLE", "TRAFFIC_LIGHT_TRAILER")
 """Labelled, but left out of the benchmark: ignored."""
 
+_CLASS_OF = {name: number for number, name in enumerate(CLASS_NAMES)}
 _INTENSITY_MAX = 255.0
 _NANOSECONDS = re.compile(r"[0-9]{1,18}\Z", re.ASCII)
 _QUATERNION = ("qw", "qx", "qy", "qz")
@@ -72,7 +73,7 @@ _BOX_COLUMNS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Argoverse2Converter(Converter):
+class Argoverse2Converter(FrameConverter):
     """Settings and reader of the Argoverse 2 sensor data set.
 
     Attributes:
@@ -100,26 +101,22 @@ class Argoverse2Converter(Converter):
     def _logs(self) -> dict[str, tuple[str, Path]]:
         """Split and folder of each log."""
         root = Path(self.source)
-        found = {
+        logs = {
             path.name: (split, path)
             for split in SPLITS
             for path in sorted((root / split).glob("*"))
             if (path / "sensors" / "lidar").is_dir()
         }
-        if not found:
+        if not logs:
             expected = "{train,val,test}/<log>/sensors/lidar (the sensor data set)"
             raise layout_error(self.source, "Argoverse 2", expected)
-        first = {split: path for split, path in reversed(found.values())}  # what others lack is said log by log
+        first = {split: path for split, path in reversed(logs.values())}  # what others lack is said frame by frame
         for path in first.values():
             for camera in self.cameras:
                 folder = path / "sensors" / "cameras"
                 if not (folder / camera).is_dir():
                     raise layout_error(self.source, "Argoverse 2", f"images of {camera}", folder)
-        return found
-
-    def logs(self) -> tuple[str, ...]:
-        """Logs of train, val and test, each by name."""
-        return tuple(self._logs)
+        return logs
 
     def camera_names(self) -> tuple[str, ...]:
         """The cameras that are read."""
@@ -129,32 +126,19 @@ class Argoverse2Converter(Converter):
         """The folder that the log is in."""
         return self._logs[log][0]
 
-    def num_frames(self, log: str) -> int:
-        """Sweeps that are used."""
-        return len(self._sweep_times(log))
+    def _frames(self, log: str) -> list[tuple[str, int]]:
+        times = _times_ns(self._logs[log][1] / "sensors" / "lidar", "feather")
+        return [(f"{log}_{time_ns}", time_ns) for time_ns in times[:: self.every_sweep]]
 
-    def _sweep_times(self, log: str) -> list[int]:
-        return _times_ns(self._logs[log][1] / "sensors" / "lidar", "feather")[:: self.every_sweep]
+    def _reader(self, log: str) -> Callable[[int], Sample]:
+        split, folder = self._logs[log]
+        return _LogReader(self, log, folder, labelled=split != "test").read  # labels of test are not published
 
     def notes(self) -> tuple[str, ...]:
         """Nothing has to be assumed; splits that are not there are named."""
-        absent = [split for split in SPLITS if split not in {there for there, _ in self._logs.values()}]
+        present = {split for split, _ in self._logs.values()}
+        absent = [split for split in SPLITS if split not in present]
         return (f"no logs of {', '.join(absent)} in the source",) if absent else ()
-
-    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """Sweeps in order of time; one that cannot be used is named and left out."""
-        split, folder = self._logs[log]
-        times = self._sweep_times(log)[start:stop]
-        try:
-            reader = _LogReader(self, log, folder, labelled=split != "test")
-        except DamagedError as error:
-            yield from (Skipped.of(error, f"{log}_{time}") for time in times)
-            return
-        for time in times:
-            try:
-                yield reader.read(time)
-            except DamagedError as error:
-                yield Skipped.of(error, f"{log}_{time}")
 
 
 def _times_ns(folder: Path, ending: str) -> list[int]:
@@ -181,14 +165,19 @@ class _LogReader:
         self._settings = settings
         self._log = log
         self._folder = folder
-        mounts = _Mounts(folder / "calibration" / "egovehicle_SE3_sensor.feather")
-        self._T_ego_lidar = mounts.T_ego_sensor("up_lidar")
+        mounts_path = folder / "calibration" / "egovehicle_SE3_sensor.feather"
+        mounts = read_feather(mounts_path, {"sensor_name": "text", **_POSE_COLUMNS})
+
+        def T_ego_sensor(name: str) -> Float[np.ndarray, "4 4"]:  # noqa: N802
+            return _pose_of(f"{mounts_path}, {name}", mounts, _row_of(mounts_path, mounts, name))
+
+        self._T_ego_lidar = T_ego_sensor("up_lidar")
         intrinsics_path = folder / "calibration" / "intrinsics.feather"
         intrinsics = read_feather(intrinsics_path, _INTRINSICS_COLUMNS)
         self._cameras = {
             name: _Camera(
                 **_intrinsics(intrinsics_path, intrinsics, name),
-                T_cam_ego=np.linalg.inv(mounts.T_ego_sensor(name)),
+                T_cam_ego=np.linalg.inv(T_ego_sensor(name)),
                 times_ns=np.array(_times_ns(folder / "sensors" / "cameras" / name, "jpg"), dtype=np.int64),
             )
             for name in settings.cameras
@@ -255,17 +244,6 @@ def _pose_of(what: str, table: Table, row: int) -> Float[np.ndarray, "4 4"]:
     return pose(what, quaternion, position)
 
 
-class _Mounts:
-    """Where the sensors are on the vehicle."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._table = read_feather(path, {"sensor_name": "text", **_POSE_COLUMNS})
-
-    def T_ego_sensor(self, name: str) -> Float[np.ndarray, "4 4"]:  # noqa: N802
-        return _pose_of(f"{self._path}, {name}", self._table, _row_of(self._path, self._table, name))
-
-
 def _row_of(path: Path, table: Table, sensor: str) -> int:
     names = table["sensor_name"].tolist()
     if sensor not in names:
@@ -311,6 +289,3 @@ class _Annotations:
             track_ids=np.array([track_id(name) for name in self._table["track_uuid"][rows]], dtype=np.int32),
             num_points=self._table["num_interior_pts"][rows].astype(np.int32),
         )
-
-
-_CLASS_OF = {name: number for number, name in enumerate(CLASS_NAMES)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -22,25 +22,8 @@ class Skipped:
 
     @staticmethod
     def of(error: DamagedError, key: str) -> Skipped:
-        """The frame of that key, for that reason."""
+        """What takes the place of a frame whose reading raised this."""
         return Skipped(reason=error.reason, key=key, detail=error.detail)
-
-
-def only_frame(log: str, start: int, stop: int, read: Callable[[str], Sample]) -> Iterator[Sample | Skipped]:
-    """`Converter.frames` of a set whose logs are single frames; a damaged one is named and left out.
-
-    Args:
-        log: the frame.
-        start: first frame asked for.
-        stop: the one after the last.
-        read: makes the sample.
-    """
-    if not start <= 0 < stop:
-        return
-    try:
-        yield read(log)
-    except DamagedError as error:
-        yield Skipped.of(error, log)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,3 +82,58 @@ class Converter(ABC):
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed about this source, for the summary and the manifest."""
         return ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameConverter(Converter):
+    """A data set whose frames are read one by one."""
+
+    @property
+    @abstractmethod
+    def _logs(self) -> Mapping[str, Any]:
+        """The source's logs in a fixed order, each with what the set keeps of it (its folder, its split)."""
+
+    def _frames(self, log: str) -> Sequence[tuple[str, Any]]:
+        """Key of each frame in order of time, and what the log's reader finds it by; here the log is one frame."""
+        return [(log, log)]
+
+    @abstractmethod
+    def _reader(self, log: str) -> Callable[[Any], Sample]:
+        """Load what a log's frames share, such as calibration and poses, and return what reads one of them.
+
+        Raises:
+            DamagedError: that cannot be read, and so none of the log's frames.
+        """
+
+    @property
+    def _camera_names(self) -> tuple[str, ...]:
+        """The cameras that are read; none unless a set says otherwise."""
+        return ()
+
+    def camera_names(self) -> tuple[str, ...]:
+        """The cameras that are read, in the order of `Sample.cameras`; () for sweeps only."""
+        return self._camera_names
+
+    def logs(self) -> tuple[str, ...]:
+        """Names of all drives, in a fixed order."""
+        return tuple(self._logs)
+
+    def num_frames(self, log: str) -> int:
+        """Source frames of a drive, counting those that will be skipped."""
+        return len(self._frames(log))
+
+    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        """Frames in order of time; a damaged one is named and left out."""
+        frames = self._frames(log)[start:stop]
+        if not frames:
+            return
+        try:
+            read = self._reader(log)
+        except DamagedError as error:  # in files of the whole log: each of its frames is named
+            yield from (Skipped.of(error, key) for key, _ in frames)
+            return
+        for key, frame in frames:
+            try:
+                yield read(frame)
+            except DamagedError as error:
+                yield Skipped.of(error, key)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
@@ -9,18 +11,11 @@ from data.sample import Boxes
 
 
 def points_in_box(
-    points: Float[np.ndarray, "N 3"],
-    center_m: Float[np.ndarray, " 3"],
-    size_m: Float[np.ndarray, " 3"],
-    yaw: float,
+    points: Float[np.ndarray, "N 3"], center_m: Float[np.ndarray, " 3"], size_m: Float[np.ndarray, " 3"], yaw: float
 ) -> Bool[np.ndarray, " N"]:
-    """Which points lie inside an upright box or on its faces.
+    """Which points (metres) lie inside an upright box or on its faces.
 
-    Args:
-        points: metres.
-        center_m: of the box, same frame.
-        size_m: length along the heading, width, height.
-        yaw: heading about z, radians.
+    The size is length along the heading, width, height; the yaw is the heading about z in radians.
     """
     offset = points.astype(np.float64) - center_m
     c, s = np.cos(yaw), np.sin(yaw)
@@ -28,6 +23,21 @@ def points_in_box(
     across = offset[:, 1] * c - offset[:, 0] * s
     half = size_m / 2
     return np.asarray((np.abs(along) <= half[0]) & (np.abs(across) <= half[1]) & (np.abs(offset[:, 2]) <= half[2]))
+
+
+def boxes_from_rows(
+    rows: Sequence[Sequence[float]] | Float[np.ndarray, "boxes 7"], classes: Sequence[int] | Int[np.ndarray, " boxes"]
+) -> Boxes:
+    """Boxes of rows x, y, z, length, width, height (m), yaw (rad), without velocities and tracks."""
+    table = np.array(rows, dtype=np.float64).reshape(-1, 7)
+    return Boxes(
+        centers_m=table[:, 0:3],
+        sizes_m=table[:, 3:6],
+        yaws=table[:, 6],
+        velocities_mps=np.full((len(table), 2), np.nan),
+        classes=np.array(classes, dtype=np.int32),
+        track_ids=np.full(len(table), -1, dtype=np.int32),
+    )
 
 
 def labels_from_boxes(

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.feather
 from jaxtyping import Shaped
 
-from data.convert.files import read_bytes
+from data.convert.raw_files import read_bytes
 from data.storage.encode import DamagedError
 
 Table: TypeAlias = Mapping[str, Shaped[np.ndarray, " rows"]]
@@ -21,11 +21,7 @@ _KINDS = {"number": "fiu", "integer": "iu", "text": "O"}
 
 
 def read_feather(path: Path, columns: Mapping[str, Kind]) -> Table:
-    """Some columns of a feather file; numbers keep their type, text is Python's.
-
-    Args:
-        path: of the file.
-        columns: name -> what it must hold.
+    """The columns of these names and kinds in a feather file; numbers keep their type, text is Python's.
 
     Raises:
         DamagedError: the file is missing or damaged, or a column is missing, of another kind, or has gaps.
@@ -35,8 +31,8 @@ def read_feather(path: Path, columns: Mapping[str, Kind]) -> Table:
         table = pa.feather.read_table(pa.BufferReader(data), memory_map=False, use_threads=False)
         absent = sorted(set(columns) - set(table.column_names))
         if absent:
-            found = ", ".join(table.column_names)
-            raise DamagedError("array-broken", f"{path} has no column {absent[0]}; it has {found or 'none'}")
+            present = ", ".join(table.column_names)
+            raise DamagedError("array-broken", f"{path} has no column {absent[0]}; it has {present or 'none'}")
         table = table.select(list(columns))
         table.validate(full=True)  # offsets and lengths inside the file may lie
         # Text may be stored as such, as a dictionary or as a view.

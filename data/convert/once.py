@@ -14,9 +14,10 @@ documentation page and the development kit of the set.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,10 +28,10 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from common.ranges import positive, some_of
-from data.convert.base import Converter, Skipped
-from data.convert.box_labels import labels_from_boxes
-from data.convert.files import layout_error, read_bytes, read_jpeg, read_json, read_records
+from data.convert.base import FrameConverter
+from data.convert.box_labels import boxes_from_rows, labels_from_boxes
 from data.convert.poses import looks_forward, pose
+from data.convert.raw_files import layout_error, read_bytes, read_jpeg, read_json, read_records
 from data.geometry import rigid, transform, yaw_rotation
 from data.sample import Boxes, CameraView, Sample
 from data.storage.encode import DamagedError
@@ -47,22 +48,18 @@ SPLITS = {
 }
 """The labelled sequences and those of the test server."""
 
-_RAW_LISTS: dict[str, tuple[str, ...]] = {
-    "small": ("raw_small",),
-    "medium": ("raw_small", "raw_medium"),
-    "large": ("raw_small", "raw_medium", "raw_large"),
-}
+_RAW_LISTS = ("small", "medium", "large")
 _T_LIDAR_ONCE = rigid(yaw_rotation(np.pi / 2), np.zeros(3))
 _DISTORTIONS = (4, 5, 8, 12, 14)
 """Numbers of coefficients that OpenCV's model may have; k1 k2 p1 p2 k3 in ONCE."""
 
 _FRAME_ID = re.compile(r"[0-9]{1,15}\Z", re.ASCII)
-_BRIGHT_SHARE = 0.5
-_BOX_COLUMNS = 7
+_BRIGHT_SHARE = 0.5  # of the points above intensity_max: the setting does not fit the files
+_BOX_COLUMNS = 7  # centre, length, width, height, heading
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnceConverter(Converter):
+class OnceConverter(FrameConverter):
     """Settings and reader of ONCE.
 
     Attributes:
@@ -89,12 +86,14 @@ class OnceConverter(Converter):
         some_of(self, cameras=CAMERAS)
         positive(self, "intensity_max")
 
-    # ------------------------------------------------------------------------------------------- sequences
+    # ---- sequences
     @cached_property
     def _listed(self) -> dict[str, str]:
         """Split of each sequence that a list names, whether it is in the source or not."""
         splits = {name: split for split, names in SPLITS.items() for name in names}
-        for name in _RAW_LISTS.get(self.raw, ()):
+        # A larger list does not repeat the smaller ones.
+        sizes = _RAW_LISTS[: _RAW_LISTS.index(self.raw) + 1] if self.raw in _RAW_LISTS else ()
+        for name in (f"raw_{size}" for size in sizes):
             path = Path(self.source) / "ImageSets" / f"{name}.txt"
             if not path.is_file():
                 expected = f"{name}.txt for raw={self.raw} (or choose raw=all or raw=none)"
@@ -104,7 +103,7 @@ class OnceConverter(Converter):
         return splits
 
     @cached_property
-    def _splits(self) -> dict[str, str]:
+    def _logs(self) -> dict[str, str]:
         """Split of each sequence in use."""
         folder = Path(self.source) / "data"
         present = sorted(path.name for path in folder.glob("*") if (path / "lidar_roof").is_dir())
@@ -123,56 +122,43 @@ class OnceConverter(Converter):
                 raise layout_error(self.source, "ONCE", f"images of {camera}", folder / lacking)
         return splits
 
-    def logs(self) -> tuple[str, ...]:
-        """Sequences by name."""
-        return tuple(self._splits)
-
     def camera_names(self) -> tuple[str, ...]:
         """The cameras that are read."""
         return self.cameras
 
     def split_of(self, log: str) -> str:
         """As published: "train", "val", "test" or "raw"."""
-        return self._splits[log]
+        return self._logs[log]
 
-    def num_frames(self, log: str) -> int:
-        """Frames that the sequence's JSON lists."""
+    def _frames(self, log: str) -> list[tuple[str, Any]]:
         try:
-            return len(_read_sequence(self._json(log)).frames)
+            return [(f"{log}_{frame['frame_id']}", frame) for frame in _read_sequence(self._json(log)).frames]
         except DamagedError as error:
             raise ShardError(f"{self.source}: cannot tell the frames of {log}: {error.detail}") from error
+
+    def _reader(self, log: str) -> Callable[[Mapping[str, Any]], Sample]:
+        return _Reader(self, log, _read_sequence(self._json(log))).read
 
     def _json(self, log: str) -> Path:
         return Path(self.source) / "data" / log / f"{log}.json"
 
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed, and what is not there."""
-        found = ["images undistorted, intrinsics kept" if self.undistort else "images as published: distorted"]
-        absent = [name for name, split in self._listed.items() if name not in self._splits]
+        notes = ["images undistorted, intrinsics kept" if self.undistort else "images as published: distorted"]
+        absent = [name for name, split in self._listed.items() if name not in self._logs]
         if absent:
-            found.append(f"{len(absent)} of {len(self._listed)} listed sequences are not in the source")
+            notes.append(f"{len(absent)} of {len(self._listed)} listed sequences are not in the source")
         front = next((name for name in self.cameras if name in CAMERAS[:2]), None)
         if front is not None:
-            log = next(iter(self._splits))
+            log = next(iter(self._logs))
             try:
                 if not looks_forward(_calibration(_read_sequence(self._json(log)), front).T_cam_ego):
-                    found.append(f"{front} of {log} does not look forward: the axes are not the documented ones")
+                    notes.append(f"{front} of {log} does not look forward: the axes are not the documented ones")
             except DamagedError as error:
-                found.append(f"cannot tell whether {front} looks forward: {error.detail}")
+                notes.append(f"cannot tell whether {front} looks forward: {error.detail}")
         if self.without_pose == "identity":
-            found.append("frames without pose have the identity")
-        return tuple(found)
-
-    # ---------------------------------------------------------------------------------------------- frames
-    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """Frames in order of time; a damaged one is named and left out."""
-        sequence = _read_sequence(self._json(log))
-        reader = _Reader(self, log, sequence)
-        for frame in sequence.frames[start:stop]:
-            try:
-                yield reader.read(frame)
-            except DamagedError as error:
-                yield Skipped.of(error, f"{log}_{frame['frame_id']}")
+            notes.append("frames without pose have the identity")
+        return tuple(notes)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -277,8 +263,7 @@ class _Reader:
         """From x, y, z, w, position: ONCE's axes on both sides, turned to ours."""
         given = frame.get("pose")
         values: Sequence[Any] = given if isinstance(given, list) else ()
-        known = len(values) == 7 and any(values[:4])
-        if not known:
+        if not (len(values) == 7 and any(values[:4])):  # a quaternion of zeros stands for "unknown"
             if self._settings.without_pose == "skip":
                 raise DamagedError("calibration-missing", f"{self._sequence.path}: {frame['frame_id']} has no pose")
             return np.eye(4)
@@ -321,7 +306,7 @@ class _Reader:
 
 
 def _boxes(path: Path, frame: Mapping[str, Any]) -> Boxes | None:
-    """Boxes in our LiDAR frame; None for frames that nobody labelled.
+    """Boxes in our LiDAR frame; None for frames without annotation.
 
     Raises:
         DamagedError: the annotation has another form.
@@ -338,12 +323,7 @@ def _boxes(path: Path, frame: Mapping[str, Any]) -> Boxes | None:
             raise ValueError("a box is not finite")
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise DamagedError("meta-broken", f"{path}, annotation of {frame['frame_id']}: {error!r:.200}") from error
-    return Boxes(
-        centers_m=transform(_T_LIDAR_ONCE, rows[:, 0:3]),
-        sizes_m=rows[:, 3:6],
-        yaws=np.arctan2(np.sin(rows[:, 6] + np.pi / 2), np.cos(rows[:, 6] + np.pi / 2)),
-        velocities_mps=np.full((len(names), 2), np.nan),
-        classes=classes,
-        track_ids=np.full(len(names), -1, dtype=np.int32),
-        num_points=num_points,
-    )
+    rows[:, 0:3] = transform(_T_LIDAR_ONCE, rows[:, 0:3])
+    # Headings turn with the axes, and stay between -pi and pi.
+    rows[:, 6] = np.arctan2(np.sin(rows[:, 6] + np.pi / 2), np.cos(rows[:, 6] + np.pi / 2))
+    return dataclasses.replace(boxes_from_rows(rows, classes), num_points=num_points)

@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, decoded in small batches from the row group that holds the first one that is wanted.
+"""Rows of a Parquet file, decoded in small batches from the row group of the first one asked for.
 
 Of a file only key columns are read whole. Neither a file nor a row group is ever in memory, and rows that are asked for
 in ascending order are decoded once.
@@ -61,10 +61,10 @@ class ParquetRows:
     def rows_by(self, key: str) -> dict[Any, list[int]]:
         """Rows of each value of a key column; kept."""
         if key not in self._rows_by:
-            found: dict[Any, list[int]] = {}
+            rows_by: dict[Any, list[int]] = {}
             for row, value in enumerate(self.key(key)):
-                found.setdefault(value, []).append(row)
-            self._rows_by[key] = found
+                rows_by.setdefault(value, []).append(row)
+            self._rows_by[key] = rows_by
         return self._rows_by[key]
 
     def _check(self, columns: Sequence[str]) -> None:
@@ -79,8 +79,8 @@ class ParquetRows:
         Raises:
             DamagedError: the file is missing or damaged.
         """
-        found: list[dict[str, Any]] = named(self.path, lambda: [self._row(row, tuple(columns)) for row in rows])
-        return found
+        scalars: list[dict[str, Any]] = named(self.path, lambda: [self._row(row, tuple(columns)) for row in rows])
+        return scalars
 
     def _row(self, row: int, columns: tuple[str, ...]) -> dict[str, Any]:
         if columns != self._columns or self._batch is None or row < self._batch[0]:

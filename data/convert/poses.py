@@ -18,12 +18,7 @@ _FORWARD = 0.7
 
 
 def pose(what: str, quaternion_wxyz: Sequence[Any], position_m: Sequence[Any]) -> Float[np.ndarray, "4 4"]:
-    """The transform that turns by a quaternion and then moves, of values as a file has them.
-
-    Args:
-        what: for messages.
-        quaternion_wxyz: of length 1; the real part first.
-        position_m: of the moved origin.
+    """The transform that turns by a unit quaternion and then moves, of values as a file has them.
 
     Raises:
         DamagedError: numbers are missing or not finite, or the quaternion has another length.
@@ -43,16 +38,19 @@ def pose(what: str, quaternion_wxyz: Sequence[Any], position_m: Sequence[Any]) -
 def pose_between(
     first: Float[np.ndarray, "4 4"], second: Float[np.ndarray, "4 4"], share: float
 ) -> Float[np.ndarray, "4 4"]:
-    """The pose on the way from one to another at constant speed and turn rate.
+    """The pose on the way from the first (share 0) to the second (share 1) at constant speed and turn rate.
 
-    Args:
-        first: at share 0.
-        second: at share 1.
-        share: below 0 and above 1 the motion goes on.
+    Shares below 0 and above 1 extrapolate the motion.
     """
     turn = Rotation.from_matrix(first[:3, :3].T @ second[:3, :3])
     rotation = first[:3, :3] @ Rotation.from_rotvec(share * turn.as_rotvec()).as_matrix()
     return rigid(rotation, first[:3, 3] + share * (second[:3, 3] - first[:3, 3]))
+
+
+def nearest_rotation(R: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "3 3"]:
+    """The rotation closest to a matrix that a file gives with few digits, so that the inverse is the transpose."""
+    left, _, right = np.linalg.svd(R)
+    return np.asarray(left @ right)
 
 
 def looks_forward(T_cam_ego: Float[np.ndarray, "4 4"]) -> bool:

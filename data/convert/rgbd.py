@@ -9,13 +9,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
-from data.convert.files import check_header, read_bytes
+from data.convert.raw_files import read_plane
 from data.geometry import rigid
-from data.storage.encode import DamagedError
 
 T_CAM_LIDAR = rigid(np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]]), np.zeros(3))
 """Axes of a camera (x right, y down, z forward) from those of our LiDAR frame."""
@@ -30,14 +28,7 @@ def read_depth(path: Path, *, unit_m: float, invalid: tuple[int, ...]) -> Float3
     Raises:
         DamagedError: the file is missing, or no 16-bit image of one channel.
     """
-    data = read_bytes(path)
-    check_header(path, data)
-    try:
-        stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise DamagedError("image-broken", f"{path}: {error}") from error
-    if stored is None or stored.ndim != 2 or stored.dtype != np.uint16:
-        raise DamagedError("image-broken", f"{path}: expected a 16-bit depth image")
+    stored = read_plane(path, "a 16-bit depth image", np.uint16)
     depth: Float32[np.ndarray, "H W"] = np.asarray(stored.astype(np.float32) * np.float32(unit_m))
     depth[np.isin(stored, invalid)] = 0
     return depth
@@ -53,17 +44,13 @@ def depth_points(
 ) -> tuple[Float32[np.ndarray, "N 3"], Float32[np.ndarray, " N"]]:
     """Points of every `every`-th row and column with a depth, in our LiDAR frame, and their luminance.
 
-    Args:
-        depth_m: along the optical axis, 0 where unknown.
-        image: of the same camera and size.
-        K: intrinsics, pixels.
-        every: step between the pixels in use.
-        max_depth_m: deeper points are left out: the error of such sensors grows with the square of the depth.
+    The depth is along the optical axis, 0 where unknown. Points beyond `max_depth_m` are left out: the error of such
+    sensors grows with the square of the depth.
     """
     v, u = measured(depth_m, every=every, max_depth_m=max_depth_m)
     depth = depth_m[v, u].astype(np.float64)
     rays = np.stack([u, v, np.ones_like(u)], axis=1) @ np.linalg.inv(K).T
-    points = (rays * depth[:, None]) @ T_CAM_LIDAR[:3, :3]
+    points = (rays * depth[:, None]) @ T_CAM_LIDAR[:3, :3]  # of row vectors: turned back by the inverse
     return points.astype(np.float32), luminance(image[v, u])
 
 

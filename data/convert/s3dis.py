@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +27,8 @@ from jaxtyping import Float, Int
 from pyarrow import csv
 
 from common.ranges import at_least, below, some_of
-from data.convert.base import Converter, Skipped, only_frame
-from data.convert.files import layout_error, read_bytes
+from data.convert.base import FrameConverter
+from data.convert.raw_files import layout_error, read_bytes
 from data.convert.rgbd import luminance
 from data.geometry import rigid
 from data.sample import Sample
@@ -36,18 +36,7 @@ from data.storage.encode import DamagedError
 from data.storage.shard import ShardError
 
 CLASS_NAMES = (
-    "ceiling",
-    "floor",
-    "wall",
-    "beam",
-    "column",
-    "window",
-    "door",
-    "table",
-    "chair",
-    "sofa",
-    "bookcase",
-    "board",
+    *("ceiling", "floor", "wall", "beam", "column", "window", "door", "table", "chair", "sofa", "bookcase", "board"),
     "clutter",
 )
 _OTHERS = {"stairs": "clutter"}
@@ -59,7 +48,7 @@ _EXPECTED = "Area_<1 to 6>/<room>/Annotations/<class>_<number>.txt (Stanford3dDa
 
 
 @dataclass(frozen=True, kw_only=True)
-class S3disConverter(Converter):
+class S3disConverter(FrameConverter):
     """Settings and reader of S3DIS.
 
     Attributes:
@@ -81,7 +70,7 @@ class S3disConverter(Converter):
         some_of(self, val_areas=range(1, 7))
 
     @cached_property
-    def _rooms(self) -> dict[str, Path]:
+    def _logs(self) -> dict[str, Path]:
         root = Path(self.source)
         areas = sorted(path for path in root.glob("Area_*") if _AREA.match(path.name) and path.is_dir())
         rooms = {
@@ -94,39 +83,26 @@ class S3disConverter(Converter):
             raise layout_error(self.source, "S3DIS", _EXPECTED)
         return rooms
 
-    def camera_names(self) -> tuple[str, ...]:
-        """None."""
-        return ()
-
-    def logs(self) -> tuple[str, ...]:
-        """Rooms by area and name."""
-        return tuple(self._rooms)
-
     def split_of(self, log: str) -> str:
         """By area."""
         return "val" if int(log.split("_")[1]) in self.val_areas else "train"
 
-    def num_frames(self, log: str) -> int:
-        """A log is one room."""
-        return 1
-
     def notes(self) -> tuple[str, ...]:
         """What was done to the rooms."""
-        areas = sorted({int(log.split("_")[1]) for log in self._rooms})
-        found = ["no cameras, colours as luminance"]
+        areas = sorted({int(log.split("_")[1]) for log in self._logs})
+        notes = ["no cameras, colours as luminance"]
         if len(areas) < 6:
-            found.append(f"only areas {', '.join(map(str, areas))} of 1 to 6")
+            notes.append(f"only areas {', '.join(map(str, areas))} of 1 to 6")
         if self.grid_m:
-            found.append(f"one point a cell of {self.grid_m:g} m")
-        return tuple(found)
+            notes.append(f"one point a cell of {self.grid_m:g} m")
+        return tuple(notes)
 
-    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """The room; a damaged one is named and left out."""
-        return only_frame(log, start, stop, self._read)
+    def _reader(self, log: str) -> Callable[[str], Sample]:
+        return self._read
 
     def _read(self, log: str) -> Sample:
         tables, labels = [], []
-        for path in _objects(self._rooms[log]):
+        for path in _objects(self._logs[log]):
             match = _OBJECT.match(path.stem)
             name = "" if match is None else _OTHERS.get(match[1], match[1])
             if name not in CLASS_NAMES:
@@ -134,12 +110,12 @@ class S3disConverter(Converter):
             tables.append(read_object(path))
             labels.append(CLASS_NAMES.index(name))
         if not sum(len(table) for table in tables):
-            raise DamagedError("empty-sweep", f"{self._rooms[log] / 'Annotations'} holds no points")
+            raise DamagedError("empty-sweep", f"{self._logs[log] / 'Annotations'} holds no points")
         table = np.concatenate(tables)
         objects = np.repeat(np.arange(1, len(tables) + 1), [len(part) for part in tables])
         if self.grid_m:
-            kept = one_a_cell(table[:, :3], self.grid_m)
-            table, objects = table[kept], objects[kept]
+            firsts = one_a_cell(table[:, :3], self.grid_m)
+            table, objects = table[firsts], objects[firsts]
         low, high = table[:, :3].min(axis=0), table[:, :3].max(axis=0)
         origin = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
         return Sample(
@@ -158,8 +134,8 @@ class S3disConverter(Converter):
 
 def _objects(room: Path) -> list[Path]:
     """Annotation files in a fixed order (the folders also hold files of the editor that made them)."""
-    found = [path for path in (room / "Annotations").glob("*.txt") if not path.name.startswith(".")]
-    return sorted(path for path in found if path.name not in ("Icon.txt", "labels.txt"))
+    files = (room / "Annotations").glob("*.txt")
+    return sorted(path for path in files if path.name[0] != "." and path.name not in ("Icon.txt", "labels.txt"))
 
 
 def read_object(path: Path) -> Float[np.ndarray, "N 6"]:
@@ -205,6 +181,7 @@ def one_a_cell(points: Float[np.ndarray, "N 3"], side_m: float) -> Int[np.ndarra
     """The first point in each cell, in the points' order."""
     cells = np.floor((points - points.min(axis=0)) / side_m).astype(np.int64)
     extent = cells.max(axis=0) + 1
+    # One number for each cell.
     flat = (cells[:, 0] * extent[1] + cells[:, 1]) * extent[2] + cells[:, 2]
     _, first = np.unique(flat, return_index=True)
     return np.asarray(np.sort(first))

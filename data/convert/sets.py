@@ -89,10 +89,7 @@ HELP: dict[str, tuple[str, str]] = {
         "7-Scenes (RGB-D): SRC holds <scene>/seq-NN/frame-NNNNNN.{color,depth}.png",
         "focal_px=585, every_pixel=2, max_depth_m=10",
     ),
-    "sunrgbd": (
-        "SUN RGB-D in VoteNet's layout: SRC holds {image,depth,calib,label}/NNNNNN.*",
-        "every_point=4",
-    ),
+    "sunrgbd": ("SUN RGB-D in VoteNet's layout: SRC holds {image,depth,calib,label}/NNNNNN.*", "every_point=4"),
     "scannet": (
         "ScanNet: SRC holds scene<room>_<visit>/{color,depth,pose,intrinsic}, or VoteNet's scene*_vert.npy",
         "every_frame=20, every_pixel=2, max_depth_m=10",

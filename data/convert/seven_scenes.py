@@ -9,8 +9,9 @@ Source: Shotton et al., Scene Coordinate Regression Forests (CVPR 2013); the set
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +21,9 @@ import numpy as np
 from jaxtyping import Float
 
 from common.ranges import at_least, positive
-from data.convert.base import Converter, Skipped
-from data.convert.files import read_image
+from data.convert.base import FrameConverter
+from data.convert.poses import nearest_rotation
+from data.convert.raw_files import read_image
 from data.convert.rgbd import T_CAM_LIDAR, depth_points, read_depth
 from data.sample import CameraView, Sample
 from data.storage.encode import DamagedError
@@ -34,7 +36,7 @@ _SPLIT_FILES = {"TrainSplit.txt": "train", "TestSplit.txt": "val"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class SevenScenesConverter(Converter):
+class SevenScenesConverter(FrameConverter):
     """Settings and reader of 7-Scenes.
 
     Attributes:
@@ -56,7 +58,7 @@ class SevenScenesConverter(Converter):
         positive(self, "focal_px", "max_depth_m")
 
     @cached_property
-    def _sequences(self) -> dict[str, Path]:
+    def _logs(self) -> dict[str, Path]:
         folders = sorted(p for p in Path(self.source).glob("*/seq-*") if any(p.glob("frame-*.depth.png")))
         if not folders:
             raise ShardError(
@@ -69,17 +71,13 @@ class SevenScenesConverter(Converter):
     def _splits(self) -> dict[str, str]:
         """Split of each sequence that a split file names ("sequence3" is seq-03)."""
         splits = {}
-        for scene in {path.parent for path in self._sequences.values()}:
+        for scene in {path.parent for path in self._logs.values()}:
             for name, split in _SPLIT_FILES.items():
                 path = scene / name
                 text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
                 for number in re.findall(r"sequence(\d{1,3})\b", text):
                     splits[f"{scene.name}_seq-{int(number):02d}"] = split
         return splits
-
-    def logs(self) -> tuple[str, ...]:
-        """Sequences by scene and number."""
-        return tuple(self._sequences)
 
     def camera_names(self) -> tuple[str, ...]:
         """The colour camera."""
@@ -89,33 +87,25 @@ class SevenScenesConverter(Converter):
         """As the split files say, else "train"."""
         return self._splits.get(log, "train")
 
-    def num_frames(self, log: str) -> int:
-        """Frames that have depth or a colour image."""
-        return len(self._frame_names(log))
-
-    def _frame_names(self, log: str) -> list[str]:
-        folder = self._sequences[log]
-        return sorted({path.name.split(".")[0] for path in folder.glob("frame-*.*.*g")})
+    def _frames(self, log: str) -> list[tuple[str, str]]:
+        # Depth or colour: a frame that lacks one of the two is counted as skipped, not silently left out.
+        names = {path.name.split(".")[0] for path in self._logs[log].glob("frame-*.*.*g")}
+        return [(f"{log}_{name}", name) for name in sorted(names)]
 
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed."""
-        found = ["colour and depth taken for one camera", "frames 1/30 s apart"]
-        absent = sorted(set(self._sequences) - set(self._splits))
+        notes = ["colour and depth taken for one camera", "frames 1/30 s apart"]
+        absent = sorted(set(self._logs) - set(self._splits))
         if absent:
-            found.append(f"{len(absent)} sequences in no split file are train, the first: {absent[0]}")
-        return tuple(found)
+            notes.append(f"{len(absent)} sequences in no split file are train, the first: {absent[0]}")
+        return tuple(notes)
 
-    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """Frames in order of number; a damaged one is named and left out."""
-        for name in self._frame_names(log)[start:stop]:
-            key = f"{log}_{name}"
-            try:
-                yield self._read(log, name, key)
-            except DamagedError as error:
-                yield Skipped.of(error, key)
+    def _reader(self, log: str) -> Callable[[str], Sample]:
+        return functools.partial(self._read, log)
 
-    def _read(self, log: str, name: str, key: str) -> Sample:
-        folder = self._sequences[log]
+    def _read(self, log: str, name: str) -> Sample:
+        key = f"{log}_{name}"
+        folder = self._logs[log]
         colours = [p for p in (folder / f"{name}.color.png", folder / f"{name}.color.jpg") if p.is_file()]
         image = read_image(colours[0] if colours else folder / f"{name}.color.png")
         depth = read_depth(folder / f"{name}.depth.png", unit_m=1e-3, invalid=_INVALID_DEPTH)
@@ -162,7 +152,5 @@ def _read_pose(path: Path) -> Float[np.ndarray, "4 4"]:
         raise DamagedError("calibration-missing", f"{path}: expected 16 numbers: {error}") from error
     if not np.isfinite(T).all() or abs(np.linalg.det(T[:3, :3]) - 1) > 1e-2:
         raise DamagedError("calibration-singular", f"{path}: {T.tolist()}")
-    # Written with few digits: the nearest rotation, so that the inverse is the transpose.
-    left, _, right = np.linalg.svd(T[:3, :3])
-    T[:3, :3] = left @ right
+    T[:3, :3] = nearest_rotation(T[:3, :3])
     return T

@@ -16,7 +16,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,9 +28,10 @@ from jaxtyping import Float
 from scipy.io.matlab import MatReadError
 
 from common.ranges import at_least
-from data.convert.base import Converter, Skipped, only_frame
-from data.convert.box_labels import labels_from_boxes
-from data.convert.files import read_bytes, read_image
+from data.convert.base import FrameConverter
+from data.convert.box_labels import boxes_from_rows, labels_from_boxes
+from data.convert.poses import nearest_rotation
+from data.convert.raw_files import read_bytes, read_image
 from data.convert.rgbd import luminance
 from data.geometry import rigid
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
@@ -38,17 +39,19 @@ from data.storage.encode import DamagedError
 from data.storage.shard import ShardError
 
 CLASS_NAMES = (
-    "background",
-    "bed",
-    "table",
-    "sofa",
-    "chair",
-    "toilet",
-    "desk",
-    "dresser",
-    "night_stand",
-    "bookshelf",
-    "bathtub",
+    *(
+        "background",
+        "bed",
+        "table",
+        "sofa",
+        "chair",
+        "toilet",
+        "desk",
+        "dresser",
+        "night_stand",
+        "bookshelf",
+        "bathtub",
+    ),
 )
 _CAMERA = "image"
 _LAST_TEST_ID = 5050
@@ -64,7 +67,7 @@ _CAM_FROM_TILTED = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 
 
 @dataclass(frozen=True, kw_only=True)
-class SunRgbdConverter(Converter):
+class SunRgbdConverter(FrameConverter):
     """Settings and reader of SUN RGB-D.
 
     Attributes:
@@ -82,22 +85,16 @@ class SunRgbdConverter(Converter):
         at_least(self, every_point=1)
 
     @cached_property
-    def _names(self) -> tuple[str, ...]:
-        root = Path(self.source)
-        found = {
-            path.stem for folder, end in (("depth", "mat"), ("image", "jpg")) for path in root.glob(f"{folder}/*.{end}")
-        }
-        names = sorted(name for name in found if name.isdigit())
+    def _logs(self) -> dict[str, None]:
+        """Ids of the frames, each a log."""
+        files = [*Path(self.source).glob("depth/*.mat"), *Path(self.source).glob("image/*.jpg")]
+        names = sorted({path.stem for path in files if path.stem.isdigit()})
         if not names:
             raise ShardError(
                 f"{self.source} holds no SUN RGB-D frames in VoteNet's layout: expected depth/NNNNNN.mat, "
                 "image/NNNNNN.jpg, calib/NNNNNN.txt and label/NNNNNN.txt"
             )
-        return tuple(names)
-
-    def logs(self) -> tuple[str, ...]:
-        """Frame ids."""
-        return self._names
+        return dict.fromkeys(names)
 
     def camera_names(self) -> tuple[str, ...]:
         """The colour camera."""
@@ -107,17 +104,12 @@ class SunRgbdConverter(Converter):
         """Ids up to 5050 are the set's test frames, here "val"."""
         return "val" if int(log) <= _LAST_TEST_ID else "train"
 
-    def num_frames(self, log: str) -> int:
-        """A log is one frame."""
-        return 1
-
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed."""
         return ("frames have no times and no poses",)
 
-    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """The log's one frame; a damaged one is named and left out."""
-        return only_frame(log, start, stop, self._read)
+    def _reader(self, log: str) -> Callable[[str], Sample]:
+        return self._read
 
     def _read(self, name: str) -> Sample:
         root = Path(self.source)
@@ -175,7 +167,7 @@ def unpacked_mat(data: bytes) -> bytes:
         raise ValueError("no MATLAB file of version 5")
     parts, position = [data[:_MAT_HEADER]], _MAT_HEADER
     while position < len(data):
-        kind, size = struct.unpack("<II", data[position : position + 8].ljust(8, b"\0"))
+        kind, size = struct.unpack("<II", data[position : position + 8].ljust(8, b"\0"))  # a cut tag is refused below
         content = data[position + 8 : position + 8 + size]
         position += 8 + size
         if kind == _MAT_COMPRESSED:
@@ -219,8 +211,7 @@ def read_calibration(path: Path) -> tuple[Float[np.ndarray, "3 3"], Float[np.nda
         raise DamagedError("calibration-missing", f"{path}: expected two lines of 9 numbers: {error}") from error
     if abs(np.linalg.det(tilt) - 1) > 1e-2 or abs(np.linalg.det(K)) < 1e-6:
         raise DamagedError("calibration-singular", f"{path}: tilt {tilt.tolist()}, K {K.tolist()}")
-    left, _, right = np.linalg.svd(tilt)  # written with five digits
-    T_cam_upright = rigid(_CAM_FROM_TILTED @ (left @ right).T, np.zeros(3))
+    T_cam_upright = rigid(_CAM_FROM_TILTED @ nearest_rotation(tilt).T, np.zeros(3))
     return K.copy(), np.asarray(T_cam_upright @ np.linalg.inv(_T_LIDAR_UPRIGHT))
 
 
@@ -244,12 +235,4 @@ def read_boxes(path: Path) -> Boxes:
         # Upright x is right and y forward: our x is their y, our y their -x.
         rows.append([y, -x, z, 2 * length, 2 * width, 2 * height, float(np.arctan2(-along_x, along_y))])
         classes.append(CLASS_NAMES.index(name) if name in CLASS_NAMES[1:] else IGNORE_LABEL)
-    found = np.array(rows, dtype=np.float64).reshape(-1, 7)
-    return Boxes(
-        centers_m=found[:, 0:3],
-        sizes_m=found[:, 3:6],
-        yaws=found[:, 6],
-        velocities_mps=np.full((len(rows), 2), np.nan),
-        classes=np.array(classes, dtype=np.int32),
-        track_ids=np.full(len(rows), -1, dtype=np.int32),
-    )
+    return boxes_from_rows(rows, classes)

@@ -1,1 +1,1 @@
-"""Making, checking and mending prepared sets."""
+"""Making, checking and repairing prepared sets."""

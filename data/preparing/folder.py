@@ -14,7 +14,7 @@ from typing import Any
 
 from common.files import replace_file
 from common.trees import flat
-from data.preparing.unit import RECORDS, Unit
+from data.preparing.shard_task import RECORDS, ShardTask
 from data.storage.shard import ShardError
 from data.storage.store import MANIFEST_NAME
 from data.storage.untrusted import parse_json
@@ -25,11 +25,7 @@ _MAX_SETTINGS_BYTES = 16 << 20
 
 @contextlib.contextmanager
 def locked(root: str, *, shared: bool = False) -> Iterator[None]:
-    """Work in a folder, made if absent: one process at a time, or many shares.
-
-    Args:
-        root: folder of the set.
-        shared: for a share.
+    """Work in a set's folder, made if absent: one process at a time, or (`shared`) many that make a share each.
 
     Raises:
         ShardError: it is in use, or holds a set that was not prepared there.
@@ -49,36 +45,29 @@ def locked(root: str, *, shared: bool = False) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def units_locked(root: str, units: Sequence[Unit]) -> Iterator[None]:
-    """Keep neighbouring units for this process alone, also against shares that were cut otherwise.
-
-    Args:
-        root: folder of the set.
-        units: to be made; each is one byte of the lock file.
+def tasks_locked(root: str, tasks: Sequence[ShardTask]) -> Iterator[None]:
+    """Keep neighbouring shards for this process alone, also against shares that were cut otherwise.
 
     Raises:
         ShardError: another process makes some of them.
     """
-    if not units:
+    if not tasks:
         yield
         return
     with (Path(root) / RECORDS / "units.lock").open("a") as file:
         try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, len(units), units[0].number)
+            # Each shard is one byte of the file.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, len(tasks), tasks[0].number)
         except (BlockingIOError, PermissionError):
             raise ShardError(
-                f"another process is making shards {units[0].number} to {units[-1].number} of {root}, or some of them; "
+                f"another process is making shards {tasks[0].number} to {tasks[-1].number} of {root}, or some of them; "
                 "is the same share running twice?"
             ) from None
         yield
 
 
 def same_settings(root: str, settings: Mapping[str, Any]) -> None:
-    """Store the settings in a new folder; in one that was begun, check that they are the same.
-
-    Args:
-        root: folder of the set.
-        settings: all that its bytes depend on, as plain JSON.
+    """Store the settings (all that the set's bytes depend on, plain JSON) in a new folder; compare in one begun before.
 
     Raises:
         ShardError: it was begun with others; names the first that differs.
@@ -92,9 +81,8 @@ def same_settings(root: str, settings: Mapping[str, Any]) -> None:
     # An empty section counts as none: a version that adds one continues a set that was begun before it.
     trees = (flat(_stored(path)), flat(settings))
     before, now = ({name: value for name, value in tree.items() if value != {}} for tree in trees)
-    differing = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    if differing:
-        name = differing[0]
+    name = next((name for name in {**before, **now} if before.get(name) != now.get(name)), None)
+    if name is not None:
         hint = " (the source's logs or frames have changed since)" if name == "source_frames" else ""
         raise ShardError(
             f"{root} was begun with {name} = {before.get(name)!r}, now it is {now.get(name)!r}{hint}; continue with "
@@ -116,9 +104,6 @@ def _stored(path: Path) -> dict[str, Any]:
 def storage_errors_named(root: str) -> Iterator[None]:
     """A full disk, a quota, a folder that may not be written: one message and no traceback.
 
-    Args:
-        root: folder of the set.
-
     Raises:
         ShardError: instead of an `OSError`.
     """
@@ -131,14 +116,9 @@ def storage_errors_named(root: str) -> Iterator[None]:
         ) from error
 
 
-def sweep(root: str, units: Sequence[Unit] | None = None) -> None:
-    """Remove what a crash left half written.
-
-    Args:
-        root: folder of the set.
-        units: only theirs; None for all.
-    """
-    patterns = ["*.tmp"] if units is None else [f"*-{unit.number:06d}.*.tmp" for unit in units]
+def sweep(root: str, tasks: Sequence[ShardTask] | None = None) -> None:
+    """Remove what a crash left half written, of these tasks only or (None) of all."""
+    patterns = ["*.tmp"] if tasks is None else [f"*-{task.number:06d}.*.tmp" for task in tasks]
     for folder in (Path(root), Path(root) / RECORDS):
         for pattern in patterns:
             for leftover in folder.glob(pattern):

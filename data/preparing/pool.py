@@ -1,10 +1,11 @@
-"""Works through a list in this process or in several, with one progress bar: units to make, shards to verify.
+"""Works through a list in this process or in several, with one progress bar: shards to make or to verify.
 
 Workers are spawned, keep to one thread each, and end with their parent however it ends.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import signal
 from collections.abc import Callable, Sequence
@@ -29,28 +30,16 @@ Progress = Callable[[int, int], None]
 """Called with the source frames done so far and in all."""
 
 
-class Meter:
-    """Frames done, as a sum over processes, for the progress bar."""
-
-    def __init__(self, report: Progress, done: int, total: int) -> None:
-        self._report = report
-        self._before = done
-        self._total = total
-        self.show(0)
-
-    def show(self, done_now: int) -> None:
-        """Frames done since the start of this call."""
-        self._report(self._before + done_now, self._total)
-
-
-def run_all(work: Work[Item, Result], items: Sequence[Item], workers: int, meter: Meter, what: str) -> list[Result]:
+def run_all(
+    work: Work[Item, Result], items: Sequence[Item], workers: int, show: Callable[[int], None], what: str
+) -> list[Result]:
     """Do the work; results in the order of the items.
 
     Args:
         work: with one item.
         items: all of them.
         workers: processes; 1 works in this one.
-        meter: told of each frame.
+        show: is called with the frames done so far, first with 0.
         what: is being done, for the message about a worker that died, e.g. "preparing <folder>".
 
     Raises:
@@ -58,24 +47,15 @@ def run_all(work: Work[Item, Result], items: Sequence[Item], workers: int, meter
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1")
-    if workers == 1 or len(items) <= 1:
-        return _run_here(work, items, meter)
-    return _run_parallel(work, items, min(workers, len(items)), meter, what)
-
-
-def _run_here(work: Work[Item, Result], items: Sequence[Item], meter: Meter) -> list[Result]:
-    done = 0
-
-    def on_frame() -> None:
-        nonlocal done
-        done += 1
-        meter.show(done)
-
-    return [work(item, on_frame) for item in items]
+    show(0)
+    if workers > 1 and len(items) > 1:
+        return _run_parallel(work, items, min(workers, len(items)), show, what)
+    done = itertools.count(1)
+    return [work(item, lambda: show(next(done))) for item in items]
 
 
 def _run_parallel(
-    work: Work[Item, Result], items: Sequence[Item], workers: int, meter: Meter, what: str
+    work: Work[Item, Result], items: Sequence[Item], workers: int, show: Callable[[int], None], what: str
 ) -> list[Result]:
     # spawn: OpenCV's and torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
@@ -83,7 +63,12 @@ def _run_parallel(
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(work, counter))
     try:
         futures = [pool.submit(_work, item) for item in items]
-        _wait(futures, lambda: meter.show(counter.value))
+        pending: set[Future[Result]] = set(futures)
+        while pending:
+            finished, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
+            for future in finished:
+                future.result()  # the first failure ends the run
+            show(counter.value)
         return [future.result() for future in futures]
     except BrokenProcessPool as error:
         raise ShardError(
@@ -92,16 +77,6 @@ def _run_parallel(
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _wait(futures: Sequence[Future[Result]], show: Callable[[], None]) -> None:
-    """Until all are done or one has failed."""
-    pending = set(futures)
-    while pending:
-        finished, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
-        for future in finished:
-            future.result()
-        show()
 
 
 _worker_work: Work[Any, Any] | None = None

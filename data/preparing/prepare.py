@@ -1,10 +1,10 @@
 """Raw logs to a finished shard set: in parallel, restartable, with the same bytes however often it was interrupted.
 
-The set is cut into units (`data.preparing.unit`), each of which becomes one shard with a record beside it. Running
-again continues with the units that have no record; the manifest is joined from the records at the end. The settings are
-stored first, so that a folder cannot be continued with others, and a lock keeps a second process out.
+Each shard is a task (`data.preparing.shard_task`) and has a record beside it. Running again continues with the tasks
+that have no record; the manifest is joined from the records at the end. The settings are stored first, so that a folder
+cannot be continued with others, and a lock keeps a second process out.
 
-On a cluster several processes make a share of the units each (`prepare_share`), in one folder and at once; when all
+On a cluster several processes make a share of the shards each (`prepare_share`), in one folder and at once; when all
 have ended, `join_shares` writes the manifest. The set is the same, byte for byte. Needs a file system with locks that
 hold across machines (NFS, Lustre with -o flock).
 """
@@ -24,10 +24,10 @@ from typing import Any
 
 from common.ranges import at_least, share
 from data.convert.base import Converter
-from data.preparing.folder import locked, same_settings, storage_errors_named, sweep, units_locked
-from data.preparing.pool import Meter, Progress, run_all
+from data.preparing.folder import locked, same_settings, storage_errors_named, sweep, tasks_locked
+from data.preparing.pool import Progress, run_all
+from data.preparing.shard_task import RECORDS, ShardJob, ShardRecord, ShardTask, load_record, plan_tasks, run_task
 from data.preparing.superpixels import SuperpixelConfig
-from data.preparing.unit import RECORDS, Unit, UnitJob, UnitRecord, load_record, plan_units, run_unit
 from data.storage.encode import SCHEMA_VERSION, CodecConfig
 from data.storage.manifest import Manifest, SetInfo
 from data.storage.shard import ShardError
@@ -43,7 +43,7 @@ class PrepareConfig:
     Attributes:
         samples_per_shard: source frames a shard, at most. The loader shuffles whole shards first, so smaller ones mix
             better; larger ones suit network file systems.
-        limit: use only the first so many frames of the set; None for all.
+        limit: use only this many frames, the first of the set; None for all.
         superpixels: how images are cut; None for no superpixels.
         codec: compression of images.
         max_skip_share: share of frames that may be skipped before the set is refused; one is always allowed. Not
@@ -68,14 +68,14 @@ class PrepareSummary:
 
     Attributes:
         manifest: of the finished set.
-        num_reused_units: shards that were there already.
-        num_units: shards in all, counting those of which every frame was skipped.
+        num_reused_shards: shards that were there already.
+        num_shards: shards in all, counting those of which every frame was skipped.
         seconds: of this call.
     """
 
     manifest: Manifest
-    num_reused_units: int
-    num_units: int
+    num_reused_shards: int
+    num_shards: int
     seconds: float
 
 
@@ -88,40 +88,30 @@ def prepare(
     verify: bool = False,
     on_progress: Progress | None = None,
 ) -> PrepareSummary:
-    """Write, or go on writing, a shard set.
+    """Write a shard set into the folder `root`, or continue one, in `workers` processes (1 works in this one).
 
-    Args:
-        converter: the source.
-        root: folder of the set, made if absent.
-        config: how.
-        workers: processes; 1 works in this one.
-        verify: make shards again whose checksum is wrong; otherwise those that are absent or of another size.
-        on_progress: for a progress bar.
+    With `verify`, shards whose checksum is wrong are made again, otherwise those that are absent or of another size.
 
     Raises:
         ShardError: the folder was begun with other settings or is in use, the source has another layout, too many
             frames were damaged, or a worker died. After the cause is removed, the same call continues.
     """
     started = time.monotonic()
-    report = on_progress or (lambda done, total: None)
-    units = plan_units(converter, config.samples_per_shard, config.limit)
+    tasks = plan_tasks(converter, config.samples_per_shard, config.limit)
     with storage_errors_named(root), locked(root):
-        same_settings(root, _settings(converter, config, units))
+        same_settings(root, _settings(converter, config, tasks))
         sweep(root)
-        records, num_reused = _complete(root, converter, config, units, workers, verify, report)
+        records, num_reused = _complete(root, converter, config, tasks, workers, verify, on_progress)
         manifest = join_records(root, _set_info(converter), config, records)
     return PrepareSummary(
-        manifest=manifest,
-        num_reused_units=num_reused,
-        num_units=len(units),
-        seconds=time.monotonic() - started,
+        manifest=manifest, num_reused_shards=num_reused, num_shards=len(tasks), seconds=time.monotonic() - started
     )
 
 
 # ---- shares
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which part of a set a process makes: neighbouring units, so that it reads neighbouring logs.
+    """Which part of a set a process makes: neighbouring shards, so that it reads neighbouring logs.
 
     Attributes:
         number: 0 to `count` - 1.
@@ -135,9 +125,9 @@ class Share:
         if not 0 <= self.number < self.count:
             raise ValueError(f"share {self.number}/{self.count}: expected i/n with i from 0 to n - 1, such as 0/8")
 
-    def of(self, units: Sequence[Unit]) -> Sequence[Unit]:
-        """This share of all units; shares differ by one unit at most."""
-        return units[self.number * len(units) // self.count : (self.number + 1) * len(units) // self.count]
+    def of(self, tasks: Sequence[ShardTask]) -> Sequence[ShardTask]:
+        """This share of all tasks; shares differ by one task at most."""
+        return tasks[self.number * len(tasks) // self.count : (self.number + 1) * len(tasks) // self.count]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,16 +135,16 @@ class ShareSummary:
     """What a share did.
 
     Attributes:
-        num_reused_units: units that were there already.
-        num_units: of this share.
-        num_all_units: of the whole set.
+        num_reused_shards: shards that were there already.
+        num_shards: of this share.
+        num_all_shards: of the whole set.
         num_skipped: source frames of this share that could not be used; whether too many are is asked when joining.
         seconds: of this call.
     """
 
-    num_reused_units: int
-    num_units: int
-    num_all_units: int
+    num_reused_shards: int
+    num_shards: int
+    num_all_shards: int
     num_skipped: int
     seconds: float
 
@@ -169,72 +159,51 @@ def prepare_share(
     verify: bool = False,
     on_progress: Progress | None = None,
 ) -> ShareSummary:
-    """Make one share of a set's units; other shares may be made in the same folder at the same time.
-
-    Args:
-        converter: the source.
-        root: folder of the set, made if absent.
-        config: how; the same for all shares.
-        share: which part.
-        workers: processes.
-        verify: as for `prepare`.
-        on_progress: for a progress bar of this share.
+    """Make one share of a set; other shares may be made in the same folder at the same time. Arguments as `prepare`.
 
     Raises:
         ShardError: as `prepare`; a plain `prepare`, a joining or the same share is at work in the folder.
     """
     started = time.monotonic()
-    report = on_progress or (lambda done, total: None)
-    every = plan_units(converter, config.samples_per_shard, config.limit)
-    units = share.of(every)
-    with storage_errors_named(root), locked(root, shared=True), units_locked(root, units):
+    every = plan_tasks(converter, config.samples_per_shard, config.limit)
+    tasks = share.of(every)
+    with storage_errors_named(root), locked(root, shared=True), tasks_locked(root, tasks):
         same_settings(root, _settings(converter, config, every))
-        sweep(root, units)
-        records, num_reused = _complete(root, converter, config, units, workers, verify, report)
+        sweep(root, tasks)
+        records, num_reused = _complete(root, converter, config, tasks, workers, verify, on_progress)
     return ShareSummary(
-        num_reused_units=num_reused,
-        num_units=len(units),
-        num_all_units=len(every),
+        num_reused_shards=num_reused,
+        num_shards=len(tasks),
+        num_all_shards=len(every),
         num_skipped=sum(len(record.skipped) for record in records),
         seconds=time.monotonic() - started,
     )
 
 
 def join_shares(converter: Converter, root: str, config: PrepareConfig, *, verify: bool = False) -> PrepareSummary:
-    """Write the manifest of a set whose shares are all made.
-
-    Args:
-        converter: the source.
-        root: folder of the set.
-        config: how the shares were made.
-        verify: compare the shards' checksums, which reads them whole.
+    """Write the manifest of a set whose shares are all made; `verify` compares checksums, which reads the shards whole.
 
     Raises:
-        ShardError: units are missing or damaged (run their shares again), shares are still at work, other settings,
+        ShardError: shards are missing or damaged (run their shares again), shares are still at work, other settings,
             or too many frames were damaged.
     """
     started = time.monotonic()
-    units = plan_units(converter, config.samples_per_shard, config.limit)
+    tasks = plan_tasks(converter, config.samples_per_shard, config.limit)
     if not (Path(root) / RECORDS).is_dir():
         raise ShardError(f"{root}: no share of a set was made here; make all shares first, or name another folder")
     with storage_errors_named(root), locked(root):
-        same_settings(root, _settings(converter, config, units))
-        records = {unit.number: load_record(root, unit, verify=verify) for unit in units}
-        missing = [number for number, record in records.items() if record is None]
-        if missing:
+        same_settings(root, _settings(converter, config, tasks))
+        records = [load_record(root, task, verify=verify) for task in tasks]
+        made = [record for record in records if record is not None]
+        if len(made) < len(tasks):
             raise ShardError(
-                f"{root}: {len(missing)} of {len(units)} shards are not made or no longer whole (the first is "
-                f"{units[missing[0]].shard_name}); run their shares again, or prepare without --share and --join, "
-                "which makes what is missing"
+                f"{root}: {len(tasks) - len(made)} of {len(tasks)} shards are not made or no longer whole (the first "
+                f"is {tasks[records.index(None)].shard_name}); run their shares again, or prepare without --share and "
+                "--join, which makes what is missing"
             )
-        manifest = join_records(
-            root, _set_info(converter), config, [record for record in records.values() if record is not None]
-        )
+        manifest = join_records(root, _set_info(converter), config, made)
     return PrepareSummary(
-        manifest=manifest,
-        num_reused_units=len(units),
-        num_units=len(units),
-        seconds=time.monotonic() - started,
+        manifest=manifest, num_reused_shards=len(tasks), num_shards=len(tasks), seconds=time.monotonic() - started
     )
 
 
@@ -242,37 +211,41 @@ def _complete(
     root: str,
     converter: Converter,
     config: PrepareConfig,
-    units: Sequence[Unit],
+    tasks: Sequence[ShardTask],
     workers: int,
     verify: bool,
-    report: Progress,
-) -> tuple[list[UnitRecord], int]:
-    """Make the units that are missing; records of all in order, and how many were there before."""
-    records = {unit.number: load_record(root, unit, verify=verify) for unit in units}
-    todo = [unit for unit in units if records[unit.number] is None]
-    num_frames = sum(unit.num_frames for unit in units)
-    job = UnitJob(root=root, converter=converter, superpixels=config.superpixels, codec=config.codec)
-    meter = Meter(report, num_frames - sum(unit.num_frames for unit in todo), num_frames)
-    made = run_all(functools.partial(run_unit, job), todo, workers, meter, f"preparing {root}")
-    records |= {unit.number: record for unit, record in zip(todo, made, strict=True)}
-    return [record for record in records.values() if record is not None], len(units) - len(todo)
+    on_progress: Progress | None,
+) -> tuple[list[ShardRecord], int]:
+    """Make the shards that are missing; records of all in order, and how many were there before."""
+    records = {task.number: load_record(root, task, verify=verify) for task in tasks}
+    todo = [task for task in tasks if records[task.number] is None]
+    total = sum(task.num_frames for task in tasks)
+    before = total - sum(task.num_frames for task in todo)
+    job = ShardJob(root=root, converter=converter, superpixels=config.superpixels, codec=config.codec)
+
+    def show(done: int) -> None:
+        if on_progress is not None:
+            on_progress(before + done, total)
+
+    made = run_all(functools.partial(run_task, job), todo, workers, show, f"preparing {root}")
+    records |= {task.number: record for task, record in zip(todo, made, strict=True)}
+    return [record for record in records.values() if record is not None], len(tasks) - len(todo)
 
 
 # ---- settings and joining
-def _settings(converter: Converter, config: PrepareConfig, units: Sequence[Unit]) -> dict[str, Any]:
-    """All that the bytes of the set depend on."""
+def plain_settings(config: PrepareConfig, set_name: str, own: dict[str, Any], **more: str) -> dict[str, Any]:
+    """All that the bytes of a set depend on, as plain JSON: the config, and what a converter has of its own."""
     write = dataclasses.asdict(config)
-    del write["max_skip_share"]
-    frames = json.dumps([dataclasses.asdict(unit) for unit in units])
-    settings = {
-        "schema_version": SCHEMA_VERSION,
-        "set_name": converter.set_name,
-        "set": converter.settings(),
-        **write,
-        "source_frames": hashlib.sha256(frames.encode()).hexdigest(),
-    }
-    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    del write["max_skip_share"]  # may change when a folder is continued
+    settings = {"schema_version": SCHEMA_VERSION, "set_name": set_name, "set": own, **write, **more}
+    plain: dict[str, Any] = json.loads(json.dumps(settings))  # as it will be read back: tuples are lists
     return plain
+
+
+def _settings(converter: Converter, config: PrepareConfig, tasks: Sequence[ShardTask]) -> dict[str, Any]:
+    frames = json.dumps([dataclasses.asdict(task) for task in tasks])
+    source_frames = hashlib.sha256(frames.encode()).hexdigest()
+    return plain_settings(config, converter.set_name, converter.settings(), source_frames=source_frames)
 
 
 def _set_info(converter: Converter) -> SetInfo:
@@ -288,8 +261,8 @@ def _set_info(converter: Converter) -> SetInfo:
     )
 
 
-def join_records(root: str, source: SetInfo, config: PrepareConfig, records: Sequence[UnitRecord]) -> Manifest:
-    """Write the manifest of finished units, without the source's logs of which nothing was written.
+def join_records(root: str, source: SetInfo, config: PrepareConfig, records: Sequence[ShardRecord]) -> Manifest:
+    """Write the manifest of finished tasks, without the source's logs of which nothing was written.
 
     Raises:
         ShardError: nothing was written, or more frames were skipped than the config allows.

@@ -27,9 +27,8 @@ from jaxtyping import Bool
 
 from common.files import file_sha256, replace_file
 from data.preparing.folder import locked
-from data.preparing.unit import RECORDS
-from data.preparing.verify import Verdict
-from data.storage.manifest import SAMPLE_COLUMNS, TABLE_NAME, Manifest, load_manifest, write_manifest
+from data.preparing.shard_task import RECORDS
+from data.preparing.verify import VerifyReport
 from data.storage.manifest_check import MAX_MANIFEST_BYTES
 from data.storage.shard import Shard, ShardError
 from data.storage.store import MANIFEST_NAME
@@ -55,21 +54,18 @@ class Repaired:
     kept: tuple[str, ...]
 
 
-def repair(verdict: Verdict) -> Repaired:
-    """Drop what a verdict names.
-
-    Args:
-        verdict: of the set as it is now.
+def repair(report: VerifyReport) -> Repaired:
+    """Drop what a report names; the report must be of the set as it is now.
 
     Raises:
         ShardError: the folder is in use or cannot be written, or no sample would be left.
     """
-    root = verdict.root
+    root = report.root
     with _alone(root):
         manifest = load_manifest(root)
-        if len(manifest) != verdict.num_samples:
+        if len(manifest) != report.num_samples:
             raise ShardError(f"{root} has changed since it was verified; verify it again")
-        reasons = {problem.row: problem for problem in reversed(verdict.problems) if problem.row >= 0}
+        reasons = {problem.row: problem for problem in reversed(report.problems) if problem.row >= 0}
         keep = np.ones(len(manifest), dtype=bool)
         keep[list(reasons)] = False
         if not keep.any():
@@ -133,21 +129,21 @@ def _replace(before: Manifest, after: Manifest, details: Mapping[str, tuple[str,
     """Records, then samples.npz, then the manifest; the names under which the old ones stay."""
     root, shards = Path(before.root), {shard.file: shard for shard in after.shards}
     try:
-        kept = []
+        old_files = []
         for path, content in _new_records(root, shards, details):
-            kept.append(_keep(path))
+            old_files.append(_keep(path))
             replace_file(path, content)
-        kept += [_keep(root / TABLE_NAME), _keep(root / MANIFEST_NAME)]
+        old_files += [_keep(root / TABLE_NAME), _keep(root / MANIFEST_NAME)]
         write_manifest(after)
     except OSError as error:
         raise ShardError(f"{root} cannot be repaired: {error}") from error
-    return tuple(str(path.relative_to(root)) for path in kept)
+    return tuple(str(path.relative_to(root)) for path in old_files)
 
 
 def _new_records(
     root: Path, shards: Mapping[str, Shard], details: Mapping[str, tuple[str, str]]
 ) -> Iterator[tuple[Path, bytes]]:
-    """Records that must say something else; those that cannot be read are left: their units are made again anyway."""
+    """Records that must say something else; those that cannot be read are left: their shards are made again anyway."""
     for path in sorted((root / RECORDS).glob("unit-*.json")):
         try:
             content = parse_json(path.read_bytes(), MAX_MANIFEST_BYTES)
@@ -174,12 +170,8 @@ def _rows(table: Mapping[str, Any], stays: Sequence[bool], shard: Shard) -> dict
         return [value for value, stay in zip(values, stays, strict=True) if stay]
 
     columns = {name: of(values) for name, values in table["columns"].items()}
-    return {
-        "shard": dataclasses.asdict(shard),
-        "keys": of(table["keys"]),
-        "logs": of(table["logs"]),
-        "columns": columns,
-    }
+    texts = {name: of(table[name]) for name in ("keys", "logs")}
+    return {"shard": dataclasses.asdict(shard), **texts, "columns": columns}
 
 
 def _keep(path: Path) -> Path:

@@ -1,7 +1,7 @@
 """Shards from samples that a program makes: any iterator, or a source with frames that can be asked for one by one.
 
 `prepare_samples` takes an iterator. It is read in this process and in its own order; `workers` processes cut the images
-into superpixels. Started again after an interruption it reads the iterator anew, checks that it gives the same keys,
+into superpixels. Started again after an interruption it reads the whole iterator, checks that it gives the same keys,
 and only writes the shards that are not there yet.
 
 `FrameSource` is for logs with random access: `SourceConverter` makes it a data set like any other, so that
@@ -14,22 +14,21 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import json
 import multiprocessing
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from data.convert.base import Converter, Skipped
+from data.convert.base import FrameConverter, Skipped
 from data.preparing.folder import locked, same_settings, sweep
-from data.preparing.prepare import PrepareConfig, PrepareSummary, join_records
+from data.preparing.prepare import PrepareConfig, PrepareSummary, join_records, plain_settings
+from data.preparing.shard_task import FrameRange, ShardRecord, ShardTask, add_superpixels, load_record, save_record
 from data.preparing.superpixels import SuperpixelConfig
-from data.preparing.unit import Stretch, Unit, UnitRecord, add_superpixels, load_record, save_record
 from data.sample import Sample
-from data.storage.encode import SCHEMA_VERSION, DamagedError
+from data.storage.encode import DamagedError
 from data.storage.manifest import SetInfo
 from data.storage.shard import ShardError
 from data.storage.shard_writer import ShardWriter
@@ -53,7 +52,7 @@ class FrameSource(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SourceConverter(Converter):
+class SourceConverter(FrameConverter):
     """A `FrameSource` as a data set for `data.preparing.prepare.prepare`.
 
     Attributes:
@@ -83,48 +82,41 @@ class SourceConverter(Converter):
     def settings(self) -> dict[str, Any]:
         """The source's kind and fields, and what else was given."""
         source: Any = self.frames_of
-        fields = {f.name: getattr(source, f.name) for f in dataclasses.fields(source)} if _has_fields(source) else {}
-        own = {"cameras": self.cameras, "classes": self.classes, "val_logs": self.val_logs}
-        return {"source": type(source).__qualname__, **own, **{f"source.{name}": v for name, v in fields.items()}}
+        fields = dataclasses.fields(source) if dataclasses.is_dataclass(source) else ()
+        settings = {"cameras": self.cameras, "classes": self.classes, "val_logs": self.val_logs}
+        settings |= {f"source.{field.name}": getattr(source, field.name) for field in fields}
+        return {"source": type(source).__qualname__, **settings}
 
-    def logs(self) -> tuple[str, ...]:
-        """By name."""
-        return tuple(sorted(self.frames_of.logs()))
+    @property
+    def _logs(self) -> dict[str, int]:
+        """Frames of each log, by name."""
+        return dict(sorted(self.frames_of.logs().items()))
 
     def split_of(self, log: str) -> str:
         """As `val_logs` says."""
         return _split_of(log, self.val_logs)
 
-    def num_frames(self, log: str) -> int:
-        """As the source says."""
-        return self.frames_of.logs()[log]
+    def _frames(self, log: str) -> list[tuple[str, int]]:
+        return [(f"{log}_{index}", index) for index in range(self._logs[log])]
 
-    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """Frames of a log; a damaged one is named and left out."""
-        for index in range(start, min(stop, self.num_frames(log))):
-            try:
-                sample = self.frames_of.frame(log, index)
-            except DamagedError as error:
-                yield Skipped.of(error, f"{log}_{index}")
-                continue
+    def _reader(self, log: str) -> Callable[[int], Sample]:
+        def read(index: int) -> Sample:
+            sample = self.frames_of.frame(log, index)
             _check_fits(sample, self.cameras, log)
-            yield sample
+            return sample
+
+        return read
 
 
 def _split_of(log: str, val_logs: tuple[str, ...]) -> str:
     return "val" if log in val_logs else "train"
 
 
-def _has_fields(source: object) -> bool:
-    return dataclasses.is_dataclass(source)
-
-
 def _check_fits(sample: Sample, cameras: tuple[str, ...], log: str | None = None) -> None:
     names = tuple(camera.name for camera in sample.cameras)
     if names != cameras:
-        raise ShardError(
-            f"sample {sample.key} has the cameras {names}, expected {cameras} in this order, as in the set"
-        )
+        expected = f"expected {cameras} in this order, as in the set"
+        raise ShardError(f"sample {sample.key} has the cameras {names}, {expected}")
     if log is not None and sample.log != log:
         raise ShardError(f"sample {sample.key} says that its log is {sample.log!r}, expected {log!r}")
 
@@ -139,7 +131,7 @@ def prepare_samples(
     config: PrepareConfig | None = None,
     workers: int = 1,
 ) -> PrepareSummary:
-    """Write, or go on writing, a shard set from an iterator of samples.
+    """Write, or continue, a shard set from an iterator of samples.
 
     Args:
         samples: in an order that is the same each time, each log in order of time; without superpixels.
@@ -159,15 +151,16 @@ def prepare_samples(
     started = time.monotonic()
     config = config or PrepareConfig()
     with locked(root), contextlib.ExitStack() as closing:
-        same_settings(root, _settings(class_names, val_logs, config))
+        own = {"source": "iterator", "class_names": class_names, "val_logs": val_logs}
+        same_settings(root, plain_settings(config, "custom", own))
         sweep(root)
         shards = closing.enter_context(_OpenShards(root, config, val_logs))
         pool = None
         if workers > 1:
             # spawn: OpenCV's and torch's threads do not survive a fork.
             pool = closing.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")))
-        for unit, item in _cut(shards.placed(samples), config.superpixels, pool, workers):
-            shards.write(unit, item)
+        for task, item in _cut(shards.placed(samples), config.superpixels, pool, workers):
+            shards.write(task, item)
         records = shards.finish()
         info = SetInfo(
             set_name="custom",
@@ -179,23 +172,14 @@ def prepare_samples(
         manifest = join_records(root, info, config, records)
     return PrepareSummary(
         manifest=manifest,
-        num_reused_units=shards.num_reused,
-        num_units=len(records),
+        num_reused_shards=shards.num_reused,
+        num_shards=len(records),
         seconds=time.monotonic() - started,
     )
 
 
-def _settings(class_names: tuple[str, ...], val_logs: tuple[str, ...], config: PrepareConfig) -> dict[str, Any]:
-    write = dataclasses.asdict(config)
-    del write["max_skip_share"]
-    own = {"class_names": class_names, "val_logs": val_logs}
-    settings = {"schema_version": SCHEMA_VERSION, "set_name": "custom", "set": {"source": "iterator", **own}, **write}
-    plain: dict[str, Any] = json.loads(json.dumps(settings))
-    return plain
-
-
-_Placed = tuple[Unit, Sample]
-_Result = tuple[Unit, Sample | Skipped]
+_Placed = tuple[ShardTask, Sample]
+_Result = tuple[ShardTask, Sample | Skipped]
 
 
 def _cut(
@@ -203,11 +187,11 @@ def _cut(
 ) -> Iterator[_Result]:
     """The samples with their superpixels, in their order; a few are in work at once."""
     if pool is None:
-        yield from ((unit, _finished(sample, config)) for unit, sample in placed)
+        yield from ((task, _finished(sample, config)) for task, sample in placed)
         return
-    pending: collections.deque[tuple[Unit, Future[Sample | Skipped]]] = collections.deque()
-    for unit, sample in placed:
-        pending.append((unit, pool.submit(_finished, sample, config)))
+    pending: collections.deque[tuple[ShardTask, Future[Sample | Skipped]]] = collections.deque()
+    for task, sample in placed:
+        pending.append((task, pool.submit(_finished, sample, config)))
         if len(pending) > _AHEAD * workers:
             first, future = pending.popleft()
             yield first, future.result()
@@ -226,7 +210,7 @@ def _finished(sample: Sample, config: SuperpixelConfig | None) -> Sample | Skipp
 class _Open:
     """A shard that is being written."""
 
-    unit: Unit
+    task: ShardTask
     writer: ShardWriter
     skipped: list[Skipped] = field(default_factory=list)
     count: int = 0
@@ -236,7 +220,7 @@ class _Open:
 class _Filling:
     """The shard that a split's next samples go to; `recorded_keys` where it was finished before."""
 
-    unit: Unit
+    task: ShardTask
     recorded_keys: set[str] | None
     num_placed: int = 0
 
@@ -250,19 +234,17 @@ class _OpenShards:
         self._val_logs = val_logs
         self._filling: dict[str, _Filling] = {}
         self._open: dict[int, _Open] = {}
-        self._records: dict[int, UnitRecord] = {}
-        self._num_units = 0
+        self._records: dict[int, ShardRecord] = {}
+        self._num_tasks = 0
         self.num_reused = 0
         self.logs: dict[str, None] = {}
         self.cameras: tuple[str, ...] | None = None
 
     def __enter__(self) -> _OpenShards:
-        """Itself."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Whatever is still open is not whole."""
-        for shard in self._open.values():
+        for shard in self._open.values():  # not whole
             shard.writer.discard()
 
     def placed(self, samples: Iterable[Sample]) -> Iterator[_Placed]:
@@ -277,38 +259,38 @@ class _OpenShards:
             self.cameras = tuple(c.name for c in sample.cameras) if self.cameras is None else self.cameras
             _check_fits(sample, self.cameras)
             self.logs.setdefault(sample.log)
-            unit, known = self._place(_split_of(sample.log, self._val_logs))
+            task, known = self._place(_split_of(sample.log, self._val_logs))
             if known is None:
-                yield unit, sample
+                yield task, sample
             elif sample.key not in known:
                 raise ShardError(
-                    f"{self._root} was begun from other samples: {sample.key} is not in {unit.shard_name}, where the "
+                    f"{self._root} was begun from other samples: {sample.key} is not in {task.shard_name}, where the "
                     "iterator puts it now; give the same samples in the same order, or choose a new folder"
                 )
 
-    def _place(self, split: str) -> tuple[Unit, set[str] | None]:
+    def _place(self, split: str) -> tuple[ShardTask, set[str] | None]:
         """The shard of the split's next sample, and the keys that its record has if it is finished."""
         size = self._config.samples_per_shard
         if split not in self._filling or self._filling[split].num_placed == size:
-            unit = Unit(number=self._num_units, stretches=(Stretch(log="samples", start=0, stop=size),))
-            self._num_units += 1
-            record = load_record(self._root, unit, verify=False)
+            task = ShardTask(number=self._num_tasks, stretches=(FrameRange(log="samples", start=0, stop=size),))
+            self._num_tasks += 1
+            record = load_record(self._root, task, verify=False)
             known = None
             if record is not None:
                 known = {skip.key for skip in record.skipped} | set(record.table.keys if record.table else ())
-                self._records[unit.number] = record
+                self._records[task.number] = record
                 self.num_reused += 1
-            self._filling[split] = _Filling(unit=unit, recorded_keys=known)
+            self._filling[split] = _Filling(task=task, recorded_keys=known)
         filling = self._filling[split]
         filling.num_placed += 1
-        return filling.unit, filling.recorded_keys
+        return filling.task, filling.recorded_keys
 
-    def write(self, unit: Unit, item: Sample | Skipped) -> None:
+    def write(self, task: ShardTask, item: Sample | Skipped) -> None:
         """Append to the shard, and close it when it is full."""
-        if unit.number not in self._open:
-            path = Path(self._root) / unit.shard_name
-            self._open[unit.number] = _Open(unit=unit, writer=ShardWriter(path, self._config.codec))
-        shard = self._open[unit.number]
+        if task.number not in self._open:
+            path = Path(self._root) / task.shard_name
+            self._open[task.number] = _Open(task=task, writer=ShardWriter(path, self._config.codec))
+        shard = self._open[task.number]
         if isinstance(item, Sample):
             try:
                 shard.writer.write(item)
@@ -321,12 +303,12 @@ class _OpenShards:
             self._close(shard)
 
     def _close(self, shard: _Open) -> None:
-        record = UnitRecord(table=shard.writer.finish_or_discard(), skipped=tuple(shard.skipped))
-        save_record(self._root, shard.unit, record)
-        self._records[shard.unit.number] = record
-        del self._open[shard.unit.number]
+        record = ShardRecord(table=shard.writer.finish_or_discard(), skipped=tuple(shard.skipped))
+        save_record(self._root, shard.task, record)
+        self._records[shard.task.number] = record
+        del self._open[shard.task.number]
 
-    def finish(self) -> list[UnitRecord]:
+    def finish(self) -> list[ShardRecord]:
         """Close what is open; the records of all shards in order."""
         for shard in list(self._open.values()):
             self._close(shard)

@@ -40,7 +40,7 @@ class SuperpixelConfig:
             suits any resolution. SLidR blurs by 3 pixels at a side of 98 (0.03).
         iterations: of k-means; within-segment colour variance after 5 is within 3 % of that after 20.
         min_fragment_percent: connected pieces smaller than this share of the mean superpixel join a neighbour.
-        max_pixels: larger images are shrunk to about so many pixels, cut, and the ids enlarged; raise it with
+        max_pixels: larger images are shrunk to about this size, cut, and the ids enlarged; raise it with
             `num_segments`.
     """
 

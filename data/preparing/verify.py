@@ -12,6 +12,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import functools
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +24,8 @@ import numpy as np
 from jaxtyping import Integer, Shaped
 
 from common.files import file_sha256, replace_file
-from data.preparing.pool import Meter, Progress, run_all
-from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
+from data.preparing.pool import Progress, run_all
+from data.sample import IGNORE_LABEL, CameraView, Sample
 from data.storage.encode import count_labelled, count_pairs
 from data.storage.manifest import Manifest, load_manifest
 from data.storage.reader import SampleError, SampleReader
@@ -55,7 +56,7 @@ _PAIR_SLACK, _PAIR_SLACK_SHARE = 2, 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class SetProblem:
     """One thing that is wrong.
 
     Attributes:
@@ -63,7 +64,7 @@ class Problem:
         shard: file name of the tar.
         row: of the sample in samples.npz; -1 where the shard as a whole is meant.
         key: of the sample, "" for the shard.
-        detail: for people.
+        detail: what exactly is wrong, in words.
     """
 
     reason: str
@@ -74,7 +75,7 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class VerifyReport:
     """What was looked at and what was found.
 
     Attributes:
@@ -88,7 +89,7 @@ class Verdict:
     root: str
     num_samples: int
     num_shards: int
-    problems: tuple[Problem, ...]
+    problems: tuple[SetProblem, ...]
     seconds: float
 
     @property
@@ -96,37 +97,33 @@ class Verdict:
         """Rows of samples with a problem, ascending."""
         return sorted({problem.row for problem in self.problems if problem.row >= 0})
 
-    def by_reason(self) -> dict[str, list[Problem]]:
+    def by_reason(self) -> dict[str, list[SetProblem]]:
         """Problems, most frequent reason first."""
-        found: dict[str, list[Problem]] = {}
+        by_reason: dict[str, list[SetProblem]] = {}
         for problem in self.problems:
-            found.setdefault(problem.reason, []).append(problem)
-        return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+            by_reason.setdefault(problem.reason, []).append(problem)
+        return dict(sorted(by_reason.items(), key=lambda item: -len(item[1])))
 
 
-def verify(root: str, *, workers: int = 1, on_progress: Progress | None = None) -> Verdict:
-    """Look at every sample of a set.
-
-    Args:
-        root: folder of the set.
-        workers: processes; 1 works in this one.
-        on_progress: for a progress bar.
+def verify(root: str, *, workers: int = 1, on_progress: Progress | None = None) -> VerifyReport:
+    """Look at every sample of the set in a folder, in `workers` processes (1 works in this one).
 
     Raises:
         ShardError: the manifest or samples.npz cannot be read, so that there are no samples to speak of; a URL.
     """
     started = time.monotonic()
     if is_url(root):
-        raise ShardError(
-            f"{root} is a URL; verify the folder that it shows, before it is uploaded or from where it lies"
-        )
+        raise ShardError(f"{root} is a URL; verify the folder that it shows, before it is uploaded or where it lies")
     manifest = load_manifest(root)
-    meter = Meter(on_progress or (lambda done, total: None), 0, len(manifest))
+
+    def show(done: int) -> None:
+        if on_progress is not None:
+            on_progress(done, len(manifest))
+
     shards = range(len(manifest.shards))
-    found = run_all(functools.partial(verify_shard, manifest), shards, workers, meter, f"verifying {root}")
-    problems = [problem for one in found for problem in one]
-    problems += [*_keys_twice(manifest), *_out_of_order(manifest)]
-    return Verdict(
+    by_shard = run_all(functools.partial(verify_shard, manifest), shards, workers, show, f"verifying {root}")
+    problems = [*itertools.chain.from_iterable(by_shard), *_keys_twice(manifest), *_out_of_order(manifest)]
+    return VerifyReport(
         root=root,
         num_samples=len(manifest),
         num_shards=len(manifest.shards),
@@ -135,20 +132,20 @@ def verify(root: str, *, workers: int = 1, on_progress: Progress | None = None) 
     )
 
 
-def save_report(verdict: Verdict) -> str:
+def save_report(report: VerifyReport) -> str:
     """Write `verify.json` into the set's folder; returns its path.
 
     Raises:
         ShardError: the folder cannot be written.
     """
-    path = Path(verdict.root) / REPORT_NAME
+    path = Path(report.root) / REPORT_NAME
     content: dict[str, Any] = {
-        "num_samples": verdict.num_samples,
-        "num_shards": verdict.num_shards,
-        "num_broken_samples": len(verdict.broken_rows),
-        "seconds": round(verdict.seconds, 1),
-        "counts": {reason: len(problems) for reason, problems in verdict.by_reason().items()},
-        "problems": [dataclasses.asdict(problem) for problem in verdict.problems],
+        "num_samples": report.num_samples,
+        "num_shards": report.num_shards,
+        "num_broken_samples": len(report.broken_rows),
+        "seconds": round(report.seconds, 1),
+        "counts": {reason: len(problems) for reason, problems in report.by_reason().items()},
+        "problems": [dataclasses.asdict(problem) for problem in report.problems],
     }
     try:
         replace_file(path, (json.dumps(content, indent=1) + "\n").encode())
@@ -158,7 +155,7 @@ def save_report(verdict: Verdict) -> str:
 
 
 # ---- the table
-def _keys_twice(manifest: Manifest) -> Iterator[Problem]:
+def _keys_twice(manifest: Manifest) -> Iterator[SetProblem]:
     _, first = np.unique(manifest.keys, return_index=True)
     again = np.ones(len(manifest), dtype=bool)
     again[first] = False
@@ -166,7 +163,7 @@ def _keys_twice(manifest: Manifest) -> Iterator[Problem]:
         yield _problem(manifest, row, "key-twice", "an earlier sample has the same key")
 
 
-def _out_of_order(manifest: Manifest) -> Iterator[Problem]:
+def _out_of_order(manifest: Manifest) -> Iterator[SetProblem]:
     """Samples without which each log's times would never fall: as few as there can be."""
     by_log = np.argsort(manifest.sample_log, kind="stable")
     falls = np.diff(manifest.sample_timestamp_us[by_log]) < 0
@@ -191,61 +188,45 @@ def _not_in_order(times: Shaped[np.ndarray, " n"]) -> list[int]:
         length = bisect.bisect_right(tails, value)
         before.append(ends[length - 1] if length else -1)
         tails[length : length + 1], ends[length : length + 1] = [value], [place]
-    kept, place = set(), ends[-1]
+    in_order, place = set(), ends[-1]
     while place >= 0:
-        kept.add(place)
+        in_order.add(place)
         place = before[place]
-    return sorted(set(range(len(times))) - kept)
+    return sorted(set(range(len(times))) - in_order)
 
 
 # ---- shards and samples
-def verify_shard(manifest: Manifest, shard: int, on_frame: Callable[[], None]) -> list[Problem]:
-    """Everything about one tar and its samples.
-
-    Args:
-        manifest: of the set.
-        shard: index into `Manifest.shards`.
-        on_frame: called after each sample.
-    """
+def verify_shard(manifest: Manifest, shard: int, on_frame: Callable[[], None]) -> list[SetProblem]:
+    """Everything about one tar (an index into `Manifest.shards`) and its samples; tells of each sample."""
     stated = manifest.shards[shard]
-    rows = np.flatnonzero(manifest.sample_shard == shard)
-    found = []
+    problems = []
     try:
         changed = file_sha256(Path(manifest.root) / stated.file) != stated.sha256
         detail = "its SHA-256 is not the manifest's"
     except OSError as error:
         changed, detail = True, str(error)
     if changed:
-        found.append(Problem(reason="shard-changed", shard=stated.file, row=-1, key="", detail=detail))
-    reader = SampleReader(manifest, retry_min=0.0)
-    for row in rows.tolist():
-        found += _verify_sample(manifest, reader, row)
+        problems.append(SetProblem(reason="shard-changed", shard=stated.file, row=-1, key="", detail=detail))
+    reader = SampleReader(manifest, retry_min=0.0)  # what cannot be read now is reported, not waited for
+    for row in np.flatnonzero(manifest.sample_shard == shard).tolist():
+        try:
+            sample = reader.read(row, depth=True, image_labels=True)
+            faults = list(sample_problems(manifest, row, sample))
+        except SampleError as error:
+            faults = [(error.reason, error.detail)]
+        problems += [_problem(manifest, row, *fault) for fault in faults]
         on_frame()
     reader.close()
-    return found
+    return problems
 
 
-def _verify_sample(manifest: Manifest, reader: SampleReader, row: int) -> list[Problem]:
-    try:
-        sample = reader.read(row, depth=True, image_labels=True)
-    except SampleError as error:
-        return [_problem(manifest, row, error.reason, error.detail)]
-    return [_problem(manifest, row, reason, detail) for reason, detail in sample_problems(manifest, row, sample)]
-
-
-def _problem(manifest: Manifest, row: int, reason: str, detail: str) -> Problem:
+def _problem(manifest: Manifest, row: int, reason: str, detail: str) -> SetProblem:
     shard = manifest.shards[int(manifest.sample_shard[row])].file
-    return Problem(reason=reason, shard=shard, row=row, key=manifest.key(row), detail=detail)
+    return SetProblem(reason=reason, shard=shard, row=row, key=manifest.key(row), detail=detail)
 
 
 def sample_problems(manifest: Manifest, row: int, sample: Sample) -> Iterator[tuple[str, str]]:
-    """Reason and detail of each thing that reading does not refuse.
-
-    Args:
-        manifest: of the set.
-        row: of the sample.
-        sample: read whole.
-    """
+    """Reason and detail of each thing that reading a sample does not refuse."""
     num_pairs, stated_pairs = count_pairs(sample), int(manifest.num_pairs[row])
     facts: tuple[tuple[str, Any, Any], ...] = (
         ("log", sample.log, manifest.logs[int(manifest.sample_log[row])]),
@@ -268,8 +249,8 @@ def sample_problems(manifest: Manifest, row: int, sample: Sample) -> Iterator[tu
     if low < -_INTENSITY_SLACK or high > 1 + _INTENSITY_SLACK:
         yield "intensity-range", f"from {low:g} to {high:g}"
     poses = [("T_ego_lidar", sample.T_ego_lidar), ("T_world_ego", sample.T_world_ego)]
-    poses += [(f"{camera.name}.T_cam_ego", camera.T_cam_ego) for camera in sample.cameras]
-    poses += [(f"{camera.name}.T_world_ego", camera.T_world_ego) for camera in sample.cameras]
+    for name in ("T_cam_ego", "T_world_ego"):
+        poses += [(f"{camera.name}.{name}", getattr(camera, name)) for camera in sample.cameras]
     for name, pose in poses:
         if np.abs(pose[:3, :3] @ pose[:3, :3].T - np.eye(3)).max() > _ROTATION_SLACK:
             yield "calibration-odd", f"{name} does not rotate: {pose[:3, :3].tolist()}"
@@ -277,7 +258,10 @@ def sample_problems(manifest: Manifest, row: int, sample: Sample) -> Iterator[tu
     if sample.labels is not None:
         yield from _class_problems("labels", sample.labels, classes)
     if sample.boxes is not None:
-        yield from _box_problems(sample.boxes, classes)
+        flat = (sample.boxes.sizes_m <= 0).any(axis=1)
+        if flat.any():
+            yield "boxes-broken", f"a box of {sample.boxes.sizes_m[flat][0].tolist()} m"
+        yield from _class_problems("classes of boxes", sample.boxes.classes, classes)
     most = manifest.superpixels.num_segments if manifest.superpixels else None
     for camera in sample.cameras:
         yield from _camera_problems(camera, classes, most)
@@ -287,12 +271,6 @@ def _class_problems(what: str, labels: Integer[np.ndarray, "..."], num_classes: 
     wrong = (labels != IGNORE_LABEL) & ((labels >= num_classes) | (labels < 0))
     if wrong.any():
         yield "labels-range", f"{int(wrong.sum())} {what} such as {int(labels[wrong][0])}; the set has {num_classes}"
-
-
-def _box_problems(boxes: Boxes, num_classes: int) -> Iterator[tuple[str, str]]:
-    if (boxes.sizes_m <= 0).any():
-        yield "boxes-broken", f"a box of {boxes.sizes_m[(boxes.sizes_m <= 0).any(axis=1)][0].tolist()} m"
-    yield from _class_problems("classes of boxes", boxes.classes, num_classes)
 
 
 def _camera_problems(camera: CameraView, num_classes: int, most_segments: int | None) -> Iterator[tuple[str, str]]:
@@ -307,16 +285,14 @@ def _camera_problems(camera: CameraView, num_classes: int, most_segments: int | 
         if (counts == 0).any():
             yield "superpixel-ids", f"{camera.name}: {int((counts == 0).sum())} of {len(counts)} ids have no pixel"
         if most_segments is not None and len(counts) > most_segments:
-            yield (
-                "superpixel-ids",
-                f"{camera.name}: {len(counts)} superpixels, the manifest states {most_segments} at most",
-            )
+            detail = f"{len(counts)} superpixels, the manifest states {most_segments} at most"
+            yield "superpixel-ids", f"{camera.name}: {detail}"
     if camera.labels is not None:
         yield from _class_problems(f"labels of {camera.name}", camera.labels, num_classes)
 
 
-def examples(problems: Sequence[Problem], count: int) -> list[Problem]:
+def examples(problems: Sequence[SetProblem], count: int) -> list[SetProblem]:
     """A few, of different shards where there are several."""
     by_shard = {problem.shard: problem for problem in reversed(problems)}
-    chosen = list(reversed(by_shard.values()))[:count]
-    return chosen + [problem for problem in problems if problem not in chosen][: count - len(chosen)]
+    firsts = list(reversed(by_shard.values()))[:count]
+    return firsts + [problem for problem in problems if problem not in firsts][: count - len(firsts)]

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Float32, Int32, UInt8
 
-from data.street.tiles import TILE
+from data.street.tiles import TILE, lookup
 
 _LEVELS = 7
 _ROW = TILE + 2
@@ -29,31 +29,20 @@ class Atlas:
         uvs: Float32[np.ndarray, "n 2"],
         texels: Float32[np.ndarray, " n"] | None = None,
     ) -> UInt8[np.ndarray, "n 4"]:
-        """Bilinear lookup of colour and reflectivity.
+        """Bilinear lookup of colour and reflectivity at coordinates in tiles, which wrap around.
 
-        Args:
-            layers: texture layer of each query.
-            uvs: in tiles; wraps around.
-            texels: footprint of each query in finest texels, chooses the level; None is the finest.
+        The footprint of each query in finest texels chooses its level; None is the finest.
         """
-        n = len(layers)
-        if n == 0:
+        if len(layers) == 0:
             return np.empty((0, 4), np.uint8)
         if texels is None:
-            level = np.zeros(n, np.intp)
+            level = np.zeros(len(layers), np.intp)
         else:
             level = np.clip(np.log2(np.maximum(texels, 1e-6)) + 0.3, 0, _LEVELS - 1).astype(np.intp)
         side = _SIDES[level]
         x = (uvs[:, 0] - np.floor(uvs[:, 0])) * side + (_LEFT[level] + 0.5)
         y = (uvs[:, 1] - np.floor(uvs[:, 1])) * side + (layers * np.float32(_ROW) + 0.5)
-        # remap takes images below 32768 a side, so the queries are folded into rows.
-        width = 1024
-        rows = -(-n // width)
-        maps = np.zeros((2, rows * width), np.float32)
-        maps[0, :n], maps[1, :n] = x, y
-        folded = maps.reshape(2, rows, width)
-        found = cv2.remap(self.image, folded[0], folded[1], cv2.INTER_LINEAR)
-        return np.asarray(found.reshape(-1, 4)[:n])
+        return lookup(self.image, x, y)
 
 
 def build_atlas(tiles: UInt8[np.ndarray, "layers 256 256 4"]) -> Atlas:

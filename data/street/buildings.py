@@ -20,7 +20,7 @@ def _walls(builder: MeshBuilder, low: Point, high: Point, layer: Layer, rise: fl
     (x0, y0, z0), (x1, y1, z1) = low, high
     ring = np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1], [x0, y0]])
     for a, b in itertools.pairwise(ring):
-        tiles = max(1, round(float(np.linalg.norm(b - a)) / 6.0))
+        tiles = max(1, round(float(np.linalg.norm(b - a)) / 6.0))  # of about 6 m
         quad = np.array([[[*a, z0], [*b, z0], [*b, z1], [*a, z1]]])
         uv = np.array([[[0, 0], [tiles, 0], [tiles, (z1 - z0) / rise], [0, (z1 - z0) / rise]]])
         builder.quads(quad, layer, uvs=uv, tint=_shade(builder))

@@ -32,7 +32,7 @@ def pixel_directions(config: StreetCameraConfig) -> Float32[np.ndarray, "pixels 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
+class Rendering:
     """What a camera takes, with its ground truth.
 
     Attributes:
@@ -54,27 +54,21 @@ def render(
     config: StreetCameraConfig,
     T_world_cam: Float[np.ndarray, "4 4"],
     rng: np.random.Generator,
-) -> Picture:
+) -> Rendering:
     """One ray a pixel: image, depth and classes."""
     origins, directions = rays(T_world_cam, pixel_directions(config))
     hits = moment.cast(origins, directions)
     length = np.sqrt(np.einsum("nd,nd->n", directions, directions))
     color = light.sky_color(directions / length[:, None])
     solid = np.flatnonzero(hits.row >= 0)
-    seen = Hits(
-        distance=hits.distance[solid],
-        row=hits.row[solid],
-        uv=hits.uv[solid],
-        normal=hits.normal[solid],
-        cosine=hits.cosine[solid],
-    )
+    seen = hits.take(solid)
     focal = float(intrinsics(config)[0, 0])
     color[solid] = _shade(moment, atlas, light, seen, origins[solid], directions[solid], length[solid], focal)
     image = _develop(color, light, config, rng)
     depth = np.where(np.isfinite(hits.distance), hits.distance, 0).astype(np.float32)
     labels = np.full(len(depth), IGNORE_LABEL, np.uint8)
     labels[solid] = moment.stage.surfaces.labels[seen.row]
-    return Picture(image=image, depth_m=depth.reshape(config.image_size), labels=labels.reshape(config.image_size))
+    return Rendering(image=image, depth_m=depth.reshape(config.image_size), labels=labels.reshape(config.image_size))
 
 
 def _shade(

@@ -1,4 +1,4 @@
-"""Semantic classes of the street world, their order and their colours in pictures."""
+"""Semantic classes of the street world and their order."""
 
 from __future__ import annotations
 
@@ -27,25 +27,6 @@ class Label(IntEnum):
 
 CLASS_NAMES: tuple[str, ...] = tuple(label.name.lower() for label in Label)
 """Class names; the index is the label."""
-
-PALETTE: tuple[tuple[int, int, int], ...] = (
-    (128, 64, 128),
-    (250, 170, 160),
-    (244, 35, 232),
-    (152, 251, 152),
-    (110, 110, 120),
-    (190, 153, 100),
-    (60, 140, 40),
-    (120, 70, 20),
-    (200, 200, 210),
-    (255, 220, 0),
-    (40, 90, 230),
-    (0, 200, 220),
-    (0, 60, 110),
-    (220, 20, 60),
-    (255, 110, 20),
-)
-"""RGB colour of each class for pictures."""
 
 THINGS: tuple[Label, ...] = (Label.CAR, Label.TRUCK, Label.BUS, Label.PEDESTRIAN, Label.CYCLIST)
 """Classes whose objects carry an instance id and a box."""

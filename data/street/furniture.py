@@ -11,15 +11,13 @@ import numpy as np
 from data.street.classes import Label
 from data.street.layers import Layer
 from data.street.mesh import Color, Mesh, MeshBuilder
-from data.street.tiles import hsv
+from data.street.tiles import linear_hsv
 
 _PLATES = (
-    (Layer.SIGN_LIMIT, 16),
-    (Layer.SIGN_WARNING, 3),
-    (Layer.SIGN_STOP, 8),
-    (Layer.SIGN_PARKING, 4),
+    *((Layer.SIGN_LIMIT, 16), (Layer.SIGN_WARNING, 3), (Layer.SIGN_STOP, 8), (Layer.SIGN_PARKING, 4)),
     (Layer.SIGN_PRIORITY, 4),
 )
+"""Faces of signs and how many corners each plate has."""
 
 
 def _metal(rng: np.random.Generator) -> Color:
@@ -29,8 +27,7 @@ def _metal(rng: np.random.Generator) -> Color:
 
 def _dull(rng: np.random.Generator) -> Color:
     """Grey, brown or dark green, as cabinets and bins are painted."""
-    r, g, b = hsv(rng.choice([0.08, 0.1, 0.33, 0.6]), rng.uniform(0.0, 0.3), rng.uniform(0.3, 0.65))
-    return (r**2, g**2, b**2)
+    return linear_hsv(rng.choice([0.08, 0.1, 0.33, 0.6]), rng.uniform(0.0, 0.3), rng.uniform(0.3, 0.65))
 
 
 def build_lamp(rng: np.random.Generator) -> Mesh:
@@ -45,9 +42,8 @@ def build_lamp(rng: np.random.Generator) -> Mesh:
 
 
 def _post(builder: MeshBuilder, rng: np.random.Generator, height: float, y: float = 0.0) -> None:
-    builder.tube(
-        (0, y, 0), (0, y, height), float(rng.uniform(0.035, 0.06)), Layer.METAL, tint=_metal(rng), label=Label.POLE
-    )
+    radius = float(rng.uniform(0.035, 0.06))
+    builder.tube((0, y, 0), (0, y, height), radius, Layer.METAL, tint=_metal(rng), label=Label.POLE)
 
 
 def build_sign(rng: np.random.Generator) -> Mesh:
@@ -88,9 +84,8 @@ def build_pole(rng: np.random.Generator) -> Mesh:
     half = rng.uniform(0.2, 0.42)
     if kind < 0.5:
         sides = int(rng.choice([4, 8, 16]))
-        builder.disc(
-            (0.06, 0, z), (1, 0, 0), half * 1.2, Layer.METAL, sides=sides, tint=tint, span=(np.pi / 4, np.pi * 2.25)
-        )
+        span = (np.pi / 4, np.pi * 2.25)
+        builder.disc((0.06, 0, z), (1, 0, 0), half * 1.2, Layer.METAL, sides=sides, tint=tint, span=span)
     elif kind < 0.85:
         builder.box((0.04, -half, z - half), (0.12, half, z + half), Layer.METAL, tint=tint)
     _post(builder, rng, max(z + half + 0.1, rng.uniform(2.2, 4.0)))

@@ -1,44 +1,18 @@
-"""The texture layers that surfaces refer to; `textures.py` paints them anew for each world."""
+"""The texture layers that surfaces refer to; `textures.py` paints them for each world."""
 
 from __future__ import annotations
 
-from enum import IntEnum, auto
+from enum import IntEnum
 
 
 class Layer(IntEnum):
     """Index of a texture layer."""
 
-    PLAIN = 0
-    ASPHALT = auto()
-    LINE_SOLID = auto()
-    LINE_DASHED = auto()
-    ZEBRA = auto()
-    PARKING_LEFT = auto()
-    PARKING_RIGHT = auto()
-    SIDEWALK = auto()
-    KERB = auto()
-    TERRAIN = auto()
-    FACADE_0 = auto()
-    FACADE_1 = auto()
-    FACADE_2 = auto()
-    FACADE_3 = auto()
-    SHOP_0 = auto()
-    SHOP_1 = auto()
-    ROOF = auto()
-    WALL = auto()
-    BOARDS = auto()
-    LEAVES = auto()
-    BARK = auto()
-    METAL = auto()
-    PAINT = auto()
-    GLASS = auto()
-    WHEEL = auto()
-    CARGO = auto()
-    BUS_SIDE = auto()
-    CLOTH = auto()
-    SIGN_LIMIT = auto()
-    SIGN_WARNING = auto()
-    SIGN_STOP = auto()
-    SIGN_PARKING = auto()
-    SIGN_PRIORITY = auto()
-    SIGN_DIRECTION = auto()
+    # fmt: off
+    (
+        PLAIN, ASPHALT, LINE_SOLID, LINE_DASHED, ZEBRA, PARKING_LEFT, PARKING_RIGHT, SIDEWALK, KERB, TERRAIN,
+        FACADE_0, FACADE_1, FACADE_2, FACADE_3, SHOP_0, SHOP_1, ROOF, WALL, BOARDS,
+        LEAVES, BARK, METAL, PAINT, GLASS, WHEEL, CARGO, BUS_SIDE, CLOTH,
+        SIGN_LIMIT, SIGN_WARNING, SIGN_STOP, SIGN_PARKING, SIGN_PRIORITY, SIGN_DIRECTION,
+    ) = range(34)
+    # fmt: on

@@ -6,7 +6,6 @@ each stretch of street has all of them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,6 +46,7 @@ def draw_world(config: StreetConfig, rng: np.random.Generator) -> StreetWorld:
     drive = Drive(
         s=0.0, t=plan.street.lanes[0][0], speed_mps=rng.uniform(3.5, 10.0), sway_phase=rng.uniform(0, 2 * np.pi)
     )
+    # The order of all that follows matters: it draws from one stream of random numbers.
     for side in (-1, 1):
         bands = plan.street.bands(side)
         _plots(plan, side, bands[-1])
@@ -76,7 +76,7 @@ def _finish(plan: Planner, drive: Drive) -> StreetWorld:
         else:
             moving.append(thing.mesh.placed((0.0, 0.0, 0.0), instance=i + 1))
     static = merge(plan.meshes)
-    empty = static.take(np.arange(0))
+    empty = static.take(np.arange(0))  # for a world in which nothing moves
     return StreetWorld(street=plan.street, static=static, moving=merge([empty, *moving]), things=things, drive=drive)
 
 
@@ -103,19 +103,15 @@ def _plots(plan: Planner, side: int, band: Strip) -> None:
         else:
             for _ in range(4):
                 t = side * (front + rng.uniform(0, 12))
-                plan.place(_pick(plan, plan.trees), centre + rng.uniform(-7, 7), t, rng.uniform(0, 6.3))
+                plan.place(plan.pick(plan.trees), centre + rng.uniform(-7, 7), t, rng.uniform(0, 6.3))
         for _ in range(rng.poisson(1.2 * plan.config.density)):
             t = side * rng.uniform(line + 0.8, max(front - 0.8, line + 1.0))
             where = centre + rng.uniform(-0.5, 0.5) * length
-            plan.place(_pick(plan, plan.bushes), where, t, rng.uniform(0, 6.3), shade=rng.uniform(0.7, 1.2))
+            plan.place(plan.pick(plan.bushes), where, t, rng.uniform(0, 6.3), shade=rng.uniform(0.7, 1.2))
         if front - line > 4.5:
             for _ in range(rng.poisson(0.7 * plan.config.density)):
                 where, t = centre + rng.uniform(-0.5, 0.5) * length, side * rng.uniform(line + 1.5, front - 2.2)
-                plan.place(_pick(plan, plan.trees), where, t, rng.uniform(0, 6.3), scale=rng.uniform(0.75, 1.0))
-
-
-def _pick(plan: Planner, meshes: Sequence[Mesh]) -> Mesh:
-    return meshes[int(plan.rng.integers(len(meshes)))]
+                plan.place(plan.pick(plan.trees), where, t, rng.uniform(0, 6.3), scale=rng.uniform(0.75, 1.0))
 
 
 def _border(plan: Planner, side: int, kind: str, line: float, start: float, length: float) -> None:
@@ -138,8 +134,8 @@ def _border(plan: Planner, side: int, kind: str, line: float, start: float, leng
 
 def _trees(plan: Planner, t: float, spacing: float) -> None:
     rng = plan.rng
-    for s in plan.stations(spacing, margin=2.0):
-        mesh = _pick(plan, plan.trees)
+    for s in plan.stations(spacing, 2.0):
+        mesh = plan.pick(plan.trees)
         plan.place(mesh, s, t, rng.uniform(0, 6.3), scale=rng.uniform(0.8, 1.1), shade=rng.uniform(0.8, 1.15))
 
 
@@ -147,7 +143,7 @@ def _furniture(plan: Planner, side: int, band: Strip) -> None:
     """Lamps, signs, poles and bollards along the kerb."""
     rng, edge = plan.rng, band.t0 if side > 0 else -band.t1
     kinds = dealt(rng, ("sign", "sign", "pole", "lamp", "sign", "pole", "bollard"))
-    for s in plan.stations(6.0, margin=0.3):
+    for s in plan.stations(6.0, 0.3):
         kind = next(kinds)
         t = side * (edge + rng.uniform(0.3, 0.55))
         facing = np.pi if rng.random() < 0.75 else 0.0
@@ -170,5 +166,5 @@ def _backdrop(plan: Planner) -> None:
         for s in along(rng, street.start_m + 10, street.end_m - 10, 22.0, 1.0):
             house = buildings.build_building(rng, rng.uniform(14, 20), 10.0)
             plan.place(house, s, side * rng.uniform(46, 55), 0.0 if side > 0 else np.pi)
-    for t in np.arange(-30, 31, 10.0):
-        plan.place(_pick(plan, plan.trees), street.end_m - 3, float(t), rng.uniform(0, 6.3), scale=1.6)
+    for t in np.arange(-30, 31, 10.0):  # across the far end of the street
+        plan.place(plan.pick(plan.trees), street.end_m - 3, float(t), rng.uniform(0, 6.3), scale=1.6)

@@ -13,8 +13,9 @@ from data.street.atlas import Atlas
 from data.street.classes import Label
 from data.street.config import StreetLidarConfig
 from data.street.layout import StreetWorld
+from data.street.mesh import merge
 from data.street.motion import ego_pose, lidar_mount
-from data.street.scene import Hits, Moment, Stage, Viewer, rays
+from data.street.scene import Hits, StreetStage, Viewer, rays
 
 # With motion during the sweep, actors are re-posed this often a turn; the ego's pose is exact for every firing.
 _SECTORS = 12
@@ -46,7 +47,7 @@ def firing_directions(config: StreetLidarConfig) -> Float32[np.ndarray, "azimuth
     return np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], axis=-1).astype(np.float32)
 
 
-def scan(stage: Stage, atlas: Atlas, config: StreetLidarConfig, time_s: float, rng: np.random.Generator) -> Sweep:
+def scan(stage: StreetStage, atlas: Atlas, config: StreetLidarConfig, time_s: float, rng: np.random.Generator) -> Sweep:
     """Take the sweep stamped `time_s`."""
     directions = firing_directions(config)
     if config.sweep_motion == "none":
@@ -56,14 +57,14 @@ def scan(stage: Stage, atlas: Atlas, config: StreetLidarConfig, time_s: float, r
         hits = _cast_moving(stage, config, time_s, directions)
     range_m = hits.distance + rng.normal(0, config.range_noise_m, hits.distance.shape).astype(np.float32)
     intensity = _intensity(stage, atlas, config, hits, rng)
-    kept = np.flatnonzero(_returned(config, range_m, intensity, rng))
-    points = directions.reshape(-1, 3)[kept] * range_m[kept, None]
+    returned = np.flatnonzero(_returned(config, range_m, intensity, rng))
+    points = directions.reshape(-1, 3)[returned] * range_m[returned, None]
     if config.sweep_motion == "compensated":
-        points = _compensate(stage.world, config, time_s, points, kept // config.beams)
-    rows = hits.row[kept]
+        points = _compensate(stage.world, config, time_s, points, returned // config.beams)
+    rows = hits.row[returned]
     return Sweep(
         points_lidar=points.astype(np.float32),
-        intensity=intensity[kept],
+        intensity=intensity[returned],
         labels=stage.surfaces.labels[rows],
         instances=stage.surfaces.instances[rows],
     )
@@ -79,23 +80,17 @@ def _firing_time(config: StreetLidarConfig, azimuth: float) -> float:
 
 
 def _cast_moving(
-    stage: Stage, config: StreetLidarConfig, time_s: float, directions: Float32[np.ndarray, "azimuths beams 3"]
+    stage: StreetStage, config: StreetLidarConfig, time_s: float, directions: Float32[np.ndarray, "azimuths beams 3"]
 ) -> Hits:
     """Cast each firing from where the sensor is at that time."""
     parts = []
     for sector in np.array_split(np.arange(config.azimuths), min(_SECTORS, config.azimuths)):
         poses = [_pose(stage.world, config, time_s + _firing_time(config, float(k))) for k in sector]
-        moment: Moment = stage.at(time_s + _firing_time(config, float(sector.mean())), Viewer(xy=poses[0][:2, 3]))
+        moment = stage.at(time_s + _firing_time(config, float(sector.mean())), Viewer(xy=poses[0][:2, 3]))
         cast = [rays(pose, directions[k]) for pose, k in zip(poses, sector, strict=True)]
         origins, world = (np.concatenate([pair[i] for pair in cast]) for i in (0, 1))
         parts.append(moment.cast(origins, world))
-    return Hits(
-        distance=np.concatenate([x.distance for x in parts]),
-        row=np.concatenate([x.row for x in parts]),
-        uv=np.concatenate([x.uv for x in parts]),
-        normal=np.concatenate([x.normal for x in parts]),
-        cosine=np.concatenate([x.cosine for x in parts]),
-    )
+    return merge(parts)
 
 
 def _compensate(
@@ -107,25 +102,22 @@ def _compensate(
 ) -> Float[np.ndarray, "N 3"]:
     """Move points from the sensor's frame at their firing to its frame at the stamp."""
     T_lidar_world = np.linalg.inv(_pose(world, config, time_s))
-    out = np.empty(points.shape, np.float64)
+    moved = np.empty(points.shape, np.float64)
     for azimuth in np.unique(azimuths):
-        mine = azimuths == azimuth
-        moved = T_lidar_world @ _pose(world, config, time_s + _firing_time(config, float(azimuth)))
-        out[mine] = transform(moved, points[mine])
-    return out
+        fired = azimuths == azimuth
+        T_stamp_firing = T_lidar_world @ _pose(world, config, time_s + _firing_time(config, float(azimuth)))
+        moved[fired] = transform(T_stamp_firing, points[fired])
+    return moved
 
 
 def _intensity(
-    stage: Stage,
-    atlas: Atlas,
-    config: StreetLidarConfig,
-    hits: Hits,
-    rng: np.random.Generator,
+    stage: StreetStage, atlas: Atlas, config: StreetLidarConfig, hits: Hits, rng: np.random.Generator
 ) -> Float32[np.ndarray, " rays"]:
     """Reflectivity of surface and texture, weaker at grazing incidence; range is taken as calibrated away."""
     row = hits.row
-    texture = atlas.lookup(stage.surfaces.layers[row], hits.uv)[:, 3].astype(np.float32) / 128
+    texture = atlas.lookup(stage.surfaces.layers[row], hits.uv)[:, 3].astype(np.float32) / 128  # 128 is stored for 1
     strength = stage.surfaces.reflectivity[row] * texture * (0.45 + 0.55 * hits.cosine)
+    # Foliage scatters more.
     leafy = stage.surfaces.labels[row] == Label.VEGETATION
     noise = rng.normal(0, 1, row.shape) * np.where(leafy, 2.0, 1.0) * config.intensity_noise
     return np.asarray(np.clip(strength + noise, 0, 1).astype(np.float32))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from data.street.tiles import hsv, noise
+from data.street.tiles import hsv, lookup, noise
 
 _SKY_ROWS, _SKY_COLUMNS = 128, 512
 
@@ -41,18 +40,8 @@ class Light:
         # The row is a cheap stand-in for the elevation angle: equal to it near the horizon, monotonic everywhere.
         row = (np.clip(z, -0.4, 1.0) + 0.4) / 1.4 * (_SKY_ROWS - 1)
         column = (np.arctan2(y, x) / (2 * np.pi) % 1.0) * (_SKY_COLUMNS - 1)
-        width = 1024
-        rows = -(-len(directions) // width)
-        maps = np.zeros((2, rows * width), np.float32)
-        maps[0, : len(x)], maps[1, : len(x)] = column, row
-        folded = maps.reshape(2, rows, width)
-        found = cv2.remap(self.sky, folded[0], folded[1], cv2.INTER_LINEAR).reshape(-1, 3)[: len(x)]
-        scaled = found.astype(np.float32) / 255
+        scaled = lookup(self.sky, column, row).astype(np.float32) / 255
         return np.asarray(scaled * scaled)
-
-
-def _linear(color: tuple[float, float, float]) -> Float32[np.ndarray, " 3"]:
-    return np.array(color, np.float32) ** 2
 
 
 def draw_light(rng: np.random.Generator) -> Light:
@@ -72,7 +61,7 @@ def draw_light(rng: np.random.Generator) -> Light:
         sun=sun.astype(np.float32),
         sun_color=sun_color.astype(np.float32),
         ambient=ambient.astype(np.float32),
-        haze=_linear(tuple(horizon.tolist())),
+        haze=horizon.astype(np.float32) ** 2,
         haze_m=rng.uniform(130, 400),
         sky=_sky(rng, horizon, zenith, overcast),
         response=(balance * rng.uniform(0.85, 1.15) * (1 + 0.25 * overcast)).astype(np.float32),

@@ -15,30 +15,18 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float
 
 from data.geometry import transform, yaw_rotation
 from data.sample import Boxes, CameraView, Sample
-from data.street.atlas import Atlas, build_atlas
+from data.street.atlas import build_atlas
 from data.street.camera import render
-from data.street.classes import CLASS_NAMES, PALETTE
-from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
-from data.street.layout import StreetWorld, draw_world
+from data.street.config import StreetConfig
+from data.street.layout import draw_world
 from data.street.lidar import Sweep, scan
-from data.street.lighting import Light, draw_light
+from data.street.lighting import draw_light
 from data.street.motion import camera_mount, ego_pose, intrinsics, lidar_mount
-from data.street.scene import Stage, Viewer
+from data.street.scene import StreetStage, Viewer
 from data.street.textures import paint_layers
-
-__all__ = [
-    "CLASS_NAMES",
-    "PALETTE",
-    "LogRenderer",
-    "StreetCameraConfig",
-    "StreetConfig",
-    "StreetLidarConfig",
-    "generate_log",
-]
 
 _LOG_START_US = 3_600_000_000
 """Logs start an hour apart, so that timestamps are unique in a set."""
@@ -46,10 +34,6 @@ _LOG_START_US = 3_600_000_000
 
 def generate_log(config: StreetConfig, log_index: int) -> Iterator[Sample]:
     """All samples of one log in order of time, complete but for superpixels.
-
-    Args:
-        config: the set.
-        log_index: 0 to config.num_logs - 1.
 
     Raises:
         ValueError: if there is no such log.
@@ -69,10 +53,10 @@ class LogRenderer:
     def __init__(self, config: StreetConfig, log_index: int) -> None:
         self.config = config
         self.log_index = log_index
-        self.world: StreetWorld = draw_world(config, self._rng(0))
-        self.light: Light = draw_light(self._rng(1))
-        self.atlas: Atlas = build_atlas(paint_layers(self._rng(2)))
-        self.stage = Stage(self.world)
+        self.world = draw_world(config, self._rng(0))
+        self.light = draw_light(self._rng(1))
+        self.atlas = build_atlas(paint_layers(self._rng(2)))
+        self.stage = StreetStage(self.world)
 
     def sample(self, log: str, frame: int) -> Sample:
         """One sample."""
@@ -106,8 +90,11 @@ class LogRenderer:
         T_cam_ego = camera_mount(cameras, camera)
         T_world_cam = T_world_ego @ np.linalg.inv(T_cam_ego)
         rng = self._rng(4, frame, camera)
-        moment = self.stage.at(time_s, _viewer(cameras, T_world_cam))
-        picture = render(moment, self.atlas, self.light, cameras, T_world_cam, rng)
+        x, y = T_world_cam[:2, 2]  # the optical axis
+        half_angle = math.radians(cameras.horizontal_fov_deg / 2)
+        viewer = Viewer(xy=T_world_cam[:2, 3], yaw=math.atan2(y, x), half_angle=half_angle)
+        moment = self.stage.at(time_s, viewer)
+        rendering = render(moment, self.atlas, self.light, cameras, T_world_cam, rng)
         return CameraView(
             name=cameras.names[camera],
             image_size=cameras.image_size,
@@ -115,9 +102,9 @@ class LogRenderer:
             T_cam_ego=T_cam_ego,
             T_world_ego=T_world_ego,
             timestamp_us=_LOG_START_US * (self.log_index + 1) + round(time_s * 1e6),
-            image=picture.image,
-            depth_m=picture.depth_m,
-            labels=picture.labels if cameras.labels else None,
+            image=rendering.image,
+            depth_m=rendering.depth_m,
+            labels=rendering.labels if cameras.labels else None,
         )
 
     def boxes(self, frame: int, sweep: Sweep) -> Boxes:
@@ -145,9 +132,3 @@ class LogRenderer:
     def _rng(self, *stream: int) -> np.random.Generator:
         """An own stream of random numbers for each part, so that one part's settings do not disturb another."""
         return np.random.default_rng([self.config.seed, self.log_index, *stream])
-
-
-def _viewer(cameras: StreetCameraConfig, T_world_cam: Float[np.ndarray, "4 4"]) -> Viewer:
-    axis = T_world_cam[:3, 2]
-    half = math.radians(cameras.horizontal_fov_deg / 2)
-    return Viewer(xy=T_world_cam[:2, 3], yaw=math.atan2(axis[1], axis[0]), half_angle=half)

@@ -12,6 +12,7 @@ import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Float32, Int, Int32, UInt8
@@ -27,8 +28,26 @@ WHITE: Color = (1.0, 1.0, 1.0)
 _UNIT_UV = np.array([[0, 0], [1, 0], [1, 1], [0, 1]], np.float32)
 
 
+_Self = TypeVar("_Self", bound="Columns")
+
+
 @dataclass(frozen=True, kw_only=True)
-class Mesh:
+class Columns:
+    """Base of records of arrays that have one row for each of many things."""
+
+    def take(self: _Self, rows: Int[np.ndarray, " k"]) -> _Self:
+        """The things of these rows."""
+        return type(self)(**{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(self)})
+
+
+def merge(parts: Sequence[_Self]) -> _Self:
+    """The things of several records, in order."""
+    names = [f.name for f in dataclasses.fields(parts[0])]
+    return type(parts[0])(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh(Columns):
     """Triangles and their attributes, one row a triangle.
 
     Attributes:
@@ -69,20 +88,10 @@ class Mesh:
         tints = self.tints if tint == WHITE else self.tints * np.asarray(tint, np.float32)
         return dataclasses.replace(self, corners=corners, instances=instances, tints=tints)
 
-    def take(self, rows: Int[np.ndarray, " k"]) -> Mesh:
-        """The triangles of the given rows."""
-        return Mesh(**{f.name: getattr(self, f.name)[rows] for f in dataclasses.fields(Mesh)})
-
     def bounds(self) -> tuple[Float[np.ndarray, " 3"], Float[np.ndarray, " 3"]]:
         """Lowest and highest coordinates."""
         points = self.corners.reshape(-1, 3)
         return points.min(axis=0), points.max(axis=0)
-
-
-def merge(meshes: Sequence[Mesh]) -> Mesh:
-    """All triangles of several meshes, in order."""
-    names = [f.name for f in dataclasses.fields(Mesh)]
-    return Mesh(**{name: np.concatenate([getattr(mesh, name) for mesh in meshes]) for name in names})
 
 
 class MeshBuilder:
@@ -142,20 +151,9 @@ class MeshBuilder:
         tile_m: float | None = None,
         label: Label | None = None,
     ) -> None:
-        """Add an axis-aligned box; with `tile_m` the texture repeats every so many metres, else once a face."""
+        """Add an axis-aligned box; the texture repeats every `tile_m` metres, or (None) once a face."""
         (x0, y0, z0), (x1, y1, z1) = low, high
-        p = np.array(
-            [
-                [x0, y0, z0],
-                [x1, y0, z0],
-                [x1, y1, z0],
-                [x0, y1, z0],
-                [x0, y0, z1],
-                [x1, y0, z1],
-                [x1, y1, z1],
-                [x0, y1, z1],
-            ]
-        )
+        p = np.array([[x, y, z] for z in (z0, z1) for x, y in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))])
         faces = p[[[0, 1, 5, 4], [1, 2, 6, 5], [2, 3, 7, 6], [3, 0, 4, 7], [4, 5, 6, 7], [3, 2, 1, 0]]]
         uvs: Float[np.ndarray, "6 4 2"] = np.tile(_UNIT_UV, (6, 1, 1))
         if tile_m is not None:
@@ -255,8 +253,7 @@ def _circle(sides: int, start: float, end: float) -> Float[np.ndarray, "corners 
 @functools.lru_cache(maxsize=16)
 def _ring_uvs(sides: int) -> Float[np.ndarray, "sides 4 2"]:
     u = np.arange(sides + 1) / sides
-    quads = [[[u0, 0], [u1, 0], [u1, 1], [u0, 1]] for u0, u1 in itertools.pairwise(u)]
-    return np.array(quads)
+    return np.array([[[u0, 0], [u1, 0], [u1, 1], [u0, 1]] for u0, u1 in itertools.pairwise(u)])
 
 
 @functools.lru_cache(maxsize=16)

@@ -49,7 +49,7 @@ class Planner:
     def __init__(self, config: StreetConfig, rng: np.random.Generator) -> None:
         self.config = config
         self.rng = rng
-        travel = 12.0 * (config.duration_s + 2.0)
+        travel = 12.0 * (config.duration_s + 2.0)  # more than any ego drives
         self.street = draw_street(rng, -config.view_range_m, config.view_range_m + travel)
         self.meshes = [ground_mesh(self.street, rng)]
         self.things: list[Thing] = []
@@ -64,14 +64,16 @@ class Planner:
         z = self.street.height(t)
         self.meshes.append(mesh.placed((x, y, z), heading, scale=scale, tint=(shade, shade, shade)))
 
+    def pick(self, meshes: Sequence[Mesh]) -> Mesh:
+        """One of the meshes at random."""
+        return meshes[int(self.rng.integers(len(meshes)))]
+
     def object_mesh(self, label: Label) -> Mesh:
         """One of the world's objects of a class."""
-        pool = self.pools[label]
-        return pool[int(self.rng.integers(len(pool)))]
+        return self.pick(self.pools[label])
 
-    def stations(self, spacing: float, *, margin: float = 0.0, density: float | None = None) -> Iterator[float]:
+    def stations(self, spacing: float, margin: float) -> Iterator[float]:
         """Positions along the whole street, off the crossing."""
-        density = self.config.density if density is None else density
-        for s in along(self.rng, self.street.start_m + 2, self.street.end_m - 2, spacing, density):
+        for s in along(self.rng, self.street.start_m + 2, self.street.end_m - 2, spacing, self.config.density):
             if not self.street.blocked(s, margin):
                 yield s

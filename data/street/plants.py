@@ -8,14 +8,14 @@ from jaxtyping import Float
 from data.street.classes import Label
 from data.street.layers import Layer
 from data.street.mesh import Color, Mesh, MeshBuilder, Point
-from data.street.tiles import hsv
+from data.street.tiles import linear_hsv
 
 
 def leaf_color(rng: np.random.Generator) -> Color:
     """Green, sometimes yellowish or red-brown (linear RGB)."""
     hue = rng.uniform(0.2, 0.36) if rng.random() < 0.85 else rng.uniform(0.03, 0.14)
-    r, g, b = hsv(hue, rng.uniform(0.4, 0.75), rng.uniform(0.5, 0.8))
-    return (r**2 * 1.5, g**2 * 1.5, b**2 * 1.5)
+    r, g, b = linear_hsv(hue, rng.uniform(0.4, 0.75), rng.uniform(0.5, 0.8))
+    return (r * 1.5, g * 1.5, b * 1.5)
 
 
 def _cards(

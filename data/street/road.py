@@ -24,7 +24,7 @@ _MARK_M = 0.15
 
 
 @dataclass(frozen=True)
-class Curve:
+class StreetCurve:
     """A smooth curve in the world's ground plane, sampled densely."""
 
     s: Float[np.ndarray, " n"]
@@ -36,13 +36,13 @@ class Curve:
         return np.asarray(np.interp(s, self.s, self.yaw))
 
     def position(self, s: Float[np.ndarray, "*k"], t: Float[np.ndarray, "*k"]) -> Float[np.ndarray, "*k 2"]:
-        """StreetWorld x, y of street coordinates."""
+        """World x, y of street coordinates."""
         x, y = np.interp(s, self.s, self.xy[:, 0]), np.interp(s, self.s, self.xy[:, 1])
         yaw = self.yaw_at(s)
         return np.stack([x - t * np.sin(yaw), y + t * np.cos(yaw)], axis=-1)
 
 
-def draw_curve(rng: np.random.Generator, start_m: float, end_m: float) -> Curve:
+def draw_curve(rng: np.random.Generator, start_m: float, end_m: float) -> StreetCurve:
     """A straight road, a bend or an S, of radius 95 m at least so that the ground does not fold over itself."""
     s = np.arange(start_m - 5, end_m + 5, 0.25)
     kind = rng.random()
@@ -50,13 +50,13 @@ def draw_curve(rng: np.random.Generator, start_m: float, end_m: float) -> Curve:
         curvature = np.zeros_like(s)
     else:
         peak = rng.uniform(1 / 250, 1 / 95) * rng.choice([-1, 1])
-        period = rng.uniform(120, 220) if kind > 0.7 else 1e4
+        period = rng.uniform(120, 220) if kind > 0.7 else 1e4  # an S, or one bend: curvature hardly changes over 1e4 m
         curvature = peak * np.cos(2 * np.pi * s / period + rng.uniform(-0.8, 0.8))
     yaw = np.cumsum(curvature) * 0.25 + rng.uniform(-np.pi, np.pi)
     xy = np.cumsum(0.25 * np.stack([np.cos(yaw), np.sin(yaw)], axis=-1), axis=0)
     # The origin of the world lies at s = 0, which keeps single-precision coordinates accurate.
     origin = np.array([np.interp(0.0, s, xy[:, 0]), np.interp(0.0, s, xy[:, 1])])
-    return Curve(s, xy - origin, yaw)
+    return StreetCurve(s, xy - origin, yaw)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +92,9 @@ class Crossing:
 
 @dataclass(frozen=True, kw_only=True)
 class Street:
-    """Curve, cross-section from right (negative t) to left, lanes and crossing of a world."""
+    """StreetCurve, cross-section from right (negative t) to left, lanes and crossing of a world."""
 
-    curve: Curve
+    curve: StreetCurve
     strips: tuple[Strip, ...]
     half_road_m: float
     lanes: tuple[tuple[float, int], ...]
@@ -105,9 +105,9 @@ class Street:
 
     def bands(self, side: int) -> list[Strip]:
         """Parking, sidewalk and terrain of one side (+1 left, -1 right), from the road outwards."""
-        found = [x for x in self.strips if side * x.t0 >= self.half_road_m - 1e-6 and side > 0]
-        found += [x for x in self.strips if -x.t1 >= self.half_road_m - 1e-6 and side < 0]
-        return sorted(found, key=lambda x: abs(x.t0 + x.t1))
+        edge = self.half_road_m - 1e-6
+        bands = [x for x in self.strips if (x.t0 >= edge if side > 0 else -x.t1 >= edge)]
+        return sorted(bands, key=lambda x: abs(x.t0 + x.t1))
 
     def height(self, t: float) -> float:
         """Ground height off the crossing."""
@@ -151,16 +151,13 @@ def _side_strips(rng: np.random.Generator, side: int, start_t: float, order: tup
     return strips
 
 
-def _road_strips(
-    rng: np.random.Generator, lane_m: float, lanes_right: int, lanes_left: int, half_m: float
-) -> list[Strip]:
-    """Asphalt with marks at the edges and between lanes."""
+def _road_strips(rng: np.random.Generator, lane_m: float, lanes: int, half_m: float) -> list[Strip]:
+    """Asphalt with marks at the edges and between the lanes, of which each direction has the same number."""
     marks = [(-half_m + 0.25, Layer.LINE_SOLID), (half_m - 0.25 - _MARK_M, Layer.LINE_SOLID)]
-    right_edge = -lanes_right * lane_m
-    for i in range(1, lanes_right + lanes_left):
-        centre = i == lanes_right
+    for i in range(1, 2 * lanes):
+        centre = i == lanes
         layer = Layer.LINE_SOLID if centre and rng.random() < 0.35 else Layer.LINE_DASHED
-        marks.append((right_edge + i * lane_m - _MARK_M / 2, layer))
+        marks.append((-lanes * lane_m + i * lane_m - _MARK_M / 2, layer))
     if rng.random() < 0.25:
         marks = marks[2:]
     asphalt = (6.0, 6.0)
@@ -183,22 +180,20 @@ def draw_street(rng: np.random.Generator, start_m: float, end_m: float) -> Stree
     weights = np.array([weight for _, weight in _ORDERS])
     picks = rng.choice(len(_ORDERS), size=2, p=weights / weights.sum())
     orders = [_ORDERS[pick][0] for pick in picks]
+    # Every world has parking on one side at least.
     if not any(Label.PARKING in order for order in orders):
         orders[int(rng.integers(2))] = _ORDERS[int(rng.integers(4)) if rng.random() < 0.2 else 0][0]
     if not any(Label.PARKING in order for order in orders):
         orders[0] = _ORDERS[0][0]
     strips = _side_strips(rng, -1, half, orders[0])[::-1]
-    strips += _road_strips(rng, lane_m, each, each, half) + _side_strips(rng, 1, half, orders[1])
+    strips += _road_strips(rng, lane_m, each, half) + _side_strips(rng, 1, half, orders[1])
+    # Traffic keeps right: lanes with negative t run along s. The first is the ego's.
     right = [((-i - 0.5) * lane_m, 1) for i in range(each)]
     lanes = [*right[::-1], *((-t, -1) for t, _ in right)]
     crossing = None
     if rng.random() < 0.6:
-        crossing = Crossing(
-            s=rng.uniform(12, 60),
-            half_width_m=rng.uniform(3.2, 5.0),
-            sidewalk_m=rng.uniform(1.5, 3.0),
-            zebra=bool(rng.random() < 0.7),
-        )
+        s, half_width, sidewalk = rng.uniform(12, 60), rng.uniform(3.2, 5.0), rng.uniform(1.5, 3.0)
+        crossing = Crossing(s=s, half_width_m=half_width, sidewalk_m=sidewalk, zebra=bool(rng.random() < 0.7))
     return Street(
         curve=curve,
         strips=tuple(strips),
@@ -210,19 +205,11 @@ def draw_street(rng: np.random.Generator, start_m: float, end_m: float) -> Stree
     )
 
 
-@dataclass(frozen=True)
-class _Zone:
-    """A stretch of s with one rule for the cross-section."""
-
-    kind: str
-    s0: float
-    s1: float
-
-
-def _zones(street: Street) -> list[_Zone]:
+def _zones(street: Street) -> list[tuple[str, float, float]]:
+    """Stretches of s, from and to, with one rule each for the cross-section."""
     c = street.crossing
     if c is None:
-        return [_Zone("street", street.start_m, street.end_m)]
+        return [("street", street.start_m, street.end_m)]
     walk, road, zebra = c.half_width_m + c.sidewalk_m, c.half_width_m, 3.5 if c.zebra else 0.0
     edges = [
         (street.start_m, "street"),
@@ -233,8 +220,7 @@ def _zones(street: Street) -> list[_Zone]:
         (c.s + walk, "street"),
         (street.end_m, ""),
     ]
-    pairs = itertools.pairwise(edges)
-    return [_Zone(kind, s0, s1) for (s0, kind), (s1, _) in pairs if s1 > s0]
+    return [(kind, s0, s1) for (s0, kind), (s1, _) in itertools.pairwise(edges) if s1 > s0]
 
 
 def _in_zone(strip: Strip, kind: str, street: Street) -> Strip:
@@ -252,12 +238,12 @@ def _in_zone(strip: Strip, kind: str, street: Street) -> Strip:
     return strip
 
 
-def _along(curve: Curve, s: Float[np.ndarray, " n"], t: float, z: float) -> Float[np.ndarray, "n 3"]:
+def _along(curve: StreetCurve, s: Float[np.ndarray, " n"], t: float, z: float) -> Float[np.ndarray, "n 3"]:
     xy = curve.position(s, np.full_like(s, t))
     return np.concatenate([xy, np.full((len(s), 1), z)], axis=1)
 
 
-def _surface(builder: MeshBuilder, curve: Curve, s: Float[np.ndarray, " n"], strip: Strip) -> None:
+def _surface(builder: MeshBuilder, curve: StreetCurve, s: Float[np.ndarray, " n"], strip: Strip) -> None:
     # Wide strips are split across too, so that triangles stay compact.
     edges = np.linspace(strip.t0, strip.t1, 1 + int(np.ceil(strip.width / 15)))
     for t0, t1 in itertools.pairwise(edges):
@@ -272,14 +258,14 @@ def _surface(builder: MeshBuilder, curve: Curve, s: Float[np.ndarray, " n"], str
         builder.quads(corners, strip.layer, uvs=quads_uv, label=strip.label)
 
 
-def _kerb_along(builder: MeshBuilder, curve: Curve, s: Float[np.ndarray, " n"], low: Strip, high: Strip) -> None:
+def _kerb_along(builder: MeshBuilder, curve: StreetCurve, s: Float[np.ndarray, " n"], low: Strip, high: Strip) -> None:
     bottom, top = _along(curve, s, low.t1, low.z), _along(curve, s, low.t1, high.z)
     corners = np.stack([bottom[:-1], bottom[1:], top[1:], top[:-1]], axis=1)
     upper = low if low.z > high.z else high
     builder.quads(corners, Layer.KERB, label=upper.label)
 
 
-def _kerb_across(builder: MeshBuilder, curve: Curve, s: float, before: Strip, after: Strip) -> None:
+def _kerb_across(builder: MeshBuilder, curve: StreetCurve, s: float, before: Strip, after: Strip) -> None:
     ends = np.array([before.t0, before.t1])
     xy = curve.position(np.full(2, s), ends)
     low, high = np.column_stack([xy, np.full(2, before.z)]), np.column_stack([xy, np.full(2, after.z)])
@@ -297,16 +283,16 @@ def ground_mesh(street: Street, rng: np.random.Generator) -> Mesh:
     marks = (Layer.LINE_DASHED, Layer.LINE_SOLID, Layer.ZEBRA)
     reflectivity |= dict.fromkeys(marks, reflectivity[Layer.ASPHALT])
     previous: list[Strip] | None = None
-    for zone in _zones(street):
-        s = np.linspace(zone.s0, zone.s1, 1 + int(np.ceil((zone.s1 - zone.s0) / _STEP_M)))
-        strips = [_in_zone(strip, zone.kind, street) for strip in street.strips]
+    for kind, s0, s1 in _zones(street):
+        s = np.linspace(s0, s1, 1 + int(np.ceil((s1 - s0) / _STEP_M)))
+        strips = [_in_zone(strip, kind, street) for strip in street.strips]
         for i, strip in enumerate(strips):
             builder = MeshBuilder(strip.label, reflectivity=reflectivity[strip.layer])
             _surface(builder, street.curve, s, strip)
             if i + 1 < len(strips) and abs(strips[i + 1].z - strip.z) > 1e-6:
                 _kerb_along(builder, street.curve, s, strip, strips[i + 1])
             if previous is not None and abs(previous[i].z - strip.z) > 1e-6:
-                _kerb_across(builder, street.curve, zone.s0, previous[i], strip)
+                _kerb_across(builder, street.curve, s0, previous[i], strip)
             merged.add(builder.build())
         previous = strips
     return merged.build()

@@ -1,6 +1,6 @@
 """Ray casting: the static world and the moving objects at one instant, as two Embree scenes.
 
-The static scene is built once a log. Moving objects are few triangles; theirs is built anew for each instant, which is
+The static scene is built once a log. Moving objects are few triangles; theirs is built again for each instant, which is
 cheaper than refitting one large scene. Costs about 0.3 µs a ray and scene.
 """
 
@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from data.street.atlas import tiles_per_metre
 from data.street.classes import Label
 from data.street.layout import StreetWorld
-from data.street.mesh import Mesh, merge
+from data.street.mesh import Columns, Mesh, merge
 
 _PEOPLE = (Label.PEDESTRIAN, Label.CYCLIST)
 # Beyond these, people and vehicles are a few pixels high, not worth their share of a scene's building time.
@@ -54,12 +54,12 @@ class Viewer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hits:
+class Hits(Columns):
     """First surface met by each ray.
 
     Attributes:
         distance: in lengths of the ray's direction; infinite where nothing was met.
-        row: triangle, index into `Stage.surfaces`; -1 where nothing was met.
+        row: triangle, index into `StreetStage.surfaces`; -1 where nothing was met.
         uv: texture coordinates, tiles.
         normal: unit vector towards the ray's origin.
         cosine: of the angle of incidence, 0..1.
@@ -72,7 +72,7 @@ class Hits:
     cosine: Float32[np.ndarray, " n"]
 
 
-class Stage:
+class StreetStage:
     """A world ready for ray casting.
 
     Attributes:
@@ -91,7 +91,7 @@ class Stage:
     def at(self, time_s: float, viewer: Viewer) -> Moment:
         """The world at a time, seconds since the log's first sample, with the moving objects that concern a viewer."""
         world = self.world
-        thing = world.moving.instances - 1
+        thing = world.moving.instances - 1  # row in `things` of each moving triangle
         positions, yaws = world.things.poses(time_s)
         near = viewer.concerns(positions[:, :2], np.isin(world.things.labels, _PEOPLE))
         rows = np.flatnonzero((near & world.things.present(time_s))[thing])
@@ -114,7 +114,7 @@ class Moment:
     """The world at one instant."""
 
     def __init__(
-        self, stage: Stage, static: EmbreeScene, moving: EmbreeScene | None, moving_rows: Int[np.ndarray, " k"]
+        self, stage: StreetStage, static: EmbreeScene, moving: EmbreeScene | None, moving_rows: Int[np.ndarray, " k"]
     ) -> None:
         self.stage = stage
         self._static = static
@@ -123,9 +123,9 @@ class Moment:
 
     def cast(self, origins: Float32[np.ndarray, "n 3"], directions: Float32[np.ndarray, "n 3"]) -> Hits:
         """First hits of rays in the world frame."""
-        found = self._static.run(origins, directions, output=True)
-        row = found["primID"].astype(np.int64)
-        distance, bary_u, bary_v, normal = found["tfar"], found["u"], found["v"], found["Ng"]
+        first = self._static.run(origins, directions, output=True)
+        row = first["primID"].astype(np.int64)
+        distance, bary_u, bary_v, normal = first["tfar"], first["u"], first["v"], first["Ng"]
         if self._moving is not None:
             other = self._moving.run(origins, directions, output=True)
             nearer = (other["primID"] >= 0) & ((other["tfar"] < distance) | (row < 0))

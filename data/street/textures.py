@@ -1,4 +1,4 @@
-"""Procedural texture tiles, painted anew for each world: the kind of a material stays, its hues and pattern vary.
+"""Procedural texture tiles, painted for each world: the kind of a material stays, its hues and pattern vary.
 
 A tile is 256 x 256, tiles seamlessly, and has four channels: sRGB colour and relative LiDAR reflectivity (128 = 1).
 In a tile, columns are u (along the road or wall) and rows are v (across the road; up the wall).
@@ -19,9 +19,8 @@ from data.street.tiles import TILE, Gray, Image, Rgb, Tile, flat, grain, hsv, no
 
 def _asphalt(rng: np.random.Generator) -> Tile:
     base = rng.uniform(0.24, 0.43)
-    rgb = grain(
-        rng, hsv(rng.uniform(0.55, 0.75) if rng.random() < 0.6 else 0.09, rng.uniform(0, 0.1), base), 0.09, 0.05
-    )
+    hue = rng.uniform(0.55, 0.75) if rng.random() < 0.6 else 0.09
+    rgb = grain(rng, hsv(hue, rng.uniform(0, 0.1), base), 0.09, 0.05)
     lines = np.zeros((TILE, TILE), np.uint8)
     for _ in range(rng.integers(0, 4)):  # sealed cracks
         walk = np.cumsum(rng.normal(0, 9, (14, 2)) + rng.normal(0, 9, 2), axis=0) + TILE / 2
@@ -196,8 +195,7 @@ def _cargo(rng: np.random.Generator) -> Tile:
 def _bus_side(rng: np.random.Generator) -> Tile:
     """One bay of a bus: painted skirt, large window, painted roof edge (v up)."""
     rgb = grain(rng, (0.95, 0.95, 0.95), 0.02, 0.02)
-    pane = np.array((0.1, 0.13, 0.16)) * np.linspace(0.8, 1.6, 118)[:, None, None]
-    rgb[104:222, 8:248] = pane
+    rgb[104:222, 8:248] = np.array((0.1, 0.13, 0.16)) * np.linspace(0.8, 1.6, 118)[:, None, None]
     rgb[104:222, 8:248] *= (1 + 0.15 * noise(rng, 8))[104:222, 8:248, None]
     rgb[:26] *= 0.45
     if rng.random() < 0.7:
@@ -205,24 +203,16 @@ def _bus_side(rng: np.random.Generator) -> Tile:
     return tile(rgb, 1.0)
 
 
-def _cloth(rng: np.random.Generator) -> Tile:
-    return tile(grain(rng, (0.9, 0.9, 0.9), 0.05, 0.12))
-
-
+# The order matters: every painter draws from the same stream of random numbers.
 _PAINTERS: dict[Layer, Callable[[np.random.Generator], Tile]] = {
     Layer.PLAIN: lambda rng: _smooth(rng, 0.95, 0.02, 0.02),
     Layer.ASPHALT: _asphalt,
-    Layer.PARKING_LEFT: _parking,
-    Layer.PARKING_RIGHT: _parking,
+    **dict.fromkeys((Layer.PARKING_LEFT, Layer.PARKING_RIGHT), _parking),
     Layer.SIDEWALK: _sidewalk,
     Layer.KERB: lambda rng: _smooth(rng, rng.uniform(0.5, 0.75), 0.06, 0.05),
     Layer.TERRAIN: _terrain,
-    Layer.FACADE_0: _facade,
-    Layer.FACADE_1: _facade,
-    Layer.FACADE_2: _facade,
-    Layer.FACADE_3: _facade,
-    Layer.SHOP_0: _shop,
-    Layer.SHOP_1: _shop,
+    **dict.fromkeys((Layer.FACADE_0, Layer.FACADE_1, Layer.FACADE_2, Layer.FACADE_3), _facade),
+    **dict.fromkeys((Layer.SHOP_0, Layer.SHOP_1), _shop),
     Layer.ROOF: _roof,
     Layer.WALL: lambda rng: tile(*_wall_base(rng)),
     Layer.BOARDS: _boards,
@@ -234,7 +224,7 @@ _PAINTERS: dict[Layer, Callable[[np.random.Generator], Tile]] = {
     Layer.WHEEL: _wheel,
     Layer.CARGO: _cargo,
     Layer.BUS_SIDE: _bus_side,
-    Layer.CLOTH: _cloth,
+    Layer.CLOTH: lambda rng: _smooth(rng, 0.9, 0.05, 0.12),
     Layer.SIGN_LIMIT: signs.sign(signs.draw_limit),
     Layer.SIGN_WARNING: signs.sign(signs.draw_warning),
     Layer.SIGN_STOP: signs.sign(signs.draw_stop),

@@ -52,7 +52,7 @@ class Things:
     """Box centre in the object's frame."""
 
     def poses(self, time_s: float) -> tuple[Float[np.ndarray, "n 3"], Float[np.ndarray, " n"]]:
-        """StreetWorld position of each object's origin, and heading."""
+        """World position of each object's origin, and heading."""
         s = self.s + self.speed * time_s
         xy = self.street.curve.position(s, self.t)
         z = self.z
@@ -62,7 +62,7 @@ class Things:
         return np.concatenate([xy, z[:, None]], axis=1), self.street.curve.yaw_at(s) + self.yaw
 
     def velocities(self, time_s: float) -> Float[np.ndarray, "n 2"]:
-        """StreetWorld velocity over ground, by central difference over 20 ms."""
+        """World velocity over ground, by central difference over 20 ms."""
         before, _ = self.poses(time_s - 0.01)
         after, _ = self.poses(time_s + 0.01)
         return np.asarray((after - before)[:, :2] / 0.02)
@@ -78,19 +78,14 @@ def columns(street: Street, things: Sequence[Thing]) -> Things:
     low_high = [thing.mesh.bounds() for thing in things]
     low = np.array([low for low, _ in low_high], np.float64).reshape(-1, 3)
     high = np.array([high for _, high in low_high], np.float64).reshape(-1, 3)
-    low[:, 2] = np.minimum(low[:, 2], 0.0)
+    low[:, 2] = np.minimum(low[:, 2], 0.0)  # boxes stand on the ground
 
-    def column(name: str) -> Float[np.ndarray, " n"]:
-        return np.array([getattr(thing, name) for thing in things], np.float64)
-
+    names = ("s", "t", "z", "speed", "yaw")
+    values = {name: np.array([getattr(thing, name) for thing in things], np.float64) for name in names}
     return Things(
         street=street,
         labels=np.array([thing.label for thing in things], np.int64),
-        s=column("s"),
-        t=column("t"),
-        z=column("z"),
-        speed=column("speed"),
-        yaw=column("yaw"),
+        **values,
         sizes_m=high - low,
         centers_m=(high + low) / 2,
     )

@@ -23,6 +23,26 @@ def hsv(h: float, s: float, v: float) -> Rgb:
     return colorsys.hsv_to_rgb(h % 1.0, min(max(s, 0.0), 1.0), min(max(v, 0.0), 1.0))
 
 
+def linear_hsv(h: float, s: float, v: float) -> Rgb:
+    """Linear RGB of hue, saturation, value; the renderer's gamma is 2."""
+    r, g, b = hsv(h, s, v)
+    return (r**2, g**2, b**2)
+
+
+def lookup(
+    image: UInt8[np.ndarray, "rows columns channels"], x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]
+) -> UInt8[np.ndarray, "n channels"]:
+    """Bilinear values of an image at any number of places (column, row)."""
+    # OpenCV's remap takes results below 32768 a side, so the queries are folded into rows.
+    width = 1024
+    rows = -(-len(x) // width)
+    maps = np.zeros((2, rows * width), np.float32)
+    maps[0, : len(x)], maps[1, : len(x)] = x, y
+    folded = maps.reshape(2, rows, width)
+    values = cv2.remap(image, folded[0], folded[1], cv2.INTER_LINEAR)
+    return np.asarray(values.reshape(-1, image.shape[-1])[: len(x)])
+
+
 @functools.lru_cache(maxsize=32)
 def _noise_base(cells: int, variant: int) -> Gray:
     grid = np.random.default_rng([cells, variant]).standard_normal((cells, cells), np.float32)
@@ -37,7 +57,7 @@ def _noise_base(cells: int, variant: int) -> Gray:
 def noise(rng: np.random.Generator, cells: int) -> Gray:
     """Seamless smooth noise of zero mean and unit deviation with `cells` blobs a side.
 
-    Drawn from a few fixed fields, shifted and turned at random: drawing every field anew took half of a world's time.
+    Drawn from a few fixed fields, shifted and turned at random: drawing every field itself took half of a world's time.
     """
     base = _noise_base(cells, int(rng.integers(3)))
     du, dv = (int(x) for x in rng.integers(0, TILE, 2))

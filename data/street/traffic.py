@@ -45,9 +45,8 @@ def walk(plan: Planner, side: int, sidewalk: Strip) -> None:
             yaw = (0.0 if direction > 0 else np.pi) + (rng.uniform(-1.5, 1.5) if speed == 0 else 0.0)
             mesh = plan.object_mesh(Label.PEDESTRIAN)
             t = rng.uniform(low, high)
-            where = s + 0.9 * i
-            thing = Thing(label=Label.PEDESTRIAN, mesh=mesh, s=where, t=t, z=sidewalk.z, speed=speed, yaw=yaw)
-            plan.things.append(thing)
+            place = {"s": s + 0.9 * i, "t": t, "z": sidewalk.z}
+            plan.things.append(Thing(label=Label.PEDESTRIAN, mesh=mesh, speed=speed, yaw=yaw, **place))
 
 
 def ride(plan: Planner, side: int, sidewalk: Strip) -> None:
@@ -59,7 +58,7 @@ def ride(plan: Planner, side: int, sidewalk: Strip) -> None:
     z = 0.0 if beside else sidewalk.z
     direction = -side  # traffic keeps right
     speed = rng.uniform(2.5, 5.5) * direction
-    travel = speed * plan.config.duration_s
+    travel = speed * plan.config.duration_s  # some start beyond the street and enter it during the log
     start, end = street.start_m - max(travel, 0), street.end_m - min(travel, 0)
     for s in along(rng, start, end, 13.0, plan.config.density):
         yaw = 0.0 if direction > 0 else np.pi
@@ -76,6 +75,7 @@ def drive_lanes(plan: Planner, drive: Drive) -> None:
         speed = drive.speed_mps * (1.0 if i == 0 else rng.uniform(0.7, 1.3)) * direction
         travel = speed * plan.config.duration_s
         start, end = street.start_m - max(travel, 0), street.end_m - min(travel, 0)
+        # The ego drives in the first lane and needs room before and behind it.
         clear = drive.s + 16 if i == 0 else start
         behind = drive.s - 16 if i == 0 else start
         for s in along(rng, start, end, 24.0 if direction > 0 else 30.0, plan.config.density):

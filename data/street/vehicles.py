@@ -5,100 +5,72 @@ Trucks and buses have nearly the same size and outline; what tells them apart is
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float
 
 from data.street.classes import Label
 from data.street.layers import Layer
 from data.street.mesh import Color, Mesh, MeshBuilder
-from data.street.tiles import hsv
+from data.street.tiles import linear_hsv
 
 _DARK: Color = (0.02, 0.02, 0.022)
 _GREY: Color = (0.25, 0.25, 0.26)
 
-# Upper outlines from the front bumper over the roof to the rear: x in lengths, z in heights. The windscreen and the
-# rear window are the segments given by index; below the belt line everything is bodywork.
-_SEDAN = (
-    [
-        (0.5, 0.4),
-        (0.47, 0.52),
-        (0.24, 0.63),
-        (0.07, 0.96),
-        (-0.06, 1.0),
-        (-0.2, 0.96),
-        (-0.37, 0.67),
-        (-0.48, 0.63),
-        (-0.5, 0.4),
-    ],
-    (2, 5),
-    0.63,
-)
-_HATCH = (
-    [
-        (0.5, 0.38),
-        (0.46, 0.52),
-        (0.27, 0.61),
-        (0.1, 0.96),
-        (-0.1, 1.0),
-        (-0.36, 0.95),
-        (-0.47, 0.62),
-        (-0.5, 0.58),
-        (-0.5, 0.38),
-    ],
-    (2, 5),
-    0.61,
-)
-_ESTATE = (
-    [
-        (0.5, 0.4),
-        (0.47, 0.52),
-        (0.24, 0.62),
-        (0.08, 0.96),
-        (-0.1, 1.0),
-        (-0.4, 0.97),
-        (-0.48, 0.64),
-        (-0.5, 0.6),
-        (-0.5, 0.4),
-    ],
-    (2, 5),
-    0.62,
-)
-_SUV = (
-    [
-        (0.5, 0.42),
-        (0.48, 0.58),
-        (0.26, 0.64),
-        (0.13, 0.96),
-        (-0.1, 1.0),
-        (-0.42, 0.97),
-        (-0.48, 0.64),
-        (-0.5, 0.6),
-        (-0.5, 0.4),
-    ],
-    (2, 5),
-    0.63,
-)
-_VAN = (
-    [
-        (0.5, 0.36),
-        (0.48, 0.46),
-        (0.38, 0.54),
-        (0.24, 0.95),
-        (0.0, 1.0),
-        (-0.47, 0.99),
-        (-0.5, 0.6),
-        (-0.5, 0.56),
-        (-0.5, 0.34),
-    ],
-    (2, 5),
-    0.56,
-)
-_OUTLINES = {
-    "sedan": (_SEDAN, (4.3, 4.9), (1.40, 1.50)),
-    "hatch": (_HATCH, (3.7, 4.3), (1.45, 1.55)),
-    "estate": (_ESTATE, (4.4, 4.9), (1.43, 1.52)),
-    "suv": (_SUV, (4.3, 4.9), (1.62, 1.85)),
-    "van": (_VAN, (4.6, 5.4), (1.85, 2.2)),
+
+class _Body(NamedTuple):
+    """A car's upper outline, nine points from the front bumper over the roof to the rear, and its sizes.
+
+    Points are in lengths and heights of the car. Below the belt line everything is bodywork.
+    """
+
+    x: tuple[float, ...]
+    z: tuple[float, ...]
+    belt: float
+    lengths_m: tuple[float, float]
+    heights_m: tuple[float, float]
+
+
+_WINDOWS = (2, 5)
+"""Segments of an outline that are windscreen and rear window."""
+
+_BODIES = {
+    "sedan": _Body(
+        x=(0.5, 0.47, 0.24, 0.07, -0.06, -0.2, -0.37, -0.48, -0.5),
+        z=(0.4, 0.52, 0.63, 0.96, 1.0, 0.96, 0.67, 0.63, 0.4),
+        belt=0.63,
+        lengths_m=(4.3, 4.9),
+        heights_m=(1.40, 1.50),
+    ),
+    "hatch": _Body(
+        x=(0.5, 0.46, 0.27, 0.1, -0.1, -0.36, -0.47, -0.5, -0.5),
+        z=(0.38, 0.52, 0.61, 0.96, 1.0, 0.95, 0.62, 0.58, 0.38),
+        belt=0.61,
+        lengths_m=(3.7, 4.3),
+        heights_m=(1.45, 1.55),
+    ),
+    "estate": _Body(
+        x=(0.5, 0.47, 0.24, 0.08, -0.1, -0.4, -0.48, -0.5, -0.5),
+        z=(0.4, 0.52, 0.62, 0.96, 1.0, 0.97, 0.64, 0.6, 0.4),
+        belt=0.62,
+        lengths_m=(4.4, 4.9),
+        heights_m=(1.43, 1.52),
+    ),
+    "suv": _Body(
+        x=(0.5, 0.48, 0.26, 0.13, -0.1, -0.42, -0.48, -0.5, -0.5),
+        z=(0.42, 0.58, 0.64, 0.96, 1.0, 0.97, 0.64, 0.6, 0.4),
+        belt=0.63,
+        lengths_m=(4.3, 4.9),
+        heights_m=(1.62, 1.85),
+    ),
+    "van": _Body(
+        x=(0.5, 0.48, 0.38, 0.24, 0.0, -0.47, -0.5, -0.5, -0.5),
+        z=(0.36, 0.46, 0.54, 0.95, 1.0, 0.99, 0.6, 0.56, 0.34),
+        belt=0.56,
+        lengths_m=(4.6, 5.4),
+        heights_m=(1.85, 2.2),
+    ),
 }
 
 
@@ -107,18 +79,15 @@ def paint_color(rng: np.random.Generator) -> Color:
     if rng.random() < 0.6:
         grey = float(rng.choice([0.02, 0.06, 0.2, 0.4, 0.75]) * rng.uniform(0.8, 1.2))
         return (grey, grey, grey * 1.03)
-    r, g, b = hsv(
-        rng.choice([0.0, 0.02, 0.08, 0.14, 0.35, 0.55, 0.6, 0.62]), rng.uniform(0.5, 0.9), rng.uniform(0.3, 0.8)
-    )
-    return (r**2, g**2, b**2)
+    hue = rng.choice([0.0, 0.02, 0.08, 0.14, 0.35, 0.55, 0.6, 0.62])
+    return linear_hsv(hue, rng.uniform(0.5, 0.9), rng.uniform(0.3, 0.8))
 
 
 def _wheel_pair(builder: MeshBuilder, x: float, half_width: float, radius: float) -> None:
     for side in (-1.0, 1.0):
         outer = side * (half_width + 0.012)
-        builder.disc(
-            (x, outer - side * 0.006, radius), (0, side, 0), radius * 1.16, tint=_DARK, sides=5, span=(0.0, np.pi)
-        )
+        arch = (x, outer - side * 0.006, radius)
+        builder.disc(arch, (0, side, 0), radius * 1.16, tint=_DARK, sides=5, span=(0.0, np.pi))
         builder.disc((x, outer, radius), (0, side, 0), radius, Layer.WHEEL, sides=10)
         builder.tube((x, outer - side * 0.24, radius), (x, outer, radius), radius, tint=_DARK, sides=6)
 
@@ -132,10 +101,10 @@ def _half_width(
     return np.asarray(width / 2 * nose * lean)
 
 
-def _loft(builder: MeshBuilder, kind: str, size: tuple[float, float, float], paint: Color, low: float) -> None:
-    outline, windows, belt = _OUTLINES[kind][0]
+def _loft(builder: MeshBuilder, body: _Body, size: tuple[float, float, float], paint: Color, low: float) -> None:
+    belt = body.belt
     length, width, height = size
-    x, z = np.array(outline).T
+    x, z = np.array(body.x), np.array(body.z)
     top = np.stack([x * length, _half_width(x, z, width, belt), z * height], axis=-1)
     z_belt = np.minimum(z, belt)
     sill = np.stack([x * length, _half_width(x, z_belt, width, belt), z_belt * height], axis=-1)
@@ -143,12 +112,12 @@ def _loft(builder: MeshBuilder, kind: str, size: tuple[float, float, float], pai
     floor[:, 2] = low
     mirror = np.array([1, -1, 1])
     for i in range(len(x) - 1):
-        glass = i in windows
+        glass = i in _WINDOWS
         roof = np.stack([top[i], top[i + 1], top[i + 1] * mirror, top[i] * mirror])[None]
         builder.quads(roof, Layer.GLASS if glass else Layer.PAINT, tint=(1, 1, 1) if glass else paint)
         for flip in (np.ones(3), mirror):
-            body = np.stack([floor[i], floor[i + 1], sill[i + 1], sill[i]]) * flip
-            builder.quads(body[None], Layer.PAINT, tint=paint)
+            panel = np.stack([floor[i], floor[i + 1], sill[i + 1], sill[i]]) * flip
+            builder.quads(panel[None], Layer.PAINT, tint=paint)
             if max(z[i], z[i + 1]) > belt + 1e-6:
                 rail = top[[i, i + 1]] * 0.88 + sill[[i, i + 1]] * 0.12
                 builder.quads((np.stack([sill[i], sill[i + 1], rail[1], rail[0]]) * flip)[None], Layer.GLASS)
@@ -163,18 +132,14 @@ def _loft(builder: MeshBuilder, kind: str, size: tuple[float, float, float], pai
 
 def _pillars(builder: MeshBuilder, kind: str, size: tuple[float, float, float], paint: Color) -> None:
     """Pillars between the side windows, and a painted side panel at the back of vans."""
-    _, _, belt = _OUTLINES[kind][0]
+    belt = _BODIES[kind].belt
     length, width, height = size
     spans = [(0.12, -0.47)] if kind == "van" else [(0.0, -0.025), (-0.2, -0.23)]
     for x0, x1 in spans:
         for side in (-1, 1):
             y0, y1 = width / 2 + 0.006, width / 2 * 0.785 + 0.012
-            quad = [
-                [x0 * length, side * y0, belt * height],
-                [x1 * length, side * y0, belt * height],
-                [x1 * length, side * y1, 0.95 * height],
-                [x0 * length, side * y1, 0.95 * height],
-            ]
+            low, high = (side * y0, belt * height), (side * y1, 0.95 * height)
+            quad = [[x0 * length, *low], [x1 * length, *low], [x1 * length, *high], [x0 * length, *high]]
             builder.quads(np.array([quad]), Layer.PAINT, tint=paint)
 
 
@@ -198,14 +163,14 @@ def _plate(builder: MeshBuilder, x: float, y: float, half: tuple[float, float], 
 
 def build_car(rng: np.random.Generator) -> Mesh:
     """A car of a random kind, size and colour."""
-    kind = str(rng.choice(list(_OUTLINES), p=[0.26, 0.28, 0.16, 0.2, 0.1]))
-    _, lengths, heights = _OUTLINES[kind]
-    length, height = rng.uniform(*lengths), rng.uniform(*heights)
+    kind = str(rng.choice(list(_BODIES), p=[0.26, 0.28, 0.16, 0.2, 0.1]))
+    body = _BODIES[kind]
+    length, height = rng.uniform(*body.lengths_m), rng.uniform(*body.heights_m)
     size = (length, rng.uniform(1.72, 1.9), height)
     paint = paint_color(rng)
     builder = MeshBuilder(Label.CAR, reflectivity=rng.uniform(0.15, 0.7))
     low = 0.2 * rng.uniform(0.85, 1.2)
-    _loft(builder, kind, size, paint, low)
+    _loft(builder, body, size, paint, low)
     _pillars(builder, kind, size, paint)
     _lights(builder, length, size[1] * 0.9, 0.36 * height + 0.08)
     radius = 0.225 * min(height, 1.7)
@@ -263,8 +228,7 @@ def build_bus(rng: np.random.Generator) -> Mesh:
     low = rng.uniform(0.28, 0.38)
     builder = MeshBuilder(Label.BUS, reflectivity=rng.uniform(0.2, 0.7))
     hue = rng.choice([0.0, 0.02, 0.07, 0.13, 0.15, 0.3, 0.4, 0.5, 0.57, 0.6, 0.64])
-    r, g, b = hsv(hue, rng.uniform(0.1, 0.85), rng.uniform(0.45, 0.92))
-    tint: Color = (r**2, g**2, b**2)
+    tint = linear_hsv(hue, rng.uniform(0.1, 0.85), rng.uniform(0.45, 0.92))
     front, half = length / 2, width / 2
     builder.box((-front, -half, low), (front, half, height), Layer.PAINT, tint=tint)
     for side in (-1, 1):

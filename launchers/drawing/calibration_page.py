@@ -125,14 +125,14 @@ def calibration_view(sample: Sample, report: CalibrationReport) -> RgbImage | No
 
 def _borders_over_edges(sample: Sample, camera: CameraView, shift_px: tuple[float, float]) -> RgbImage:
     assert camera.image is not None
-    found = projected_edges(sample, camera)
+    uv, edges = projected_edges(sample, camera)
     strength = np.maximum(*edge_strength(camera.image))
     glow = np.clip((strength - 1.0) / 2.0, 0, 1)[..., None]
     ground = dimmed(camera.image, 0.35).astype(np.float32)
     view = np.round(ground * (1 - glow) + np.array(_EDGE_COLOUR, np.float32) * glow * 0.8).clip(0, 255).astype(np.uint8)
     factor = enlargement(camera.image_size, _WIDTH_PX)
-    colours = np.where(found.edges.top[:, None], np.array(_TOP_COLOUR), np.array(_SIDE_COLOUR)).astype(np.uint8)
-    uv = enlarged_uv(found.uv + np.array(shift_px), factor)
+    colours = np.where(edges.top[:, None], np.array(_TOP_COLOUR), np.array(_SIDE_COLOUR)).astype(np.uint8)
+    uv = enlarged_uv(uv + np.array(shift_px), factor)
     radius = np.full(len(uv), max(1.0, view.shape[1] * factor / 700))
     painted = paint_points(enlarge(view, factor), uv, colours, radius)
     names = ("borders at a side", "borders on top", "edges of the image")

@@ -23,7 +23,7 @@ import numpy as np
 from data.convert.base import Converter, Skipped
 from data.convert.sets import SETTINGS
 from data.preparing.prepare import PrepareConfig, prepare
-from data.preparing.unit import RECORDS, plan_units
+from data.preparing.shard_task import RECORDS, plan_tasks
 from data.preparing.verify import verify
 from data.sample import Sample
 from data.storage.encode import REASONS, CodecConfig, DamagedError, encode_sample
@@ -319,7 +319,7 @@ def _convert(name: str, root: Path) -> str:
 
 
 def _items(converter: Converter) -> Iterator[Sample | Skipped]:
-    plan_units(converter, 64, None)
+    plan_tasks(converter, 64, None)
     converter.camera_names()
     converter.notes()
     for log in converter.logs():

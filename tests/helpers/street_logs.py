@@ -6,8 +6,9 @@ import functools
 import itertools
 
 from data.sample import Sample
+from data.street.classes import CLASS_NAMES
 from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
-from data.street.log import CLASS_NAMES, generate_log
+from data.street.log import generate_log
 
 __all__ = ["CLASS_NAMES", "street_log"]
 

@@ -10,8 +10,9 @@ from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import Sample
 from data.storage.manifest import SetInfo
 from data.storage.shard_writer import join_manifest, write_shard
+from data.street.classes import CLASS_NAMES
 from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
-from data.street.log import CLASS_NAMES, generate_log
+from data.street.log import generate_log
 
 STREET_WORLD = StreetConfig(
     num_logs=4,

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from configs.load import ConfigError
-from data.preparing.unit import RECORDS
+from data.preparing.shard_task import RECORDS
 from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
 from launchers.cli import guarded

@@ -16,10 +16,9 @@ interpolated to its own time, so that what the vehicle drove in between is in th
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,11 +29,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from common.ranges import positive
-from data.convert.base import Converter, Skipped
-from data.convert.custom import files as custom_files
-from data.convert.custom.files import Calibration, CameraCalibration
-from data.convert.custom.pose_track import PoseTrack, read_pose_track
-from data.convert.files import layout_error, read_image, read_jpeg
+from data.convert.base import FrameConverter
+from data.convert.custom import formats
+from data.convert.custom.pose_track import read_pose_track
+from data.convert.raw_files import layout_error, read_image, read_jpeg
 from data.sample import CameraView, Sample
 from data.storage.encode import DamagedError
 from data.storage.shard import ShardError
@@ -50,7 +48,7 @@ _PLAUSIBLE_PERIOD_US = (1_000, 60_000_000)
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomConverter(Converter):
+class CustomConverter(FrameConverter):
     """Settings and reader of the plain layout.
 
     Attributes:
@@ -72,7 +70,7 @@ class CustomConverter(Converter):
     def __post_init__(self) -> None:
         positive(self, "max_image_gap_ms", "max_pose_gap_ms")
 
-    # ------------------------------------------------------------------------------------------------ what is there
+    # ---- what is there
     @cached_property
     def _logs(self) -> dict[str, Path]:
         root = Path(self.source)
@@ -96,21 +94,24 @@ class CustomConverter(Converter):
     @cached_property
     def _camera_names(self) -> tuple[str, ...]:
         """The same in every log: a set has one list of cameras."""
-        found = {name: _subfolders(folder / "cameras") for name, folder in self._logs.items()}
-        first_log, first = next(iter(found.items()))
-        wanted = self.cameras or first
-        for log, names in found.items():
-            missing = [name for name in wanted if name not in names]
+        present = {
+            log: tuple(sorted(path.name for path in folder.glob("cameras/*") if path.is_dir()))
+            for log, folder in self._logs.items()
+        }
+        first_log, first = next(iter(present.items()))
+        cameras = self.cameras or first
+        for log, names in present.items():
+            missing = [name for name in cameras if name not in names]
             if missing or (not self.cameras and names != first):
                 raise ShardError(
-                    f"{self.source}: log {log} has the cameras {list(names)}, expected {list(wanted)} "
+                    f"{self.source}: log {log} has the cameras {list(names)}, expected {list(cameras)} "
                     f"{'as asked for' if self.cameras else f'as in {first_log}'}; choose with cameras=[...] those that "
                     "are in every log"
                 )
-        wrong = [name for name in wanted if not _CAMERA_NAME.match(name)]
+        wrong = [name for name in cameras if not _CAMERA_NAME.match(name)]
         if wrong:
             raise ShardError(f"{self.source}: camera {wrong[0]!r}: expected letters, digits and '_' only")
-        return wanted
+        return cameras
 
     @cached_property
     def _class_names(self) -> tuple[str, ...]:
@@ -133,49 +134,27 @@ class CustomConverter(Converter):
         """Of classes.txt."""
         return self._class_names
 
-    def camera_names(self) -> tuple[str, ...]:
-        """As asked for, or all by name."""
-        return self._camera_names
-
-    def logs(self) -> tuple[str, ...]:
-        """Folders by name."""
-        return tuple(self._logs)
-
     def split_of(self, log: str) -> str:
         """As `val_logs` says."""
         return "val" if log in self.val_logs else "train"
 
-    def num_frames(self, log: str) -> int:
-        """Sweeps."""
-        return len(_timed_files(self._logs[log] / "lidar", _SWEEPS)[1])
+    def _frames(self, log: str) -> list[tuple[str, tuple[int, Path]]]:
+        times, paths = _timed_files(self._logs[log] / "lidar", _SWEEPS)
+        return [(f"{log}_{time_us}", (time_us, path)) for time_us, path in zip(times.tolist(), paths, strict=True)]
+
+    def _reader(self, log: str) -> Callable[[tuple[int, Path]], Sample]:
+        return _LogReader(self._logs[log], self).read
 
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed, and what looks odd."""
         still = [log for log, folder in self._logs.items() if not (folder / "poses.csv").is_file()]
-        found = [f"no poses.csv, the ego stands still: {', '.join(still[:4])}"] if still else []
+        notes = [f"no poses.csv, the ego stands still: {', '.join(still[:4])}"] if still else []
         for log, folder in self._logs.items():
             periods = np.diff(_timed_files(folder / "lidar", _SWEEPS)[0])
             period = float(np.median(periods)) if len(periods) else float(_PLAUSIBLE_PERIOD_US[0])
             if not _PLAUSIBLE_PERIOD_US[0] <= period <= _PLAUSIBLE_PERIOD_US[1]:
-                found.append(f"{log}: sweeps are {period:.0f} microseconds apart; are file names in microseconds?")
-        return tuple(found)
-
-    # ------------------------------------------------------------------------------------------------------- frames
-    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """Sweeps of a log in order of time; one that cannot be used is named and left out."""
-        folder = self._logs[log]
-        times, paths = _timed_files(folder / "lidar", _SWEEPS)
-        chosen = list(itertools.islice(zip(times.tolist(), paths, strict=True), start, stop))
-        try:
-            reader = _LogReader(folder, self)
-        except DamagedError as error:  # the log's own files: none of its sweeps can be used
-            yield from (Skipped.of(error, f"{log}_{time}") for time, _ in chosen)
-            return
-        for time_us, path in chosen:
-            try:
-                yield reader.read(time_us, path)
-            except DamagedError as error:
-                yield Skipped.of(error, f"{log}_{time_us}")
+                notes.append(f"{log}: sweeps are {period:.0f} microseconds apart; are file names in microseconds?")
+        return tuple(notes)
 
 
 class _LogReader:
@@ -185,7 +164,7 @@ class _LogReader:
         self._folder = folder
         self._settings = settings
         self._class_names = settings.class_names
-        self._calibration: Calibration = custom_files.read_calibration(folder / "calibration.json")
+        self._calibration = formats.read_calibration(folder / "calibration.json")
         track = folder / "poses.csv"
         self._poses = read_pose_track(track, round(settings.max_pose_gap_ms * 1e3)) if track.is_file() else None
         self._images = {name: _timed_files(folder / "cameras" / name, _IMAGES) for name in settings.camera_names()}
@@ -195,28 +174,29 @@ class _LogReader:
                 detail = f"{folder / 'calibration.json'} has no camera {name!r}, it has {calibrated}"
                 raise DamagedError("calibration-missing", detail)
 
-    def read(self, time_us: int, path: Path) -> Sample:
-        """The sample of one sweep.
+    def read(self, frame: tuple[int, Path]) -> Sample:
+        """The sample of a sweep, by its time and file.
 
         Raises:
             DamagedError: a part of it is missing or damaged.
         """
-        sweep = custom_files.read_sweep(path)
-        kept = custom_files.has_return(sweep)
+        time_us, path = frame
+        sweep = formats.read_sweep(path)
+        measured = formats.has_return(sweep)
         labels = boxes = None
         if (self._folder / "labels").is_dir():
             label_path = self._folder / "labels" / f"{time_us}.npy"
-            labels = custom_files.read_labels(label_path, len(sweep), len(self._class_names))[kept]
+            labels = formats.read_labels(label_path, len(sweep), len(self._class_names))[measured]
         if (self._folder / "boxes").is_dir():
-            boxes = custom_files.read_boxes(self._folder / "boxes" / f"{time_us}.json", self._class_names)
+            boxes = formats.read_boxes(self._folder / "boxes" / f"{time_us}.json", self._class_names)
         return Sample(
             key=f"{self._folder.name}_{time_us}",
             log=self._folder.name,
             timestamp_us=time_us,
-            points_lidar=np.ascontiguousarray(sweep[kept, :3]),
-            intensity=np.clip(sweep[kept, 3] / np.float32(self._calibration.intensity_max), 0, 1),
+            points_lidar=np.ascontiguousarray(sweep[measured, :3]),
+            intensity=np.clip(sweep[measured, 3] / np.float32(self._calibration.intensity_max), 0, 1),
             T_ego_lidar=self._calibration.T_ego_lidar,
-            T_world_ego=_pose_at(self._poses, time_us),
+            T_world_ego=self._pose_at(time_us),
             cameras=tuple(self._view(name, time_us) for name in self._images),
             labels=labels,
             boxes=boxes,
@@ -232,44 +212,26 @@ class _LogReader:
             detail = f"{name}: the nearest image is {gap_ms:.1f} ms from the sweep"
             raise DamagedError("member-missing", f"{detail}, allowed are {self._settings.max_image_gap_ms:g} ms")
         calibration = self._calibration.cameras[name]
-        jpeg, image = (
-            read_jpeg(paths[nearest]) if paths[nearest].suffix in _JPEGS else (None, read_image(paths[nearest]))
-        )
+        path, image_time_us = paths[nearest], int(times[nearest])
+        jpeg, image = read_jpeg(path) if path.suffix in _JPEGS else (None, read_image(path))
         if image.shape[:2] != calibration.image_size:
-            got, stated = image.shape[:2], calibration.image_size
-            raise DamagedError("image-size", f"{paths[nearest]} is {got}, calibration.json says {stated}")
+            stated = f"calibration.json says {calibration.image_size}"
+            raise DamagedError("image-size", f"{path} is {image.shape[:2]}, {stated}")
         if calibration.distortion is not None:
             jpeg, image = None, cv2.undistort(image, calibration.K, calibration.distortion)
-        image_time_us = int(times[nearest])
-        return _camera_view(name, calibration, image_time_us, _pose_at(self._poses, image_time_us), image, jpeg)
+        return CameraView(
+            name=name,
+            image_size=calibration.image_size,
+            K=calibration.K,
+            T_cam_ego=calibration.T_cam_ego,
+            T_world_ego=self._pose_at(image_time_us),
+            timestamp_us=image_time_us,
+            image=image,
+            jpeg=jpeg,
+        )
 
-
-def _camera_view(
-    name: str,
-    calibration: CameraCalibration,
-    time_us: int,
-    T_world_ego: Float[np.ndarray, "4 4"],
-    image: np.ndarray,
-    jpeg: bytes | None,
-) -> CameraView:
-    return CameraView(
-        name=name,
-        image_size=calibration.image_size,
-        K=calibration.K,
-        T_cam_ego=calibration.T_cam_ego,
-        T_world_ego=T_world_ego,
-        timestamp_us=time_us,
-        image=image,
-        jpeg=jpeg,
-    )
-
-
-def _pose_at(poses: PoseTrack | None, time_us: int) -> Float[np.ndarray, "4 4"]:
-    return np.eye(4) if poses is None else poses.at(time_us)
-
-
-def _subfolders(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(path.name for path in folder.iterdir() if path.is_dir())) if folder.is_dir() else ()
+    def _pose_at(self, time_us: int) -> Float[np.ndarray, "4 4"]:
+        return np.eye(4) if self._poses is None else self._poses.at(time_us)
 
 
 def _timed_files(folder: Path, suffixes: tuple[str, ...]) -> tuple[Int[np.ndarray, " n"], list[Path]]:
@@ -278,15 +240,15 @@ def _timed_files(folder: Path, suffixes: tuple[str, ...]) -> tuple[Int[np.ndarra
     Raises:
         ShardError: a file has another name, or two have the same time.
     """
-    found: dict[int, Path] = {}
+    files: dict[int, Path] = {}
     for name in sorted(os.listdir(folder)):
         stem, suffix = os.path.splitext(name)
-        if name.startswith("."):
+        if name.startswith("."):  # what file browsers leave
             continue
         if suffix not in suffixes or not re.fullmatch(r"[0-9]{1,18}", stem):
             raise ShardError(f"{folder / name}: expected <time in microseconds> and one of {', '.join(suffixes)}")
-        if int(stem) in found:
-            raise ShardError(f"{folder}: {found[int(stem)].name} and {name} have the same time")
-        found[int(stem)] = folder / name
-    times = sorted(found)
-    return np.array(times, dtype=np.int64), [found[time] for time in times]
+        if int(stem) in files:  # as 007 and 7
+            raise ShardError(f"{folder}: {files[int(stem)].name} and {name} have the same time")
+        files[int(stem)] = folder / name
+    times = sorted(files)
+    return np.array(times, dtype=np.int64), [files[time] for time in times]

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from scipy.spatial.transform import Rotation
 
-from data.convert.files import read_bytes
 from data.convert.poses import pose_between
+from data.convert.raw_files import read_bytes
 from data.geometry import rigid
 from data.storage.encode import DamagedError
 

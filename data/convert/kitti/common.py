@@ -9,17 +9,19 @@ Source: Geiger et al., Vision meets Robotics: The KITTI Dataset (IJRR 2013), sec
 from __future__ import annotations
 
 import calendar
+import itertools
 import re
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from data.convert.files import read_bytes, read_records
+from data.convert.raw_files import read_bytes, read_records
 from data.geometry import rigid
 from data.storage.encode import DamagedError
+from data.storage.shard import ShardError
 
 
 def read_calibration(path: Path) -> dict[str, Float[np.ndarray, " n"]]:
@@ -55,9 +57,7 @@ def entry(values: Mapping[str, Float[np.ndarray, " n"]], name: str, shape: tuple
     return value.reshape(shape)
 
 
-def split_projection(
-    P: Float[np.ndarray, "3 4"],
-) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "4 4"]]:
+def split_projection(P: Float[np.ndarray, "3 4"]) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "4 4"]]:
     """Take a rectified projection matrix K [I | t] apart.
 
     Returns:
@@ -93,9 +93,37 @@ def inverse(name: str, T: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
     return np.linalg.inv(T)
 
 
-def some(logs: Sequence[str]) -> str:
-    """The first of the names and how many more there are, for notes."""
-    return logs[0] if len(logs) == 1 else f"{logs[0]} and {len(logs) - 1} more"
+NO_CAMERA = ("none",)
+"""Setting of `cameras` that asks for sweeps only."""
+
+
+def camera_names(
+    asked: tuple[str, ...],
+    known: Iterable[str],
+    folders: Callable[[str], Iterable[Path]],
+    missing: Callable[[Path], ShardError],
+) -> tuple[str, ...]:
+    """The cameras to read: those asked for, which every log must have; without any, those that every log has.
+
+    Args:
+        asked: the setting.
+        known: all cameras of the set.
+        folders: a camera's folder of images in each log.
+        missing: the error for such a folder that is asked for and absent.
+    """
+    if asked == NO_CAMERA:
+        return ()
+    for camera in asked:
+        for folder in folders(camera):
+            if not folder.is_dir():
+                raise missing(folder)
+    return asked or tuple(name for name in known if all(folder.is_dir() for folder in folders(name)))
+
+
+def absent(what: str, logs: Sequence[str]) -> list[str]:
+    """The note that logs lack something, if any does: the first of them and how many more there are."""
+    more = "" if len(logs) < 2 else f" and {len(logs) - 1} more"
+    return [f"no {what} ({logs[0]}{more})"] if logs else []
 
 
 def read_sweep(path: Path) -> Float[np.ndarray, "N 4"]:
@@ -107,17 +135,48 @@ def read_sweep(path: Path) -> Float[np.ndarray, "N 4"]:
     return read_records(path, "<f4", 4)
 
 
+def recorded(sweeps: Path, images: Iterable[Path]) -> list[str]:
+    """Frames that have a sweep or an image: one that lacks either is counted as skipped, not silently left out."""
+    return numbered(itertools.chain(sweeps.glob("*.bin"), *(folder.glob("*.png") for folder in images)))
+
+
 def numbered(paths: Iterable[Path]) -> list[str]:
     """Names of frames in order, each once: file names of at most ten digits, all other files are none of the set's."""
     return sorted({path.stem for path in paths if re.fullmatch(r"[0-9]{1,10}", path.stem)})
 
 
-def read_timestamps(path: Path) -> list[int] | None:
-    """Microseconds since 1970 of each line ``2011-09-26 13:02:25.951199337``, None where there is no file.
+FRAME_PERIOD_US = 100_000
+"""Of the scanner and the cameras, where their times are not stored."""
+
+
+class Clock:
+    """Times of the frames of some sensors, each from its own timestamps.txt; by 10 Hz for a sensor without one.
 
     Raises:
-        DamagedError: a line has another form.
+        DamagedError: a line of a file is no time.
     """
+
+    def __init__(self, folders: Mapping[str, Path]) -> None:
+        self._folders = folders
+        self._times_us = {name: read_timestamps(folder / "timestamps.txt") for name, folder in folders.items()}
+
+    def time_us(self, sensor: str, frame: int) -> int:
+        """Microseconds since 1970, or since frame 0 without a file.
+
+        Raises:
+            DamagedError: the file ends before the frame's line.
+        """
+        times = self._times_us[sensor]
+        if times is None:
+            return frame * FRAME_PERIOD_US
+        if frame >= len(times):
+            path = self._folders[sensor] / "timestamps.txt"
+            raise DamagedError("meta-broken", f"{path} has {len(times)} lines, no frame {frame}")
+        return times[frame]
+
+
+def read_timestamps(path: Path) -> list[int] | None:
+    """Microseconds since 1970 of each line ``2011-09-26 13:02:25.951199337``, None where there is no file."""
     if not path.is_file():
         return None
     times = []

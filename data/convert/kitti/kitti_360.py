@@ -17,7 +17,8 @@ Source: Liao et al., KITTI-360 (PAMI 2022); the set's documentation and developm
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,25 +28,22 @@ import numpy as np
 from jaxtyping import Float
 
 from common.ranges import some_of
-from data.convert.base import Converter, Skipped
-from data.convert.files import layout_error, read_image, read_numbers
+from data.convert.base import FrameConverter
 from data.convert.kitti import common as kitti
-from data.geometry import rigid
+from data.convert.raw_files import layout_error, read_numbers, read_view
 from data.sample import CameraView, Sample
 from data.storage.encode import DamagedError
 from data.storage.shard import ShardError
 
 _NAME = "KITTI-360"
 _CAMERAS = ("image_00", "image_01")
-_NO_CAMERA = ("none",)
 _TEST_DRIVES = ("2013_05_28_drive_0008_sync", "2013_05_28_drive_0018_sync")
-_FRAME_PERIOD_US = 100_000
 _T_EGO_POSE = np.diag([1.0, -1.0, -1.0, 1.0])
 """The set's GPS/IMU frame to ours; its own inverse."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kitti360Converter(Converter):
+class Kitti360Converter(FrameConverter):
     """Settings and reader of KITTI-360.
 
     Attributes:
@@ -62,7 +60,7 @@ class Kitti360Converter(Converter):
     set_name: ClassVar[str] = "kitti-360"
 
     def __post_init__(self) -> None:
-        if self.cameras != _NO_CAMERA:
+        if self.cameras != kitti.NO_CAMERA:
             some_of(self, "or none alone", cameras=_CAMERAS)
 
     @property
@@ -70,9 +68,11 @@ class Kitti360Converter(Converter):
         return Path(self.source)
 
     @cached_property
-    def _drives(self) -> tuple[str, ...]:
+    def _logs(self) -> dict[str, Path]:
+        """Folder of each drive's sweeps."""
         sweeps = self._root / "data_3d_raw"
-        drives = tuple(sorted(p.parent.name for p in sweeps.glob("*_drive_*_sync/velodyne_points") if p.is_dir()))
+        folders = sorted(path for path in sweeps.glob("*_drive_*_sync/velodyne_points") if path.is_dir())
+        drives = {path.parent.name: path / "data" for path in folders}
         if not drives:
             raise layout_error(self.source, _NAME, "data_3d_raw/<drive>_sync/velodyne_points/data", self._root)
         unknown = sorted(set(self.val_logs) - set(drives))
@@ -85,31 +85,14 @@ class Kitti360Converter(Converter):
     def _images(self, drive: str, camera: str) -> Path:
         return self._root / "data_2d_raw" / drive / camera / "data_rect"
 
-    def _sweeps(self, drive: str) -> Path:
-        return self._root / "data_3d_raw" / drive / "velodyne_points" / "data"
-
-    def _poses_file(self, drive: str) -> Path:
-        return self._root / "data_poses" / drive / "poses.txt"
-
     @cached_property
     def _camera_names(self) -> tuple[str, ...]:
-        if self.cameras == _NO_CAMERA:
-            return ()
-        for camera in self.cameras:
-            for drive in self._drives:
-                if not self._images(drive, camera).is_dir():
-                    raise layout_error(self.source, _NAME, f"{camera}/data_rect", self._root / "data_2d_raw" / drive)
-        return self.cameras or tuple(
-            name for name in _CAMERAS if all(self._images(drive, name).is_dir() for drive in self._drives)
+        return kitti.camera_names(
+            self.cameras,
+            _CAMERAS,
+            lambda camera: (self._images(drive, camera) for drive in self._logs),
+            lambda folder: layout_error(self.source, _NAME, f"{folder.parent.name}/data_rect", folder.parent.parent),
         )
-
-    def logs(self) -> tuple[str, ...]:
-        """Drives by name."""
-        return self._drives
-
-    def camera_names(self) -> tuple[str, ...]:
-        """The cameras that are read, () for sweeps only."""
-        return self._camera_names
 
     def split_of(self, log: str) -> str:
         """By `val_logs` and the set's held-out drives."""
@@ -117,107 +100,64 @@ class Kitti360Converter(Converter):
             return "val"
         return "test" if log in _TEST_DRIVES else "train"
 
-    def num_frames(self, log: str) -> int:
-        """Frames with a pose that have a sweep or an image."""
-        return len(self._frames(log, self._poses(log)))
-
     def _poses(self, log: str) -> dict[int, Float[np.ndarray, "4 4"]] | None:
         """Pose of each frame that has one; None for a drive without poses."""
-        path = self._poses_file(log)
+        path = self._root / "data_poses" / log / "poses.txt"
         try:
             return read_poses(path) if path.is_file() else None
         except DamagedError as error:  # it says which frames there are, so no frame can be skipped for it
             raise ShardError(f"{error.detail}; expected a frame's number and 12 numbers a line") from error
 
-    def _frames(self, log: str, poses: dict[int, Float[np.ndarray, "4 4"]] | None) -> list[str]:
-        names = self._recorded(log)
-        return names if poses is None else [name for name in names if int(name) in poses]
-
     def _recorded(self, log: str) -> list[str]:
-        found = list(self._sweeps(log).glob("*.bin"))
-        for camera in self._camera_names:
-            found += self._images(log, camera).glob("*.png")
-        return kitti.numbered(found)
+        return kitti.recorded(self._logs[log], (self._images(log, camera) for camera in self._camera_names))
+
+    def _frames(self, log: str) -> list[tuple[str, str]]:
+        poses = self._poses(log)
+        return [(f"{log}_{name}", name) for name in self._recorded(log) if poses is None or int(name) in poses]
 
     def notes(self) -> tuple[str, ...]:
         """What is absent, what stands in for it, and how many frames have no pose."""
-        found = ["sweeps are not unwound: points lie where the turning scanner saw them"]
+        notes = ["sweeps are not unwound: points lie where the turning scanner saw them"]
         if not self._camera_names:
-            found.append("no images: sweeps only")
-        for log in self._drives:
+            notes.append("no images: sweeps only")
+        for log, sweeps in self._logs.items():
             recorded, poses = self._recorded(log), self._poses(log)
-            absent = 0 if poses is None else len(recorded) - len(self._frames(log, poses))
+            absent = 0 if poses is None else sum(int(name) not in poses for name in recorded)
             if poses is None:
-                found.append(f"{log}: no poses.txt, ego poses are identity")
+                notes.append(f"{log}: no poses.txt, ego poses are identity")
             elif absent:
-                found.append(f"{log}: {absent} of {len(recorded)} frames are not in poses.txt and left out")
-            if not (self._sweeps(log).parent / "timestamps.txt").is_file():
-                found.append(f"{log}: no timestamps.txt, 10 Hz assumed")
-        return tuple(found)
+                notes.append(f"{log}: {absent} of {len(recorded)} frames are not in poses.txt and left out")
+            if not (sweeps.parent / "timestamps.txt").is_file():
+                notes.append(f"{log}: no timestamps.txt, 10 Hz assumed")
+        return tuple(notes)
 
-    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """Frames with a pose in order of number; a damaged one is named and left out."""
-        poses = self._poses(log)
-        names = self._frames(log, poses)[start:stop]
-        try:
-            rig = _Rig(self._root / "calibration", self._camera_names)
-            times = self._times(log)
-        except DamagedError as error:
-            yield from (Skipped.of(error, f"{log}_{name}") for name in names)
-            return
-        for name in names:
-            try:
-                yield self._read(log, name, rig, times, np.eye(4) if poses is None else poses[int(name)])
-            except DamagedError as error:
-                yield Skipped.of(error, f"{log}_{name}")
-
-    def _times(self, log: str) -> dict[str, list[int] | None]:
-        """Times of each sensor's frames."""
-        files = {camera: self._images(log, camera).parent for camera in self._camera_names}
-        files[""] = self._sweeps(log).parent
-        return {sensor: kitti.read_timestamps(folder / "timestamps.txt") for sensor, folder in files.items()}
+    def _reader(self, log: str) -> Callable[[str], Sample]:
+        folders = {camera: self._images(log, camera).parent for camera in self._camera_names}
+        # "" names the scanner.
+        clock = kitti.Clock({"": self._logs[log].parent, **folders})
+        rig = _Rig(self._root / "calibration", self._camera_names)
+        return functools.partial(self._read, log, rig, clock, self._poses(log))
 
     def _read(
-        self,
-        log: str,
-        name: str,
-        rig: _Rig,
-        times: dict[str, list[int] | None],
-        T_world_pose: Float[np.ndarray, "4 4"],
+        self, log: str, rig: _Rig, clock: kitti.Clock, poses: dict[int, Float[np.ndarray, "4 4"]] | None, name: str
     ) -> Sample:
-        sweep = kitti.read_sweep(self._sweeps(log) / f"{name}.bin")
-        T_world_ego = T_world_pose @ _T_EGO_POSE
-        cameras = []
-        for camera in self._camera_names:
-            image = read_image(self._images(log, camera) / f"{name}.png")
-            view = CameraView(
-                name=camera,
-                image_size=(image.shape[0], image.shape[1]),
-                K=rig.K[camera],
-                T_cam_ego=rig.T_cam_ego[camera],
-                T_world_ego=T_world_ego,
-                timestamp_us=_time_us(times[camera], int(name)),
-                image=image,
-            )
-            cameras.append(view)
+        sweep = kitti.read_sweep(self._logs[log] / f"{name}.bin")
+        T_world_ego = (np.eye(4) if poses is None else poses[int(name)]) @ _T_EGO_POSE
+
+        def view(camera: str) -> CameraView:
+            path, time_us = self._images(log, camera) / f"{name}.png", clock.time_us(camera, int(name))
+            return read_view(camera, path, rig.K[camera], rig.T_cam_ego[camera], T_world_ego, time_us)
+
         return Sample(
             key=f"{log}_{name}",
             log=log,
-            timestamp_us=_time_us(times[""], int(name)),
+            timestamp_us=clock.time_us("", int(name)),
             points_lidar=np.ascontiguousarray(sweep[:, :3]),
             intensity=np.clip(sweep[:, 3], 0, 1),
             T_ego_lidar=rig.T_ego_lidar,
             T_world_ego=T_world_ego,
-            cameras=tuple(cameras),
+            cameras=tuple(view(camera) for camera in self._camera_names),
         )
-
-
-def _time_us(times: list[int] | None, frame: int) -> int:
-    if times is None:
-        return frame * _FRAME_PERIOD_US
-    if frame >= len(times):
-        raise DamagedError("meta-broken", f"timestamps.txt has {len(times)} lines, no frame {frame}")
-    return times[frame]
 
 
 def read_poses(path: Path) -> dict[int, Float[np.ndarray, "4 4"]]:
@@ -229,7 +169,7 @@ def read_poses(path: Path) -> dict[int, Float[np.ndarray, "4 4"]]:
     rows = read_numbers(path, 13)
     if not np.isfinite(rows[:, 0]).all():
         raise DamagedError("meta-broken", f"{path}: a frame's number is not finite")
-    return {int(row[0]): rigid(row[1:].reshape(3, 4)[:, :3], row[1:].reshape(3, 4)[:, 3]) for row in rows}
+    return {int(row[0]): kitti.homogeneous(row[1:].reshape(3, 4)) for row in rows}
 
 
 class _Rig:
@@ -238,8 +178,7 @@ class _Rig:
     def __init__(self, folder: Path, cameras: tuple[str, ...]) -> None:
         to_pose = kitti.read_calibration(folder / "calib_cam_to_pose.txt")
         T_pose_cam0 = kitti.homogeneous(kitti.entry(to_pose, "image_00", (3, 4)))
-        (row,) = _one_line(folder / "calib_cam_to_velo.txt")
-        T_lidar_cam0 = kitti.homogeneous(row.reshape(3, 4))
+        T_lidar_cam0 = kitti.homogeneous(_one_line(folder / "calib_cam_to_velo.txt").reshape(3, 4))
         self.T_ego_lidar = _T_EGO_POSE @ T_pose_cam0 @ kitti.inverse("calib_cam_to_velo", T_lidar_cam0)
         self.K: dict[str, Float[np.ndarray, "3 3"]] = {}
         self.T_cam_ego: dict[str, Float[np.ndarray, "4 4"]] = {}
@@ -253,10 +192,10 @@ class _Rig:
             self.T_cam_ego[camera] = T_rect_cam @ kitti.inverse(camera, T_pose_cam) @ _T_EGO_POSE
 
 
-def _one_line(path: Path) -> Float[np.ndarray, "1 12"]:
+def _one_line(path: Path) -> Float[np.ndarray, " 12"]:
     if not path.is_file():
         raise DamagedError("calibration-missing", str(path))
     rows = read_numbers(path, 12)
     if len(rows) != 1:
         raise DamagedError("calibration-missing", f"{path}: {len(rows)} lines, expected 1")
-    return rows
+    return np.asarray(rows[0])

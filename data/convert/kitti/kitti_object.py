@@ -17,7 +17,7 @@ Source: Geiger et al., Are we ready for Autonomous Driving? (CVPR 2012); the obj
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,12 +27,12 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from common.ranges import at_least
-from data.convert.base import Converter, Skipped, only_frame
-from data.convert.box_labels import labels_from_boxes
-from data.convert.files import layout_error, read_bytes, read_image
+from data.convert.base import FrameConverter
+from data.convert.box_labels import boxes_from_rows, labels_from_boxes
 from data.convert.kitti import common as kitti
+from data.convert.raw_files import layout_error, read_bytes, read_view
 from data.geometry import project, transform, visible
-from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
+from data.sample import IGNORE_LABEL, Boxes, Sample
 from data.storage.encode import DamagedError
 from data.storage.shard import ShardError
 
@@ -42,7 +42,7 @@ _CAMERA = "image_2"
 
 
 @dataclass(frozen=True, kw_only=True)
-class KittiObjectConverter(Converter):
+class KittiObjectConverter(FrameConverter):
     """Settings and reader of KITTI object.
 
     Attributes:
@@ -71,10 +71,10 @@ class KittiObjectConverter(Converter):
         return Path(self.source) / "training"
 
     @cached_property
-    def _splits(self) -> dict[str, str]:
+    def _logs(self) -> dict[str, str]:
         """Split of each frame in use."""
-        found = [*(self._folder / "velodyne").glob("*.bin"), *(self._folder / _CAMERA).glob("*.png")]
-        names = kitti.numbered(found)
+        files = [*(self._folder / "velodyne").glob("*.bin"), *(self._folder / _CAMERA).glob("*.png")]
+        names = kitti.numbered(files)
         if not names:
             raise layout_error(self.source, "KITTI object", "training/{velodyne,image_2,calib,label_2}/NNNNNN.*")
         if self.train_list is None or self.val_list is None:
@@ -87,36 +87,27 @@ class KittiObjectConverter(Converter):
         splits |= dict.fromkeys(_read_list(self.val_list), "val")
         return {name: splits[name] for name in sorted(splits) if name in names}
 
-    def logs(self) -> tuple[str, ...]:
-        """Frame ids."""
-        return tuple(self._splits)
-
     def camera_names(self) -> tuple[str, ...]:
         """The left colour camera."""
         return (_CAMERA,)
 
     def split_of(self, log: str) -> str:
         """Split of a frame by list or rule."""
-        return self._splits[log]
-
-    def num_frames(self, log: str) -> int:
-        """A log is one frame."""
-        return 1
+        return self._logs[log]
 
     def notes(self) -> tuple[str, ...]:
         """How the frames were split."""
-        found = ["frames have no times and no ego poses"]
+        notes = ["frames have no times and no ego poses"]
         if self.train_list is None:
-            found.append(f"no split lists: every {self.val_every}th frame is val" if self.val_every else "no val split")
+            notes.append(f"no split lists: every {self.val_every}th frame is val" if self.val_every else "no val split")
         else:
             total = len(set(_read_list(self.train_list)) | set(_read_list(self.val_list or "")))
-            if total > len(self._splits):
-                found.append(f"{total - len(self._splits)} of {total} listed frames are not in the source")
-        return tuple(found)
+            if total > len(self._logs):
+                notes.append(f"{total - len(self._logs)} of {total} listed frames are not in the source")
+        return tuple(notes)
 
-    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """The log's one frame; a damaged one is named and left out."""
-        return only_frame(log, start, stop, functools.partial(_read_frame, self._folder))
+    def _reader(self, log: str) -> Callable[[str], Sample]:
+        return functools.partial(_read_frame, self._folder)
 
 
 def _read_list(path: str) -> list[str]:
@@ -137,9 +128,8 @@ class _Calibration:
 def _read_calibration(path: Path) -> _Calibration:
     values = kitti.read_calibration(path)
     K, T_cam_rect0 = kitti.split_projection(kitti.entry(values, "P2", (3, 4)))
-    T_rect0_lidar = kitti.rotation(kitti.entry(values, "R0_rect", (3, 3))) @ kitti.homogeneous(
-        kitti.entry(values, "Tr_velo_to_cam", (3, 4))
-    )
+    T_cam0_lidar = kitti.homogeneous(kitti.entry(values, "Tr_velo_to_cam", (3, 4)))
+    T_rect0_lidar = kitti.rotation(kitti.entry(values, "R0_rect", (3, 3))) @ T_cam0_lidar
     T_velo_imu = kitti.homogeneous(kitti.entry(values, "Tr_imu_to_velo", (3, 4)))
     return _Calibration(
         K=K,
@@ -191,15 +181,7 @@ def read_labels(path: Path, T_rect0_lidar: Float[np.ndarray, "4 4"]) -> ObjectLa
             continue
         rows.append(_box_row(values, T_lidar_rect0))
         classes.append(CLASS_NAMES.index(kind) if kind in CLASS_NAMES else IGNORE_LABEL)
-    table = np.array(rows, dtype=np.float64).reshape(-1, 7)
-    boxes = Boxes(
-        centers_m=table[:, 0:3],
-        sizes_m=table[:, 3:6],
-        yaws=table[:, 6],
-        velocities_mps=np.full((len(rows), 2), np.nan),
-        classes=np.array(classes, dtype=np.int32),
-        track_ids=np.full(len(rows), -1, dtype=np.int32),
-    )
+    boxes = boxes_from_rows(rows, classes)
     return ObjectLabels(boxes=boxes, dont_care_px=np.array(rectangles, dtype=np.float64).reshape(-1, 4))
 
 
@@ -217,23 +199,13 @@ def _box_row(values: list[float], T_lidar_rect0: Float[np.ndarray, "4 4"]) -> li
 def _read_frame(folder: Path, name: str) -> Sample:
     calibration = _read_calibration(folder / "calib" / f"{name}.txt")
     sweep = kitti.read_sweep(folder / "velodyne" / f"{name}.bin")
-    image = read_image(folder / _CAMERA / f"{name}.png")
-    image_size = (image.shape[0], image.shape[1])
-    found = read_labels(folder / "label_2" / f"{name}.txt", calibration.T_rect0_lidar)
+    T_cam_ego = calibration.T_cam_lidar @ np.linalg.inv(calibration.T_ego_lidar)
+    view = read_view(_CAMERA, folder / _CAMERA / f"{name}.png", calibration.K, T_cam_ego, np.eye(4), 0)
+    truth = read_labels(folder / "label_2" / f"{name}.txt", calibration.T_rect0_lidar)
     points = np.ascontiguousarray(sweep[:, :3])
-    labels, instances = labels_from_boxes(points, found.boxes, CLASS_NAMES.index("background"))
+    labels, instances = labels_from_boxes(points, truth.boxes, CLASS_NAMES.index("background"))
     objects = (labels > 0) & (labels != IGNORE_LABEL)
-    unlabelled = _unlabelled(points, calibration, image_size, found.dont_care_px, objects)
-    labels[unlabelled] = IGNORE_LABEL
-    view = CameraView(
-        name=_CAMERA,
-        image_size=image_size,
-        K=calibration.K,
-        T_cam_ego=calibration.T_cam_lidar @ np.linalg.inv(calibration.T_ego_lidar),
-        T_world_ego=np.eye(4),
-        timestamp_us=0,
-        image=image,
-    )
+    labels[_unlabelled(points, calibration, view.image_size, truth.dont_care_px, objects)] = IGNORE_LABEL
     return Sample(
         key=name,
         log=name,
@@ -245,7 +217,7 @@ def _read_frame(folder: Path, name: str) -> Sample:
         cameras=(view,),
         labels=labels,
         instances=instances,
-        boxes=found.boxes,
+        boxes=truth.boxes,
     )
 
 
@@ -259,8 +231,7 @@ def _unlabelled(
     """Points in no object that are outside the image or in a DontCare rectangle: the labels say nothing of them."""
     uv, depth = project(calibration.K, transform(calibration.T_cam_lidar, points))
     unknown = ~visible(uv, depth, image_size, min_depth_m=0.0, border_px=0.0)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore"):  # points behind the camera have no pixel
         for left, top, right, bottom in dont_care_px:
-            inside = (uv[:, 0] >= left) & (uv[:, 0] <= right) & (uv[:, 1] >= top) & (uv[:, 1] <= bottom)
-            unknown |= inside
+            unknown |= (uv[:, 0] >= left) & (uv[:, 0] <= right) & (uv[:, 1] >= top) & (uv[:, 1] <= bottom)
     return np.asarray(unknown & ~objects)

@@ -8,7 +8,8 @@ Source: Geiger et al., Vision meets Robotics: The KITTI Dataset (IJRR 2013); the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,21 +19,22 @@ import numpy as np
 from jaxtyping import Float
 
 from common.ranges import some_of
-from data.convert.base import Converter, Skipped
-from data.convert.files import layout_error, read_bytes, read_image
+from data.convert.base import FrameConverter
 from data.convert.kitti import common as kitti
+from data.convert.raw_files import layout_error, read_bytes, read_view
 from data.geometry import rigid
 from data.sample import CameraView, Sample
 from data.storage.encode import DamagedError
 from data.storage.shard import ShardError
 
+_NAME = "KITTI raw"
+_SWEEPS = "velodyne_points"
 _COLOUR_CAMERAS = ("image_02", "image_03")
-_FRAME_PERIOD_US = 100_000
 _EARTH_RADIUS_M = 6378137.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class KittiRawConverter(Converter):
+class KittiRawConverter(FrameConverter):
     """Settings and reader of KITTI raw.
 
     Attributes:
@@ -51,92 +53,57 @@ class KittiRawConverter(Converter):
         some_of(self, cameras=_COLOUR_CAMERAS)
 
     @cached_property
-    def _drives(self) -> dict[str, Path]:
+    def _logs(self) -> dict[str, Path]:
+        """Folder of each drive."""
         drives = sorted(path for path in Path(self.source).glob("*/*_drive_*_sync") if path.is_dir())
         if not drives:
-            raise layout_error(
-                self.source, "KITTI raw", "<date>/<date>_drive_<number>_sync (the 'synced+rectified' archives)"
-            )
+            expected = "<date>/<date>_drive_<number>_sync (the 'synced+rectified' archives)"
+            raise layout_error(self.source, _NAME, expected)
         unknown = sorted(set(self.val_logs) - {path.name for path in drives})
         if unknown:
             raise ShardError(f"val_logs names {unknown[0]!r}, which is not in {self.source}")
         return {path.name: path for path in drives}
 
-    def camera_names(self) -> tuple[str, ...]:
-        """The cameras that are read."""
-        return self._camera_names
-
     @cached_property
     def _camera_names(self) -> tuple[str, ...]:
-        for camera in self.cameras:
-            for drive in self._drives.values():
-                if not (drive / camera).is_dir():
-                    raise layout_error(self.source, "KITTI raw", f"{camera}/data/*.png", drive)
-        if self.cameras:
-            return self.cameras
-        everywhere = tuple(
-            name for name in _COLOUR_CAMERAS if all((path / name).is_dir() for path in self._drives.values())
+        drives = self._logs.values()
+        names = kitti.camera_names(
+            self.cameras,
+            _COLOUR_CAMERAS,
+            lambda camera: (drive / camera for drive in drives),
+            lambda folder: layout_error(self.source, _NAME, f"{folder.name}/data/*.png", folder.parent),
         )
-        if not everywhere:
-            poorest = min(
-                self._drives.values(), key=lambda path: sum((path / name).is_dir() for name in _COLOUR_CAMERAS)
-            )
+        if not names:
+            poorest = min(drives, key=lambda drive: sum((drive / name).is_dir() for name in _COLOUR_CAMERAS))
             expected = "a colour camera that every drive has (choose: cameras=[image_02])"
-            raise layout_error(self.source, "KITTI raw", expected, poorest)
-        return everywhere
-
-    def logs(self) -> tuple[str, ...]:
-        """Drives by name."""
-        return tuple(self._drives)
+            raise layout_error(self.source, _NAME, expected, poorest)
+        return names
 
     def split_of(self, log: str) -> str:
         """Split of a drive: KITTI raw has no official ones."""
         return "val" if log in self.val_logs else "train"
 
-    def num_frames(self, log: str) -> int:
-        """Frames that have a sweep or an image."""
-        return len(self._frame_names(log))
-
-    def _frame_names(self, log: str) -> list[str]:
-        """Union over sensors: some drives lack a few sweeps, which is counted as skipped, not silently shorter."""
-        drive = self._drives[log]
-        found = list((drive / "velodyne_points" / "data").glob("*.bin"))
-        for camera in self._camera_names:
-            found += (drive / camera / "data").glob("*.png")
-        return kitti.numbered(found)
+    def _frames(self, log: str) -> list[tuple[str, str]]:
+        drive = self._logs[log]
+        names = kitti.recorded(drive / _SWEEPS / "data", (drive / camera / "data" for camera in self._camera_names))
+        return [(f"{log}_{name}", name) for name in names]
 
     def notes(self) -> tuple[str, ...]:
         """Which parts of the official layout are absent and what stands in for them."""
-        found = []
-        absent = [name for name in _COLOUR_CAMERAS if name not in self._camera_names]
-        if absent and not self.cameras:
-            found.append(f"no {absent[0]} in every drive: only {', '.join(self._camera_names)}")
-        no_oxts = [log for log, path in self._drives.items() if not (path / "oxts").is_dir()]
-        if no_oxts:
-            found.append(f"no oxts: ego poses are identity ({kitti.some(no_oxts)})")
-        untimed = [
-            log for log, path in self._drives.items() if not (path / "velodyne_points" / "timestamps.txt").is_file()
-        ]
-        if untimed:
-            found.append(f"no timestamps.txt: 10 Hz assumed ({kitti.some(untimed)})")
-        return tuple(found)
+        notes = []
+        unused = [name for name in _COLOUR_CAMERAS if name not in self._camera_names]
+        if unused and not self.cameras:
+            notes.append(f"no {unused[0]} in every drive: only {', '.join(self._camera_names)}")
+        no_oxts = [log for log, path in self._logs.items() if not (path / "oxts").is_dir()]
+        untimed = [log for log, path in self._logs.items() if not (path / _SWEEPS / "timestamps.txt").is_file()]
+        notes += kitti.absent("oxts: ego poses are identity", no_oxts)
+        return (*notes, *kitti.absent("timestamps.txt: 10 Hz assumed", untimed))
 
-    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """Frames of a drive; a damaged one is named and left out."""
-        drive = self._drives[log]
-        names = self._frame_names(log)[start:stop]
-        try:
-            calibration = _Calibration(drive.parent, self._camera_names)
-            clock = _Clock(drive, self._camera_names)
-            poses = _Poses(drive)
-        except DamagedError as error:
-            yield from (Skipped.of(error, f"{log}_{name}") for name in names)
-            return
-        for name in names:
-            try:
-                yield _read_frame(drive, name, calibration, clock, poses)
-            except DamagedError as error:
-                yield Skipped.of(error, f"{log}_{name}")
+    def _reader(self, log: str) -> Callable[[str], Sample]:
+        drive = self._logs[log]
+        calibration = _Calibration(drive.parent, self._camera_names)
+        clock = kitti.Clock({sensor: drive / sensor for sensor in (_SWEEPS, *self._camera_names)})
+        return functools.partial(_read_frame, drive, calibration, clock, _Poses(drive))
 
 
 class _Calibration:
@@ -158,23 +125,6 @@ class _Calibration:
             self.T_cam_ego[camera] = T_cam_rect0 @ T_rect0_cam0 @ T_cam0_velo @ T_velo_imu
 
 
-class _Clock:
-    """Times of each sensor's frames in microseconds."""
-
-    def __init__(self, drive: Path, cameras: tuple[str, ...]) -> None:
-        self._times = {
-            sensor: kitti.read_timestamps(drive / sensor / "timestamps.txt") for sensor in ("velodyne_points", *cameras)
-        }
-
-    def time_us(self, sensor: str, frame: int) -> int:
-        times = self._times[sensor]
-        if times is None:
-            return frame * _FRAME_PERIOD_US
-        if frame >= len(times):
-            raise DamagedError("meta-broken", f"{sensor}/timestamps.txt has {len(times)} lines, no frame {frame}")
-        return times[frame]
-
-
 class _Poses:
     """Ego poses of a drive in a local world frame that starts at the drive's first pose."""
 
@@ -183,13 +133,12 @@ class _Poses:
         self._scale = 1.0
         self._T_start_mercator: Float[np.ndarray, "4 4"] | None = None
         if (drive / "oxts").is_dir():
-            first = next(iter(sorted(self._folder.glob("*.txt"))), None)
+            first = min(self._folder.glob("*.txt"), default=None)
             if first is None:
                 raise DamagedError("calibration-missing", f"{self._folder} holds no pose")
             packet = _oxts_packet(first)
             self._scale = float(np.cos(np.radians(packet[0])))
-            start = oxts_pose(packet, self._scale)
-            self._T_start_mercator = kitti.inverse(str(first), start)
+            self._T_start_mercator = kitti.inverse(str(first), oxts_pose(packet, self._scale))
 
     def T_world_ego(self, name: str) -> Float[np.ndarray, "4 4"]:  # noqa: N802
         if self._T_start_mercator is None:
@@ -227,29 +176,21 @@ def oxts_pose(packet: Float[np.ndarray, " n"], scale: float) -> Float[np.ndarray
     return rigid(about_z @ about_y @ about_x, np.array([x, y, altitude]))
 
 
-def _read_frame(drive: Path, name: str, calibration: _Calibration, clock: _Clock, poses: _Poses) -> Sample:
-    sweep = kitti.read_sweep(drive / "velodyne_points" / "data" / f"{name}.bin")
+def _read_frame(drive: Path, calibration: _Calibration, clock: kitti.Clock, poses: _Poses, name: str) -> Sample:
+    sweep = kitti.read_sweep(drive / _SWEEPS / "data" / f"{name}.bin")
     T_world_ego = poses.T_world_ego(name)
-    cameras = []
-    for camera, K in calibration.K.items():
-        image = read_image(drive / camera / "data" / f"{name}.png")
-        view = CameraView(
-            name=camera,
-            image_size=(image.shape[0], image.shape[1]),
-            K=K,
-            T_cam_ego=calibration.T_cam_ego[camera],
-            T_world_ego=T_world_ego,
-            timestamp_us=clock.time_us(camera, int(name)),
-            image=image,
-        )
-        cameras.append(view)
+
+    def view(camera: str) -> CameraView:
+        path, time_us = drive / camera / "data" / f"{name}.png", clock.time_us(camera, int(name))
+        return read_view(camera, path, calibration.K[camera], calibration.T_cam_ego[camera], T_world_ego, time_us)
+
     return Sample(
         key=f"{drive.name}_{name}",
         log=drive.name,
-        timestamp_us=clock.time_us("velodyne_points", int(name)),
+        timestamp_us=clock.time_us(_SWEEPS, int(name)),
         points_lidar=sweep[:, :3],
         intensity=sweep[:, 3],
         T_ego_lidar=calibration.T_ego_lidar,
         T_world_ego=T_world_ego,
-        cameras=tuple(cameras),
+        cameras=tuple(view(camera) for camera in calibration.K),
     )

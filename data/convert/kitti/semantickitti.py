@@ -9,22 +9,17 @@ Source: Behley et al., SemanticKITTI (ICCV 2019) and its published class map; Ge
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Int
 
 from common.ranges import some_of
-from data.convert.base import Converter, Skipped
-from data.convert.files import layout_error, read_image
 from data.convert.kitti import common as kitti
-from data.convert.kitti.sequences import Track, class_table, find_sequences, frame_names, poses_file, read_labels
-from data.sample import CameraView, Sample
-from data.storage.encode import DamagedError
+from data.convert.kitti.sequences import SequenceCalibration, SequenceConverter, class_table, poses_file
+from data.convert.raw_files import layout_error
 
 CLASS_WORDS: dict[str, tuple[int, ...]] = {
     "car": (10, 252),
@@ -52,16 +47,13 @@ CLASS_WORDS: dict[str, tuple[int, ...]] = {
 IGNORED_WORDS = (0, 1, 52, 99)
 """Unlabelled, outlier, other structure, other object."""
 
-_TABLE = class_table(CLASS_WORDS, IGNORED_WORDS)
-_NAME = "SemanticKITTI"
 _VAL = "08"
-_LAST_TRAIN, _LAST = 10, 21
+_LAST_TRAIN = 10
 _PROJECTIONS = {"image_2": "P2", "image_3": "P3"}
-_NO_CAMERA = ("none",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SemanticKittiConverter(Converter):
+class SemanticKittiConverter(SequenceConverter):
     """Settings and reader of SemanticKITTI.
 
     Attributes:
@@ -70,39 +62,28 @@ class SemanticKittiConverter(Converter):
             which may be none; ("none",) for sweeps only.
     """
 
-    source: str
     cameras: tuple[str, ...] = ()
 
     set_name: ClassVar[str] = "semantickitti"
     class_names: ClassVar[tuple[str, ...]] = tuple(CLASS_WORDS)
+    _data_set: ClassVar[str] = "SemanticKITTI"
+    _last_sequence: ClassVar[int] = 21
+    _label_table: ClassVar[Int[np.ndarray, " words"]] = class_table(CLASS_WORDS, IGNORED_WORDS)
 
     def __post_init__(self) -> None:
-        if self.cameras != _NO_CAMERA:
+        if self.cameras != kitti.NO_CAMERA:
             some_of(self, "or none alone", cameras=_PROJECTIONS)
 
     @cached_property
-    def _sequences(self) -> dict[str, Path]:
-        return find_sequences(self.source, _NAME, _LAST)
-
-    @cached_property
     def _camera_names(self) -> tuple[str, ...]:
-        if self.cameras == _NO_CAMERA:
-            return ()
-        for camera in self.cameras:
-            for folder in self._sequences.values():
-                if not (folder / camera).is_dir():
-                    raise layout_error(self.source, _NAME, f"{camera}/ of KITTI odometry's colour images", folder)
-        return self.cameras or tuple(
-            name for name in _PROJECTIONS if all((path / name).is_dir() for path in self._sequences.values())
+        return kitti.camera_names(
+            self.cameras,
+            _PROJECTIONS,
+            lambda camera: (folder / camera for folder in self._logs.values()),
+            lambda folder: layout_error(
+                self.source, self._data_set, f"{folder.name}/ of KITTI odometry's colour images", folder.parent
+            ),
         )
-
-    def logs(self) -> tuple[str, ...]:
-        """Sequences by number."""
-        return tuple(self._sequences)
-
-    def camera_names(self) -> tuple[str, ...]:
-        """The cameras that are read, () for sweeps only."""
-        return self._camera_names
 
     def split_of(self, log: str) -> str:
         """The benchmark's: 08 is "val", 11 to 21, whose labels are not public, "test"."""
@@ -110,91 +91,31 @@ class SemanticKittiConverter(Converter):
             return "val"
         return "train" if int(log) <= _LAST_TRAIN else "test"
 
-    def num_frames(self, log: str) -> int:
-        """Frames that have a sweep or an image."""
-        return len(frame_names(self._sequences[log], self._camera_names))
-
     def notes(self) -> tuple[str, ...]:
         """What is absent, and what stands in for it."""
-        found = [] if self._camera_names else ["no images: sweeps only"]
-        unposed = [log for log, path in self._sequences.items() if poses_file(path) is None]
-        if unposed:
-            found.append(f"no poses: ego poses are identity ({kitti.some(unposed)})")
-        untimed = [log for log, path in self._sequences.items() if not (path / "times.txt").is_file()]
-        if untimed:
-            found.append(f"no times.txt: 10 Hz assumed ({kitti.some(untimed)})")
-        for log, path in self._sequences.items():
-            labels = {file.stem for file in (path / "labels").glob("*.label")}
-            unlabelled = sum(name not in labels for name in frame_names(path))
-            if unlabelled and self.split_of(log) != "test":
-                found.append(f"sequence {log}: {unlabelled} sweeps without labels")
-        return tuple(found)
+        notes = [] if self._camera_names else ["no images: sweeps only"]
+        unposed = [log for log, path in self._logs.items() if poses_file(path) is None]
+        untimed = [log for log, path in self._logs.items() if not (path / "times.txt").is_file()]
+        notes += kitti.absent("poses: ego poses are identity", unposed)
+        notes += kitti.absent("times.txt: 10 Hz assumed", untimed)
+        for log, path in self._logs.items():
+            labelled = {file.stem for file in (path / "labels").glob("*.label")}
+            sweeps = kitti.numbered((path / "velodyne").glob("*.bin"))
+            num_unlabelled = sum(name not in labelled for name in sweeps)
+            if num_unlabelled and self.split_of(log) != "test":
+                notes.append(f"sequence {log}: {num_unlabelled} sweeps without labels")
+        return tuple(notes)
 
-    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """Frames in order of number; a damaged one is named and left out."""
-        folder = self._sequences[log]
-        names = frame_names(folder, self._camera_names)
-        try:
-            calibration = _Calibration(folder, self._camera_names)
-        except DamagedError as error:
-            yield from (Skipped.of(error, f"{log}_{name}") for name in names[start:stop])
-            return
-        track = Track(folder=folder, names=tuple(names), T_cam_lidar=calibration.T_rect0_lidar)
-        for name in names[start:stop]:
-            try:
-                yield _read_frame(folder, name, calibration, track)
-            except DamagedError as error:
-                yield Skipped.of(error, f"{log}_{name}")
-
-
-class _Calibration:
-    """`calib.txt`: P0 to P3 project from the rectified frame of camera 0, Tr brings LiDAR points there.
-
-    Read where something needs it: poses or cameras. `calib.txt` of the archives of images has no Tr, that of the
-    archive of calibrations has.
-    """
-
-    def __init__(self, folder: Path, cameras: tuple[str, ...]) -> None:
-        self.T_rect0_lidar: Float[np.ndarray, "4 4"] | None = None
-        self.K: dict[str, Float[np.ndarray, "3 3"]] = {}
-        self.T_cam_lidar: dict[str, Float[np.ndarray, "4 4"]] = {}
-        if not cameras and poses_file(folder) is None:
-            return
+    def _calibration(self, log: str) -> SequenceCalibration:
+        """P0 to P3 project from the rectified frame of camera 0, Tr brings LiDAR points there."""
+        folder, names = self._logs[log], self._camera_names
+        # Read only where needed: calib.txt of the archives of images has no Tr, that of the calibrations' archive has.
+        if not names and poses_file(folder) is None:
+            return SequenceCalibration(None, {})
         values = kitti.read_calibration(folder / "calib.txt")
-        self.T_rect0_lidar = kitti.homogeneous(kitti.entry(values, "Tr", (3, 4)))
-        for camera in cameras:
-            P = kitti.entry(values, _PROJECTIONS[camera], (3, 4))
-            self.K[camera], T_cam_rect0 = kitti.split_projection(P)
-            self.T_cam_lidar[camera] = T_cam_rect0 @ self.T_rect0_lidar
-
-
-def _read_frame(folder: Path, name: str, calibration: _Calibration, track: Track) -> Sample:
-    sweep = kitti.read_sweep(folder / "velodyne" / f"{name}.bin")
-    label_path = folder / "labels" / f"{name}.label"
-    labels, instances = read_labels(label_path, len(sweep), _TABLE) if label_path.is_file() else (None, None)
-    T_world_ego, timestamp_us = track.T_world_lidar(name), track.time_us(name)
-    cameras = []
-    for camera, K in calibration.K.items():
-        image = read_image(folder / camera / f"{name}.png")
-        view = CameraView(
-            name=camera,
-            image_size=(image.shape[0], image.shape[1]),
-            K=K,
-            T_cam_ego=calibration.T_cam_lidar[camera],
-            T_world_ego=T_world_ego,
-            timestamp_us=timestamp_us,
-            image=image,
-        )
-        cameras.append(view)
-    return Sample(
-        key=f"{folder.name}_{name}",
-        log=folder.name,
-        timestamp_us=timestamp_us,
-        points_lidar=np.ascontiguousarray(sweep[:, :3]),
-        intensity=np.clip(sweep[:, 3], 0, 1),
-        T_ego_lidar=np.eye(4),
-        T_world_ego=T_world_ego,
-        cameras=tuple(cameras),
-        labels=labels,
-        instances=instances,
-    )
+        T_rect0_lidar = kitti.homogeneous(kitti.entry(values, "Tr", (3, 4)))
+        cameras = {}
+        for camera in names:
+            K, T_cam_rect0 = kitti.split_projection(kitti.entry(values, _PROJECTIONS[camera], (3, 4)))
+            cameras[camera] = (K, T_cam_rect0 @ T_rect0_lidar)
+        return SequenceCalibration(T_rect0_lidar, cameras)

@@ -9,23 +9,27 @@ Source: Geiger et al., KITTI (CVPR 2012), odometry development kit; Behley et al
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
-from data.convert.files import layout_error, read_numbers, read_records
-from data.convert.kitti.common import inverse, numbered
+from data.convert.base import FrameConverter
+from data.convert.kitti.common import FRAME_PERIOD_US, inverse, read_sweep, recorded
+from data.convert.raw_files import layout_error, read_numbers, read_records, read_view
 from data.geometry import rigid
-from data.sample import IGNORE_LABEL
+from data.sample import IGNORE_LABEL, Sample
 from data.storage.encode import DamagedError
 
-FRAME_PERIOD_US = 100_000
 _WORDS = 1 << 16
 _UNKNOWN = -1
+_MAX_TIME_S = 1e12
+"""Beyond it, microseconds do not fit 64 bits."""
 
 
 # ---- labels
@@ -46,12 +50,7 @@ def class_table(classes: Mapping[str, tuple[int, ...]], ignored: tuple[int, ...]
 def read_labels(
     path: Path, num_points: int, table: Int[np.ndarray, " words"]
 ) -> tuple[UInt8[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-    """Class and object of each point of a sweep.
-
-    Args:
-        path: of the .label file.
-        num_points: of the sweep.
-        table: from `class_table`.
+    """Class and object of each point of a sweep, by a table from `class_table`.
 
     Raises:
         DamagedError: the file is missing, is not one word a point, or has a word that the set does not know.
@@ -68,37 +67,84 @@ def read_labels(
 
 
 # ---- sequences
-def find_sequences(source: str, data_set: str, last: int) -> dict[str, Path]:
-    """Folders of the sequences that have sweeps, by their two digits.
+class SequenceCalibration(NamedTuple):
+    """`T_cam_lidar` as `Track`'s, and K and T_cam_ego of each camera; ego is the LiDAR, as odometry gives no other."""
 
-    Args:
-        source: folder that holds `dataset/sequences`, or `sequences`.
-        data_set: name for messages.
-        last: highest number that the set has.
+    T_cam_lidar: Float[np.ndarray, "4 4"] | None
+    cameras: Mapping[str, tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "4 4"]]]
 
-    Raises:
-        ShardError: no sequence is there, or one that the set has not.
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceConverter(FrameConverter):
+    """What SemanticKITTI and SemanticPOSS share: one log a sequence, sweeps with labels where a file has them.
+
+    Attributes:
+        source: folder that holds `dataset/sequences` (or `sequences`).
     """
-    root = Path(source)
-    inside = root / "sequences" if (root / "sequences").is_dir() else root / "dataset" / "sequences"
-    found = {
-        path.name: path
-        for path in sorted(inside.glob("*"))
-        if re.fullmatch(r"\d\d", path.name) and (path / "velodyne").is_dir()
-    }
-    beyond = [name for name in found if int(name) > last]
-    if not found or beyond:
-        expected = f"NN/velodyne/NNNNNN.bin with NN from 00 to {last:02d}"
-        raise layout_error(source, data_set, expected, inside if inside.is_dir() else root)
-    return found
 
+    source: str
 
-def frame_names(folder: Path, cameras: tuple[str, ...] = ()) -> list[str]:
-    """Frames that have a sweep or an image: one that lacks its sweep is counted as skipped, not silently left out."""
-    found = list((folder / "velodyne").glob("*.bin"))
-    for camera in cameras:
-        found += (folder / camera).glob("*.png")
-    return numbered(found)
+    _data_set: ClassVar[str]
+    _last_sequence: ClassVar[int]
+    _label_table: ClassVar[Int[np.ndarray, " words"]]
+    _max_intensity: ClassVar[float] = 1.0
+
+    @cached_property
+    def _logs(self) -> dict[str, Path]:
+        """Folder of each sequence that has sweeps, by its two digits."""
+        root = Path(self.source)
+        inside = root / "sequences" if (root / "sequences").is_dir() else root / "dataset" / "sequences"
+        sequences = {
+            path.name: path
+            for path in sorted(inside.glob("*"))
+            if re.fullmatch(r"\d\d", path.name) and (path / "velodyne").is_dir()
+        }
+        beyond = [name for name in sequences if int(name) > self._last_sequence]
+        if not sequences or beyond:
+            expected = f"NN/velodyne/NNNNNN.bin with NN from 00 to {self._last_sequence:02d}"
+            raise layout_error(self.source, self._data_set, expected, inside if inside.is_dir() else root)
+        return sequences
+
+    def _frames(self, log: str) -> list[tuple[str, str]]:
+        names = recorded(self._logs[log] / "velodyne", (self._logs[log] / camera for camera in self.camera_names()))
+        return [(f"{log}_{name}", name) for name in names]
+
+    @abstractmethod
+    def _calibration(self, log: str) -> SequenceCalibration:
+        """What poses and cameras of a sequence need of `calib.txt`.
+
+        Raises:
+            DamagedError: it is missing or damaged.
+        """
+
+    def _reader(self, log: str) -> Callable[[str], Sample]:
+        folder, calibration = self._logs[log], self._calibration(log)
+        names = tuple(name for _, name in self._frames(log))
+        track = Track(folder=folder, names=names, T_cam_lidar=calibration.T_cam_lidar)
+
+        def read(name: str) -> Sample:
+            sweep = read_sweep(folder / "velodyne" / f"{name}.bin")
+            path = folder / "labels" / f"{name}.label"
+            labels, instances = read_labels(path, len(sweep), self._label_table) if path.is_file() else (None, None)
+            T_world_ego, timestamp_us = track.T_world_lidar(name), track.time_us(name)
+            views = [
+                read_view(camera, folder / camera / f"{name}.png", K, T_cam_ego, T_world_ego, timestamp_us)
+                for camera, (K, T_cam_ego) in calibration.cameras.items()
+            ]
+            return Sample(
+                key=f"{log}_{name}",
+                log=log,
+                timestamp_us=timestamp_us,
+                points_lidar=np.ascontiguousarray(sweep[:, :3]),
+                intensity=np.clip(sweep[:, 3] / np.float32(self._max_intensity), 0, 1),
+                T_ego_lidar=np.eye(4),
+                T_world_ego=T_world_ego,
+                cameras=tuple(views),
+                labels=labels,
+                instances=instances,
+            )
+
+        return read
 
 
 def poses_file(folder: Path) -> Path | None:
@@ -108,10 +154,6 @@ def poses_file(folder: Path) -> Path | None:
     """
     candidates = (folder / "poses.txt", folder.parent.parent / "poses" / f"{folder.name}.txt")
     return next((path for path in candidates if path.is_file()), None)
-
-
-_MAX_TIME_S = 1e12
-"""Beyond it, microseconds do not fit 64 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,10 @@ the development kit 1.2.0.
 
 from __future__ import annotations
 
+import functools
 import io
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +26,11 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
 from common.ranges import different, positive, some_of
-from data.convert.base import Converter, Skipped
-from data.convert.files import layout_error, read_bytes, read_jpeg, read_records
+from data.convert.base import FrameConverter
 from data.convert.nuscenes.index import LIDAR, NuscenesIndex, rotations
 from data.convert.nuscenes.names import CAMERAS, CATEGORIES, CLASS_OF, CLASSES, MINI, OFFICIAL, OTHER, SLIDR, split_of
 from data.convert.nuscenes.tables import read_table
+from data.convert.raw_files import layout_error, read_bytes, read_jpeg, read_records
 from data.geometry import rigid, transform
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.storage.encode import DamagedError
@@ -48,7 +49,7 @@ _OBJECTS_PER_CATEGORY = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class NuscenesConverter(Converter):
+class NuscenesConverter(FrameConverter):
     """Settings and reader of nuScenes.
 
     Attributes:
@@ -81,35 +82,35 @@ class NuscenesConverter(Converter):
         different(self, "cameras")
         positive(self, "max_camera_gap_s")
 
-    # ------------------------------------------------------------------------------------------- what there is
+    # ---- what there is
     @cached_property
     def _tables(self) -> Path:
         root = Path(self.source)
-        found = [name for name in _VERSIONS if (root / name).is_dir()] if self.version is None else [self.version]
-        if len(found) > 1:
-            raise ShardError(f"{self.source} holds {' and '.join(found)}; choose one with version={found[0]}")
-        if not found or not (root / found[0]).is_dir():
+        versions = [name for name in _VERSIONS if (root / name).is_dir()] if self.version is None else [self.version]
+        if len(versions) > 1:
+            raise ShardError(f"{self.source} holds {' and '.join(versions)}; choose one with version={versions[0]}")
+        if not versions or not (root / versions[0]).is_dir():
             raise layout_error(root, "nuScenes", self.version or " or ".join(_VERSIONS))
         folders = [("samples", LIDAR), *(("samples", name) for name in self.camera_names())]
         for kind, channel in folders + ([("sweeps", channel) for _, channel in folders] if self.sweeps else []):
             if not (root / kind / channel).is_dir():
                 raise layout_error(root, "nuScenes", f"{kind}/{channel}", root / kind)
-        return root / found[0]
+        return root / versions[0]
 
     @cached_property
     def _label_folders(self) -> tuple[Path | None, Path | None]:
         """Of lidarseg and panoptic."""
-        found = [Path(self.source) / name / self._tables.name for name in ("lidarseg", "panoptic")]
-        if self.labels == "required" and not any(folder.is_dir() for folder in found):
-            wanted = " or ".join(f"{folder.parent.name}/{folder.name}" for folder in found)
-            raise layout_error(self.source, "nuScenes", f"{wanted} (labels=required)")
-        lidarseg, panoptic = (folder if self.labels != "off" and folder.is_dir() else None for folder in found)
+        folders = [Path(self.source) / name / self._tables.name for name in ("lidarseg", "panoptic")]
+        if self.labels == "required" and not any(folder.is_dir() for folder in folders):
+            expected = " or ".join(f"{folder.parent.name}/{folder.name}" for folder in folders)
+            raise layout_error(self.source, "nuScenes", f"{expected} (labels=required)")
+        lidarseg, panoptic = (folder if self.labels != "off" and folder.is_dir() else None for folder in folders)
         if lidarseg or panoptic:
             _check_categories(self._tables)
         return lidarseg, panoptic
 
     @cached_property
-    def _scenes(self) -> dict[str, str]:
+    def _logs(self) -> dict[str, str]:
         """Token of each scene by name, in the order of the table, which papers count label fractions in."""
         rows = read_table(self._tables, "scene", "name", "token")
         if not rows:
@@ -118,13 +119,8 @@ class NuscenesConverter(Converter):
 
     @cached_property
     def _index(self) -> NuscenesIndex:
-        return NuscenesIndex(
-            self._tables, (LIDAR, *self.camera_names()), tuple(self._scenes.values()), sweeps=self.sweeps
-        )
-
-    def logs(self) -> tuple[str, ...]:
-        """Names of the scenes, e.g. scene-0061."""
-        return tuple(self._scenes)
+        channels = (LIDAR, *self.camera_names())
+        return NuscenesIndex(self._tables, channels, tuple(self._logs.values()), sweeps=self.sweeps)
 
     def camera_names(self) -> tuple[str, ...]:
         """The cameras that are read."""
@@ -136,38 +132,32 @@ class NuscenesConverter(Converter):
             return split_of(log, SLIDR)
         return split_of(log, MINI if self._tables.name == "v1.0-mini" else OFFICIAL)
 
-    def num_frames(self, log: str) -> int:
-        """Sweeps of a scene: key frames, or all."""
-        return self._index.num_frames(self.logs().index(log))
-
     def notes(self) -> tuple[str, ...]:
         """What the source lacks."""
         lidarseg, panoptic = self._label_folders
-        found = [f"{self._tables.name}, {'all sweeps' if self.sweeps else 'key frames'}"]
+        notes = [f"{self._tables.name}, {'all sweeps' if self.sweeps else 'key frames'}"]
         if lidarseg is None and panoptic is None and self.labels != "off":
-            found.append("no lidarseg or panoptic folder: points have no labels")
+            notes.append("no lidarseg or panoptic folder: points have no labels")
         if self._index.num_without_sweep:
-            found.append(f"{self._index.num_without_sweep} key frames have no sweep in sample_data.json")
+            notes.append(f"{self._index.num_without_sweep} key frames have no sweep in sample_data.json")
         if self._index.num_annotations == 0:
-            found.append("no annotations: samples have no boxes")
+            notes.append("no annotations: samples have no boxes")
         others = [log for log in self.logs() if self.split_of(log) == OTHER]
         if others:
-            found.append(f"{len(others)} scenes are in no official split, such as {others[0]}: split {OTHER!r}")
-        return tuple(found)
+            notes.append(f"{len(others)} scenes are in no official split, such as {others[0]}: split {OTHER!r}")
+        return tuple(notes)
 
-    # -------------------------------------------------------------------------------------------------- frames
-    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """Sweeps `start` to `stop`; one that lacks a file or a pose is named and left out."""
+    # ---- frames
+    def _frames(self, log: str) -> list[tuple[str, np.void]]:
+        rows = self._index.frames(self.logs().index(log), 0)
+        return [(f"{log}_{row['time_us']}", row) for row in rows]
+
+    def _reader(self, log: str) -> Callable[[np.void], Sample]:
         scene = self.logs().index(log)
         cameras = [_CameraRows(self._index.frames(scene, number + 1)) for number in range(len(self.camera_names()))]
-        for row in self._index.frames(scene, 0)[start:stop]:
-            key = f"{log}_{row['time_us']}"
-            try:
-                yield self._read(log, key, row, cameras)
-            except DamagedError as error:
-                yield Skipped.of(error, key)
+        return functools.partial(self._read, log, cameras)
 
-    def _read(self, log: str, key: str, row: np.void, cameras: list[_CameraRows]) -> Sample:
+    def _read(self, log: str, cameras: list[_CameraRows], row: np.void) -> Sample:
         T_world_ego = _pose(row)
         T_ego_lidar = self._index.T_ego_sensor[row["sensor"]] @ _T_THEIRS_OURS
         records = read_records(self._file(row), "<f4", 5)
@@ -180,9 +170,10 @@ class NuscenesConverter(Converter):
             for name, camera in zip(self.camera_names(), cameras, strict=True)
         ]
         return Sample(
-            key=key,
+            key=f"{log}_{row['time_us']}",
             log=log,
             timestamp_us=int(row["time_us"]),
+            # Turned as by the inverse of _T_THEIRS_OURS, without leaving float32.
             points_lidar=np.stack([records[:, 1], -records[:, 0], records[:, 2]], axis=1),
             intensity=np.clip(records[:, 3] / np.float32(255), 0, 1),
             T_ego_lidar=T_ego_lidar,
@@ -254,18 +245,15 @@ class _CameraRows:
         Raises:
             DamagedError: there is none.
         """
-        at = self._key_of.get(int(sweep["sample"])) if sweep["key"] else self._nearest(int(sweep["time_us"]), max_gap_s)
+        at = self._key_of.get(int(sweep["sample"])) if sweep["key"] else None
+        if not sweep["key"] and len(self._rows):
+            gaps_us = np.abs(self._rows["time_us"] - sweep["time_us"])
+            nearest = int(gaps_us.argmin())
+            at = nearest if gaps_us[nearest] <= max_gap_s * 1e6 else None
         if at is None:
             raise DamagedError("member-missing", f"a camera has no image at {sweep['time_us']}")
         row: np.void = self._rows[at]
         return row
-
-    def _nearest(self, time_us: int, max_gap_s: float) -> int | None:
-        if len(self._rows) == 0:
-            return None
-        gaps_us = np.abs(self._rows["time_us"] - time_us)
-        at = int(gaps_us.argmin())
-        return at if gaps_us[at] <= max_gap_s * 1e6 else None
 
 
 def _pose(row: np.void) -> Float[np.ndarray, "4 4"]:
@@ -279,7 +267,7 @@ def _boxes(rows: Shaped[np.ndarray, " n"], T_lidar_world: Float[np.ndarray, "4 4
     headings = rotations(rows["rotation"])[:, :, 0] @ turn.T
     return Boxes(
         centers_m=transform(T_lidar_world, rows["center"]),
-        sizes_m=rows["size"][:, [1, 0, 2]],
+        sizes_m=rows["size"][:, [1, 0, 2]],  # stored as width, length, height
         yaws=np.arctan2(headings[:, 1], headings[:, 0]),
         velocities_mps=(rows["velocity"] @ turn.T)[:, :2],
         classes=rows["class"].astype(np.int32),

@@ -19,16 +19,16 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from scipy.spatial.transform import Rotation
 
-from data.convert.files import layout_error
 from data.convert.nuscenes.names import ATTRIBUTES, CLASS_OF
 from data.convert.nuscenes.tables import read_columns, read_table
+from data.convert.raw_files import layout_error
 from data.geometry import rigid
 from data.sample import IGNORE_LABEL
 from data.storage.shard import ShardError
 
 LIDAR = "LIDAR_TOP"
-_TOKEN = 32
-_FILE = 112
+_TOKEN = 32  # characters of a token
+_FILE = 112  # and of a file name
 _MAX_GAP_S = 1.5
 """Neighbouring annotations farther apart give no velocity; twice that from the one before to the one after."""
 
@@ -74,13 +74,9 @@ class NuscenesIndex:
     """
 
     def __init__(self, folder: Path, channels: tuple[str, ...], scenes: Sequence[str], *, sweeps: bool) -> None:
-        """Read the tables.
+        """Read the tables in `folder` (e.g. v1.0-mini); `scenes` are tokens, in the order in which they are asked for.
 
-        Args:
-            folder: of the tables, e.g. v1.0-mini.
-            channels: LIDAR_TOP and the cameras.
-            scenes: tokens of the scenes, in the order in which they are asked for.
-            sweeps: keep frames that are no key frames.
+        Without `sweeps`, frames that are no key frames are left out.
 
         Raises:
             ShardError: a table is missing, damaged, or refers to what another one lacks.
@@ -100,28 +96,17 @@ class NuscenesIndex:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy maps the files of the first one, which must outlive it."""
-        return {
-            name: value for name, value in self.__dict__.items() if name not in ("_disk", "_frames", "_annotations")
-        }
+        of_this_process = ("_disk", "_frames", "_annotations")
+        return {name: value for name, value in self.__dict__.items() if name not in of_this_process}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._map()
 
     def frames(self, scene: int, channel: int) -> Shaped[np.ndarray, " n"]:
-        """Rows of `FRAME`, in order of time.
-
-        Args:
-            scene: number in the list that the index was made with.
-            channel: number in `channels`.
-        """
+        """Rows of `FRAME`, in order of time, by the numbers of the scene and of the channel in their lists."""
         group = scene * len(self.channels) + channel
         return np.asarray(self._frames[self._frame_starts[group] : self._frame_starts[group + 1]])
-
-    def num_frames(self, scene: int) -> int:
-        """Sweeps of a scene."""
-        group = scene * len(self.channels)
-        return int(self._frame_starts[group + 1] - self._frame_starts[group])
 
     def annotations(self, sample: int) -> Shaped[np.ndarray, " n"]:
         """Rows of `ANNOTATION` of one key frame (`sample` of its frames)."""
@@ -139,11 +124,9 @@ class NuscenesIndex:
     def _build_frames(
         self, frames: Shaped[np.ndarray, " n"], sensors: _Sensors, samples: _Samples, num_scenes: int
     ) -> None:
-        groups = (
-            samples.scenes[frames["sample"]].astype(np.int64) * len(self.channels) + sensors.channel[frames["sensor"]]
-        )
-        key_sweeps = frames["key"] & (sensors.channel[frames["sensor"]] == 0)
-        self.num_without_sweep = len(samples.times_us) - int(key_sweeps.sum())
+        channel = sensors.channel[frames["sensor"]]
+        groups = samples.scenes[frames["sample"]].astype(np.int64) * len(self.channels) + channel
+        self.num_without_sweep = len(samples.times_us) - int((frames["key"] & (channel == 0)).sum())
         order = np.lexsort((frames["time_us"], groups))
         self._frame_starts = np.searchsorted(groups[order], np.arange(num_scenes * len(self.channels) + 1))
         np.save(os.path.join(self._path, "frames.npy"), frames[order])
@@ -161,10 +144,10 @@ def rotations(quaternions: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "n 3 3
 
 def _text(values: Sequence[str], width: int) -> Shaped[np.ndarray, " n"]:
     """ASCII text of at most `width` characters."""
-    found = np.array(values, dtype="S")
-    if found.dtype.itemsize > width:
+    texts = np.array(values, dtype="S")
+    if texts.dtype.itemsize > width:
         raise ValueError(f"{max(values, key=len)!r} is longer than {width} characters")
-    return found.astype(f"S{width}")
+    return texts.astype(f"S{width}")
 
 
 class _Sensors:
@@ -174,14 +157,11 @@ class _Sensors:
         names = dict(read_table(folder, "sensor", "token", "channel"))
         missing = [name for name in channels if name not in names.values()]
         if missing:
-            wanted = (
-                f"{', '.join(missing)} in sensor.json (which names {', '.join(sorted(names.values())) or 'nothing'})"
-            )
-            raise layout_error(folder.parent, "nuScenes", wanted, folder)
-        rows = read_table(
-            folder, "calibrated_sensor", "token", "sensor_token", "rotation", "translation", "camera_intrinsic"
-        )
-        rows = [row for row in rows if names[row[1]] in channels]
+            named = ", ".join(sorted(names.values())) or "nothing"
+            expected = f"{', '.join(missing)} in sensor.json (which names {named})"
+            raise layout_error(folder.parent, "nuScenes", expected, folder)
+        columns = ("token", "sensor_token", "rotation", "translation", "camera_intrinsic")
+        rows = [row for row in read_table(folder, "calibrated_sensor", *columns) if names[row[1]] in channels]
         self.number = {row[0]: number for number, row in enumerate(rows)}
         self.channel = np.array([channels.index(names[row[1]]) for row in rows], dtype=np.int64)
         turns = rotations(np.array([row[2] for row in rows], dtype=np.float64).reshape(-1, 4))
@@ -203,12 +183,11 @@ class _Samples:
 
 def _read_frames(folder: Path, sensors: _Sensors, samples: _Samples, sweeps: bool) -> Shaped[np.ndarray, " n"]:
     columns = ("calibrated_sensor_token", "is_key_frame", "sample_token", "timestamp", "height", "width")
-    found, poses = [np.zeros(0, FRAME)], [np.zeros(0, f"S{_TOKEN}")]
+    blocks, poses = [np.zeros(0, FRAME)], [np.zeros(0, f"S{_TOKEN}")]
     for block in read_columns(folder, "sample_data", *columns, "token", "filename", "ego_pose_token"):
         use = [row for row, sensor in enumerate(block[0]) if sensor in sensors.number and (sweeps or block[1][row])]
-        sensor, key, sample, time_us, height, width, token, file, pose = (
-            [column[row] for row in use] for column in block
-        )
+        used = ([column[row] for row in use] for column in block)
+        sensor, key, sample, time_us, height, width, token, file, pose = used
         rows = np.zeros(len(use), FRAME)
         rows["sensor"] = [sensors.number[name] for name in sensor]
         rows["key"] = key
@@ -217,10 +196,10 @@ def _read_frames(folder: Path, sensors: _Sensors, samples: _Samples, sweeps: boo
         rows["size"] = np.array([height, width], dtype=np.int32).T
         rows["token"] = _text(token, _TOKEN)
         rows["file"] = _text(file, _FILE)
-        found.append(rows)
+        blocks.append(rows)
         poses.append(_text(pose, _TOKEN))
-    frames = np.concatenate(found)
-    del found  # at full size each copy of all sweeps is a third of a gigabyte
+    frames = np.concatenate(blocks)
+    del blocks  # at full size each copy of all sweeps is a third of a gigabyte
     frames["rotation"], frames["translation"] = _read_poses(folder, np.concatenate(poses))
     return frames
 
@@ -229,10 +208,10 @@ def _read_poses(
     folder: Path, tokens: Shaped[np.ndarray, " n"]
 ) -> tuple[Float[np.ndarray, "n 4"], Float[np.ndarray, "n 3"]]:
     """Quaternion and translation of each pose, NaN where the table has none."""
-    wanted, places = np.unique(tokens, return_inverse=True)
-    turns, shifts = np.full((len(wanted), 4), np.nan), np.full((len(wanted), 3), np.nan)
+    unique, places = np.unique(tokens, return_inverse=True)
+    turns, shifts = np.full((len(unique), 4), np.nan), np.full((len(unique), 3), np.nan)
     for names, rotation, translation in read_columns(folder, "ego_pose", "token", "rotation", "translation"):
-        at = _find(wanted, np.array(names, dtype="S"))
+        at = _find(unique, np.array(names, dtype="S"))
         use = np.flatnonzero(at >= 0)
         turns[at[use]] = np.array([rotation[row] for row in use], dtype=np.float64).reshape(-1, 4)
         shifts[at[use]] = np.array([translation[row] for row in use], dtype=np.float64).reshape(-1, 3)
@@ -248,30 +227,27 @@ def _find(ordered: Shaped[np.ndarray, " m"], values: Shaped[np.ndarray, " n"]) -
 
 
 def _read_annotations(folder: Path, samples: _Samples) -> Shaped[np.ndarray, " n"]:
-    category_of = dict(read_table(folder, "category", "token", "name"))
-    attribute_of = dict(read_table(folder, "attribute", "token", "name"))
-    kinds = {token: CLASS_OF.get(name, IGNORE_LABEL) for token, name in category_of.items()}
-    attributes = {token: ATTRIBUTES.index(name) for token, name in attribute_of.items() if name in ATTRIBUTES}
+    categories, named = (read_table(folder, table, "token", "name") for table in ("category", "attribute"))
+    kinds = {token: CLASS_OF.get(name, IGNORE_LABEL) for token, name in categories}
+    attributes = {token: ATTRIBUTES.index(name) for token, name in named if name in ATTRIBUTES}
     objects = {
         token: (number, kinds[category])
         for number, (token, category) in enumerate(read_table(folder, "instance", "token", "category_token"))
     }
     columns = ("sample_token", "instance_token", "num_lidar_pts", "attribute_tokens", "translation", "size", "rotation")
-    found, links = [np.zeros(0, ANNOTATION)], [np.zeros((0, 3), f"S{_TOKEN}")]
+    blocks, links = [np.zeros(0, ANNOTATION)], [np.zeros((0, 3), f"S{_TOKEN}")]
     for block in read_columns(folder, "sample_annotation", *columns, "token", "prev", "next"):
         sample, instance, num_points, attribute, center, size, rotation, *chain = block
         rows = np.zeros(len(sample), ANNOTATION)
         rows["sample"] = [samples.number[name] for name in sample]
         rows["instance"], rows["class"] = np.array([objects[name] for name in instance]).reshape(-1, 2).T
         rows["num_points"] = num_points
-        rows["attribute"] = [
-            next((attributes[name] for name in names if name in attributes), -1) for names in attribute
-        ]
+        rows["attribute"] = [next((attributes[n] for n in names if n in attributes), -1) for names in attribute]
         rows["center"], rows["size"], rows["rotation"] = center, size, rotation
-        found.append(rows)
+        blocks.append(rows)
         links.append(np.stack([_text(names, _TOKEN) for names in chain], axis=1))
-    annotations = np.concatenate(found)
-    del found
+    annotations = np.concatenate(blocks)
+    del blocks  # as above
     annotations["velocity"] = _velocities(annotations, np.concatenate(links), samples.times_us)
     return annotations
 
@@ -281,17 +257,14 @@ def _velocities(
 ) -> Float[np.ndarray, "n 3"]:
     """From the annotation before to the one after, or to or from the object's own where it has one neighbour only.
 
-    Args:
-        annotations: all.
-        links: token of each, of the one before and of the one after ("" for none).
-        times_us: of the samples.
+    `links` are the tokens of each annotation, of the one before and of the one after ("" for none).
 
     Source: NuScenes.box_velocity of the development kit.
     """
     order = np.argsort(links[:, 0])
     before, after = (_find(links[order, 0], links[:, column]) for column in (1, 2))
-    own = np.arange(len(annotations))
-    first, last = (np.where(at >= 0, order[at], own) if len(own) else own for at in (before, after))
+    rows = np.arange(len(annotations))
+    first, last = (np.where(at >= 0, order[at], rows) if len(rows) else rows for at in (before, after))
     both = (before >= 0) & (after >= 0)
     times = times_us[annotations["sample"]]
     seconds = (times[last] - times[first]) * 1e-6

@@ -20,9 +20,7 @@ CLASSES = {
     "construction_vehicle": ("vehicle.construction",),
     "motorcycle": ("vehicle.motorcycle",),
     "pedestrian": (
-        "human.pedestrian.adult",
-        "human.pedestrian.child",
-        "human.pedestrian.construction_worker",
+        *("human.pedestrian.adult", "human.pedestrian.child", "human.pedestrian.construction_worker"),
         "human.pedestrian.police_officer",
     ),
     "traffic_cone": ("movable_object.trafficcone",),
@@ -41,50 +39,20 @@ CLASS_OF = {category: number for number, found in enumerate(CLASSES.values()) fo
 """Category -> index into `CLASSES`; the others are ignored."""
 
 CATEGORIES = (
-    "noise",
-    "animal",
-    "human.pedestrian.adult",
-    "human.pedestrian.child",
-    "human.pedestrian.construction_worker",
-    "human.pedestrian.personal_mobility",
-    "human.pedestrian.police_officer",
-    "human.pedestrian.stroller",
-    "human.pedestrian.wheelchair",
-    "movable_object.barrier",
-    "movable_object.debris",
-    "movable_object.pushable_pullable",
-    "movable_object.trafficcone",
-    "static_object.bicycle_rack",
-    "vehicle.bicycle",
-    "vehicle.bus.bendy",
-    "vehicle.bus.rigid",
-    "vehicle.car",
-    "vehicle.construction",
-    "vehicle.emergency.ambulance",
-    "vehicle.emergency.police",
-    "vehicle.motorcycle",
-    "vehicle.trailer",
-    "vehicle.truck",
-    "flat.driveable_surface",
-    "flat.other",
-    "flat.sidewalk",
-    "flat.terrain",
-    "static.manmade",
-    "static.other",
-    "static.vegetation",
-    "vehicle.ego",
+    *("noise", "animal", "human.pedestrian.adult", "human.pedestrian.child", "human.pedestrian.construction_worker"),
+    *("human.pedestrian.personal_mobility", "human.pedestrian.police_officer", "human.pedestrian.stroller"),
+    *("human.pedestrian.wheelchair", "movable_object.barrier", "movable_object.debris"),
+    *("movable_object.pushable_pullable", "movable_object.trafficcone", "static_object.bicycle_rack"),
+    *("vehicle.bicycle", "vehicle.bus.bendy", "vehicle.bus.rigid", "vehicle.car", "vehicle.construction"),
+    *("vehicle.emergency.ambulance", "vehicle.emergency.police", "vehicle.motorcycle", "vehicle.trailer"),
+    *("vehicle.truck", "flat.driveable_surface", "flat.other", "flat.sidewalk", "flat.terrain"),
+    *("static.manmade", "static.other", "static.vegetation", "vehicle.ego"),
 )
 """Category of each raw label of lidarseg and panoptic files."""
 
 ATTRIBUTES = (
-    "vehicle.moving",
-    "vehicle.stopped",
-    "vehicle.parked",
-    "cycle.with_rider",
-    "cycle.without_rider",
-    "pedestrian.sitting_lying_down",
-    "pedestrian.standing",
-    "pedestrian.moving",
+    *("vehicle.moving", "vehicle.stopped", "vehicle.parked", "cycle.with_rider", "cycle.without_rider"),
+    *("pedestrian.sitting_lying_down", "pedestrian.standing", "pedestrian.moving"),
 )
 """What `Boxes.attributes` counts."""
 
@@ -114,11 +82,10 @@ _SLIDR_HELD_OUT = """
 
 
 def _scenes(numbers: str) -> frozenset[str]:
-    found = set()
-    for word in numbers.split():
-        first, _, last = word.partition("-")
-        found |= {f"scene-{number:04d}" for number in range(int(first), int(last or first) + 1)}
-    return frozenset(found)
+    ranges = [word.partition("-") for word in numbers.split()]
+    return frozenset(
+        f"scene-{number:04d}" for first, _, last in ranges for number in range(int(first), int(last or first) + 1)
+    )
 
 
 OFFICIAL = {"train": _scenes(_TRAIN), "val": _scenes(_VAL), "test": _scenes(_TEST)}
@@ -128,12 +95,7 @@ MINI = {"mini_train": _scenes(_MINI_TRAIN), "mini_val": _scenes(_MINI_VAL)}
 """Split -> scenes of v1.0-mini; all of them are also in v1.0-trainval, two of mini_train in its val."""
 
 _HELD_OUT = _scenes(_SLIDR_HELD_OUT)
-SLIDR = {
-    "train": OFFICIAL["train"] - _HELD_OUT,
-    "minival": _HELD_OUT,
-    "val": OFFICIAL["val"],
-    "test": OFFICIAL["test"],
-}
+SLIDR = OFFICIAL | {"train": OFFICIAL["train"] - _HELD_OUT, "minival": _HELD_OUT}
 """Split -> scenes, with the training scenes cut into 600 to learn from and 100 ("minival") to choose settings on."""
 
 OTHER = "other"

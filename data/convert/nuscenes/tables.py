@@ -11,24 +11,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data.convert.files import layout_error
+from data.convert.raw_files import layout_error
 from data.storage.shard import ShardError
 
 _BLOCK_BYTES = 1 << 23
 _MAX_ROW_BYTES = 1 << 26
-"""Without the end of a row in so many bytes a file is no table."""
+"""A file in which no row ends within this is no table."""
 
 
 def read_columns(folder: Path, table: str, *names: str) -> Iterator[tuple[list[Any], ...]]:
-    """A table's columns, in blocks of rows.
+    """Some columns of a table such as "sample_data", in blocks of rows.
 
     Rows are flat objects: in a table of more than one block, no text holds a closing brace (those with free text are
     small).
-
-    Args:
-        folder: of the tables, e.g. v1.0-mini.
-        table: e.g. "sample_data".
-        names: columns.
 
     Raises:
         ShardError: the table is missing, cut, no JSON array of objects, or a row lacks a column.

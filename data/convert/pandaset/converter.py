@@ -16,7 +16,7 @@ documentation; for the axes OpenPCDet's reader.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,9 +26,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
 from common.ranges import some_of
-from data.convert.base import Converter, Skipped
+from data.convert.base import FrameConverter
 from data.convert.box_labels import labels_from_boxes
-from data.convert.files import layout_error, read_jpeg, read_json
 from data.convert.pandaset.classes import (
     CLASS_NAMES,
     LABEL_OF_NAME,
@@ -38,6 +37,7 @@ from data.convert.pandaset.classes import (
 )
 from data.convert.pandaset.pandas_pickle import read_table
 from data.convert.poses import looks_forward, pose, pose_between, track_id
+from data.convert.raw_files import layout_error, read_jpeg, read_json
 from data.geometry import rigid, transform, yaw_rotation
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.storage.encode import DamagedError
@@ -57,7 +57,7 @@ _T_PANDA_EGO = rigid(yaw_rotation(np.pi / 2), np.zeros(3))
 
 
 @dataclass(frozen=True, kw_only=True)
-class PandasetConverter(Converter):
+class PandasetConverter(FrameConverter):
     """Settings and reader of PandaSet.
 
     Attributes:
@@ -81,9 +81,9 @@ class PandasetConverter(Converter):
     def __post_init__(self) -> None:
         some_of(self, cameras=CAMERAS)
 
-    # ------------------------------------------------------------------------------------------- sequences
+    # ---- sequences
     @cached_property
-    def _splits(self) -> dict[str, str]:
+    def _logs(self) -> dict[str, str]:
         """Split of each sequence."""
         root = Path(self.source)
         folders = sorted(path.parent for path in root.glob("*/lidar") if path.parent.name.isdigit())
@@ -110,58 +110,37 @@ class PandasetConverter(Converter):
             raise ShardError(f"{path} has no latitude ({error!r:.200}), which split=scalr needs") from error
         return "train" if latitude > SCALR_LATITUDE_DEG else "val"
 
-    def logs(self) -> tuple[str, ...]:
-        """Sequences by number."""
-        return tuple(self._splits)
-
     def camera_names(self) -> tuple[str, ...]:
         """The cameras that are read."""
         return self.cameras
 
     def split_of(self, log: str) -> str:
         """By the rule that `split` names."""
-        return self._splits[log]
+        return self._logs[log]
 
-    def num_frames(self, log: str) -> int:
-        """Sweeps."""
-        return len(_frame_names(Path(self.source) / log))
+    def _frames(self, log: str) -> list[tuple[str, str]]:
+        files = (Path(self.source) / log / "lidar").glob("*.pkl.gz")
+        names = (path.name.removesuffix(".pkl.gz") for path in files)
+        return [(f"{log}_{name}", name) for name in sorted((name for name in names if name.isdigit()), key=int)]
+
+    def _reader(self, log: str) -> Callable[[str], Sample]:
+        return _Reader(self, log).read
 
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed, and which sequences lack labels."""
-        found = [f"LiDAR frame {self.lidar_height_m:g} m above the published vehicle poses"]
-        bare = [log for log in self._splits if not _has_semseg(Path(self.source) / log)]
+        notes = [f"LiDAR frame {self.lidar_height_m:g} m above the published vehicle poses"]
+        bare = [log for log in self._logs if not _has_semseg(Path(self.source) / log)]
         if bare:
-            found.append(f"{len(bare)} of {len(self._splits)} sequences have no point labels")
-        front = next((name for name in self.cameras if name == CAMERAS[0]), None)
-        if front is not None:
+            notes.append(f"{len(bare)} of {len(self._logs)} sequences have no point labels")
+        front = CAMERAS[0]
+        if front in self.cameras:
             try:
-                reader = _Reader(self, next(iter(self._splits)))
+                reader = _Reader(self, next(iter(self._logs)))
                 if not looks_forward(reader.T_cam_ego(front, 0)):
-                    found.append(f"{front} of {reader.log} does not look forward: the axes are not the expected ones")
+                    notes.append(f"{front} of {reader.log} does not look forward: the axes are not the expected ones")
             except DamagedError as error:
-                found.append(f"cannot tell whether {front} looks forward: {error.detail}")
-        return tuple(found)
-
-    # ---------------------------------------------------------------------------------------------- frames
-    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """Sweeps in order of time; one that cannot be used is named and left out."""
-        names = _frame_names(Path(self.source) / log)[start:stop]
-        try:
-            reader = _Reader(self, log)
-        except DamagedError as error:
-            yield from (Skipped.of(error, f"{log}_{name}") for name in names)
-            return
-        for name in names:
-            try:
-                yield reader.read(name)
-            except DamagedError as error:
-                yield Skipped.of(error, f"{log}_{name}")
-
-
-def _frame_names(folder: Path) -> list[str]:
-    """Numbers of the sweeps, two digits each."""
-    names = (path.name.removesuffix(".pkl.gz") for path in (folder / "lidar").glob("*.pkl.gz"))
-    return sorted((name for name in names if name.isdigit()), key=int)
+                notes.append(f"cannot tell whether {front} looks forward: {error.detail}")
+        return tuple(notes)
 
 
 def _has_semseg(folder: Path) -> bool:
@@ -197,13 +176,14 @@ def _read_track(path: Path) -> _Track:
     """
     poses, times = read_json(path / "poses.json"), read_json(path / "timestamps.json")
     try:
-        found = [_pose(f"{path}/poses.json, number {number}", entry) for number, entry in enumerate(poses)]
+        T_world_sensor = [_pose(f"{path}/poses.json, number {number}", entry) for number, entry in enumerate(poses)]
         times_s = [float(time) for time in times]
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:
         raise DamagedError("calibration-missing", f"{path}: {error!r:.200}") from error
-    if len(found) != len(times_s) or not all(abs(time) < _MAX_TIME_S for time in times_s):
-        raise DamagedError("calibration-missing", f"{path}: {len(found)} poses, {len(times_s)} times of this age")
-    return _Track(path=path, T_world_sensor=found, times_s=times_s)
+    if len(T_world_sensor) != len(times_s) or not all(abs(time) < _MAX_TIME_S for time in times_s):
+        detail = f"{len(T_world_sensor)} poses, {len(times_s)} times of this age"
+        raise DamagedError("calibration-missing", f"{path}: {detail}")
+    return _Track(path=path, T_world_sensor=T_world_sensor, times_s=times_s)
 
 
 def _pose(what: str, entry: Mapping[str, Any]) -> Float[np.ndarray, "4 4"]:
@@ -211,7 +191,8 @@ def _pose(what: str, entry: Mapping[str, Any]) -> Float[np.ndarray, "4 4"]:
     return pose(what, [heading[axis] for axis in "wxyz"], [position[axis] for axis in "xyz"])
 
 
-def _read_intrinsics(path: Path) -> Float[np.ndarray, "3 3"]:
+def _read_intrinsics(folder: Path) -> Float[np.ndarray, "3 3"]:
+    path = folder / "intrinsics.json"
     values = read_json(path)
     try:
         fx, fy, cx, cy = (float(values[name]) for name in ("fx", "fy", "cx", "cy"))
@@ -233,9 +214,7 @@ class _Reader:
         self._folder = Path(settings.source) / log
         self._sweeps = _read_track(self._folder / "lidar")
         self._views = {name: _read_track(self._folder / "camera" / name) for name in settings.cameras}
-        self._K = {
-            name: _read_intrinsics(self._folder / "camera" / name / "intrinsics.json") for name in settings.cameras
-        }
+        self._K = {name: _read_intrinsics(self._folder / "camera" / name) for name in settings.cameras}
         self._semseg = _has_semseg(self._folder)
 
     def read(self, name: str) -> Sample:
@@ -244,7 +223,7 @@ class _Reader:
         T_world_ego = T_world_panda @ _T_PANDA_EGO
         T_ego_lidar = rigid(np.eye(3), np.array([0.0, 0.0, self._settings.lidar_height_m]))
         T_lidar_world = np.linalg.inv(T_world_ego @ T_ego_lidar)
-        sweep, chosen, count = self._sweep(name)
+        sweep, of_sensor = self._sweep(name)
         points = transform(T_lidar_world, sweep[:, :3]).astype(np.float32)
         boxes = self._boxes(name, T_lidar_world)
         _, instances = labels_from_boxes(points, boxes, IGNORE_LABEL)
@@ -257,18 +236,18 @@ class _Reader:
             T_ego_lidar=T_ego_lidar,
             T_world_ego=T_world_ego,
             cameras=tuple(self._view(camera, name) for camera in self._settings.cameras),
-            labels=self._labels(name, count)[chosen] if self._semseg else None,
+            labels=self._labels(name, of_sensor.size)[of_sensor] if self._semseg else None,
             instances=instances,
             boxes=boxes,
         )
 
-    def _sweep(self, name: str) -> tuple[Float[np.ndarray, "N 4"], Bool[np.ndarray, " all"], int]:
-        """x, y, z in the world and raw intensity of the sensor's points; which of all points they are; how many."""
+    def _sweep(self, name: str) -> tuple[Float[np.ndarray, "N 4"], Bool[np.ndarray, " all"]]:
+        """x, y, z in the world and raw intensity of the sensor's points; which of all points they are."""
         path = self._folder / "lidar" / f"{name}.pkl.gz"
         table = _columns(path, ("x", "y", "z", "i", "d"))
-        chosen = np.isin(table["d"], _SENSORS[self._settings.sensor])
-        rows = np.stack([table[column][chosen] for column in ("x", "y", "z", "i")], axis=1)
-        return rows.astype(np.float64), np.asarray(chosen), chosen.size
+        of_sensor = np.isin(table["d"], _SENSORS[self._settings.sensor])
+        rows = np.stack([table[column][of_sensor] for column in ("x", "y", "z", "i")], axis=1)
+        return rows.astype(np.float64), np.asarray(of_sensor)
 
     def _labels(self, name: str, count: int) -> UInt8[np.ndarray, " all"]:
         path = self._folder / "annotations" / "semseg" / f"{name}.pkl.gz"
@@ -285,11 +264,12 @@ class _Reader:
         path = self._folder / "annotations" / "cuboids" / f"{name}.pkl.gz"
         numbers = [f"{part}.{axis}" for part in ("position", "dimensions") for axis in "xyz"]
         table = _columns(path, (*numbers, "yaw", "cuboids.sensor_id"), texts=("uuid", "label"))
-        chosen = np.isin(table["cuboids.sensor_id"], (-1, *_SENSORS[self._settings.sensor]))
-        rows = np.stack([table[column][chosen] for column in numbers], axis=1).astype(np.float64)
-        yaws = table["yaw"][chosen].astype(np.float64)
+        of_sensor = np.isin(table["cuboids.sensor_id"], (-1, *_SENSORS[self._settings.sensor]))
+        rows = np.stack([table[column][of_sensor] for column in numbers], axis=1).astype(np.float64)
+        yaws = table["yaw"][of_sensor].astype(np.float64)
         if not (np.isfinite(rows).all() and np.isfinite(yaws).all()):
             raise DamagedError("meta-broken", f"{path}: a box is not finite")
+        classes = [LABEL_OF_NAME.get(str(name), IGNORE_LABEL) for name in table["label"][of_sensor]]
         # At yaw 0 the front looks along the world's y.
         heading = np.stack([-np.sin(yaws), np.cos(yaws), np.zeros_like(yaws)], axis=1) @ T_lidar_world[:3, :3].T
         return Boxes(
@@ -297,8 +277,8 @@ class _Reader:
             sizes_m=rows[:, [4, 3, 5]],  # published as width, length, height
             yaws=np.arctan2(heading[:, 1], heading[:, 0]),
             velocities_mps=np.full((len(rows), 2), np.nan),
-            classes=np.array([LABEL_OF_NAME.get(str(n), IGNORE_LABEL) for n in table["label"][chosen]], dtype=np.int32),
-            track_ids=np.array([track_id(str(uuid)) for uuid in table["uuid"][chosen]], dtype=np.int32),
+            classes=np.array(classes, dtype=np.int32),
+            track_ids=np.array([track_id(str(uuid)) for uuid in table["uuid"][of_sensor]], dtype=np.int32),
         )
 
     def T_cam_ego(self, camera: str, number: int) -> Float[np.ndarray, "4 4"]:  # noqa: N802

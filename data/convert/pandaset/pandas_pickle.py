@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Shaped
 
-from data.convert.files import read_bytes
+from data.convert.raw_files import read_bytes
 from data.storage.encode import DamagedError
 
 MAX_TABLE_BYTES = 256 << 20
@@ -47,15 +47,9 @@ _RECONSTRUCT = frozenset({"numpy.core.multiarray._reconstruct", "numpy._core.mul
 _BACKED = "pandas._libs.arrays.__pyx_unpickle_NDArrayBacked"
 _OTHER = frozenset(
     {
-        "numpy.ndarray",
-        "pandas.core.indexes.base.Index",
-        "pandas.core.indexes.numeric.Int64Index",
-        "pandas.core.indexes.range.RangeIndex",
-        "pandas.RangeIndex",
-        "pandas.Index",
-        "pandas.StringDtype",
-        "pandas.core.arrays.string_.StringArray",
-        "pandas.arrays.StringArray",
+        *("numpy.ndarray", "pandas.core.indexes.base.Index", "pandas.core.indexes.numeric.Int64Index"),
+        *("pandas.core.indexes.range.RangeIndex", "pandas.RangeIndex", "pandas.Index", "pandas.StringDtype"),
+        *("pandas.core.arrays.string_.StringArray", "pandas.arrays.StringArray"),
         "pandas.core.arrays.string_.StringDtype",
     }
 )

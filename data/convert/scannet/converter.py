@@ -1,4 +1,4 @@
-"""ScanNet: exported frames (RGB-D video of 1513 rooms' scans), or VoteNet's .npy scans; told apart by what is there.
+"""ScanNet: exported frames (RGB-D video of 1513 rooms' scans), or VoteNet's .npy scans; the files say which.
 
 Frames, as the set's own exporter writes them::
 
@@ -21,20 +21,22 @@ Source: Dai et al., ScanNet (CVPR 2017) and the set's tools; Qi et al., VoteNet 
 from __future__ import annotations
 
 import csv
+import functools
 import io
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
 from common.ranges import at_least, positive
-from data.convert.base import Converter, Skipped
-from data.convert.files import check_header, layout_error, read_bytes, read_image, read_numbers
+from data.convert.base import FrameConverter
+from data.convert.poses import nearest_rotation
+from data.convert.raw_files import layout_error, read_image, read_numbers, read_plane
 from data.convert.rgbd import T_CAM_LIDAR, depth_points, measured, read_depth
 from data.convert.scannet.classes import CLASS_NAMES, SCAN, evaluated_classes, split_of
 from data.convert.scannet.scans import read_scan, scan_files
@@ -45,6 +47,7 @@ from data.storage.shard import ShardError
 
 _CAMERA = "color"
 _FRAME_PERIOD_US = 33_333
+_LABEL_PLANE = "an image of labels, 8 or 16 bit"
 _LABEL_TABLE = "scannetv2-labels.combined.tsv"
 _EXPECTED = (
     "scene<room>_<visit>/{color,depth,pose,intrinsic} (exported frames, also inside scans/), or "
@@ -53,12 +56,12 @@ _EXPECTED = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScanNetConverter(Converter):
+class ScanNetConverter(FrameConverter):
     """Settings and reader of ScanNet.
 
     Attributes:
         source: folder of the scans' folders, or of the .npy files.
-        every_frame: frames: of 30 a second, those at least so many numbers apart are used.
+        every_frame: frames: of 30 a second, those whose numbers are at least this far apart are used.
         every_pixel: frames: points are made of every n-th row and column: 2 gives up to 76,800 a frame.
         max_depth_m: frames: deeper points are left out.
     """
@@ -86,13 +89,18 @@ class ScanNetConverter(Converter):
         for folder in folders.values():
             missing = [name for name in ("color", "depth", "pose", "intrinsic") if not (folder / name).is_dir()]
             if missing:
-                wanted = f"{missing[0]}/ (export the scan's .sens with all of color, depth, poses and intrinsics)"
-                raise layout_error(self.source, "ScanNet", wanted, folder)
+                expected = f"{missing[0]}/ (export the scan's .sens with all of color, depth, poses and intrinsics)"
+                raise layout_error(self.source, "ScanNet", expected, folder)
         return folders
 
     @cached_property
-    def _scans(self) -> tuple[str, ...]:
-        return () if self._folders else scan_files(Path(self.source))
+    def _logs(self) -> dict[str, Path]:
+        """Where each scan lies."""
+        root = Path(self.source)
+        logs = self._folders or dict.fromkeys(scan_files(root), root)
+        if not logs:
+            raise layout_error(self.source, "ScanNet", _EXPECTED)
+        return logs
 
     @cached_property
     def _nyu40_of_raw(self) -> np.ndarray | None:
@@ -100,39 +108,30 @@ class ScanNetConverter(Converter):
         if not any((folder / "label-filt").is_dir() for folder in self._folders.values()):
             return None
         tables = [Path(self.source) / _LABEL_TABLE, Path(self.source).parent / _LABEL_TABLE]
-        found = [path for path in tables if path.is_file()]
-        if not found:
-            wanted = f"{_LABEL_TABLE} (the set's table of categories: label-filt holds raw ones)"
-            raise layout_error(self.source, "ScanNet", wanted)
-        return _read_label_table(found[0])
+        path = next((path for path in tables if path.is_file()), None)
+        if path is None:
+            expected = f"{_LABEL_TABLE} (the set's table of categories: label-filt holds raw ones)"
+            raise layout_error(self.source, "ScanNet", expected)
+        return _read_label_table(path)
 
     def camera_names(self) -> tuple[str, ...]:
         """The colour camera; none in whole scans."""
         return (_CAMERA,) if self._folders else ()
 
-    def logs(self) -> tuple[str, ...]:
-        """Scans by name."""
-        names = tuple(self._folders) or self._scans
-        if not names:
-            raise layout_error(self.source, "ScanNet", _EXPECTED)
-        return names
-
     def split_of(self, log: str) -> str:
         """The official one."""
         return split_of(log)
 
-    def num_frames(self, log: str) -> int:
-        """Frames in use; a whole scan is one."""
-        return len(self._frame_numbers(log)) if self._folders else 1
-
-    def _frame_numbers(self, log: str) -> list[int]:
-        folder = self._folders[log]
-        stems = {path.stem for kind in ("color", "depth") for path in (folder / kind).iterdir()}
+    def _frames(self, log: str) -> list[tuple[str, Any]]:
+        """Numbers of the frames in use; a whole scan is one frame."""
+        if not self._folders:
+            return [(log, log)]
+        stems = {path.stem for kind in ("color", "depth") for path in (self._folders[log] / kind).iterdir()}
         numbers: list[int] = []
         for number in sorted(int(stem) for stem in stems if stem.isdigit()):
             if not numbers or number >= numbers[-1] + self.every_frame:
                 numbers.append(number)
-        return numbers
+        return [(f"{log}_{number:06d}", number) for number in numbers]
 
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed."""
@@ -142,23 +141,10 @@ class ScanNetConverter(Converter):
         unlabelled = [f"{len(bare)} of {len(self._folders)} scans have no labels, the first: {bare[0]}"] if bare else []
         return ("frames 1/30 s apart", "colour and depth camera in one place", *unlabelled)
 
-    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
-        """Frames in order of number; a damaged one, or one without a pose, is named and left out."""
-        if not self._folders:
-            for _ in range(start, min(stop, 1)):
-                try:
-                    yield read_scan(Path(self.source), log)
-                except DamagedError as error:
-                    yield Skipped.of(error, log)
-            return
-        for number in self._frame_numbers(log)[start:stop]:
-            key = f"{log}_{number:06d}"
-            try:
-                yield self._read(log, number, key)
-            except DamagedError as error:
-                yield Skipped.of(error, key)
+    def _reader(self, log: str) -> Callable[[Any], Sample]:
+        return functools.partial(self._read, log) if self._folders else functools.partial(read_scan, Path(self.source))
 
-    def _read(self, log: str, number: int, key: str) -> Sample:
+    def _read(self, log: str, number: int) -> Sample:
         folder = self._folders[log]
         T_world_ego = _read_pose(folder / "pose" / f"{number}.txt") @ T_CAM_LIDAR
         depth = read_depth(folder / "depth" / f"{number}.png", unit_m=1e-3, invalid=(0, 65535))
@@ -181,7 +167,7 @@ class ScanNetConverter(Converter):
             labels=labels,
         )
         return Sample(
-            key=key,
+            key=f"{log}_{number:06d}",
             log=log,
             timestamp_us=number * _FRAME_PERIOD_US,
             points_lidar=points,
@@ -203,11 +189,11 @@ class ScanNetConverter(Converter):
         """Class of each pixel of the depth grid; None where the scan has no labels."""
         raw = folder / "label-filt"
         if raw.is_dir():
-            categories = _read_plane(raw / f"{number}.png")
+            categories = read_plane(raw / f"{number}.png", _LABEL_PLANE, np.uint8, np.uint16)
             assert self._nyu40_of_raw is not None
             nyu40 = self._nyu40_of_raw[np.minimum(categories, len(self._nyu40_of_raw) - 1)]
         elif (folder / "label").is_dir():
-            nyu40 = _read_plane(folder / "label" / f"{number}.png").astype(np.int32)
+            nyu40 = read_plane(folder / "label" / f"{number}.png", _LABEL_PLANE, np.uint8, np.uint16).astype(np.int32)
         else:
             return None
         classes = evaluated_classes(nyu40)
@@ -286,21 +272,7 @@ def _read_pose(path: Path) -> Float[np.ndarray, "4 4"]:
         raise DamagedError("calibration-singular", f"{path}: no pose, the set's tracking was lost here")
     if abs(np.linalg.det(T[:3, :3]) - 1) > 1e-2:
         raise DamagedError("calibration-singular", f"{path}: {T.tolist()}")
-    left, _, right = np.linalg.svd(T[:3, :3])  # written with six digits
-    return rigid(left @ right, T[:3, 3])
-
-
-def _read_plane(path: Path) -> np.ndarray:
-    """An image of one channel, 8 or 16 bit."""
-    data = read_bytes(path)
-    check_header(path, data)
-    try:
-        plane = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    except cv2.error as error:
-        raise DamagedError("image-broken", f"{path}: {error}") from error
-    if plane is None or plane.ndim != 2 or plane.dtype not in (np.uint8, np.uint16):
-        raise DamagedError("image-broken", f"{path}: expected an image of labels, 8 or 16 bit")
-    return np.asarray(plane)
+    return rigid(nearest_rotation(T[:3, :3]), T[:3, 3])
 
 
 def _read_label_table(path: Path) -> np.ndarray:

@@ -6,18 +6,19 @@ centre, extents along x y z, NYU40 id; the numbers of the boxes' objects are in 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Shaped
 
-from data.convert.files import read_bytes
+from data.convert.box_labels import boxes_from_rows
+from data.convert.raw_files import read_npy
 from data.convert.rgbd import luminance
 from data.convert.scannet.classes import evaluated_classes
 from data.sample import Boxes, Sample
 from data.storage.encode import DamagedError
-from data.storage.untrusted import parse_npy
 
 _VERTICES = re.compile(r"(scene\d{4}_\d{2})_vert(_all)?\.npy\Z")
 _MAX_OBJECTS = 65535
@@ -25,8 +26,8 @@ _MAX_OBJECTS = 65535
 
 def scan_files(folder: Path) -> tuple[str, ...]:
     """Names of the scans whose vertices are in a folder."""
-    found = {match[1] for match in map(_VERTICES.match, (path.name for path in folder.glob("*.npy"))) if match}
-    return tuple(sorted(found))
+    matches = (_VERTICES.match(path.name) for path in folder.glob("*.npy"))
+    return tuple(sorted({match[1] for match in matches if match}))
 
 
 def read_scan(folder: Path, name: str) -> Sample:
@@ -64,20 +65,14 @@ def _boxes(folder: Path, name: str) -> Boxes:
     if table.shape[1] < 7 or not np.isfinite(table).all():
         detail = f"{name}: boxes are {table.shape}, expected finite rows of centre, extents, NYU40 id"
         raise DamagedError("array-broken", detail)
-    tracks = np.full(len(table), -1, dtype=np.int32)
+    classes = evaluated_classes(table[:, 6].astype(np.int64)).astype(np.int32)
+    boxes = boxes_from_rows(np.column_stack([table[:, :6], np.zeros(len(table))]), classes)
     if _path(folder, name, "bbox_idx").is_file():
         numbers = _table(folder, name, "bbox_idx", 1)
         if len(numbers) != len(table):
             raise DamagedError("array-broken", f"{name}: {len(numbers)} bbox_idx for {len(table)} boxes")
-        tracks = numbers.astype(np.int32)
-    return Boxes(
-        centers_m=table[:, 0:3],
-        sizes_m=table[:, 3:6],
-        yaws=np.zeros(len(table)),
-        velocities_mps=np.full((len(table), 2), np.nan),
-        classes=evaluated_classes(table[:, 6].astype(np.int64)).astype(np.int32),
-        track_ids=tracks,
-    )
+        boxes = dataclasses.replace(boxes, track_ids=numbers.astype(np.int32))
+    return boxes
 
 
 def _path(folder: Path, name: str, kind: str) -> Path:
@@ -88,10 +83,7 @@ def _path(folder: Path, name: str, kind: str) -> Path:
 
 def _table(folder: Path, name: str, kind: str, axes: int) -> Shaped[np.ndarray, "*shape"]:
     path = _path(folder, name, kind)
-    try:
-        table = parse_npy(read_bytes(path))
-    except ValueError as error:
-        raise DamagedError("array-broken", f"{path}: {error}") from error
+    table = read_npy(path)
     if table.ndim != axes or not (np.issubdtype(table.dtype, np.number)):
         raise DamagedError("array-broken", f"{path}: {table.dtype} {table.shape}, expected numbers on {axes} axes")
     return np.asarray(table)

@@ -29,8 +29,8 @@ from jaxtyping import Float
 from common.ranges import at_least, different, expect, some_of
 from data.convert.base import Converter, Skipped
 from data.convert.box_labels import labels_from_boxes
-from data.convert.files import layout_error
-from data.convert.waymo.frame import CAMERAS, LASERS, CameraCalibration, RawCamera, RawFrame, Segment, WaymoParts
+from data.convert.raw_files import layout_error
+from data.convert.waymo.frame import CAMERAS, LASERS, CameraCalibration, RawCamera, RawFrame, WaymoParts
 from data.convert.waymo.labels import BOX_NAMES, SEGMENTATION_NAMES, lidar_boxes, scale_intensity, segmentation_labels
 from data.convert.waymo.parquet import REQUIRED, ParquetSegment
 from data.convert.waymo.range_image import laser_points, merge
@@ -41,6 +41,9 @@ from data.storage.decode import decode_jpeg
 from data.storage.encode import DamagedError
 
 _SPLITS = {"training": "train", "validation": "val", "testing": "test"}
+Segment = TfRecordSegment | ParquetSegment
+"""One drive of 20 s in either format; both readers have the same methods."""
+
 _OUR_AXES = np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]])
 """Camera frame x forward, y left, z up, to ours."""
 
@@ -62,7 +65,7 @@ class WaymoConverter(Converter):
             are ignored. "boxes": points inside labelled boxes, for detection; points in no-label zones are ignored.
         labelled_only: leave out frames whose points have no classes (about six of seven): for downstream sets.
         every_frame: every n-th frame, of those that are used; 1 for all, 10 a second.
-        undistort: bring images to the pinhole model, at the price of encoding them anew; otherwise the JPEGs are
+        undistort: bring images to the pinhole model, at the price of encoding them again; otherwise the JPEGs are
             stored as they are.
     """
 
@@ -91,25 +94,28 @@ class WaymoConverter(Converter):
         """Of points and boxes."""
         return SEGMENTATION_NAMES if self.labels == "segmentation" else BOX_NAMES
 
-    # ------------------------------------------------------------------------------------------------ segments
+    # ---- segments
     @cached_property
     def _segments(self) -> dict[str, tuple[str, Segment]]:
         """Log -> split, reader."""
         root = Path(self.source)
         places = [(root / folder, split) for folder, split in _SPLITS.items() if (root / folder).is_dir()]
-        found: dict[str, tuple[str, Segment]] = {}
+        segments: dict[str, tuple[str, Segment]] = {}
         for folder, split in places or [(root, "train")]:
             for log, segment in self._segments_in(folder):
-                if log in found:
+                if log in segments:
                     raise layout_error(self.source, "Waymo", f"each segment once ({log} is there twice)", folder)
-                found[log] = (split, segment)
-        if not found:
-            raise layout_error(self.source, "Waymo", self._expected())
-        return dict(sorted(found.items(), key=lambda item: (list(_SPLITS.values()).index(item[1][0]), item[0])))
+                segments[log] = (split, segment)
+        if not segments:
+            folders = f"{'/, '.join(REQUIRED)}/"
+            either = f"*.tfrecord or v2 folders ({folders})"
+            kinds = {"tfrecord": "*.tfrecord", "parquet": f"v2 folders {folders}", "auto": either}
+            raise layout_error(self.source, "Waymo", f"{kinds[self.format]}, directly or in {'/, '.join(_SPLITS)}/")
+        return dict(sorted(segments.items(), key=lambda item: (list(_SPLITS.values()).index(item[1][0]), item[0])))
 
     def _segments_in(self, folder: Path) -> Iterator[tuple[str, Segment]]:
         records = sorted(folder.glob("*.tfrecord")) if self.format != "parquet" else []
-        tables = any((folder / name).is_dir() for name in REQUIRED) if self.format != "tfrecord" else False
+        tables = self.format != "tfrecord" and any((folder / name).is_dir() for name in REQUIRED)
         if records and tables:
             expected = "either *.tfrecord or v2 folders; choose with format=tfrecord or format=parquet"
             raise layout_error(self.source, "Waymo", expected, folder)
@@ -123,14 +129,6 @@ class WaymoConverter(Converter):
             names = {path.stem for name in REQUIRED for path in (folder / name).glob("*.parquet")}
             for name in sorted(names):
                 yield _log_name(Path(name)), ParquetSegment(folder, name)
-
-    def _expected(self) -> str:
-        kinds = {
-            "tfrecord": "*.tfrecord",
-            "parquet": f"v2 folders {'/, '.join(REQUIRED)}/",
-            "auto": f"*.tfrecord or v2 folders ({'/, '.join(REQUIRED)}/)",
-        }
-        return f"{kinds[self.format]}, directly or in {'/, '.join(_SPLITS)}/"
 
     @cached_property
     def _index(self) -> dict[str, tuple[int, ...]]:
@@ -163,26 +161,25 @@ class WaymoConverter(Converter):
 
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed."""
-        found = ["poses of the sweep are of the middle of the turn, its time is that of its beginning"]
+        notes = ["poses of the sweep are of the middle of the turn, its time is that of its beginning"]
         if self.cameras:
-            found.append("rolling shutter" + ("" if self.undistort else " and lens distortion") + " not modelled")
-        root = Path(self.source)
-        if not any((root / folder).is_dir() for folder in _SPLITS):
-            found.append(f"no {'/, '.join(_SPLITS)}/ folders: all segments are train")
-        return tuple(found)
+            notes.append("rolling shutter" + ("" if self.undistort else " and lens distortion") + " not modelled")
+        if not any((Path(self.source) / folder).is_dir() for folder in _SPLITS):
+            notes.append(f"no {'/, '.join(_SPLITS)}/ folders: all segments are train")
+        return tuple(notes)
 
-    # -------------------------------------------------------------------------------------------------- frames
+    # ---- frames
     def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
         """Frames in order of time; a damaged one is named and left out."""
         split, segment = self._segments[log]
         indices = self._indices(log)[start:stop]
-        wanted = WaymoParts(
+        parts = WaymoParts(
             lasers=self.lasers,
             num_returns=2 if self.returns == "both" else 1,
             cameras=self.cameras,
             segmentation=self.labels == "segmentation" and split != "test",
         )
-        for index, frame in zip(indices, segment.frames(indices, wanted), strict=True):
+        for index, frame in zip(indices, segment.frames(indices, parts), strict=True):
             name = segment.frame_name(index)
             try:
                 if isinstance(frame, DamagedError):
@@ -194,13 +191,12 @@ class WaymoConverter(Converter):
     def _sample(self, log: str, frame: RawFrame, *, labelled: bool) -> Sample:
         what = f"{log}, frame {frame.timestamp_us}"
         if not frame.lasers:
-            detail = f"{what}: no range image of {', '.join(self.lasers)}"
-            raise DamagedError("empty-sweep", detail)
+            raise DamagedError("empty-sweep", f"{what}: no range image of {', '.join(self.lasers)}")
         cloud = merge([laser_points(laser, frame.T_world_vehicle, what) for laser in frame.lasers.values()])
         T_ego_lidar = rigid(np.eye(3), frame.top.T_vehicle_laser[:3, 3])
         points = cloud.points_vehicle - T_ego_lidar[:3, 3]
         boxes = lidar_boxes(frame, T_ego_lidar, self.class_names) if labelled else None
-        labels, instances = (None, None)
+        labels = instances = None
         if self.labels == "segmentation" and cloud.segmented:
             labels, instances = segmentation_labels(cloud)
         elif self.labels == "boxes" and boxes is not None:
@@ -226,9 +222,9 @@ class WaymoConverter(Converter):
             detail = f"{what}: camera {name!r}: only {', '.join(frame.camera_calibrations) or 'none'}"
             raise DamagedError("calibration-missing", detail)
         if raw is None or not raw.jpeg:
-            detail = f"{what}: image {name!r}: only {', '.join(frame.cameras) or 'none'}"
-            raise DamagedError("member-missing", detail)
-        return _camera_view(name, raw, calibration, what, undistort=self.undistort)
+            present = ", ".join(frame.cameras) or "none"
+            raise DamagedError("member-missing", f"{what}: image {name!r}: only {present}")
+        return camera_view(name, raw, calibration, what, undistort=self.undistort)
 
 
 def _log_name(path: Path) -> str:
@@ -237,10 +233,12 @@ def _log_name(path: Path) -> str:
     return re.sub(r"[^A-Za-z0-9_-]", "_", name)
 
 
-# ---- cameras
-def _camera_view(
-    name: str, raw: RawCamera, calibration: CameraCalibration, what: str, *, undistort: bool
-) -> CameraView:
+def camera_view(name: str, raw: RawCamera, calibration: CameraCalibration, what: str, *, undistort: bool) -> CameraView:
+    """One image with its calibration in our axes; `what` names the frame in messages.
+
+    Raises:
+        DamagedError: the JPEG is damaged, or of another size than the calibration.
+    """
     image = decode_jpeg(f"{what}: {name}", raw.jpeg)
     if image.shape[:2] != calibration.image_size:
         detail = f"{what}: {name} is {image.shape[:2]}, its calibration {calibration.image_size}"

@@ -8,9 +8,8 @@ the official dataset.proto, label.proto and v2 component definitions (waymo-open
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -21,7 +20,7 @@ LASERS = {"top": 1, "front": 2, "side_left": 3, "side_right": 4, "rear": 5}
 """Our name -> number in the files."""
 
 CAMERAS = {"front": 1, "front_left": 2, "front_right": 3, "side_left": 4, "side_right": 5}
-"""Our name -> number in the files."""
+"""As of the lasers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +126,12 @@ class RawBoxes:
 
 @dataclass(frozen=True, kw_only=True)
 class RawFrame:
-    """What is wanted of one frame.
+    """The parts of one frame that were asked for.
 
     Attributes:
         timestamp_us: start of the top laser's turn.
         T_world_vehicle: vehicle pose near the middle of the turn; the frame of boxes and points.
-        top: calibration of the top laser, whichever lasers are wanted.
+        top: calibration of the top laser, whichever lasers are read.
         lasers: by name; those without any range image are absent.
         cameras: by name.
         camera_calibrations: by name.
@@ -148,25 +147,9 @@ class RawFrame:
     boxes: RawBoxes | None
 
 
-@runtime_checkable
-class Segment(Protocol):
-    """One drive of 20 s in either format."""
-
-    def num_frames(self) -> int:
-        """Frames, counting damaged ones; nothing is decoded."""
-        ...
-
-    def labelled(self) -> tuple[int, ...]:
-        """Frames whose points have classes, and damaged ones; nothing is decoded."""
-        ...
-
-    def frames(self, indices: tuple[int, ...], wanted: WaymoParts) -> Iterator[RawFrame | DamagedError]:
-        """The frames of these ascending numbers, one item each; a damaged one is an error that is not raised."""
-        ...
-
-    def frame_name(self, index: int) -> str:
-        """What a message and a skipped frame's key call the frame, without decoding it."""
-        ...
+def name_of(names: Mapping[str, int], number: int | None) -> str:
+    """Our name for a laser's or camera's number in the files."""
+    return next((name for name, known in names.items() if known == number), f"unknown_{number}")
 
 
 def matrix(name: str, values: Float[np.ndarray, " n"]) -> Float[np.ndarray, "4 4"]:

@@ -16,28 +16,9 @@ from data.sample import IGNORE_LABEL, Boxes
 from data.storage.encode import DamagedError
 
 SEGMENTATION_NAMES = (
-    "car",
-    "truck",
-    "bus",
-    "other_vehicle",
-    "motorcyclist",
-    "bicyclist",
-    "pedestrian",
-    "sign",
-    "traffic_light",
-    "pole",
-    "construction_cone",
-    "bicycle",
-    "motorcycle",
-    "building",
-    "vegetation",
-    "tree_trunk",
-    "curb",
-    "road",
-    "lane_marker",
-    "other_ground",
-    "walkable",
-    "sidewalk",
+    *("car", "truck", "bus", "other_vehicle", "motorcyclist", "bicyclist", "pedestrian", "sign", "traffic_light"),
+    *("pole", "construction_cone", "bicycle", "motorcycle", "building", "vegetation", "tree_trunk", "curb", "road"),
+    *("lane_marker", "other_ground", "walkable", "sidewalk"),
 )
 """Classes 1 to 22 of the files; 0 (undefined) is ignored."""
 

@@ -8,7 +8,6 @@ Source: the official v2 component definitions (names and types of the columns), 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,19 +16,8 @@ import numpy as np
 from jaxtyping import Float
 
 from data.convert.parquet_rows import ParquetRows
-from data.convert.waymo.frame import (
-    CAMERAS,
-    LASERS,
-    CameraCalibration,
-    LaserCalibration,
-    RawBoxes,
-    RawCamera,
-    RawFrame,
-    RawLaser,
-    WaymoParts,
-    calibration_of,
-    matrix,
-)
+from data.convert.waymo import frame as waymo
+from data.convert.waymo.frame import CAMERAS, LASERS, CameraCalibration, LaserCalibration, RawCamera, RawFrame, RawLaser
 from data.storage.encode import DamagedError
 
 _TIME, _LASER, _CAMERA = "key.frame_timestamp_micros", "key.laser_name", "key.camera_name"
@@ -49,12 +37,6 @@ REQUIRED = ("vehicle_pose", "camera_image", "camera_calibration", "lidar", "lida
 
 _BOX = ("center.x", "center.y", "center.z", "size.x", "size.y", "size.z")
 _INTRINSICS = ("f_u", "f_v", "c_u", "c_v", "k1", "k2", "p1", "p2", "k3")
-
-
-@dataclass(frozen=True)
-class _Calibrations:
-    lasers: Mapping[str, LaserCalibration]
-    cameras: Mapping[str, CameraCalibration]
 
 
 class ParquetSegment:
@@ -79,7 +61,7 @@ class ParquetSegment:
         return len(self._times) or 1
 
     def frame_name(self, index: int) -> str:
-        """Its time in microseconds."""
+        """What messages and a skipped frame's key call it: its time in microseconds."""
         return str(self._times[index]) if self._times else f"{index:06d}"
 
     def labelled(self) -> tuple[int, ...]:
@@ -93,10 +75,10 @@ class ParquetSegment:
             return tuple(range(self.num_frames()))
         return tuple(index for index, time in enumerate(self._times) if time in times)
 
-    def frames(self, indices: tuple[int, ...], wanted: WaymoParts) -> Iterator[RawFrame | DamagedError]:
-        """The frames of these numbers; fastest in ascending order."""
+    def frames(self, indices: tuple[int, ...], parts: waymo.WaymoParts) -> Iterator[RawFrame | DamagedError]:
+        """The frames of these ascending numbers, one item each; a damaged one is an error that is not raised."""
         try:
-            reader = _FrameReader({name: self._table(name) for name in _PREFIX}, wanted)
+            reader = _FrameReader({name: self._table(name) for name in _PREFIX}, parts)
             if not self._times:
                 self._table("vehicle_pose").key(_TIME)
                 raise DamagedError("array-broken", f"{self._table('vehicle_pose').path} has no rows")
@@ -113,13 +95,11 @@ class ParquetSegment:
 class _FrameReader:
     """Open tables of a segment, read forward."""
 
-    def __init__(self, tables: Mapping[str, ParquetRows], wanted: WaymoParts) -> None:
+    def __init__(self, tables: Mapping[str, ParquetRows], parts: waymo.WaymoParts) -> None:
         self._tables = tables
-        self._wanted = wanted
-        self._calibrations = _Calibrations(
-            lasers=_laser_calibrations(tables["lidar_calibration"]),
-            cameras=_camera_calibrations(tables["camera_calibration"]),
-        )
+        self._parts = parts
+        self._laser_calibrations = _laser_calibrations(tables["lidar_calibration"])
+        self._camera_calibrations = _camera_calibrations(tables["camera_calibration"])
 
     def _rows(self, component: str, time_us: int, columns: Sequence[str]) -> list[dict[str, Any]]:
         table = self._tables[component]
@@ -131,44 +111,44 @@ class _FrameReader:
         return RawFrame(
             timestamp_us=time_us,
             T_world_vehicle=_transform(f"{what}: pose", pose["world_from_vehicle.transform"]),
-            top=calibration_of("top", self._calibrations.lasers),
+            top=waymo.calibration_of("top", self._laser_calibrations),
             lasers=self._lasers(time_us, what),
             cameras=self._cameras(time_us, what),
-            camera_calibrations=self._calibrations.cameras,
+            camera_calibrations=self._camera_calibrations,
             boxes=self._boxes(time_us),
         )
 
     def _cameras(self, time_us: int, what: str) -> dict[str, RawCamera]:
-        if not self._wanted.cameras:
+        if not self._parts.cameras:
             return {}
-        found = {}
+        cameras = {}
         for row in self._rows("camera_image", time_us, [_CAMERA, "image", "pose.transform", "pose_timestamp"]):
-            name = _name(CAMERAS, row[_CAMERA])
-            if name in self._wanted.cameras:
-                found[name] = RawCamera(
+            name = waymo.name_of(CAMERAS, row[_CAMERA].as_py())
+            if name in self._parts.cameras:
+                cameras[name] = RawCamera(
                     jpeg=row["image"].as_py() or b"",
                     T_world_vehicle=_transform(f"{what}: pose of image {name}", row["pose.transform"]),
                     time_s=row["pose_timestamp"].as_py(),
                 )
-        return {name: found[name] for name in self._wanted.cameras if name in found}
+        return {name: cameras[name] for name in self._parts.cameras if name in cameras}
 
     def _lasers(self, time_us: int, what: str) -> dict[str, RawLaser]:
-        images = self._images("lidar", time_us, self._wanted.num_returns, 4)
+        images = self._images("lidar", time_us, self._parts.num_returns, 4)
         poses = self._images("lidar_pose", time_us, 1, 6)
-        labelled = self._wanted.segmentation and self._tables["lidar_segmentation"].path.is_file()
-        labels = self._images("lidar_segmentation", time_us, self._wanted.num_returns, 2) if labelled else {}
-        found = {}
-        for name in self._wanted.lasers:
-            kept = [number for number, image in enumerate(images.get(name, ())) if image is not None]
-            if not kept:
+        labelled = self._parts.segmentation and self._tables["lidar_segmentation"].path.is_file()
+        labels = self._images("lidar_segmentation", time_us, self._parts.num_returns, 2) if labelled else {}
+        lasers = {}
+        for name in self._parts.lasers:
+            present = [number for number, image in enumerate(images.get(name, ())) if image is not None]
+            if not present:
                 continue
-            found[name] = RawLaser(
-                calibration=calibration_of(name, self._calibrations.lasers),
-                returns=tuple(images[name][number] for number in kept),
-                segmentation=tuple(labels[name][number] if name in labels else None for number in kept),
+            lasers[name] = RawLaser(
+                calibration=waymo.calibration_of(name, self._laser_calibrations),
+                returns=tuple(images[name][number] for number in present),
+                segmentation=tuple(labels[name][number] if name in labels else None for number in present),
                 pose=poses[name][0] if name in poses else None,
             )
-        return found
+        return lasers
 
     def _images(self, component: str, time_us: int, num_returns: int, channels: int) -> dict[str, list[Any]]:
         """Laser -> one array a return, None where there is none."""
@@ -176,13 +156,13 @@ class _FrameReader:
         columns = [_LASER, *(f"{name}.{part}" for name in returns for part in ("values", "shape"))]
         what = f"{self._tables[component].path}, frame {time_us}"
         return {
-            _name(LASERS, row[_LASER]): [
+            waymo.name_of(LASERS, row[_LASER].as_py()): [
                 _image(row[f"{name}.values"], row[f"{name}.shape"], channels, what) for name in returns
             ]
             for row in self._rows(component, time_us, columns)
         }
 
-    def _boxes(self, time_us: int) -> RawBoxes | None:
+    def _boxes(self, time_us: int) -> waymo.RawBoxes | None:
         if not self._tables["lidar_box"].path.is_file():
             return None
         shape = [f"box.{name}" for name in _BOX]
@@ -191,7 +171,7 @@ class _FrameReader:
         rows = self._rows("lidar_box", time_us, [_OBJECT, *shape, "box.heading", *speed, *others])
         plain = [{name: value.as_py() for name, value in row.items()} for row in rows]
         table = [[row[name] for name in (*shape, "box.heading")] for row in plain]
-        return RawBoxes(
+        return waymo.RawBoxes(
             table=np.array(table, dtype=np.float64).reshape(-1, 7),
             velocities=np.array([[row[name] for name in speed] for row in plain], dtype=np.float64).reshape(-1, 3),
             types=np.array([row["type"] for row in plain], dtype=np.int64),
@@ -201,18 +181,13 @@ class _FrameReader:
         )
 
 
-def _name(names: Mapping[str, int], number: Any) -> str:
-    value = number.as_py()
-    return next((name for name, known in names.items() if known == value), f"unknown_{value}")
-
-
 def _numbers(scalar: Any) -> Float[np.ndarray, " n"]:
     values: Float[np.ndarray, " n"] = np.array(scalar.as_py() or (), dtype=np.float64)
     return values
 
 
 def _transform(what: str, scalar: Any) -> Float[np.ndarray, "4 4"]:
-    return matrix(what, _numbers(scalar))
+    return waymo.matrix(what, _numbers(scalar))
 
 
 def _image(values: Any, shape: Any, channels: int, what: str) -> Any:
@@ -227,28 +202,27 @@ def _image(values: Any, shape: Any, channels: int, what: str) -> Any:
 
 
 def _laser_calibrations(table: ParquetRows) -> dict[str, LaserCalibration]:
-    columns = ["extrinsic.transform", *(f"beam_inclination.{name}" for name in ("min", "max", "values"))]
-    found = {}
-    for row in table.rows(range(len(table.key(_LASER))), [_LASER, *columns]):
-        name = _name(LASERS, row[_LASER])
-        limits = (row["beam_inclination.min"].as_py(), row["beam_inclination.max"].as_py())
-        found[name] = LaserCalibration(
+    columns = [_LASER, "extrinsic.transform", *(f"beam_inclination.{name}" for name in ("min", "max", "values"))]
+    calibrations = {}
+    for row in table.rows(range(len(table.key(_LASER))), columns):
+        name = waymo.name_of(LASERS, row[_LASER].as_py())
+        calibrations[name] = LaserCalibration(
             T_vehicle_laser=_transform(f"{table.path}: laser {name}", row["extrinsic.transform"]),
             inclinations=_numbers(row["beam_inclination.values"]),
-            inclination_range=limits,
+            inclination_range=(row["beam_inclination.min"].as_py(), row["beam_inclination.max"].as_py()),
         )
-    return found
+    return calibrations
 
 
 def _camera_calibrations(table: ParquetRows) -> dict[str, CameraCalibration]:
     intrinsics = [f"intrinsic.{name}" for name in _INTRINSICS]
     columns = [_CAMERA, *intrinsics, "extrinsic.transform", "width", "height"]
-    found = {}
+    calibrations = {}
     for row in table.rows(range(len(table.key(_CAMERA))), columns):
-        name = _name(CAMERAS, row[_CAMERA])
-        found[name] = CameraCalibration(
+        name = waymo.name_of(CAMERAS, row[_CAMERA].as_py())
+        calibrations[name] = CameraCalibration(
             intrinsics=np.array([row[column].as_py() for column in intrinsics], dtype=np.float64),
             T_vehicle_cam=_transform(f"{table.path}: camera {name}", row["extrinsic.transform"]),
             image_size=(row["height"].as_py(), row["width"].as_py()),
         )
-    return found
+    return calibrations

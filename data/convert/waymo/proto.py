@@ -17,19 +17,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 from jaxtyping import Float32, Int32
 
-from data.convert.waymo.frame import (
-    CAMERAS,
-    LASERS,
-    CameraCalibration,
-    LaserCalibration,
-    RawBoxes,
-    RawCamera,
-    RawFrame,
-    RawLaser,
-    WaymoParts,
-    calibration_of,
-    matrix,
-)
+from data.convert.waymo import frame as waymo
+from data.convert.waymo.frame import CAMERAS, LASERS, CameraCalibration, LaserCalibration, RawCamera, RawFrame, RawLaser
 from data.storage.encode import DamagedError
 
 _MAX_UNZIPPED_BYTES = 1 << 26
@@ -99,37 +88,39 @@ def _parse(kind: str, data: bytes, what: str) -> Any:
 
 
 # ---- frames
-def raw_frame(message: bytes, what: str, wanted: WaymoParts) -> RawFrame:
-    """The parts of a Frame message that are wanted.
-
-    Args:
-        message: serialised.
-        what: the frame's name, for messages.
-        wanted: which parts.
+def raw_frame(message: bytes, what: str, parts: waymo.WaymoParts) -> RawFrame:
+    """The given parts of a serialised Frame message; `what` names the frame in messages.
 
     Raises:
         DamagedError: no such message, or a part in it is damaged.
     """
     frame = _parse("Frame", message, what)
-    lasers = {_name(LASERS, entry.name): _laser_calibration(entry, what) for entry in frame.context.laser_calibrations}
-    images = {_name(CAMERAS, image.name): image for image in frame.images}
-    scans = {_name(LASERS, laser.name): laser for laser in frame.lasers}
-    read = {name: _laser(scans[name], lasers, name, what, wanted) for name in wanted.lasers if name in scans}
+    lasers = {
+        waymo.name_of(LASERS, entry.name): _laser_calibration(entry, what) for entry in frame.context.laser_calibrations
+    }
+    images = {waymo.name_of(CAMERAS, image.name): image for image in frame.images}
+    scans = {waymo.name_of(LASERS, laser.name): laser for laser in frame.lasers}
+    read = {name: _laser(scans[name], lasers, name, what, parts) for name in parts.lasers if name in scans}
     return RawFrame(
         timestamp_us=frame.timestamp_micros,
-        T_world_vehicle=matrix(f"{what}: pose", _doubles(frame.pose.transform)),
-        top=calibration_of("top", lasers),
+        T_world_vehicle=waymo.matrix(f"{what}: pose", _doubles(frame.pose.transform)),
+        top=waymo.calibration_of("top", lasers),
         lasers={name: laser for name, laser in read.items() if laser is not None},
-        cameras={name: _camera(images[name], name, what) for name in wanted.cameras if name in images},
+        cameras={
+            name: RawCamera(
+                jpeg=images[name].image,
+                T_world_vehicle=waymo.matrix(f"{what}: pose of image {name}", _doubles(images[name].pose.transform)),
+                time_s=images[name].pose_timestamp,
+            )
+            for name in parts.cameras
+            if name in images
+        },
         camera_calibrations={
-            _name(CAMERAS, entry.name): _camera_calibration(entry, what) for entry in frame.context.camera_calibrations
+            waymo.name_of(CAMERAS, entry.name): _camera_calibration(entry, what)
+            for entry in frame.context.camera_calibrations
         },
         boxes=_boxes(frame.laser_labels),
     )
-
-
-def _name(names: Mapping[str, int], number: int) -> str:
-    return next((name for name, value in names.items() if value == number), f"unknown_{number}")
 
 
 def _doubles(values: Any) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -138,7 +129,7 @@ def _doubles(values: Any) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
 
 def _laser_calibration(entry: Any, what: str) -> LaserCalibration:
     return LaserCalibration(
-        T_vehicle_laser=matrix(f"{what}: extrinsic of laser {entry.name}", _doubles(entry.extrinsic.transform)),
+        T_vehicle_laser=waymo.matrix(f"{what}: extrinsic of laser {entry.name}", _doubles(entry.extrinsic.transform)),
         inclinations=_doubles(entry.beam_inclinations),
         inclination_range=(entry.beam_inclination_min, entry.beam_inclination_max),
     )
@@ -151,35 +142,27 @@ def _camera_calibration(entry: Any, what: str) -> CameraCalibration:
         raise DamagedError("calibration-missing", detail)
     return CameraCalibration(
         intrinsics=intrinsics,
-        T_vehicle_cam=matrix(f"{what}: extrinsic of camera {entry.name}", _doubles(entry.extrinsic.transform)),
+        T_vehicle_cam=waymo.matrix(f"{what}: extrinsic of camera {entry.name}", _doubles(entry.extrinsic.transform)),
         image_size=(entry.height, entry.width),
     )
 
 
-def _camera(image: Any, name: str, what: str) -> RawCamera:
-    return RawCamera(
-        jpeg=image.image,
-        T_world_vehicle=matrix(f"{what}: pose of image {name}", _doubles(image.pose.transform)),
-        time_s=image.pose_timestamp,
-    )
-
-
 def _laser(
-    laser: Any, calibrations: Mapping[str, LaserCalibration], name: str, what: str, wanted: WaymoParts
+    laser: Any, calibrations: Mapping[str, LaserCalibration], name: str, what: str, parts: waymo.WaymoParts
 ) -> RawLaser | None:
     images = [image for image in (laser.ri_return1, laser.ri_return2) if image.range_image_compressed]
-    returns = tuple(_floats(image.range_image_compressed, 4, what) for image in images[: wanted.num_returns])
+    returns = tuple(_floats(image.range_image_compressed, 4, what) for image in images[: parts.num_returns])
     if not returns:
         return None
     pose = laser.ri_return1.range_image_pose_compressed
     return RawLaser(
-        calibration=calibration_of(name, calibrations),
+        calibration=waymo.calibration_of(name, calibrations),
         returns=returns,
         segmentation=tuple(
             _integers(image.segmentation_label_compressed, 2, what)
-            if wanted.segmentation and image.segmentation_label_compressed
+            if parts.segmentation and image.segmentation_label_compressed
             else None
-            for image in images[: wanted.num_returns]
+            for image in images[: parts.num_returns]
         ),
         pose=_floats(pose, 6, what) if pose else None,
     )
@@ -200,42 +183,36 @@ def _floats(data: bytes, channels: int, what: str) -> Float32[np.ndarray, "H W C
     content = _parse("MatrixFloat", _unzip(data, what), what)
     if len(content.data) % 4:
         raise DamagedError("array-broken", f"{what}: a range image of {len(content.data)} bytes")
-    values = np.frombuffer(content.data, "<f4")
-    image: Float32[np.ndarray, "H W C"] = _shaped(values, content.shape.dims, channels, what)
+    image: Float32[np.ndarray, "H W C"] = _shaped(np.frombuffer(content.data, "<f4"), content.shape, channels, what)
     return image
 
 
 def _integers(data: bytes, channels: int, what: str) -> Int32[np.ndarray, "H W C"]:
     content = _parse("MatrixInt32", _unzip(data, what), what)
-    values = np.array(content.data, dtype=np.int32)
-    image: Int32[np.ndarray, "H W C"] = _shaped(values, content.shape.dims, channels, what)
+    image: Int32[np.ndarray, "H W C"] = _shaped(np.array(content.data, dtype=np.int32), content.shape, channels, what)
     return image
 
 
-def _shaped(values: Any, dims: Any, channels: int, what: str) -> Any:
-    shape = tuple(dims)
-    fits = len(shape) == 3 and min(shape) > 0 and shape[2] == channels and np.prod(shape) == values.size
-    if not fits:
+def _shaped(values: Any, stated: Any, channels: int, what: str) -> Any:
+    shape = tuple(stated.dims)
+    if not (len(shape) == 3 and min(shape) > 0 and shape[2] == channels and np.prod(shape) == values.size):
         raise DamagedError("array-broken", f"{what}: {values.size} values of shape {shape}, expected {channels} a cell")
     return values.reshape(shape)
 
 
-def _boxes(labels: Any) -> RawBoxes:
-    rows, velocities = [], []
+def _boxes(labels: Any) -> waymo.RawBoxes:
+    rows, velocities, counts = [], [], []
     for label in labels:
         box, speed = label.box, label.metadata
         rows.append((box.center_x, box.center_y, box.center_z, box.length, box.width, box.height, box.heading))
         known = label.HasField("metadata")
+        counts.append(label.num_lidar_points_in_box if label.HasField("num_lidar_points_in_box") else -1)
         velocities.append((speed.speed_x, speed.speed_y, speed.speed_z) if known else (np.nan,) * 3)
-    return RawBoxes(
+    return waymo.RawBoxes(
         table=np.array(rows, dtype=np.float64).reshape(-1, 7),
         velocities=np.array(velocities, dtype=np.float64).reshape(-1, 3),
         types=np.array([label.type for label in labels], dtype=np.int64),
         ids=tuple(label.id for label in labels),
-        num_points=np.array([_or_unknown(label, "num_lidar_points_in_box") for label in labels], dtype=np.int64),
+        num_points=np.array(counts, dtype=np.int64),
         difficulties=np.array([label.detection_difficulty_level or -1 for label in labels], dtype=np.int64),
     )
-
-
-def _or_unknown(label: Any, field: str) -> int:
-    return int(getattr(label, field)) if label.HasField(field) else -1

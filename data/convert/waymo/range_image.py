@@ -17,6 +17,7 @@ centre of a column, the order of rows, and evenly spaced beams.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -51,12 +52,7 @@ class LaserPoints:
 
 
 def laser_points(laser: RawLaser, T_world_vehicle: Float[np.ndarray, "4 4"], what: str) -> LaserPoints:
-    """Points of all returns of one laser.
-
-    Args:
-        laser: range images and calibration.
-        T_world_vehicle: the frame's pose.
-        what: for messages.
+    """Points of all returns of one laser, in the vehicle frame of the frame's pose.
 
     Raises:
         DamagedError: images, poses, labels or calibration disagree in size.
@@ -68,7 +64,7 @@ def laser_points(laser: RawLaser, T_world_vehicle: Float[np.ndarray, "4 4"], wha
         rows, columns = np.nonzero(image[..., _RANGE] > 0)
         cells = (rows, columns)
         values = image[cells]
-        labels = np.zeros((rows.size, 2), np.int64) if segmentation is None else segmentation[cells]
+        labels = np.zeros((len(values), 2), np.int64) if segmentation is None else segmentation[cells]
         parts.append(
             LaserPoints(
                 points_vehicle=_cell_points(laser, image.shape[:2], cells, values[:, _RANGE], T_world_vehicle, what),
@@ -84,24 +80,14 @@ def laser_points(laser: RawLaser, T_world_vehicle: Float[np.ndarray, "4 4"], wha
 
 def merge(parts: list[LaserPoints]) -> LaserPoints:
     """All points, in the order given."""
-
-    def joined(name: str) -> np.ndarray:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    return LaserPoints(
-        points_vehicle=joined("points_vehicle"),
-        intensity=joined("intensity"),
-        no_label_zone=joined("no_label_zone"),
-        classes=joined("classes"),
-        instances=joined("instances"),
-        segmented=any(part.segmented for part in parts),
-    )
+    names = [field.name for field in dataclasses.fields(LaserPoints) if field.name != "segmented"]
+    joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+    return LaserPoints(**joined, segmented=any(part.segmented for part in parts))
 
 
 def _same_grid(name: str, image: np.ndarray, other: np.ndarray | None, what: str) -> None:
     if other is not None and other.shape[:2] != image.shape[:2]:
-        detail = f"{what}: {name} {other.shape[:2]} for a range image {image.shape[:2]}"
-        raise DamagedError("array-broken", detail)
+        raise DamagedError("array-broken", f"{what}: {name} {other.shape[:2]} for a range image {image.shape[:2]}")
 
 
 def _cell_points(
@@ -133,7 +119,7 @@ def row_inclinations(calibration: LaserCalibration, height: int, what: str) -> F
     """Inclination of each row of a range image, the highest first.
 
     Raises:
-        DamagedError: as many beams are listed as the image has rows, or it is not so.
+        DamagedError: beams are listed, but not as many as the image has rows.
     """
     if calibration.inclinations.size == 0:
         low, high = calibration.inclination_range

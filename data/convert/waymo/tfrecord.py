@@ -19,7 +19,7 @@ from pathlib import Path
 
 import google_crc32c
 
-from data.convert.files import read_range
+from data.convert.raw_files import read_range
 from data.convert.waymo.frame import LASERS, RawFrame, WaymoParts
 from data.convert.waymo.proto import raw_frame
 from data.storage.encode import DamagedError
@@ -80,7 +80,7 @@ class TfRecordSegment:
         return len(self._records)
 
     def frame_name(self, index: int) -> str:
-        """By number: the time is inside the message."""
+        """What messages and a skipped frame's key call it: its number, as the time is inside the message."""
         return f"{index:06d}"
 
     def labelled(self) -> tuple[int, ...]:
@@ -95,22 +95,22 @@ class TfRecordSegment:
                 if index in damaged or _has_segmentation(data, record.offset, record.offset + record.size)
             )
 
-    def frames(self, indices: tuple[int, ...], wanted: WaymoParts) -> Iterator[RawFrame | DamagedError]:
-        """The frames of these numbers; each costs one read."""
+    def frames(self, indices: tuple[int, ...], parts: WaymoParts) -> Iterator[RawFrame | DamagedError]:
+        """The frames of these numbers, one read each; a damaged one is an error that is not raised."""
         for index in indices:
             try:
-                yield self._frame(self._records[index], f"{self._path}, record {index}", wanted)
+                yield self._frame(self._records[index], f"{self._path}, record {index}", parts)
             except DamagedError as error:
                 yield error
 
-    def _frame(self, record: _Record, what: str, wanted: WaymoParts) -> RawFrame:
+    def _frame(self, record: _Record, what: str, parts: WaymoParts) -> RawFrame:
         if record.damage is not None:
             raise DamagedError(*record.damage)
         data = read_range(self._path, record.offset, record.size + _FOOTER.size)
         message, (crc,) = data[: -_FOOTER.size], _FOOTER.unpack(data[-_FOOTER.size :])
         if masked_crc(message) != crc:
             raise DamagedError("checksum", f"{what}: {record.size} bytes with another CRC than stored")
-        return raw_frame(message, what, wanted)
+        return raw_frame(message, what, parts)
 
 
 # ---- fields by tag
@@ -123,10 +123,10 @@ def _has_segmentation(data: mmap.mmap, start: int, stop: int) -> bool:
         for number, first, last in _fields(data, start, stop):
             if number != _FRAME_LASERS:
                 continue
-            parts = {number: (first, last) for number, first, last in _fields(data, first, last)}
-            is_top = _LASER_NAME in parts and data[parts[_LASER_NAME][0]] == LASERS["top"]
-            if is_top and _LASER_RETURN1 in parts:
-                inner = _fields(data, *parts[_LASER_RETURN1])
+            laser = {number: (first, last) for number, first, last in _fields(data, first, last)}
+            is_top = _LASER_NAME in laser and data[laser[_LASER_NAME][0]] == LASERS["top"]
+            if is_top and _LASER_RETURN1 in laser:
+                inner = _fields(data, *laser[_LASER_RETURN1])
                 return any(number == _RANGE_IMAGE_SEGMENTATION and last > first for number, first, last in inner)
     except (IndexError, ValueError):
         return True  # no message: read as a frame it is named as damaged

@@ -104,9 +104,9 @@ def test_edge_strength_tells_directions_apart():
 def test_projected_borders_are_those_that_the_camera_sees(logs):
     sample = logs[0][0]
     for camera in sample.cameras:
-        found = projected_edges(sample, camera, margin_px=5.0)
-        uv, depth = project(camera.K, transform(sample.T_cam_lidar(camera), found.edges.points_lidar))
-        np.testing.assert_allclose(uv, found.uv)
+        stated_uv, edges = projected_edges(sample, camera, margin_px=5.0)
+        uv, depth = project(camera.K, transform(sample.T_cam_lidar(camera), edges.points_lidar))
+        np.testing.assert_allclose(uv, stated_uv)
         assert (depth > 1).all()
         assert len(uv) > 20
 

@@ -18,10 +18,10 @@ import pytest
 
 from data.convert.base import Converter, Skipped
 from data.convert.box_labels import points_in_box
-from data.convert.files import read_range
+from data.convert.raw_files import read_range
 from data.convert.sets import SETTINGS
 from data.convert.waymo import tfrecord as waymo_tfrecord
-from data.convert.waymo.converter import WaymoConverter, _camera_view, pinhole
+from data.convert.waymo.converter import WaymoConverter, camera_view, pinhole
 from data.convert.waymo.frame import CAMERAS as CAMERA_NUMBERS
 from data.convert.waymo.frame import LASERS as LASER_NUMBERS
 from data.convert.waymo.frame import CameraCalibration, RawCamera, WaymoParts
@@ -211,7 +211,7 @@ def test_undistorted_images_fit_the_pinhole_model(tmp_path: Path) -> None:
         cv2.circle(image, (round(u * 16), round(v * 16)), 3 * 16, (255, 255, 255), -1, cv2.LINE_AA, 4)
     jpeg = cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 95])[1].tobytes()
     raw = RawCamera(jpeg=jpeg, T_world_vehicle=np.eye(4), time_s=1.0)
-    view = _camera_view("front", raw, calibration, "test", undistort=True)
+    view = camera_view("front", raw, calibration, "test", undistort=True)
     assert view.jpeg is None
     assert view.image is not None
     for u, v in straight:
@@ -613,7 +613,7 @@ def test_the_real_frame() -> None:
     assert ((boxes.velocities_mps * heading).sum(axis=1)[fast] > 0.999 * speed[fast]).all()
     times = []
     for name, camera in frame.cameras.items():
-        view = _camera_view(name, camera, frame.camera_calibrations[name], "real", undistort=False)
+        view = camera_view(name, camera, frame.camera_calibrations[name], "real", undistort=False)
         assert view.image_size == ((886, 1920) if name.startswith("side") else (1280, 1920))
         times.append((view.timestamp_us - frame.timestamp_us) / 1000)
         forward = view.T_cam_ego[2, :3]  # the camera's axis in the vehicle frame

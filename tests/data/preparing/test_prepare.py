@@ -18,8 +18,8 @@ import psutil
 import pytest
 
 from data.preparing.prepare import PrepareConfig, prepare
+from data.preparing.shard_task import RECORDS, plan_tasks
 from data.preparing.superpixels import SuperpixelConfig
-from data.preparing.unit import RECORDS, plan_units
 from data.storage.encode import CodecConfig
 from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
@@ -51,7 +51,7 @@ def test_every_frame_is_there_once_and_as_the_converter_gave_it(tmp_path):
     manifest = load_manifest(str(tmp_path))
     assert len(manifest) == sum(converter.frames_by_log) == 24
     assert progress == [(done, 24) for done in range(25)]
-    assert (summary.num_units, summary.num_reused_units) == (9, 0)
+    assert (summary.num_shards, summary.num_reused_shards) == (9, 0)
     assert manifest.notes == ("made up",)
     assert manifest.superpixels == SuperpixelRecord(
         method="slic",
@@ -79,7 +79,7 @@ def test_every_frame_is_there_once_and_as_the_converter_gave_it(tmp_path):
 @pytest.mark.parametrize("samples_per_shard", [1, 4, 7, 50])
 def test_plan_covers_each_frame_once_without_mixing_splits(samples_per_shard, limit, whole_logs):
     converter = ToyConverter(frames_by_log=(5, 3, 4, 12, 0, 1), whole_logs=whole_logs)
-    units = plan_units(converter, samples_per_shard, limit)
+    units = plan_tasks(converter, samples_per_shard, limit)
     assert [unit.number for unit in units] == list(range(len(units)))
     frames = [(s.log, frame) for unit in units for s in unit.stretches for frame in range(s.start, s.stop)]
     everything = [(log, frame) for log in converter.logs() for frame in range(converter.num_frames(log))]
@@ -96,7 +96,7 @@ def test_a_second_call_redoes_nothing(tmp_path, undisturbed):
     before = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")}
     # Crashing in the first frame shows that no frame is asked for again.
     summary = prepare(ToyConverter(crash_in="log-000_000000"), str(tmp_path), CONFIG)
-    assert summary.num_reused_units == summary.num_units
+    assert summary.num_reused_shards == summary.num_shards
     assert before == {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.tar")}
     assert content(tmp_path) == undisturbed
 
@@ -118,7 +118,7 @@ def test_a_set_from_before_superpixels_were_recorded_gets_its_record(tmp_path, u
     old = json.loads(path.read_text())
     del old["superpixels"]
     path.write_text(json.dumps(old))
-    assert prepare(ToyConverter(), str(tmp_path), CONFIG).num_reused_units == 9
+    assert prepare(ToyConverter(), str(tmp_path), CONFIG).num_reused_shards == 9
     assert content(tmp_path) == undisturbed
     plain = prepare(ToyConverter(), str(tmp_path / "plain"), dataclasses.replace(CONFIG, superpixels=None))
     assert plain.manifest.superpixels is None
@@ -131,7 +131,7 @@ def test_a_lost_or_cut_shard_is_made_again(tmp_path, undisturbed):
     (tmp_path / "shard-000005.tar.77.tmp").write_bytes(b"left by a killed process")
     assert load_manifest(str(tmp_path)).damaged_shards() == ["shard-000001.tar", "shard-000003.tar"]
     summary = prepare(ToyConverter(), str(tmp_path), CONFIG)
-    assert summary.num_units - summary.num_reused_units == 2
+    assert summary.num_shards - summary.num_reused_shards == 2
     assert content(tmp_path) == undisturbed
 
 
@@ -142,9 +142,9 @@ def test_verify_finds_a_changed_byte(tmp_path, undisturbed):
     data[5000] ^= 1
     path.write_bytes(data)
     quick = prepare(ToyConverter(), str(tmp_path), CONFIG)
-    assert quick.num_reused_units == quick.num_units
+    assert quick.num_reused_shards == quick.num_shards
     whole = prepare(ToyConverter(), str(tmp_path), CONFIG, verify=True)
-    assert whole.num_units - whole.num_reused_units == 1
+    assert whole.num_shards - whole.num_reused_shards == 1
     assert content(tmp_path) == undisturbed
 
 
@@ -190,7 +190,7 @@ def test_damaged_frames_are_counted_by_reason(tmp_path):
     # Only the share differs, so nothing is converted again.
     lenient = dataclasses.replace(CONFIG, max_skip_share=0.2)
     summary = prepare(dataclasses.replace(converter, crash_in="log-000_000000"), str(tmp_path), lenient)
-    assert summary.num_reused_units == summary.num_units
+    assert summary.num_reused_shards == summary.num_shards
     assert summary.manifest.skipped == {
         "points-not-finite": ("log-000_000001", "log-003_000000"),
         "member-missing": ("log-003_000001", "log-003_000002"),
@@ -257,7 +257,7 @@ def test_kill_9_then_again_gives_the_same_bytes(tmp_path, undisturbed):
         load_manifest(str(tmp_path))
     before = num_records(tmp_path)
     summary = prepare(ToyConverter(), str(tmp_path), CONFIG)
-    assert summary.num_reused_units == before >= 2
+    assert summary.num_reused_shards == before >= 2
     assert content(tmp_path) == undisturbed
 
 
@@ -346,7 +346,7 @@ def test_a_full_disk_has_a_clear_error_and_nothing_half_written_counts(tmp_path,
             load_manifest(str(root))
         disk.free()
         summary = prepare(ToyConverter(), str(root), CONFIG)
-        assert summary.num_reused_units >= 2
+        assert summary.num_reused_shards >= 2
         assert content(root) == undisturbed
 
 
@@ -355,7 +355,7 @@ def test_damaged_records_are_made_again_and_damaged_settings_are_named(tmp_path,
     prepare(ToyConverter(), str(tmp_path), CONFIG)
     (tmp_path / RECORDS / "unit-000003.json").write_bytes(damage)
     summary = prepare(ToyConverter(), str(tmp_path), CONFIG)
-    assert summary.num_units - summary.num_reused_units == 1
+    assert summary.num_shards - summary.num_reused_shards == 1
     assert content(tmp_path) == undisturbed
     (tmp_path / RECORDS / "settings.json").write_bytes(damage)
     with pytest.raises(ShardError, match=r"settings\.json is damaged|was begun with"):
@@ -369,4 +369,4 @@ def test_records_of_another_plan_are_not_used(tmp_path):
     record["unit"]["stretches"][0]["stop"] -= 1
     path.write_text(json.dumps(record))
     summary = prepare(ToyConverter(), str(tmp_path), CONFIG)
-    assert summary.num_units - summary.num_reused_units == 1
+    assert summary.num_shards - summary.num_reused_shards == 1

@@ -58,7 +58,7 @@ def digests(root: Path) -> dict[str, str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("whole")
     summary = prepare_samples(stream(), str(root), class_names=CLASS_NAMES, val_logs=("drive-b",), config=CONFIG)
-    assert (summary.num_units, summary.num_reused_units) == (3, 0)
+    assert (summary.num_shards, summary.num_reused_shards) == (3, 0)
     return root
 
 
@@ -99,7 +99,7 @@ def test_an_interrupted_iterator_is_resumed_with_the_same_bytes(tmp_path, whole)
         prepare_samples(stream(), str(tmp_path), class_names=CLASS_NAMES, config=CONFIG)
     with pytest.raises(ShardError, match=r"begun from other samples: drive-b_000 is not in shard-000000\.tar"):
         prepare_samples(list(stream())[4:], str(tmp_path), **settings)
-    assert prepare_samples(stream(), str(tmp_path), **settings).num_reused_units == 1
+    assert prepare_samples(stream(), str(tmp_path), **settings).num_reused_shards == 1
     assert digests(tmp_path) == digests(whole)
 
 

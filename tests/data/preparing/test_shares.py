@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data.preparing.prepare import PrepareConfig, Share, join_shares, prepare, prepare_share
-from data.preparing.unit import RECORDS, Stretch, Unit
+from data.preparing.shard_task import RECORDS, FrameRange, ShardTask
 from data.storage.manifest import load_manifest
 from data.storage.shard import ShardError
 from launchers.prepare import main
@@ -33,9 +33,9 @@ def plain(tmp_path_factory):
     return content(root)
 
 
-@given(num_units=st.integers(0, 40), count=st.integers(1, 50))
-def test_shares_are_all_units_once_and_equal_but_for_one(num_units, count):
-    units = [Unit(number=n, stretches=(Stretch(log="a", start=n, stop=n + 1),)) for n in range(num_units)]
+@given(num_shards=st.integers(0, 40), count=st.integers(1, 50))
+def test_shares_are_all_units_once_and_equal_but_for_one(num_shards, count):
+    units = [ShardTask(number=n, stretches=(FrameRange(log="a", start=n, stop=n + 1),)) for n in range(num_shards)]
     shares = [Share(number=number, count=count).of(units) for number in range(count)]
     assert [unit for share in shares for unit in share] == units
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -45,7 +45,7 @@ def test_shares_are_all_units_once_and_equal_but_for_one(num_units, count):
 def test_joined_shares_are_a_plain_set(tmp_path, plain, count):
     for number in reversed(range(count)):
         summary = prepare_share(ToyConverter(), str(tmp_path), CONFIG, Share(number=number, count=count))
-        assert (summary.num_reused_units, summary.num_all_units) == (0, 9)
+        assert (summary.num_reused_shards, summary.num_all_shards) == (0, 9)
         assert not (tmp_path / "manifest.json").exists()
     joined = join_shares(ToyConverter(crash_in="log-000_000000"), str(tmp_path), CONFIG, verify=True)
     assert content(tmp_path) == plain
@@ -79,13 +79,13 @@ def test_a_share_continues_and_leaves_others_alone(tmp_path, plain):
     for file in (theirs, ours):
         file.write_bytes(b"half")
     again = prepare_share(ToyConverter(), str(tmp_path), CONFIG, Share(number=0, count=2))
-    assert again.num_reused_units == 3
+    assert again.num_reused_shards == 3
     assert theirs.exists()
     assert not ours.exists()
     with pytest.raises(ShardError, match=r"5 of 9 shards are not made .*shard-000004.tar"):
         join_shares(ToyConverter(), str(tmp_path), CONFIG)
     # A plain call finishes what shares began.
-    assert prepare(ToyConverter(), str(tmp_path), CONFIG).num_reused_units == 4
+    assert prepare(ToyConverter(), str(tmp_path), CONFIG).num_reused_shards == 4
     assert content(tmp_path) == plain
 
 

@@ -21,8 +21,8 @@ from data.preparing import repair as repair_module
 from data.preparing import verify as verify_module
 from data.preparing.prepare import PrepareConfig, prepare
 from data.preparing.repair import SUFFIX, repair, undo_half
-from data.preparing.unit import RECORDS
-from data.preparing.verify import REASONS, Verdict, examples, save_report, verify
+from data.preparing.shard_task import RECORDS
+from data.preparing.verify import REASONS, VerifyReport, examples, save_report, verify
 from data.sample import Sample
 from data.storage.encode import REASONS as CODEC_REASONS
 from data.storage.manifest import SAMPLE_COLUMNS, Manifest, SetInfo, load_manifest, write_manifest
@@ -37,7 +37,7 @@ from tests.helpers.toy_converter import ToyConverter
 CONFIG = PrepareConfig(samples_per_shard=3)
 
 
-def found(verdict: Verdict) -> set[tuple[str, str]]:
+def found(verdict: VerifyReport) -> set[tuple[str, str]]:
     return {(problem.reason, problem.key) for problem in verdict.problems}
 
 
@@ -245,7 +245,7 @@ def test_preparing_again_does_not_bring_them_back(prepared: Manifest) -> None:
     repaired = load_manifest(prepared.root)
     lenient = dataclasses.replace(CONFIG, max_skip_share=0.5)
     summary = prepare(ToyConverter(crash_in="log-000_000000"), prepared.root, lenient, verify=True)
-    assert summary.num_reused_units == summary.num_units
+    assert summary.num_reused_shards == summary.num_shards
     assert summary.manifest.fingerprint() == repaired.fingerprint()
     assert len(summary.manifest) == 24 - len(lost)
     # From the source: without their records, the units are made whole again.

@@ -7,7 +7,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from data.batch_spec import GroundConfig, PointClusterConfig
-from data.street.log import LogRenderer, StreetConfig
+from data.street.config import StreetConfig
+from data.street.log import LogRenderer
 from data.views import clusters as module
 from data.views.clusters import clusters, components
 from data.views.ground import ground_mask

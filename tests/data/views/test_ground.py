@@ -7,7 +7,8 @@ import pytest
 
 from data.batch_spec import GroundConfig
 from data.street.classes import Label
-from data.street.log import LogRenderer, StreetConfig
+from data.street.config import StreetConfig
+from data.street.log import LogRenderer
 from data.views.ground import ground_mask
 from tests.reference.segments import ground_lines_loop
 

@@ -1,7 +1,7 @@
-"""The parallel unit of preparation: a few stretches of logs that become one shard, and the record that it is done.
+"""One task of preparing: the frames that become one shard, and the record that it is done.
 
-A unit's shard is renamed into place first and its record second, so a record means that the shard is whole and on
-disk. What a crash leaves in between is made again, with the same bytes.
+A shard is renamed into place first and its record second, so a record means that the shard is whole and on disk. What
+a crash leaves in between is made again, with the same bytes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ RECORDS = ".prepare"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
+class FrameRange:
     """Frames `start` to `stop` (exclusive) of a log."""
 
     log: str
@@ -41,11 +41,15 @@ class Stretch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unit:
-    """What one worker turns into one shard."""
+class ShardTask:
+    """What one worker turns into one shard.
+
+    Records store the fields by these names, and the settings of a folder their hash: renaming one would make every
+    begun folder start again.
+    """
 
     number: int
-    stretches: tuple[Stretch, ...]
+    stretches: tuple[FrameRange, ...]
 
     @property
     def num_frames(self) -> int:
@@ -54,13 +58,13 @@ class Unit:
 
     @property
     def shard_name(self) -> str:
-        """File name of the unit's tar."""
+        """File name of the tar."""
         return f"shard-{self.number:06d}.tar"
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitRecord:
-    """A finished unit.
+class ShardRecord:
+    """A finished task.
 
     Attributes:
         table: its shard and rows, None where every frame was skipped.
@@ -71,44 +75,38 @@ class UnitRecord:
     skipped: tuple[Skipped, ...]
 
 
-def plan_units(converter: Converter, samples_per_shard: int, limit: int | None) -> list[Unit]:
-    """Cut a set into units of at most `samples_per_shard` frames, whole logs apart; a unit has one split.
+def plan_tasks(converter: Converter, samples_per_shard: int, limit: int | None) -> list[ShardTask]:
+    """Cut a set, or its first `limit` frames, into tasks of at most `samples_per_shard` frames, each of one split.
 
     Long logs are cut (unless the converter says that this is costly), short ones of the same split join up.
-
-    Args:
-        converter: the set.
-        samples_per_shard: frames a unit.
-        limit: use only the first so many frames of the set, None for all.
     """
-    units: list[Unit] = []
-    left = limit
-    open_stretches: dict[str, list[Stretch]] = {}
+    tasks: list[ShardTask] = []
+    open_ranges: dict[str, list[FrameRange]] = {}  # of each split: what its next shard has so far
 
     def close(split: str) -> None:
-        stretches = open_stretches.pop(split, [])
-        if stretches:
-            units.append(Unit(number=len(units), stretches=tuple(stretches)))
+        if split in open_ranges:
+            tasks.append(ShardTask(number=len(tasks), stretches=tuple(open_ranges.pop(split))))
 
     for log in converter.logs():
-        split = converter.split_of(log)
-        num_frames = converter.num_frames(log) if left is None else min(converter.num_frames(log), left)
-        left = None if left is None else left - num_frames
+        split, num_frames = converter.split_of(log), converter.num_frames(log)
+        if limit is not None:
+            num_frames = min(num_frames, limit)
+            limit -= num_frames
         step = max(num_frames, 1) if converter.whole_logs else samples_per_shard
         for start in range(0, num_frames, step):
-            stretch = Stretch(log=log, start=start, stop=min(start + step, num_frames))
-            pending = open_stretches.get(split, [])
-            if sum(s.stop - s.start for s in pending) + stretch.stop - stretch.start > samples_per_shard:
+            frames = FrameRange(log=log, start=start, stop=min(start + step, num_frames))
+            pending = sum(part.stop - part.start for part in open_ranges.get(split, ()))
+            if pending + frames.stop - frames.start > samples_per_shard:
                 close(split)
-            open_stretches.setdefault(split, []).append(stretch)
-    for split in list(open_stretches):
+            open_ranges.setdefault(split, []).append(frames)
+    for split in list(open_ranges):
         close(split)
-    return units
+    return tasks
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitJob:
-    """Everything that a worker needs besides the unit."""
+class ShardJob:
+    """Everything that a worker needs besides the task."""
 
     root: str
     converter: Converter
@@ -116,39 +114,24 @@ class UnitJob:
     codec: CodecConfig
 
 
-def run_unit(job: UnitJob, unit: Unit, on_frame: Callable[[], None]) -> UnitRecord:
-    """Convert, cut into superpixels, write; returns what `load_record` would read.
-
-    Args:
-        job: settings.
-        unit: which frames.
-        on_frame: called after each source frame.
-    """
+def run_task(job: ShardJob, task: ShardTask, on_frame: Callable[[], None]) -> ShardRecord:
+    """Convert, cut into superpixels, write; returns what `load_record` would read. Tells of each source frame."""
     skipped: list[Skipped] = []
-    with ShardWriter(Path(job.root) / unit.shard_name, job.codec) as writer:
-        for item in _items(job.converter, unit):
-            problem = item if isinstance(item, Skipped) else _write(writer, item, job.superpixels)
-            if problem is not None:
-                skipped.append(problem)
-            on_frame()
+    with ShardWriter(Path(job.root) / task.shard_name, job.codec) as writer:
+        for part in task.stretches:
+            for item in job.converter.frames(part.log, part.start, part.stop):
+                if isinstance(item, Skipped):
+                    skipped.append(item)
+                else:
+                    try:
+                        writer.write(item if job.superpixels is None else add_superpixels(item, job.superpixels))
+                    except DamagedError as error:
+                        skipped.append(Skipped.of(error, item.key))
+                on_frame()
         table = writer.finish_or_discard()
-    record = UnitRecord(table=table, skipped=tuple(skipped))
-    save_record(job.root, unit, record)
+    record = ShardRecord(table=table, skipped=tuple(skipped))
+    save_record(job.root, task, record)
     return record
-
-
-def _items(converter: Converter, unit: Unit) -> Iterator[Sample | Skipped]:
-    for stretch in unit.stretches:
-        yield from converter.frames(stretch.log, stretch.start, stretch.stop)
-
-
-def _write(writer: ShardWriter, sample: Sample, superpixels: SuperpixelConfig | None) -> Skipped | None:
-    """Append the sample, or say why not."""
-    try:
-        writer.write(sample if superpixels is None else add_superpixels(sample, superpixels))
-    except DamagedError as error:
-        return Skipped.of(error, sample.key)
-    return None
 
 
 def add_superpixels(sample: Sample, config: SuperpixelConfig) -> Sample:
@@ -166,30 +149,27 @@ def add_superpixels(sample: Sample, config: SuperpixelConfig) -> Sample:
 
 
 # ---- records
-def _record_path(root: str, unit: Unit) -> Path:
-    return Path(root) / RECORDS / f"unit-{unit.number:06d}.json"
+def _record_path(root: str, task: ShardTask) -> Path:
+    return Path(root) / RECORDS / f"unit-{task.number:06d}.json"
 
 
-def save_record(root: str, unit: Unit, record: UnitRecord) -> None:
-    """Say that a unit is finished; its shard must be on disk."""
-    content = {"unit": dataclasses.asdict(unit), **dataclasses.asdict(record)}
-    replace_file(_record_path(root, unit), json.dumps(content).encode())
+def save_record(root: str, task: ShardTask, record: ShardRecord) -> None:
+    """Say that a task is finished; its shard must be on disk."""
+    content = {"unit": dataclasses.asdict(task), **dataclasses.asdict(record)}
+    replace_file(_record_path(root, task), json.dumps(content).encode())
 
 
-def load_record(root: str, unit: Unit, *, verify: bool) -> UnitRecord | None:
-    """The record of a finished unit; None where it is not finished or its shard is no longer what was recorded.
+def load_record(root: str, task: ShardTask, *, verify: bool) -> ShardRecord | None:
+    """The record of a finished task; None where it is not finished or its shard is no longer what was recorded.
 
-    Args:
-        root: folder of the set.
-        unit: which.
-        verify: compare the shard's checksum, which reads it whole; otherwise only its size.
+    `verify` compares the shard's checksum, which reads it whole; otherwise only its size is compared.
     """
-    path = _record_path(root, unit)
+    path = _record_path(root, task)
     if not path.is_file():
         return None
     try:
         content = parse_json(path.read_bytes(), MAX_MANIFEST_BYTES)
-        if content["unit"] != json.loads(json.dumps(dataclasses.asdict(unit))):
+        if content["unit"] != json.loads(json.dumps(dataclasses.asdict(task))):  # tuples become lists
             return None
         record = _parse_record(content)
     except (ValueError, KeyError, TypeError) as error:
@@ -199,21 +179,18 @@ def load_record(root: str, unit: Unit, *, verify: bool) -> UnitRecord | None:
         return record
     shard = record.table.shard
     tar = Path(root) / shard.file
-    if not tar.is_file() or os.path.getsize(tar) != shard.num_bytes:
-        return None
-    if verify and file_sha256(tar) != shard.sha256:
-        return None
-    return record
+    whole = tar.is_file() and os.path.getsize(tar) == shard.num_bytes
+    return record if whole and not (verify and file_sha256(tar) != shard.sha256) else None
 
 
-def _parse_record(content: dict[str, Any]) -> UnitRecord:
+def _parse_record(content: dict[str, Any]) -> ShardRecord:
     """The record, every part of the type that joining relies on; raises ValueError, KeyError or TypeError."""
     skipped = tuple(Skipped(**entry) for entry in content["skipped"])
     stored = content["table"]
     texts = [text for skip in skipped for text in (skip.reason, skip.key, skip.detail)]
     if stored is None:
         _require(all(isinstance(text, str) for text in texts), "skipped")
-        return UnitRecord(table=None, skipped=skipped)
+        return ShardRecord(table=None, skipped=skipped)
     shard = Shard(**stored["shard"])
     _require(is_plain_name(shard.file) and isinstance(shard.sha256, str), "shard")
     _require(all(type(number) is int for number in (shard.num_samples, shard.num_bytes)), "shard")
@@ -223,7 +200,7 @@ def _parse_record(content: dict[str, Any]) -> UnitRecord:
     _require(all(len(values) == len(keys) for values in (logs, *columns.values())), "the length of a column")
     whole = (type(value) is int and abs(value) < 1 << 63 for values in columns.values() for value in values)
     _require(len(keys) > 0 and all(whole), "a number")
-    return UnitRecord(table=ShardTable(shard=shard, keys=keys, logs=logs, columns=columns), skipped=skipped)
+    return ShardRecord(table=ShardTable(shard=shard, keys=keys, logs=logs, columns=columns), skipped=skipped)
 
 
 def _require(right: bool, what: str) -> None:

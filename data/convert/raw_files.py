@@ -15,9 +15,11 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
+from data.sample import CameraView
 from data.storage.decode import PNG_MARK, decode_jpeg, jpeg_size, png_size
 from data.storage.encode import DamagedError, check_image_size
 from data.storage.shard import ShardError
+from data.storage.untrusted import parse_npy
 
 MAX_FILE_BYTES = 1 << 30
 """Far above any file of one frame; a larger one is not what its name says."""
@@ -31,11 +33,7 @@ def layout_error(
 ) -> ShardError:
     """The error for a source that is not a data set's official layout: what was looked for, where, what is there.
 
-    Args:
-        source: what the user named.
-        data_set: e.g. "nuScenes".
-        expected: what was looked for, relative to `folder`.
-        folder: where; the source itself if None.
+    `expected` is relative to `folder`, which is the source itself if None.
     """
     where = Path(source) if folder is None else folder
     return ShardError(f"{source} is no {data_set} folder: looked for {expected} in {where}, found {_contents(where)}")
@@ -69,12 +67,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_range(path: Path, offset: int, size: int) -> bytes:
-    """A part of a file that holds many frames.
-
-    Args:
-        path: of the file.
-        offset: of the part's first byte.
-        size: of the part in bytes.
+    """A part of a file that holds many frames, from byte `offset` on.
 
     Raises:
         DamagedError: the file is missing, cannot be read, ends before the part does, or the part is far larger than a
@@ -99,28 +92,65 @@ def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
     Raises:
         DamagedError: the file is missing, larger than any camera's image, or cannot be decoded.
     """
-    data = read_bytes(path)
-    check_header(path, data)
-    try:
-        bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:  # sizes beyond OpenCV's limits, empty data
-        raise DamagedError("image-broken", f"{path}: {error}") from error
+    bgr = _decoded(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     if bgr is None:
         raise DamagedError("image-broken", str(path))
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
 
 
-def check_header(path: Path, data: bytes) -> None:
-    """Refuse an image by its header, before a decoder asks for the memory that the header states.
+def read_plane(path: Path, expected: str, *types: type[np.generic]) -> Shaped[np.ndarray, "H W"]:
+    """An image of one channel with numbers of these types, such as depth or labels.
 
     Raises:
-        DamagedError: neither PNG nor JPEG, or larger than any camera's image.
+        DamagedError: the file is missing or another kind of image than `expected` says.
     """
-    try:
+    plane = _decoded(path, cv2.IMREAD_UNCHANGED)
+    if plane is None or plane.ndim != 2 or plane.dtype.type not in types:
+        raise DamagedError("image-broken", f"{path}: expected {expected}")
+    return np.asarray(plane)
+
+
+def _decoded(path: Path, flags: int) -> Any:
+    """What OpenCV makes of an image file; None where it is damaged.
+
+    Raises:
+        DamagedError: missing, neither PNG nor JPEG, or larger than any camera's image.
+    """
+    data = read_bytes(path)
+    try:  # by its header, before the decoder allocates what the header states
         height, width = png_size(data) if data.startswith(PNG_MARK) else jpeg_size(data)
     except DamagedError as error:
         raise DamagedError(error.reason, f"{path}: {error.detail}") from error
     check_image_size(str(path), height, width)
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:  # sizes beyond OpenCV's limits, empty data
+        raise DamagedError("image-broken", f"{path}: {error}") from error
+
+
+def read_view(
+    name: str,
+    path: Path,
+    K: Float[np.ndarray, "3 3"],
+    T_cam_ego: Float[np.ndarray, "4 4"],
+    T_world_ego: Float[np.ndarray, "4 4"],
+    timestamp_us: int,
+) -> CameraView:
+    """A camera's view whose image is the pixels of a file.
+
+    Raises:
+        DamagedError: as `read_image`.
+    """
+    image = read_image(path)
+    return CameraView(
+        name=name,
+        image_size=(image.shape[0], image.shape[1]),
+        K=K,
+        T_cam_ego=T_cam_ego,
+        T_world_ego=T_world_ego,
+        timestamp_us=timestamp_us,
+        image=image,
+    )
 
 
 def read_jpeg(path: Path) -> tuple[bytes, UInt8[np.ndarray, "H W 3"]]:
@@ -134,12 +164,7 @@ def read_jpeg(path: Path) -> tuple[bytes, UInt8[np.ndarray, "H W 3"]]:
 
 
 def read_records(path: Path, dtype: str, columns: int) -> Shaped[np.ndarray, "N columns"]:
-    """A file of nothing but rows of numbers, as most sets store sweeps.
-
-    Args:
-        path: of the file.
-        dtype: of each number, e.g. "<f4".
-        columns: numbers a row.
+    """A file of nothing but rows of numbers, as most sets store sweeps; `dtype` is of one number, e.g. "<f4".
 
     Raises:
         DamagedError: the file is missing, or its length is no whole number of rows.
@@ -147,16 +172,24 @@ def read_records(path: Path, dtype: str, columns: int) -> Shaped[np.ndarray, "N 
     data, row = read_bytes(path), columns * np.dtype(dtype).itemsize
     if len(data) % row:
         raise DamagedError("array-broken", f"{path}: {len(data)} bytes are no whole number of {row}-byte rows")
-    rows: Shaped[np.ndarray, "N columns"] = np.frombuffer(data, dtype).reshape(-1, columns).copy()
+    rows: Shaped[np.ndarray, "N columns"] = np.frombuffer(data, dtype).reshape(-1, columns).copy()  # writable
     return rows
 
 
-def read_numbers(path: Path, columns: int) -> Float[np.ndarray, "rows columns"]:
-    """A text file of rows of numbers (poses, calibrations); empty lines are left out.
+def read_npy(path: Path) -> Shaped[np.ndarray, "*shape"]:
+    """An array; pickled objects are refused, and nothing is allocated that the file does not hold.
 
-    Args:
-        path: of the file.
-        columns: numbers a line.
+    Raises:
+        DamagedError: the file is missing or no whole, plain .npy.
+    """
+    try:
+        return parse_npy(read_bytes(path))
+    except ValueError as error:
+        raise DamagedError("array-broken", f"{path}: {error}") from error
+
+
+def read_numbers(path: Path, columns: int) -> Float[np.ndarray, "rows columns"]:
+    """A text file of rows of `columns` numbers (poses, calibrations); empty lines are left out.
 
     Raises:
         DamagedError: the file is missing, or a line has another form.

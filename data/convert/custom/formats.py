@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Shaped, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 
-from data.convert.files import read_bytes, read_json, read_records
+from data.convert.poses import nearest_rotation
+from data.convert.raw_files import read_json, read_npy, read_records
 from data.sample import IGNORE_LABEL, Boxes
 from data.storage.encode import DamagedError
-from data.storage.untrusted import parse_npy
 
 SWEEP_COLUMNS = 4
 """x, y, z, intensity."""
@@ -23,7 +23,7 @@ _BOX_EXTRAS = ("velocity", "track_id")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CameraCalibration:
+class LogCamera:
     """One camera of calibration.json.
 
     Attributes:
@@ -40,7 +40,7 @@ class CameraCalibration:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Calibration:
+class LogCalibration:
     """A log's calibration.json.
 
     Attributes:
@@ -51,10 +51,10 @@ class Calibration:
 
     T_ego_lidar: Float[np.ndarray, "4 4"]
     intensity_max: float
-    cameras: Mapping[str, CameraCalibration]
+    cameras: Mapping[str, LogCamera]
 
 
-def read_calibration(path: Path) -> Calibration:
+def read_calibration(path: Path) -> LogCalibration:
     """A log's calibration.
 
     Raises:
@@ -66,14 +66,14 @@ def read_calibration(path: Path) -> Calibration:
         raise DamagedError("meta-broken", f"{path}: intensity_max is {intensity_max!r}, expected a number above 0")
     if not isinstance(cameras, dict):
         raise DamagedError("meta-broken", f"{path}: cameras is {cameras!r}, expected names with their calibration")
-    return Calibration(
+    return LogCalibration(
         T_ego_lidar=_pose(f"{path}: T_ego_lidar", content["T_ego_lidar"]),
         intensity_max=float(intensity_max),
         cameras={name: _camera(f"{path}: cameras.{name}", entry) for name, entry in cameras.items()},
     )
 
 
-def _camera(where: str, entry: Any) -> CameraCalibration:
+def _camera(where: str, entry: Any) -> LogCamera:
     content = _fields(where, entry, ("K", "image_size", "T_ego_camera"), ("distortion",))
     size = content["image_size"]
     if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
@@ -88,7 +88,7 @@ def _camera(where: str, entry: Any) -> CameraCalibration:
         if distortion.shape[0] not in _DISTORTION_LENGTHS:
             detail = f"{where}.distortion has {distortion.shape[0]} numbers, expected {_DISTORTION_LENGTHS}"
             raise DamagedError("meta-broken", f"{detail} (OpenCV's k1 k2 p1 p2 k3 ...; undistort fisheyes beforehand)")
-    return CameraCalibration(
+    return LogCamera(
         K=K,
         image_size=(size[0], size[1]),
         T_cam_ego=np.linalg.inv(_pose(f"{where}.T_ego_camera", content["T_ego_camera"])),
@@ -132,8 +132,7 @@ def _pose(where: str, value: Any) -> Float[np.ndarray, "4 4"]:
     if not (np.allclose(T[3], (0, 0, 0, 1)) and np.allclose(R @ R.T, np.eye(3), atol=1e-3) and np.linalg.det(R) > 0):
         detail = f"{where} is {T.tolist()}, expected a rotation and a translation in metres, [0, 0, 0, 1] last"
         raise DamagedError("calibration-singular", detail)
-    left, _, right = np.linalg.svd(R)  # as written with few digits: the nearest rotation
-    T[:3, :3] = left @ right
+    T[:3, :3] = nearest_rotation(R)
     return T
 
 
@@ -151,18 +150,6 @@ def read_sweep(path: Path) -> Float32[np.ndarray, "N 4"]:
         detail = f"{path}: {table.dtype} {table.shape}, expected floats, N rows of x y z intensity"
         raise DamagedError("array-broken", detail)
     return table.astype(np.float32)
-
-
-def read_npy(path: Path) -> Shaped[np.ndarray, "*shape"]:
-    """An array; pickled objects are refused, and nothing is allocated that the file does not hold.
-
-    Raises:
-        DamagedError: the file is missing or no whole, plain .npy.
-    """
-    try:
-        return parse_npy(read_bytes(path))
-    except ValueError as error:
-        raise DamagedError("array-broken", f"{path}: {error}") from error
 
 
 def has_return(sweep: Float32[np.ndarray, "N 4"]) -> Bool[np.ndarray, " N"]:
