@@ -29,6 +29,7 @@ from common.files import file_sha256, replace_file
 from data.preparing.folder import locked
 from data.preparing.shard_task import RECORDS
 from data.preparing.verify import VerifyReport
+from data.storage.manifest import SAMPLE_COLUMNS, TABLE_NAME, Manifest, load_manifest, write_manifest
 from data.storage.manifest_check import MAX_MANIFEST_BYTES
 from data.storage.shard import Shard, ShardError
 from data.storage.store import MANIFEST_NAME
