@@ -11,13 +11,15 @@ from __future__ import annotations
 
 import argparse
 import time
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks.common import kitti_points, kitti_sweeps, wait_for_device
-from data.views.voxelize import VoxelConfig, inside_range, voxelize
+from data.batch_spec import VoxelConfig
+from data.views.voxelize import inside_range, voxelize
 from models.lidar.backbones import BACKBONES
 
 CARTESIAN = VoxelConfig(kind="cartesian", size=(0.2, 0.2, 0.2), features="xyz_intensity", reduce="mean")
@@ -38,7 +40,7 @@ PILLARS = VoxelConfig(
 )
 GRIDS = {"voxelnet": SECOND, "pillars": PILLARS}
 SECOND_GRID = {"grid_min": (0, -800, -30), "grid_max": (1408, 800, 10)}
-RUNS: tuple[tuple[str, dict[str, object]], ...] = (
+RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("res16unet", {"preset": "res16unet_tiny"}),
     ("res16unet", {"preset": "res16unet34c"}),
     ("res16unet", {"preset": "minkunet18"}),

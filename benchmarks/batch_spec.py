@@ -15,14 +15,13 @@ import numpy as np
 import torch
 
 from benchmarks.common import seconds_of
-from data.batch_spec import BatchSpec, GroundConfig, PointClusterConfig, SecondCloud
+from data.batch_spec import BatchSpec, GroundConfig, PointClusterConfig, SecondCloud, VoxelConfig
 from data.loading.loader import DataConfig, build_loader
 from data.storage.manifest import load_manifest
 from data.storage.reader import SampleError, SampleReader
 from data.views.augment import AugmentConfig, ImageAugmentConfig
 from data.views.colour import ColourConfig, draw_colour
 from data.views.second_sweep import PartnerFinder
-from data.views.voxelize import VoxelConfig
 
 _SAME, _OTHER = SecondCloud(source="same"), SecondCloud(source="other")
 _LINES, _PLANE = GroundConfig(kind="lines"), GroundConfig(kind="plane")

@@ -33,7 +33,7 @@ import data.views.augment
 import data.views.view
 from benchmarks.common import CallTimer, markdown, seconds_of, setting
 from benchmarks.ordinary import OfficialFrames, ordinary_sample, street_frames, write_copies, write_frames
-from data.batch_spec import BatchSpec
+from data.batch_spec import BatchSpec, VoxelConfig
 from data.loading.collate import collate
 from data.loading.loader import DataConfig, build_loader
 from data.loading.workers import Loaded, _Packed
@@ -44,7 +44,6 @@ from data.storage.shard_writer import join_manifest, write_shard
 from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter
 from data.views.augment import AugmentConfig, ImageAugmentConfig
 from data.views.view import read_view
-from data.views.voxelize import VoxelConfig
 
 _SPEC = BatchSpec(superpixels=True)
 _SEED = 0

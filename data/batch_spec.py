@@ -1,4 +1,4 @@
-"""What a method asks of the loader beyond points and voxels: the only interface between the two.
+"""The interface between models and loader: how voxels are made, and what a method asks for beyond points and voxels.
 
 A method's config returns it from `batch_spec()`; the loader's workers do that work without knowing the method.
 
@@ -8,10 +8,54 @@ once by the method's config. How strongly clouds and images are augmented is the
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
-from common.ranges import above, at_least, positive, share
+from common.ranges import above, at_least, below, expect, positive, share
+
+_NUM_FEATURES = {"occupancy": 1, "intensity": 1, "xyz_intensity": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class VoxelConfig:
+    """The grid and the input features.
+
+    Attributes:
+        kind: "cylindrical": the cell's axes are radius, azimuth, height; "cartesian": x, y, z.
+        size: edge lengths of a cell: (m, degrees, m) for cylindrical, (m, m, m) for cartesian.
+        features: "intensity", "occupancy" (always 1) or "xyz_intensity" (x, y, z in metres, then intensity).
+        reduce: how the points of a cell make its features: "first" (lowest point index) or "mean".
+        range_min: lower limits along the cell's axes, in the units of `size`; None: unlimited.
+        range_max: upper limits (exclusive).
+
+    With limits, the pre-training loader drops the points outside (`inside_range`), while `voxelize` itself puts
+    them into the nearest cell inside, because at evaluation every point needs a voxel's prediction.
+
+    Source: Sautier et al., SLidR (CVPR 2022): cylindrical, 0.1 m, 1 degree, 0.1 m. The paper feeds occupancy, its
+    released code the intensity of the first point of a voxel; here intensity is 0 to 1 in every data set.
+    """
+
+    kind: Literal["cartesian", "cylindrical"] = "cylindrical"
+    size: tuple[float, float, float] = (0.1, 1.0, 0.1)
+    features: Literal["intensity", "occupancy", "xyz_intensity"] = "intensity"
+    reduce: Literal["first", "mean"] = "first"
+    range_min: tuple[float, float, float] | None = None
+    range_max: tuple[float, float, float] | None = None
+
+    def __post_init__(self) -> None:
+        positive(self, "size")
+        below(self, size=math.inf)
+        if (self.range_min is None) != (self.range_max is None):
+            raise ValueError("range_min and range_max must be given together or not at all")
+        if self.range_min is not None and self.range_max is not None:
+            ordered = all(low < high for low, high in zip(self.range_min, self.range_max, strict=True))
+            expect(self, "range_min", ordered, f"below range_max {self.range_max}")
+
+    @property
+    def num_features(self) -> int:
+        """Channels of a voxel's input."""
+        return _NUM_FEATURES[self.features]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from data.views.voxelize import VoxelConfig, voxelize
+from data.batch_spec import VoxelConfig
+from data.views.voxelize import voxelize
 from models.lidar.backbones import BACKBONES
 from models.lidar.base import Backbone
 from models.weights import load_backbone, read_backbone_metadata

@@ -10,20 +10,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.lidar.res16unet import normalize
-from models.pairing import FeatureMap, upsample_to_pixels
+from models.lidar.layers import normalize
+from models.pairing import FeatureMap, full_precision, upsample_to_pixels
 
 
 def unit(rows: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
     """Rows of length 1 (a zero row stays zero), in float32 or float64: bfloat16 lengths are off by up to 0.4 %."""
-    if rows.dtype in (torch.float16, torch.bfloat16):
-        rows = rows.float()
-    return F.normalize(rows, dim=-1)
+    return F.normalize(full_precision(rows), dim=-1)
+
+
+def unit_pixels(feature_map: FeatureMap, size: tuple[int, int]) -> Float[Tensor, "I D H W"]:
+    """Unit features of every pixel of images of `size` (height, width), between cells bilinear."""
+    return unit(upsample_to_pixels(feature_map, size).movedim(1, -1)).movedim(-1, 1)
 
 
 class PointHead(nn.Module):
@@ -52,8 +54,7 @@ class PixelHead(nn.Module):
     def forward(self, feature_map: FeatureMap, size: tuple[int, int]) -> Float[Tensor, "I D H W"]:
         """Unit embeddings of every pixel of images of `size` (height, width)."""
         cells = self.linear(feature_map.values.movedim(1, -1)).movedim(-1, 1)
-        pixels = upsample_to_pixels(replace(feature_map, values=cells), size)
-        return unit(pixels.movedim(1, -1)).movedim(-1, 1)
+        return unit_pixels(replace(feature_map, values=cells), size)
 
     def pooled(self, features: Float[Tensor, "S C"]) -> Float[Tensor, "S D"]:
         """Unit embeddings of features that were pooled before (over superpixels, or whole images)."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 
@@ -32,6 +32,34 @@ class FeatureMap:
     values: Float[Tensor, "I C h w"]
     stride: int = 1
     origin_px: float = 0.0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of cells."""
+        return self.values.shape[-2], self.values.shape[-1]
+
+    def read_at(self, size: tuple[int, int], *, stride: int, origin_px: float) -> Float[Tensor, "I C H W"]:
+        """Bilinear values where the cells of a map with this size, stride and origin lie."""
+        offset = (origin_px - self.origin_px) / self.stride
+        return resample_cells(self.values, size, scale=stride / self.stride, offset=offset)
+
+
+def full_precision(values: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Values of 16 bits as float32, because their sums would lose rows; longer types as they are."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
+def row_mask(rows: Int[Tensor, " n"], num_rows: int) -> Bool[Tensor, " R"]:
+    """A mask of `num_rows` entries that is set at some of them."""
+    mask = torch.zeros(num_rows, dtype=torch.bool, device=rows.device)
+    mask[rows] = True
+    return mask
+
+
+def first_of_each(group: Int[Tensor, " R"], num_groups: int) -> Int64[Tensor, " num_groups"]:
+    """Place of the first occurrence of each of 0 to `num_groups` - 1, all of which occur."""
+    places = torch.arange(len(group), device=group.device)
+    return places.new_full((num_groups,), len(group)).scatter_reduce(0, group, places, "amin")
 
 
 def segment_mean(
@@ -50,8 +78,7 @@ def segment_mean(
     Returns:
         Means (zeros where a segment is empty) and the number of rows of each segment.
     """
-    if features.dtype in (torch.float16, torch.bfloat16):
-        features = features.float()
+    features = full_precision(features)
     # Rows of no segment go to an extra row that is cut off: cheaper than selecting the others.
     target = torch.where(index < 0, num_segments, index)
     sums = features.new_zeros(num_segments + 1, features.shape[1]).index_add(0, target, features)
@@ -63,15 +90,9 @@ def segment_mean(
 def segment_max(features: Float[Tensor, "R C"], index: Int[Tensor, " R"], num_segments: int) -> Float[Tensor, "S C"]:
     """Largest value of each channel among the rows of each segment; 0 where a segment is empty.
 
-    Rows that share the largest value share its gradient.
-
-    Args:
-        features: one row a point or voxel.
-        index: segment of each row, 0 to S - 1.
-        num_segments: S.
+    Rows that share the largest value share its gradient. `index` has the segment of each row, 0 to S - 1.
     """
-    if features.dtype in (torch.float16, torch.bfloat16):
-        features = features.float()
+    features = full_precision(features)
     target = index.to(torch.int64).unsqueeze(1).expand_as(features)
     empty = features.new_zeros(num_segments, features.shape[1])
     return empty.scatter_reduce(0, target, features, "amax", include_self=False)
@@ -80,10 +101,7 @@ def segment_max(features: Float[Tensor, "R C"], index: Int[Tensor, " R"], num_se
 def draw_rows(num_rows: int, limit: int | None, device: torch.device) -> Int[Tensor, " K"]:
     """Different rows, drawn evenly from torch's CPU generator, whose state checkpoints hold; all where few enough.
 
-    Args:
-        num_rows: to choose from.
-        limit: rows drawn at most; None: all.
-        device: of the result.
+    At most `limit` of them (None: all); the result lies on `device`.
     """
     if limit is None or num_rows <= limit:
         return torch.arange(num_rows, device=device)
@@ -100,8 +118,8 @@ def read_pixels(
     """Features at pixel coordinates.
 
     Args:
-        feature_map: one map an image.
-        image: image of each pair.
+        feature_map: to read.
+        image: of each pair.
         uv: pixel coordinates (u to the right, v down) in the image, not in cells.
         mode: `nearest` takes the nearest centre (halves go to the even cell).
     """
@@ -148,8 +166,7 @@ def resample_cells(
 
 def upsample_to_pixels(feature_map: FeatureMap, size: tuple[int, int]) -> Float[Tensor, "I C H W"]:
     """The map's bilinear features at every pixel of an image of `size` (height, width)."""
-    stride, origin = feature_map.stride, feature_map.origin_px
-    return resample_cells(feature_map.values, size, scale=1 / stride, offset=-origin / stride)
+    return feature_map.read_at(size, stride=1, origin_px=0.0)
 
 
 def segment_mean_of_map(
@@ -171,10 +188,9 @@ def segment_mean_of_map(
     Returns:
         Means (zeros where a segment has no pixel) and the number of pixels of each segment.
     """
-    values, stride, origin = feature_map.values, feature_map.stride, feature_map.origin_px
-    if values.dtype in (torch.float16, torch.bfloat16):
-        values = values.float()
-    (height, width), (rows, columns) = segments.shape[-2:], values.shape[-2:]
+    values = full_precision(feature_map.values)
+    stride, origin = feature_map.stride, feature_map.origin_px
+    (height, width), (rows, columns) = segments.shape[-2:], feature_map.size
     y0, y1, fy = _linear_cells(height, rows, 1 / stride, -origin / stride, values)
     x0, x1, fx = _linear_cells(width, columns, 1 / stride, -origin / stride, values)
     corners = [

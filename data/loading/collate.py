@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
+from data.batch_spec import VoxelConfig
 from data.sample import Batch, Cameras, PointClusters, PointMatches, PointPixelPairs, Superpixels
 from data.views.view import View, ViewSuperpixels
-from data.views.voxelize import VoxelConfig, voxelize
+from data.views.voxelize import voxelize
 
 T = TypeVar("T")
 V = TypeVar("V")

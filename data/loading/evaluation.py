@@ -14,7 +14,7 @@ from typing import Generic, TypeVar
 import numpy as np
 from jaxtyping import Int
 
-from data.batch_spec import BatchSpec
+from data.batch_spec import BatchSpec, VoxelConfig
 from data.geometry import transform
 from data.loading.collate import collate
 from data.loading.loader import DataConfig
@@ -34,7 +34,6 @@ from data.views.augment import (
 )
 from data.views.second_sweep import PartnerFinder
 from data.views.view import View, ViewConfig, partners_for, read_view
-from data.views.voxelize import VoxelConfig
 
 PartT = TypeVar("PartT")
 

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, UInt8
 
 from common.ranges import at_least
-from data.batch_spec import BatchSpec
+from data.batch_spec import BatchSpec, VoxelConfig
 from data.geometry import transform
 from data.order import SampleDraws
 from data.sample import CameraView, Sample
@@ -37,7 +37,7 @@ from data.views.colour import draw_colour
 from data.views.ground import ground_mask
 from data.views.pairs import Pairs, no_pairs, point_pixel_pairs
 from data.views.second_sweep import Partner, PartnerFinder, SweepMatches
-from data.views.voxelize import VoxelConfig, inside_range
+from data.views.voxelize import inside_range
 
 
 @dataclass(frozen=True, kw_only=True)

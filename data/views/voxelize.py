@@ -5,57 +5,10 @@ Vectorised numpy, about 2 ms for 20,000 points: cells are packed into one intege
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from common.ranges import below, expect, positive
-
-_NUM_FEATURES = {"occupancy": 1, "intensity": 1, "xyz_intensity": 4}
-
-
-@dataclass(frozen=True, kw_only=True)
-class VoxelConfig:
-    """The grid and the input features.
-
-    Attributes:
-        kind: "cylindrical": the cell's axes are radius, azimuth, height; "cartesian": x, y, z.
-        size: edge lengths of a cell: (m, degrees, m) for cylindrical, (m, m, m) for cartesian.
-        features: "intensity", "occupancy" (always 1) or "xyz_intensity" (x, y, z in metres, then intensity).
-        reduce: how the points of a cell make its features: "first" (lowest point index) or "mean".
-        range_min: lower limits along the cell's axes, in the units of `size`; None: unlimited.
-        range_max: upper limits (exclusive).
-
-    With limits, the pre-training loader drops the points outside (`inside_range`), while `voxelize` itself puts
-    them into the nearest cell inside, because at evaluation every point needs a voxel's prediction.
-
-    Source: Sautier et al., SLidR (CVPR 2022): cylindrical, 0.1 m, 1 degree, 0.1 m. The paper feeds occupancy, its
-    released code the intensity of the first point of a voxel; here intensity is 0 to 1 in every data set.
-    """
-
-    kind: Literal["cartesian", "cylindrical"] = "cylindrical"
-    size: tuple[float, float, float] = (0.1, 1.0, 0.1)
-    features: Literal["intensity", "occupancy", "xyz_intensity"] = "intensity"
-    reduce: Literal["first", "mean"] = "first"
-    range_min: tuple[float, float, float] | None = None
-    range_max: tuple[float, float, float] | None = None
-
-    def __post_init__(self) -> None:
-        positive(self, "size")
-        below(self, size=math.inf)
-        if (self.range_min is None) != (self.range_max is None):
-            raise ValueError("range_min and range_max must be given together or not at all")
-        if self.range_min is not None and self.range_max is not None:
-            ordered = all(low < high for low, high in zip(self.range_min, self.range_max, strict=True))
-            expect(self, "range_min", ordered, f"below range_max {self.range_max}")
-
-    @property
-    def num_features(self) -> int:
-        """Channels of a voxel's input."""
-        return _NUM_FEATURES[self.features]
+from data.batch_spec import VoxelConfig
 
 
 def voxelize(

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from configs.schema import EvaluateConfig
+from data.batch_spec import VoxelConfig
 from data.loading.evaluation import point_batches
 from data.sample import Batch
 from data.storage.manifest import Manifest
 from data.storage.reader import SampleReader
 from data.views.augment import PointAugmentConfig
-from data.views.voxelize import VoxelConfig
 from engine.downstream.common import Samples
 from engine.downstream.features import SweepParts
 from launchers.evaluation.common import Evaluation, workers_for

@@ -13,6 +13,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.heads import unit
+from models.pairing import full_precision
+
+WATCHED = ("contrastive_accuracy", "alignment", "uniformity", "effective_rank")
 
 
 @torch.no_grad()
@@ -21,18 +24,13 @@ def collapse_watch(
 ) -> dict[str, Float[Tensor, ""]]:
     """Contrastive accuracy, alignment, uniformity and effective rank; all 0 for fewer than two rows.
 
-    Args:
-        anchors: the student's rows.
-        targets: row i is anchor i's positive.
-        max_rows: rows that are looked at.
+    Row i of `targets` is the positive of the student's row i; at most `max_rows` rows are looked at.
     """
     with torch.autocast(anchors.device.type, enabled=False):
         step = max(1, -(-anchors.shape[0] // max_rows))
         a, b = anchors[::step].detach(), targets[::step].detach()
-        if anchors.shape[0] < 2 or a.shape[0] < 2:
-            zero = anchors.new_zeros((), dtype=torch.float32)
-            names = ("contrastive_accuracy", "alignment", "uniformity", "effective_rank")
-            return dict.fromkeys(names, zero)
+        if a.shape[0] < 2:
+            return dict.fromkeys(WATCHED, anchors.new_zeros((), dtype=torch.float32))
         return {
             "contrastive_accuracy": contrastive_accuracy(a, b),
             "alignment": alignment(a, b),
@@ -46,7 +44,7 @@ def contrastive_accuracy(anchors: Float[Tensor, "N D"], targets: Float[Tensor, "
 
     A tie does not count, so that features that are all the same score 0 and not 1.
     """
-    similarity = _full(anchors) @ _full(targets).T
+    similarity = full_precision(anchors) @ full_precision(targets).T
     positive = similarity.diagonal()
     others = similarity.masked_fill(torch.eye(len(anchors), dtype=torch.bool, device=anchors.device), -torch.inf)
     return (positive > others.amax(dim=1)).float().mean()
@@ -72,13 +70,8 @@ def effective_rank(features: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
 
     Source: Roy & Vetterli, EUSIPCO 2007.
     """
-    singular: Tensor = torch.linalg.svdvals(_full(features))
+    singular: Tensor = torch.linalg.svdvals(full_precision(features))
     if not bool(singular.sum() > 0):
         return singular.new_zeros((), dtype=torch.float32)
-    share = singular / singular.sum()
-    entropy = torch.special.entr(share).sum()
-    return torch.exp(entropy).float()
-
-
-def _full(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
+    rank: Tensor = torch.special.entr(singular / singular.sum()).sum().exp().float()
+    return rank

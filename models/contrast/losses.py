@@ -12,9 +12,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from models.pairing import full_precision
 
 
 def info_nce(
@@ -73,12 +75,14 @@ def info_nce(
     if gather and symmetric and (excluded is not None or log_weights is not None):
         raise ValueError("info_nce: `excluded` or `log_weights` with `symmetric` and `gather` together is not defined")
     with torch.autocast(anchors.device.type, enabled=False):
-        anchors, targets = _full_precision(anchors), _full_precision(targets)
+        anchors, targets = full_precision(anchors), full_precision(targets)
         all_targets, start, total = gather_with_grad(targets) if gather else (targets, 0, targets.shape[0])
-        if excluded is not None:
-            _check_mask(excluded, anchors.shape[0], total, start)
-        if log_weights is not None:
-            _check_log_weights(log_weights, anchors.shape[0], total, start)
+        for name, entries, problem in (
+            ("excluded", excluded, "excluded removes a row's own positive; its loss would be infinite"),
+            ("log_weights", log_weights, "log_weights of a row's own positive is not 0"),
+        ):
+            if entries is not None:
+                _check_entries(name, entries, (anchors.shape[0], total), start, problem)
         rows = _Rows(temperature, excluded, log_weights, row_weights, chunk_rows)
         loss = rows.loss_sum(anchors, all_targets, start)
         if symmetric:
@@ -102,10 +106,8 @@ class _Rows:
 
     def mirrored(self) -> _Rows:
         """For targets as anchors."""
-        excluded = None if self.excluded is None else self.excluded.T
-        return dataclasses.replace(
-            self, excluded=excluded, log_weights=None if self.log_weights is None else self.log_weights.T
-        )
+        excluded, log_weights = (None if x is None else x.T for x in (self.excluded, self.log_weights))
+        return dataclasses.replace(self, excluded=excluded, log_weights=log_weights)
 
     def loss_sum(self, anchors: Float[Tensor, "N D"], targets: Float[Tensor, "T D"], start: int) -> Float[Tensor, ""]:
         """Sum of the rows' losses; the positive of row i is column start + i."""
@@ -191,10 +193,6 @@ def _sum_of_weights(row_weights: Float[Tensor, " N"], gather: bool) -> Float[Ten
     return torch.where(total > 0, total, torch.ones_like(total))
 
 
-def _full_precision(rows: Float[Tensor, "N D"]) -> Float[Tensor, "N D"]:
-    return rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-
-
 def _check(
     anchors: Float[Tensor, "N D"], targets: Float[Tensor, "N D"], temperature: float, chunk_rows: int | None
 ) -> None:
@@ -208,18 +206,14 @@ def _check(
         raise ValueError(f"info_nce: chunk_rows = {chunk_rows}: expected at least 1, or None for no chunks")
 
 
-def _check_mask(excluded: Bool[Tensor, "N T"], rows: int, columns: int, start: int) -> None:
-    if tuple(excluded.shape) != (rows, columns):
-        raise ValueError(f"info_nce: excluded is {tuple(excluded.shape)}: expected {(rows, columns)}")
-    if bool(excluded.diagonal(offset=start).any()):
-        raise ValueError("info_nce: excluded removes a row's own positive; its loss would be infinite")
-
-
-def _check_log_weights(log_weights: Float[Tensor, "N T"], rows: int, columns: int, start: int) -> None:
-    if tuple(log_weights.shape) != (rows, columns):
-        raise ValueError(f"info_nce: log_weights is {tuple(log_weights.shape)}: expected {(rows, columns)}")
-    if bool(log_weights.diagonal(offset=start).any()):
-        raise ValueError("info_nce: log_weights of a row's own positive is not 0")
+def _check_entries(
+    name: str, entries: Shaped[Tensor, "N T"], expected: tuple[int, int], start: int, problem: str
+) -> None:
+    """Refuse another shape, and entries at the rows' own positives."""
+    if tuple(entries.shape) != expected:
+        raise ValueError(f"info_nce: {name} is {tuple(entries.shape)}: expected {expected}")
+    if bool(entries.diagonal(offset=start).any()):
+        raise ValueError(f"info_nce: {problem}")
 
 
 # ---- rows of all ranks
@@ -241,16 +235,12 @@ def gather_with_grad(rows: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "T D"], 
     """
     if world_size() == 1:
         return rows, 0, rows.shape[0]
-    counts = _counts_of_all_ranks(rows)
+    own = torch.tensor([rows.shape[0]], device=rows.device)
+    every = [torch.empty_like(own) for _ in range(world_size())]
+    dist.all_gather(every, own)
+    counts = [int(count) for count in torch.cat(every).tolist()]
     gathered: Tensor = _GatherRows.apply(rows, tuple(counts))  # type: ignore[no-untyped-call]
     return gathered, sum(counts[: dist.get_rank()]), sum(counts)
-
-
-def _counts_of_all_ranks(rows: Float[Tensor, "N D"]) -> list[int]:
-    own = torch.tensor([rows.shape[0]], device=rows.device)
-    counts = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(counts, own)
-    return [int(count) for count in torch.cat(counts).tolist()]
 
 
 class _GatherRows(torch.autograd.Function):

@@ -70,13 +70,7 @@ def greedy(
 ) -> list[Assignment]:
     """Cheapest pair first, then the cheapest pair of unmatched row and column, and so on; the first of equals.
 
-    Args:
-        costs: a matrix R x C for each sample, of any sizes and on any device.
-        gate: pairs of this cost or more are never matched.
-        threads: samples solved at a time; None for as many as the process may use processors.
-
-    Raises:
-        ValueError: a cost is NaN or infinite.
+    Arguments, result and errors as of `hungarian`.
     """
     return _each(costs, partial(_take_cheapest, gate=gate), threads)
 
@@ -98,11 +92,8 @@ def _each(
                 "costs; to forbid a pair give it a cost of at least the gate"
             )
     workers = min(len(matrices), threads or len(os.sched_getaffinity(0)))
-    if workers > 1:
-        with ThreadPoolExecutor(workers) as pool:
-            pairs = list(pool.map(solve, matrices))
-    else:
-        pairs = [solve(matrix) for matrix in matrices]
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        pairs = list(pool.map(solve, matrices))
     return [
         Assignment(rows=torch.from_numpy(rows).to(cost.device), columns=torch.from_numpy(columns).to(cost.device))
         for cost, (rows, columns) in zip(costs, pairs, strict=True)

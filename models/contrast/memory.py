@@ -27,8 +27,9 @@ import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from models.contrast.collapse_monitor import alignment, effective_rank, uniformity
+from models.contrast.collapse_monitor import WATCHED, alignment, effective_rank, uniformity
 from models.contrast.losses import gather_with_grad, world_size
+from models.pairing import full_precision
 
 CHUNK_ROWS = 256
 """Queries whose similarities to the whole queue are held at once: 64 MB for 65,536 keys."""
@@ -43,11 +44,7 @@ class KeyQueue(nn.Module):
     """
 
     def __init__(self, size: int, dim: int) -> None:
-        """An empty queue.
-
-        Args:
-            size: K.
-            dim: D.
+        """An empty queue of K = `size` keys with D = `dim` numbers each.
 
         Raises:
             ValueError: no room for a key.
@@ -73,8 +70,7 @@ class KeyQueue(nn.Module):
     def enter(self, keys: Float[Tensor, "N D"]) -> None:
         """Put the keys of all ranks into the places of the oldest. Every rank must call it, with any number of rows.
 
-        Args:
-            keys: of this rank's batch; with more than K of them on all ranks together the last K stay.
+        With more than K of them on all ranks together the last K stay.
         """
         rows, _, count = gather_with_grad(keys.detach().to(self.keys.dtype))
         size = self.keys.shape[0]
@@ -99,11 +95,7 @@ def contrast_with_queue(
 
     Degenerate input: no rows give 0 with a gradient path, no negatives give 0. None gives NaN.
 
-    Args:
-        queries: unit rows of the network that learns.
-        keys: row i belongs to query i.
-        negatives: keys of other samples.
-        temperature: divides the similarities.
+    Rows have unit length; row i of `keys` belongs to query i, `negatives` are keys of other samples.
 
     Raises:
         ValueError: shapes differ, or the temperature is not positive.
@@ -115,7 +107,7 @@ def contrast_with_queue(
     if not temperature > 0:
         raise ValueError(f"temperature = {temperature}: expected > 0")
     with torch.autocast(queries.device.type, enabled=False):
-        q = queries.float() if queries.dtype in (torch.float16, torch.bfloat16) else queries
+        q = full_precision(queries)
         k, others = keys.detach().to(q.dtype), negatives.detach().to(q.dtype)
         total: Tensor = _ContrastSum.apply(q, k, others, temperature)  # type: ignore[no-untyped-call]
     return total * (world_size() / max(rows_of_all_ranks(q), 1))
@@ -176,17 +168,12 @@ def queue_watch(
     with keys of the queue at an even step. A key that is more similar than every negative counts as accurate, a tie
     does not, so that features that are all the same score 0.
 
-    Args:
-        queries: unit rows of the network that learns.
-        keys: row i belongs to query i.
-        negatives: of the queue.
-        max_rows: rows that are looked at.
+    Arguments as of `contrast_with_queue`; at most `max_rows` rows are looked at.
     """
     with torch.autocast(queries.device.type, enabled=False):
         step = max(1, -(-queries.shape[0] // max_rows))
         q, k = (rows[::step].detach().to(negatives.dtype) for rows in (queries, keys))
-        zero = negatives.new_zeros((), dtype=torch.float32)
-        watch = dict.fromkeys(("contrastive_accuracy", "alignment", "uniformity", "effective_rank"), zero)
+        watch = dict.fromkeys(WATCHED, negatives.new_zeros((), dtype=torch.float32))
         if len(q) > 0:
             watch["alignment"] = alignment(q, k)
         if len(q) > 0 and len(negatives) > 0:

@@ -56,26 +56,17 @@ class MomentumConfig:
         share(self, "start")
 
     def at(self, progress: float) -> float:
-        """The momentum after an update.
-
-        Args:
-            progress: updates done as a share of the run, 0 to 1.
-        """
+        """The momentum after an update; `progress` is the share of the run's updates that are done, 0 to 1."""
         if self.ramp == "constant":
             return self.start
         return 1.0 - (1.0 - self.start) * (1.0 + math.cos(math.pi * progress)) / 2.0
 
 
 class MomentumCopy(nn.Module):
-    """A network's copy that follows it; the network itself belongs to somebody else."""
+    """A network's copy that follows it; the network itself is held by its owner."""
 
     def __init__(self, network: nn.Module, config: MomentumConfig) -> None:
-        """Begin with the network's weights and statistics.
-
-        Args:
-            network: what is copied.
-            config: how it follows.
-        """
+        """Begin with the network's weights and statistics."""
         super().__init__()
         self.config = config
         self.copy = copy.deepcopy(network).requires_grad_(False)
@@ -94,12 +85,7 @@ class MomentumCopy(nn.Module):
 
     @torch.no_grad()
     def follow(self, network: nn.Module, progress: float) -> None:
-        """Move towards the network.
-
-        Args:
-            network: what was copied.
-            progress: updates done as a share of the run.
-        """
+        """Move towards the network that was copied; `progress` as of `MomentumConfig.at`."""
         mine: list[Tensor] = list(self.copy.parameters())
         theirs: list[Tensor] = list(network.parameters())
         if self.config.norms == "running":
@@ -110,12 +96,7 @@ class MomentumCopy(nn.Module):
 
 
 def check_whole_weights(method: str, *, zero_stage: int, precision: str) -> None:
-    """Refuse what a momentum encoder cannot work under.
-
-    Args:
-        method: for the message.
-        zero_stage: of the engine.
-        precision: of the engine.
+    """Refuse settings of the engine that a momentum encoder cannot work under.
 
     Raises:
         ValueError: names the setting, why it does not work and what does.

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from models.contrast.losses import world_size
+from models.pairing import full_precision
 
 
 @torch.no_grad()
@@ -42,7 +43,7 @@ def sinkhorn(
     if not epsilon > 0 or iterations < 1:
         raise ValueError(f"sinkhorn: epsilon = {epsilon}, iterations = {iterations}: expected above 0 and at least 1")
     with torch.autocast(scores.device.type, enabled=False):
-        logs = (scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores) / epsilon
+        logs = full_precision(scores) / epsilon
         for _ in range(iterations):
             logs = logs - _column_logsumexp(logs, gather=gather and world_size() > 1)
             logs = logs.log_softmax(dim=1)

@@ -67,10 +67,7 @@ def semantic_tolerance(
         votes[i] = sum of s[i, j] over j with s[i, j] >= vote_threshold, itself included
         row_weights[i] = 1 - (votes[i] - least votes) / (most votes - least votes),  all 1 where most = least
 
-    Args:
-        features: the teacher's, before any learnt layer.
-        config: what to do.
-        gather: columns are the rows of all ranks; every rank must call.
+    `features` are from before any learnt layer. With `gather` columns are the rows of all ranks; every rank must call.
 
     Source: ST-SLidR, section 3; thresholds and normalisation of the votes from its released code.
     """

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
 from models.heads import unit
+from models.pairing import first_of_each, full_precision
 from models.points.neighbors import knn
 from models.points.ragged import sample_counts
 from models.points.sampling import farthest_points, random_points
@@ -48,13 +49,9 @@ class Units:
     def mean(self, features: Float[Tensor, "R C"], row: Int[Tensor, " N"]) -> Float[Tensor, "U C"]:
         """Weighted mean of the members' features, in float32 (float64 for float64 input).
 
-        Args:
-            features: one row a voxel, point, ...
-            row: row of each point; may be anything for points that are no members.
+        `features` has a row a voxel, point, ...; `row` is that of each point, anything for points that are no members.
         """
-        rows = features[row[self.member_point]]
-        if rows.dtype in (torch.float16, torch.bfloat16):
-            rows = rows.float()
+        rows = full_precision(features[row[self.member_point]])
         weighted = rows * self.weight.to(rows.dtype)[:, None]
         return rows.new_zeros(len(self), rows.shape[1]).index_add(0, self.member_unit, weighted)
 
@@ -64,7 +61,7 @@ class Units:
         alone = torch.arange(len(self), device=own.device) + int(cluster.max() + 1 if len(cluster) else 0)
         _, group, size = torch.unique(torch.where(own < 0, alone, own), return_inverse=True, return_counts=True)
         return Units(
-            center=self.center[_first_of_each(group, len(size))],
+            center=self.center[first_of_each(group, len(size))],
             member_point=self.member_point,
             member_unit=group[self.member_unit],
             weight=self.weight / size[group[self.member_unit]],
@@ -92,16 +89,9 @@ def make_units(
 
     Random sampling takes torch's default generator, whose state is in checkpoints.
 
-    Args:
-        points: x, y, z in metres.
-        point_sample: sample of each point, non-decreasing.
-        num_samples: B.
-        candidates: which points can be sampled and be context.
-        num_units: of each sample; a sample with fewer candidates has that many.
-        sampling: "fps": farthest point sampling seen from above, z ignored; "random".
-        context: see above.
-        num_neighbors: k of "knn"; with fewer candidates, all of them.
-        pillar_m: edge of a cell of "pillar".
+    Points are in metres, one sample after another. `num_units` are sampled in each sample (all candidates where there
+    are fewer): by "fps", farthest point sampling seen from above, or at "random". `num_neighbors` is k, where there are
+    fewer candidates all of them; `pillar_m` is the edge of a cell.
     """
     rows = torch.nonzero(candidates).flatten()
     counts = sample_counts(point_sample[rows], num_samples)
@@ -111,12 +101,7 @@ def make_units(
         place, chosen = random_points(counts, num_units)
     center = rows[place]
     if context == "none":
-        return Units(
-            center=center,
-            member_point=center,
-            member_unit=torch.arange(len(center), device=center.device),
-            weight=points.new_ones(len(center)),
-        )
+        return _evenly(center, center, torch.arange(len(center), device=center.device), points.dtype)
     if context == "knn":
         near = knn(points[center], chosen, points[rows], counts, num_neighbors).index
         member_unit, column = torch.nonzero(near >= 0, as_tuple=True)
@@ -138,7 +123,7 @@ def _pillars(
     unit_of_pillar = pillar.new_full((len(kinds),), -1)
     unit_of_pillar[used] = torch.arange(len(used), device=used.device)
     member = torch.nonzero(unit_of_pillar[pillar] >= 0).flatten()
-    center = rows[place][_first_of_each(unit_of_place, len(used))]
+    center = rows[place][first_of_each(unit_of_place, len(used))]
     return _evenly(center, rows[member], unit_of_pillar[pillar[member]], points.dtype)
 
 
@@ -149,12 +134,6 @@ def _evenly(
     return Units(center=center, member_point=member_point, member_unit=member_unit, weight=weight[member_unit])
 
 
-def _first_of_each(group: Int64[Tensor, " n"], num: int) -> Int64[Tensor, " num"]:
-    """Place of the first occurrence of each of 0 to num - 1, all of which occur."""
-    places = torch.arange(len(group), device=group.device)
-    return places.new_full((num,), len(group)).scatter_reduce(0, group, places, "amin")
-
-
 @torch.no_grad()
 def too_similar(
     features: Float[Tensor, "U C"], all_features: Float[Tensor, "T C"], start: int, num_negatives: int
@@ -163,11 +142,8 @@ def too_similar(
 
     In float32 or better. Among equally similar ones any may be kept.
 
-    Args:
-        features: of this rank's units.
-        all_features: of all ranks' units, this rank's from row `start` on; the same as `features` on one rank.
-        start: see above.
-        num_negatives: kept for each unit; where there are not that many others, all are.
+    `all_features` are those of all ranks' units, this rank's from row `start` on. Where a unit has fewer others than
+    `num_negatives`, all are kept.
     """
     with torch.autocast(features.device.type, enabled=False):
         similarity = unit(features) @ unit(all_features).T

@@ -16,12 +16,13 @@ and Wonka, DenseDepth (2018); narrower than the latter's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
-from models.pairing import FeatureMap, resample_cells
+from models.pairing import FeatureMap, upsample_to_pixels
 
 _GROUPS = 8
 
@@ -43,10 +44,8 @@ class UNetDecoder(nn.Module):
     def __init__(self, level_features: Sequence[int], out_channels: int, *, width: int = 32) -> None:
         """A decoder with random weights.
 
-        Args:
-            level_features: channels of the pyramid's maps, finest first.
-            out_channels: of the result.
-            width: channels of the finest step, a multiple of 8.
+        The pyramid's maps have `level_features` channels, finest first; `width`, a multiple of 8, is that of the finest
+        step.
 
         Raises:
             ValueError: no maps, or a width that GroupNorm cannot group.
@@ -68,33 +67,17 @@ class UNetDecoder(nn.Module):
         self.last = nn.Conv2d(width, out_channels, 3, padding=1, padding_mode="replicate")
 
     def forward(self, pyramid: Sequence[FeatureMap], size: tuple[int, int]) -> Float[Tensor, "I C H W"]:
-        """Channels of each pixel.
-
-        Args:
-            pyramid: as `ImageEncoder.pyramid` gives it.
-            size: height, width of the image.
-        """
-        x: Tensor | None = None
-        stride, origin = pyramid[-1].stride, pyramid[-1].origin_px
+        """Channels of each pixel of images of `size` (height, width), from what `ImageEncoder.pyramid` gives."""
+        below: FeatureMap | None = None
         for level in reversed(range(len(pyramid))):
             here = pyramid[level]
-            own = self.lateral[level](here.values)
-            if x is not None:
-                x = _moved(x, stride, origin, (own.shape[-2], own.shape[-1]), here.stride, here.origin_px)
-                own = torch.cat((own, x), dim=1)
-            x = self.blocks[level](own)
-            stride, origin = here.stride, here.origin_px
-        assert x is not None
-        if stride > 2:  # one step between the finest map and the image; what is left is smooth
+            values = self.lateral[level](here.values)
+            if below is not None:
+                read = below.read_at(here.size, stride=here.stride, origin_px=here.origin_px)
+                values = torch.cat((values, read), dim=1)
+            below = replace(here, values=self.blocks[level](values))
+        assert below is not None
+        if below.stride > 2:  # one step between the finest map and the image; what is left is smooth
             half = ((size[0] + 1) // 2, (size[1] + 1) // 2)
-            x = _moved(x, stride, origin, half, 2, 0.0)
-            stride, origin = 2, 0.0
-        x = self.last(self.finest(x))
-        return _moved(x, stride, origin, size, 1, 0.0)
-
-
-def _moved(
-    x: Float[Tensor, "I C h w"], stride: int, origin: float, size: tuple[int, int], to_stride: int, to_origin: float
-) -> Float[Tensor, "I C h2 w2"]:
-    """A map read where another one's cells lie."""
-    return resample_cells(x, size, scale=to_stride / stride, offset=(to_origin - origin) / stride)
+            below = FeatureMap(below.read_at(half, stride=2, origin_px=0.0), stride=2)
+        return upsample_to_pixels(replace(below, values=self.last(self.finest(below.values))), size)

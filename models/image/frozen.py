@@ -36,13 +36,7 @@ class Frozen(DenseNetwork):
 
 
 class FrozenEncoder(Frozen):
-    """An image network as methods train it, frozen; a `FrozenTeacher` has the same attributes and the same call.
-
-    Attributes:
-        num_features: channels of its map.
-        stride: pixels from one cell to the next.
-        origin_px: pixel under the centre of cell 0.
-    """
+    """An image network as methods train it, frozen; a `FrozenTeacher` has the same attributes and the same call."""
 
     def __init__(self, encoder: ImageEncoder) -> None:
         super().__init__(encoder)
@@ -56,9 +50,5 @@ class FrozenEncoder(Frozen):
 
 
 def frozen_encoder(config: ImageEncoderConfig) -> FrozenEncoder:
-    """Build an image network, fill it as its config says, and freeze it.
-
-    Raises:
-        ValueError: the weight file is missing, unreadable or does not fit.
-    """
+    """Build an image network, fill it as its config says (see `ImageEncoderConfig.build`), and freeze it."""
     return FrozenEncoder(config.build())

@@ -147,17 +147,9 @@ def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Sequential
 
 @dataclass(frozen=True)
 class _Layout:
-    """Sizes of one depth.
-
-    Attributes:
-        block: kind of residual block.
-        depths: blocks of each stage.
-        stem: channels after the first convolution, and inner width of the first stage; each stage doubles it.
-    """
-
     block: type[BasicBlock] | type[Bottleneck]
-    depths: tuple[int, int, int, int]
-    stem: int = 64
+    depths: tuple[int, int, int, int]  # blocks of each stage
+    stem: int = 64  # channels after the first convolution, and inner width of the first stage; each stage doubles it
 
 
 _LAYOUTS: dict[ResNetName, _Layout] = {
@@ -171,22 +163,15 @@ class ResNet(DenseNetwork):
     """Feature map of the last stage.
 
     Attributes:
-        num_features: channels of the map (2048 for ResNet-50).
         map_features: channels of what `maps` gives.
         map_strides: pixels from one cell to the next of each of them.
-        stride: pixels from one cell to the next (4 dilated, else 32).
-        origin_px: pixel under the centre of cell 0. Symmetric padding puts it on pixel 0, not on the middle of the
-            first `stride` pixels.
     """
 
     def __init__(self, name: ResNetName, *, dilated: bool = False, checkpoint_activations: bool = False) -> None:
         """Random weights (He initialisation).
 
-        Args:
-            name: depth.
-            dilated: dilation in place of the last three strides.
-            checkpoint_activations: in training, recompute each block's inside in the backward pass instead of
-                storing it; pointless for a frozen tower.
+        `dilated` puts dilation in place of the last three strides. With `checkpoint_activations` training computes each
+        block's inside again in the backward pass instead of storing it; pointless for a frozen tower.
         """
         super().__init__()
         layout = _LAYOUTS[name]
@@ -229,8 +214,11 @@ class ResNet(DenseNetwork):
         self.map_features, self.map_strides = tuple(features), tuple(strides)
         self.num_features = channels
         self.stride = stride
+        # Symmetric padding puts cell 0 on pixel 0, not on the middle of the first `stride` pixels.
         self.origin_px = 0.0
-        self._init_weights()
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     @property
     def num_layers(self) -> int:
@@ -241,11 +229,6 @@ class ResNet(DenseNetwork):
         """0 for the stem, then the number of the stage."""
         stage = name.split(".")[0]
         return int(stage.removeprefix("layer")) if stage.startswith("layer") else 0
-
-    def _init_weights(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C h w"]:
         """Features of normalised images; h = ceil(H / stride), w = ceil(W / stride)."""

@@ -16,14 +16,13 @@ from torch import Tensor
 
 from common.ranges import expect, share
 from models.image.base import IMAGENET_MEAN, IMAGENET_STD, ImageEncoder, ImageEncoderConfig
-from models.image.resnet import NETWORK_PREFIX, ResNet, ResNetName
+from models.image.resnet import NETWORK_PREFIX, ResNet, ResNetName, fill_resnet
 from models.pairing import FeatureMap
 from models.weights import (
     IMAGE_FORMATS,
     OWN_FORMAT,
     OWN_IMAGE_PREFIX,
     LoadReport,
-    load_image_weights,
     load_state,
     read_own_weights,
 )
@@ -59,11 +58,7 @@ class ResNetEncoderConfig(ImageEncoderConfig):
         return self.preset
 
     def build(self) -> ResNetEncoder:
-        """Assemble the network and fill it.
-
-        Raises:
-            ValueError: the weight file is missing, unreadable or does not fit.
-        """
+        """See `ImageEncoderConfig.build`."""
         encoder = self.network()
         fill_encoder(encoder)
         return encoder
@@ -74,12 +69,7 @@ class ResNetEncoderConfig(ImageEncoderConfig):
 
 
 class ResNetEncoder(ImageEncoder):
-    """A ResNet with ImageNet's normalisation inside.
-
-    Attributes:
-        network: the ResNet, with torchvision's names.
-        report: what the weight file filled; None for random weights.
-    """
+    """A ResNet with ImageNet's normalisation inside; `report` says what the weight file filled, None for random."""
 
     def __init__(self, config: ResNetEncoderConfig) -> None:
         """Random weights; `fill_encoder` reads the file."""
@@ -125,13 +115,8 @@ def fill_encoder(encoder: ResNetEncoder) -> None:
     file_format, _, path = config.weights.partition(":")
     if file_format == "random":
         return
-    if file_format != OWN_FORMAT:
-        encoder.report = load_image_weights(encoder.network, file_format, path, min_match=config.min_match)
-        return
-    state = read_own_weights(path, OWN_IMAGE_PREFIX)
-    resnet = {k.removeprefix(NETWORK_PREFIX): v for k, v in state.items() if k.startswith(NETWORK_PREFIX)}
-    encoder.report = load_state(encoder.network, resnet, source=f"{path}: ResNet", min_match=1.0)
-    theirs = {k: v for k, v in state.items() if not k.startswith(NETWORK_PREFIX)}
-    has_decoder = any(not k.startswith(NETWORK_PREFIX) for k in encoder.state_dict())
-    if theirs and has_decoder:
-        encoder.report = load_state(encoder, state, source=path, min_match=1.0)
+    encoder.report = fill_resnet(encoder.network, file_format, path, min_match=config.min_match)
+    if file_format == OWN_FORMAT:
+        state = read_own_weights(path, OWN_IMAGE_PREFIX)
+        if all(any(not key.startswith(NETWORK_PREFIX) for key in keys) for keys in (state, encoder.state_dict())):
+            encoder.report = load_state(encoder, state, source=path, min_match=1.0)

@@ -11,14 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.image.resnet import ResNet, ResNetName, ResNetTeacherConfig, fill_resnet
-from models.image.teacher import LevelsTeacherConfig, check_levels
-from models.pairing import resample_cells
+from models.image.teacher import LevelsTeacherConfig, check_levels, joined_levels
+from models.pairing import FeatureMap
 from models.weights import LoadReport
 
 LevelsName = Literal["resnet18_levels", "resnet50_levels"]
@@ -56,15 +54,10 @@ class ResNetLevels(ResNet):
     def __init__(
         self, name: ResNetName, *, levels: tuple[int, ...] = (4, 8, 16), normalise_levels: bool = True
     ) -> None:
-        """Random weights (He initialisation).
-
-        Args:
-            name: depth.
-            levels: strides to concatenate, ascending, each one of 4, 8, 16, 32.
-            normalise_levels: give each cell of each level zero mean and unit variance over its channels.
+        """Random weights (He initialisation); arguments as of `LevelsTeacherConfig`.
 
         Raises:
-            ValueError: levels are empty, unknown or not ascending.
+            ValueError: levels are empty, not ascending, or none of 4, 8, 16, 32.
         """
         super().__init__(name)
         check_levels(levels, _STRIDES)
@@ -76,12 +69,5 @@ class ResNetLevels(ResNet):
     def forward(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C h w"]:
         """Features of normalised images; h = ceil(H / stride), w = ceil(W / stride)."""
         maps = self.maps(images, stages=self._taken[-1])
-        finest = maps[self._taken[0]]
-        parts = []
-        for index in self._taken:
-            part = maps[index]
-            if self.normalise_levels:
-                part = F.layer_norm(part.movedim(1, -1), (part.shape[1],)).movedim(-1, 1)
-            size = (finest.shape[-2], finest.shape[-1])
-            parts.append(resample_cells(part, size, scale=self.stride / self.map_strides[index], offset=0.0))
-        return torch.cat(parts, dim=1)
+        levels = [FeatureMap(maps[index], self.map_strides[index]) for index in self._taken]
+        return joined_levels(levels, normalise=self.normalise_levels)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from common.ranges import expect, one_of, share
 from models.image.base import IMAGENET_MEAN, IMAGENET_STD, DenseNetwork, ImageEncoder
 from models.image.frozen import Frozen
+from models.pairing import FeatureMap
 from models.weights import MIN_MATCH, LoadReport
 
 _COMPUTATION = 1
@@ -101,11 +102,7 @@ class TeacherConfig(ABC):
         """
 
     def build(self) -> FrozenTeacher:
-        """Build the network and fill it; the global random state stays untouched.
-
-        Raises:
-            ValueError: the weight file is missing, unreadable or does not fit.
-        """
+        """Build the network and `fill` it; the global random state stays untouched."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_seed)
             network = self.network()
@@ -151,12 +148,24 @@ def check_levels(levels: tuple[int, ...], known: Sequence[int]) -> None:
         )
 
 
+def joined_levels(levels: Sequence[FeatureMap], *, normalise: bool) -> Float[Tensor, "I C h w"]:
+    """Maps of several strides, finest first, read where the finest one's cells lie and concatenated.
+
+    With `normalise` each cell of each map first gets zero mean and unit variance over its channels.
+    """
+    finest, parts = levels[0], []
+    for level in levels:
+        if normalise:
+            values = level.values.movedim(1, -1)
+            level = dataclasses.replace(level, values=F.layer_norm(values, values.shape[-1:]).movedim(-1, 1))
+        parts.append(level.read_at(finest.size, stride=finest.stride, origin_px=finest.origin_px))
+    return torch.cat(parts, dim=1)
+
+
 class FrozenTeacher(Frozen):
     """An image network that stays as it is, as a `TeacherConfig` describes it.
 
     Attributes:
-        encoder: the network.
-        num_features: channels of its map.
         stride: pixels of the given image from one cell to the next.
         origin_px: pixel of the given image under the centre of cell 0.
         report: what the weight file filled; None for random weights.

@@ -19,6 +19,7 @@ Source: Caron et al., ICCV 2021 (DINO); Oquab et al., TMLR 2024 (DINOv2); Darcet
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -126,17 +127,6 @@ class VitTeacherConfig(TeacherConfig):
         return load_vit_weights(network, file_format, path, min_match=self.min_match)
 
 
-class _PatchEmbedding(nn.Module):
-    def __init__(self, width: int, patch: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(3, width, patch, stride=patch)
-
-    def forward(self, images: Float[Tensor, "I 3 H W"]) -> Float[Tensor, "I C h w"]:
-        """One vector a patch."""
-        out: Tensor = self.proj(images)
-        return out
-
-
 class SelfAttention(nn.Module):
     """Each token gathers from all tokens of its image."""
 
@@ -153,18 +143,6 @@ class SelfAttention(nn.Module):
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
         gathered = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.proj(gathered.transpose(1, 2).reshape(images, tokens, width))
-        return out
-
-
-class _MLP(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(width, 4 * width)
-        self.fc2 = nn.Linear(4 * width, width)
-
-    def forward(self, x: Float[Tensor, "I T C"]) -> Float[Tensor, "I T C"]:
-        """Token by token."""
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return out
 
 
@@ -186,7 +164,9 @@ class _Block(nn.Module):
         self.attn = SelfAttention(width, layout.heads)
         self.ls1 = _LayerScale(width) if layout.layer_scale else nn.Identity()
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
-        self.mlp = _MLP(width)
+        self.mlp = nn.Sequential(
+            OrderedDict(fc1=nn.Linear(width, 4 * width), act=nn.GELU(), fc2=nn.Linear(4 * width, width))
+        )
         self.ls2 = _LayerScale(width) if layout.layer_scale else nn.Identity()
 
     def forward(self, x: Float[Tensor, "I T C"]) -> Float[Tensor, "I T C"]:
@@ -197,25 +177,17 @@ class _Block(nn.Module):
 
 
 class VisionTransformer(DenseNetwork):
-    """Features of patches.
-
-    Attributes:
-        num_features: C.
-        stride: the patch, pixels.
-        origin_px: the middle of the first patch.
-    """
+    """Features of patches; a cell is a patch."""
 
     def __init__(self, layout: ViTLayout, *, last_norm: bool = True) -> None:
         """Random weights (normal, 0.02).
 
-        Args:
-            layout: sizes.
-            last_norm: apply the network's last LayerNorm; False gives the last block's output as it is.
+        Without `last_norm` the last block's output is given as it is.
         """
         super().__init__()
         self.layout, self.last_norm = layout, last_norm
         width = layout.width
-        self.patch_embed = _PatchEmbedding(width, layout.patch)
+        self.patch_embed = nn.Sequential(OrderedDict(proj=nn.Conv2d(3, width, layout.patch, stride=layout.patch)))
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + layout.grid**2, width))
         if layout.registers:
@@ -255,23 +227,15 @@ class VisionTransformer(DenseNetwork):
         if (rows, columns) == (side, side):
             return learnt
         grid = learnt.transpose(1, 2).unflatten(2, (side, side)).float()
-        offset, antialias = self.layout.grid_offset, self.layout.antialias
-        if offset:
-            scale = ((rows + offset) / side, (columns + offset) / side)
-            grid = F.interpolate(grid, scale_factor=scale, mode="bicubic", antialias=antialias)
-        else:
-            grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", antialias=antialias)
+        offset = self.layout.grid_offset
+        scale = ((rows + offset) / side, (columns + offset) / side) if offset else None
+        size = None if offset else (rows, columns)
+        grid = F.interpolate(grid, size, scale, mode="bicubic", antialias=self.layout.antialias)
         return grid.flatten(2).transpose(1, 2).to(learnt.dtype)
 
 
 def load_vit_weights(network: VisionTransformer, file_format: str, path: str, *, min_match: float) -> LoadReport:
     """Fill a transformer from a public file; a file of another pre-training grid brings its own position embeddings.
-
-    Args:
-        network: to fill.
-        file_format: "dino" or "dinov2".
-        path: the file.
-        min_match: refuse below this share of the network's tensors.
 
     Raises:
         ValueError: unknown format, unreadable file, too few matches, or a tensor that is not finite.

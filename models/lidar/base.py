@@ -7,42 +7,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.ranges import at_least
-
-
-@runtime_checkable
-class VoxelSettings(Protocol):
-    """How the voxels that a network is fed are made: what a network may ask of `data.views.voxelize.VoxelConfig`."""
-
-    @property
-    def kind(self) -> str:
-        """Either "cartesian" or "cylindrical"."""
-        ...
-
-    @property
-    def size(self) -> tuple[float, float, float]:
-        """Edge lengths of a cell along the grid's axes."""
-        ...
-
-    @property
-    def features(self) -> str:
-        """What a voxel's input holds."""
-        ...
-
-    @property
-    def range_min(self) -> tuple[float, float, float] | None:
-        """Lower limits along the grid's axes; None: unlimited."""
-        ...
-
-    @property
-    def range_max(self) -> tuple[float, float, float] | None:
-        """Upper limits."""
-        ...
+from common.ranges import at_least, at_most, positive
+from data.batch_spec import VoxelConfig
 
 
 class Backbone(nn.Module, ABC):
@@ -93,20 +64,34 @@ class BackboneConfig(ABC):
 
     Attributes:
         in_channels: features of an input voxel (`VoxelConfig.num_features`).
+        bn_momentum: weight of the newest batch in BatchNorm's running statistics.
     """
 
+    NEEDS_POINTS: ClassVar[bool] = False
+    """Whether the first three features of a voxel must be x, y, z in metres."""
+
     in_channels: int = 1
+    bn_momentum: float = 0.1
 
     def __post_init__(self) -> None:
         """Check ranges; a family's own `__post_init__` calls this one."""
+        if self.NEEDS_POINTS:
+            at_least(self, "x, y and z of each point", in_channels=3)
         at_least(self, in_channels=1)
+        positive(self, "bn_momentum")
+        at_most(self, bn_momentum=1)
 
-    def check_voxels(self, voxels: VoxelSettings) -> None:  # noqa: B027
+    def check_voxels(self, voxels: VoxelConfig) -> None:
         """Refuse voxels that this network cannot work on; most take any.
 
         Raises:
             ValueError: says what the network expects.
         """
+        if self.NEEDS_POINTS and not voxels.features.startswith("xyz"):
+            raise ValueError(
+                f"{type(self).__name__.removesuffix('Config')} works on coordinates in metres, got "
+                f"data.voxel.features={voxels.features!r}: set data.voxel.features=xyz_intensity"
+            )
 
     @abstractmethod
     def toy(self) -> BackboneConfig:

@@ -21,6 +21,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from models.lidar.layers import normalize
+from models.pairing import full_precision
+
 BN_EPS = 1e-3
 """Of BatchNorm in SECOND and its descendants."""
 
@@ -92,11 +95,7 @@ class ConvNormReLU(nn.Module):
 
     def forward(self, bev: Float[Tensor, "B C_in Y X"]) -> Float[Tensor, "B C_out Y_out X_out"]:
         """Convolve; a map of a single cell (or of no sample) is normalised with the running statistics."""
-        x, norm = self.conv(bev), self.norm
-        if norm.training and x.shape[0] * x.shape[2] * x.shape[3] < 2 and type(norm) is nn.BatchNorm2d:
-            x = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=BN_EPS)
-            return F.relu_(x)
-        return F.relu_(norm(x))
+        return F.relu_(normalize(self.norm, self.conv(bev)))
 
 
 def _to_stride(in_channels: int, out_channels: int, stride: int, out_stride: int) -> nn.Conv2d | nn.ConvTranspose2d:
@@ -112,11 +111,7 @@ def to_bev(
 ) -> Float[Tensor, "B C_times_D Y X"]:
     """Rows at their cells, zeros elsewhere; the layers of a column one after another in the channels (c * D + z).
 
-    Args:
-        features: one row a cell.
-        cells: (sample, x, y, z), unique, all of them inside the map.
-        num_samples: B.
-        size: X, Y, D.
+    `cells` are (sample, x, y, z), unique, all of them inside the map of `size` X, Y, D.
     """
     x_size, y_size, depth = size
     sample, x, y, z = cells.long().unbind(1)
@@ -131,15 +126,10 @@ def read_bev(
 ) -> Float[Tensor, "M C"]:
     """Features at places of the map, bilinear between cell centres, constant beyond the outermost ones.
 
-    Args:
-        bev: the map.
-        sample: of each row.
-        xy: in map cells, cell 0 at 0.
+    `xy` counts in map cells, cell 0 at 0.
     """
     y_size, x_size = bev.shape[2:]
-    rows = bev.permute(0, 2, 3, 1).reshape(-1, bev.shape[1])
-    if rows.dtype in (torch.float16, torch.bfloat16):
-        rows = rows.float()
+    rows = full_precision(bev.permute(0, 2, 3, 1).reshape(-1, bev.shape[1]))
     if len(sample) == 0:
         return rows[sample.long()]  # no row, but part of the graph
     last = torch.tensor([x_size - 1, y_size - 1], device=xy.device)

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
-from models.lidar.neighbors import KernelMap, pack, unpack
+from models.lidar.neighbors import KernelMap, map_to_new_voxels, pack, unpack
 from models.lidar.sparse import BackendName, SparseConvolution, SparseTensor, VoxelGrid
 
 Triple = tuple[int, int, int]
@@ -43,7 +43,10 @@ class BoundedConv3d(SparseConvolution):
         padding: Triple = (1, 1, 1),
         backend: BackendName = "auto",
     ) -> None:
-        x, y, z = (_out_size(*axis) for axis in zip(size, kernel_size, stride, padding, strict=True))
+        x, y, z = (
+            (cells + 2 * pad - kernel) // step + 1
+            for cells, kernel, step, pad in zip(size, kernel_size, stride, padding, strict=True)
+        )
         if min(x, y, z) < 1:
             raise ValueError(
                 f"a box of {size} cells is too small for kernel {kernel_size}, stride {stride}, padding {padding}"
@@ -77,14 +80,7 @@ class BoundedConv3d(SparseConvolution):
             cells = [coords[:, 0], x[1], y[1], z[1]]
             in_rows.append(rows.int())
             out_keys.append(pack(torch.stack([c.index_select(0, rows) for c in cells], dim=1)))
-        keys, out_rows = torch.unique(torch.cat(out_keys), return_inverse=True)
-        return keys, KernelMap(
-            in_rows=torch.cat(in_rows),
-            out_rows=out_rows.int(),
-            counts=tuple(int(rows.shape[0]) for rows in in_rows),
-            num_in=int(coords.shape[0]),
-            num_out=int(keys.shape[0]),
-        )
+        return map_to_new_voxels(in_rows, out_keys, num_in=len(coords))
 
     def _cells(
         self, coords: Int32[Tensor, " M"], axis: int, offset: int
@@ -93,7 +89,3 @@ class BoundedConv3d(SparseConvolution):
         reach = coords + (self.padding[axis] - offset)
         cell = reach.div(self.stride[axis], rounding_mode="floor")
         return (cell * self.stride[axis] == reach) & (cell >= 0) & (cell < self.out_size[axis]), cell
-
-
-def _out_size(size: int, kernel: int, stride: int, padding: int) -> int:
-    return math.floor((size + 2 * padding - kernel) / stride) + 1

@@ -1,4 +1,4 @@
-"""Layers on each point alone, shared by the networks that have a point branch.
+"""Layers that several 3D networks share: BatchNorm for few rows, and a layer on each point alone.
 
 Letters: M rows, C channels.
 """
@@ -9,7 +9,23 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from models.lidar.res16unet import normalize
+
+def normalize(
+    norm: nn.BatchNorm1d | nn.BatchNorm2d, features: Float[Tensor, "M C *cells"]
+) -> Float[Tensor, "M C *cells"]:
+    """BatchNorm over voxels, points or cells of a map.
+
+    A batch whose voxels all fall into one cell of a coarse stage (or that is empty) has no variance there, and
+    training-mode BatchNorm raises. Such a stage is normalised with the running statistics, which stay as they are. A
+    norm converted to a synchronised one counts the voxels of all ranks itself and must be called by every rank.
+    """
+    few = features.numel() < 2 * features.shape[1]
+    if norm.training and few and type(norm) in (nn.BatchNorm1d, nn.BatchNorm2d):
+        return F.batch_norm(
+            features, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
+        )
+    normalized: Tensor = norm(features)
+    return normalized
 
 
 class PointLayer(nn.Module):

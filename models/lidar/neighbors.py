@@ -14,7 +14,7 @@ Letters: M voxels, P pairs of (input voxel, output voxel), K kernel offsets.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -71,14 +71,7 @@ class KernelMap:
     @cached_property
     def transposed(self) -> KernelMap:
         """The map of the transposed convolution: the same pairs and offsets, input and output swapped."""
-        return KernelMap(
-            in_rows=self.out_rows,
-            out_rows=self.in_rows,
-            counts=self.counts,
-            num_in=self.num_out,
-            num_out=self.num_in,
-            center=self.center,
-        )
+        return replace(self, in_rows=self.out_rows, out_rows=self.in_rows, num_in=self.num_out, num_out=self.num_in)
 
 
 def kernel_offsets(size: int) -> list[Offset]:
@@ -129,9 +122,7 @@ def submanifold_map(keys: Int64[Tensor, " M"], size: int) -> KernelMap:
 
     Only the offsets after the centre are searched; the pairs of offset -o are those of o with both sides swapped.
 
-    Args:
-        keys: packed voxels, ascending, unique.
-        size: odd kernel size.
+    `keys` are packed voxels, ascending, unique; `size` is odd.
     """
     num, reach = keys.shape[0], size // 2
     number = {offset: k for k, offset in enumerate(kernel_offsets(size))}
@@ -167,17 +158,10 @@ def submanifold_map(keys: Int64[Tensor, " M"], size: int) -> KernelMap:
 
 
 def strided_map(coords: Int32[Tensor, "M 4"], size: int) -> tuple[Int64[Tensor, " M_out"], KernelMap]:
-    """Output voxels and pairs of a convolution with stride 2.
+    """Packed output voxels, ascending, and pairs of a convolution with stride 2 on unique voxels.
 
     An output voxel p exists where at least one input voxel lies at 2 p + offset. With size 2 these are the cells of
     twice the edge length (floor division, also below zero); with size 3 (padding 1) their rim as well.
-
-    Args:
-        coords: input voxels, unique.
-        size: 2 or 3.
-
-    Returns:
-        Packed output voxels, ascending; pairs.
     """
     parity = (coords[:, 1] & 1) + 2 * (coords[:, 2] & 1) + 4 * (coords[:, 3] & 1)
     rows_of = [(parity == p).nonzero().squeeze(1) for p in range(8)]
@@ -189,12 +173,15 @@ def strided_map(coords: Int32[Tensor, "M 4"], size: int) -> tuple[Int64[Tensor, 
         target = torch.stack([cells[:, 0], *(cells[:, 1 + i] - o >> 1 for i, o in enumerate((x, y, z)))], dim=1)
         in_rows.append(rows.int())
         out_keys.append(pack(target))
+    return map_to_new_voxels(in_rows, out_keys, num_in=len(coords))
+
+
+def map_to_new_voxels(
+    in_rows: list[Int32[Tensor, " n"]], out_keys: list[Int64[Tensor, " n"]], *, num_in: int
+) -> tuple[Int64[Tensor, " M_out"], KernelMap]:
+    """Packed output voxels, ascending, and pairs, from the input rows and packed output voxels of each offset."""
     keys, out_rows = torch.unique(torch.cat(out_keys), return_inverse=True)
-    kernel_map = KernelMap(
-        in_rows=torch.cat(in_rows),
-        out_rows=out_rows.int(),
-        counts=tuple(int(rows.shape[0]) for rows in in_rows),
-        num_in=int(coords.shape[0]),
-        num_out=int(keys.shape[0]),
+    counts = tuple(len(rows) for rows in in_rows)
+    return keys, KernelMap(
+        in_rows=torch.cat(in_rows), out_rows=out_rows.int(), counts=counts, num_in=num_in, num_out=len(keys)
     )
-    return keys, kernel_map

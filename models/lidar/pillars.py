@@ -30,8 +30,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.ranges import at_least, at_most, below, expect, one_of, positive
-from models.lidar.base import Backbone, BackboneConfig, VoxelSettings
+from common.ranges import below, expect, one_of, positive
+from data.batch_spec import VoxelConfig
+from models.lidar.base import Backbone, BackboneConfig
 from models.lidar.bev import BN_EPS, BevBackbone, BevLayout, read_bev, to_bev
 from models.lidar.layers import PointLayer
 from models.pairing import segment_mean
@@ -79,8 +80,9 @@ class PillarsConfig(BackboneConfig):
         pillar_size_m: edge of a pillar along x and y, metres.
         range_min_m: lower limits along x, y, z, metres.
         range_max_m: upper limits (exclusive). Along x and y a multiple of 8 pillars.
-        bn_momentum: weight of the newest batch in BatchNorm's running statistics.
     """
+
+    NEEDS_POINTS = True
 
     preset: Preset = "pointpillars"
     in_channels: int = 4
@@ -90,10 +92,9 @@ class PillarsConfig(BackboneConfig):
     bn_momentum: float = 0.01
 
     def __post_init__(self) -> None:
-        at_least(self, "x, y and z of each point", in_channels=3)
+        super().__post_init__()
         one_of(self, preset=Preset)
-        positive(self, "bn_momentum", "pillar_size_m")
-        at_most(self, bn_momentum=1)
+        positive(self, "pillar_size_m")
         below(self, pillar_size_m=math.inf)
         ordered = all(low < high for low, high in zip(self.range_min_m, self.range_max_m, strict=True))
         expect(self, "range_min_m", ordered, f"below range_max_m {self.range_max_m}")
@@ -113,17 +114,13 @@ class PillarsConfig(BackboneConfig):
         x, y = (round((self.range_max_m[axis] - self.range_min_m[axis]) / self.pillar_size_m) for axis in (0, 1))
         return x, y
 
-    def check_voxels(self, voxels: VoxelSettings) -> None:
+    def check_voxels(self, voxels: VoxelConfig) -> None:
         """Refuse voxels without coordinates, and pre-training on points that the network does not see.
 
         Raises:
             ValueError: another input than x, y, z first, or no Cartesian limits inside the pillars' range.
         """
-        if not voxels.features.startswith("xyz"):
-            raise ValueError(
-                f"pillars are made from coordinates in metres, got data.voxel.features={voxels.features!r}: set "
-                "data.voxel.features=xyz_intensity"
-            )
+        super().check_voxels(voxels)
         low, high = voxels.range_min, voxels.range_max
         if (
             voxels.kind != "cartesian"
@@ -149,11 +146,7 @@ class PillarsConfig(BackboneConfig):
 
 
 class Pillars(Backbone):
-    """Features of each point (voxel that comes in), read from the bird's-eye view.
-
-    Attributes:
-        num_features: output channels.
-    """
+    """Features of each point (voxel that comes in), read from the bird's-eye view."""
 
     def __init__(self, config: PillarsConfig) -> None:
         super().__init__()
@@ -181,10 +174,7 @@ class Pillars(Backbone):
     ) -> Float[Tensor, "B C Y X"]:
         """The map that a detection head works on.
 
-        Args:
-            sample: of each point.
-            points: x, y, z in metres and further features; those outside the range are left out.
-            num_samples: B.
+        `points` are x, y, z in metres and further features; those outside the range are left out.
         """
         low, high = (points.new_tensor(limits) for limits in (self.config.range_min_m, self.config.range_max_m))
         inside = ((points[:, :3] >= low) & (points[:, :3] < high)).all(dim=1)

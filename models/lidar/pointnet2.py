@@ -29,11 +29,12 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
-from common.ranges import at_least, at_most, one_of, positive
-from models.lidar.base import Backbone, BackboneConfig, Centres, VoxelSettings
+from common.ranges import one_of
+from models.lidar.base import Backbone, BackboneConfig, Centres
 from models.lidar.layers import PointLayer
 from models.lidar.neighbors import AXIS_BITS
 from models.lidar.sparse import sparse_tensor
+from models.pairing import row_mask
 from models.points.neighbors import ball_query, interpolate
 from models.points.sampling import farthest_points, joint_space
 
@@ -134,30 +135,16 @@ class PointNet2Config(BackboneConfig):
             1,024 channels, no way up (features of the other points are interpolated); "pointnet2_tiny": for the CPU;
             "simipu_tiny": the same without way up.
         in_channels: x, y, z and whatever else a point has.
-        bn_momentum: weight of the newest batch in BatchNorm's running statistics.
     """
+
+    NEEDS_POINTS = True
 
     preset: Preset = "pointrcnn"
     in_channels: int = 4
-    bn_momentum: float = 0.1
 
     def __post_init__(self) -> None:
-        at_least(self, "x, y and z of each point", in_channels=3)
+        super().__post_init__()
         one_of(self, preset=Preset)
-        positive(self, "bn_momentum")
-        at_most(self, bn_momentum=1)
-
-    def check_voxels(self, voxels: VoxelSettings) -> None:
-        """Refuse voxels without coordinates.
-
-        Raises:
-            ValueError: another input than x, y, z first.
-        """
-        if not voxels.features.startswith("xyz"):
-            raise ValueError(
-                f"PointNet++ works on coordinates in metres, got data.voxel.features={voxels.features!r}: set "
-                "data.voxel.features=xyz_intensity"
-            )
 
     def toy(self) -> PointNet2Config:
         """See `BackboneConfig.toy`."""
@@ -187,7 +174,6 @@ class PointNet2(Backbone):
     """Features of each voxel.
 
     Attributes:
-        num_features: output channels.
         num_centre_features: channels of the coarsest level.
         centres_use_all: there is no way up, so that centres need all weights.
     """
@@ -240,11 +226,7 @@ class PointNet2(Backbone):
 
         Places are the first three features; `voxel_coords` gives samples and an order.
 
-        Args:
-            voxel_coords: see `Backbone.forward`.
-            voxel_features: the same.
-            num_samples: the same.
-            centres: give the coarsest level instead (`GivesCentres`), without the way back to all points.
+        With `centres` the coarsest level is given instead (`GivesCentres`), without the way back to all points.
 
         Raises:
             ValueError: a voxel comes twice, or a coordinate is out of range or not finite.
@@ -262,10 +244,7 @@ class PointNet2(Backbone):
 
     def encode(self, points: PointSet) -> list[PointSet]:
         """All levels, the points themselves first, the coarsest last."""
-        levels = [points]
-        for layer in self.abstraction:
-            levels.append(layer(levels[-1]))
-        return levels
+        return list(itertools.accumulate(self.abstraction, lambda level, layer: layer(level), initial=points))
 
     def decode(self, levels: list[PointSet]) -> Float[Tensor, "N C"]:
         """Features of the finest level's points."""
@@ -353,11 +332,8 @@ def sample_centres(
         points = x.points[left]
         space = points if kind == "D-FPS" else joint_space(points, x.features[left])
         counts = torch.bincount(sample[left], minlength=len(x.counts))
-        picked = left[farthest_points(space, counts, number)[0]]
-        chosen.append(picked)
-        remaining = torch.ones(len(sample), dtype=torch.bool, device=sample.device)
-        remaining[torch.cat(chosen)] = False
-        left = remaining.nonzero().squeeze(1)
+        chosen.append(left[farthest_points(space, counts, number)[0]])
+        left = (~row_mask(torch.cat(chosen), len(sample))).nonzero().squeeze(1)
     rows = torch.cat(chosen)
     rows = rows[torch.argsort(sample[rows], stable=True)]
     return rows, torch.bincount(sample[rows], minlength=len(x.counts))

@@ -26,11 +26,13 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.ranges import at_most, one_of, positive
-from models.lidar.base import Backbone, BackboneConfig
+from common.ranges import one_of
+from models.lidar.base import Backbone
+from models.lidar.layers import normalize
 from models.lidar.sparse import (
     BackendName,
     InverseConv3d,
+    SparseBackboneConfig,
     SparseTensor,
     StridedConv3d,
     SubmanifoldConv3d,
@@ -61,28 +63,22 @@ _LAYOUTS: dict[str, _Layout] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Res16UNetConfig(BackboneConfig):
+class Res16UNetConfig(SparseBackboneConfig):
     """Which Res16UNet.
 
     Attributes:
         preset: "res16unet34c": blocks 2, 3, 4, 6, the published size; "res16unet18": two blocks a stage;
             "res16unet_tiny": one block a stage, narrow, 1.7 M parameters, for the CPU; "minkunet34", "minkunet18":
             blocks as in the first two, a second convolution in the stem.
-        in_channels: features of an input voxel (`VoxelConfig.num_features`).
-        bn_momentum: weight of the newest batch in BatchNorm's running statistics (SLidR: 0.05 in pre-training,
-            0.02 in fine-tuning).
-        backend: sparse convolution back-end; "auto": spconv on CUDA where it is installed, else torch.
+        bn_momentum: see `BackboneConfig` (SLidR: 0.05 in pre-training, 0.02 in fine-tuning).
     """
 
     preset: Preset = "res16unet34c"
     bn_momentum: float = 0.05
-    backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
-        BackboneConfig.__post_init__(self)
-        one_of(self, preset=Preset, backend=BackendName)
-        positive(self, "bn_momentum")
-        at_most(self, bn_momentum=1)
+        super().__post_init__()
+        one_of(self, preset=Preset)
 
     def toy(self) -> Res16UNetConfig:
         """See `BackboneConfig.toy`."""
@@ -91,21 +87,6 @@ class Res16UNetConfig(BackboneConfig):
     def build(self) -> Res16UNet:
         """Assemble the network with fresh weights."""
         return Res16UNet(self)
-
-
-def normalize(norm: nn.BatchNorm1d, features: Float[Tensor, "M C"]) -> Float[Tensor, "M C"]:
-    """BatchNorm over voxels.
-
-    A batch whose voxels all fall into one cell of a coarse stage (or that is empty) has no variance there, and
-    training-mode BatchNorm raises. Such a stage is normalised with the running statistics, which stay as they are. A
-    norm converted to a synchronised one counts the voxels of all ranks itself and must be called by every rank.
-    """
-    if norm.training and len(features) < 2 and type(norm) is nn.BatchNorm1d:
-        return F.batch_norm(
-            features, norm.running_mean, norm.running_var, norm.weight, norm.bias, training=False, eps=norm.eps
-        )
-    normalized: Tensor = norm(features)
-    return normalized
 
 
 class ResidualBlock(nn.Module):
@@ -184,7 +165,6 @@ class Res16UNet(Backbone):
     """Features of each voxel, at the input's resolution.
 
     Attributes:
-        num_features: output channels.
         level_features: channels after the stem, after each encoder stage and after each decoder stage.
     """
 
@@ -210,12 +190,7 @@ class Res16UNet(Backbone):
     def forward(
         self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
     ) -> Float[Tensor, "M C"]:
-        """Features of each voxel, in the order of the input rows.
-
-        Args:
-            voxel_coords: (sample, x, y, z), unique rows in any order, x, y, z may be negative.
-            voxel_features: network input of each voxel.
-            num_samples: samples in the batch, with or without voxels.
+        """See `Backbone.forward`.
 
         Raises:
             ValueError: a voxel comes twice, or coordinates are out of range.

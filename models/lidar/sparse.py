@@ -23,6 +23,8 @@ import torch
 from jaxtyping import Float, Int, Int32, Int64
 from torch import Tensor, nn
 
+from common.ranges import one_of
+from models.lidar.base import BackboneConfig
 from models.lidar.neighbors import KernelMap, check_range, pack, strided_map, submanifold_map, unpack
 
 BackendName = Literal["auto", "torch", "spconv"]
@@ -151,10 +153,8 @@ def sparse_tensor(
 ) -> tuple[SparseTensor, Int64[Tensor, " M"] | None]:
     """Sort voxels into a sparse tensor of stride 1.
 
-    Args:
-        coords: (sample, x, y, z) of each voxel, any order; x, y, z may be negative.
-        features: one row a voxel.
-        num_samples: B; later samples may be without voxels.
+    `coords` are (sample, x, y, z) of each voxel, in any order; x, y, z may be negative. Later samples may be without
+    voxels.
 
     Returns:
         The tensor, and for each input row its row in the tensor (None: the rows already were in order). So
@@ -182,6 +182,21 @@ def sparse_tensor(
     return SparseTensor(features, grid), rows
 
 
+@dataclass(frozen=True, kw_only=True)
+class SparseBackboneConfig(BackboneConfig):
+    """Settings that the networks of sparse convolutions share.
+
+    Attributes:
+        backend: sparse convolution back-end; "auto": spconv on CUDA where it is installed, else torch.
+    """
+
+    backend: BackendName = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of(self, backend=BackendName)
+
+
 class SparseConvolution(nn.Module):
     """Weight [K, C_in, C_out] (offsets in the order of `neighbors.kernel_offsets`: x fastest), optional bias.
 
@@ -198,8 +213,7 @@ class SparseConvolution(nn.Module):
         backend: BackendName = "auto",
     ) -> None:
         super().__init__()
-        self.in_channels = in_channels
-        self.out_channels = out_channels
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.backend: BackendName = backend
         self.weight = nn.Parameter(torch.empty(num_offsets, in_channels, out_channels))
         self.bias = nn.Parameter(torch.empty(out_channels)) if bias else None
@@ -298,9 +312,7 @@ class InverseConv3d(_StridedConvolution):
     def forward(self, x: SparseTensor, finer: SparseTensor) -> SparseTensor:
         """Convolve to the finer grid.
 
-        Args:
-            x: on the coarse grid.
-            finer: any tensor on the voxels to go back to (in a U-Net the skip connection); its features are not read.
+        `finer` is any tensor on the voxels to go back to (in a U-Net the skip connection); its features are not read.
 
         Raises:
             ValueError: `x` does not lie on the grid that a strided convolution makes of `finer`'s.
@@ -312,10 +324,3 @@ class InverseConv3d(_StridedConvolution):
                 f"StridedConv3d of kernel size {self.kernel_size}"
             )
         return finer.with_features(self._convolve(x.features, kernel_map.transposed))
-
-
-def global_pool(x: SparseTensor, reduce: Literal["mean", "max"]) -> Float[Tensor, "B C"]:
-    """Mean or maximum over the voxels of each sample; zeros for a sample without voxels."""
-    parts = x.features.split(x.grid.voxels_per_sample)
-    pooled = [(part.mean(0) if reduce == "mean" else part.amax(0)) if len(part) else part.sum(0) for part in parts]
-    return torch.stack(pooled) if pooled else x.features.new_zeros(0, x.features.shape[1])

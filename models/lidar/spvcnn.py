@@ -28,12 +28,12 @@ from torch import Tensor, nn
 
 from common.ranges import at_least, below, one_of
 from models.lidar import res16unet
-from models.lidar.base import Backbone, BackboneConfig
+from models.lidar.base import Backbone
 from models.lidar.layers import PointLayer
 from models.lidar.neighbors import pack
 from models.lidar.res16unet import Res16UNet, Res16UNetConfig
-from models.lidar.sparse import BackendName, SparseTensor, VoxelGrid, sparse_tensor
-from models.pairing import segment_mean
+from models.lidar.sparse import SparseBackboneConfig, SparseTensor, VoxelGrid, sparse_tensor
+from models.pairing import full_precision, segment_mean
 
 Preset = Literal["spvcnn", "spvcnn_tiny"]
 
@@ -41,37 +41,28 @@ _UNETS: dict[str, res16unet.Preset] = {"spvcnn": "minkunet18", "spvcnn_tiny": "r
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpvcnnConfig(BackboneConfig):
+class SpvcnnConfig(SparseBackboneConfig):
     """Which SPVCNN.
 
     Attributes:
         preset: "spvcnn": the published one of 21.8 M parameters, its U-Net is MinkUNet18; "spvcnn_tiny": 1.7 M, for
             the CPU.
         dropout: share of the averaged point features that is zeroed on the way into the decoder.
-        bn_momentum: weight of the newest batch in BatchNorm's running statistics.
-        backend: sparse convolution back-end; "auto": spconv on CUDA where it is installed, else torch.
     """
 
     preset: Preset = "spvcnn"
     dropout: float = 0.3
-    bn_momentum: float = 0.1
-    backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self, preset=Preset)
         at_least(self, dropout=0)
         below(self, dropout=1)
-        self.unet()
 
     def unet(self) -> Res16UNetConfig:
         """The voxel branch."""
-        return Res16UNetConfig(
-            preset=_UNETS[self.preset],
-            in_channels=self.in_channels,
-            bn_momentum=self.bn_momentum,
-            backend=self.backend,
-        )
+        shared = {name: getattr(self, name) for name in ("in_channels", "bn_momentum", "backend")}
+        return Res16UNetConfig(preset=_UNETS[self.preset], **shared)
 
     def toy(self) -> SpvcnnConfig:
         """See `BackboneConfig.toy`."""
@@ -140,18 +131,14 @@ def devoxelize(x: SparseTensor, fine: VoxelGrid) -> Float[Tensor, "M C"]:
     Corners without a voxel do not count. The cell that holds the fine voxel is always there, so the divisor is at
     least 1/8.
 
-    Args:
-        x: on a grid that strided convolutions of kernel size 2 made from `fine`, or on `fine` itself.
-        fine: where to read.
+    `x` lies on a grid that strided convolutions of kernel size 2 made from `fine`, or on `fine` itself.
 
     Source: Tang et al. 2020, section 3.1 ("devoxelization").
     """
     if x.grid is fine:
         return x.features
     corners, weights = _corners(x.grid, fine)
-    features = x.features
-    if features.dtype in (torch.float16, torch.bfloat16):
-        features = features.float()
+    features = full_precision(x.features)
     return F.embedding_bag(corners, features, mode="sum", per_sample_weights=weights.to(features.dtype))
 
 

@@ -30,12 +30,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.ranges import at_most, one_of, positive
-from models.lidar.base import Backbone, BackboneConfig, VoxelSettings
+from common.ranges import one_of
+from data.batch_spec import VoxelConfig
+from models.lidar.base import Backbone
 from models.lidar.bev import BN_EPS, BevBackbone, BevLayout, read_bev, to_bev
 from models.lidar.bounded import BoundedConv3d, Triple
-from models.lidar.res16unet import ResidualBlock, normalize
-from models.lidar.sparse import BackendName, SparseConvolution, SparseTensor, SubmanifoldConv3d, sparse_tensor
+from models.lidar.layers import normalize
+from models.lidar.res16unet import ResidualBlock
+from models.lidar.sparse import SparseBackboneConfig, SparseConvolution, SparseTensor, SubmanifoldConv3d, sparse_tensor
 
 Preset = Literal["voxelbackbone8x", "second", "centerpoint", "second_tiny"]
 STRIDE = 8
@@ -65,7 +67,7 @@ _LAYOUTS: dict[str, _Layout] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class VoxelNetConfig(BackboneConfig):
+class VoxelNetConfig(SparseBackboneConfig):
     """Which VoxelNet, and the box of cells that it sees. The defaults are SLidR's on nuScenes (0.1, 0.1, 0.2 m).
 
     Attributes:
@@ -73,21 +75,16 @@ class VoxelNetConfig(BackboneConfig):
             "centerpoint": residual encoder, 2D backbone; "second_tiny": for the CPU.
         grid_min: lowest cell along x, y, z; must be what `data.voxel.range_min` and `size` say.
         grid_max: first cell beyond the grid.
-        bn_momentum: weight of the newest batch in BatchNorm's running statistics.
-        backend: sparse convolution back-end; "auto": spconv on CUDA where it is installed, else torch.
     """
 
     preset: Preset = "voxelbackbone8x"
     grid_min: Triple = (-512, -512, -25)
     grid_max: Triple = (512, 512, 15)
     bn_momentum: float = 0.01
-    backend: BackendName = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self, preset=Preset, backend=BackendName)
-        positive(self, "bn_momentum")
-        at_most(self, bn_momentum=1)
+        one_of(self, preset=Preset)
         x, y, z = self.grid_size
         bev = _LAYOUTS[self.preset].bev
         multiple = STRIDE * (1 if bev is None else bev.total_stride)
@@ -109,7 +106,7 @@ class VoxelNetConfig(BackboneConfig):
         x, y, z = (high - low for low, high in zip(self.grid_min, self.grid_max, strict=True))
         return x, y, z
 
-    def check_voxels(self, voxels: VoxelSettings) -> None:
+    def check_voxels(self, voxels: VoxelConfig) -> None:
         """Refuse voxels of another grid.
 
         Raises:
@@ -120,10 +117,8 @@ class VoxelNetConfig(BackboneConfig):
                 f"{self.preset} works on a bounded Cartesian grid, got data.voxel.kind={voxels.kind!r}, "
                 f"range_min={voxels.range_min}: set data.voxel.kind=cartesian, data.voxel.range_min and range_max"
             )
-        for name, limit, grid in (
-            ("min", voxels.range_min, self.grid_min),
-            ("max", voxels.range_max, self.grid_max),
-        ):
+        limits = (("min", voxels.range_min, self.grid_min), ("max", voxels.range_max, self.grid_max))
+        for name, limit, grid in limits:
             cells = [edge / size for edge, size in zip(limit, voxels.size, strict=True)]
             whole = [round(c) for c in cells]
             if any(abs(c - w) > 1e-6 for c, w in zip(cells, whole, strict=True)):
@@ -144,11 +139,7 @@ class VoxelNetConfig(BackboneConfig):
 
 
 class VoxelNet(Backbone):
-    """Features of each voxel, read from the bird's-eye view.
-
-    Attributes:
-        num_features: output channels.
-    """
+    """Features of each voxel, read from the bird's-eye view."""
 
     def __init__(self, config: VoxelNetConfig) -> None:
         super().__init__()
@@ -183,10 +174,7 @@ class VoxelNet(Backbone):
     ) -> Float[Tensor, "B C Y X"]:
         """The map that a detection head works on.
 
-        Args:
-            cells: (sample, x, y, z), counted from `grid_min`, all inside the grid.
-            features: network input of each voxel.
-            num_samples: B.
+        `cells` are (sample, x, y, z), counted from `grid_min`, all inside the grid.
         """
         x: SparseTensor = self.encoder(sparse_tensor(cells, features, num_samples)[0])
         bev = to_bev(x.features, x.coords, num_samples, self.encoder.out_size)

@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from common.ranges import at_least, positive
 from data.batch_spec import BatchSpec
 from data.sample import Batch
 from models.contrast.collapse_monitor import collapse_watch
+from models.contrast.losses import info_nce
 from models.image.base import ImageEncoderConfig
 from models.image.teacher import FrozenTeacher, TeacherConfig
-from models.lidar.base import BackboneConfig
+from models.lidar.base import Backbone, BackboneConfig
 from models.visuals import Sketch
 
 MethodT = TypeVar("MethodT", bound="MethodConfig")
@@ -57,6 +59,18 @@ class Objective(nn.Module, ABC):
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """Pictures of a batch of one sample, by name; called in evaluation mode without gradient."""
         return {}
+
+
+class EmbedsPoints(Objective):
+    """An objective with a 3D network and a head that give each voxel a unit embedding."""
+
+    backbone: Backbone
+    point_head: nn.Module
+
+    def point_embeddings(self, batch: Batch) -> Float[Tensor, "M D"]:
+        """Unit embedding of each voxel."""
+        embeddings: Tensor = self.point_head(self.backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples))
+        return embeddings
 
 
 class PoolsTeacher(Objective):
@@ -136,17 +150,50 @@ class MethodConfig(ABC):
         """Assemble the method."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class RowContrastConfig(MethodConfig):
+    """Settings of a method that contrasts the rows of a batch with each other (`models.contrast.losses.info_nce`).
+
+    Attributes:
+        temperature: of the softmax.
+        gather_negatives: negatives from all ranks instead of this rank's batch only.
+        chunk_rows: rows at a time in the loss, computed again in the backward pass; None for all at once.
+        watch_rows: rows that the collapse watch looks at.
+    """
+
+    temperature: float = 0.07
+    gather_negatives: bool = False
+    chunk_rows: int | None = None
+    watch_rows: int = 512
+
+    def __post_init__(self) -> None:
+        at_least(self, chunk_rows=1, watch_rows=2)
+        positive(self, "temperature")
+
+    def info_nce(
+        self,
+        anchors: Float[Tensor, "N D"],
+        targets: Float[Tensor, "N D"],
+        *,
+        symmetric: bool = False,
+        excluded: Bool[Tensor, "N T"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """`models.contrast.losses.info_nce` with these settings."""
+        return info_nce(
+            anchors,
+            targets,
+            temperature=self.temperature,
+            symmetric=symmetric,
+            excluded=excluded,
+            gather=self.gather_negatives,
+            chunk_rows=self.chunk_rows,
+        )
+
+
 def contrast_terms(
     loss: Float[Tensor, ""], anchors: Float[Tensor, "N D"], targets: Float[Tensor, "N D"], *, watch_rows: int
 ) -> LossTerms:
-    """The terms of a method whose only loss is a contrast between rows.
-
-    Args:
-        loss: the contrast.
-        anchors: rows that were contrasted.
-        targets: their positives.
-        watch_rows: rows that the collapse watch looks at.
-    """
+    """The terms of a method whose only loss is a contrast between rows; row i of `targets` is that of anchor i."""
     watch = collapse_watch(anchors, targets, max_rows=watch_rows)
     return LossTerms(total=loss, parts={"contrast": loss.detach()}, watch=watch)
 

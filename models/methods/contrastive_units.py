@@ -37,22 +37,22 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from common.ranges import at_least, one_of, positive
 from data.batch_spec import BatchSpec, GroundConfig, PointClusterConfig, SecondCloud
 from data.sample import Batch
 from models.contrast.collapse_monitor import collapse_watch
-from models.contrast.losses import gather_with_grad, info_nce
+from models.contrast.losses import gather_with_grad
 from models.contrast.units import Context, Sampling, Units, make_units, too_similar
 from models.heads import MLPHead
 from models.image.resnet_levels import ResNetLevelsTeacherConfig
 from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds
-from models.pairing import read_pixels
+from models.methods.base import LossTerms, Objective, RowContrastConfig, joined_clouds
+from models.pairing import read_pixels, row_mask
 from models.visuals import PointSketch, Sketch
 
 Mode = Literal["cross", "single", "single_plus", "multi"]
@@ -61,8 +61,10 @@ _PAIRS_AT_A_TIME = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
-class ContrastiveUnitsConfig(MethodConfig):
+class ContrastiveUnitsConfig(RowContrastConfig):
     """Settings of contrastive units. What is the paper's and what is ours: see the module.
+
+    See `RowContrastConfig` for the rest.
 
     Attributes:
         backbone: 3D network; `backbone.name` chooses.
@@ -81,12 +83,8 @@ class ContrastiveUnitsConfig(MethodConfig):
             all others.
         embedding_dim: D, dimensions of the common space.
         hidden_dim: of the MLP heads.
-        temperature: of the softmax.
         single_weight: of the contrast between views in `mode: multi`.
         second_cloud: the second view of `single`, `single_plus` and `multi`; without effect in `cross`.
-        gather_negatives: negatives from all ranks instead of this rank's batch only.
-        chunk_rows: units at a time in the loss, computed again in the backward pass; None for all at once.
-        watch_rows: units that the collapse watch looks at.
     """
 
     backbone: BackboneConfig = field(default_factory=Res16UNetConfig)
@@ -106,18 +104,14 @@ class ContrastiveUnitsConfig(MethodConfig):
     num_negatives: int | None = 1024
     embedding_dim: int = 128
     hidden_dim: int = 256
-    temperature: float = 0.07
     single_weight: float = 1.0
     second_cloud: SecondCloud = field(default_factory=SecondCloud)
-    gather_negatives: bool = False
-    chunk_rows: int | None = None
-    watch_rows: int = 512
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of(self, mode=Mode, sampling=Sampling, context=Context)
         at_least(self, num_units=1, num_neighbors=1, num_negatives=1, embedding_dim=1, hidden_dim=1)
-        at_least(self, chunk_rows=1, watch_rows=2)
-        positive(self, "pillar_m", "temperature", "single_weight")
+        positive(self, "pillar_m", "single_weight")
 
     @property
     def uses_images(self) -> bool:
@@ -230,9 +224,9 @@ class ContrastiveUnits(Objective):
         if self.config.batch_spec().ground is not None:
             kept &= ~batch.need("ground", by="contrastive_units")
         if self.config.uses_images:
-            kept &= _marked(batch.need("pairs", by="contrastive_units").point.long(), batch.num_points)
+            kept &= row_mask(batch.need("pairs", by="contrastive_units").point.long(), batch.num_points)
         if self.config.uses_views:
-            kept &= _marked(batch.need("matches", by="contrastive_units").first.long(), batch.num_points)
+            kept &= row_mask(batch.need("matches", by="contrastive_units").first.long(), batch.num_points)
         return kept
 
     @torch.no_grad()
@@ -284,14 +278,7 @@ class ContrastiveUnits(Objective):
     ) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
         """Both directions, each with the unit's own negatives (`info_nce(symmetric=True)` would transpose the mask)."""
         one, other = (
-            info_nce(
-                anchors,
-                targets,
-                temperature=self.config.temperature,
-                excluded=excluded,
-                gather=self.config.gather_negatives,
-                chunk_rows=self.config.chunk_rows,
-            )
+            self.config.info_nce(anchors, targets, excluded=excluded)
             for anchors, targets in ((first, second), (second, first))
         )
         return 0.5 * (one + other), collapse_watch(first, second, max_rows=self.config.watch_rows)
@@ -304,7 +291,7 @@ class ContrastiveUnits(Objective):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             units = self.units(batch)
         drawn: dict[str, Sketch] = {}
-        marked = _marked(units.center, batch.num_points)
+        marked = row_mask(units.center, batch.num_points)
         if batch.ground is not None:
             drawn["ground"] = PointSketch(
                 points=batch.points, values=batch.ground.float(), scale="share", caption="ground"
@@ -322,7 +309,7 @@ class ContrastiveUnits(Objective):
 
     def _sketch_unit(self, batch: Batch, units: Units, number: int) -> dict[str, Sketch]:
         own = torch.arange(len(units), device=batch.points.device) == number
-        members = _marked(units.member_point[units.member_unit == number], batch.num_points)
+        members = row_mask(units.member_point[units.member_unit == number], batch.num_points)
         images = self.config.uses_images
         rows, second = self._voxels(batch)
         features = (
@@ -361,10 +348,3 @@ class ContrastiveUnits(Objective):
                 marked=members,
             ),
         }
-
-
-def _marked(rows: Int64[Tensor, " n"], num: int) -> Bool[Tensor, " N"]:
-    """A mask of `num` points with some of them set."""
-    mask = torch.zeros(num, dtype=torch.bool, device=rows.device)
-    mask[rows] = True
-    return mask

@@ -20,6 +20,7 @@ Letters: B samples, S samples with voxels in both views, M voxels, R filled rows
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,16 +28,17 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from common.ranges import above, at_least, expect, one_of, positive, weights
+from common.ranges import above, at_least, expect, one_of, weights
 from data.batch_spec import BatchSpec, SecondCloud
 from data.sample import Batch
 from models.contrast.memory import KeyQueue, contrast_with_queue, queue_watch
-from models.contrast.momentum import MomentumConfig, MomentumCopy, check_whole_weights
+from models.contrast.momentum import MomentumCopy
 from models.heads import PlainMLPHead
 from models.lidar.base import BackboneConfig
 from models.lidar.pointnet2 import PointNet2Config
 from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective
+from models.methods.base import LossTerms
+from models.methods.queue_contrast import QueueContrast, QueueContrastConfig
 from models.pairing import segment_max
 from models.visuals import PointSketch, Sketch
 
@@ -44,39 +46,29 @@ Formats = Literal["both", "voxel", "point"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthContrastConfig(MethodConfig):
-    """Settings of DepthContrast; defaults are the paper's.
+class DepthContrastConfig(QueueContrastConfig):
+    """Settings of DepthContrast; defaults are the paper's. See `QueueContrastConfig` for the rest.
 
     Attributes:
         formats: "both"; "voxel", "point": `backbone` alone, within its own format, which must be that one.
         backbone: the network that downstream tasks take over; the voxel format's, where there are both.
         point_backbone: the other network, of the point format; without effect unless `formats: both`.
-        momentum: how the key encoders follow.
-        queue_size: keys of each format that are kept as negatives.
-        embedding_dim: D, dimensions that are compared.
         hidden_dim: width of the heads.
-        temperature: of the softmax.
         within_weight: weight of the contrast within formats (their mean).
         across_weight: weight of the contrast across formats (mean of both directions).
-        watch_rows: rows that the collapse watch looks at.
     """
 
     formats: Formats = "both"
     backbone: BackboneConfig = field(default_factory=lambda: Res16UNetConfig(in_channels=4))
     point_backbone: BackboneConfig = field(default_factory=lambda: PointNet2Config(preset="pointrcnn", in_channels=4))
-    momentum: MomentumConfig = field(default_factory=MomentumConfig)
-    queue_size: int = 65_536
-    embedding_dim: int = 128
     hidden_dim: int = 128
-    temperature: float = 0.1
     within_weight: float = 1.0
     across_weight: float = 1.0
-    watch_rows: int = 512
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of(self, formats=Formats)
-        at_least(self, queue_size=1, embedding_dim=1, hidden_dim=1, watch_rows=2)
-        positive(self, "temperature")
+        at_least(self, hidden_dim=1)
         weights(self, "within_weight", "across_weight")
         takes_points = isinstance(self.backbone, PointNet2Config)
         fitting = "pointnet2" if self.formats == "point" else "a network on voxels (pointnet2 is one on points)"
@@ -100,8 +92,10 @@ class DepthContrastConfig(MethodConfig):
         return DepthContrast(self)
 
 
-class DepthContrast(Objective):
+class DepthContrast(QueueContrast):
     """Networks, momentum copies, queues and losses of DepthContrast."""
+
+    NAME = "depthcontrast"
 
     def __init__(self, config: DepthContrastConfig) -> None:
         super().__init__()
@@ -153,29 +147,19 @@ class DepthContrast(Objective):
                 weight = self.config.within_weight if within else self.config.across_weight
                 total = total + weight * loss / len(self.formats)  # as many ways across as formats
                 parts[f"within_{f}" if within else f"{f}_to_{g}"] = loss.detach()
-        taken_over = self.formats[0]
-        watch = queue_watch(
-            queries[taken_over], keys[taken_over], negatives[taken_over], max_rows=self.config.watch_rows
-        )
+        rows = (by_format[self.formats[0]] for by_format in (queries, keys, negatives))  # the network taken over
+        watch = queue_watch(*rows, max_rows=self.config.watch_rows)
         if self.training:
             for f in self.formats:
                 self._queue(f).enter(keys[f])
         return LossTerms(total=total, parts=parts, watch=watch)
 
-    def after_update(self, progress: float) -> None:
-        """The copies follow."""
+    def copies(self) -> Iterable[tuple[MomentumCopy, nn.Module]]:
+        """Of each format's network and head."""
         for f in self.formats:
-            for mine, network in ((self.key_backbones[f], self._network(f)), (self.key_heads[f], self.heads[f])):
-                assert isinstance(mine, MomentumCopy)
-                mine.follow(network, progress)
-
-    def check_engine(self, *, zero_stage: int, precision: str) -> None:
-        """Refuse ZeRO 3 and weights in bfloat16.
-
-        Raises:
-            ValueError: see `models.contrast.momentum.check_whole_weights`.
-        """
-        check_whole_weights("depthcontrast", zero_stage=zero_stage, precision=precision)
+            for copy, network in ((self.key_backbones[f], self._network(f)), (self.key_heads[f], self.heads[f])):
+                assert isinstance(copy, MomentumCopy)
+                yield copy, network
 
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """Which points a format's vector is made of: the share of channels whose maximum lies there."""

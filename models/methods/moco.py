@@ -20,49 +20,43 @@ Letters: I images of this rank, R filled rows of the queue, C channels, D embedd
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from jaxtyping import UInt8
-from torch import Tensor
+from torch import Tensor, nn
 
-from common.ranges import at_least, positive
+from common.ranges import at_least
 from data.batch_spec import BatchSpec
 from data.sample import Batch
-from models.contrast.memory import KeyQueue, contrast_with_queue, queue_watch
-from models.contrast.momentum import MomentumConfig, MomentumCopy, check_whole_weights
+from models.contrast.memory import KeyQueue
+from models.contrast.momentum import MomentumCopy
 from models.heads import PlainMLPHead, unit
 from models.image.base import ImageEncoderConfig
 from models.image.resnet_encoder import ResNetEncoderConfig
-from models.methods.base import LossTerms, MethodConfig, Objective
+from models.methods.base import LossTerms
+from models.methods.queue_contrast import QueueContrast, QueueContrastConfig
 from models.pairing import upsample_to_pixels
 from models.visuals import PixelSketch, Sketch
 
 
 @dataclass(frozen=True, kw_only=True)
-class MocoConfig(MethodConfig):
-    """Settings of MoCo v2; defaults are the paper's.
+class MocoConfig(QueueContrastConfig):
+    """Settings of MoCo v2; defaults are the paper's. See `QueueContrastConfig` for the rest.
 
     Attributes:
         image_backbone: image network; `image_backbone.name` chooses.
-        momentum: how the key encoder follows.
-        queue_size: keys that are kept as negatives.
-        embedding_dim: D, dimensions that are compared.
         hidden_dim: width of the head; None: as wide as the network's features.
         temperature: of the softmax (MoCo v1: 0.07).
-        watch_rows: rows that the collapse watch looks at.
     """
 
     image_backbone: ImageEncoderConfig = field(default_factory=ResNetEncoderConfig)
-    momentum: MomentumConfig = field(default_factory=MomentumConfig)
-    queue_size: int = 65_536
-    embedding_dim: int = 128
     hidden_dim: int | None = None
     temperature: float = 0.2
-    watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        at_least(self, queue_size=1, embedding_dim=1, hidden_dim=1, watch_rows=2)
-        positive(self, "temperature")
+        super().__post_init__()
+        at_least(self, hidden_dim=1)
 
     def batch_spec(self) -> BatchSpec:
         """Images, augmented twice."""
@@ -73,8 +67,10 @@ class MocoConfig(MethodConfig):
         return Moco(self)
 
 
-class Moco(Objective):
+class Moco(QueueContrast):
     """Network, momentum copy, queue and loss of MoCo."""
+
+    NAME = "moco"
 
     def __init__(self, config: MocoConfig) -> None:
         super().__init__()
@@ -103,25 +99,11 @@ class Moco(Objective):
         first, second = self._images(batch)
         queries = self.head(self.image_backbone(first).mean(dim=(2, 3)))
         keys = self.key_head(self.key_backbone(second).mean(dim=(2, 3)))
-        negatives = self.queue.negatives()
-        loss = contrast_with_queue(queries, keys, negatives, temperature=self.config.temperature)
-        watch = queue_watch(queries, keys, negatives, max_rows=self.config.watch_rows)
-        if self.training:
-            self.queue.enter(keys)
-        return LossTerms(total=loss, parts={"contrast": loss.detach()}, watch=watch)
+        return self.queue_terms(self.queue, queries, keys, self.config)
 
-    def after_update(self, progress: float) -> None:
-        """The copies follow."""
-        self.key_backbone.follow(self.image_backbone, progress)
-        self.key_head.follow(self.head, progress)
-
-    def check_engine(self, *, zero_stage: int, precision: str) -> None:
-        """Refuse ZeRO 3 and weights in bfloat16.
-
-        Raises:
-            ValueError: see `models.contrast.momentum.check_whole_weights`.
-        """
-        check_whole_weights("moco", zero_stage=zero_stage, precision=precision)
+    def copies(self) -> Iterable[tuple[MomentumCopy, nn.Module]]:
+        """Of network and head."""
+        return (self.key_backbone, self.image_backbone), (self.key_head, self.head)
 
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """Where the first image looks like its own second view: what the embedding is made of."""

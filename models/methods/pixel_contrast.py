@@ -30,15 +30,15 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from common.ranges import at_least, positive
+from common.ranges import at_least
 from data.batch_spec import BatchSpec
 from data.sample import Batch
-from models.contrast.losses import gather_with_grad, info_nce
-from models.heads import unit
+from models.contrast.losses import gather_with_grad
+from models.heads import unit, unit_pixels
 from models.image.base import ImageEncoderConfig
 from models.image.unet import ResNetUnetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective, contrast_terms
-from models.pairing import FeatureMap, read_pixels, upsample_to_pixels
+from models.methods.base import LossTerms, Objective, RowContrastConfig, contrast_terms
+from models.pairing import FeatureMap, read_pixels
 from models.visuals import MatchSketch, PixelSketch, Sketch
 
 _SHOWN = 24
@@ -46,31 +46,23 @@ _SHOWN = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelContrastConfig(MethodConfig):
-    """Settings of the first stage.
+class PixelContrastConfig(RowContrastConfig):
+    """Settings of the first stage. See `RowContrastConfig` for the rest.
 
     Attributes:
         image_backbone: image network that trains; `image_backbone.name` chooses. The paper's starts from ImageNet:
             `weights: torchvision:<path>`.
         num_places: K, drawn in each image.
-        temperature: of the softmax.
         negatives: "both_views": the other drawn places in both views; "other_view": in the view of the positive only.
-        gather_negatives: negatives from all ranks instead of this rank's batch only.
-        chunk_rows: see `models.contrast.losses.info_nce`.
-        watch_rows: places that the collapse watch looks at.
     """
 
     image_backbone: ImageEncoderConfig = field(default_factory=lambda: ResNetUnetConfig(preset="resnet18"))
     num_places: int = 256
-    temperature: float = 0.07
     negatives: Literal["both_views", "other_view"] = "both_views"
-    gather_negatives: bool = False
-    chunk_rows: int | None = None
-    watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        at_least(self, num_places=1, chunk_rows=1, watch_rows=2)
-        positive(self, "temperature")
+        super().__post_init__()
+        at_least(self, num_places=1)
 
     def batch_spec(self) -> BatchSpec:
         """Two augmentations of each image."""
@@ -113,8 +105,7 @@ class PixelContrast(Objective):
         )
         first, second = self.views(images, second_images)
         a, b = self._read(first, image, uv), self._read(second, image, uv_second)
-        loss = self._contrast(a, b)
-        return contrast_terms(loss, a, b, watch_rows=self.config.watch_rows)
+        return contrast_terms(self._contrast(a, b), a, b, watch_rows=self.config.watch_rows)
 
     def views(
         self, images: UInt8[Tensor, "I 3 H W"], second: UInt8[Tensor, "I 3 H2 W2"]
@@ -135,27 +126,13 @@ class PixelContrast(Objective):
     def _contrast(self, a: Float[Tensor, "P D"], b: Float[Tensor, "P D"]) -> Float[Tensor, ""]:
         config = self.config
         if config.negatives == "other_view":
-            return info_nce(
-                a,
-                b,
-                temperature=config.temperature,
-                symmetric=True,
-                gather=config.gather_negatives,
-                chunk_rows=config.chunk_rows,
-            )
-        return info_nce(
-            torch.cat((a, b)),
-            torch.cat((b, a)),
-            temperature=config.temperature,
-            excluded=_itself(2 * a.shape[0], a, gather=config.gather_negatives),
-            gather=config.gather_negatives,
-            chunk_rows=config.chunk_rows,
-        )
+            return config.info_nce(a, b, symmetric=True)
+        excluded = _itself(2 * a.shape[0], a, gather=config.gather_negatives)
+        return config.info_nce(torch.cat((a, b)), torch.cat((b, a)), excluded=excluded)
 
     def pixel_embeddings(self, images: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I D H W"]:
         """Unit feature of each pixel."""
-        pixels = upsample_to_pixels(self.image_backbone.feature_map(images), _size(images))
-        return unit(pixels.movedim(1, -1)).movedim(-1, 1)
+        return unit_pixels(self.image_backbone.feature_map(images), _size(images))
 
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """Similarity of the first image's middle to its pixels; where places of it are found in its other view."""
@@ -221,12 +198,8 @@ def draw_places(
 ) -> tuple[Int[Tensor, " P"], Float[Tensor, "P 2"], Float[Tensor, "P 2"]]:
     """Places that both views of an image show, drawn evenly over them from torch's CPU generator.
 
-    Args:
-        affine: pixel coordinates of the stored image to those of the first view.
-        affine_second: the same for the second view.
-        size: height and width of the first view.
-        size_second: of the second one.
-        num_places: K, for each image; fewer only where views are turned against each other.
+    Each `affine` maps pixel coordinates of the stored image to those of its view, each size is a view's height and
+    width. `num_places` are drawn in each image, fewer only where views are turned against each other.
 
     Returns:
         Image of each place, its pixel coordinates in the first view and in the second one.

@@ -12,17 +12,13 @@ from torch import Tensor
 
 from data.sample import Batch, PointPixelPairs
 from models.image.base import DenseNetwork
-from models.methods.base import Objective
+from models.methods.base import EmbedsPoints
 from models.pairing import draw_rows, read_pixels
 from models.visuals import ProjectionSketch, Sketch
 
 
-class PixelPairs(Objective):
+class PixelPairs(EmbedsPoints):
     """An objective on rows of points and rows of their pixels."""
-
-    @abstractmethod
-    def point_embeddings(self, batch: Batch) -> Float[Tensor, "M D"]:
-        """Unit embedding of each voxel."""
 
     @abstractmethod
     def pixels_at(self, images: UInt8[Tensor, "I 3 H W"], pairs: PointPixelPairs) -> Float[Tensor, "K D"]:
@@ -33,10 +29,7 @@ class PixelPairs(Objective):
     ) -> tuple[Float[Tensor, "K D"], Float[Tensor, "K D"]]:
         """Unit embeddings of points and of their pixels, row by row.
 
-        Args:
-            batch: with images and pairs.
-            method: its name, for the message.
-            num_pairs: drawn from the batch; None: all.
+        `num_pairs` are drawn from the batch (None: all are taken); `method` is the name for the message.
 
         Raises:
             ValueError: the batch lacks images or pairs.

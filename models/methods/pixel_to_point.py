@@ -24,46 +24,36 @@ from dataclasses import dataclass, field
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from common.ranges import at_least, positive
+from common.ranges import at_least
 from data.batch_spec import BatchSpec
 from data.sample import Batch, PointPixelPairs
-from models.contrast.losses import info_nce
-from models.heads import PointHead, unit
+from models.heads import PointHead, unit, unit_pixels
 from models.image.base import ImageEncoderConfig
 from models.image.frozen import frozen_encoder
 from models.image.unet import ResNetUnetConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, contrast_terms
+from models.methods.base import LossTerms, RowContrastConfig, contrast_terms
 from models.methods.pixel_pairs import PixelPairs, features_at_pairs
-from models.pairing import upsample_to_pixels
 
 
 @dataclass(frozen=True, kw_only=True)
-class PixelToPointConfig(MethodConfig):
-    """Settings of the second stage.
+class PixelToPointConfig(RowContrastConfig):
+    """Settings of the second stage. See `RowContrastConfig` for the rest.
 
     Attributes:
         backbone: 3D network; `backbone.name` chooses.
         pixel_network: frozen image network; `weights: tandem:first` takes that of the first stage.
         num_pairs: point-pixel pairs drawn from a batch; None: all.
-        temperature: of the softmax.
-        gather_negatives: negatives from all ranks instead of this rank's batch only.
-        chunk_rows: see `models.contrast.losses.info_nce`.
-        watch_rows: pairs that the collapse watch looks at.
     """
 
     backbone: BackboneConfig = field(default_factory=Res16UNetConfig)
     pixel_network: ImageEncoderConfig = field(default_factory=ResNetUnetConfig)
     num_pairs: int | None = 4096
-    temperature: float = 0.07
-    gather_negatives: bool = False
-    chunk_rows: int | None = None
-    watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        at_least(self, num_pairs=2, chunk_rows=1, watch_rows=2)
-        positive(self, "temperature")
+        super().__post_init__()
+        at_least(self, num_pairs=2)
 
     def batch_spec(self) -> BatchSpec:
         """Images with pairs."""
@@ -98,24 +88,12 @@ class PixelToPoint(PixelPairs):
         Source: Janda et al., section III-B.
         """
         points, pixels = self.rows(batch, "pixel_to_point", self.config.num_pairs)
-        loss = info_nce(
-            points,
-            pixels,
-            temperature=self.config.temperature,
-            gather=self.config.gather_negatives,
-            chunk_rows=self.config.chunk_rows,
-        )
+        loss = self.config.info_nce(points, pixels)
         return contrast_terms(loss, points, pixels, watch_rows=self.config.watch_rows)
-
-    def point_embeddings(self, batch: Batch) -> Float[Tensor, "M D"]:
-        """Unit embedding of each voxel, in the space of the pixels' features."""
-        embeddings: Tensor = self.point_head(self.backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples))
-        return embeddings
 
     def pixel_embeddings(self, images: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I D H W"]:
         """Unit feature of each pixel."""
-        pixels = upsample_to_pixels(self.pixel_network.feature_map(images), (images.shape[-2], images.shape[-1]))
-        return unit(pixels.movedim(1, -1)).movedim(-1, 1)
+        return unit_pixels(self.pixel_network.feature_map(images), (images.shape[-2], images.shape[-1]))
 
     def pixels_at(self, images: UInt8[Tensor, "I 3 H W"], pairs: PointPixelPairs) -> Float[Tensor, "K D"]:
         """Unit feature of each pair's pixel."""

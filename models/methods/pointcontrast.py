@@ -32,15 +32,16 @@ import torch
 from jaxtyping import Bool, Float, Int, Int64
 from torch import Tensor
 
-from common.ranges import above, at_least, at_most, one_of, positive
+from common.ranges import above, at_least, at_most, one_of
 from data.batch_spec import BatchSpec, SecondCloud
 from data.sample import Batch
 from models.contrast.collapse_monitor import collapse_watch
-from models.contrast.losses import gather_with_grad, info_nce, world_size
+from models.contrast.losses import gather_with_grad, world_size
 from models.heads import PointHead
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds
+from models.methods.base import LossTerms, Objective, RowContrastConfig, joined_clouds
+from models.pairing import first_of_each
 from models.visuals import PointSketch, Sketch
 
 LossName = Literal["info_nce", "hardest"]
@@ -49,8 +50,8 @@ EPSILON = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class PointContrastConfig(MethodConfig):
-    """Settings of PointContrast; defaults are the paper's.
+class PointContrastConfig(RowContrastConfig):
+    """Settings of PointContrast; defaults are the paper's. See `RowContrastConfig` for the rest.
 
     Attributes:
         backbone: 3D network; `backbone.name` chooses.
@@ -59,13 +60,9 @@ class PointContrastConfig(MethodConfig):
         loss: "info_nce" (PointInfoNCE) or "hardest" (hardest-contrastive).
         num_pairs: pairs of voxels drawn from the matches of a batch.
         embedding_dim: D, dimensions of the features that are compared.
-        temperature: of PointInfoNCE.
         positive_margin: of "hardest": pairs closer than this (unit vectors, 0 to 2) are good enough.
         negative_margin: of "hardest": wrong partners farther than this are good enough.
         symmetric: PointInfoNCE in both directions, mean of both.
-        gather_negatives: negatives from all ranks instead of this rank's batch only.
-        chunk_rows: pairs that PointInfoNCE holds at a time, computed again in the backward pass; None: all at once.
-        watch_rows: pairs that the collapse watch looks at.
     """
 
     backbone: BackboneConfig = field(default_factory=Res16UNetConfig)
@@ -73,18 +70,14 @@ class PointContrastConfig(MethodConfig):
     loss: LossName = "info_nce"
     num_pairs: int = 4096
     embedding_dim: int = 32
-    temperature: float = 0.07
     positive_margin: float = 0.1
     negative_margin: float = 1.4
     symmetric: bool = False
-    gather_negatives: bool = False
-    chunk_rows: int | None = None
-    watch_rows: int = 512
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         one_of(self, loss=LossName)
-        at_least(self, num_pairs=1, embedding_dim=1, chunk_rows=1, watch_rows=2, positive_margin=0)
-        positive(self, "temperature")
+        at_least(self, num_pairs=1, embedding_dim=1, positive_margin=0)
         above(self, "positive_margin", negative_margin=self.positive_margin)
         at_most(self, "the largest distance of unit vectors", negative_margin=2)
 
@@ -136,18 +129,10 @@ class PointContrast(Objective):
             )
             loss, parts = pull + push, {"pull": pull.detach(), "push": push.detach()}
         else:
-            loss = info_nce(
-                anchors,
-                targets,
-                temperature=self.config.temperature,
-                symmetric=self.config.symmetric,
-                gather=self.config.gather_negatives,
-                chunk_rows=self.config.chunk_rows,
-            )
+            loss = self.config.info_nce(anchors, targets, symmetric=self.config.symmetric)
             parts = {"contrast": loss.detach()}
-        return LossTerms(
-            total=loss, parts=parts, watch=collapse_watch(anchors, targets, max_rows=self.config.watch_rows)
-        )
+        watch = collapse_watch(anchors, targets, max_rows=self.config.watch_rows)
+        return LossTerms(total=loss, parts=parts, watch=watch)
 
     def embeddings(self, first: Batch, second: Batch) -> tuple[Float[Tensor, "M D"], Float[Tensor, "N D"]]:
         """Unit embedding of each voxel of both clouds."""
@@ -181,26 +166,16 @@ def draw_pairs(
     Of an anchor's partners one is drawn, then of a partner's anchors; then up to `num` of what is left. Torch's default
     generator is used, whose state is in checkpoints, so that a resumed run draws the same.
 
-    Args:
-        first: voxel of each match in the first cloud.
-        second: voxel of each match in the second one.
-        num: pairs at most.
+    `first` and `second` are the voxels of each match in the two clouds.
     """
     order = torch.randperm(len(first), device=first.device)
     first, second = first[order], second[order]
     for side in (0, 1):
-        kept = _first_of_each((first, second)[side])
+        kinds, group = torch.unique((first, second)[side], return_inverse=True)
+        kept = first_of_each(group, len(kinds)).sort().values
         first, second = first[kept], second[kept]
     chosen = torch.randperm(len(first), device=first.device)[:num]
     return first[chosen], second[chosen]
-
-
-def _first_of_each(values: Int[Tensor, " Q"]) -> Int64[Tensor, " U"]:
-    """Place of the first occurrence of each value."""
-    kinds, inverse = torch.unique(values, return_inverse=True)
-    places = torch.arange(len(values), device=values.device)
-    first = places.new_full((len(kinds),), len(values))
-    return first.scatter_reduce(0, inverse, places, "amin").sort().values
 
 
 def hardest_contrastive(
@@ -221,12 +196,8 @@ def hardest_contrastive(
     gives no push. Rows that are all the same have distance 0, where there is no direction: they are pushed by
     negative_margin^2 with gradient 0.
 
-    Args:
-        anchors: unit rows.
-        targets: row i belongs to anchor i.
-        positive_margin: see above.
-        negative_margin: see above.
-        gather: look for wrong partners on all ranks (see `info_nce` for how ranks add up). Every rank must call.
+    Rows have unit length; row i of `targets` belongs to anchor i. With `gather` wrong partners are looked for on all
+    ranks (see `info_nce` for how ranks add up); every rank must call.
 
     Source: FCGF (Choy et al., ICCV 2019), section 4.3; PointContrast, section 3.3, eq. 1.
     """

@@ -25,48 +25,39 @@ from dataclasses import dataclass, field
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from common.ranges import RangeError, at_least, positive
+from common.ranges import RangeError, at_least
 from data.batch_spec import BatchSpec
 from data.sample import Batch, PointPixelPairs
-from models.contrast.losses import info_nce
 from models.heads import PixelHead, PointHead
 from models.image.resnet import ResNetTeacherConfig
 from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, contrast_terms
+from models.methods.base import LossTerms, RowContrastConfig, contrast_terms
 from models.methods.pixel_pairs import PixelPairs, features_at_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class PpktConfig(MethodConfig):
-    """Settings of PPKT; defaults are those of SLidR's comparison.
+class PpktConfig(RowContrastConfig):
+    """Settings of PPKT; defaults are those of SLidR's comparison. See `RowContrastConfig` for the rest.
 
     Attributes:
         backbone: 3D network; `backbone.name` chooses.
         teacher: frozen image network. The paper's is `name: resnet50, weights: moco_v2:<path>`, at its normal stride.
         num_pairs: point-pixel pairs drawn from a rank's batch; None: all.
         embedding_dim: D, dimensions of the common space.
-        temperature: of the softmax.
         symmetric: also pixels as anchors and points as targets, mean of both.
-        gather_negatives: negatives from all ranks instead of this rank's batch only.
-        chunk_rows: see `models.contrast.losses.info_nce`.
-        watch_rows: pairs that the collapse watch looks at.
     """
 
     backbone: BackboneConfig = field(default_factory=Res16UNetConfig)
     teacher: TeacherConfig = field(default_factory=lambda: ResNetTeacherConfig(dilated=False))
     num_pairs: int | None = 4096
     embedding_dim: int = 64
-    temperature: float = 0.07
     symmetric: bool = False
-    gather_negatives: bool = False
-    chunk_rows: int | None = None
-    watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        at_least(self, num_pairs=2, embedding_dim=1, chunk_rows=1, watch_rows=2)
-        positive(self, "temperature")
+        super().__post_init__()
+        at_least(self, num_pairs=2, embedding_dim=1)
         if self.teacher.cache:
             why = "PPKT reads single pixels, the cache holds means over superpixels"
             raise RangeError(f"teacher.cache: got True, expected false: {why}")
@@ -105,25 +96,12 @@ class Ppkt(PixelPairs):
         Source: SLidR, section 4 and released code.
         """
         points, pixels = self.rows(batch, "PPKT", self.config.num_pairs)
-        loss = info_nce(
-            points,
-            pixels,
-            temperature=self.config.temperature,
-            symmetric=self.config.symmetric,
-            gather=self.config.gather_negatives,
-            chunk_rows=self.config.chunk_rows,
-        )
+        loss = self.config.info_nce(points, pixels, symmetric=self.config.symmetric)
         return contrast_terms(loss, points, pixels, watch_rows=self.config.watch_rows)
-
-    def point_embeddings(self, batch: Batch) -> Float[Tensor, "M D"]:
-        """Unit embedding of each voxel."""
-        embeddings: Tensor = self.point_head(self.backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples))
-        return embeddings
 
     def pixel_embeddings(self, images: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I D H W"]:
         """Unit embedding of each pixel."""
-        size = (images.shape[-2], images.shape[-1])
-        embeddings: Tensor = self.pixel_head(self.teacher.feature_map(images), size)
+        embeddings: Tensor = self.pixel_head(self.teacher.feature_map(images), (images.shape[-2], images.shape[-1]))
         return embeddings
 
     def pixels_at(self, images: UInt8[Tensor, "I 3 H W"], pairs: PointPixelPairs) -> Float[Tensor, "K D"]:

@@ -39,14 +39,14 @@ from common.ranges import at_least, one_of, positive, weights
 from data.batch_spec import BatchSpec, GroundConfig, SecondCloud
 from data.sample import Batch
 from models.contrast.collapse_monitor import collapse_watch
-from models.contrast.losses import info_nce, world_size
+from models.contrast.losses import world_size
 from models.contrast.sinkhorn import sinkhorn
 from models.heads import unit
 from models.lidar.base import BackboneConfig
-from models.lidar.layers import PointLayer
-from models.lidar.res16unet import normalize
+from models.lidar.layers import PointLayer, normalize
 from models.lidar.voxelnet import VoxelNetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds
+from models.methods.base import LossTerms, Objective, RowContrastConfig, joined_clouds
+from models.pairing import row_mask
 from models.points.neighbors import ball_query
 from models.points.sampling import farthest_points
 from models.visuals import PointSketch, Sketch
@@ -55,8 +55,10 @@ Choice = Literal["random", "nearest"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProposalContrastConfig(MethodConfig):
+class ProposalContrastConfig(RowContrastConfig):
     """Settings of ProposalContrast; defaults are the paper's where it gives a number, else the released code's.
+
+    See `RowContrastConfig` for the rest.
 
     Attributes:
         backbone: 3D network; `backbone.name` chooses.
@@ -76,11 +78,8 @@ class ProposalContrastConfig(MethodConfig):
         epsilon: of Sinkhorn; the smaller, the harder the assignment.
         iterations: of Sinkhorn.
         within_view: other proposals of the same view are negatives too; not with `gather_negatives`.
-        gather_negatives: negatives from all ranks instead of this rank's batch only.
         gather_clusters: equal shares of prototypes over the proposals of all ranks, as released, instead of over this
             rank's.
-        chunk_rows: proposals that InfoNCE holds at a time, computed again in the backward pass; None: all at once.
-        watch_rows: proposals that the collapse watch looks at.
     """
 
     backbone: BackboneConfig = field(default_factory=lambda: VoxelNetConfig(preset="centerpoint"))
@@ -100,15 +99,13 @@ class ProposalContrastConfig(MethodConfig):
     epsilon: float = 0.03
     iterations: int = 3
     within_view: bool = False
-    gather_negatives: bool = False
     gather_clusters: bool = True
-    chunk_rows: int | None = None
-    watch_rows: int = 512
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         at_least(self, num_proposals=1, num_neighbors=1, attention_shrink=1, hidden_dim=1, embedding_dim=1)
-        at_least(self, iterations=1, num_prototypes=2, chunk_rows=1, watch_rows=2)
-        positive(self, "radius_m", "temperature", "epsilon")
+        at_least(self, iterations=1, num_prototypes=2)
+        positive(self, "radius_m", "epsilon")
         weights(self, "proposal_weight", "cluster_weight")
         one_of(self, neighbors=Choice)
         if self.within_view and self.gather_negatives:
@@ -190,9 +187,7 @@ class ProposalContrast(Objective):
         Random neighbours are the first of the ball in a random order, drawn from torch's default generator, whose state
         is in checkpoints. In evaluation mode they are the nearest, so that pictures do not change what a run draws.
 
-        Args:
-            batch: one of the two clouds.
-            centre: points, ordered by sample.
+        `batch` is one of the two clouds, `centre` are points ordered by sample.
         """
         points = (~batch.need("ground", by="ProposalContrast")).nonzero().squeeze(1)
         random = self.training and self.config.neighbors == "random"
@@ -234,26 +229,12 @@ class ProposalContrast(Objective):
         return encoded
 
     def _proposal_loss(self, u: Float[Tensor, "R2 D"]) -> Float[Tensor, ""]:
-        config = self.config
         first, second = u.tensor_split(2)
-        if not config.within_view:
-            return info_nce(
-                first,
-                second,
-                temperature=config.temperature,
-                symmetric=True,
-                gather=config.gather_negatives,
-                chunk_rows=config.chunk_rows,
-            )
+        if not self.config.within_view:
+            return self.config.info_nce(first, second, symmetric=True)
         # Row i against all rows of both views but itself; its partner stands in column i.
         itself = torch.eye(len(u), dtype=torch.bool, device=u.device).roll(len(first), dims=1)
-        return info_nce(
-            u,
-            torch.cat([second, first]),
-            temperature=config.temperature,
-            excluded=itself,
-            chunk_rows=config.chunk_rows,
-        )
+        return self.config.info_nce(u, torch.cat([second, first]), excluded=itself)
 
     def _cluster_loss(self, first: Float[Tensor, "R P"], second: Float[Tensor, "R P"]) -> Float[Tensor, ""]:
         config = self.config
@@ -284,14 +265,12 @@ class ProposalContrast(Objective):
         real = neighbor >= 0
         labels[neighbor[real]] = clusters[:, None].expand_as(real)[real]
         labels[centre] = clusters
-        marked = torch.zeros(batch.num_points, dtype=torch.bool, device=centre.device)
-        marked[centre] = True
         return {
             "proposals": PointSketch(
                 points=batch.points,
                 values=labels,
                 scale="labels",
-                marked=marked,
+                marked=row_mask(centre, batch.num_points),
                 caption=f"{len(centre)} proposals by nearest of {self.config.num_prototypes} prototypes",
             ),
             "agreement": PointSketch(
@@ -331,11 +310,7 @@ class ProposalEncoder(nn.Module):
     ) -> Float[Tensor, "R C"]:
         """Features of proposals; without a real neighbour the centre's own.
 
-        Args:
-            centres: features of the points in the middle.
-            neighbors: features of the points around.
-            offsets: from each neighbour to the centre, metres.
-            real: which neighbours there are.
+        `offsets` go from each neighbour to the centre, metres; `real` says which neighbours there are.
         """
         position = self.position(offsets)
         logits = self.attention(self.query(centres)[:, None] - self.key(neighbors) + position).float()

@@ -19,43 +19,40 @@ Letters: N points, M voxels, S segments of all samples, T segments that both vie
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
-from common.ranges import at_least, below, positive
+from common.ranges import at_least, below
 from data.batch_spec import BatchSpec, GroundConfig, PointClusterConfig, SecondCloud
 from data.sample import Batch, PointClusters
-from models.contrast.memory import KeyQueue, contrast_with_queue, queue_watch
-from models.contrast.momentum import MomentumConfig, MomentumCopy, check_whole_weights
+from models.contrast.memory import KeyQueue
+from models.contrast.momentum import MomentumCopy
 from models.heads import PlainMLPHead
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, Objective
+from models.methods.base import LossTerms
+from models.methods.queue_contrast import QueueContrast, QueueContrastConfig
 from models.pairing import segment_max
 from models.visuals import PointSketch, Sketch
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegContrastConfig(MethodConfig):
-    """Settings of SegContrast; defaults are the paper's.
+class SegContrastConfig(QueueContrastConfig):
+    """Settings of SegContrast; defaults are the paper's. See `QueueContrastConfig` for the rest.
 
     Attributes:
         backbone: 3D network; `backbone.name` chooses.
         ground: how the ground is found that segments leave out.
         clusters: how segments are found.
-        momentum: how the key encoder follows.
-        queue_size: segments that are kept as negatives.
-        embedding_dim: D, dimensions that are compared.
         hidden_dim: width of the head.
-        temperature: of the softmax.
         max_segments: of a sweep, the largest ones; None: all.
         min_points: of a segment in each of the two views; smaller ones are left out.
         dropout: share of a segment's features that are set to 0 before its maximum is taken, in training.
-        watch_rows: rows that the collapse watch looks at.
     """
 
     backbone: BackboneConfig = field(default_factory=lambda: Res16UNetConfig(preset="minkunet18", in_channels=4))
@@ -63,21 +60,15 @@ class SegContrastConfig(MethodConfig):
     clusters: PointClusterConfig = field(
         default_factory=lambda: PointClusterConfig(kind="dbscan", radius_m=0.25, min_points=10)
     )
-    momentum: MomentumConfig = field(default_factory=MomentumConfig)
-    queue_size: int = 65_536
-    embedding_dim: int = 128
     hidden_dim: int = 128
-    temperature: float = 0.1
     max_segments: int | None = 50
     min_points: int = 20
     dropout: float = 0.4
-    watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        at_least(self, queue_size=1, embedding_dim=1, hidden_dim=1, max_segments=1, min_points=1, watch_rows=2)
-        at_least(self, dropout=0)
+        super().__post_init__()
+        at_least(self, hidden_dim=1, max_segments=1, min_points=1, dropout=0)
         below(self, dropout=1)
-        positive(self, "temperature")
 
     def batch_spec(self) -> BatchSpec:
         """Two augmentations of a sweep with segments, no images."""
@@ -88,8 +79,10 @@ class SegContrastConfig(MethodConfig):
         return SegContrast(self)
 
 
-class SegContrast(Objective):
+class SegContrast(QueueContrast):
     """Network, momentum copy, queue and loss of SegContrast."""
+
+    NAME = "segcontrast"
 
     def __init__(self, config: SegContrastConfig) -> None:
         super().__init__()
@@ -116,23 +109,13 @@ class SegContrast(Objective):
         """
         kept = self.common_segments(batch)
         queries, keys = self.embeddings(batch, kept)
-        negatives = self.queue.negatives()
-        loss = contrast_with_queue(queries, keys, negatives, temperature=self.config.temperature)
-        watch = queue_watch(queries, keys, negatives, max_rows=self.config.watch_rows)
-        if self.training:
-            self.queue.enter(keys)
-        return LossTerms(
-            total=loss,
-            parts={"contrast": loss.detach()},
-            watch=watch | {"segments": loss.new_tensor(float(len(kept)))},
-        )
+        terms = self.queue_terms(self.queue, queries, keys, self.config)
+        return replace(terms, watch=terms.watch | {"segments": terms.total.new_tensor(float(len(kept)))})
 
     def embeddings(self, batch: Batch, kept: Int64[Tensor, " T"]) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
         """Unit rows of some segments: of the first view by the network, of the second by its copy.
 
-        Args:
-            batch: two views with clusters.
-            kept: ids of the segments.
+        `kept` are their ids.
         """
         second, *both = self._clusters(batch)
         first_row, second_row = (_rows_of(clusters, kept) for clusters in both)
@@ -158,18 +141,9 @@ class SegContrast(Objective):
         place = torch.arange(len(kept), device=kept.device) - (counts.cumsum(0) - counts)[sample[kept]]
         return kept[place < self.config.max_segments]
 
-    def after_update(self, progress: float) -> None:
-        """The copies follow."""
-        self.key_backbone.follow(self.backbone, progress)
-        self.key_head.follow(self.head, progress)
-
-    def check_engine(self, *, zero_stage: int, precision: str) -> None:
-        """Refuse ZeRO 3 and weights in bfloat16.
-
-        Raises:
-            ValueError: see `models.contrast.momentum.check_whole_weights`.
-        """
-        check_whole_weights("segcontrast", zero_stage=zero_stage, precision=precision)
+    def copies(self) -> Iterable[tuple[MomentumCopy, nn.Module]]:
+        """Of network and head."""
+        return (self.key_backbone, self.backbone), (self.key_head, self.head)
 
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """The segments, and how well each knows its other view."""

@@ -43,14 +43,13 @@ from common.ranges import at_least, one_of, positive, weights
 from data.batch_spec import BatchSpec, SecondCloud
 from data.sample import Batch
 from models.contrast.collapse_monitor import collapse_watch
-from models.contrast.losses import info_nce
 from models.contrast.matching import greedy, hungarian
 from models.heads import MLPHead
 from models.image.base import ImageEncoderConfig
 from models.image.resnet_encoder import ResNetEncoderConfig
 from models.lidar.base import BackboneConfig, GivesCentres
 from models.lidar.pointnet2 import PointNet2Config, PointSet
-from models.methods.base import LossTerms, MethodConfig, Objective, joined_clouds
+from models.methods.base import LossTerms, Objective, RowContrastConfig, joined_clouds
 from models.pairing import FeatureMap, read_pixels, segment_mean
 from models.points.ragged import bounds
 from models.points.sampling import farthest_points
@@ -62,8 +61,8 @@ BORDER_PX = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimipuConfig(MethodConfig):
-    """Settings of SimIPU; defaults are the paper's.
+class SimipuConfig(RowContrastConfig):
+    """Settings of SimIPU; defaults are the paper's. See `RowContrastConfig` for the rest.
 
     Attributes:
         backbone: point network. A PointNet++ without way up (presets simipu, simipu_tiny) samples centres itself; of
@@ -71,7 +70,6 @@ class SimipuConfig(MethodConfig):
         image_backbone: image network; features are read bilinearly from its map (a ResNet's last stage, stride 32).
         num_centres: centres a cloud, for networks that do not sample them themselves.
         embedding_dim: D, dimensions that are compared.
-        temperature: of both losses.
         intra_weight: lambda, of the intra-modal loss.
         inter_weight: mu, of the inter-modal loss.
         matching: one-to-one matching of centres: "hungarian" of least total distance, "greedy" closest first.
@@ -79,15 +77,12 @@ class SimipuConfig(MethodConfig):
         train_point_head: False freezes the point head of the inter-modal loss, as the released code does in effect.
         detach_targets: the second cloud gets no gradient from the intra-modal loss.
         symmetric: both losses in both directions.
-        gather_negatives: negatives from all ranks instead of this rank's batch only.
-        watch_rows: rows that the collapse watch looks at.
     """
 
     backbone: BackboneConfig = field(default_factory=lambda: PointNet2Config(preset="simipu"))
     image_backbone: ImageEncoderConfig = field(default_factory=ResNetEncoderConfig)
     num_centres: int = 1024
     embedding_dim: int = 128
-    temperature: float = 0.07
     intra_weight: float = 1.0
     inter_weight: float = 1.0
     matching: Matching = "hungarian"
@@ -95,12 +90,11 @@ class SimipuConfig(MethodConfig):
     train_point_head: bool = True
     detach_targets: bool = False
     symmetric: bool = False
-    gather_negatives: bool = False
-    watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        at_least(self, num_centres=1, embedding_dim=1, watch_rows=2)
-        positive(self, "temperature", "match_gate_m")
+        super().__post_init__()
+        at_least(self, num_centres=1, embedding_dim=1)
+        positive(self, "match_gate_m")
         weights(self, "intra_weight", "inter_weight")
         one_of(self, matching=Matching)
 
@@ -238,14 +232,7 @@ class Simipu(Objective):
         return pixels, points
 
     def _contrast(self, anchors: Float[Tensor, "P D"], targets: Float[Tensor, "P D"]) -> Float[Tensor, ""]:
-        config = self.config
-        return info_nce(
-            anchors,
-            targets,
-            temperature=config.temperature,
-            symmetric=config.symmetric,
-            gather=config.gather_negatives,
-        )
+        return self.config.info_nce(anchors, targets, symmetric=self.config.symmetric)
 
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """Matched centres from above and in the image, and projected centres by how well pixel and point agree."""

@@ -31,7 +31,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
-from common.ranges import at_least, positive
+from common.ranges import at_least
 from data.batch_spec import BatchSpec
 from data.sample import Batch, Superpixels
 from models.contrast.losses import info_nce
@@ -41,41 +41,33 @@ from models.image.resnet import ResNetTeacherConfig
 from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
-from models.methods.base import LossTerms, MethodConfig, PoolsTeacher, contrast_terms
+from models.methods.base import EmbedsPoints, LossTerms, PoolsTeacher, RowContrastConfig, contrast_terms
 from models.pairing import FeatureMap, segment_mean, segment_mean_of_map
 from models.visuals import PixelSketch, Sketch
 
 
 @dataclass(frozen=True, kw_only=True)
-class SlidrConfig(MethodConfig):
-    """Settings of SLidR; defaults are the paper's.
+class SlidrConfig(RowContrastConfig):
+    """Settings of SLidR; defaults are the paper's. See `RowContrastConfig` for the rest.
 
     Attributes:
         backbone: 3D network; `backbone.name` chooses.
         teacher: frozen image network. The paper's is `name: resnet50, weights: moco_v2:<path>`.
         embedding_dim: D, dimensions of the common space.
-        temperature: of the softmax.
         symmetric: also superpixels as anchors and superpoints as targets, mean of both.
-        gather_negatives: negatives from all ranks instead of this rank's batch only.
-        chunk_rows: anchors at a time in the loss, computed again in the backward pass; None for all at once. Saves
-            memory from some ten thousand superpixels on, but not with `tolerant`, whose weights are S x S.
+        chunk_rows: saves memory from some ten thousand superpixels on, not with `tolerant`, whose weights are S x S.
         tolerant: of negatives that the teacher finds similar; None: all negatives count alike, as in SLidR.
-        watch_rows: superpixels that the collapse watch looks at.
     """
 
     backbone: BackboneConfig = field(default_factory=Res16UNetConfig)
     teacher: TeacherConfig = field(default_factory=ResNetTeacherConfig)
     embedding_dim: int = 64
-    temperature: float = 0.07
     symmetric: bool = False
-    gather_negatives: bool = False
-    chunk_rows: int | None = None
     tolerant: SemanticToleranceConfig | None = None
-    watch_rows: int = 512
 
     def __post_init__(self) -> None:
-        at_least(self, embedding_dim=1, chunk_rows=1, watch_rows=2)
-        positive(self, "temperature")
+        super().__post_init__()
+        at_least(self, embedding_dim=1)
         if self.tolerant is not None and self.symmetric and self.gather_negatives:
             raise ValueError(
                 "tolerant with symmetric and gather_negatives: the weights of the other direction would be held by "
@@ -91,7 +83,7 @@ class SlidrConfig(MethodConfig):
         return Slidr(self)
 
 
-class Slidr(PoolsTeacher):
+class Slidr(EmbedsPoints, PoolsTeacher):
     """Towers, heads and loss of SLidR."""
 
     def __init__(self, config: SlidrConfig) -> None:
@@ -138,12 +130,6 @@ class Slidr(PoolsTeacher):
             chunk_rows=self.config.chunk_rows,
         )
         return contrast_terms(loss, anchors, targets, watch_rows=self.config.watch_rows)
-
-    def point_embeddings(self, batch: Batch) -> Float[Tensor, "M D"]:
-        """Unit embedding of each voxel."""
-        features = self.backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples)
-        embeddings: Tensor = self.point_head(features)
-        return embeddings
 
     def pixel_embeddings(self, images: UInt8[Tensor, "I 3 H W"]) -> Float[Tensor, "I D H W"]:
         """Unit embedding of each pixel."""

@@ -106,14 +106,6 @@ def ball_query(
     return Neighbors(index=near.index.where(inside, -1), distance=near.distance.where(inside, torch.inf))
 
 
-def repeat_first(index: Int64[Tensor, "Q k"]) -> Int64[Tensor, "Q k"]:
-    """Missing neighbours replaced by the first one, which leaves maxima over neighbours as they are.
-
-    Queries without any keep -1.
-    """
-    return torch.where(index < 0, index[:, :1], index)
-
-
 def interpolate(
     features: Float[Tensor, "N C"],
     points: Float[Tensor, "N 3"],

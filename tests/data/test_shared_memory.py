@@ -10,11 +10,10 @@ import pytest
 import torch
 
 import data.shared_memory
-from data.batch_spec import BatchSpec
+from data.batch_spec import BatchSpec, VoxelConfig
 from data.loading.loader import DataConfig, build_loader
 from data.loading.workers import Loaded, WorkerConfig, run_workers
 from data.shared_memory import SharesTables
-from data.views.voxelize import VoxelConfig
 from tests.helpers.samples import write_toy_set
 
 ROWS = 600_000

@@ -10,9 +10,9 @@ import yaml
 
 from configs.load import dump
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
+from data.batch_spec import VoxelConfig
 from data.loading.loader import DataConfig
 from data.views.augment import NO_AUGMENTATION
-from data.views.voxelize import VoxelConfig
 from engine.checkpoint import save_checkpoint
 from engine.distributed import World
 from models.lidar.res16unet import Res16UNetConfig

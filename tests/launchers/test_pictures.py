@@ -11,7 +11,7 @@ import torch
 from scipy.stats import ortho_group
 from torch import Tensor, nn
 
-from data.batch_spec import BatchSpec
+from data.batch_spec import BatchSpec, VoxelConfig
 from data.loading.evaluation import load_batch
 from data.sample import IGNORE_LABEL, Batch, Boxes, first_sample
 from data.storage.manifest import load_manifest
@@ -19,7 +19,6 @@ from data.storage.reader import SampleReader
 from data.views.augment import NO_AUGMENTATION
 from data.views.pairs import point_pixel_pairs
 from data.views.view import ViewConfig
-from data.views.voxelize import VoxelConfig
 from launchers.drawing import canvas as drawing
 from launchers.drawing import views
 from launchers.drawing.pictures import pictures_of, pictures_of_set, query_point, training_pictures

@@ -16,7 +16,7 @@ import psutil
 import pytest
 import torch
 
-from data.batch_spec import BatchSpec
+from data.batch_spec import BatchSpec, VoxelConfig
 from data.loading.evaluation import image_batches, load_batch, point_batches
 from data.loading.loader import DataConfig, ShardLoader, build_loader
 from data.loading.skips import Skip, SkipLedger
@@ -27,7 +27,6 @@ from data.storage.reader import SampleReader
 from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter
 from data.views.augment import AugmentConfig, ImageAugmentConfig
-from data.views.voxelize import VoxelConfig
 from tests.helpers.samples import write_toy_set
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -6,9 +6,8 @@ import gc
 import psutil
 import pytest
 
-from data.batch_spec import BatchSpec
+from data.batch_spec import BatchSpec, VoxelConfig
 from data.loading.loader import DataConfig, build_loader
-from data.views.voxelize import VoxelConfig
 from tests.helpers.samples import write_toy_set
 
 SAMPLES = 10_000

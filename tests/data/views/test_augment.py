@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from data.batch_spec import BatchSpec
+from data.batch_spec import BatchSpec, VoxelConfig
 from data.geometry import project, transform
 from data.order import SampleDraws
 from data.sample import Sample
@@ -22,7 +22,6 @@ from data.views.augment import (
     draw_thinning,
 )
 from data.views.view import View, ViewConfig, make_view
-from data.views.voxelize import VoxelConfig
 from tests.helpers.samples import make_sample
 
 IMAGE_SIZE = (40, 70)

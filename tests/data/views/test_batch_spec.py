@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.batch_spec import BatchSpec, GroundConfig, PointClusterConfig, SecondCloud
+from data.batch_spec import BatchSpec, GroundConfig, PointClusterConfig, SecondCloud, VoxelConfig
 from data.loading.collate import collate
 from data.loading.evaluation import load_batch
 from data.loading.loader import DataConfig, build_loader
@@ -26,7 +26,6 @@ from data.views.clusters import clusters
 from data.views.colour import ColourConfig
 from data.views.ground import ground_mask
 from data.views.view import View, ViewConfig, make_view
-from data.views.voxelize import VoxelConfig
 from tests.helpers.samples import make_sample, write_toy_set
 
 GROUND = GroundConfig(kind="plane", distance_m=0.6)

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from data.views.voxelize import VoxelConfig, inside_range, voxelize
+from data.batch_spec import VoxelConfig
+from data.views.voxelize import inside_range, voxelize
 
 
 def slow_voxelize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.points import neighbors
-from models.points.neighbors import Neighbors, ball_query, interpolate, knn, repeat_first
+from models.points.neighbors import Neighbors, ball_query, interpolate, knn
 from models.points.sampling import farthest_points
 from tests.reference.points import interpolate_loop, neighbors_loop
 
@@ -80,11 +80,6 @@ def test_nothing_there():
     assert near.distance.isinf().all()
     assert knn(none, torch.tensor([0]), one, torch.tensor([1]), 2).index.shape == (0, 2)
     assert interpolate(torch.zeros(0, 5), none, torch.tensor([0]), one, torch.tensor([1])).tolist() == [[0.0] * 5]
-
-
-def test_repeat_first():
-    index = torch.tensor([[4, 7, -1], [2, -1, -1], [-1, -1, -1]])
-    assert repeat_first(index).tolist() == [[4, 7, 4], [2, 2, 2], [-1, -1, -1]]
 
 
 def test_refused_input():
