@@ -21,17 +21,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """A map and where its cells lie.
+    """A map and where its cells lie."""
 
-    Attributes:
-        values: one map an image.
-        stride: pixels from one cell to the next.
-        origin_px: pixel under the centre of cell 0.
-    """
-
-    values: Float[Tensor, "I C h w"]
-    stride: int = 1
-    origin_px: float = 0.0
+    values: Float[Tensor, "I C h w"]  # one map an image
+    stride: int = 1  # pixels from one cell to the next
+    origin_px: float = 0.0  # pixel under the centre of cell 0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -70,10 +64,7 @@ def segment_mean(
     Sums run in float32 (or float64 for float64 input), also under autocast: a superpixel can have thousands of rows,
     more than bfloat16 can count.
 
-    Args:
-        features: one row a pixel or point.
-        index: segment of each row; negative rows belong to none and are left out.
-        num_segments: S.
+    `index` has the segment of each row (pixel or point); negative rows belong to none and are left out.
 
     Returns:
         Means (zeros where a segment is empty) and the number of rows of each segment.
@@ -117,11 +108,8 @@ def read_pixels(
 ) -> Float[Tensor, "P C"]:
     """Features at pixel coordinates.
 
-    Args:
-        feature_map: to read.
-        image: of each pair.
-        uv: pixel coordinates (u to the right, v down) in the image, not in cells.
-        mode: `nearest` takes the nearest centre (halves go to the even cell).
+    `uv` are pixel coordinates (u to the right, v down) in each pair's `image`, not cells. `nearest` takes the nearest
+    centre (halves go to the even cell).
     """
     values = feature_map.values
     height, width = values.shape[-2:]
@@ -146,11 +134,7 @@ def resample_cells(
     Two passes of linear interpolation, rows then columns. `torch.nn.functional.interpolate` knows only two offsets,
     neither of which is the place where padded, strided convolutions put their cells.
 
-    Args:
-        feature_map: input.
-        size: rows and columns of the output.
-        scale: input cells a step of the output; 1 / stride for up-sampling to pixels.
-        offset: input cell under output 0; -origin_px / stride for up-sampling to pixels.
+    For up-sampling to pixels `scale` is 1 / stride, `offset` is -origin_px / stride.
     """
     if scale == 1 and offset == 0 and tuple(feature_map.shape[-2:]) == size:
         return feature_map
@@ -180,10 +164,7 @@ def segment_mean_of_map(
     One image at a time; its weights take (segments in the image) x h x w floats, stride^2 times less than
     segments x pixels, and no memory is kept between images unless gradients are asked for.
 
-    Args:
-        feature_map: one map an image.
-        segments: segment of each pixel, unique over all images, negative where none.
-        num_segments: S.
+    `segments` has the segment of each pixel, unique over all images, negative where none.
 
     Returns:
         Means (zeros where a segment has no pixel) and the number of pixels of each segment.

@@ -1,7 +1,7 @@
 """What a method shows of a batch, before it is drawn: plain tensors that say what they are.
 
 Methods make sketches (`Objective.sketches`), `launchers.drawing.sketches` draws them, so that no method draws and no
-drawing knows a method.
+drawing knows a method. `scale` says how `values` become colours, `caption` is one line.
 
 Letters: N points, P pixel positions, H W pixels.
 """
@@ -24,10 +24,7 @@ class PointSketch:
 
     Attributes:
         points: x, y, z, metres.
-        values: one a point.
-        scale: of the values.
         marked: points drawn larger, with a ring (units, anchors); None: none.
-        caption: one line.
     """
 
     points: Float[Tensor, "N 3"]
@@ -39,14 +36,7 @@ class PointSketch:
 
 @dataclass(frozen=True, kw_only=True)
 class PixelSketch:
-    """A map over an image.
-
-    Attributes:
-        image: RGB.
-        values: one a pixel.
-        scale: of the values.
-        caption: one line.
-    """
+    """A map over an RGB image."""
 
     image: UInt8[Tensor, "3 H W"]
     values: Float[Tensor, "H W"] | Int[Tensor, "H W"]
@@ -56,15 +46,7 @@ class PixelSketch:
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectionSketch:
-    """Points drawn into an image.
-
-    Attributes:
-        image: RGB.
-        uv: pixel coordinates; those outside are left out.
-        values: one a position.
-        scale: of the values.
-        caption: one line.
-    """
+    """Points drawn into an RGB image, at pixel coordinates `uv`; those outside are left out."""
 
     image: UInt8[Tensor, "3 H W"]
     uv: Float[Tensor, "P 2"]
@@ -75,14 +57,7 @@ class ProjectionSketch:
 
 @dataclass(frozen=True, kw_only=True)
 class MatchSketch:
-    """Where positions are and where they should be: lines in an image, coloured by their length.
-
-    Attributes:
-        image: RGB.
-        found: pixel coordinates that the method found.
-        true: pixel coordinates that are right.
-        caption: one line.
-    """
+    """Pixel coordinates that a method found, and the true ones: lines in an RGB image, coloured by their length."""
 
     image: UInt8[Tensor, "3 H W"]
     found: Float[Tensor, "P 2"]

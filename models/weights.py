@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,23 +31,14 @@ BACKBONE_FORMAT = "tandem-backbone-1"
 
 @dataclass(frozen=True, kw_only=True)
 class LoadReport:
-    """What became of each key.
+    """What became of each key."""
 
-    Attributes:
-        source: file or description, for the text.
-        matched: filled from the file.
-        missing: in the network, not in the file.
-        mismatched: in both with different shapes: key, shape in the network, shape in the file.
-        unused: in the file, not in the network, and not left out on purpose.
-        dropped: left out by the format's rule (classifier, queue, momentum copy).
-    """
-
-    source: str
-    matched: tuple[str, ...]
-    missing: tuple[str, ...]
-    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]
-    unused: tuple[str, ...]
-    dropped: tuple[str, ...] = ()
+    source: str  # file or description, for the text
+    matched: tuple[str, ...]  # filled from the file
+    missing: tuple[str, ...]  # in the network, not in the file
+    mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...]  # key, shape in the network, in the file
+    unused: tuple[str, ...]  # in the file, not in the network, and not left out on purpose
+    dropped: tuple[str, ...] = ()  # left out by the format's rule (classifier, queue, momentum copy)
 
     @property
     def share(self) -> float:
@@ -58,8 +49,8 @@ class LoadReport:
     def text(self) -> str:
         """A few lines for a person."""
         lines = [
-            f"{self.source}: {len(self.matched)} matched ({self.share:.0%} of the network), {len(self.missing)} "
-            f"missing, {len(self.mismatched)} mismatched, {len(self.unused)} unused, "
+            f"{self.source}: {len(self.matched)} matched ({self.share:.0%} of the network), "
+            f"{len(self.missing)} missing, {len(self.mismatched)} mismatched, {len(self.unused)} unused, "
             f"{len(self.dropped)} dropped by rule"
         ]
         shapes = [f"{key} (network {want}, file {got})" for key, want, got in self.mismatched]
@@ -181,12 +172,6 @@ def select_weights(
 def load_image_weights(encoder: nn.Module, file_format: str, path: str, *, min_match: float = MIN_MATCH) -> LoadReport:
     """Fill an image encoder from a public checkpoint.
 
-    Args:
-        encoder: network with torchvision's names.
-        file_format: a key of `IMAGE_FORMATS`.
-        path: the file.
-        min_match: refuse below this share of the encoder's tensors.
-
     Raises:
         ValueError: unknown format, unreadable file, too few matches (names the format that would fit better, if one
             does), or a tensor that is not finite.
@@ -216,16 +201,12 @@ def compare(
     """
     own = {key: value for key, value in module.state_dict().items() if not _is_counter(key)}
     theirs = {key: value for key, value in state.items() if not _is_counter(key)}
-    both = [key for key in own if key in theirs]
+    shapes = {key: (tuple(own[key].shape), tuple(theirs[key].shape)) for key in own if key in theirs}
     return LoadReport(
         source=source,
-        matched=tuple(key for key in both if own[key].shape == theirs[key].shape),
+        matched=tuple(key for key, (here, there) in shapes.items() if here == there),
         missing=tuple(key for key in own if key not in theirs),
-        mismatched=tuple(
-            (key, tuple(own[key].shape), tuple(theirs[key].shape))
-            for key in both
-            if own[key].shape != theirs[key].shape
-        ),
+        mismatched=tuple((key, here, there) for key, (here, there) in shapes.items() if here != there),
         unused=tuple(key for key in theirs if key not in own),
         dropped=dropped,
     )
@@ -279,9 +260,8 @@ OWN_IMAGE_PREFIX = "image_backbone."
 def read_own_weights(path: str | Path, prefix: str) -> dict[str, Tensor]:
     """One network's tensors from a run of ours.
 
-    Args:
-        path: `.safetensors` file, checkpoint folder, or run folder (its newest intact checkpoint).
-        prefix: the network's place in the method, cut off the names.
+    `path` is a `.safetensors` file, a checkpoint folder, or a run folder (its newest intact checkpoint); `prefix`, the
+    network's place in the method, is cut off the names.
 
     Raises:
         ValueError: nothing there, damaged, or no name begins with the prefix.
@@ -325,11 +305,8 @@ def load_slidr_backbone(
 ) -> LoadReport:
     """Fill a `Res16UNet` from a checkpoint of the SLidR family (`model_points`, or a Lightning file).
 
-    Args:
-        path: the file.
-        backbone: of the same preset and number of input channels.
-        head: linear point head to fill from their last layer; None drops it, as downstream tasks do.
-        min_match: refuse below this share.
+    `backbone` has the same preset and number of input channels. `head` is a linear point head to fill from their last
+    layer; None drops it, as downstream tasks do.
 
     Raises:
         ValueError: see `read_checkpoint` and `load_state`; or their last layer does not fit `head`.
@@ -343,22 +320,16 @@ def load_slidr_backbone(
     state, others = from_minkowski(theirs, backbone.state_dict())
     last = ("final.kernel", "final.bias")
     unknown = {key: theirs[key] for key in others if key not in last}
-    report = load_state(
-        backbone,
-        state | unknown,
-        source=str(path),
-        min_match=min_match,
-        dropped=tuple(key for key in others if key in last),
-    )
+    dropped = tuple(key for key in others if key in last)
+    report = load_state(backbone, state | unknown, source=str(path), min_match=min_match, dropped=dropped)
     if head is not None:
         missing = [key for key in last if key not in theirs]
         if missing:
             raise ValueError(f"weights: {path} has no {missing[0]}, so the point head cannot be filled")
         # One kernel offset: [1, in, out] or [in, out].
         weight = theirs["final.kernel"].reshape(-1, theirs["final.kernel"].shape[-1]).T
-        load_state(
-            head, {"weight": weight, "bias": theirs["final.bias"].flatten()}, source=f"{path}: final", min_match=1.0
-        )
+        final = {"weight": weight, "bias": theirs["final.bias"].flatten()}
+        load_state(head, final, source=f"{path}: final", min_match=1.0)
     return report
 
 
@@ -368,11 +339,8 @@ def load_slidr_backbone(
 def export_backbone(path: str | Path, backbone: nn.Module, *, metadata: Mapping[str, str]) -> None:
     """Write the 3D network's tensors as safetensors, atomically.
 
-    Args:
-        path: ends in `.safetensors`.
-        backbone: network without heads.
-        metadata: what is needed to build it again and to know where it comes from (configuration as JSON, input
-            features, data, step). Strings only, as the format demands.
+    `metadata` is what is needed to build the network (without heads) again and to know where it comes from:
+    configuration as JSON, input features, data, step. Strings only, as the format demands.
 
     Raises:
         ValueError: wrong suffix, or a tensor is not finite.
@@ -410,19 +378,9 @@ def read_backbone_metadata(path: str | Path) -> dict[str, str]:
 
 
 def load_backbone(
-    path: str | Path,
-    backbone: nn.Module,
-    *,
-    min_match: float = MIN_MATCH,
-    rename: Callable[[str], str] | None = None,
+    path: str | Path, backbone: nn.Module, *, min_match: float = MIN_MATCH
 ) -> tuple[LoadReport, dict[str, str]]:
-    """Fill a 3D network from an exported file.
-
-    Args:
-        path: what `export_backbone` wrote.
-        backbone: network to fill.
-        min_match: refuse below this share.
-        rename: applied to the file's keys first.
+    """Fill a 3D network from a file that `export_backbone` wrote.
 
     Returns:
         The report and the metadata.
@@ -431,7 +389,4 @@ def load_backbone(
         ValueError: see `read_backbone_metadata` and `load_state`.
     """
     metadata = read_backbone_metadata(path)
-    state = load_file(str(path))
-    if rename is not None:
-        state = {rename(key): value for key, value in state.items()}
-    return load_state(backbone, state, source=str(path), min_match=min_match), metadata
+    return load_state(backbone, load_file(str(path)), source=str(path), min_match=min_match), metadata

@@ -26,12 +26,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Assignment:
-    """Pairs of one sample, ascending by row; no row and no column twice.
-
-    Attributes:
-        rows: of the cost matrix.
-        columns: the partner of each.
-    """
+    """Rows of one sample's cost matrix, ascending, and the column that each is paired with; none of them twice."""
 
     rows: Int64[Tensor, " M"]
     columns: Int64[Tensor, " M"]

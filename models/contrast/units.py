@@ -28,19 +28,12 @@ Context = Literal["knn", "pillar", "none"]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Units:
-    """Units of a batch.
+    """Units of a batch."""
 
-    Attributes:
-        center: a point of each unit: the sampled one, of merged units the first.
-        member_point: point of each member.
-        member_unit: unit of each member.
-        weight: of each member; those of a unit add up to 1.
-    """
-
-    center: Int64[Tensor, " U"]
-    member_point: Int64[Tensor, " E"]
-    member_unit: Int64[Tensor, " E"]
-    weight: Float[Tensor, " E"]
+    center: Int64[Tensor, " U"]  # a point of each unit: the sampled one, of merged units the first
+    member_point: Int64[Tensor, " E"]  # point of each member
+    member_unit: Int64[Tensor, " E"]  # unit of each member
+    weight: Float[Tensor, " E"]  # of each member; those of a unit add up to 1
 
     def __len__(self) -> int:
         """U."""

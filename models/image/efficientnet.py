@@ -113,13 +113,6 @@ class EfficientNetLite0(DenseNetwork):
     """Concatenated features of the chosen strides at the finest of them.
 
     Parameter names are the weight file's without the leading underscores.
-
-    Attributes:
-        num_features: channels of all levels together.
-        stride: pixels from one cell to the next: the smallest level.
-        origin_px: pixel under the centre of cell 0. `SAME` padding centres the cells of stride s on pixels s-1,
-            2s-1, ...; the finest level stays there, the coarser ones are read at the same pixels (cells laid over
-            one another by index would be up to 12 pixels apart at levels 4 and 16).
     """
 
     def __init__(self, *, levels: tuple[int, ...] = (4, 8, 16), normalise_levels: bool = True) -> None:
@@ -181,7 +174,9 @@ class EfficientNetLite0(DenseNetwork):
                 "coarsest level. Change data.image_size or teacher.levels"
             )
         features = self.pyramid(images)
-        # `SAME` padding puts cell 0 of stride s on pixel s - 1.
+        # `SAME` padding centres the cells of stride s on pixels s-1, 2s-1, ...; the finest level stays there, the
+        # coarser ones are read at the same pixels (laid over one another by index, cells would be up to 12 pixels apart
+        # at levels 4 and 16).
         levels = [FeatureMap(features[level], level, float(level - 1)) for level in self.levels]
         return joined_levels(levels, normalise=self.normalise_levels)
 

@@ -44,12 +44,7 @@ class ResNetLevelsTeacherConfig(LevelsTeacherConfig):
 
 
 class ResNetLevels(ResNet):
-    """The ResNet with its names, giving other features.
-
-    Attributes:
-        num_features: channels of all levels together.
-        stride: the smallest level.
-    """
+    """The ResNet with its names, giving the features of all levels together."""
 
     def __init__(
         self, name: ResNetName, *, levels: tuple[int, ...] = (4, 8, 16), normalise_levels: bool = True

@@ -49,29 +49,17 @@ VIT_NAMES: tuple[ViTName, ...] = get_args(ViTName)
 
 @dataclass(frozen=True, kw_only=True)
 class ViTLayout:
-    """Sizes of one network.
+    """Sizes of one network."""
 
-    Attributes:
-        width: C.
-        depth: blocks.
-        heads: A.
-        patch: pixels.
-        grid: patches a side in pre-training.
-        layer_scale: DINOv2: a learnt factor for each channel of what a block adds.
-        registers: tokens without a patch.
-        grid_offset: added to the target rows and columns when the scale of the positions is derived.
-        antialias: interpolate positions with anti-aliasing.
-    """
-
-    width: int
-    depth: int
-    heads: int
-    patch: int
-    grid: int
-    layer_scale: bool = False
-    registers: int = 0
-    grid_offset: float = 0.1
-    antialias: bool = False
+    width: int  # C
+    depth: int  # blocks
+    heads: int  # A
+    patch: int  # pixels
+    grid: int  # patches a side in pre-training
+    layer_scale: bool = False  # DINOv2: a learnt factor for each channel of what a block adds
+    registers: int = 0  # tokens without a patch
+    grid_offset: float = 0.1  # added to the target rows and columns when the scale of the positions is derived
+    antialias: bool = False  # interpolate positions with anti-aliasing
 
 
 _SIZES = {"small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}

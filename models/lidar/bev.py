@@ -30,21 +30,13 @@ BN_EPS = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class BevLayout:
-    """Shape of a 2D backbone; one entry a block.
+    """Shape of a 2D backbone; one entry a block."""
 
-    Attributes:
-        convolutions: of stride 1 after the block's first, which has the block's stride.
-        strides: of each block's first convolution.
-        channels: of each block.
-        up_channels: of each block's output after it was brought to `out_stride`.
-        out_stride: of the result against the input map.
-    """
-
-    convolutions: tuple[int, ...]
-    strides: tuple[int, ...]
-    channels: tuple[int, ...]
-    up_channels: tuple[int, ...]
-    out_stride: int
+    convolutions: tuple[int, ...]  # of stride 1 after the block's first, which has the block's stride
+    strides: tuple[int, ...]  # of each block's first convolution
+    channels: tuple[int, ...]  # of each block
+    up_channels: tuple[int, ...]  # of each block's output after it was brought to `out_stride`
+    out_stride: int  # of the result against the input map
 
     @property
     def total_stride(self) -> int:

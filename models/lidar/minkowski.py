@@ -63,9 +63,7 @@ def to_minkowski(
 ) -> dict[str, Tensor]:
     """State dict of a `Res16UNet` -> theirs.
 
-    Args:
-        backbone: of the network without head.
-        head: weight and bias of the linear point head; their `final`, left out if None.
+    `head`: weight and bias of the linear point head; their `final`, left out if None.
 
     Raises:
         ValueError: a tensor that no Res16UNet has.
@@ -79,9 +77,7 @@ def to_minkowski(
 def from_minkowski(theirs: _STATE, ours: _STATE) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Their state dict -> tensors by our names.
 
-    Args:
-        theirs: a file's `model_points`.
-        ours: state dict of the network to fill: says which names there are.
+    `theirs` is a file's `model_points`; `ours`, the state of the network to fill, says which names there are.
 
     Returns:
         What was found of our names, to be handed to `models.weights.load_state`; and their keys without a place here

@@ -177,7 +177,7 @@ def strided_map(coords: Int32[Tensor, "M 4"], size: int) -> tuple[Int64[Tensor, 
 
 
 def map_to_new_voxels(
-    in_rows: list[Int32[Tensor, " n"]], out_keys: list[Int64[Tensor, " n"]], *, num_in: int
+    in_rows: list[Int32[Tensor, " _"]], out_keys: list[Int64[Tensor, " _"]], *, num_in: int
 ) -> tuple[Int64[Tensor, " M_out"], KernelMap]:
     """Packed output voxels, ascending, and pairs, from the input rows and packed output voxels of each offset."""
     keys, out_rows = torch.unique(torch.cat(out_keys), return_inverse=True)

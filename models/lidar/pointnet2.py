@@ -53,17 +53,11 @@ class Scale:
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractionLayout:
-    """One set-abstraction layer.
+    """One set-abstraction layer."""
 
-    Attributes:
-        samplers: (kind, number of centres a sample), in turn.
-        scales: the balls.
-        out: width of a last layer on the joined scales; None for none.
-    """
-
-    samplers: tuple[tuple[Sampler, int], ...]
-    scales: tuple[Scale, ...]
-    out: int | None = None
+    samplers: tuple[tuple[Sampler, int], ...]  # (kind, number of centres a sample), in turn
+    scales: tuple[Scale, ...]  # the balls
+    out: int | None = None  # width of a last layer on the joined scales; None for none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,13 +151,7 @@ class PointNet2Config(BackboneConfig):
 
 @dataclass(frozen=True, eq=False)
 class PointSet:
-    """Points of several samples, one sample after another.
-
-    Attributes:
-        points: x, y, z in metres.
-        features: one row a point.
-        counts: points of each sample.
-    """
+    """Points (x, y, z in metres) of several samples, one sample after another, and how many each sample has."""
 
     points: Float[Tensor, "N 3"]
     features: Float[Tensor, "N C"]
@@ -264,9 +252,6 @@ class SetAbstraction(nn.Module):
 
     Every neighbour counts once. Deviation: released networks fill a ball of fewer than k points up with copies of its
     first, which change no maximum, but which BatchNorm counts and which cost most of the time where points are sparse.
-
-    Attributes:
-        num_features: channels of a centre.
 
     Source: PointNet++, section 3.3 (multi-scale grouping).
     """

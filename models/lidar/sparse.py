@@ -76,19 +76,12 @@ def load_backend(name: str, device_type: str) -> Backend:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class VoxelGrid:
-    """The voxels of a sparse tensor and the neighbour maps on them.
+    """The voxels of a sparse tensor and the neighbour maps on them."""
 
-    Attributes:
-        coords: (sample, x, y, z) of each voxel in cells of `stride`, sorted, unique.
-        keys: the same, packed.
-        num_samples: B; samples without voxels count.
-        stride: edge length of a cell in cells of the finest grid.
-    """
-
-    coords: Int32[Tensor, "M 4"]
-    keys: Int64[Tensor, " M"]
-    num_samples: int
-    stride: int = 1
+    coords: Int32[Tensor, "M 4"]  # (sample, x, y, z) of each voxel in cells of `stride`, sorted, unique
+    keys: Int64[Tensor, " M"]  # the same, packed
+    num_samples: int  # B; samples without voxels count
+    stride: int = 1  # edge length of a cell in cells of the finest grid
     _submanifold: dict[int, KernelMap] = field(default_factory=dict, repr=False)
     _coarser: dict[int, tuple[VoxelGrid, KernelMap]] = field(default_factory=dict, repr=False)
 
@@ -118,12 +111,7 @@ class VoxelGrid:
 
 @dataclass(frozen=True, eq=False)
 class SparseTensor:
-    """Features on a set of voxels.
-
-    Attributes:
-        features: one row a voxel, in the grid's order.
-        grid: the voxels.
-    """
+    """Features on a set of voxels: one row a voxel, in the grid's order."""
 
     features: Float[Tensor, "M C"]
     grid: VoxelGrid

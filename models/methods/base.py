@@ -74,11 +74,7 @@ class EmbedsPoints(Objective):
 
 
 class PoolsTeacher(Objective):
-    """An objective whose teacher's features can be averaged over superpixels once, and read from a cache from then on.
-
-    Attributes:
-        teacher: the frozen image network.
-    """
+    """An objective whose teacher's features can be averaged over superpixels once, then read from a cache."""
 
     teacher: FrozenTeacher
 
@@ -199,14 +195,12 @@ def contrast_terms(
 
 
 def joined_clouds(first: Batch, second: Batch) -> tuple[Int[Tensor, "M 4"], Float[Tensor, "M F"], int]:
-    """The voxels of two views as one input of a 3D network: those of the first view, then those of the second one.
+    """Coordinates, features and number of samples of two views as one input of a 3D network, the first view first.
 
     A network that runs once instead of once a view normalises over both views together. It must run once under ZeRO-3:
     DeepSpeed 0.19 fails on the gradient of a weight that was gathered twice in a forward pass.
-
-    Returns:
-        Coordinates, the samples of the second view counted on from those of the first; features; number of samples.
     """
+    # The second view's samples are counted on from those of the first.
     shift = torch.tensor([first.num_samples, 0, 0, 0], dtype=second.voxel_coords.dtype, device=second.points.device)
     coords = torch.cat([first.voxel_coords, second.voxel_coords + shift])
     features = torch.cat([first.voxel_features, second.voxel_features])

@@ -31,7 +31,7 @@ D embedding, H W pixels, h w cells.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -48,7 +48,7 @@ from models.image.fpn import ResNetFpnConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods.base import LossTerms, MethodConfig, Objective
-from models.pairing import FeatureMap, read_pixels, resample_cells, upsample_to_pixels
+from models.pairing import FeatureMap, read_pixels, upsample_to_pixels
 from models.pose.alignment import (
     IdentityAlignment,
     LearnableAlignment,
@@ -150,24 +150,16 @@ class NclrConfig(MethodConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class _Sides:
-    """Features of both sides: aligned (similarities are products), and what overlap is read from.
+    """Features of both sides: aligned (similarities are products), and what overlap is read from."""
 
-    Attributes:
-        points, cells: after fusion and decoder, aligned.
-        raw_points, raw_cells: before fusion, aligned.
-        point_score, cell_score: logits of the overlap; None without.
-        size: rows and columns of the cells.
-        cell_uv: pixel of each cell.
-    """
-
-    points: Float[Tensor, "I K D"]
+    points: Float[Tensor, "I K D"]  # after fusion and decoder, aligned
     cells: Float[Tensor, "I C D"]
-    raw_points: Float[Tensor, "I K D"]
+    raw_points: Float[Tensor, "I K D"]  # before fusion, aligned
     raw_cells: Float[Tensor, "I C D"]
-    point_score: Float[Tensor, "I K"] | None
+    point_score: Float[Tensor, "I K"] | None  # logits of the overlap; None without
     cell_score: Float[Tensor, "I C"] | None
-    size: tuple[int, int]
-    cell_uv: Float[Tensor, "C 2"]
+    grid: FeatureMap  # the map that the cells are of, before fusion
+    cell_uv: Float[Tensor, "C 2"]  # pixel of each cell
 
 
 class Nclr(Objective):
@@ -208,7 +200,7 @@ class Nclr(Objective):
         check_calibrated(batch, "nclr")
         tokens = sample_tokens(batch, self.config.tokens)
         sides = self._sides(batch, tokens)
-        covered = covered_cells(batch, sides.size, stride=self.image_backbone.stride, origin_px=self._origin)
+        covered = covered_cells(batch, sides.grid)
         terms = {"contrast": self._contrast_loss(tokens, sides)}
         total = self.config.contrast_weight * terms["contrast"]
         if self.config.overlap:
@@ -223,38 +215,28 @@ class Nclr(Objective):
 
     # ----------------------------------------------------------------------------------------------- features
 
-    @property
-    def _origin(self) -> float:
-        return self.image_backbone.origin_px
-
-    def _map(self, values: Float[Tensor, "I C h w"]) -> FeatureMap:
-        """Values of the image network's cells."""
-        return FeatureMap(values, self.image_backbone.stride, self._origin)
-
     def _sides(self, batch: Batch, tokens: Tokens) -> _Sides:
         """Both towers, fusion, decoders, alignment."""
-        config, stride = self.config, self.image_backbone.stride
+        config, stride, origin = self.config, self.image_backbone.stride, self.image_backbone.origin_px
         voxels = self.point_in(self.backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples))
         raw_points = voxels[tokens.voxel] if len(voxels) else voxels.new_zeros(*tokens.voxel.shape, voxels.shape[1])
-        cells_map = self.cell_in(self.image_backbone(batch.need("images", by="nclr")).movedim(1, -1)).movedim(-1, 1)
-        size = (cells_map.shape[-2], cells_map.shape[-1])
-        raw_cells = cells_map.flatten(2).mT
+        values = self.cell_in(self.image_backbone(batch.need("images", by="nclr")).movedim(1, -1)).movedim(-1, 1)
+        grid = FeatureMap(values, stride, origin)
+        raw_cells = values.flatten(2).mT
 
         pool = config.attention_stride // stride
-        pooled = F.avg_pool2d(cells_map, pool, ceil_mode=True, count_include_pad=False) if pool > 1 else cells_map
-        pooled_size = (pooled.shape[-2], pooled.shape[-1])
-        centre = self._origin + stride * (pool - 1) / 2
-        where = cell_pixels(pooled_size, stride=stride * pool, origin_px=centre, like=tokens.points)
+        means = F.avg_pool2d(values, pool, ceil_mode=True, count_include_pad=False) if pool > 1 else values
+        # Pooled cell i covers cells pool * i to pool * (i + 1) - 1; its centre is theirs.
+        pooled = FeatureMap(means, stride * pool, origin + stride * (pool - 1) / 2)
+        where = cell_pixels(pooled, like=tokens.points)
         fused_points, fused_cells = self.fusion(
             raw_points + sinusoidal(tokens.points, config.embedding_dim, shortest=1.0, longest=200.0).to(voxels.dtype),
-            pooled.flatten(2).mT
-            + sinusoidal(where, config.embedding_dim, shortest=4.0 * stride, longest=2000.0).to(pooled.dtype),
+            means.flatten(2).mT
+            + sinusoidal(where, config.embedding_dim, shortest=4.0 * stride, longest=2000.0).to(means.dtype),
             tokens.valid,
         )
-        # Pooled cell i covers cells pool * i to pool * (i + 1) - 1; its centre is theirs.
-        spread = resample_cells(
-            fused_cells.mT.unflatten(2, pooled_size), size, scale=1 / pool, offset=-(pool - 1) / (2 * pool)
-        )
+        fused = replace(pooled, values=fused_cells.mT.unflatten(2, pooled.size))
+        spread = fused.read_at(grid.size, stride=stride, origin_px=origin)
         points = self.point_decoder(torch.cat([raw_points, fused_points], dim=-1))
         cells = self.cell_decoder(torch.cat([raw_cells, spread.flatten(2).mT], dim=-1))
         return _Sides(
@@ -264,8 +246,8 @@ class Nclr(Objective):
             raw_cells=self.alignment(raw_cells),
             point_score=None if self.point_overlap is None else self.point_overlap(points)[..., 0].float(),
             cell_score=None if self.cell_overlap is None else self.cell_overlap(cells)[..., 0].float(),
-            size=size,
-            cell_uv=cell_pixels(size, stride=stride, origin_px=self._origin, like=tokens.points),
+            grid=grid,
+            cell_uv=cell_pixels(grid, like=tokens.points),
         )
 
     # ------------------------------------------------------------------------------------------------- losses
@@ -317,11 +299,7 @@ class Nclr(Objective):
         return _similarity(points, cells) / (self.config.match_temperature or self.config.temperature)
 
     def _pose(
-        self,
-        batch: Batch,
-        points: Float[Tensor, "I P 3"],
-        uv: Float[Tensor, "I P 2"],
-        counts: Bool[Tensor, "I P"],
+        self, batch: Batch, points: Float[Tensor, "I P 3"], uv: Float[Tensor, "I P 2"], counts: Bool[Tensor, "I P"]
     ) -> Pose:
         exact = torch.promote_types(uv.dtype, torch.float32)
         K = batch.need("cameras", by="nclr").K
@@ -331,10 +309,9 @@ class Nclr(Objective):
     def _watch(self, tokens: Tokens, sides: _Sides) -> dict[str, Float[Tensor, ""]]:
         """Seen points against the cells under them."""
         image, row = tokens.seen.nonzero(as_tuple=True)
-        cells = read_pixels(
-            self._map(sides.cells.mT.unflatten(2, sides.size)), image, tokens.uv[image, row], mode="nearest"
-        )
-        return collapse_watch(sides.points[image, row], cells, max_rows=self.config.watch_rows)
+        cells = replace(sides.grid, values=sides.cells.mT.unflatten(2, sides.grid.size))
+        under = read_pixels(cells, image, tokens.uv[image, row], mode="nearest")
+        return collapse_watch(sides.points[image, row], under, max_rows=self.config.watch_rows)
 
     # -------------------------------------------------------------------------------------------------- poses
 
@@ -389,8 +366,8 @@ class Nclr(Objective):
         sketches = pose_sketches(batch, tokens, self._estimate(batch, tokens, sides))
         if sides.point_score is not None and sides.cell_score is not None:
             size = (images.shape[-2], images.shape[-1])
-            maps = sides.cell_score.sigmoid().unflatten(1, sides.size)[:, None]
-            pixels = upsample_to_pixels(self._map(maps), size)
+            maps = sides.cell_score.sigmoid().unflatten(1, sides.grid.size)[:, None]
+            pixels = upsample_to_pixels(replace(sides.grid, values=maps), size)
             sketches |= overlap_sketches(batch, tokens, sides.point_score.sigmoid(), pixels[:, 0])
         return sketches
 

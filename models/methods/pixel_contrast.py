@@ -222,7 +222,8 @@ def _places_at(
     to_first, to_second = _square(affine), _square(affine_second)
     second_of_first = to_second @ torch.linalg.inv(to_first)
     # The box around the second view, in pixels of the first one.
-    corners = _corners(size_second, to_first)
+    height, width = size_second
+    corners = to_first.new_tensor([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]])
     back = torch.linalg.inv(second_of_first)
     box = corners @ back[:, :2, :2].transpose(1, 2) + back[:, None, :2, 2]
     last = corners.new_tensor([size[1] - 1, size[0] - 1])
@@ -239,8 +240,3 @@ def _places_at(
 def _square(affine: Float[Tensor, "I 2 3"]) -> Float[Tensor, "I 3 3"]:
     last = affine.new_tensor([0.0, 0.0, 1.0]).expand(affine.shape[0], 1, 3)
     return torch.cat((affine, last), dim=1).double()
-
-
-def _corners(size: tuple[int, int], like: Tensor) -> Float[Tensor, "4 2"]:
-    height, width = size
-    return like.new_tensor([[0, 0], [width - 1, 0], [0, height - 1], [width - 1, height - 1]])

@@ -50,9 +50,10 @@ from models.image.resnet_encoder import ResNetEncoderConfig
 from models.lidar.base import BackboneConfig, GivesCentres
 from models.lidar.pointnet2 import PointNet2Config, PointSet
 from models.methods.base import LossTerms, Objective, RowContrastConfig, joined_clouds
-from models.pairing import FeatureMap, read_pixels, segment_mean
+from models.pairing import read_pixels, segment_mean
 from models.points.ragged import bounds
 from models.points.sampling import farthest_points
+from models.pose.calibration import MIN_DEPTH_M
 from models.visuals import MatchSketch, PointSketch, ProjectionSketch, Sketch
 
 Matching = Literal["hungarian", "greedy"]
@@ -136,7 +137,7 @@ class Simipu(Objective):
 
         Source: SimIPU, section 3, eq. 2 to 8.
         """
-        second = batch.need("second", by="SimIPU")
+        config, second = self.config, batch.need("second", by="SimIPU")
         first, other = self.centres(batch, second)
         # Started before the matching, so that a GPU is busy while the processor matches.
         cells = self.image_backbone.feature_map(batch.need("images", by="SimIPU"))
@@ -144,17 +145,19 @@ class Simipu(Objective):
         rows, partners = self.match(first, other, _between(batch, second))
         intra_rows = self.intra_head(torch.cat([first.features, other.features]))
         anchors, targets = intra_rows[rows], intra_rows[len(first.points) + partners]
-        intra = self._contrast(anchors, targets.detach() if self.config.detach_targets else targets)
+        targets = targets.detach() if config.detach_targets else targets
+        intra = config.info_nce(anchors, targets, symmetric=config.symmetric)
 
         centre, image, uv = self.project(first, batch)
-        pixels, points = self._inter_rows(cells, first, centre, image, uv)
-        inter = self._contrast(pixels, points)
+        pixels = self.pixel_head(read_pixels(cells, image, uv))
+        points = self.point_head(first.features[centre].detach())
+        inter = config.info_nce(pixels, points, symmetric=config.symmetric)
 
-        watched = (pixels, points) if self.config.inter_weight > 0 else (anchors, targets)
+        watched = (pixels, points) if config.inter_weight > 0 else (anchors, targets)
         return LossTerms(
-            total=self.config.intra_weight * intra + self.config.inter_weight * inter,
+            total=config.intra_weight * intra + config.inter_weight * inter,
             parts={"intra": intra.detach(), "inter": inter.detach()},
-            watch=collapse_watch(*watched, max_rows=self.config.watch_rows),
+            watch=collapse_watch(*watched, max_rows=config.watch_rows),
         )
 
     def centres(self, first: Batch, second: Batch) -> tuple[PointSet, PointSet]:
@@ -218,22 +221,6 @@ class Simipu(Objective):
         new[1:] = centre[1:] != centre[:-1]
         return centre[new], image[new], uv[new].float()
 
-    def _inter_rows(
-        self,
-        cells: FeatureMap,
-        first: PointSet,
-        centre: Int64[Tensor, " P"],
-        image: Int64[Tensor, " P"],
-        uv: Float[Tensor, "P 2"],
-    ) -> tuple[Float[Tensor, "P D"], Float[Tensor, "P D"]]:
-        """Embeddings of what the images show at the centres, and of the centres."""
-        pixels: Tensor = self.pixel_head(read_pixels(cells, image, uv))
-        points: Tensor = self.point_head(first.features[centre].detach())
-        return pixels, points
-
-    def _contrast(self, anchors: Float[Tensor, "P D"], targets: Float[Tensor, "P D"]) -> Float[Tensor, ""]:
-        return self.config.info_nce(anchors, targets, symmetric=self.config.symmetric)
-
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """Matched centres from above and in the image, and projected centres by how well pixel and point agree."""
         second, images = batch.need("second", by="SimIPU"), batch.need("images", by="SimIPU")
@@ -243,7 +230,8 @@ class Simipu(Objective):
         unit_rows = self.intra_head(torch.cat([first.features, other.features])).float()
         similarity = (unit_rows[rows] * unit_rows[len(first.points) + partners]).sum(dim=1)
         centre, image, uv = self.project(first, batch)
-        pixels, points = self._inter_rows(self.image_backbone.feature_map(images), first, centre, image, uv)
+        pixels = self.pixel_head(read_pixels(self.image_backbone.feature_map(images), image, uv))
+        points = self.point_head(first.features[centre])
         shown = image == 0  # one picture: the first camera's
         out: dict[str, Sketch] = {
             "matched_centres": PointSketch(

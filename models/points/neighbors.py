@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -33,15 +34,10 @@ EPSILON_M2 = 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class Neighbors:
-    """Neighbours of each query.
+    """Neighbours of each query."""
 
-    Attributes:
-        index: rows of `points`, -1 where there are fewer than k.
-        distance: Euclidean, infinite where there is none.
-    """
-
-    index: Int64[Tensor, "Q k"]
-    distance: Float[Tensor, "Q k"]
+    index: Int64[Tensor, "Q k"]  # rows of `points`, -1 where there are fewer than k
+    distance: Float[Tensor, "Q k"]  # Euclidean, infinite where there is none
 
 
 def knn(
@@ -75,14 +71,8 @@ def ball_query(
     kernels take the first k in memory order: choose "first". The k "nearest" do not depend on the order of the points,
     but where points are dense they fill only the middle of the ball.
 
-    Args:
-        queries: centres of the balls.
-        query_counts: of each sample.
-        points: what may lie in a ball.
-        point_counts: of each sample.
-        k: neighbours at most.
-        radius: in the unit of the coordinates.
-        choose: which k of a fuller ball: the first by row (in row order), or the nearest (nearest first).
+    `queries` are the centres of the balls, `radius` has the unit of the coordinates. Of a fuller ball "first" takes the
+    first k by row (in row order), "nearest" the nearest (nearest first).
 
     Raises:
         ValueError: k or radius is not positive, counts do not fit, or a coordinate is not finite.
@@ -90,18 +80,10 @@ def ball_query(
     if not radius > 0:
         raise ValueError(f"radius = {radius}: expected more than 0")
     if choose == "first":
-        return _search(
-            queries,
-            query_counts,
-            points,
-            point_counts,
-            k,
-            lambda q, p, k: _tree_first(q, p, k, radius),
-            lambda q, p, k: _brute_first(q, p, k, radius),
-        )
-    near = _search(
-        queries, query_counts, points, point_counts, k, lambda q, p, k: _tree_knn(q, p, k, radius), _brute_knn
-    )
+        tree, brute = partial(_tree_first, radius=radius), partial(_brute_first, radius=radius)
+        return _search(queries, query_counts, points, point_counts, k, tree, brute)
+    tree = partial(_tree_knn, radius=radius)
+    near = _search(queries, query_counts, points, point_counts, k, tree, _brute_knn)
     inside = near.distance < radius
     return Neighbors(index=near.index.where(inside, -1), distance=near.distance.where(inside, torch.inf))
 
@@ -177,10 +159,7 @@ def _tree(points: Tensor) -> cKDTree:
 
 def _tree_knn(queries: Tensor, points: Tensor, k: int, radius: float = np.inf) -> _Found:
     distance, index = _tree(points).query(
-        queries.double().numpy(),
-        k=np.arange(1, k + 1),
-        distance_upper_bound=radius,
-        workers=torch.get_num_threads(),
+        queries.double().numpy(), np.arange(1, k + 1), distance_upper_bound=radius, workers=torch.get_num_threads()
     )
     rows = torch.from_numpy(np.asarray(index, np.int64))
     return rows.where(rows < points.shape[0], -1), torch.from_numpy(np.asarray(distance))

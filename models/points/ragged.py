@@ -5,6 +5,8 @@ Letters: B samples, N points of all samples, C columns, L points of the largest 
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from jaxtyping import Bool, Int, Int64, Shaped
 from torch import Tensor
@@ -28,10 +30,7 @@ def sample_counts(point_sample: Int[Tensor, " N"], num_samples: int) -> Int64[Te
 def bounds(counts: Int[Tensor, " B"], num_rows: int, what: str = "points") -> list[tuple[int, int]]:
     """First row and one past the last row of each sample.
 
-    Args:
-        counts: rows of each sample.
-        num_rows: rows of the tensor that they describe.
-        what: name of the rows, for the message.
+    `what` names the rows, for the message.
 
     Raises:
         ValueError: a count is negative, or the counts do not add up to the rows.
@@ -42,8 +41,7 @@ def bounds(counts: Int[Tensor, " B"], num_rows: int, what: str = "points") -> li
             f"counts of the samples {sizes} add up to {sum(sizes)}, but there are {num_rows} {what}; "
             "counts must be non-negative and cover all rows"
         )
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    return [(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+    return list(itertools.pairwise(itertools.accumulate(sizes, initial=0)))
 
 
 def pad(
@@ -58,9 +56,9 @@ def pad(
     spans = bounds(counts, rows.shape[0])
     longest = max((end - start for start, end in spans), default=0)
     place = torch.arange(longest, device=rows.device)
-    starts = torch.tensor([start for start, _ in spans], device=rows.device, dtype=torch.int64)
-    sizes = torch.tensor([end - start for start, end in spans], device=rows.device, dtype=torch.int64)
-    real = place[None, :] < sizes[:, None]
-    index = torch.where(real, starts[:, None] + place[None, :], 0)
+    starts, ends = torch.tensor(spans, device=rows.device, dtype=torch.int64).view(-1, 2).T
+    index = starts[:, None] + place[None, :]
+    real = index < ends[:, None]
+    index = torch.where(real, index, 0)
     values = rows[index] if rows.shape[0] else rows.new_zeros(*index.shape, rows.shape[1])
     return values.masked_fill(~real[..., None], 0), real, index

@@ -41,12 +41,9 @@ def farthest_points(
     Source: Eldar et al., "The farthest point strategy for progressive image sampling" (IEEE TIP 1997); PointNet++
     (Qi et al., NeurIPS 2017, section 3.2). CPU trees: Han et al., "QuickFPS" (IEEE TCAD 2023).
 
-    Args:
-        rows: coordinates in which distances are Euclidean; converted to float32.
-        counts: points of each sample.
-        num: points to choose in each sample; a sample with fewer gives all of its points.
-        start: first choice of each sample, counted from the sample's first point; None for its first point. Points
-            with the same place as a chosen one come last, never twice.
+    Distances are Euclidean in the columns of `rows`, converted to float32. A sample with fewer points than `num` gives
+    all of its points. `start` is the first choice of each sample, counted from the sample's first point; None for its
+    first point. Points with the same place as a chosen one come last, never twice.
 
     Returns:
         Rows chosen, sample by sample in the order of choice, and their number in each sample.
@@ -95,10 +92,7 @@ def random_points(
 ) -> tuple[Int64[Tensor, " R"], Int64[Tensor, " B"]]:
     """Points of each sample without replacement, all subsets equally likely, in random order.
 
-    Args:
-        counts: points of each sample.
-        num: points to choose in each sample; a sample with fewer gives all of its points.
-        generator: source of randomness, on the device of `counts`.
+    A sample with fewer points than `num` gives all of its points; `generator` is on the device of `counts`.
 
     Returns:
         Rows chosen, sample by sample, and their number in each sample.

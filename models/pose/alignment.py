@@ -124,22 +124,12 @@ def _some(kept: Bool[Tensor, "I C"]) -> Bool[Tensor, "I C"]:
 
 @dataclass(frozen=True, kw_only=True)
 class PoseEstimate:
-    """Where a method thinks each camera is, and from which matches (`engine.interfaces.PoseEstimateLike`).
+    """Where a method thinks each camera is, and from which matches (`engine.interfaces.PoseEstimateLike`)."""
 
-    Attributes:
-        T_cam_points: frame of the batch's points to each camera; the identity where not valid.
-        valid: whether a pose was found.
-        match_image: image of each point that was looked at.
-        match_points: the points, metres.
-        match_soft_uv: pixel that was found for each, softly.
-        match_hard_uv: pixel of the best cell alone.
-        match_kept: whether the method takes the point for one that the image shows; others do not make the pose.
-    """
-
-    T_cam_points: Float[Tensor, "I 4 4"]
-    valid: Bool[Tensor, " I"]
-    match_image: Int[Tensor, " Q"]
-    match_points: Float[Tensor, "Q 3"]
-    match_soft_uv: Float[Tensor, "Q 2"]
-    match_hard_uv: Float[Tensor, "Q 2"]
-    match_kept: Bool[Tensor, " Q"]
+    T_cam_points: Float[Tensor, "I 4 4"]  # frame of the batch's points to each camera; the identity where not valid
+    valid: Bool[Tensor, " I"]  # whether a pose was found
+    match_image: Int[Tensor, " Q"]  # image of each point that was looked at
+    match_points: Float[Tensor, "Q 3"]  # metres
+    match_soft_uv: Float[Tensor, "Q 2"]  # pixel that was found for each, softly
+    match_hard_uv: Float[Tensor, "Q 2"]  # pixel of the best cell alone
+    match_kept: Bool[Tensor, " Q"]  # whether the method thinks that the image shows it; others do not make the pose

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from common.constants import MIN_DEPTH_M
 from data.sample import Batch
-from models.pairing import segment_mean
+from models.pairing import FeatureMap, segment_mean
 
 RIGID_TOLERANCE = 1e-3
 _POSES = "an estimate of poses"
@@ -24,21 +24,13 @@ _POSES = "an estimate of poses"
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Voxels that stand for an image's sweep.
+    """Voxels that stand for an image's sweep."""
 
-    Attributes:
-        voxel: row of the batch's voxels; 0 for padding.
-        valid: whether this is a voxel and not padding.
-        points: mean of the voxel's points, metres; 0 for padding.
-        uv: pixel by the true pose; 0 where not seen.
-        seen: valid, before the camera and inside the image.
-    """
-
-    voxel: Int[Tensor, "I K"]
-    valid: Bool[Tensor, "I K"]
-    points: Float[Tensor, "I K 3"]
-    uv: Float[Tensor, "I K 2"]
-    seen: Bool[Tensor, "I K"]
+    voxel: Int[Tensor, "I K"]  # row of the batch's voxels; 0 for padding
+    valid: Bool[Tensor, "I K"]  # whether this is a voxel and not padding
+    points: Float[Tensor, "I K 3"]  # mean of the voxel's points, metres; 0 for padding
+    uv: Float[Tensor, "I K 2"]  # pixel by the true pose; 0 where not seen
+    seen: Bool[Tensor, "I K"]  # valid, before the camera and inside the image
 
 
 def check_calibrated(batch: Batch, method: str) -> None:
@@ -71,9 +63,7 @@ def sample_tokens(batch: Batch, limit: int) -> Tokens:
     Which rows are drawn depends on the sample's name and the image's number in it alone, so that a run repeats and
     ranks do not matter; what lies in those rows changes with the sample's augmentation.
 
-    Args:
-        batch: checked by `check_calibrated`.
-        limit: tokens of an image.
+    The batch has passed `check_calibrated`.
     """
     device = batch.voxel_coords.device
     per_sample = torch.bincount(batch.voxel_coords[:, 0].long(), minlength=batch.num_samples).tolist()
@@ -105,33 +95,30 @@ def project_all(
     return _project(points, cameras.K, T, (images.shape[-2], images.shape[-1]))
 
 
-def covered_cells(batch: Batch, size: tuple[int, int], *, stride: int, origin_px: float) -> Bool[Tensor, "I h w"]:
+def covered_cells(batch: Batch, cells: FeatureMap) -> Bool[Tensor, "I h w"]:
     """Cells in or beside which any point of the sweep is seen: the image's part of the overlap.
 
     Beams leave gaps of several pixels; the neighbours of a hit cell count as well, which closes them.
     """
     images, cameras = batch.need("images", by=_POSES), batch.need("cameras", by=_POSES)
     pixels = (images.shape[-2], images.shape[-1])
-    covered = torch.zeros(len(images), *size, dtype=torch.float32, device=batch.points.device)
+    covered = torch.zeros(len(images), *cells.size, dtype=torch.float32, device=batch.points.device)
     for image, sample in enumerate(cameras.sample.tolist()):
         points = batch.points[batch.point_sample == sample][None]
         one = slice(image, image + 1)
         uv, seen = _project(points, cameras.K[one], cameras.T_cam_points[one], pixels)
-        cell = ((uv[seen] - origin_px) / stride).round().long()
-        u, v = cell[:, 0].clamp(0, size[1] - 1), cell[:, 1].clamp(0, size[0] - 1)
+        cell = ((uv[seen] - cells.origin_px) / cells.stride).round().long()
+        u, v = cell[:, 0].clamp(0, cells.size[1] - 1), cell[:, 1].clamp(0, cells.size[0] - 1)
         covered[image, v, u] = 1.0
     if covered.numel() == 0:
         return covered > 0
     return F.max_pool2d(covered[:, None], 3, stride=1, padding=1)[:, 0] > 0
 
 
-def cell_pixels(
-    size: tuple[int, int], *, stride: int, origin_px: float, like: Float[Tensor, "..."]
-) -> Float[Tensor, "C 2"]:
-    """Pixel (u, v) under the centre of each cell, row by row."""
-    v = origin_px + stride * torch.arange(size[0], device=like.device, dtype=like.dtype)
-    u = origin_px + stride * torch.arange(size[1], device=like.device, dtype=like.dtype)
-    return torch.stack([u.repeat(size[0]), v.repeat_interleave(size[1])], dim=1)
+def cell_pixels(cells: FeatureMap, *, like: Float[Tensor, "..."]) -> Float[Tensor, "C 2"]:
+    """Pixel (u, v) under the centre of each cell, row by row, in the type and on the device of `like`."""
+    v, u = (cells.origin_px + cells.stride * torch.arange(n, device=like.device, dtype=like.dtype) for n in cells.size)
+    return torch.stack([u.repeat(len(v)), v.repeat_interleave(len(u))], dim=1)
 
 
 def _project(

@@ -21,10 +21,7 @@ _SHOWN_MATCHES = 120
 def pose_sketches(batch: Batch, tokens: Tokens, found: PoseEstimate) -> dict[str, Sketch]:
     """Hard and soft matches of seen points; the sweep by the calibration before it was moved, the pose, the truth.
 
-    Args:
-        batch: with at least one image.
-        tokens: of the batch, as the estimate was made from.
-        found: the estimate; its matches are the valid tokens in order.
+    The batch has at least one image. The matches of `found` are the valid tokens in order.
     """
     images, cameras = batch.need("images", by=_BY), batch.need("cameras", by=_BY)
     valid = tokens.valid[0]

@@ -91,10 +91,7 @@ class FusionLayer(nn.Module):
         """Both sides after one round; point tokens that are not valid are padding that nothing attends to."""
         points = points + self.point_self(points, points, valid)
         cells = cells + self.cell_self(cells, cells)
-        points, cells = (
-            points + self.point_cross(points, cells),
-            cells + self.cell_cross(cells, points, valid),
-        )
+        points, cells = points + self.point_cross(points, cells), cells + self.cell_cross(cells, points, valid)
         return points + self.point_forward(points), cells + self.cell_forward(cells)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from data.batch_spec import VoxelConfig
 from models.lidar.pillars import PillarEncoder, Pillars, PillarsConfig
 from tests.models.lidar.test_sparse import assert_same_gradients
 from tests.reference import towers
@@ -118,13 +119,14 @@ def test_points_outside_do_not_enter_and_copies_change_no_maximum() -> None:
     assert out.isfinite().all()
 
 
-@dataclass(frozen=True)
-class Voxels:
-    features: str = "xyz_intensity"
-    kind: str = "cartesian"
-    size: tuple[float, float, float] = (0.08, 0.08, 0.1)
-    range_min: tuple[float, float, float] | None = (0.0, -39.68, -3.0)
-    range_max: tuple[float, float, float] | None = (69.12, 39.68, 1.0)
+Voxels = functools.partial(
+    VoxelConfig,
+    features="xyz_intensity",
+    kind="cartesian",
+    size=(0.08, 0.08, 0.1),
+    range_min=(0.0, -39.68, -3.0),
+    range_max=(69.12, 39.68, 1.0),
+)
 
 
 def test_voxels_must_hold_coordinates_inside_the_range() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from data.batch_spec import VoxelConfig
 from models.lidar.base import GivesCentres
 from models.lidar.pointnet2 import (
     AbstractionLayout,
@@ -185,19 +186,13 @@ def test_refused_input() -> None:
         build()(coords, features, num)
 
 
-@dataclass(frozen=True)
-class Voxels:
-    features: str
-    kind: str = "cylindrical"
-    size: tuple[float, float, float] = (0.1, 1.0, 0.1)
-    range_min: tuple[float, float, float] | None = None
-    range_max: tuple[float, float, float] | None = None
+Voxels = functools.partial(VoxelConfig, kind="cylindrical", size=(0.1, 1.0, 0.1))
 
 
 def test_voxels_must_hold_coordinates() -> None:
-    PointNet2Config().check_voxels(Voxels("xyz_intensity"))
+    PointNet2Config().check_voxels(Voxels(features="xyz_intensity"))
     with pytest.raises(ValueError, match=r"got data.voxel.features='occupancy': set data.voxel.features=xyz_intensity"):
-        PointNet2Config().check_voxels(Voxels("occupancy"))
+        PointNet2Config().check_voxels(Voxels(features="occupancy"))
 
 
 def test_coordinates_are_needed() -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data.batch_spec import VoxelConfig
 from models.lidar.bev import BevBackbone, BevLayout, read_bev, to_bev
 from models.lidar.bounded import BoundedConv3d
 from models.lidar.neighbors import pack
@@ -254,13 +255,14 @@ def test_voxels_outside_do_not_enter_and_read_the_rim() -> None:
 # ---- settings
 
 
-@dataclass(frozen=True)
-class Voxels:
-    kind: str = "cartesian"
-    size: tuple[float, float, float] = (0.1, 0.1, 0.2)
-    features: str = "xyz_intensity"
-    range_min: tuple[float, float, float] | None = (-51.2, -51.2, -5.0)
-    range_max: tuple[float, float, float] | None = (51.2, 51.2, 3.0)
+Voxels = functools.partial(
+    VoxelConfig,
+    kind="cartesian",
+    size=(0.1, 0.1, 0.2),
+    features="xyz_intensity",
+    range_min=(-51.2, -51.2, -5.0),
+    range_max=(51.2, 51.2, 3.0),
+)
 
 
 def test_voxels_must_be_those_of_the_grid() -> None:

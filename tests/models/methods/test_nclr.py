@@ -12,6 +12,7 @@ from models.image.fpn import ResNetFpnConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods import METHODS
 from models.methods.nclr import Nclr, NclrConfig
+from models.pairing import FeatureMap
 from models.pose.alignment import LearnableAlignment, near_far_nce, soft_match
 from models.pose.calibration import cell_pixels, covered_cells, sample_tokens
 from models.pose.fusion import FusionLayer, sinusoidal
@@ -98,7 +99,7 @@ def test_near_far_nce_equals_the_slow_reference():
 
 def test_soft_match_equals_the_slow_reference():
     logits, kept = torch.randn(2, 3, 12, dtype=torch.float64), torch.rand(2, 12) < 0.5
-    cells = cell_pixels((3, 4), stride=4, origin_px=1.5, like=logits)
+    cells = cell_pixels(FeatureMap(logits.new_zeros(1, 1, 3, 4), 4, 1.5), like=logits)
     got = soft_match(logits, cells, kept)
     for i in range(2):
         for k in range(3):
@@ -120,7 +121,7 @@ def test_tokens_and_covered_cells_equal_the_slow_reference():
             assert bool(tokens.seen[i, k]) == (pixel is not None)
             if pixel is not None:
                 torch.testing.assert_close(tokens.uv[i, k], torch.tensor(pixel).double())
-    covered = covered_cells(batch, (8, 12), stride=4, origin_px=1.5)
+    covered = covered_cells(batch, FeatureMap(torch.zeros(1, 1, 8, 12), 4, 1.5))
     for i in range(2):
         every = [
             pixel_of(p, batch.cameras.K[i], batch.cameras.T_cam_points[i], (32, 48))
