@@ -86,6 +86,7 @@ def segment_max(features: Float[Tensor, "R C"], index: Int[Tensor, " R"], num_se
     features = full_precision(features)
     target = index.to(torch.int64).unsqueeze(1).expand_as(features)
     empty = features.new_zeros(num_segments, features.shape[1])
+    # include_self=False: the zeros count only where a segment has no row, also if all of its features are negative.
     return empty.scatter_reduce(0, target, features, "amax", include_self=False)
 
 

@@ -136,6 +136,7 @@ class _Rows:
         self, rows: slice, anchors: Float[Tensor, "n D"], targets: Float[Tensor, "T D"], start: int
     ) -> tuple[Float[Tensor, ""], Float[Tensor, "n T"]]:
         """`_of` and its gradient with respect to the logits, in one matrix of rows x columns, without a graph."""
+        # In place from here on: one matrix of this size at a time is the point of chunks.
         logits = (anchors @ targets.T).div_(self.temperature)
         if self.log_weights is not None:
             logits += self.log_weights[rows]

@@ -72,6 +72,7 @@ class KeyQueue(nn.Module):
 
         With more than K of them on all ranks together the last K stay.
         """
+        # Every rank writes the same rows, so the queues stay equal without being sent.
         rows, _, count = gather_with_grad(keys.detach().to(self.keys.dtype))
         size = self.keys.shape[0]
         number = int(self.seen) + torch.arange(count, device=rows.device)[-size:]

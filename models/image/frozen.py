@@ -17,11 +17,7 @@ FrozenT = TypeVar("FrozenT", bound="Frozen")
 
 
 class Frozen(DenseNetwork):
-    """Keeps a network as it is.
-
-    Attributes:
-        encoder: the network.
-    """
+    """Keeps a network, its `encoder`, as it is."""
 
     def __init__(self, encoder: nn.Module) -> None:
         """Takes the network over: evaluation mode, no gradients."""

@@ -117,6 +117,7 @@ def fill_encoder(encoder: ResNetEncoder) -> None:
         return
     encoder.report = fill_resnet(encoder.network, file_format, path, min_match=config.min_match)
     if file_format == OWN_FORMAT:
+        # Names beside the ResNet's are a decoder's; it is taken over where both the run and this network have one.
         state = read_own_weights(path, OWN_IMAGE_PREFIX)
         if all(any(not key.startswith(NETWORK_PREFIX) for key in keys) for keys in (state, encoder.state_dict())):
             encoder.report = load_state(encoder, state, source=path, min_match=1.0)

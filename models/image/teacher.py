@@ -103,7 +103,7 @@ class TeacherConfig(ABC):
 
     def build(self) -> FrozenTeacher:
         """Build the network and `fill` it; the global random state stays untouched."""
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):  # networks are built on the CPU: no GPU's generator is drawn from
             torch.manual_seed(self.random_seed)
             network = self.network()
         file_format, _, path = self.weights.partition(":")
@@ -179,7 +179,7 @@ class FrozenTeacher(Frozen):
         # Pixel p of the given image has its centre on pixel (p + 1/2) upscale - 1/2 of the enlarged one.
         self.stride = encoder.stride // config.upscale
         self.origin_px = (encoder.origin_px + 0.5) / config.upscale - 0.5
-        mean, std = config.MEAN_STD
+        mean, std = config.MEAN_STD  # buffers, not persistent: constants of the code
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1) * 255, persistent=False)
         self.mean: Tensor

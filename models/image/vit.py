@@ -215,6 +215,7 @@ class VisionTransformer(DenseNetwork):
         if (rows, columns) == (side, side):
             return learnt
         grid = learnt.transpose(1, 2).unflatten(2, (side, side)).float()
+        # Given a scale, torch samples by it and not by the ratio of the sizes: that is how the offset has an effect.
         offset = self.layout.grid_offset
         scale = ((rows + offset) / side, (columns + offset) / side) if offset else None
         size = None if offset else (rows, columns)

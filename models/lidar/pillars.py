@@ -99,7 +99,7 @@ class PillarsConfig(BackboneConfig):
         ordered = all(low < high for low, high in zip(self.range_min_m, self.range_max_m, strict=True))
         expect(self, "range_min_m", ordered, f"below range_max_m {self.range_max_m}")
         multiple = _LAYOUTS[self.preset].bev.total_stride
-        for axis, low, high in zip("xy", self.range_min_m, self.range_max_m, strict=False):
+        for axis, low, high in zip("xy", self.range_min_m, self.range_max_m, strict=False):  # z is one cell
             pillars = (high - low) / self.pillar_size_m
             if abs(pillars - round(pillars)) > 1e-4 or round(pillars) % multiple:
                 raise ValueError(

@@ -237,7 +237,7 @@ class PointNet2(Backbone):
     def decode(self, levels: list[PointSet]) -> Float[Tensor, "N C"]:
         """Features of the finest level's points."""
         coarse = levels[-1]
-        for layer, fine in zip(self.propagation, reversed(levels[:-1]), strict=False):
+        for layer, fine in zip(self.propagation, reversed(levels[:-1]), strict=False):  # no layers: no way up
             coarse = PointSet(fine.points, layer(coarse, fine), fine.counts)
         if self.propagation or len(coarse.features) == 0:
             return coarse.features

@@ -74,11 +74,7 @@ class SpvcnnConfig(SparseBackboneConfig):
 
 
 class Spvcnn(Backbone):
-    """Features of each voxel, at the input's resolution.
-
-    Attributes:
-        num_features: output channels.
-    """
+    """Features of each voxel, at the input's resolution."""
 
     def __init__(self, config: SpvcnnConfig) -> None:
         super().__init__()

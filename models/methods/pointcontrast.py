@@ -170,7 +170,7 @@ def draw_pairs(
     """
     order = torch.randperm(len(first), device=first.device)
     first, second = first[order], second[order]
-    for side in (0, 1):
+    for side in (0, 1):  # in random order the first occurrence of a voxel is a fair choice of its partners
         kinds, group = torch.unique((first, second)[side], return_inverse=True)
         kept = first_of_each(group, len(kinds)).sort().values
         first, second = first[kept], second[kept]

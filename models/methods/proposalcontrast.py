@@ -174,6 +174,7 @@ class ProposalContrast(Objective):
         """
         rows = (~batch.need("ground", by="ProposalContrast")[match_point]).nonzero().squeeze(1)
         point = match_point[rows]
+        # Sampling expects one sample after another; matches may stand in any order.
         order = torch.argsort(batch.point_sample[point], stable=True)
         rows, point = rows[order], point[order]
         counts = torch.bincount(batch.point_sample[point], minlength=batch.num_samples)

@@ -150,7 +150,7 @@ class Simipu(Objective):
 
         centre, image, uv = self.project(first, batch)
         pixels = self.pixel_head(read_pixels(cells, image, uv))
-        points = self.point_head(first.features[centre].detach())
+        points = self.point_head(first.features[centre].detach())  # cut before the head, which learns (see the module)
         inter = config.info_nce(pixels, points, symmetric=config.symmetric)
 
         watched = (pixels, points) if config.inter_weight > 0 else (anchors, targets)

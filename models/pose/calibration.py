@@ -74,6 +74,7 @@ def sample_tokens(batch: Batch, limit: int) -> Tokens:
     valid = torch.zeros(len(of_image), width, dtype=torch.bool)
     for image, sample in enumerate(of_image):
         number = image - of_image.index(sample)
+        # crc32: Python's own hash of a string differs from process to process.
         generator = torch.Generator().manual_seed(zlib.crc32(f"{batch.keys[sample]}/{number}".encode()))
         drawn = torch.randperm(per_sample[sample], generator=generator)[:limit]
         voxel[image, : len(drawn)] = drawn + first[sample]
