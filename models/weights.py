@@ -136,9 +136,7 @@ IMAGE_FORMATS: dict[str, KeyRule] = {
     "moco_v3": KeyRule(containers=("state_dict",), prefix=r"module\.base_encoder\."),
     # Full checkpoints hold teacher and student; the teacher is the better network (DINO, section 5.2).
     "dino": KeyRule(
-        containers=("teacher", "student", "state_dict"),
-        prefix=r"(?:module\.)?(?:backbone\.)?",
-        drop=r"(?:head|fc)\.",
+        containers=("teacher", "student", "state_dict"), prefix=r"(?:module\.)?(?:backbone\.)?", drop=r"(?:head|fc)\."
     ),
 }
 """Prefix rules of public image checkpoints, ResNet encoders."""

@@ -18,14 +18,7 @@ from common.ranges import expect, share
 from models.image.base import IMAGENET_MEAN, IMAGENET_STD, ImageEncoder, ImageEncoderConfig
 from models.image.resnet import NETWORK_PREFIX, ResNet, ResNetName, fill_resnet
 from models.pairing import FeatureMap
-from models.weights import (
-    IMAGE_FORMATS,
-    OWN_FORMAT,
-    OWN_IMAGE_PREFIX,
-    LoadReport,
-    load_state,
-    read_own_weights,
-)
+from models.weights import IMAGE_FORMATS, OWN_FORMAT, OWN_IMAGE_PREFIX, LoadReport, load_state, read_own_weights
 
 
 @dataclass(frozen=True, kw_only=True)

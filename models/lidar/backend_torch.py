@@ -97,10 +97,7 @@ def _plan(kernel_map: KernelMap) -> _Plan:
 class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        features: Float[Tensor, "M_in C_in"],
-        weight: Float[Tensor, "K C_in C_out"],
-        kernel_map: KernelMap,
+        ctx: Any, features: Float[Tensor, "M_in C_in"], weight: Float[Tensor, "K C_in C_out"], kernel_map: KernelMap
     ) -> Float[Tensor, "M_out C_out"]:
         features = features.contiguous()
         ctx.save_for_backward(features, weight)

@@ -74,9 +74,7 @@ def _pointrcnn(centres: int, radii: tuple[float, float], *widths: tuple[int, ...
 _TINY = (
     AbstractionLayout(samplers=(("D-FPS", 1024),), scales=(Scale(0.4, 8, (16, 16)), Scale(0.8, 16, (16, 32))), out=32),
     AbstractionLayout(
-        samplers=(("F-FPS", 128), ("D-FPS", 128)),
-        scales=(Scale(1.0, 8, (32, 32)), Scale(2.0, 16, (32, 48))),
-        out=64,
+        samplers=(("F-FPS", 128), ("D-FPS", 128)), scales=(Scale(1.0, 8, (32, 32)), Scale(2.0, 16, (32, 48))), out=64
     ),
     AbstractionLayout(samplers=(("D-FPS", 64),), scales=(Scale(2.0, 8, (64, 64)), Scale(4.0, 16, (64, 64))), out=96),
 )

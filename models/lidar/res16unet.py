@@ -115,13 +115,9 @@ class ResidualBlock(nn.Module):
 
 
 def _blocks(in_channels: int, out_channels: int, count: int, config: Res16UNetConfig) -> nn.Sequential:
-    widths = [in_channels] + [out_channels] * count
-    return nn.Sequential(
-        *(
-            ResidualBlock(a, b, bn_momentum=config.bn_momentum, backend=config.backend)
-            for a, b in itertools.pairwise(widths)
-        )
-    )
+    widths = itertools.pairwise([in_channels] + [out_channels] * count)
+    momentum, backend = config.bn_momentum, config.backend
+    return nn.Sequential(*(ResidualBlock(a, b, bn_momentum=momentum, backend=backend) for a, b in widths))
 
 
 class EncoderStage(nn.Module):

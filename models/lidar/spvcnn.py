@@ -61,8 +61,8 @@ class SpvcnnConfig(SparseBackboneConfig):
 
     def unet(self) -> Res16UNetConfig:
         """The voxel branch."""
-        shared = {name: getattr(self, name) for name in ("in_channels", "bn_momentum", "backend")}
-        return Res16UNetConfig(preset=_UNETS[self.preset], **shared)
+        preset, momentum = _UNETS[self.preset], self.bn_momentum
+        return Res16UNetConfig(preset=preset, in_channels=self.in_channels, bn_momentum=momentum, backend=self.backend)
 
     def toy(self) -> SpvcnnConfig:
         """See `BackboneConfig.toy`."""

@@ -123,18 +123,14 @@ class ContrastiveUnitsConfig(RowContrastConfig):
         """Whether two views of the cloud are contrasted."""
         return self.mode != "cross"
 
-    @property
-    def plain(self) -> bool:
-        """Whether ground removal and merging are off together, whatever their own settings."""
-        return self.mode == "single"
-
     def batch_spec(self) -> BatchSpec:
         """Images, a second cloud, ground and clusters, each where the mode and the options need it."""
+        plain = self.mode == "single"  # neither ground removal nor merging, whatever their own settings
         return BatchSpec(
             images=self.uses_images,
             second_cloud=self.second_cloud if self.uses_views else None,
-            ground=self.ground if self.ground_removal and not self.plain else None,
-            clusters=self.clusters if self.instances and not self.plain else None,
+            ground=self.ground if self.ground_removal and not plain else None,
+            clusters=self.clusters if self.instances and not plain else None,
         )
 
     def build(self) -> ContrastiveUnits:
@@ -291,19 +287,15 @@ class ContrastiveUnits(Objective):
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             units = self.units(batch)
         drawn: dict[str, Sketch] = {}
-        marked = row_mask(units.center, batch.num_points)
         if batch.ground is not None:
             drawn["ground"] = PointSketch(
                 points=batch.points, values=batch.ground.float(), scale="share", caption="ground"
             )
         clusters = batch.clusters
         cluster = torch.full_like(batch.point_sample, -1) if clusters is None else clusters.of_point
+        caption, marked = f"clusters and the {len(units)} units", row_mask(units.center, batch.num_points)
         drawn["units"] = PointSketch(
-            points=batch.points,
-            values=cluster,
-            scale="labels",
-            caption=f"clusters and the {len(units)} units",
-            marked=marked,
+            points=batch.points, values=cluster, scale="labels", caption=caption, marked=marked
         )
         return drawn | (self._sketch_unit(batch, units, len(units) // 2) if len(units) else {})
 

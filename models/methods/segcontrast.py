@@ -165,11 +165,7 @@ class SegContrast(QueueContrast):
         }
 
     def _pooled(
-        self,
-        features: Float[Tensor, "M C"],
-        point_voxel: Int[Tensor, " N"],
-        row: Int64[Tensor, " N"],
-        num_rows: int,
+        self, features: Float[Tensor, "M C"], point_voxel: Int[Tensor, " N"], row: Int64[Tensor, " N"], num_rows: int
     ) -> Float[Tensor, "T C"]:
         """Largest features of each segment's voxels. A voxel that holds points of two segments counts in both."""
         inside = row >= 0
