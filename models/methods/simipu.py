@@ -53,7 +53,6 @@ from models.methods.base import LossTerms, Objective, RowContrastConfig, joined_
 from models.pairing import read_pixels, segment_mean
 from models.points.ragged import bounds
 from models.points.sampling import farthest_points
-from models.pose.calibration import MIN_DEPTH_M
 from models.visuals import MatchSketch, PointSketch, ProjectionSketch, Sketch
 
 Matching = Literal["hungarian", "greedy"]
