@@ -117,16 +117,16 @@ class KeyRule:
             if isinstance(inner, Mapping):
                 state = inner
                 break
-        kept: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         dropped: list[str] = []
         for key, value in state.items():
-            found = re.match(self.prefix, key)
-            name = key[found.end() :] if found else ""
-            if found is None or re.match(self.drop, name) or not isinstance(value, Tensor):
+            prefix = re.match(self.prefix, key)
+            name = key[prefix.end() :] if prefix else ""
+            if prefix is None or re.match(self.drop, name) or not isinstance(value, Tensor):
                 dropped.append(key)
             else:
-                kept[name] = value
-        return kept, tuple(dropped)
+                tensors[name] = value
+        return tensors, tuple(dropped)
 
 
 IMAGE_FORMATS: dict[str, KeyRule] = {
@@ -197,15 +197,15 @@ def compare(
 
     BatchNorm's step counters are not counted: older files lack them and nothing depends on them.
     """
-    own = {key: value for key, value in module.state_dict().items() if not _is_counter(key)}
+    ours = {key: value for key, value in module.state_dict().items() if not _is_counter(key)}
     theirs = {key: value for key, value in state.items() if not _is_counter(key)}
-    shapes = {key: (tuple(own[key].shape), tuple(theirs[key].shape)) for key in own if key in theirs}
+    shapes = {key: (tuple(ours[key].shape), tuple(theirs[key].shape)) for key in ours if key in theirs}
     return LoadReport(
         source=source,
         matched=tuple(key for key, (here, there) in shapes.items() if here == there),
-        missing=tuple(key for key in own if key not in theirs),
+        missing=tuple(key for key in ours if key not in theirs),
         mismatched=tuple((key, here, there) for key, (here, there) in shapes.items() if here != there),
-        unused=tuple(key for key in theirs if key not in own),
+        unused=tuple(key for key in theirs if key not in ours),
         dropped=dropped,
     )
 
@@ -230,9 +230,9 @@ def load_state(
     broken = [k for k in report.matched if not bool(torch.isfinite(state[k]).all())]
     if broken:
         raise ValueError(f"weights: {source}: not finite: {', '.join(broken[:5])}. The file is damaged or diverged")
-    chosen = {key: state[key] for key in report.matched}
-    chosen |= {k: v for k, v in state.items() if _is_counter(k) and k in module.state_dict()}
-    module.load_state_dict(chosen, strict=False)
+    fitting = {key: state[key] for key in report.matched}
+    fitting |= {k: v for k, v in state.items() if _is_counter(k) and k in module.state_dict()}
+    module.load_state_dict(fitting, strict=False)
     return report
 
 

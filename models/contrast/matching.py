@@ -97,8 +97,8 @@ def _each(
 
 def _assign(cost: Float[np.ndarray, "R C"], gate: float) -> _Pairs:
     rows, columns = linear_sum_assignment(np.minimum(cost, gate))
-    kept = cost[rows, columns] < gate
-    return rows[kept].astype(np.int64), columns[kept].astype(np.int64)
+    below_gate = cost[rows, columns] < gate
+    return rows[below_gate].astype(np.int64), columns[below_gate].astype(np.int64)
 
 
 def _take_cheapest(cost: Float[np.ndarray, "R C"], gate: float) -> _Pairs:

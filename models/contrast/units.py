@@ -50,9 +50,11 @@ class Units:
 
     def merged(self, cluster: Int[Tensor, " N"]) -> Units:
         """Units whose centres lie in the same cluster become one, their mean; those in none (negative) stay."""
-        own = cluster[self.center].long()
-        alone = torch.arange(len(self), device=own.device) + int(cluster.max() + 1 if len(cluster) else 0)
-        _, group, size = torch.unique(torch.where(own < 0, alone, own), return_inverse=True, return_counts=True)
+        cluster_of_unit = cluster[self.center].long()
+        alone = torch.arange(len(self), device=cluster_of_unit.device) + int(cluster.max() + 1 if len(cluster) else 0)
+        _, group, size = torch.unique(
+            torch.where(cluster_of_unit < 0, alone, cluster_of_unit), return_inverse=True, return_counts=True
+        )
         return Units(
             center=self.center[first_of_each(group, len(size))],
             member_point=self.member_point,
@@ -89,14 +91,14 @@ def make_units(
     rows = torch.nonzero(candidates).flatten()
     counts = sample_counts(point_sample[rows], num_samples)
     if sampling == "fps":
-        place, chosen = farthest_points(points[rows, :2], counts, num_units)
+        place, units_per_sample = farthest_points(points[rows, :2], counts, num_units)
     else:
-        place, chosen = random_points(counts, num_units)
+        place, units_per_sample = random_points(counts, num_units)
     center = rows[place]
     if context == "none":
         return _evenly(center, center, torch.arange(len(center), device=center.device), points.dtype)
     if context == "knn":
-        near = knn(points[center], chosen, points[rows], counts, num_neighbors).index
+        near = knn(points[center], units_per_sample, points[rows], counts, num_neighbors).index
         member_unit, column = torch.nonzero(near >= 0, as_tuple=True)
         return _evenly(center, rows[near[member_unit, column]], member_unit, points.dtype)
     return _pillars(points, point_sample, rows, place, pillar_m)
@@ -140,9 +142,9 @@ def too_similar(
     """
     with torch.autocast(features.device.type, enabled=False):
         similarity = unit(features) @ unit(all_features).T
-    own = torch.arange(len(features), device=features.device)
-    similarity[own, own + start] = torch.inf  # the positive comes last
-    kept = similarity.topk(min(num_negatives, max(len(all_features) - 1, 0)), dim=1, largest=False).indices
-    excluded = torch.ones_like(similarity, dtype=torch.bool).scatter(1, kept, False)
-    excluded[own, own + start] = False
+    unit_row = torch.arange(len(features), device=features.device)
+    similarity[unit_row, unit_row + start] = torch.inf  # the positive comes last
+    negatives = similarity.topk(min(num_negatives, max(len(all_features) - 1, 0)), dim=1, largest=False).indices
+    excluded = torch.ones_like(similarity, dtype=torch.bool).scatter(1, negatives, False)
+    excluded[unit_row, unit_row + start] = False
     return excluded

@@ -189,12 +189,12 @@ def imagenet_weights_path() -> Path:
 def load_lite0_weights(encoder: nn.Module, *, min_match: float = MIN_MATCH) -> LoadReport:
     """Fill EfficientNet-Lite0 from the installed package; classifier and blocks that it does not have are dropped."""
     path = imagenet_weights_path()
-    own = {name.split(".")[1] for name in encoder.state_dict() if name.startswith("blocks.")}
+    blocks = {name.split(".")[1] for name in encoder.state_dict() if name.startswith("blocks.")}
     state: dict[str, Tensor] = {}
     dropped: list[str] = []
     for key, value in read_checkpoint(path).items():
         block = re.match(r"_blocks\.(\d+)\.", key)
-        absent = block is not None and block.group(1) not in own
+        absent = block is not None and block.group(1) not in blocks
         if absent or re.match(r"_(conv_head|bn1|fc)\.", key) or not isinstance(value, Tensor):
             dropped.append(key)
         else:

@@ -84,12 +84,12 @@ def from_minkowski(theirs: _STATE, ours: _STATE) -> tuple[dict[str, Tensor], tup
         (`final.*`, the head, among them).
     """
     names = {minkowski_key(key): key for key in ours}
-    found = {
+    state = {
         names[key]: value.unsqueeze(0) if _pointwise(names[key]) else value
         for key, value in theirs.items()
         if key in names
     }
-    return found, tuple(key for key in theirs if key not in names)
+    return state, tuple(key for key in theirs if key not in names)
 
 
 def _pointwise(key: str) -> bool:

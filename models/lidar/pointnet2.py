@@ -309,15 +309,15 @@ def sample_centres(
     Rows stand sample by sample, within a sample sampler by sampler, in the order of choice.
     """
     sample = torch.repeat_interleave(torch.arange(len(x.counts), device=x.counts.device), x.counts)
-    left = torch.arange(len(sample), device=sample.device)
-    chosen = []
+    candidates = torch.arange(len(sample), device=sample.device)
+    centres = []
     for kind, number in samplers:
-        points = x.points[left]
-        space = points if kind == "D-FPS" else joint_space(points, x.features[left])
-        counts = torch.bincount(sample[left], minlength=len(x.counts))
-        chosen.append(left[farthest_points(space, counts, number)[0]])
-        left = (~row_mask(torch.cat(chosen), len(sample))).nonzero().squeeze(1)
-    rows = torch.cat(chosen)
+        points = x.points[candidates]
+        space = points if kind == "D-FPS" else joint_space(points, x.features[candidates])
+        counts = torch.bincount(sample[candidates], minlength=len(x.counts))
+        centres.append(candidates[farthest_points(space, counts, number)[0]])
+        candidates = (~row_mask(torch.cat(centres), len(sample))).nonzero().squeeze(1)
+    rows = torch.cat(centres)
     rows = rows[torch.argsort(sample[rows], stable=True)]
     return rows, torch.bincount(sample[rows], minlength=len(x.counts))
 

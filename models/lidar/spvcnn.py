@@ -148,10 +148,10 @@ def _corners(coarse: VoxelGrid, fine: VoxelGrid) -> tuple[Int64[Tensor, "M 8"], 
     for corner in itertools.product((0, 1), repeat=3):
         offset = torch.tensor(corner, device=low.device)
         keys = pack(torch.cat([fine.coords[:, :1].long(), low.long() + offset], dim=1))
-        found = torch.searchsorted(coarse.keys, keys).clamp(max=len(coarse.keys) - 1)
-        there = coarse.keys[found] == keys
+        row = torch.searchsorted(coarse.keys, keys).clamp(max=len(coarse.keys) - 1)
+        occupied = coarse.keys[row] == keys
         weight = torch.where(offset.bool(), part, 1 - part).prod(dim=1)
-        rows.append(torch.where(there, found, 0))
-        weights.append(torch.where(there, weight, 0.0))
+        rows.append(torch.where(occupied, row, 0))
+        weights.append(torch.where(occupied, weight, 0.0))
     weight = torch.stack(weights, dim=1)
     return torch.stack(rows, dim=1), weight / weight.sum(dim=1, keepdim=True)

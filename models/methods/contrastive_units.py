@@ -216,14 +216,14 @@ class ContrastiveUnits(Objective):
 
     def candidates(self, batch: Batch) -> Bool[Tensor, " N"]:
         """Points that can be part of units: not on the ground, seen by a camera, present in the second view."""
-        kept = torch.ones(batch.num_points, dtype=torch.bool, device=batch.points.device)
+        mask = torch.ones(batch.num_points, dtype=torch.bool, device=batch.points.device)
         if self.config.batch_spec().ground is not None:
-            kept &= ~batch.need("ground", by="contrastive_units")
+            mask &= ~batch.need("ground", by="contrastive_units")
         if self.config.uses_images:
-            kept &= row_mask(batch.need("pairs", by="contrastive_units").point.long(), batch.num_points)
+            mask &= row_mask(batch.need("pairs", by="contrastive_units").point.long(), batch.num_points)
         if self.config.uses_views:
-            kept &= row_mask(batch.need("matches", by="contrastive_units").first.long(), batch.num_points)
-        return kept
+            mask &= row_mask(batch.need("matches", by="contrastive_units").first.long(), batch.num_points)
+        return mask
 
     @torch.no_grad()
     def unit_pixels(self, batch: Batch, units: Units) -> Float[Tensor, "U C"]:
@@ -300,7 +300,7 @@ class ContrastiveUnits(Objective):
         return drawn | (self._sketch_unit(batch, units, len(units) // 2) if len(units) else {})
 
     def _sketch_unit(self, batch: Batch, units: Units, number: int) -> dict[str, Sketch]:
-        own = torch.arange(len(units), device=batch.points.device) == number
+        is_shown_unit = torch.arange(len(units), device=batch.points.device) == number
         members = row_mask(units.member_point[units.member_unit == number], batch.num_points)
         images = self.config.uses_images
         rows, second = self._voxels(batch)
@@ -308,7 +308,7 @@ class ContrastiveUnits(Objective):
             self.unit_pixels(batch, units) if second is None or images else self._second_view(batch, units, second)
         )
         cosine = torch.cosine_similarity(features[number : number + 1], features, dim=1)
-        negative = ~own
+        negative = ~is_shown_unit
         if self.config.num_negatives is not None and images:
             # A batch has more units to choose from than this sample: at most half of them are shown.
             shown = min(self.config.num_negatives, max(len(units) // 2, 1))
@@ -323,14 +323,14 @@ class ContrastiveUnits(Objective):
                 values=negative.long(),
                 scale="labels",
                 caption=f"negatives of the marked unit: {int(negative.sum())} of {len(units) - 1}",
-                marked=own,
+                marked=is_shown_unit,
             ),
             "teacher_similarity": PointSketch(
                 points=places,
                 values=cosine.float(),
                 scale="similarity",
                 caption=f"similarity of the {target}'s features to the marked unit",
-                marked=own,
+                marked=is_shown_unit,
             ),
             "similarity": PointSketch(
                 points=batch.points,

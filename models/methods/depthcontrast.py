@@ -134,9 +134,9 @@ class DepthContrast(QueueContrast):
         Source: DepthContrast, section 3, eq. 2 and 3.
         """
         second = batch.need("second", by="DepthContrast")
-        kept = _samples_in_both(batch, second)
-        queries = {f: self.heads[f](self._pooled(self._network(f), batch)[kept]) for f in self.formats}
-        keys = {f: self.key_heads[f](self._pooled(self.key_backbones[f], second)[kept]) for f in self.formats}
+        samples = _samples_in_both(batch, second)
+        queries = {f: self.heads[f](self._pooled(self._network(f), batch)[samples]) for f in self.formats}
+        keys = {f: self.key_heads[f](self._pooled(self.key_backbones[f], second)[samples]) for f in self.formats}
         negatives = {f: self._queue(f).negatives() for f in self.formats}
         parts: dict[str, Tensor] = {}
         total = queries[self.formats[0]].new_zeros((), dtype=torch.float32)

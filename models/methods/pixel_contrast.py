@@ -180,9 +180,9 @@ def _itself(rows: int, like: Tensor, *, gather: bool) -> Bool[Tensor, "N T"]:
     start, total = 0, rows
     if gather:  # a narrow column, to learn where this rank's rows stand among those of all
         _, start, total = gather_with_grad(like.new_zeros(rows, 1))
-    own = torch.arange(rows, device=like.device)
+    row = torch.arange(rows, device=like.device)
     excluded = torch.zeros(rows, total, dtype=torch.bool, device=like.device)
-    excluded[own, start + (own + rows // 2) % max(rows, 1)] = True
+    excluded[row, start + (row + rows // 2) % max(rows, 1)] = True
     return excluded
 
 

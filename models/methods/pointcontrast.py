@@ -172,10 +172,10 @@ def draw_pairs(
     first, second = first[order], second[order]
     for side in (0, 1):  # in random order the first occurrence of a voxel is a fair choice of its partners
         kinds, group = torch.unique((first, second)[side], return_inverse=True)
-        kept = first_of_each(group, len(kinds)).sort().values
-        first, second = first[kept], second[kept]
-    chosen = torch.randperm(len(first), device=first.device)[:num]
-    return first[chosen], second[chosen]
+        places = first_of_each(group, len(kinds)).sort().values
+        first, second = first[places], second[places]
+    drawn = torch.randperm(len(first), device=first.device)[:num]
+    return first[drawn], second[drawn]
 
 
 def hardest_contrastive(

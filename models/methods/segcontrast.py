@@ -107,10 +107,10 @@ class SegContrast(QueueContrast):
 
         Source: SegContrast, section III, eq. 1 and 2.
         """
-        kept = self.common_segments(batch)
-        queries, keys = self.embeddings(batch, kept)
+        segments = self.common_segments(batch)
+        queries, keys = self.embeddings(batch, segments)
         terms = self.queue_terms(self.queue, queries, keys, self.config)
-        return replace(terms, watch=terms.watch | {"segments": terms.total.new_tensor(float(len(kept)))})
+        return replace(terms, watch=terms.watch | {"segments": terms.total.new_tensor(float(len(segments)))})
 
     def embeddings(self, batch: Batch, kept: Int64[Tensor, " T"]) -> tuple[Float[Tensor, "T D"], Float[Tensor, "T D"]]:
         """Unit rows of some segments: of the first view by the network, of the second by its copy.
@@ -129,17 +129,17 @@ class SegContrast(QueueContrast):
         """Ids of the segments that take part: the largest of each sample with enough points in both views."""
         _, clusters, second_clusters = self._clusters(batch)
         sizes = torch.minimum(_sizes(clusters), _sizes(second_clusters))
-        (kept,) = (sizes >= self.config.min_points).nonzero(as_tuple=True)
+        (segments,) = (sizes >= self.config.min_points).nonzero(as_tuple=True)
         if self.config.max_segments is None:
-            return kept
-        sample = torch.zeros(clusters.num, dtype=torch.int64, device=kept.device)
+            return segments
+        sample = torch.zeros(clusters.num, dtype=torch.int64, device=segments.device)
         inside = clusters.of_point >= 0
         sample[clusters.of_point[inside].long()] = batch.point_sample[inside].long()
-        kept = kept[torch.argsort(sizes[kept], descending=True, stable=True)]
-        kept = kept[torch.argsort(sample[kept], stable=True)]  # by sample, within a sample by size
-        counts = torch.bincount(sample[kept], minlength=batch.num_samples)
-        place = torch.arange(len(kept), device=kept.device) - (counts.cumsum(0) - counts)[sample[kept]]
-        return kept[place < self.config.max_segments]
+        segments = segments[torch.argsort(sizes[segments], descending=True, stable=True)]
+        segments = segments[torch.argsort(sample[segments], stable=True)]  # by sample, within a sample by size
+        counts = torch.bincount(sample[segments], minlength=batch.num_samples)
+        place = torch.arange(len(segments), device=segments.device) - (counts.cumsum(0) - counts)[sample[segments]]
+        return segments[place < self.config.max_segments]
 
     def copies(self) -> Iterable[tuple[MomentumCopy, nn.Module]]:
         """Of network and head."""
@@ -147,14 +147,14 @@ class SegContrast(QueueContrast):
 
     def sketches(self, batch: Batch) -> dict[str, Sketch]:
         """The segments, and how well each knows its other view."""
-        kept = self.common_segments(batch)
-        queries, keys = self.embeddings(batch, kept)
-        row = _rows_of(self._clusters(batch)[1], kept)
+        segments = self.common_segments(batch)
+        queries, keys = self.embeddings(batch, segments)
+        row = _rows_of(self._clusters(batch)[1], segments)
         inside = row >= 0
         similarity = (queries * keys.to(queries.dtype)).sum(dim=1)
         return {
             "segments": PointSketch(
-                points=batch.points, values=row, scale="labels", caption=f"{len(kept)} segments in both views"
+                points=batch.points, values=row, scale="labels", caption=f"{len(segments)} segments in both views"
             ),
             "similarity": PointSketch(
                 points=batch.points[inside],

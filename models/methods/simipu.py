@@ -170,8 +170,8 @@ class Simipu(Objective):
                 [segment_mean(view.points, view.point_voxel, len(view.voxel_coords))[0] for view in (first, second)]
             )
             counts = torch.bincount(voxels[0][:, 0].long(), minlength=voxels[2])
-            rows, kept = farthest_points(places, counts, self.config.num_centres)
-            both = PointSet(places[rows], features[rows], kept)
+            rows, centres_per_sample = farthest_points(places, counts, self.config.num_centres)
+            both = PointSet(places[rows], features[rows], centres_per_sample)
         samples, ours = first.num_samples, int(both.counts[: first.num_samples].sum())
         return (
             PointSet(both.points[:ours], both.features[:ours], both.counts[:samples]),

@@ -108,9 +108,9 @@ def interpolate(
         ValueError: as `knn`.
     """
     near = knn(queries, query_counts, points, point_counts, k)
-    found = near.index >= 0
+    is_point = near.index >= 0
     dtype = torch.promote_types(features.dtype, torch.float32)
-    weights = torch.where(found, 1 / (near.distance.to(dtype).square() + EPSILON_M2), 0)
+    weights = torch.where(is_point, 1 / (near.distance.to(dtype).square() + EPSILON_M2), 0)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
     if points.shape[0] == 0:
         return features.new_zeros(queries.shape[0], features.shape[1])

@@ -168,9 +168,9 @@ def _without_repeats(chosen: Int64[np.ndarray, " R"], num_rows: int) -> Int64[np
     _, first = np.unique(chosen, return_index=True)
     if len(first) == len(chosen):
         return chosen
-    kept = chosen[np.sort(first)]
-    unused = np.setdiff1d(np.arange(num_rows), kept)
-    return np.concatenate([kept, unused[: len(chosen) - len(kept)]])
+    distinct = chosen[np.sort(first)]
+    unused = np.setdiff1d(np.arange(num_rows), distinct)
+    return np.concatenate([distinct, unused[: len(chosen) - len(distinct)]])
 
 
 def _farthest_torch(

@@ -261,10 +261,10 @@ def _best_mix(
     inside = (rank[None, :] <= rank[:, None]).to(kernel.dtype)  # answers x coefficients
     starts = torch.stack([_start(products, squared_distances, terms) for terms in _STARTS], dim=1) * inside
     limited = products[:, None] * (inside[:, :, None] * inside[:, None, :])[:, None]
-    found = _fit_distances(limited, squared_distances[:, None].expand(-1, 4, -1), starts)
-    error = problem.pose((kernel[:, None] @ found[..., None]).unflatten(2, (4, 3)).squeeze(-1))[2]
+    mixes = _fit_distances(limited, squared_distances[:, None].expand(-1, 4, -1), starts)
+    error = problem.pose((kernel[:, None] @ mixes[..., None]).unflatten(2, (4, 3)).squeeze(-1))[2]
     best = torch.nan_to_num(error, nan=torch.inf).argmin(dim=1)
-    return best + 1, found[torch.arange(len(best), device=best.device), best]
+    return best + 1, mixes[torch.arange(len(best), device=best.device), best]
 
 
 def _start(
