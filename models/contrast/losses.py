@@ -236,10 +236,10 @@ def gather_with_grad(rows: Float[Tensor, "N D"]) -> tuple[Float[Tensor, "T D"], 
     """
     if world_size() == 1:
         return rows, 0, rows.shape[0]
-    own = torch.tensor([rows.shape[0]], device=rows.device)
-    every = [torch.empty_like(own) for _ in range(world_size())]
-    dist.all_gather(every, own)
-    counts = [int(count) for count in torch.cat(every).tolist()]
+    count = torch.tensor([rows.shape[0]], device=rows.device)
+    of_ranks = [torch.empty_like(count) for _ in range(world_size())]
+    dist.all_gather(of_ranks, count)
+    counts = [int(n) for n in torch.cat(of_ranks).tolist()]
     gathered: Tensor = _GatherRows.apply(rows, tuple(counts))  # type: ignore[no-untyped-call]
     return gathered, sum(counts[: dist.get_rank()]), sum(counts)
 
