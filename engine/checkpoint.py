@@ -230,13 +230,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
 
 
 def read_rank_state(checkpoint: Path, rank: int, *, mapped: bool = False) -> dict[str, Any]:
-    """Random states and optimizer shard of one rank.
-
-    Args:
-        checkpoint: its folder.
-        rank: whose.
-        mapped: leave the tensors in the file until they are used.
-    """
+    """Random states and optimizer shard of one rank; `mapped` leaves tensors in the file until they are used."""
     path = checkpoint / f"rank_{rank:04d}.pt"
     loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     return loaded
@@ -245,11 +239,8 @@ def read_rank_state(checkpoint: Path, rank: int, *, mapped: bool = False) -> dic
 def peek(run_dir: Path, world: World) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """state.json and config.json of the newest checkpoint, unchecked; None where there is none to read.
 
-    For what has to be known before the run is built; `find_checkpoint` says later which one is whole.
-
-    Args:
-        run_dir: folder of the run.
-        world: the run's processes; all call it, rank 0 reads.
+    For what has to be known before the run is built; `find_checkpoint` says later which one is whole. All ranks call
+    it, rank 0 reads.
     """
     answer: list[tuple[dict[str, Any], dict[str, Any]] | None] = [None]
     if world.is_main:
@@ -305,12 +296,7 @@ effect then."""
 
 
 def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Refuse to continue a run whose model or method was changed.
-
-    Args:
-        saved: fingerprint in the checkpoint.
-        now: fingerprint of this run.
-        where: the checkpoint, for the message.
+    """Refuse to continue a run whose model or method was changed, by the fingerprints of the checkpoint and this run.
 
     Raises:
         CheckpointError: names each differing field with both values.

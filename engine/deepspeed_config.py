@@ -98,13 +98,7 @@ def check_precision(config: EngineConfig, module: nn.Module, device: torch.devic
 
 
 def deepspeed_dict(config: EngineConfig, *, micro_batch_size: int, device: torch.device) -> dict[str, Any]:
-    """DeepSpeed's configuration.
-
-    Args:
-        config: the engine's settings.
-        micro_batch_size: samples a rank in a forward pass (DeepSpeed's book-keeping only).
-        device: where the network lives.
-    """
+    """DeepSpeed's configuration; it uses the size of a rank's micro-batch for book-keeping only."""
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.zero_stage > 0:
         zero |= {"reduce_bucket_size": BUCKET_NUMEL, "allgather_bucket_size": BUCKET_NUMEL}
@@ -133,11 +127,7 @@ def deepspeed_dict(config: EngineConfig, *, micro_batch_size: int, device: torch
 
 
 def import_deepspeed(device_type: str) -> Any:
-    """DeepSpeed, without its noise, told which device it is for.
-
-    Args:
-        device_type: "cpu" or "cuda".
-    """
+    """DeepSpeed without its noise, set to "cpu" or "cuda"."""
     os.environ.setdefault("DS_ACCELERATOR", device_type)
     with quiet_deepspeed():
         import deepspeed

@@ -134,10 +134,7 @@ def slurm_port(job: int, step: int, restarts: int) -> int:
 
 
 def first_host(nodelist: str) -> str:
-    """First host of a SLURM node list: "gpu[003-010,12],x1" gives "gpu003".
-
-    Args:
-        nodelist: compressed list as in SLURM_STEP_NODELIST.
+    """First host of a SLURM node list (SLURM_STEP_NODELIST): "gpu[003-010,12],x1" gives "gpu003".
 
     Raises:
         ValueError: the text is no node list.
@@ -157,26 +154,20 @@ def address(node: str) -> str:
     except OSError:
         command = ("scontrol", "--oneliner", "show", "node", node)
         try:
-            told = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
+            shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False).stdout
         except (OSError, subprocess.TimeoutExpired):
-            told = ""
-        found = re.search(r"\bNodeAddr=(\S+)", told)
-        return found.group(1) if found else node
+            shown = ""
+        match = re.search(r"\bNodeAddr=(\S+)", shown)
+        return match.group(1) if match else node
     return node
 
 
 def separate_caches(env: MutableMapping[str, str]) -> None:
-    """Give each SLURM job folders of its own for what is compiled while it runs, unless the user has chosen some.
-
-    Elements of an array start at the same moment, often on one machine, and would find each other's half-built files; a
-    job that was killed leaves lock files behind that its next attempt would wait for. So: one folder for each attempt
-    of each job, on the machine's own disk.
-
-    Args:
-        env: environment variables, changed in place.
-    """
+    """Point the compile caches in `env` to folders of this attempt of this SLURM job, unless the user has set some."""
     if "SLURM_JOB_ID" not in env:
         return
+    # Elements of an array start at the same moment, often on one machine, and would find each other's half-built files;
+    # a job that was killed leaves lock files behind that its next attempt would wait for.
     attempt = f"{env['SLURM_JOB_ID']}_{env.get('SLURM_RESTART_COUNT', '0')}"
     root = Path(env.get("TMPDIR", tempfile.gettempdir())) / f"tandem_{os.getuid()}_{attempt}"
     for name, folder in CACHES.items():
@@ -191,11 +182,7 @@ def free_port() -> int:
 
 
 def choose_device(device: Device, local_rank: int) -> torch.device:
-    """Turn the config's device word into a device.
-
-    Args:
-        device: "auto" takes CUDA where there is one.
-        local_rank: chooses the GPU.
+    """The device of a process: its own GPU where "auto" finds CUDA.
 
     Raises:
         ValueError: CUDA asked for and not available, or fewer GPUs than processes on this machine.
@@ -214,9 +201,7 @@ def choose_device(device: Device, local_rank: int) -> torch.device:
 def init_distributed(device: Device = "auto", *, timeout_min: float = 30.0) -> World:
     """Join the run's process group (nccl on CUDA, gloo on CPU); calling it again gives the same answer.
 
-    Args:
-        device: "auto", "cpu" or "cuda".
-        timeout_min: how long a collective waits for a peer before the run fails, minutes.
+    A collective waits `timeout_min` minutes for a peer before the run fails.
 
     Raises:
         ValueError: inconsistent environment or no such device.
@@ -257,12 +242,7 @@ def shutdown() -> None:
 
 
 def agree_max(values: Sequence[float], world: World) -> list[float]:
-    """Of each number, the largest on any rank. All ranks get the same answer.
-
-    Args:
-        values: this rank's numbers, in the same order everywhere; exact up to 2^24.
-        world: the run's processes.
-    """
+    """Of each number (in the same order on all ranks), the largest on any rank; exact up to 2^24."""
     votes = torch.tensor([float(value) for value in values], device=world.device)
     if world.world_size > 1:
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
@@ -278,11 +258,6 @@ def agree_signal(signals: StopSignals, world: World) -> str | None:
     """Name of the signal that any rank received, the same on all ranks; None if none did."""
     (number,) = agree_max([float(signals.number)], world)
     return name_of(int(number))
-
-
-def agree_all(flags: Sequence[bool], world: World) -> list[bool]:
-    """For each flag: is it set on every rank?"""
-    return [not any_false for any_false in agree_any([not flag for flag in flags], world)]
 
 
 def mean_over_ranks(values: Float[Tensor, " n"], world: World) -> Float[Tensor, " n"]:

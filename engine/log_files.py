@@ -27,12 +27,7 @@ class MetricsFile:
     """Appends JSON lines to a file that can only be read whole lines from."""
 
     def __init__(self, path: Path, step: int) -> None:
-        """Drop the lines beyond a step and open the file, or do it later if the storage is away.
-
-        Args:
-            path: metrics.jsonl; its folder is made.
-            step: last step of earlier attempts to keep.
-        """
+        """Drop the lines beyond `step` and open the file, or do it later if the storage is away."""
         self._path, self._step = path, step
         self._fd: int | None = None
         self._ready = False
@@ -89,24 +84,14 @@ class EventFile:
     """TensorBoard's file."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        """Nothing is written before the first event.
-
-        Args:
-            folder: of the run's TensorBoard files.
-            step: events of earlier attempts beyond it are hidden.
-        """
+        """Nothing is written before the first event; events of earlier attempts beyond `step` are hidden."""
         self._folder, self._step = folder, step
         self._writer: Any = None
         self._pending: deque[tuple[int, Callable[[Any], None]]] = deque(maxlen=_MAX_PENDING_EVENTS)
         self._away = False
 
     def add(self, step: int, event: Callable[[Any], None]) -> None:
-        """Add an event and see that it is on the disk.
-
-        Args:
-            step: updates done.
-            event: called with torch's SummaryWriter; once more if its first call was lost with the storage.
-        """
+        """Add an event, which is called with torch's SummaryWriter, and see that it is on the disk."""
         self._pending.append((step, event))
         try:
             self._write()
@@ -131,7 +116,7 @@ class EventFile:
             # In a new file, and what an old one has from the first event on that was not known to be written is hidden.
             first = self._pending[0][0] if self._away else self._step
             self._writer = SummaryWriter(str(self._folder), purge_step=first)
-        for _, event in self._pending:
+        for _, event in self._pending:  # a second time for those whose first call was lost with the storage
             event(self._writer)
         self._writer.flush()
         self._pending.clear()
@@ -145,10 +130,6 @@ class EventFile:
 
 def drop_lines_after(path: Path, step: int) -> None:
     """Remove lines of metrics.jsonl beyond a step (and a last line cut short by a crash): they will be run again.
-
-    Args:
-        path: metrics.jsonl; may be absent.
-        step: last step to keep.
 
     Raises:
         OSError: it cannot be read or written.

@@ -23,7 +23,6 @@ import torch
 from jaxtyping import UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from torch import Tensor
 
 from common.ranges import at_least
 from common.run_files import EVENTS_FOLDER, METRICS_FILE
@@ -67,6 +66,16 @@ class MonitorConfig:
         return self.picture_every > 0 and (last or step % self.picture_every == 0)
 
 
+def mean_of_each(values: Mapping[str, float], world: World) -> dict[str, float]:
+    """Mean of each number over ranks, which all have the same names."""
+    if not values:  # every update was skipped, on all ranks alike
+        return {}
+    names = sorted(values)
+    # float64 keeps python's sums as they are on one rank.
+    stacked = torch.tensor([values[name] for name in names], dtype=torch.float64).to(world.device)
+    return dict(zip(names, mean_over_ranks(stacked, world).tolist(), strict=True))
+
+
 class Window:
     """Sums of metrics since the last log line. Part of the checkpoint, so that a resumed run logs the same lines."""
 
@@ -82,14 +91,9 @@ class Window:
 
     def means(self, world: World) -> dict[str, float]:
         """Means over the updates and over ranks; starts the next window."""
-        names = sorted(self.sums)
-        if not names:  # every update was skipped, on all ranks alike
-            return {}
-        # float64 keeps python's sums as they are on one rank.
-        values = torch.tensor([self.sums[n] / max(self.count, 1) for n in names], dtype=torch.float64)
-        means = mean_over_ranks(values.to(world.device), world).tolist()
+        means = mean_of_each({name: value / max(self.count, 1) for name, value in self.sums.items()}, world)
         self.sums, self.count = {}, 0
-        return dict(zip(names, means, strict=True))
+        return means
 
 
 class Stopwatch:
@@ -118,32 +122,29 @@ class Stopwatch:
         self._steps += 1
 
     def read(self, world: World) -> dict[str, float]:
-        """Times an update (mean over ranks) and throughput (of all ranks together); starts again."""
+        """Times an update (mean over ranks), throughput (of all ranks together), memory; starts again."""
         now = time.perf_counter()
         elapsed = max(now - self._start, 1e-9)
         steps = max(self._steps, 1)
         local = [self._data_s / steps, elapsed / steps, self._samples / elapsed, self._points / elapsed]
         data_s, step_s, samples, points = mean_over_ranks(torch.tensor(local, device=world.device), world).tolist()
         self.restart()
-        return {
+        metrics = {
             DATA_S: data_s,
             STEP_S: step_s,
             DATA_WAIT_SHARE: data_s / max(step_s, 1e-9),
             SAMPLES_PER_S: samples * world.world_size,
             POINTS_PER_S: points * world.world_size,
-        } | _memory(world)
-
-
-def _memory(world: World) -> dict[str, float]:
-    used = {RSS_GIB: psutil.Process().memory_info().rss / 2**30}
-    if world.device.type == "cuda":
-        used[CUDA_GIB] = torch.cuda.max_memory_allocated(world.device) / 2**30
-    return used
+            RSS_GIB: psutil.Process().memory_info().rss / 2**30,
+        }
+        if world.device.type == "cuda":
+            metrics[CUDA_GIB] = torch.cuda.max_memory_allocated(world.device) / 2**30
+        return metrics
 
 
 def peak_rss_gib() -> float:
     """Largest resident memory of this process so far (workers not counted), GiB."""
-    unit = 1 if sys.platform == "darwin" else 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
@@ -248,8 +249,3 @@ def _note(metrics: Mapping[str, float]) -> str:
     if metrics.get(SKIPPED):
         words.append(f"skipped {metrics[SKIPPED]:.0f}")
     return "  ".join(words)
-
-
-def to_floats(values: Mapping[str, Tensor], prefix: str) -> dict[str, float]:
-    """Scalars as python numbers with a metric prefix."""
-    return {f"{prefix}{name}": float(value) for name, value in values.items()}

@@ -110,7 +110,7 @@ def param_groups(objective: nn.Module, config: OptimConfig) -> list[dict[str, An
         small = [] if config.decay_norms_and_biases else [p for p in trainable if p.ndim < 2]
         small_ids = {id(p) for p in small}
         groups.append(rest | {"params": [p for p in trainable if id(p) not in small_ids]})
-        groups.append(rest | {"params": small, "weight_decay": 0.0})
+        groups.append(rest | {"params": small, "weight_decay": 0.0})  # an empty group is dropped below
     _check_cover(names, [p for group in groups for p in group["params"]])
     return [group for group in groups if group["params"]]
 
@@ -130,12 +130,7 @@ def build_optimizer(objective: nn.Module, config: OptimConfig, lr: float) -> tor
 
 
 def set_lr(groups: Iterable[dict[str, Any]], lr: float) -> None:
-    """Set the rate of the coming update.
-
-    Args:
-        groups: the optimizer's groups.
-        lr: rate of a group with lr_scale 1.
-    """
+    """Set the rate of the coming update; `lr` is that of a group with lr_scale 1."""
     for group in groups:
         group["lr"] = lr * group["lr_scale"]
 
@@ -158,26 +153,20 @@ def _split_by_tower(
     return [
         _tower_settings(config, tower)
         | {k: v for k, v in group.items() if k != "params"}
-        | {"params": params, "lr_scale": own_scale * scale * _lr(config, tower) / config.lr}
+        | {"params": params, "lr_scale": own_scale * scale * _of_tower(config, tower, "lr") / config.lr}
         for (tower, scale), params in parts.items()
     ]
 
 
 def _tower_settings(config: OptimConfig, tower: str) -> dict[str, Any]:
     """Kind, weight decay and the kind's numbers of a tower; "" is the run."""
-    own = config.towers.get(tower, TowerOptimConfig())
-    kind = own.name or config.name
-
-    def number(key: str) -> Any:
-        value = getattr(own, key)
-        return getattr(config, key) if value is None else value
-
-    return {"kind": kind} | {key: number(key) for key in ("weight_decay", *NUMBERS[kind])}
+    kind = _of_tower(config, tower, "name")
+    return {"kind": kind} | {key: _of_tower(config, tower, key) for key in ("weight_decay", *NUMBERS[kind])}
 
 
-def _lr(config: OptimConfig, tower: str) -> float:
-    own = config.towers.get(tower, TowerOptimConfig()).lr
-    return config.lr if own is None else own
+def _of_tower(config: OptimConfig, tower: str, key: str) -> Any:
+    own = getattr(config.towers.get(tower, TowerOptimConfig()), key)
+    return getattr(config, key) if own is None else own
 
 
 def _listed(params: object) -> list[nn.Parameter]:

@@ -16,7 +16,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -35,10 +35,10 @@ from engine import checkpoint as ckpt
 from engine import metric_names as names
 from engine.checkpoint_retry import CheckpointRetry
 from engine.deepspeed_config import EngineConfig, check_precision, quiet_deepspeed
-from engine.distributed import World, agree_max, agree_signal, init_distributed, mean_over_ranks
+from engine.distributed import World, agree_max, agree_signal, init_distributed
 from engine.errors import DivergenceError, DryBatchError, StopRequested
 from engine.interfaces import BatchLike, BatchSource, ChecksEngine, CountsSkips, FollowsUpdates
-from engine.monitor import Monitor, Stopwatch, Window, peak_rss_gib, to_floats
+from engine.monitor import Monitor, Stopwatch, Window, mean_of_each, peak_rss_gib
 from engine.optim import build_optimizer, optimizer_name, peak_lr
 from engine.preempt import StopSignals, name_of
 from engine.reshard import check_continuable, recut_shard, saved_layout
@@ -175,28 +175,6 @@ class _Run:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Vote:
-    """What the ranks decide together before an update: each holds for all ranks as soon as it holds for one.
-
-    Attributes:
-        loss_nonfinite: a loss that is not finite, so the update is skipped.
-        checkpoint_due: enough minutes have passed.
-        signal: number of the stop signal that came; 0 for none.
-    """
-
-    loss_nonfinite: bool
-    checkpoint_due: bool
-    signal: int
-
-
-def _agree(vote: _Vote, world: World) -> _Vote:
-    nonfinite, due, signal = agree_max(
-        [float(vote.loss_nonfinite), float(vote.checkpoint_due), float(vote.signal)], world
-    )
-    return _Vote(loss_nonfinite=nonfinite > 0, checkpoint_due=due > 0, signal=int(signal))
-
-
 def pretrain(
     objective: nn.Module,
     source: BatchSource[BatchLike],
@@ -262,7 +240,7 @@ def pretrain(
             while run.step < plan.num_steps and signal is None:
                 # --- gradients of one update: mean over micro-batches and ranks ---
                 lr = plan.peak_lr * lr_scale(run.step, plan.num_steps, settings.schedule)
-                buffers = copy_buffers(objective, buffers)
+                buffers = copy_buffers(objective, buffers)  # a forward pass moves them before the loss is known
                 scalars, keys = dict[str, float](), list[str]()
                 for micro in range(plan.accumulation_steps):
                     watch.phase("data", run.step)
@@ -276,9 +254,10 @@ def pretrain(
 
                 # --- decide together, then update or skip ---
                 watch.phase("update", run.step)
-                finite, due = math.isfinite(scalars[names.LOSS]), checkpoints.due_by_time()
-                vote = _agree(_Vote(loss_nonfinite=not finite, checkpoint_due=due, signal=signals.number), world)
-                update = _discarded(engine) if vote.loss_nonfinite else engine.update(lr)
+                # One exchange for all three; each holds for all ranks as soon as it holds for one.
+                votes = (not math.isfinite(scalars[names.LOSS]), checkpoints.due_by_time(), signals.number)
+                nonfinite, due, number = agree_max([float(vote) for vote in votes], world)
+                update = engine.discard() if nonfinite else engine.update(lr)
                 run.step += 1
                 stopwatch.step()
                 if update.applied:
@@ -286,7 +265,7 @@ def pretrain(
                     if isinstance(objective, FollowsUpdates):
                         objective.after_update(run.step / plan.num_steps)
                 else:
-                    what = "loss" if vote.loss_nonfinite else "gradient"
+                    what = "loss" if nonfinite else "gradient"
                     restore_buffers(objective, buffers)
                     run.skip(what, update, keys)
                     if run.nonfinite_in_a_row >= settings.engine.max_nonfinite_in_a_row:
@@ -303,9 +282,9 @@ def pretrain(
                     _draw(pictures, engine, batch, run.step, monitor)
 
                 # --- checkpoint ---
-                signal = name_of(vote.signal)
+                signal = name_of(int(number))
                 must = last or signal is not None
-                if must or vote.checkpoint_due or settings.checkpoint.due(run.step):
+                if must or due or settings.checkpoint.due(run.step):
                     watch.phase("checkpoint", run.step)
                     checkpoints.write(run, source, fingerprint, resolved_config, must=must)
             watch.phase("end", run.step)
@@ -399,13 +378,10 @@ def _load_rank(engine: ZeroEngine, run: _Run, saved: Path, seed: int) -> None:
     run.window.sums, run.window.count = dict(window["sums"]), int(window["count"])
 
 
-@contextmanager
-def _watching(given: Watchdog | None, config: EngineConfig, world: World) -> Iterator[Watchdog]:
+def _watching(given: Watchdog | None, config: EngineConfig, world: World) -> AbstractContextManager[Watchdog]:
     if given is not None:
-        yield given
-        return
-    with Watchdog(world, heartbeat_s=config.heartbeat_s, stall_min=config.stall_min) as own:
-        yield own
+        return nullcontext(given)  # whoever began it ends it
+    return Watchdog(world, heartbeat_s=config.heartbeat_s, stall_min=config.stall_min)
 
 
 def _stop_if_signalled(signals: StopSignals, engine: ZeroEngine) -> None:
@@ -457,7 +433,6 @@ def _dry_batch(engine: ZeroEngine, batch: BatchLike, micro_batch_size: int) -> N
             engine.backward(total, last=True)
             engine.discard()
     except Exception as error:
-        keys = ", ".join(batch.keys)
         memory = isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
         if memory:
             raise DryBatchError(
@@ -466,7 +441,7 @@ def _dry_batch(engine: ZeroEngine, batch: BatchLike, micro_batch_size: int) -> N
                 "engine.accumulation_steps by the same factor, or raise engine.zero_stage"
             ) from error
         raise DryBatchError(
-            f"the dry batch before step 1 failed ({type(error).__name__}: {error}); samples: {keys}"
+            f"the dry batch before step 1 failed ({type(error).__name__}: {error}); samples: {', '.join(batch.keys)}"
         ) from error
 
 
@@ -474,16 +449,11 @@ def _add(
     scalars: dict[str, float], total: Tensor, parts: Mapping[str, Tensor], collapse: Mapping[str, Tensor], count: int
 ) -> None:
     """Add a micro-batch's scalars to the means over `count` of them."""
-    values = {names.LOSS: float(total.detach())}
-    values |= to_floats(parts, names.LOSS_PART) | to_floats(collapse, names.WATCH)
+    values = {names.LOSS: total.detach()}
+    values |= {names.LOSS_PART + name: part for name, part in parts.items()}
+    values |= {names.WATCH + name: value for name, value in collapse.items()}
     for name, value in values.items():
-        scalars[name] = scalars.get(name, 0.0) + value / count
-
-
-def _discarded(engine: ZeroEngine) -> Update:
-    """Drop the gradients instead of an update."""
-    engine.discard()
-    return Update(applied=False, grad_norm=math.inf)
+        scalars[name] = scalars.get(name, 0.0) + float(value) / count
 
 
 def _divergence(run: _Run, what: str, loss: float, lr: float, keys: list[str], world: World) -> DivergenceError:
@@ -511,17 +481,12 @@ def _metrics(
     metrics |= {names.LR: lr, names.SKIPPED: float(run.skipped)}
     metrics |= {names.EPOCH: run.step * plan.global_batch_size / source.samples_per_epoch}
     if isinstance(source, CountsSkips):
-        metrics[names.DATA_SKIPPED] = _total(sum(source.counters.values()), world)
+        skipped = mean_of_each({"all": float(sum(source.counters.values()))}, world)
+        metrics[names.DATA_SKIPPED] = skipped["all"] * world.world_size
     if plan.parallelism["precision"] == "fp16":
         metrics[names.LOSS_SCALE] = engine.loss_scale.value
     _warn_if_trivial(run, metrics)
     return metrics
-
-
-def _total(count: int, world: World) -> float:
-    """Sum of a count over ranks."""
-    values = torch.tensor([float(count)], dtype=torch.float64).to(world.device)
-    return float(mean_over_ranks(values, world)) * world.world_size
 
 
 def _warn_if_trivial(run: _Run, metrics: Mapping[str, float]) -> None:
@@ -585,7 +550,12 @@ class _Checkpoints:
             self._run_dir,
             run.step,
             weights=self._engine.weights(),
-            rank_state=_rank_state(self._engine, run),
+            rank_state={
+                "rng": get_rng_state(),
+                # At stage 0 all ranks have the same optimizer state: rank 0 writes it for all.
+                "shard": self._engine.shard() if self._engine.stage > 0 or self._engine.world.is_main else None,
+                "window": {"sums": dict(run.window.sums), "count": run.window.count},
+            },
             state=self._state(run) | {"fingerprint": dict(fingerprint), "source": source.state(position)},
             config=resolved_config,
             world=self._engine.world,
@@ -602,27 +572,10 @@ class _Checkpoints:
             "loss_scale": self._engine.loss_scale.state(),
             "engine": dict(self._plan.parallelism),
             "parameters": self._engine.layout.record(),
-            "window": _mean_window(run.window, self._engine.world),
+            # As it would be on a single process, for a run that continues on another number of them.
+            "window": {"sums": mean_of_each(run.window.sums, self._engine.world), "count": run.window.count},
             "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
         }
-
-
-def _rank_state(engine: ZeroEngine, run: _Run) -> dict[str, Any]:
-    writes_shard = engine.stage > 0 or engine.world.is_main
-    return {
-        "rng": get_rng_state(),
-        "shard": engine.shard() if writes_shard else None,
-        "window": {"sums": dict(run.window.sums), "count": run.window.count},
-    }
-
-
-def _mean_window(window: Window, world: World) -> dict[str, Any]:
-    """The window as it would be on a single process, for a run that continues on another number of them."""
-    names = sorted(window.sums)
-    if not names:
-        return {"sums": {}, "count": window.count}
-    sums = mean_over_ranks(torch.tensor([window.sums[n] for n in names], dtype=torch.float64).to(world.device), world)
-    return {"sums": dict(zip(names, sums.tolist(), strict=True)), "count": window.count}
 
 
 def _summary(run: _Run, plan: _Plan, checkpoint: Path, signal: str | None, began: float) -> PretrainSummary:

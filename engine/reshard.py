@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -74,11 +73,7 @@ def check_continuable(state: Mapping[str, Any], now: Mapping[str, Any], where: P
 
 
 def global_batch(settings: Mapping[str, Any]) -> int:
-    """Samples an update.
-
-    Args:
-        settings: with micro_batch_size, world_size and accumulation_steps.
-    """
+    """Samples an update, from settings with micro_batch_size, world_size and accumulation_steps."""
     return int(settings["micro_batch_size"]) * int(settings["world_size"]) * int(settings["accumulation_steps"])
 
 
@@ -118,12 +113,6 @@ def saved_layout(state: Mapping[str, Any], now: Layout, where: Path) -> Layout:
 def recut_shard(saved: Path, before: Layout, now: Layout, part: int) -> tuple[OptimizerState, list[Tensor]]:
     """Optimizer state and fp32 weights (not at stage 0) of one process, from a checkpoint of another layout.
 
-    Args:
-        saved: folder of the checkpoint.
-        before: its layout.
-        now: layout of this run.
-        part: rank; 0 at stage 0.
-
     Raises:
         CheckpointError: see `recut_optimizer`.
     """
@@ -135,9 +124,8 @@ def recut_shard(saved: Path, before: Layout, now: Layout, part: int) -> tuple[Op
         return optimizer, cut_weights(now, part, file.get_tensor)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Move:
-    """Elements that lie in one buffer before and in one buffer afterwards."""
+class _Move(NamedTuple):
+    """Elements of a parameter that lie in one buffer before and in one buffer afterwards."""
 
     name: str
     source: int
@@ -147,32 +135,18 @@ class _Move:
     numel: int
 
 
-def _by_name(targets: Sequence[Buffer]) -> dict[str, list[tuple[int, Piece]]]:
-    wanted: dict[str, list[tuple[int, Piece]]] = {}
-    for number, buffer in enumerate(targets):
-        for piece in buffer.pieces:
-            wanted.setdefault(piece.param.name, []).append((number, piece))
-    return wanted
-
-
-def _moves(sources: Sequence[Buffer], wanted: Mapping[str, Sequence[tuple[int, Piece]]]) -> list[_Move]:
-    found = []
+def _moves(sources: Sequence[Buffer], pieces: Mapping[str, Sequence[tuple[int, Piece]]]) -> list[_Move]:
+    """Every overlap of the sources' pieces with the targets', which are given by parameter with their buffer."""
+    moves = []
     for number, buffer in enumerate(sources):
         for piece in buffer.pieces:
-            for target, other in wanted.get(piece.param.name, ()):
+            for target, other in pieces.get(piece.param.name, ()):
                 start = max(piece.start, other.start)
                 stop = min(piece.start + piece.numel, other.start + other.numel)
                 if start < stop:
-                    move = _Move(
-                        name=piece.param.name,
-                        source=number,
-                        source_offset=piece.offset + start - piece.start,
-                        target=target,
-                        target_offset=other.offset + start - other.start,
-                        numel=stop - start,
-                    )
-                    found.append(move)
-    return found
+                    offsets = (piece.offset + start - piece.start, other.offset + start - other.start)
+                    moves.append(_Move(piece.param.name, number, offsets[0], target, offsets[1], stop - start))
+    return moves
 
 
 def recut_optimizer(saved: Layout, now: Layout, part: int, read: Callable[[int], OptimizerState]) -> OptimizerState:
@@ -188,12 +162,16 @@ def recut_optimizer(saved: Layout, now: Layout, part: int, read: Callable[[int],
         CheckpointError: a state does not have its layout's buffers, or buffers that become one differ in their step.
     """
     targets, first = now.buffers(part), read(0)
-    state, wanted = _blank(first, saved, targets), _by_name(targets)
+    state = _blank(first, saved, targets)
+    pieces: dict[str, list[tuple[int, Piece]]] = {}
+    for number, buffer in enumerate(targets):
+        for piece in buffer.pieces:
+            pieces.setdefault(piece.param.name, []).append((number, piece))
     for old in range(saved.parts):
         sources = saved.buffers(old)
-        moves = _moves(sources, wanted)
+        moves = _moves(sources, pieces)
         if moves:
-            given = (first if old == 0 else read(old))["state"]
+            given = (first if old == 0 else read(old))["state"]  # a rank without overlap is never read
             for move in moves:
                 _copy(move, sources[move.source].numel, given.get(move.source, {}), state[move.target])
     if now.stage == 0:
@@ -246,13 +224,7 @@ def _copy(move: _Move, numel: int, source: Mapping[str, Any], target: dict[str, 
 
 
 def cut_weights(now: Layout, part: int, read: Callable[[str], Tensor]) -> list[Float[Tensor, " n"]]:
-    """Flat fp32 weights of one process, a tensor a buffer.
-
-    Args:
-        now: the layout.
-        part: rank.
-        read: a whole parameter by name.
-    """
+    """Flat fp32 weights of one process, a tensor a buffer; `read` gives a whole parameter by name."""
     cut = []
     for buffer in now.buffers(part):
         flat = torch.zeros(buffer.numel)

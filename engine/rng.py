@@ -37,10 +37,7 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
 def seed_everything(seed: int, rank: int, step: int = 0) -> None:
     """Seed python, numpy and torch, each rank differently.
 
-    Args:
-        seed: of the run.
-        rank: of this process.
-        step: updates done; not 0 where a run continues on processes that have no saved states of their own.
+    `step` is not 0 where a run continues on processes that have no saved states of their own.
     """
     mixed = np.random.SeedSequence([seed, rank, step]).generate_state(1, dtype=np.uint32)
     random.seed(int(mixed[0]))

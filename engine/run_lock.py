@@ -47,9 +47,7 @@ class RunLock:
             stop: asked while waiting; True ends the wait at once.
         """
         self.path = Path(run_dir) / LOCK_FILE
-        self._wait_s = wait_s
-        self._job = job
-        self._stop = stop
+        self._wait_s, self._job, self._stop = wait_s, job, stop
         self._fd: int | None = None
 
     def __enter__(self) -> RunLock:
@@ -64,7 +62,9 @@ class RunLock:
         try:
             self._take(fd)
             os.ftruncate(fd, 0)
-            os.pwrite(fd, json.dumps(self._self()).encode() + b"\n", 0)
+            since = datetime.now(tz=timezone.utc).isoformat(timespec="seconds")
+            holder = {"host": socket.gethostname(), "pid": os.getpid(), "job": self._job, "since": since}
+            os.pwrite(fd, json.dumps(holder).encode() + b"\n", 0)
         except BaseException:
             os.close(fd)
             raise
@@ -91,10 +91,6 @@ class RunLock:
                 )
                 announced = True
             time.sleep(min(POLL_S, max(deadline - time.monotonic(), 0.01)))
-
-    def _self(self) -> dict[str, str | int | None]:
-        since = datetime.now(tz=timezone.utc).isoformat(timespec="seconds")
-        return {"host": socket.gethostname(), "pid": os.getpid(), "job": self._job, "since": since}
 
 
 def holder(run_dir: str | Path) -> str | None:

@@ -39,12 +39,7 @@ class ScheduleConfig:
 
 
 def total_steps(config: ScheduleConfig, *, samples_per_epoch: int, global_batch_size: int) -> int:
-    """Updates of the whole run: `steps`, or the fewest that show every sample `epochs` times.
-
-    Args:
-        config: the run's budget.
-        samples_per_epoch: samples of all ranks in one epoch.
-        global_batch_size: samples an update.
+    """Updates of the whole run: `steps`, or the fewest that show every sample (of all ranks) `epochs` times.
 
     Raises:
         ValueError: the warm-up is as long as the run, or there is no data.
@@ -53,7 +48,7 @@ def total_steps(config: ScheduleConfig, *, samples_per_epoch: int, global_batch_
         raise ValueError("the batch source has no samples; check data.shards and data.split")
     steps = config.steps
     if steps is None:
-        steps = -(-config.epochs * samples_per_epoch // global_batch_size)
+        steps = -(-config.epochs * samples_per_epoch // global_batch_size)  # rounded up
     if config.warmup_steps >= steps:
         raise ValueError(
             f"schedule.warmup_steps={config.warmup_steps}, expected fewer than the {steps} updates of the run "
@@ -67,11 +62,6 @@ def lr_scale(step: int, num_steps: int, config: ScheduleConfig) -> float:
 
         s < warmup:  (s + 1) / warmup
         cosine:      f + (1 - f) (1 + cos(pi (s - warmup) / (num_steps - warmup))) / 2
-
-    Args:
-        step: update, 0 to num_steps - 1.
-        num_steps: updates of the whole run.
-        config: shape of the curve.
 
     Source: SGDR, Loshchilov & Hutter 2017, eq. 5, one period; per update instead of per epoch.
     """

@@ -30,9 +30,7 @@ class _Normalize(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        rows: Float[Tensor, "rows C"],
-        eps: float,
+        ctx: Any, rows: Float[Tensor, "rows C"], eps: float
     ) -> tuple[Float[Tensor, "rows C"], Float[Tensor, " C"], Float[Tensor, " C"], Float[Tensor, ""]]:
         """Normalised rows, mean, biased variance, number of rows."""
         x = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
@@ -52,11 +50,7 @@ class _Normalize(torch.autograd.Function):
         return y, mean, var, count
 
     @staticmethod
-    def backward(
-        ctx: Any,
-        grad: Float[Tensor, "rows C"],
-        *_: object,
-    ) -> tuple[Float[Tensor, "rows C"], None]:
+    def backward(ctx: Any, grad: Float[Tensor, "rows C"], *_: object) -> tuple[Float[Tensor, "rows C"], None]:
         """Gradient of the rows."""
         y, inv_std, count = ctx.saved_tensors
         sums = torch.stack([grad.sum(0), (grad * y).sum(0)])
@@ -69,10 +63,7 @@ class _SyncMixin(nn.modules.batchnorm._BatchNorm):
     """The forward pass shared by the synchronised classes."""
 
     def forward(self, input: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Normalise [rows, C] or [batch, C, ...] over everything but channels.
-
-        Args:
-            input: activations; on a rank without rows, an empty tensor.
+        """Normalise [rows, C] or [batch, C, ...], on a rank without rows an empty tensor, over all but channels.
 
         Raises:
             ValueError: wrong number of dimensions.
@@ -81,6 +72,7 @@ class _SyncMixin(nn.modules.batchnorm._BatchNorm):
         together = self.training and dist.is_initialized() and dist.get_world_size() > 1
         if not together:
             return super().forward(input)
+        # Channels last and everything else flat: [batch, C, ...] -> [rows, C].
         rows = input.transpose(0, 1).flatten(1).t() if input.ndim > 2 else input
         normalize: Callable[..., tuple[Tensor, ...]] = _Normalize.apply
         y, mean, var, count = normalize(rows, self.eps)
@@ -128,11 +120,7 @@ _SYNCED: dict[type[nn.Module], type[nn.Module]] = {
 def convert_sync_batchnorm(module: nn.Module) -> int:
     """Make every BatchNorm inside a module a synchronised one, in place; names, parameters and hooks stay.
 
-    Args:
-        module: network; optimizers that already hold its parameters stay valid.
-
-    Returns:
-        How many norms were converted.
+    Optimizers that already hold the parameters stay valid. Returns how many norms were converted.
     """
     count = 0
     for child in module.modules():

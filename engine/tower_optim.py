@@ -78,20 +78,14 @@ def check_numbers(config: object) -> None:
 def tower_of(name: str, towers: Iterable[str]) -> str | None:
     """The longest tower name that a parameter's name begins with; None where none fits.
 
-    Args:
-        name: of the parameter.
-        towers: names, whole parts between dots: "backbone" fits "backbone.stem.weight" and not "backbone2.weight".
+    Whole parts between dots count: "backbone" fits "backbone.stem.weight" and not "backbone2.weight".
     """
     fitting = [tower for tower in towers if name == tower or name.startswith(f"{tower}.")]
     return max(fitting, key=len, default=None)
 
 
 def check_towers(names: Iterable[str], towers: Iterable[str]) -> None:
-    """Refuse towers without parameters.
-
-    Args:
-        names: of all trainable parameters.
-        towers: names of towers.
+    """Refuse towers that none of the trainable parameters, by their names, belongs to.
 
     Raises:
         ValueError: names the tower and what there is.
@@ -108,15 +102,7 @@ def check_towers(names: Iterable[str], towers: Iterable[str]) -> None:
 
 
 def layer_scales(objective: nn.Module, tower: str, decay: float) -> Callable[[str], float]:
-    """What multiplies the rate of each parameter of a tower: decay ** (layers above its own).
-
-    Args:
-        objective: what is trained.
-        tower: a module of it.
-        decay: factor from a layer to the one below.
-
-    Returns:
-        A function of a parameter's full name.
+    """What multiplies the rate of each parameter of a tower, by its full name: decay ** (layers above its own).
 
     Raises:
         ValueError: nothing in the tower numbers its layers, or several modules do.
@@ -163,11 +149,7 @@ class TowersOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: list[dict[str, Any]], lr: float) -> None:
-        """Check that every group is complete.
-
-        Args:
-            groups: each with params, kind, weight_decay and the numbers of its kind (`NUMBERS`).
-            lr: of groups without their own.
+        """Take groups with params, kind, weight_decay and the numbers of their kind (`NUMBERS`).
 
         Raises:
             ValueError: a group lacks a number or has an unknown kind.
@@ -185,9 +167,6 @@ class TowersOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update of every parameter that has a gradient.
 
-        Args:
-            closure: not supported.
-
         Raises:
             ValueError: a closure is given.
         """
@@ -204,7 +183,7 @@ def _sgd_step(group: Mapping[str, Any], params: list[Tensor], state: Mapping[Any
     buffers: list[Tensor | None] = [state[p].get("momentum_buffer") if moves else None for p in params]
     sgd(
         params,
-        [_gradient(p) for p in params],
+        [p.grad for p in params if p.grad is not None],
         buffers,
         lr=group["lr"],
         weight_decay=group["weight_decay"],
@@ -226,7 +205,7 @@ def _adamw_step(group: Mapping[str, Any], params: list[Tensor], state: Mapping[A
     beta1, beta2 = group["betas"]
     adamw(
         params,
-        [_gradient(p) for p in params],
+        [p.grad for p in params if p.grad is not None],
         [state[p]["exp_avg"] for p in params],
         [state[p]["exp_avg_sq"] for p in params],
         [],
@@ -239,8 +218,3 @@ def _adamw_step(group: Mapping[str, Any], params: list[Tensor], state: Mapping[A
         amsgrad=False,
         maximize=False,
     )
-
-
-def _gradient(p: Tensor) -> Tensor:
-    assert p.grad is not None
-    return p.grad

@@ -38,6 +38,7 @@ _HOOK_S = 10.0
 _LEAVE_S = 20.0
 """How long rank 0, whose store the others need, waits for them at the end."""
 _NO_VERDICT = "none"
+_STORE_ERRORS = (RuntimeError, OSError)  # torch.distributed.DistError is a RuntimeError
 
 logger = logging.getLogger("tandem.watchdog")
 
@@ -113,7 +114,7 @@ class Watchdog:
         else:
             self._state = "left"
         if self._store is not None:
-            self._say_goodbye()
+            self._say_goodbye(self._store)
         self._closing.set()
         for thread in self._threads:
             thread.join(timeout=5.0)
@@ -122,11 +123,9 @@ class Watchdog:
             raise explained from error
 
     def phase(self, name: str, step: int) -> None:
-        """Say what the training does now.
+        """Say what the training does now, after `step` updates, in the same order on every rank.
 
-        Args:
-            name: "data", "forward", "update", or one of `UNLIMITED`; the same course on every rank.
-            step: updates done.
+        The name is "data", "forward", "update", or one of `UNLIMITED`.
         """
         self._phase, self._step = name, step
         self._progress += 1
@@ -141,7 +140,7 @@ class Watchdog:
             now = self._tick()
             try:
                 self._exchange(beat, now)
-            except (dist.DistError, RuntimeError, OSError) as error:
+            except _STORE_ERRORS as error:
                 if not self._over():
                     self._decide(self._store_gone(f"its connection closed ({_short(error)})"))
                 return
@@ -158,16 +157,16 @@ class Watchdog:
         if store is None:
             self._judge.hear(own, now)
             return
-        store.set(self._key(self._world.rank), own.encode())
+        store.set(_key(self._world.rank), own.encode())
         if self._world.is_main:
-            for text in store.multi_get([self._key(rank) for rank in range(self._world.world_size)]):
+            for text in store.multi_get([_key(rank) for rank in range(self._world.world_size)]):
                 self._judge.hear(Sign.decode(text), now)
             return
-        self._judge.hear(Sign.decode(store.get(self._key(0))), now)
+        self._judge.hear(_read(store, 0), now)
         self._judge.hear(replace(own, phase="start"), now)  # whether it is stuck is for rank 0 to say, who sees all
-        told = store.get("verdict").decode()
-        if told != _NO_VERDICT and self._verdict is None and not self._over():
-            self._decide(WatchdogVerdict.decode(told))
+        text = store.get("verdict").decode()
+        if text != _NO_VERDICT and self._verdict is None and not self._over():
+            self._decide(WatchdogVerdict.decode(text))
 
     def _guard(self) -> None:
         """Notice that the store answers neither yes nor no."""
@@ -191,8 +190,8 @@ class Watchdog:
         if self._world.is_main and self._store is not None:
             try:
                 self._store.set("verdict", verdict.encode())
-                self._wait_for_others(verdict.ranks, 3 * self._interval_s + 2.0, told=True)
-            except (dist.DistError, RuntimeError, OSError) as error:
+                self._wait_for_others(self._store, verdict.ranks, 3 * self._interval_s + 2.0, told=True)
+            except _STORE_ERRORS as error:
                 logger.warning("the other ranks could not be told: %s", _short(error))  # they notice by themselves
         self._decided.set()
         threading.Thread(target=self._leave, args=(verdict,), name="watchdog_leave", daemon=True).start()
@@ -207,7 +206,7 @@ class Watchdog:
         logging.shutdown()
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(EXIT_CODES[verdict.kind])
+        os._exit(EXIT_CODES[verdict.kind])  # the main thread waits in a collective: no exception would reach it
 
     # --- parts ---
 
@@ -223,13 +222,13 @@ class Watchdog:
             timeout=timedelta(seconds=max(self._heartbeat_s, 30.0)),
         )
         self._store = dist.PrefixStore(f"tandem_watchdog/{names[0]}", client)  # type: ignore[attr-defined]
-        self._store.set(self._key(self._world.rank), self._own(0).encode())
+        self._store.set(_key(self._world.rank), self._own(0).encode())
         if self._world.is_main:
             self._store.set("verdict", _NO_VERDICT)
         barrier(self._world)  # every key is there before anybody reads
         if not self._world.is_main:
             # So that rank 0 can be named if it dies within the first round.
-            self._judge.hear(Sign.decode(self._store.get(self._key(0))), self._tick())
+            self._judge.hear(_read(self._store, 0), self._tick())
 
     def _explain(self, error: BaseException) -> BaseException:
         """Turn an error of a collective into one that names the peer; any other comes back as it is.
@@ -259,9 +258,6 @@ class Watchdog:
             reason=self._reason,
         )
 
-    def _key(self, rank: int) -> str:
-        return f"rank{rank}"
-
     def _tick(self) -> float:
         """A clock that stands still while this process is suspended."""
         now = time.monotonic()
@@ -288,58 +284,58 @@ class Watchdog:
         hook.start()
         hook.join(timeout=_HOOK_S)
 
-    def _say_goodbye(self) -> None:
-        """Tell the store how this rank ended, and let those hear it who need to."""
+    def _say_goodbye(self, store: dist.Store) -> None:
+        """Write how this rank ended to the store, and wait for those who need to read it."""
         try:
-            assert self._store is not None
-            self._store.set(self._key(self._world.rank), self._own(-1).encode())
-            if self._world.is_main:
-                self._tell_failure()
-            elif self._state == "failed":
-                # The job may be ended as soon as this process is: first let rank 0 note why.
-                self._decided_elsewhere(3 * self._interval_s + _CLAIM_S)
-        except (dist.DistError, RuntimeError, OSError) as error:
+            store.set(_key(self._world.rank), self._own(-1).encode())
+            if not self._world.is_main:
+                if self._state == "failed":
+                    # The job may be ended as soon as this process is: first let rank 0 note why.
+                    _await_verdict(store, 3 * self._interval_s + _CLAIM_S)
+            elif self._verdict is None and self._state == "failed":
+                sign = self._own(-1)
+                text = f"{sign} ended at {sign.where} with {sign.reason}"
+                self._verdict = WatchdogVerdict(kind="failed", text=text, ranks=(0,))
+                store.set("verdict", self._verdict.encode())
+                self._wait_for_others(store, (), 3 * self._interval_s + _CLAIM_S, told=True)
+            elif self._verdict is None:
+                self._wait_for_others(store, (), _LEAVE_S, told=False)
+        except _STORE_ERRORS as error:
             logger.debug("store of the watchdog: %s", error)  # rank 0 has left already: it needs to hear nothing
 
-    def _tell_failure(self) -> None:
-        lost = self._verdict.ranks if self._verdict is not None else ()
-        if self._state == "failed" and self._verdict is None:
-            sign = self._own(-1)
-            verdict = WatchdogVerdict(
-                kind="failed", text=f"{sign} ended at {sign.where} with {sign.reason}", ranks=(0,)
-            )
-            self._verdict = verdict
-            assert self._store is not None
-            self._store.set("verdict", verdict.encode())
-            self._wait_for_others((), 3 * self._interval_s + _CLAIM_S, told=True)
-        elif self._verdict is None:
-            self._wait_for_others(lost, _LEAVE_S, told=False)
-
-    def _decided_elsewhere(self, limit_s: float) -> None:
-        store, deadline = self._store, time.monotonic() + limit_s
-        assert store is not None
-        while time.monotonic() < deadline and store.get("verdict").decode() == _NO_VERDICT:
-            if Sign.decode(store.get(self._key(0))).state in ("left", "failed"):
-                return
-            time.sleep(0.05)
-
-    def _wait_for_others(self, lost: tuple[int, ...], limit_s: float, *, told: bool) -> None:
+    def _wait_for_others(self, store: dist.Store, lost: tuple[int, ...], limit_s: float, *, told: bool) -> None:
         """Keep the store there until all others have heard (`told`), or have left.
 
         Every rank tells again after each round, so one more beat after the verdict means that it was read.
         """
-        store, deadline = self._store, time.monotonic() + limit_s
-        assert store is not None
+        deadline = time.monotonic() + limit_s
         others = [rank for rank in range(self._world.world_size) if rank != 0 and rank not in lost]
-        first = {rank: Sign.decode(store.get(self._key(rank))).beat for rank in others}
+        first = {rank: _read(store, rank).beat for rank in others}
         while others and time.monotonic() < deadline:
-            signs = {rank: Sign.decode(store.get(self._key(rank))) for rank in others}
+            signs = {rank: _read(store, rank) for rank in others}
             others = [
                 rank
                 for rank, sign in signs.items()
                 if sign.state not in ("left", "failed") and not (told and sign.beat > first[rank] + 1)
             ]
             time.sleep(0.02)
+
+
+def _key(rank: int) -> str:
+    return f"rank{rank}"
+
+
+def _read(store: dist.Store, rank: int) -> Sign:
+    return Sign.decode(store.get(_key(rank)))
+
+
+def _await_verdict(store: dist.Store, limit_s: float) -> None:
+    """Wait until rank 0 has written a verdict, or has left."""
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline and store.get("verdict").decode() == _NO_VERDICT:
+        if _read(store, 0).state in ("left", "failed"):
+            return
+        time.sleep(0.05)
 
 
 def is_collective_error(error: BaseException) -> bool:

@@ -63,7 +63,7 @@ class Sign:
 
 @dataclass(frozen=True, kw_only=True)
 class WatchdogVerdict:
-    """Why the run cannot go on.
+    """Why the run cannot continue.
 
     Attributes:
         kind: "lost": a restart continues; "failed": a rank ended with an error of its own.
@@ -112,12 +112,7 @@ class Judge:
     heard: dict[int, _Heard] = field(default_factory=dict)
 
     def hear(self, sign: Sign, now: float) -> None:
-        """Take note of what a rank tells.
-
-        Args:
-            sign: its newest.
-            now: the listener's clock, seconds.
-        """
+        """Take note of a rank's newest sign; `now` is the listener's clock, seconds."""
         known = self.heard.get(sign.rank)
         if known is None:
             self.heard[sign.rank] = _Heard(sign, now, now)
@@ -129,11 +124,7 @@ class Judge:
         known.sign = sign
 
     def verdict(self, now: float) -> WatchdogVerdict | None:
-        """Why the run cannot go on, None while it can.
-
-        Args:
-            now: the listener's clock, seconds.
-        """
+        """Why the run cannot continue, None while it can; `now` is the listener's clock, seconds."""
         present = [h for h in self.heard.values() if h.sign.state != "left" and h.sign.phase != "end"]
         return self._failed(present) or self._silent(present, now) or self._stuck(present, now)
 
@@ -168,6 +159,7 @@ class Judge:
             return None
         last = min(h.sign.progress for h in present)
         behind = [h for h in present if h.sign.progress == last]
+        # One that may take its time, or moved lately, excuses the others that wait for it.
         if any(h.sign.phase in UNLIMITED or now - h.progress_at <= self.stall_s for h in behind):
             return None
         who = (

@@ -131,20 +131,16 @@ class ZeroEngine:
         *,
         micro_batch_size: int,
     ) -> None:
-        """Partition and broadcast the weights of rank 0.
-
-        Args:
-            objective: on the CPU or the world's device; DeepSpeed moves it.
-            optimizer: over its parameters.
-            config: the engine's settings.
-            world: the run's processes.
-            micro_batch_size: samples a rank in a forward pass.
-        """
+        """Partition and broadcast the weights of rank 0; DeepSpeed moves the objective to the world's device."""
         self.objective = objective
         self.stage = config.zero_stage
         self.world = world
+        names = {p: name for name, p in objective.named_parameters()}
         self.layout = Layout(
-            groups=_param_groups(objective, optimizer),  # now: ZeRO empties parameters and groups
+            groups=tuple(  # now: ZeRO empties parameters and groups
+                tuple(Param(name=names[p], shape=tuple(p.shape)) for p in group["params"])
+                for group in optimizer.param_groups
+            ),
             stage=config.zero_stage,
             world_size=world.world_size,
             sub_group_numel=SUB_GROUP_NUMEL,
@@ -176,12 +172,7 @@ class ZeroEngine:
         return output
 
     def backward(self, total: Float[Tensor, ""], *, last: bool) -> None:
-        """Add this micro-batch's gradient, divided by the accumulation steps; the last one reduces over ranks.
-
-        Args:
-            total: loss of the micro-batch.
-            last: whether an update follows.
-        """
+        """Add this micro-batch's gradient, divided by the accumulation steps; the last before an update reduces it."""
         self._engine.set_gradient_accumulation_boundary(last)
         if self.stage == 0:
             total = total * self.loss_scale.value  # ZeRO's optimizers do this themselves
@@ -203,7 +194,7 @@ class ZeroEngine:
         # Already reduced, so every rank computes the same norm and takes the same decision.
         norm = float(torch.nn.utils.get_total_norm(grads))
         if not math.isfinite(norm):
-            self.discard()
+            self._forget_gradients()
             return math.inf
         self._engine.step()
         return norm
@@ -216,8 +207,12 @@ class ZeroEngine:
             return math.inf
         return float(self._engine.get_global_grad_norm())
 
-    def discard(self) -> None:
-        """Forget all gradients since the last update, wherever the stage keeps them."""
+    def discard(self) -> Update:
+        """Forget all gradients since the last update, wherever the stage keeps them: an update that was not applied."""
+        self._forget_gradients()
+        return Update(applied=False, grad_norm=math.inf)
+
+    def _forget_gradients(self) -> None:
         if self.stage == 0:
             self._engine.zero_grad()
             return
@@ -278,12 +273,7 @@ class ZeroEngine:
         return {key: _own(state[key]) for key in SHARD_KEYS[self.stage]}
 
     def shard_of(self, optimizer: Mapping[str, Any], weights: list[Tensor]) -> dict[str, Any]:
-        """What `shard()` would give, from its two parts.
-
-        Args:
-            optimizer: state of torch's optimizer, its tensors laid out as in `layout`.
-            weights: fp32 weights laid out as in `layout`; not used at stage 0.
-        """
+        """What `shard()` would give, from its two parts, both laid out as in `layout`; no weights at stage 0."""
         return dict(zip(SHARD_KEYS[self.stage], (optimizer, weights), strict=False))
 
     def load_shard(self, shard: Mapping[str, Any]) -> None:
@@ -309,7 +299,7 @@ class ZeroEngine:
         if self.stage == 3:
             optimizer.checkpoint_event_prologue()
         state = optimizer.state_dict() | {key: shard[key] for key in SHARD_KEYS[self.stage]}
-        by_rank = [None] * self.world.rank + [state]
+        by_rank = [None] * self.world.rank + [state]  # DeepSpeed takes the states of all ranks and reads its own
         optimizer.load_state_dict(by_rank, load_optimizer_states=True, load_from_fp32_weights=True)
         if self.stage < 3:
             optimizer.update_lp_params()
@@ -319,13 +309,6 @@ class ZeroEngine:
     def close(self) -> None:
         """Drop DeepSpeed's hooks and buffers; the objective stays usable at stages 0 to 2."""
         self._engine.destroy()
-
-
-def _param_groups(objective: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[tuple[Param, ...], ...]:
-    names = {p: name for name, p in objective.named_parameters()}
-    return tuple(
-        tuple(Param(name=names[p], shape=tuple(p.shape)) for p in group["params"]) for group in optimizer.param_groups
-    )
 
 
 def _require_input_gradient(
@@ -359,14 +342,10 @@ def _own(value: Any) -> Any:
 
 
 def copy_buffers(module: nn.Module, into: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Values of all buffers (BatchNorm's running statistics above all).
-
-    Args:
-        module: network.
-        into: an earlier copy whose memory is used again: new memory for a queue of 32 MB costs more than the copy.
-    """
+    """Values of all buffers (BatchNorm's running statistics above all), in the memory of an earlier copy if given."""
     if into is None:
         return {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
+    # New memory for a queue of 32 MB costs more than the copy.
     for name, buffer in module.named_buffers():
         into[name].copy_(buffer.detach())
     return dict(into)

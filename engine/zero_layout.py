@@ -98,11 +98,7 @@ class Layout:
         return kinds[self.stage] == kinds[other.stage] and self.parts == other.parts
 
     def buffers(self, part: int) -> tuple[Buffer, ...]:
-        """Buffers of one process, in the order in which the optimizer numbers them.
-
-        Args:
-            part: rank; 0 at stage 0.
-        """
+        """Buffers of one process (its rank; 0 at stage 0), in the order in which the optimizer numbers them."""
         found: list[Buffer] = []
         for number, group in enumerate(self.groups):
             if self.stage == 0:
@@ -114,6 +110,7 @@ class Layout:
         return tuple(found)
 
     def _share(self, number: int, group: Sequence[Param], part: int) -> Buffer:
+        # The group as one flat vector, padded to whole units; this process has the elements from begin to end.
         unit = ALIGNMENT * self.world_size
         size = -(-sum(p.numel for p in group) // unit) * ALIGNMENT
         begin, end = part * size, (part + 1) * size
@@ -132,7 +129,7 @@ class Layout:
             size = -(-p.numel // self.world_size)
             stretch.append((p, part * size, size))
             numel += size
-            if numel >= self.sub_group_numel:
+            if numel >= self.sub_group_numel:  # a parameter is never cut: a stretch may be longer
                 yield stretch
                 stretch, numel = [], 0
         if stretch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from configs.load import ConfigError
 from configs.schema import EvaluateConfig, PretrainConfig
 from data.storage.manifest import load_manifest
 from data.storage.shard import ShardError
-from engine.downstream.common import LabelDraws, Splits, UnsuitableError
+from engine.downstream.common import UnsuitableError
 from engine.downstream.confusion import LabelError
 from engine.downstream.protocols import PROTOCOLS, of_tower
 from engine.downstream.results import Result, ResultsError, read_results, write_results
@@ -74,13 +74,9 @@ def evaluate_runs(
 def evaluate_random(
     run_config: PretrainConfig, config: EvaluateConfig, path: Path, *, progress: Progressing | None = None
 ) -> list[Result]:
-    """Measure random initialisation of a run's networks; no checkpoint is needed.
+    """Measure random initialisation of a run's networks into the results file `path`; no checkpoint is needed.
 
-    Args:
-        run_config: gives the networks, their input and the set (unless `config` names another).
-        config: protocols.
-        path: results file.
-        progress: see `Progressing`.
+    `run_config` gives the networks, their input and the set (unless `config` names another).
 
     Returns:
         One record a protocol, measured now or before.
@@ -144,9 +140,14 @@ def job_of(evaluation: Evaluation, tower: Tower) -> Job[Any]:
         }
     for name, recipe in drawn.items():
         write_lists(evaluation.folder, manifest, draws[name], recipe.seeds, recipe.tune_seeds, protocol=name)
+    parts: Parts[Any]
+    if tower == "backbone":
+        parts = sweep_parts(evaluation)
+    else:
+        parts = image_parts(evaluation, splits, draws) if tower == "image_backbone" else pose_parts(evaluation)
     return Job(
         protocols=protocols,
-        parts=_parts_of(evaluation, tower, splits, draws),
+        parts=parts,
         splits=splits,
         dataset=manifest.set_name,
         classes=classes,
@@ -155,13 +156,6 @@ def job_of(evaluation: Evaluation, tower: Tower) -> Job[Any]:
         context=evaluation.context(tower),
         device=evaluation.device,
     )
-
-
-def _parts_of(evaluation: Evaluation, tower: Tower, splits: Splits, draws: Mapping[str, LabelDraws]) -> Parts[Any]:
-    """What a tower's protocols read."""
-    if tower == "backbone":
-        return sweep_parts(evaluation)
-    return image_parts(evaluation, splits, draws) if tower == "image_backbone" else pose_parts(evaluation)
 
 
 def _part_of(progress: Progressing | None, number: int, count: int) -> Progressing | None:

@@ -42,7 +42,7 @@ class Selection:
         step: of the best checkpoint.
         last: identity of the newest checkpoint that took part, see `launchers.evaluation.networks.identity_of`.
         by: protocol that compared them.
-        split: what they were measured on, for people.
+        split: what they were measured on, in words.
         scores: main metric by step, mean over the downstream configs (and their seeds).
         metric: the metric.
         settings: identity of the protocols' settings.
@@ -92,15 +92,8 @@ def select_best(
 ) -> Selection:
     """Measure a run's milestones and its last checkpoint on held-out logs, and write down which is best.
 
-    What an earlier call measured is not measured again. Of equal scores the later step wins.
-
-    Args:
-        run_dir: of the run.
-        configs: downstream protocols with `data.holdout`; the mean over them decides.
-        every: updates between the checkpoints that take part.
-        by: protocol that compares them.
-        settings: identity of `configs`, to be written down.
-        progress: see `launchers.evaluation.measure.Progressing`.
+    What an earlier call measured is not measured again. Checkpoints of every `every` updates take part; the mean over
+    the configs (downstream protocols with `data.holdout`, whose identity is `settings`) decides.
 
     Raises:
         CheckpointError: the run has no intact checkpoint.
@@ -120,7 +113,7 @@ def select_best(
             measured += evaluate_runs([checkpoint], held, progress=progress)
         scores[step_of(checkpoint)] = fmean(r.mean for r in measured)
     metric = measured[0].metric  # one protocol, so all records have the same
-    best = max(scores, key=lambda step: (METRICS[metric].sign * scores[step], step))
+    best = max(scores, key=lambda step: (METRICS[metric].sign * scores[step], step))  # of equal ones the later
     outcome = Selection(
         step=best,
         last=identity_of(last),

@@ -10,7 +10,6 @@ from engine.deepspeed_config import EngineConfig, check_precision, deepspeed_dic
 from engine.distributed import (
     World,
     address,
-    agree_all,
     agree_any,
     choose_device,
     first_host,
@@ -70,7 +69,6 @@ def test_no_gpu_for_this_process_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_agreement_alone(world: World) -> None:
     assert agree_any([True, False], world) == [True, False]
-    assert agree_all([True, False], world) == [True, False]
     assert mean_over_ranks(torch.tensor([1.0, 2.0]), world).tolist() == [1.0, 2.0]
 
 
