@@ -29,8 +29,8 @@ from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
 from data.views.pairs import point_pixel_pairs
 from launchers.drawing.canvas import RgbImage, captioned, tiled
-from launchers.drawing.pictures import PixelEmbedder, PointEmbedder
-from launchers.drawing.views import principal_colours, projection_view, superpixel_view
+from launchers.drawing.scenes import principal_colours, projection_view, superpixel_view
+from launchers.drawing.training_pictures import PixelEmbedder, PointEmbedder
 from launchers.training.restore import build_objective, find_checkpoint_folder, load_run_config
 from models.methods import METHODS
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.load import ConfigError
-from launchers.cli import guarded
+from launchers.cli import guarded, verb_parser
 from launchers.runs import slurm
 from launchers.runs.files import JOBS_FILE, find_runs
 from launchers.runs.job_record import read_jobs
@@ -21,9 +21,7 @@ from launchers.runs.run_status import read_files
 
 def parser() -> argparse.ArgumentParser:
     """Options of the verb."""
-    p = argparse.ArgumentParser(
-        prog="tandem cancel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = verb_parser("tandem cancel", __doc__)
     p.add_argument("runs", nargs="+", metavar="RUN_OR_ROOT", help="run folders, or folders of runs")
     return p
 
@@ -42,25 +40,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def runs_below(paths: Sequence[Path]) -> list[Path]:
-    """The runs that are meant.
+    """The runs at or below some folders, each once.
 
     Raises:
         ConfigError: a path is no folder, or holds no runs.
     """
-    found: dict[Path, None] = {}
+    runs: dict[Path, None] = {}
     for path in paths:
         if not path.is_dir():
             raise ConfigError(f"{path}: no such folder; name a run's folder or one that holds runs")
-        runs = list(find_runs(path))
-        if not runs:
+        below = dict.fromkeys(run.absolute() for run in find_runs(path))
+        if not below:
             raise ConfigError(f"{path}: no runs in it; name a run's folder or one that holds runs")
-        found |= dict.fromkeys(run.absolute() for run in runs)
-    return list(found)
+        runs |= below
+    return list(runs)
 
 
 def own_jobs(runs: Sequence[Path]) -> list[str]:
     """Ids of jobs that work for these runs and for no other run beside them."""
     ids = {job for run in runs for job in read_files(run).ids}
+    # A sweep's runs lie beside each other and share jobs.
     beside = {path.parent for run in runs for path in run.parent.glob(f"*/{JOBS_FILE}")} - set(runs)
     others = {job for run in beside if (jobs := read_jobs(run)) is not None for job in jobs.ids()}
     return sorted(ids - others)

@@ -5,6 +5,7 @@ Each verb also runs as `python -m launchers.<verb>`, alone, under torchrun or un
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import os
 import sys
@@ -38,6 +39,12 @@ def usage() -> str:
     """The text of `tandem --help`."""
     lines = [f"  {verb:<9} {text}" for verb, text in VERBS.items()]
     return "\n".join(["usage: tandem VERB ... (tandem VERB --help says more)", "", *lines])
+
+
+def verb_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser whose help shows the module's docstring as it is written."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=raw)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -91,13 +98,13 @@ def _print_error(error: Exception) -> int:
     if isinstance(error, errors.PeerLostError):
         print(f"PeerLostError: {error}", file=sys.stderr)
         return PEER_LOST
-    named: tuple[type[Exception], ...] = (errors.CheckpointError, errors.DivergenceError, errors.DryBatchError)
-    named = (*named, errors.RunLockedError, errors.PeerFailedError, SlurmError)
+    named: list[type[Exception]] = [errors.CheckpointError, errors.DivergenceError, errors.DryBatchError]
+    named += [errors.RunLockedError, errors.PeerFailedError, SlurmError]
     if "data.storage.shard" in sys.modules:  # else a ShardError cannot have been raised
         from data.storage.shard import ShardError
 
-        named = (*named, ShardError)
-    if not isinstance(error, named):
+        named.append(ShardError)
+    if not isinstance(error, tuple(named)):
         raise error
     print(f"{type(error).__name__}: {error}", file=sys.stderr)
     return FAILURE

@@ -22,13 +22,11 @@ from launchers.cli import main as tandem
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Command:
+@dataclass(frozen=True)
+class DemoCommand:
     """One command of the demo.
 
     Attributes:
-        title: what a person sees it doing.
-        argv: arguments of `tandem`.
         share: its share of the demo's time on the reference machine (2 CPU cores), for the estimate.
     """
 
@@ -38,13 +36,12 @@ class Command:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Size:
+class DemoSize:
     """How much the demo does.
 
     Attributes:
         logs: drives of the street world.
         frames: sweeps a drive.
-        steps: updates of pre-training.
         seeds: pre-training runs with different seeds.
         controls: also pre-train with a teacher of random weights.
         minutes: what it takes on 2 CPU cores, for the first estimate.
@@ -60,29 +57,17 @@ class Size:
     evaluate: tuple[str, ...] = ()
 
 
-NORMAL = Size(logs=50, frames=6, steps=400, seeds=1, controls=False, minutes=10.0)
-FULL = Size(logs=50, frames=6, steps=400, seeds=3, controls=True, minutes=35.0)
-SHORT = Size(
-    logs=8,
-    frames=3,
-    steps=30,
-    seeds=1,
-    controls=False,
-    minutes=2.0,
-    evaluate=("finetune.steps=10", "finetune.lrs=[0.003]", "finetune.seeds=[0]"),
-)
+NORMAL = DemoSize(logs=50, frames=6, steps=400, seeds=1, controls=False, minutes=10.0)
+FULL = DemoSize(logs=50, frames=6, steps=400, seeds=3, controls=True, minutes=35.0)
+_FEW_STEPS = ("finetune.steps=10", "finetune.lrs=[0.003]", "finetune.seeds=[0]")
+SHORT = DemoSize(logs=8, frames=3, steps=30, seeds=1, controls=False, minutes=2.0, evaluate=_FEW_STEPS)
 
 
-def commands(root: Path, size: Size) -> list[Command]:
+def commands(root: Path, size: DemoSize) -> list[DemoCommand]:
     """The commands of a demo, in order."""
     shards = str(root / "shards")
-    made = [
-        Command(
-            title="street world to shards",
-            argv=("prepare", "synthetic", "-", shards, f"num_logs={size.logs}", f"frames_per_log={size.frames}"),
-            share=0.1,
-        )
-    ]
+    world = ("prepare", "synthetic", "-", shards, f"num_logs={size.logs}", f"frames_per_log={size.frames}")
+    made = [DemoCommand("street world to shards", world, share=0.1)]
     # Probes on frozen features take one network each, so their seeds are those of pre-training.
     seeds = str(list(range(size.seeds))).replace(" ", "")
     evaluation = (
@@ -95,26 +80,16 @@ def commands(root: Path, size: Size) -> list[Command]:
         methods.append(("random-teacher", ("method.teacher.weights=random",)))
     for name, overrides in methods:
         runs = [str(root / f"{name}-seed{seed}") for seed in range(size.seeds)]
-        made += [
-            Command(
-                title=f"pre-train {Path(run).name}",
-                argv=(
-                    *("pretrain", str(CONFIGS / "pretrain" / "slidr_street.yaml")),
-                    *(f"data.shards={shards}", f"run_dir={run}", f"seed={seed}"),
-                    *(f"schedule.steps={size.steps}", *overrides),
-                ),
-                share=0.5 / (len(runs) * len(methods)),
+        for seed, run in enumerate(runs):
+            argv = (
+                *("pretrain", str(CONFIGS / "pretrain" / "slidr_street.yaml")),
+                *(f"data.shards={shards}", f"run_dir={run}", f"seed={seed}"),
+                *(f"schedule.steps={size.steps}", *overrides),
             )
-            for seed, run in enumerate(runs)
-        ]
-        made.append(
-            Command(
-                title=f"evaluate {name} beside random",
-                argv=("evaluate", *runs, *evaluation),
-                share=0.38 / len(methods),
-            )
-        )
-    made.append(Command(title="report", argv=("report", str(root), "--out", str(root / "report.html")), share=0.02))
+            made.append(DemoCommand(f"pre-train {Path(run).name}", argv, share=0.5 / (len(runs) * len(methods))))
+        argv = ("evaluate", *runs, *evaluation)
+        made.append(DemoCommand(f"evaluate {name} beside random", argv, share=0.38 / len(methods)))
+    made.append(DemoCommand("report", ("report", str(root), "--out", str(root / "report.html")), share=0.02))
     return made
 
 

@@ -34,7 +34,7 @@ from common.files import replacing
 from common.run_files import CHECKPOINT_CONFIG
 from engine.checkpoint import read_state
 from engine.errors import CheckpointError
-from launchers.cli import guarded
+from launchers.cli import guarded, verb_parser
 from launchers.training.restore import build_objective, find_checkpoint_folder, load_run_config
 from models.image.resnet import ResNet
 from models.image.resnet_encoder import ResNetEncoder
@@ -46,9 +46,7 @@ from models.weights import LoadReport, export_backbone, load_backbone, load_imag
 
 def parser() -> argparse.ArgumentParser:
     """Options of the verb."""
-    p = argparse.ArgumentParser(
-        prog="tandem export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = verb_parser("tandem export", __doc__)
     p.add_argument("source", help="folder of a run (its newest intact checkpoint) or of one checkpoint")
     p.add_argument("out", help="file to write")
     p.add_argument("--format", choices=sorted(FORMATS), default="tandem", help="default: %(default)s")

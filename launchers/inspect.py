@@ -9,6 +9,7 @@ With --out, each picture becomes a PNG, and `inspect.html` shows everything in o
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -20,12 +21,12 @@ from data.storage.manifest import Manifest, load_manifest
 from data.storage.reader import SampleError, SampleReader
 from data.storage.shard import ShardError
 from data.storage.store import MANIFEST_NAME, is_url
-from launchers.cli import guarded
-from launchers.drawing.calibration_page import calibration_view, check_set
+from launchers.cli import guarded, verb_parser
+from launchers.drawing.calibration_pictures import calibration_view, check_set
 from launchers.drawing.canvas import RgbImage, png_bytes
-from launchers.drawing.contact_sheet import Picture, Table, page
-from launchers.drawing.set_summary import sample_table, set_tables
-from launchers.drawing.views import sample_views
+from launchers.drawing.page import TextTable, page
+from launchers.drawing.scenes import sample_views
+from launchers.drawing.set_tables import sample_table, set_tables
 from launchers.reporting.run_pictures import run_pictures
 from launchers.reporting.run_tables import run_tables
 from launchers.runs.files import is_run
@@ -36,9 +37,7 @@ _CALIBRATION_SAMPLES = 40
 
 def parser() -> argparse.ArgumentParser:
     """Options of the verb."""
-    p = argparse.ArgumentParser(
-        prog="tandem inspect", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = verb_parser("tandem inspect", __doc__)
     p.add_argument("target", help="folder or URL of a prepared set, or folder of a run")
     p.add_argument(
         "--sample",
@@ -92,10 +91,9 @@ def _inspect_set(root: str, options: argparse.Namespace, p: argparse.ArgumentPar
     tables = set_tables(manifest, reader)
     damaged = manifest.damaged_shards() if options.check else []
     if options.check:
-        tables.append(
-            Table(title="checksums", rows=tuple((name, "damaged") for name in damaged) or (("every shard is intact",),))
-        )
-    pictures: dict[str, Picture] = {}
+        checksums = tuple((name, "damaged") for name in damaged) or (("every shard is intact",),)
+        tables.append(TextTable(title="checksums", rows=checksums))
+    pictures: dict[str, RgbImage] = {}
     bad_samples: list[tuple[str, str, str]] = []
     calibration = None
     if options.calibration is not None:
@@ -114,13 +112,13 @@ def _inspect_set(root: str, options: argparse.Namespace, p: argparse.ArgumentPar
             tables.append(sample_table(sample, index))
         if options.out:
             for name, view in sample_views(sample, manifest.class_names).items():
-                pictures[f"{sample.key}.{name}"] = Picture(title=f"{sample.key}: {name}", image=view)
+                pictures[f"{sample.key}: {name}"] = view
             borders = None if calibration is None else calibration_view(sample, calibration)
             if borders is not None:
-                pictures[f"{sample.key}.calibration"] = Picture(title=f"{sample.key}: calibration", image=borders)
+                pictures[f"{sample.key}: calibration"] = borders
     if bad_samples:
         rows = tuple(dict.fromkeys(bad_samples))
-        tables.append(Table(title="damaged samples", header=("key", "reason", "detail"), rows=rows))
+        tables.append(TextTable(title="damaged samples", header=("key", "reason", "detail"), rows=rows))
     subtitle = f"prepared set {manifest.set_name!r} in {root}"
     _show(f"{manifest.set_name}: {len(manifest)} samples", subtitle, tables, pictures, options.out)
     return 1 if damaged or bad_samples else 0
@@ -132,7 +130,7 @@ def find_sample(manifest: Manifest, wanted: str) -> int:
     Raises:
         ValueError: no such sample; names the nearest keys.
     """
-    rows = np.flatnonzero(manifest.keys == wanted.encode())
+    rows = np.flatnonzero(manifest.keys == wanted.encode())  # first, since a key may look like an index
     if len(rows):
         return int(rows[0])
     if re.fullmatch(r"[0-9]+", wanted):
@@ -145,16 +143,11 @@ def find_sample(manifest: Manifest, wanted: str) -> int:
 
 def _nearest_keys(manifest: Manifest, wanted: str) -> list[str]:
     """Keys that share the longest beginning: keys are log and frame, so that is the same drive."""
-    shared = [
-        len(_common_prefix(wanted, bytes(key).decode())) for key in manifest.keys[:100_000]
-    ]  # bounded: a message must not take minutes on a set of millions
+    # Bounded: a message must not take minutes on a set of millions. Characters are compared, not parts of a path.
+    prefix = os.path.commonprefix
+    shared = [len(prefix([wanted, bytes(key).decode()])) for key in manifest.keys[:100_000]]
     best = np.argsort(-np.asarray(shared), kind="stable")[:3]
     return [manifest.key(int(row)) for row in best]
-
-
-def _common_prefix(a: str, b: str) -> str:
-    length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return a[:length]
 
 
 def _spread(manifest: Manifest, num: int) -> list[int]:
@@ -169,12 +162,11 @@ def _spread(manifest: Manifest, num: int) -> list[int]:
 
 def _inspect_run(run_dir: Path, options: argparse.Namespace) -> int:
     tables = run_tables(run_dir)
-    images: dict[str, RgbImage] = {}
+    pictures: dict[str, RgbImage] = {}
     if options.out:
-        images, why_not = run_pictures(run_dir, options.num)
+        pictures, why_not = run_pictures(run_dir, options.num)
         if why_not:
-            tables.append(Table(title="pictures of features", rows=((why_not,),)))
-    pictures = {name: Picture(title=name, image=image) for name, image in images.items()}
+            tables.append(TextTable(title="pictures of features", rows=((why_not,),)))
     _show(f"run {run_dir.resolve().name}", str(run_dir), tables, pictures, options.out)
     return 0
 
@@ -182,7 +174,7 @@ def _inspect_run(run_dir: Path, options: argparse.Namespace) -> int:
 # ---- output
 
 
-def _show(title: str, subtitle: str, tables: list[Table], pictures: dict[str, Picture], out: str | None) -> None:
+def _show(title: str, subtitle: str, tables: list[TextTable], pictures: dict[str, RgbImage], out: str | None) -> None:
     print(f"{title}\n{subtitle}\n")
     print("\n\n".join(table.text() for table in tables))
     if out is None:
@@ -191,15 +183,12 @@ def _show(title: str, subtitle: str, tables: list[Table], pictures: dict[str, Pi
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
-        (folder / f"{_file_name(name)}.png").write_bytes(png_bytes(picture.image))
+        # Keys come from files of strangers: nothing that a file system or a shell reads as more than a name.
+        file_name = re.sub(r"[^A-Za-z0-9_.-]", "_", name.replace(": ", ".")).lstrip(".")[:150]
+        (folder / f"{file_name}.png").write_bytes(png_bytes(picture))
     sheet = folder / "inspect.html"
-    sheet.write_text(page(title, subtitle, tables, list(pictures.values())), encoding="utf-8")
+    sheet.write_text(page(title, subtitle, tables, pictures), encoding="utf-8")
     print(f"\n{len(pictures)} pictures and {sheet}")
-
-
-def _file_name(name: str) -> str:
-    """Without anything that a file system or a shell reads as more than a name (keys come from files of strangers)."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", name).lstrip(".")[:150]
 
 
 if __name__ == "__main__":

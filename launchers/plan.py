@@ -29,9 +29,9 @@ from data.storage.mixture import open_sets
 from engine.deepspeed_config import BUCKET_NUMEL
 from engine.optim import peak_lr, state_numbers
 from engine.schedule import total_steps
-from launchers.cli import guarded
+from launchers.cli import guarded, verb_parser
 from launchers.planning.arithmetic import FP32, Data, Model, PlannedRun
-from launchers.planning.figures import GPU_HOURS_PER_FAILURE, RESTART_S, Course, Plan, StepTime
+from launchers.planning.figures import GPU_HOURS_PER_FAILURE, RESTART_S, Plan, StepTime
 from launchers.planning.measure import measured_writing, step_here, step_of_run
 from launchers.planning.tables import sections
 from launchers.planning.warnings import warnings
@@ -41,7 +41,7 @@ from models.methods.base import Objective
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb."""
-    options = parser().parse_intermixed_args(argv)
+    options = parser().parse_intermixed_args(argv)  # overrides may stand between options
     config = load_run(options.config, [*blanks(options), *options.overrides])
     objective = without_weight_files(config).method.build()
     plan = make_plan(config, objective, options)
@@ -55,9 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Options of the verb."""
-    p = argparse.ArgumentParser(
-        prog="tandem plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = verb_parser("tandem plan", __doc__)
     p.add_argument("config", help="YAML file of the run")
     p.add_argument("overrides", nargs="*", metavar="section.field=value")
     p.add_argument("--nodes", type=_at_least_one, default=1, help="machines (default: 1)")
@@ -95,14 +93,15 @@ def blanks(options: argparse.Namespace) -> list[str]:
         tree = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return []  # `load_run` says it better
-    found = []
+    stand_ins = []
     for name, stand_in in (("data.shards", "none"), ("method.teacher.weights", "random")):
         node: Any = tree
         for key in name.split("."):
             node = node.get(key) if isinstance(node, dict) else None
+        # "???" is how OmegaConf marks a value that the user must give.
         if node == "???" and (name != "data.shards" or options.samples is not None):
-            found.append(f"{name}={stand_in}")
-    return found
+            stand_ins.append(f"{name}={stand_in}")
+    return stand_ins
 
 
 def without_weight_files(config: PretrainConfig) -> PretrainConfig:
@@ -116,12 +115,7 @@ def without_weight_files(config: PretrainConfig) -> PretrainConfig:
 
 
 def make_plan(config: PretrainConfig, objective: Objective, options: argparse.Namespace) -> Plan:
-    """Gather counts and measurements.
-
-    Args:
-        config: of the run.
-        objective: built from it, for its sizes.
-        options: of the command line.
+    """Gather counts and measurements; the objective is built from the config, for its sizes.
 
     Raises:
         ConfigError: settings that do not fit, or a run without metrics.
@@ -141,20 +135,16 @@ def make_plan(config: PretrainConfig, objective: Objective, options: argparse.Na
         step = step_of_run(options.from_run, config)
     elif options.measure:
         step = step_here(config, objective, cameras)
-    run = run_settings(config, options, num_steps, cameras, num_segments)
+    run = dataclasses.replace(
+        run_settings(config, options, num_steps, cameras, num_segments),
+        lr_factor=peak_lr(config.optim, global_batch) / config.optim.lr,
+        checkpoint_every_s=checkpoint_interval_s(config, step),
+    )
     written = options.write_mb_s * 1e6 if options.write_mb_s else measured_writing(Path(config.run_dir))
     return Plan(
         model=model_sizes(objective, config.engine.zero3_persistent_numel),
         data=data,
         run=run,
-        course=Course(
-            epochs=config.schedule.epochs if config.schedule.steps is None else None,
-            lr_factor=peak_lr(config.optim, global_batch) / config.optim.lr,
-            warmup_steps=config.schedule.warmup_steps,
-            checkpoint_every_s=checkpoint_interval_s(config, step),
-            keep=config.checkpoint.keep,
-            chunk_rows=config.method.chunk_rows,
-        ),
         step=step,
         write_bytes_per_s=written,
         network_bytes_per_s=options.network_gb_s * 1e9 if options.network_gb_s else None,
@@ -164,27 +154,18 @@ def make_plan(config: PretrainConfig, objective: Objective, options: argparse.Na
 
 
 def model_sizes(objective: nn.Module, persistent_numel: int) -> Model:
-    """Count an objective's parameters and buffers.
-
-    Args:
-        objective: on any device.
-        persistent_numel: parameters with fewer elements stay whole at ZeRO-3.
-    """
-    trainable = [p.numel() for p in objective.parameters() if p.requires_grad]
+    """Count an objective's parameters and buffers; ZeRO-3 leaves those with fewer than `persistent_numel` whole."""
+    parameters = dict(objective.named_parameters())
+    trainable = [p.numel() for p in parameters.values() if p.requires_grad]
+    # What SyncBatchNorm and all dimensions derive from.
     norms = [m for m in objective.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     return Model(
         trainable=sum(trainable),
         whole_numel=sum(count for count in trainable if count < persistent_numel),
-        frozen=sum(p.numel() for p in objective.parameters() if not p.requires_grad),
-        buffer_bytes=sum(b.numel() * b.element_size() for b in objective.state_dict().values())
-        - _param_bytes(objective),
+        frozen=sum(p.numel() for p in parameters.values() if not p.requires_grad),
+        buffer_bytes=sum(b.nbytes for name, b in objective.state_dict().items() if name not in parameters),
         norm_channels=tuple(m.num_features for m in norms if any(p.requires_grad for p in m.parameters())),
     )
-
-
-def _param_bytes(objective: nn.Module) -> int:
-    own = dict(objective.named_parameters())
-    return sum(v.numel() * v.element_size() for name, v in objective.state_dict().items() if name in own)
 
 
 def data_sizes(config: PretrainConfig, options: argparse.Namespace) -> tuple[Data, int, int]:
@@ -232,18 +213,19 @@ def run_settings(
         embedding_dim=config.method.embedding_dim,
         bucket_numel=BUCKET_NUMEL,
         overlap=config.engine.device != "cpu",
+        epochs=config.schedule.epochs if config.schedule.steps is None else None,
+        warmup_steps=config.schedule.warmup_steps,
+        keep=config.checkpoint.keep,
+        chunk_rows=config.method.chunk_rows,
     )
 
 
 def checkpoint_interval_s(config: PretrainConfig, step: StepTime | None) -> float | None:
     """Seconds between checkpoints that the config asks for."""
-    asked = [config.checkpoint.every_min * 60] if config.checkpoint.every_min else []
+    intervals = [config.checkpoint.every_min * 60] if config.checkpoint.every_min else []
     if config.checkpoint.every_steps and step is not None:
-        asked.append(config.checkpoint.every_steps * step.seconds)
-    return min(asked, default=None)
-
-
-# ---- show
+        intervals.append(config.checkpoint.every_steps * step.seconds)
+    return min(intervals, default=None)
 
 
 def show(plan: Plan, console: Console) -> None:
@@ -259,13 +241,12 @@ def show(plan: Plan, console: Console) -> None:
         for row in rows:
             table.add_row(escape(row.name), escape(row.text), escape(row.note))
     console.print(table)
-    found = warnings(plan)
-    if found:
+    if remarks := warnings(plan):
         console.print("\n[bold]mind[/bold]")
-        listed = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False, style="yellow")
-        for text in found:
-            listed.add_row("-", escape(text))
-        console.print(listed)
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False, style="yellow")
+        for text in remarks:
+            table.add_row("-", escape(text))
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from data.preparing.prepare import (
     prepare_share,
 )
 from launchers import verify
-from launchers.verify import progress_bar
+from launchers.verify import NUM_CORES, progress
 
 _YAML = (".yaml", ".yml")
 _CHOICES: Choices = {"set": SETTINGS}
@@ -95,7 +95,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     defaults = PrepareConfig()
     parser.add_argument("--show-config", action="store_true", help="print the resolved config and stop")
     parser.add_argument(
-        "--workers", type=int, default=_num_cores(), metavar="N", help="processes (default: cores, %(default)s here)"
+        "--workers", type=int, default=NUM_CORES, metavar="N", help="processes (default: cores, %(default)s here)"
     )
     parser.add_argument(
         "--superpixels",
@@ -109,18 +109,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     part.add_argument("--share", type=_share, metavar="I/N", help="make only this share of the shards; join later")
     part.add_argument("--join", action="store_true", help="all shares are made: write the manifest")
     parser.add_argument("--limit", type=int, metavar="N", help="use only the first N frames of the set")
-    parser.add_argument(
-        "--samples-per-shard",
-        type=int,
-        metavar="N",
-        help=f"frames a shard, at most (default: {defaults.samples_per_shard})",
-    )
-    parser.add_argument(
-        "--max-skip-share",
-        type=float,
-        metavar="SHARE",
-        help=f"stop when more than this share of the frames is damaged (default: {defaults.max_skip_share})",
-    )
+    per_shard = f"frames a shard, at most (default: {defaults.samples_per_shard})"
+    parser.add_argument("--samples-per-shard", type=int, metavar="N", help=per_shard)
+    skipped = f"stop when more than this share of the frames is damaged (default: {defaults.max_skip_share})"
+    parser.add_argument("--max-skip-share", type=float, metavar="SHARE", help=skipped)
 
 
 def _share(text: str) -> Share:
@@ -132,10 +124,6 @@ def _share(text: str) -> Share:
         return Share(number=int(number), count=int(count))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _num_cores() -> int:
-    return len(os.sched_getaffinity(0))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -160,21 +148,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.join:
         print_summary(join_shares(config.set, arguments.out, config.writing, verify=arguments.verify), console)
         return 0
-    with progress_bar(console, "frames") as bar:
-        task = bar.add_task(f"{arguments.set} -> {arguments.out}", total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
+    with progress(console, "frames", f"{arguments.set} -> {arguments.out}") as show:
         work = functools.partial(prepare_share, share=arguments.share) if arguments.share else prepare
-        done = work(
-            config.set,
-            arguments.out,
-            config.writing,
-            workers=arguments.workers,
-            verify=arguments.verify,
-            on_progress=show,
-        )
+        how = {"workers": arguments.workers, "verify": arguments.verify}
+        done = work(config.set, arguments.out, config.writing, **how, on_progress=show)
     if isinstance(done, ShareSummary):
         print_share(arguments.share, done, console)
     else:
@@ -186,9 +163,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """As argparse does, and settings may also stand after flags, where its subcommands would not see them."""
     parser = _parser(next((text for text in argv if text.endswith(_YAML)), None))
     arguments, rest = parser.parse_known_args(argv)
-    strange = [text for text in rest if text.startswith("-")]
-    if strange:
-        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    unknown = [text for text in rest if text.startswith("-")]
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     arguments.overrides += rest
     return arguments
 
@@ -234,27 +211,19 @@ def print_summary(summary: PrepareSummary, console: Console) -> None:
     num_bytes = sum(shard.num_bytes for shard in manifest.shards)
     splits = {split: len(manifest.indices(split)) for split in sorted(set(manifest.splits))}
     table = Table(title=f"{manifest.set_name} in {manifest.root}", show_header=False)
+    counts = ", ".join(f"{count} {split}" for split, count in splits.items())
+    pairs, cameras = manifest.num_pairs, ", ".join(manifest.camera_names)
     rows = [
-        (
-            "samples",
-            ", ".join(f"{count} {split}" for split, count in splits.items()) + f", in {len(manifest.logs)} logs",
-        ),
+        ("samples", f"{counts}, in {len(manifest.logs)} logs"),
         ("points", f"{int(manifest.num_points.sum(dtype='int64')):,} ({manifest.num_points.mean():,.0f} a sample)"),
-        (
-            "pairs a sample",
-            f"{manifest.num_pairs.mean():,.0f} (least {manifest.num_pairs.min():,}; cameras "
-            f"{', '.join(manifest.camera_names)})",
-        ),
+        ("pairs a sample", f"{pairs.mean():,.0f} (least {pairs.min():,}; cameras {cameras})"),
         ("superpixels", str(manifest.superpixels or "none")),
         ("shards", f"{len(manifest.shards)}, {num_bytes / 1e6:,.1f} MB"),
         ("kept from before", f"{summary.num_reused_shards} of {summary.num_shards} shards"),
         ("seconds", f"{summary.seconds:.1f}"),
     ]
-    for reason, keys in manifest.skipped.items():
-        rows.append((f"skipped: {reason}", f"{len(keys)}, e.g. {keys[0]}"))
-    if not manifest.skipped:
-        rows.append(("skipped", "none"))
-    rows += [("note", note) for note in manifest.notes]
+    skipped = [(f"skipped: {reason}", f"{len(keys)}, e.g. {keys[0]}") for reason, keys in manifest.skipped.items()]
+    rows += [*(skipped or [("skipped", "none")]), *(("note", note) for note in manifest.notes)]
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)

@@ -16,21 +16,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from launchers.cli import guarded
+from launchers.cli import guarded, verb_parser
 from launchers.reporting.collect import collect
 from launchers.reporting.hparams import write_hparams
 from launchers.reporting.report_files import hparam_runs, made_by, write_files
 from launchers.reporting.table import markdown, print_table
-from launchers.runs.files import (
-    REPORT_PAGE,
-)
+from launchers.runs.files import REPORT_PAGE
 
 
 def parser() -> argparse.ArgumentParser:
     """Options of the verb."""
-    p = argparse.ArgumentParser(
-        prog="tandem report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = verb_parser("tandem report", __doc__)
     p.add_argument("folders", nargs="+", metavar="RUN_OR_FOLDER", help="searched with all folders inside")
     where = p.add_mutually_exclusive_group()
     where.add_argument("--out", metavar="FILE.html", help="write the page there, and FILE.md beside it")
@@ -51,24 +47,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(arguments)
-    found = collect([Path(folder) for folder in options.folders])
+    sources = collect([Path(folder) for folder in options.folders])
     # A pipe has no width of its own; a table squeezed to 80 columns is of no use in a file.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     if options.markdown:
-        print(markdown(found.results, found.labels), end="")
+        print(markdown(sources.results, sources.labels), end="")
     else:
-        print_table(found.results, console, found.labels)
-        for trouble in found.trouble:
+        print_table(sources.results, console, sources.labels)
+        for trouble in sources.trouble:
             console.print(f"{trouble.run} ({trouble.state}): {'; '.join(trouble.why)}", markup=False, soft_wrap=True)
     if options.out is None and options.out_dir is None:
         return 0
     html = Path(options.out) if options.out is not None else Path(options.out_dir) / REPORT_PAGE
-    written = write_files(found, html, options.title, made_by(["report", *arguments]), options.pictures)
+    written = write_files(sources, html, options.title, made_by(["report", *arguments]), options.pictures)
     if options.out_dir is not None:
-        write_hparams(html.parent, hparam_runs(found))
+        write_hparams(html.parent, hparam_runs(sources))
     size = html.stat().st_size / 2**20
     console.print(
-        f"{' and '.join(map(str, written))}: {size:.1f} MiB, {len(found.results)} results, {len(found.runs)} runs",
+        f"{' and '.join(map(str, written))}: {size:.1f} MiB, {len(sources.results)} results, {len(sources.runs)} runs",
         markup=False,
         soft_wrap=True,
     )

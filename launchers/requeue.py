@@ -14,7 +14,7 @@ from pathlib import Path
 
 from configs.load import ConfigError, load
 from launchers.cancel import runs_below
-from launchers.cli import guarded
+from launchers.cli import guarded, verb_parser
 from launchers.runs import slurm
 from launchers.runs.files import CLUSTER_FILE, CONFIG_FILE, OVERRIDES_FILE, SUBMISSION_FOLDER
 from launchers.runs.run_status import read_files
@@ -25,9 +25,7 @@ STOP_SIGNAL = "USR2"
 
 def parser() -> argparse.ArgumentParser:
     """Options of the verb."""
-    p = argparse.ArgumentParser(
-        prog="tandem requeue", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = verb_parser("tandem requeue", __doc__)
     p.add_argument("runs", nargs="+", metavar="RUN_OR_ROOT", help="run folders, or folders of runs")
     p.add_argument("--no-check", action="store_true", help="do not try one batch before submitting again")
     return p
@@ -52,27 +50,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{one.folder.name}: finished")
         else:
             ended.append(one.folder)  # of a finished one, the evaluations that are not done
-    _submit_again(ended, check=not options.no_check)
+    if ended:
+        _submit_again(ended, check=not options.no_check)
     return 0
 
 
 def _submit_again(runs: Sequence[Path], *, check: bool) -> None:
-    if not runs:
-        return
+    # Here, since a verb that restarts running runs needs none of it.
     from configs.schema import PRETRAIN_CHOICES, PretrainConfig, SlurmConfig
     from launchers.cluster.plan_submission import Point, SubmitRequest, with_first_stages
     from launchers.cluster.submission import submit
 
-    strangers = [run for run in runs if not (run / SUBMISSION_FOLDER / CLUSTER_FILE).is_file()]
-    if strangers:
-        raise ConfigError(
-            f"{strangers[0]} was not queued by tandem submit or sweep; start it again the way that it was started"
-        )
-    # Runs that asked for the same go as one array.
+    # Runs that asked for the same go as one array; logs lie in the sweep that a run belongs to, else in the run itself.
     by_cluster: dict[tuple[str, Path], list[Path]] = {}
     for run in runs:
-        asked = (run / SUBMISSION_FOLDER / CLUSTER_FILE).read_text(encoding="utf-8")
-        by_cluster.setdefault((asked, _root(run)), []).append(run)
+        cluster_file, logs = run / SUBMISSION_FOLDER / CLUSTER_FILE, read_files(run).jobs.logs
+        if not cluster_file.is_file():
+            raise ConfigError(f"{run} was not queued by tandem submit or sweep; start it again the way it was started")
+        root = Path(logs).parent if logs else run
+        by_cluster.setdefault((cluster_file.read_text(encoding="utf-8"), root), []).append(run)
     for (_, root), group in by_cluster.items():
         points = []
         for run in group:
@@ -82,12 +78,6 @@ def _submit_again(runs: Sequence[Path], *, check: bool) -> None:
             points.append(Point(config=config, overrides=tuple(overrides)))
         cluster = load(SlurmConfig, group[0] / SUBMISSION_FOLDER / CLUSTER_FILE)
         submit(SubmitRequest(points=with_first_stages(points), root=root, cluster=cluster, where="slurm", check=check))
-
-
-def _root(run: Path) -> Path:
-    """Of the sweep that the run belongs to, else the run itself: where its logs are."""
-    jobs = read_files(run).jobs
-    return Path(jobs.logs).parent if jobs.logs else run
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from configs.load import ConfigError
-from launchers.cli import guarded
+from launchers.cli import guarded, verb_parser
 from launchers.runs import slurm
 from launchers.runs.files import find_runs
 from launchers.runs.run_status import RunStatus, read_files, run_status
@@ -40,10 +40,7 @@ class StatusColumn:
     """A column of the table.
 
     Attributes:
-        title: its head.
-        text: the cell of a run.
         rank: columns with the highest rank are left out first where the terminal is narrow.
-        right: numbers.
     """
 
     title: str
@@ -57,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     while True:
-        found, remark = gather([Path(root) for root in options.roots])
+        statuses, remark = gather([Path(root) for root in options.roots])
         if options.json:
-            print(json.dumps([asdict(status) for status in found], indent=1))
+            print(json.dumps([asdict(status) for status in statuses], indent=1))
         else:
             if options.watch:
                 console.clear()
-            show(found, remark, console)
+            show(statuses, remark, console)
         if not options.watch:
             return 0
         try:
@@ -74,9 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Options of the verb."""
-    p = argparse.ArgumentParser(
-        prog="tandem status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = verb_parser("tandem status", __doc__)
     p.add_argument("roots", nargs="*", default=["runs"], metavar="ROOT", help="runs or folders of runs (default: runs)")
     how = p.add_mutually_exclusive_group()
     how.add_argument("--watch", type=float, metavar="S", help="show again every S seconds, until Ctrl-C")
@@ -113,12 +108,10 @@ def ask_slurm(ids: Sequence[str]) -> tuple[dict[str, slurm.JobInfo], str]:
         return {}, f"states from the runs' own records only: {error}"
 
 
-# ---- table
-
-
 def show(found: Sequence[RunStatus], remark: str, console: Console) -> None:
     """The table, then why runs failed."""
-    base = _base([Path(status.run) for status in found])
+    common = Path(os.path.commonpath([Path(status.run).absolute() for status in found]))
+    base = common.parent if len(found) == 1 else common
     name = StatusColumn("run", lambda s: _name(s, base), 0, right=False)
     columns = fitting((name, *COLUMNS), found, console.width)
     table = Table(box=None, padding=(0, SPACE - 1, 0, 0), pad_edge=False)
@@ -142,17 +135,12 @@ def show(found: Sequence[RunStatus], remark: str, console: Console) -> None:
 def fitting(columns: Sequence[StatusColumn], found: Sequence[RunStatus], width: int) -> tuple[StatusColumn, ...]:
     """The columns that a terminal has room for; the least important ones give way, the run's name is cut last."""
     widths = {c.title: max(len(c.title), *(len(c.text(s)) for s in found)) + SPACE - 1 for c in columns}
-    kept = [c for c in columns if not c.rank or any(c.text(s) for s in found)]  # no column that is empty for all runs
-    for column in sorted(kept, key=lambda c: -c.rank):
-        if sum(widths[c.title] for c in kept) <= width or column.rank <= 1:
+    shown = [c for c in columns if not c.rank or any(c.text(s) for s in found)]  # no column that is empty for all runs
+    for column in sorted(shown, key=lambda c: -c.rank):
+        if sum(widths[c.title] for c in shown) <= width or column.rank <= 1:
             break
-        kept.remove(column)
-    return tuple(kept)
-
-
-def _base(folders: Sequence[Path]) -> Path:
-    common = Path(os.path.commonpath([folder.absolute() for folder in folders]))
-    return common.parent if len(folders) == 1 else common
+        shown.remove(column)
+    return tuple(shown)
 
 
 def _name(status: RunStatus, base: Path) -> str:
@@ -160,7 +148,7 @@ def _name(status: RunStatus, base: Path) -> str:
 
 
 def _printable(text: str) -> str:
-    """Names and log lines come from files: control characters in them must not reach the terminal."""
+    """The text without control characters: names and log lines come from files, and the terminal must not obey them."""
     return "".join(c if c.isprintable() else "?" for c in text.expandtabs(4))
 
 
@@ -174,10 +162,6 @@ def _checkpoint(status: RunStatus) -> str:
     if status.checkpoint_step is None or status.checkpoint_age_s is None:
         return ""
     return f"{status.checkpoint_step}, {duration(status.checkpoint_age_s)} ago"
-
-
-def _evaluations(status: RunStatus) -> str:
-    return f"{status.evaluations_done}/{status.evaluations}" if status.evaluations else ""
 
 
 def duration(seconds: float) -> str:
@@ -207,7 +191,7 @@ COLUMNS = (
     StatusColumn("wait", lambda s: _number(s.data_wait_share, ".0%"), 6),
     StatusColumn("left", lambda s: "" if s.eta_s is None else duration(s.eta_s), 2),
     StatusColumn("checkpoint", _checkpoint, 7),
-    StatusColumn("eval", _evaluations, 3),
+    StatusColumn("eval", lambda s: f"{s.evaluations_done}/{s.evaluations}" if s.evaluations else "", 3),
     StatusColumn("starts", lambda s: str(s.attempts) if s.attempts > 1 else "", 10),
 )
 

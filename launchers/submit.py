@@ -19,7 +19,7 @@ from pathlib import Path
 
 from configs.load import ConfigError, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig, SlurmConfig
-from launchers.cli import FAILURE, guarded
+from launchers.cli import FAILURE, guarded, verb_parser
 from launchers.cluster.plan_submission import Point, SubmitRequest, Where, with_first_stages
 from launchers.cluster.submission import submit
 from launchers.runs.files import CONFIG_FILE, SUBMISSION_FOLDER
@@ -30,9 +30,7 @@ _CLUSTER_PREFIX = "cluster."
 
 def parser() -> argparse.ArgumentParser:
     """Options of the verb."""
-    p = argparse.ArgumentParser(
-        prog="tandem submit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = verb_parser("tandem submit", __doc__)
     p.add_argument("config", nargs="?", help="YAML file of the run, for example configs/pretrain/slidr_street.yaml")
     p.add_argument("overrides", nargs="*", metavar="section.field=value", help="for example optim.lr=0.1")
     p.add_argument("--follow", metavar="RUN", help="queue only what follows this run")

@@ -21,7 +21,7 @@ import yaml
 
 from configs.load import ConfigError, load
 from configs.schema import SweepConfig
-from launchers.cli import FAILURE, guarded
+from launchers.cli import FAILURE, guarded, verb_parser
 from launchers.cluster.plan_submission import Point, SubmitRequest, with_first_stages
 from launchers.cluster.submission import submit
 from launchers.submit import add_where, load_cluster, where_of
@@ -35,9 +35,7 @@ _HASH = 8
 
 def parser() -> argparse.ArgumentParser:
     """Options of the verb."""
-    p = argparse.ArgumentParser(
-        prog="tandem sweep", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    p = verb_parser("tandem sweep", __doc__)
     p.add_argument("sweep", help="YAML file of the sweep, for example configs/sweep/slidr_street.yaml")
     p.add_argument("overrides", nargs="*", metavar="section.field=value", help="for all points")
     p.add_argument("--root", metavar="FOLDER", help="instead of the file's root")
@@ -62,17 +60,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def points(sweep: SweepConfig, extra: Sequence[str] = ()) -> list[Point]:
-    """The runs of a sweep, in the order of the file.
-
-    Args:
-        sweep: its config.
-        extra: overrides for all points, stronger than the file's own.
+    """The runs of a sweep, in the order of the file; `extra` overrides are stronger than the file's own.
 
     Raises:
         ConfigError: a mistake in a point's settings, or two points that are the same; names the point.
     """
     made: dict[str, Point] = {}
-    for run, base, own in _starts(sweep):
+    starts = [(name, run.base, run.overrides) for name, run in sweep.runs.items()]
+    for run, base, own in starts if sweep.base is None else [("", sweep.base, ())]:
         for chosen in combinations(sweep):
             name = "-".join(part for part in (run, point_name(chosen)) if part)
             if name in made:
@@ -86,13 +81,6 @@ def points(sweep: SweepConfig, extra: Sequence[str] = ()) -> list[Point]:
                 raise ConfigError(f"point {name}: {error}") from error
             made[name] = Point(config=config, overrides=tuple(overrides))
     return list(made.values())
-
-
-def _starts(sweep: SweepConfig) -> list[tuple[str, str, tuple[str, ...]]]:
-    """Name, file and overrides of what points start from; the base has no name."""
-    if sweep.base is not None:
-        return [("", sweep.base, ())]
-    return [(name, run.base, run.overrides) for name, run in sweep.runs.items()]
 
 
 def combinations(sweep: SweepConfig) -> Iterable[dict[str, Any]]:
@@ -132,8 +120,9 @@ _OneLine.add_representer(
 
 def yaml_value(value: Any) -> str:
     """A value on one line, as an override's right side."""
+    # Never folded.
     text = yaml.dump(_plain(value), Dumper=_OneLine, default_flow_style=True, width=1 << 20, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("...").rstrip("\n")
+    return text.removesuffix("\n").removesuffix("...").rstrip("\n")  # PyYAML ends a bare scalar with this mark
 
 
 def _short_keys(keys: Sequence[str]) -> dict[str, str]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from rich.console import Console
 from rich.markup import escape
@@ -15,6 +16,8 @@ from configs.load import ConfigError
 from data.preparing.repair import Repaired, repair, undo_half
 from data.preparing.verify import VerifyReport, examples, save_report, verify
 
+NUM_CORES = len(os.sched_getaffinity(0))
+"""Cores that this process may use: fewer than the machine's in a job or a container."""
 _EXAMPLES = 3
 
 
@@ -36,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--workers",
         type=int,
-        default=len(os.sched_getaffinity(0)),
+        default=NUM_CORES,
         metavar="N",
         help="processes (default: cores, %(default)s here)",
     )
@@ -57,39 +60,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.repair and undo_half(options.out):
         console.print("an earlier repair was interrupted; its half-written table is undone")
     verdict = _verify(options.out, options.workers, console)
-    path = save_report(verdict)
-    show_report(verdict, path, console)
-    if not verdict.problems or not options.repair:
-        return 1 if verdict.problems else 0
-    show_repaired(repair(verdict), console)
-    again = _verify(options.out, options.workers, console)
-    save_report(again)
-    show_report(again, path, console)
-    return 1 if again.problems else 0
+    if verdict.problems and options.repair:
+        show_repaired(repair(verdict), console)
+        verdict = _verify(options.out, options.workers, console)
+    return 1 if verdict.problems else 0
 
 
 def _verify(out: str, workers: int, console: Console) -> VerifyReport:
-    with progress_bar(console, "samples") as bar:
-        task = bar.add_task(f"verifying {out}", total=None)
-
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        return verify(out, workers=workers, on_progress=show)
+    with progress(console, "samples", f"verifying {out}") as show:
+        verdict = verify(out, workers=workers, on_progress=show)
+    show_report(verdict, save_report(verdict), console)
+    return verdict
 
 
-def progress_bar(console: Console, unit: str) -> Progress:
-    """Done of all, time taken and time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
-        console=console,
-    )
+@contextmanager
+def progress(console: Console, unit: str, title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with done of all, time taken and time left; yields what shows (done, total) on it."""
+    counts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*counts, *times, console=console) as bar:
+        task = bar.add_task(title, total=None)  # until the first report says how many
+        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def show_report(verdict: VerifyReport, path: str, console: Console) -> None:

@@ -28,7 +28,7 @@ split_arguments() {
     done
 }
 
-# Python must be there before anything else is asked of it.
+# Without Python nothing below works: say so first.
 check_python() {
     command -v "$TANDEM_PYTHON" >/dev/null ||
         die "no Python at '$TANDEM_PYTHON'; run 'make setup', or set TANDEM_PYTHON in slurm/env.sh"
@@ -37,21 +37,21 @@ check_python() {
 # Lets SLURM look at partition, account and resources without queueing; then queues this script. Prints the id.
 queue() {
     command -v sbatch >/dev/null || die "no sbatch here; run this on a login node of the cluster"
-    local told id
-    if ! told=$(sbatch --test-only "${options[@]}" "$@" 2>&1); then
-        die "SLURM refuses the job: ${told//$'\n'/ }
+    local answer id
+    if ! answer=$(sbatch --test-only "${options[@]}" "$@" 2>&1); then
+        die "SLURM refuses the job: ${answer//$'\n'/ }
 Partition: ${SBATCH_PARTITION:-the default one}, account: ${SBATCH_ACCOUNT:-the default one}; set SBATCH_PARTITION and \
 SBATCH_ACCOUNT in slurm/env.sh, or give --partition= and --account=. Nothing was queued."
     fi
     id=$(sbatch --parsable "${options[@]}" "$@") || exit
-    # What sbatch lets pass and the partition never starts; the scheduler has to have looked at it.
+    # sbatch accepts jobs that their partition never starts; the reason shows when the scheduler has looked at the job.
     for _ in 1 2 3 4; do
-        told=$(squeue --noheader --jobs "${id%%;*}" --format %r | head -n 1)
-        [[ $told == None ]] || break
+        answer=$(squeue --noheader --jobs "${id%%;*}" --format %r | head -n 1)
+        [[ $answer == None ]] || break
         sleep 0.5
     done
-    [[ $told != Partition* ]] ||
-        echo "job $id waits for ever: its partition is down, or allows less time or fewer nodes ($told); see sinfo" >&2
+    [[ $answer != Partition* ]] ||
+        echo "job $id cannot start: its partition is down, or allows less time or fewer nodes ($answer); see sinfo" >&2
     echo "${id%%;*}"
 }
 
@@ -65,7 +65,7 @@ tandem_pretrain() {
     split_arguments "${@:2}"
     settings=("${defaults[@]}" "${settings[@]}")
     [[ -z ${SLURM_JOB_ID:-} || ${#options[@]} -eq 0 ]] ||
-        die "${options[0]}: options of sbatch stand before the script's name"
+        die "${options[0]}: give options of sbatch before the script's name"
     check_python
     run_dir=$("$TANDEM_PYTHON" -m launchers.cluster.sbatch_check "$config" "${settings[@]}") || exit
     if [[ -z ${SLURM_JOB_ID:-} ]]; then
@@ -73,7 +73,7 @@ tandem_pretrain() {
         echo "queued as $id; run folder: $run_dir; output: slurm/logs/"
         return
     fi
-    # At the end of the time and on scancel SLURM sends SIGTERM here too; what comes after srun must still run.
+    # SLURM sends SIGTERM to this shell too, at the time limit and on scancel; the lines after srun must still run.
     trap 'echo "$(basename "$script"): SIGTERM"' TERM
     # srun does not take it from sbatch since SLURM 22.05.
     export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"

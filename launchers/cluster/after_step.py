@@ -13,7 +13,6 @@ Each decision is a line of `<run>/requeues.jsonl`. No torch import.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -24,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from common.run_files import json_lines, newest_step
-from launchers.cli import PEER_LOST, TRY_AGAIN, USAGE_ERROR
+from launchers.cli import PEER_LOST, TRY_AGAIN, USAGE_ERROR, guarded, verb_parser
 from launchers.runs import slurm
 from launchers.runs.attempts import Attempt, read_attempts
 from launchers.runs.files import REQUEUES_FILE
@@ -33,7 +32,7 @@ MAX_DEATHS = 3
 """Deaths in a row without a newer checkpoint after which a job is not queued again."""
 
 MAX_STOPS = 10
-"""The same for stops: a time limit shorter than the start of a run would go round for ever."""
+"""The same for stops: with a time limit shorter than its start, a run would be queued again for ever."""
 
 _SIGNALLED = 128
 """Exit codes of a shell from here on mean "killed by a signal"."""
@@ -83,11 +82,6 @@ class Entry:
 
     Attributes:
         time: seconds since 1970; nothing is decided by it.
-        job: SLURM's id.
-        code: of the step.
-        step: of the newest checkpoint.
-        requeue: what was decided.
-        why: in words.
     """
 
     time: float
@@ -101,30 +95,24 @@ class Entry:
 def decide(ended: Ended, job: OwnJob, own_restarts: int, before: Sequence[Entry]) -> Decision:
     """Whether the job is to be queued again.
 
-    Args:
-        ended: how the step ended.
-        job: the job in SLURM.
-        own_restarts: restarts when this batch script began (SLURM_RESTART_COUNT).
-        before: earlier decisions about this job, oldest first.
+    `own_restarts` is SLURM_RESTART_COUNT of this batch script; `before` are earlier decisions about the job, oldest
+    first.
     """
     if ended.code == 0:
         return Decision(requeue=False, why="finished")
-    theirs = _slurms_doing(job, own_restarts)
-    if theirs:
-        return Decision(requeue=False, why=theirs)
+    if reason := _slurms_doing(job, own_restarts):
+        return Decision(requeue=False, why=reason)
     stopped = ended.code == TRY_AGAIN
     died = ended.code == PEER_LOST or ended.code >= _SIGNALLED or (ended.cut_short and ended.code != USAGE_ERROR)
     if not stopped and not died:
         return Decision(requeue=False, why=f"failed with code {ended.code}: see its last messages; fix that first")
     what = "stopped to be continued" if stopped else f"died (code {ended.code})"
     most = MAX_STOPS if stopped else MAX_DEATHS
-    in_a_row = 1 + _without_progress(before, ended.step, stopped=stopped)
+    in_a_row = 1 + _without_progress(before, ended.step, stopped=stopped)  # this one counts
     at = "before its first checkpoint" if ended.step is None else f"at checkpoint {ended.step}"
     if in_a_row >= most:
-        return Decision(
-            requeue=False,
-            why=f"{what} for the {in_a_row}th time in a row {at}: given up; submit it again when that is fixed",
-        )
+        why = f"{what} for the {in_a_row}th time in a row {at}: given up; submit it again when that is fixed"
+        return Decision(requeue=False, why=why)
     return Decision(requeue=True, why=f"{what} {at}")
 
 
@@ -147,9 +135,6 @@ def _without_progress(before: Sequence[Entry], step: int | None, *, stopped: boo
             break
         count += (entry.code == TRY_AGAIN) == stopped
     return count
-
-
-# ---- surroundings
 
 
 def cut_short(attempts: Sequence[Attempt], job: str) -> bool:
@@ -208,11 +193,7 @@ def after_step(code: int, run_dir: Path, env: Mapping[str, str]) -> Decision:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it; 0 when the job was queued again or needs nothing, 1 when it stays down."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launchers.cluster.after_step",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("python -m launchers.cluster.after_step", __doc__)
     parser.add_argument("code", type=int, help="exit code of the training step")
     parser.add_argument("run_dir", type=Path, help="folder of the run")
     options = parser.parse_args(argv)
@@ -224,6 +205,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from launchers.cli import guarded
-
     sys.exit(guarded(main, sys.argv[1:]))

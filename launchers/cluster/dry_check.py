@@ -58,6 +58,7 @@ def check_folder(folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        # Access rights alone do not show a read-only file system.
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable"):
             pass
     except OSError as error:
@@ -79,14 +80,9 @@ def check_spelling(path: Path) -> None:
 
 
 def check_runs(configs: Sequence[PretrainConfig], *, one_batch: bool = True) -> float:
-    """Shards are reachable, and one batch goes forward and backward; what several runs share is checked once.
+    """Check that shards are reachable and, with `one_batch`, that each method at toy width makes a gradient.
 
-    Args:
-        configs: the runs.
-        one_batch: also build the method, at toy width, and make a gradient.
-
-    Returns:
-        Seconds that it took.
+    What several runs share is checked once. Returns the seconds that it took.
 
     Raises:
         ShardError: no such set, or damaged.
@@ -99,19 +95,15 @@ def check_runs(configs: Sequence[PretrainConfig], *, one_batch: bool = True) -> 
         for data_set in config.data.sets:
             open_set(data_set).indices(data_set.split)
         if any(is_url(data_set.shards) for data_set in config.data.sets):
-            _check_room(config)
+            try:
+                opened = open_sets(config.data.sets, config.data.cache)
+                check_cache(config.data.cache, opened, config.data.shards_per_group, warn=False)
+            except ValueError as error:
+                raise ConfigError(f"{config.run_dir}: {error}") from error
         if one_batch and (config.data, config.method) not in seen:
             seen.append((config.data, config.method))
             _one_batch(config)
     return time.monotonic() - began
-
-
-def _check_room(config: PretrainConfig) -> None:
-    try:
-        opened = open_sets(config.data.sets, config.data.cache)
-        check_cache(config.data.cache, opened, config.data.shards_per_group, warn=False)
-    except ValueError as error:
-        raise ConfigError(f"{config.run_dir}: {error}") from error
 
 
 def _one_batch(config: PretrainConfig) -> None:
@@ -142,17 +134,17 @@ def _first_batch(config: PretrainConfig) -> Batch:
     manifest = load_manifest(config.data.shards)
     indices = [int(i) for i in manifest.indices(config.data.split)[: config.data.limit][:_TRIED_SAMPLES]]
     reader, spec = SampleReader(manifest), config.method.batch_spec()
-    chosen: list[int] = []
+    usable: list[int] = []
     for index in indices:
         try:
             load_batch(reader, [index], config.data, spec)
-            chosen.append(index)
+            usable.append(index)
         except SampleError as error:
-            if error.reason != "no-partner" or (index == indices[-1] and not chosen):
+            if error.reason != "no-partner" or (index == indices[-1] and not usable):
                 raise
-        if len(chosen) == _TOY_SAMPLES:
+        if len(usable) == _TOY_SAMPLES:
             break
-    return load_batch(reader, chosen, config.data, spec)
+    return load_batch(reader, usable, config.data, spec)
 
 
 def _listed(names: Sequence[str]) -> str:

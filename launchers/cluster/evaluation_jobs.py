@@ -27,7 +27,7 @@ from engine.downstream.results import ResultsError, fingerprint, read_results
 from engine.errors import CheckpointError
 from launchers.evaluation.measure import evaluate_random, evaluate_runs, shown_progress
 from launchers.evaluation.networks import identity_of
-from launchers.evaluation.selection import Selection, read_selection, select_best
+from launchers.evaluation.selection import read_selection, select_best
 from launchers.reporting.report_files import write_report
 from launchers.runs.files import CONFIG_FILE, ERROR_FILE, EVALUATIONS, SELECTION
 
@@ -39,36 +39,27 @@ logger = logging.getLogger("tandem.followup")
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationJob:
-    """One downstream element of one run; results go to `<run>/evaluation/<element>/results.json`.
+    """One downstream element of one run; results go to `<run>/evaluation/<name>/results.json`.
 
     Attributes:
-        run_dir: of the run.
-        element: its name.
         settings: the protocols (`EvaluateConfig`) as resolved YAML.
         select: measure the best checkpoint beside the last; `SelectBestJob` comes before.
     """
 
     run_dir: str
-    element: str
+    name: str
     settings: str
     select: bool = False
 
     @property
-    def name(self) -> str:
-        """Of the element."""
-        return self.element
-
-    @property
     def folder(self) -> Path:
         """Where the element's files go."""
-        return Path(self.run_dir) / EVALUATIONS / self.element
+        return Path(self.run_dir) / EVALUATIONS / self.name
 
     def done(self) -> bool:
         """Whether all of its records are there, of the run's present checkpoints and with these settings."""
-        if not _same_settings(self.folder, self.settings):
-            return False
-        checkpoints = list_checkpoints(Path(self.run_dir))
-        if not checkpoints:
+        written, checkpoints = self.folder / CONFIG_FILE, list_checkpoints(Path(self.run_dir))
+        if not checkpoints or not written.is_file() or written.read_text(encoding="utf-8") != self.settings:
             return False
         selection = read_selection(Path(self.run_dir)) if self.select else None
         if self.select and selection is None:
@@ -102,14 +93,10 @@ class EvaluationJob:
             )
         if selection.step == step_of(last):
             return [(last, ("best", "last"))]
-        return [(_of_step(run_dir, selection), ("best",)), (last, ("last",))]
-
-
-def _of_step(run_dir: Path, selection: Selection) -> Path:
-    for checkpoint in list_checkpoints(run_dir):
-        if step_of(checkpoint) == selection.step:
-            return checkpoint
-    raise CheckpointError(f"{run_dir}: the chosen checkpoint of step {selection.step} is no longer there")
+        best = next((c for c in list_checkpoints(run_dir) if step_of(c) == selection.step), None)
+        if best is None:
+            raise CheckpointError(f"{run_dir}: the chosen checkpoint of step {selection.step} is no longer there")
+        return [(best, ("best",)), (last, ("last",))]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +104,6 @@ class SelectBestJob:
     """Chooses a run's best checkpoint on logs held out from the train split; see `launchers.evaluation.selection`.
 
     Attributes:
-        run_dir: of the run.
         settings: the protocols of each downstream file as resolved YAML.
         every: updates between the checkpoints that take part.
         by: protocol that compares them.
@@ -152,17 +138,11 @@ class SelectBestJob:
     def __call__(self) -> None:
         """Measure and choose."""
         with _failures_noted(self.folder):
-            configs = [
-                _settings_in(self.folder / str(number), settings) for number, settings in enumerate(self.settings)
-            ]
+            configs = [_settings_in(self.folder / str(n), settings) for n, settings in enumerate(self.settings)]
+            run_dir, identity = Path(self.run_dir), self._identity
             with shown_progress(Console(highlight=False)) as progress:
                 outcome = select_best(
-                    Path(self.run_dir),
-                    configs,
-                    every=self.every,
-                    by=self.by,
-                    settings=self._identity,
-                    progress=progress,
+                    run_dir, configs, every=self.every, by=self.by, settings=identity, progress=progress
                 )
             scores = ", ".join(f"step {step} {outcome.measure.text(s)}" for step, s in outcome.scores.items())
             print(f"best on {outcome.split}: step {outcome.step} ({self.by}, {outcome.measure.heading}: {scores})")
@@ -174,7 +154,6 @@ class BaselineJob:
 
     Attributes:
         key: what the rows depend on, see `baseline_key`.
-        element: name of the element.
         folder: where the rows go.
         run: config of one of the runs (`PretrainConfig`) as resolved YAML: its 3D network, its voxels.
         settings: the protocols (`EvaluateConfig`) as resolved YAML.
@@ -212,36 +191,22 @@ class ReportJob:
     """Writes report.md, report.html and TensorBoard's table of hyper-parameters.
 
     Attributes:
-        root: of the sweep, or the run.
-        run_dirs: the runs.
-        out: folder that the report goes to.
+        root: folder of the sweep, or the run's own; the report goes there.
     """
 
     root: str
     run_dirs: tuple[str, ...]
-    out: str
 
     @property
     def name(self) -> str:
         """Always the same: a sweep has one."""
         return "report"
 
-    def done(self) -> bool:
-        """Never: a report is cheap, and always shows what there is now."""
-        return False
-
     def __call__(self) -> None:
         """Write."""
-        with _failures_noted(Path(self.out)):
-            write_report(
-                [Path(run) for run in self.run_dirs],
-                Path(self.out),
-                title=Path(self.root).resolve().name,
-                pictures=1 if len(self.run_dirs) <= _PICTURED_RUNS else 0,
-            )
-
-
-# ---- files of an element
+        root, runs = Path(self.root), [Path(run) for run in self.run_dirs]
+        with _failures_noted(root):
+            write_report(runs, root, title=root.resolve().name, pictures=int(len(runs) <= _PICTURED_RUNS))
 
 
 @contextmanager
@@ -265,13 +230,6 @@ def _settings_in(folder: Path, settings: str) -> EvaluateConfig:
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / CONFIG_FILE, settings.encode())
     return dataclasses.replace(load(EvaluateConfig, folder / CONFIG_FILE), results=str(folder / RESULTS_FILE))
-
-
-def _same_settings(folder: Path, settings: str) -> bool:
-    try:
-        return (folder / CONFIG_FILE).read_text(encoding="utf-8") == settings
-    except FileNotFoundError:
-        return False
 
 
 def _records(folder: Path) -> set[tuple[str, tuple[str, ...]]]:

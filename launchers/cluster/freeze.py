@@ -19,15 +19,8 @@ from pathlib import Path
 
 from common.files import replace_file
 from configs.load import ConfigError
-from launchers.runs.files import (
-    CLUSTER_FILE,
-    CODE_FOLDER,
-    COMMIT_FILE,
-    CONFIG_FILE,
-    DIFF_FILE,
-    OVERRIDES_FILE,
-    SUBMISSION_FOLDER,
-)
+from launchers.runs import files
+from launchers.runs.files import COMMIT_FILE, CONFIG_FILE
 
 PACKAGES = ("common", "configs", "data", "engine", "launchers", "models")
 
@@ -63,12 +56,13 @@ def freeze_code(root: Path, *, repository: Path = REPOSITORY) -> CodeState:
     Raises:
         ConfigError: the folder cannot be written.
     """
-    commit, diff, untracked, files = _from_git(repository) or (None, "", (), _all_files(repository))
-    contents = {name: (repository / name).read_bytes() for name in sorted(files) if (repository / name).is_file()}
+    commit, diff, untracked, names = _from_git(repository) or (None, "", (), _all_files(repository))
+    contents = {name: (repository / name).read_bytes() for name in sorted(names) if (repository / name).is_file()}
     digest = hashlib.sha256()
     for name, content in contents.items():
+        # The length keeps name and content of neighbours apart.
         digest.update(f"{name}\0{len(content)}\0".encode() + content)
-    code = root.absolute() / CODE_FOLDER / digest.hexdigest()[:12]
+    code = root.absolute() / files.CODE_FOLDER / digest.hexdigest()[:12]
     state = CodeState(folder=code, commit=commit, diff=diff, untracked=untracked)
     if code.is_dir():
         return state
@@ -79,7 +73,12 @@ def freeze_code(root: Path, *, repository: Path = REPOSITORY) -> CodeState:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
         (draft / COMMIT_FILE).write_text(_commit_json(state), encoding="utf-8")
-        _move_into_place(draft, code)
+        try:
+            os.rename(draft, code)
+        except OSError:
+            if not code.is_dir():
+                raise
+            shutil.rmtree(draft)  # another submission was first, with the same content
     except OSError as error:
         raise ConfigError(
             f"{code}: the code cannot be copied there: {error}; choose another run_dir or root"
@@ -90,25 +89,18 @@ def freeze_code(root: Path, *, repository: Path = REPOSITORY) -> CodeState:
 def freeze_run(
     run_dir: Path, *, config_text: str, overrides: Sequence[str], cluster_text: str | None, code: CodeState
 ) -> Path:
-    """Write what a run was asked for into its folder; a resubmission replaces it.
+    """Write what a run was asked for into its folder, in place of an earlier submission; returns the config's file.
 
-    Args:
-        run_dir: folder of the run.
-        config_text: resolved config.
-        overrides: as given on the command line or by the sweep.
-        cluster_text: resolved cluster; None for runs without SLURM.
-        code: what `freeze_code` returned.
-
-    Returns:
-        The frozen config's file.
+    The texts are resolved configs, the overrides those of the command line or the sweep. Runs without SLURM have no
+    cluster.
     """
-    folder = run_dir.absolute() / SUBMISSION_FOLDER
+    folder = run_dir.absolute() / files.SUBMISSION_FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / OVERRIDES_FILE).write_text("".join(f"{line}\n" for line in overrides), encoding="utf-8")
+    (folder / files.OVERRIDES_FILE).write_text("".join(f"{line}\n" for line in overrides), encoding="utf-8")
     (folder / COMMIT_FILE).write_text(_commit_json(code), encoding="utf-8")
-    (folder / DIFF_FILE).write_text(code.diff, encoding="utf-8", errors="surrogateescape")
+    (folder / files.DIFF_FILE).write_text(code.diff, encoding="utf-8", errors="surrogateescape")
     if cluster_text is not None:
-        (folder / CLUSTER_FILE).write_text(cluster_text, encoding="utf-8")
+        (folder / files.CLUSTER_FILE).write_text(cluster_text, encoding="utf-8")
     config = folder / CONFIG_FILE
     replace_file(config, config_text.encode(), durable=False)  # at once: an earlier submission's job may be reading it
     return config
@@ -117,7 +109,7 @@ def freeze_run(
 def _from_git(repository: Path) -> tuple[str, str, tuple[str, ...], list[str]] | None:
     """Commit, diff, untracked files and all files of the packages; None where this is no checkout."""
     if not (repository / ".git").exists():
-        return None  # a folder inside somebody else's checkout is not one
+        return None  # a folder inside another project's checkout is not one
     try:
         commit = _git(repository, "rev-parse", "HEAD").strip()
         diff = _git(repository, "diff", "--binary", "HEAD", "--", *PACKAGES)
@@ -151,12 +143,3 @@ def _commit_json(code: CodeState) -> str:
         "folder": os.getcwd(),
     }
     return json.dumps(content, indent=1) + "\n"
-
-
-def _move_into_place(draft: Path, code: Path) -> None:
-    try:
-        os.rename(draft, code)
-    except OSError:
-        if not code.is_dir():
-            raise
-        shutil.rmtree(draft)  # another submission was first, with the same content

@@ -5,9 +5,9 @@ nothing.
 
 One element is those protocols of one downstream file that use all labels, or none, for one network of the method; or
 one protocol that trains on drawn samples, with one number of labels. Linear probe and kNN stay together because they
-share the costly part, two passes through the sets. Seeds stay together because the
-learning rate is tuned once for an initialisation and then used for all of its seeds: elements of one seed each would
-tune again, and a mean over them would be another number wherever tuning is not repeatable to the bit.
+share the costly part, two passes through the sets. Seeds stay together because the learning rate is tuned once for an
+initialisation and then used for all of its seeds: elements of one seed each would tune again, and a mean over them
+would be another number wherever tuning is not repeatable to the bit.
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ import yaml
 
 from configs.load import dump, load
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, FollowConfig, PretrainConfig
-from data.loading.fractions import FractionConfig
 from data.storage.manifest import Manifest, load_manifest
 from engine.downstream.protocols import PROTOCOLS
 from engine.downstream.results import fingerprint
 from engine.downstream.runner import TOWER_TITLES
-from launchers.cluster.evaluation_jobs import BaselineJob, EvaluationJob, ReportJob, SelectBestJob
+from launchers.cluster.evaluation_jobs import BaselineJob, EvaluationJob, SelectBestJob
 from launchers.evaluation.common import describe_fraction, measured_on
 from launchers.runs.files import BASELINES
 
@@ -36,17 +35,13 @@ logger = logging.getLogger("tandem.followup")
 
 
 def evaluation_jobs(run_dir: Path, config: PretrainConfig) -> list[EvaluationJob]:
-    """The downstream elements of a run, one job each.
-
-    Args:
-        run_dir: of the run; it need not exist yet.
-        config: of the run; `config.evaluate` says what is measured.
+    """The downstream elements of a run (`config.evaluate` names them), one job each; its folder need not exist yet.
 
     Raises:
         ConfigError: a downstream file or an override that cannot be used.
     """
     return [
-        EvaluationJob(run_dir=str(run_dir), element=name, settings=dump(element), select=config.evaluate.every > 0)
+        EvaluationJob(run_dir=str(run_dir), name=name, settings=dump(element), select=config.evaluate.every > 0)
         for name, element in _elements(config).items()
     ]
 
@@ -70,9 +65,7 @@ def selection_job(run_dir: Path, config: PretrainConfig) -> SelectBestJob | None
 def baseline_jobs(configs: Sequence[PretrainConfig], folder: Path) -> list[BaselineJob]:
     """Random-initialisation rows for the elements of some runs, each once however many runs share it.
 
-    Args:
-        configs: of the runs.
-        folder: that the run folders lie in; the rows go to `baselines/<key>` inside it.
+    `folder` holds the run folders; the rows go to `baselines/<key>` inside it.
 
     Raises:
         ConfigError: a downstream file or an override that cannot be used.
@@ -90,38 +83,21 @@ def baseline_jobs(configs: Sequence[PretrainConfig], folder: Path) -> list[Basel
             shards = element.data.shards or config.data.shards
             if shards not in manifests:
                 manifests[shards] = load_manifest(shards)
-            key = baseline_key(
-                measured_on(manifests[shards], yaml.safe_load(run), PROTOCOLS[element.protocols[0]].tower), element
-            )
-            if key not in made:
-                made[key] = BaselineJob(
-                    key=key, element=name, folder=str(folder / BASELINES / key), run=run, settings=dump(element)
-                )
+            tower = PROTOCOLS[element.protocols[0]].tower
+            key = baseline_key(measured_on(manifests[shards], yaml.safe_load(run), tower), element)
+            place = str(folder / BASELINES / key)
+            made.setdefault(key, BaselineJob(key=key, element=name, folder=place, run=run, settings=dump(element)))
     return list(made.values())
-
-
-def report_job(root: Path, run_dirs: Sequence[Path], out: Path | None = None) -> ReportJob:
-    """The job that writes the report.
-
-    Args:
-        root: of the sweep, or the run itself.
-        run_dirs: the runs to report.
-        out: folder that the report goes to; None for `root`.
-    """
-    return ReportJob(root=str(root), run_dirs=tuple(map(str, run_dirs)), out=str(root if out is None else out))
 
 
 def baseline_key(context: Mapping[str, Any], protocols: EvaluateConfig) -> str:
     """Identity of random-initialisation rows: same key, same numbers.
 
-    Args:
-        context: the data and the network, see `launchers.evaluation.common.measured_on`.
-        protocols: of the element; where it runs and where it writes has no part in the key.
+    `context` is the data and the network (`launchers.evaluation.common.measured_on`). Where an element runs and writes
+    has no part in the key.
     """
     settings = dataclasses.asdict(dataclasses.replace(protocols, random=True, results=None, device="auto"))
-    data = {
-        name: value for name, value in settings.pop("data").items() if name not in {"shards", "num_workers", "cache"}
-    }
+    data = {key: value for key, value in settings.pop("data").items() if key not in {"shards", "num_workers", "cache"}}
     return fingerprint({"context": dict(context), "settings": settings, "data": data})
 
 
@@ -130,6 +106,7 @@ def _protocols(config: PretrainConfig) -> dict[str, EvaluateConfig]:
     named: dict[str, EvaluateConfig] = {}
     for path in config.evaluate.configs:
         stem = safe_name(Path(path).stem)
+        # Files in two folders may share a name.
         name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 100))) if n not in named)
         named[name] = load(EvaluateConfig, path, config.evaluate.overrides)
     return named
@@ -146,14 +123,12 @@ def _elements(config: PretrainConfig) -> dict[str, EvaluateConfig]:
         if config.evaluate.fractions and not alone.drawn():
             logger.warning("evaluate.fractions has no effect on %s: it does no fine-tuning", stem)
         for protocol in alone.drawn():
-            for fraction in _fractions(config, alone.fraction):
+            own = alone.fraction
+            drawn = [dataclasses.replace(own, kind="random", count=count) for count in config.evaluate.fractions]
+            for fraction in drawn or [own]:
                 name = safe_name(f"{stem}-{protocol}-{describe_fraction(fraction)}")
                 elements[name] = dataclasses.replace(alone, protocols=(protocol,), fraction=fraction)
     return elements
-
-
-def _fractions(config: PretrainConfig, own: FractionConfig) -> list[FractionConfig]:
-    return [dataclasses.replace(own, kind="random", count=n) for n in config.evaluate.fractions] or [own]
 
 
 def safe_name(text: str) -> str:

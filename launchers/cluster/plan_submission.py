@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -34,7 +34,6 @@ class Point:
     """One requested run.
 
     Attributes:
-        config: of the run.
         overrides: as written, for the record.
         after: folder of another point that must be trained before.
     """
@@ -77,10 +76,8 @@ class SubmitRequest:
     """What is to be queued, and how.
 
     Attributes:
-        points: the runs.
         root: folder of code, logs and report: of the sweep, or the run itself.
         cluster: what jobs ask for.
-        where: SLURM, processes on this machine, or this process.
         evaluate: also what follows.
         train: queue the pre-training too; without it, only what follows.
         after: id of a job that trains the (one) run already.
@@ -98,7 +95,7 @@ class SubmitRequest:
 
     @property
     def name(self) -> str:
-        """The root folder's own name."""
+        """Name of the root folder, without the folders above it."""
         return self.root.absolute().name
 
 
@@ -107,12 +104,9 @@ class RequestedRun:
     """A point, and what there is of it already.
 
     Attributes:
-        point: what is requested.
-        jobs: of earlier submissions.
         finished: it needs no more training.
         training: id of the job that trains it, or will.
         select: chooses a checkpoint before the evaluations; None where that is off.
-        elements: its evaluations.
         baselines: random-initialisation rows that its report needs.
     """
 
@@ -125,14 +119,9 @@ class RequestedRun:
     baselines: tuple[BaselineJob, ...]
 
     @property
-    def folder(self) -> Path:
-        """Of the run."""
-        return self.point.run_dir
-
-    @property
     def name(self) -> str:
-        """The folder's own name."""
-        return self.folder.name
+        """Name of the run's folder, without the folders above it."""
+        return self.point.run_dir.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,18 +146,22 @@ def plan_submission(request: SubmitRequest) -> SubmissionPlan:
         ConfigError, ShardError, DryBatchError: a mistake in settings, data, folders or cluster.
         SlurmError: SLURM is not here or does not answer.
     """
-    _check_apart(request.points)
-    for folder in (request.root, *(point.run_dir for point in request.points)):
+    folders = [point.run_dir for point in request.points]
+    for folder in folders:
+        if (count := folders.count(folder)) > 1:
+            raise ConfigError(f"run_dir: {folder} is requested {count} times; each run needs its own")
+    for folder in (request.root, *folders):
         check_folder(folder)
+    active: frozenset[str] = frozenset()
     if request.where == "slurm":
         _check_slurm(request)
-    active = _active(request, (job for jobs in known_jobs(request) for job in jobs.ids()))
+        queued = slurm.queue(job for jobs in known_jobs(request) for job in jobs.ids())
+        active = frozenset(job for job, info in queued.items() if info.active)
     runs = tuple(_requested_run(point, request, active) for point in request.points)
     to_train = tuple(run for run in runs if request.train and not run.finished and run.training is None)
     for run in to_train:
-        who = holder(run.folder)
-        if who is not None:
-            raise ConfigError(f"{run.folder} is being trained by {who}; wait for it or cancel it first")
+        if (who := holder(run.point.run_dir)) is not None:
+            raise ConfigError(f"{run.point.run_dir} is being trained by {who}; wait for it or cancel it first")
     seconds = check_runs([run.point.config for run in to_train], one_batch=request.check)
     if to_train and request.check:
         print(f"checked: config, shards, folders, one batch at toy width ({seconds:.0f} s)")
@@ -182,13 +175,6 @@ def known_jobs(request: SubmitRequest) -> list[Jobs]:
     return [jobs for folder in sorted(folders | beside) if (jobs := read_jobs(folder)) is not None]
 
 
-def _check_apart(points: Sequence[Point]) -> None:
-    folders = [point.run_dir for point in points]
-    for folder in folders:
-        if folders.count(folder) > 1:
-            raise ConfigError(f"run_dir: {folder} is requested {folders.count(folder)} times; each run needs its own")
-
-
 def _check_slurm(request: SubmitRequest) -> None:
     if not slurm.available():
         raise slurm.SlurmError(
@@ -196,12 +182,6 @@ def _check_slurm(request: SubmitRequest) -> None:
         )
     check_cluster(request.cluster)
     check_spelling(request.root.absolute())
-
-
-def _active(request: SubmitRequest, ids: Iterable[str]) -> frozenset[str]:
-    if request.where != "slurm":
-        return frozenset()
-    return frozenset(job for job, info in slurm.queue(ids).items() if info.active)
 
 
 def _requested_run(point: Point, request: SubmitRequest, active: frozenset[str]) -> RequestedRun:

@@ -16,14 +16,13 @@ from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from configs.schema import ResourcesConfig, SlurmConfig
 from engine.distributed import free_port
 from launchers.cli import TRY_AGAIN
-from launchers.cluster.work import FollowJob, PretrainJob, Work
+from launchers.cluster.work import LAUNCH_VARIABLES, FollowJob, PretrainJob, Work
 
-_LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _NO_LIMIT_MIN = 60 * 24 * 365
 _POLL_S = 0.2
 
@@ -45,28 +44,23 @@ AT_ONCE = After()
 """Wait for nothing."""
 
 
-@runtime_checkable
-class Queue(Protocol):
-    """Takes jobs."""
+@dataclass(kw_only=True)
+class Queue:
+    """Takes jobs.
 
-    @property
-    def logs(self) -> Path:
-        """Folder of their output."""
-        ...
+    Attributes:
+        logs: folder of their output.
+        cluster: name for jobs.json; None without SLURM.
+        failed: ids of jobs that are known to have failed, or were left out, when `submit` comes back.
+    """
 
-    @property
-    def cluster(self) -> str | None:
-        """Name for jobs.json; None without SLURM."""
-        ...
+    logs: Path
+    cluster: str | None = None
+    failed: set[str] = field(default_factory=set)
 
     def submit(self, works: Sequence[Work], *, name: str, after: After = AT_ONCE) -> list[str]:
         """Queue an array, at least one element; an id for each."""
-        ...
-
-    @property
-    def failed(self) -> set[str]:
-        """Ids of jobs that are known to have failed when `submit` comes back."""
-        ...
+        raise NotImplementedError
 
 
 def frozen_python(code: Path) -> str:
@@ -77,12 +71,9 @@ def frozen_python(code: Path) -> str:
 @contextmanager
 def own_variables_only(hide: AbstractSet[str] = frozenset()) -> Iterator[None]:
     """Hide what a surrounding job or launcher has set: the new job would take it for its own."""
-    kept = {"SLURM_CONF"}
-    hidden = {
-        name: os.environ.pop(name)
-        for name in list(os.environ)
-        if (name.startswith(("SLURM_", "SUBMITIT_")) and name not in kept) or name in hide or name in _LAUNCH_VARIABLES
-    }
+    names = [name for name in os.environ if name.startswith(("SLURM_", "SUBMITIT_")) and name != "SLURM_CONF"]
+    names += [name for name in (*hide, *LAUNCH_VARIABLES) if name in os.environ]
+    hidden = {name: os.environ.pop(name) for name in names}
     try:
         yield
     finally:
@@ -90,27 +81,24 @@ def own_variables_only(hide: AbstractSet[str] = frozenset()) -> Iterator[None]:
 
 
 @dataclass(kw_only=True)
-class LocalQueue:
+class LocalQueue(Queue):
     """Processes on this machine, started by submitit; comes back when they are done.
 
     Attributes:
         config: processes and GPUs of a run, and how many runs at a time.
-        logs: folder of output.
         code: folder of the frozen code.
-        failed: ids of jobs that did not bring their result, or were left out.
     """
 
     config: SlurmConfig
-    logs: Path
     code: Path
-    failed: set[str] = field(default_factory=set)
-    cluster: str | None = None
 
     def submit(self, works: Sequence[Work], *, name: str, after: After = AT_ONCE) -> list[str]:
         """Run the works, `array_parallelism` at a time; Ctrl-C asks them to stop and write a checkpoint."""
         if self.failed.intersection(after.succeeded):
             print(f"{name}: left out, what it depends on has failed")
-            return self._left_out(works)
+            left_out = [f"left-out-{len(self.failed) + number}" for number in range(len(works))]
+            self.failed.update(left_out)
+            return left_out
         ids: list[str] = []
         running: list[tuple[Work, Any]] = []
         try:
@@ -154,21 +142,16 @@ class LocalQueue:
 
     def _still_running(self, running: Sequence[tuple[Work, Any]]) -> list[tuple[Work, Any]]:
         time.sleep(_POLL_S)
-        left = []
+        still_running = []
         for work, job in running:
             if not job.done():
-                left.append((work, job))
+                still_running.append((work, job))
                 continue
             good = _succeeded(job)
             print(f"{work.name}: {'done' if good else f'failed or stopped; see {job.paths.stderr}'}")
             if not good:
                 self.failed.add(str(job.job_id))
-        return left
-
-    def _left_out(self, works: Sequence[Work]) -> list[str]:
-        ids = [f"left-out-{len(self.failed) + number}" for number in range(len(works))]
-        self.failed.update(ids)
-        return ids
+        return still_running
 
 
 def _succeeded(job: Any) -> bool:
@@ -189,16 +172,8 @@ def _sigint_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-@dataclass(kw_only=True)
-class DebugQueue:
-    """This process, one work after another; what fails raises here, where a debugger sees it.
-
-    Attributes:
-        logs: of no use here; output goes to the terminal.
-    """
-
-    logs: Path
-    cluster: str | None = None
+class DebugQueue(Queue):
+    """This process, one work after another; what fails raises here, where a debugger sees it. Logs to the terminal."""
 
     def submit(self, works: Sequence[Work], *, name: str, after: After = AT_ONCE) -> list[str]:
         """Run the works here."""
@@ -210,8 +185,3 @@ class DebugQueue:
             elif isinstance(work, FollowJob):
                 work.work()
         return [f"here-{number}" for number in range(len(works))]
-
-    @property
-    def failed(self) -> set[str]:
-        """None: what fails raises."""
-        return set()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.schema import ResourcesConfig, SlurmConfig
-from launchers.cluster.queues import AT_ONCE, After, frozen_python, own_variables_only
+from launchers.cluster.queues import AT_ONCE, After, Queue, frozen_python, own_variables_only
 from launchers.cluster.work import PretrainJob, Work
 from launchers.runs import slurm
 
@@ -24,23 +24,16 @@ _SET_BY_US = frozenset(
 
 
 @dataclass(kw_only=True)
-class SlurmQueue:
-    """Job arrays by submitit and sbatch.
+class SlurmQueue(Queue):
+    """Job arrays by submitit and sbatch; nothing has run when `submit` comes back.
 
     Attributes:
         config: the cluster, and what pre-training asks for; other work gets `config.evaluate`.
-        logs: folder of output.
         code: folder of the frozen code.
     """
 
     config: SlurmConfig
-    logs: Path
     code: Path
-
-    @property
-    def cluster(self) -> str | None:
-        """Name of the cluster."""
-        return self.config.name
 
     def submit(self, works: Sequence[Work], *, name: str, after: After = AT_ONCE) -> list[str]:
         """Queue an array; pre-training is throttled to `array_parallelism` elements at a time.
@@ -61,23 +54,15 @@ class SlurmQueue:
             except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
                 raise slurm.SlurmError(f"sbatch refused {name}: {' '.join(str(error).split())}") from error
         ids = [str(job.job_id) for job in jobs]
-        self._warn(ids[0])
-        return ids
-
-    def _warn(self, job: str) -> None:
-        """What sbatch lets pass and the partition never starts."""
-        info = slurm.queue([job]).get(job)
+        # sbatch accepts jobs that their partition never starts.
+        info = slurm.queue(ids[:1]).get(ids[0])
         if info is not None and info.reason.startswith("Partition"):
             print(
-                f"job {job} cannot start as things are ({info.reason}); see sinfo. Where it asks for more than its "
+                f"job {ids[0]} cannot start as things are ({info.reason}); see sinfo. Where it asks for more than its "
                 "partition allows, cancel it and ask for less (cluster.time_min, --nodes)",
                 file=sys.stderr,
             )
-
-    @property
-    def failed(self) -> set[str]:
-        """None: nothing has run yet."""
-        return set()
+        return ids
 
 
 def sbatch_parameters(
@@ -85,6 +70,8 @@ def sbatch_parameters(
 ) -> dict[str, Any]:
     """Parameters of an array for submitit (its names for sbatch's options)."""
     training = isinstance(works[0], PretrainJob)
+    dependencies = [f"afterok:{':'.join(after.succeeded)}"] if after.succeeded else []
+    dependencies += [f"afterany:{':'.join(after.ended)}"] if after.ended else []
     asked: ResourcesConfig = config if training else config.evaluate
     parameters: dict[str, Any] = {
         "job_name": job_name(name),
@@ -92,11 +79,13 @@ def sbatch_parameters(
         "nodes": asked.nodes,
         "ntasks_per_node": asked.tasks,
         "cpus_per_task": asked.cpus_per_task,
+        # Seconds before the end; a short job still has half its time.
         "signal_delay_s": min(config.signal_s, 60 * asked.time_min // 2),
         "array_parallelism": config.array_parallelism if training else len(works),
         "setup": [*config.setup, *(_after_step([w for w in works if isinstance(w, PretrainJob)], code))],
         # srun does not take over cpus-per-task from sbatch since SLURM 22.05.
         "srun_args": [*_SURVIVORS_FINISH, f"--cpus-per-task={asked.cpus_per_task}"],
+        # Else a job stays in the queue for ever when what it waits for has failed.
         "additional_parameters": {"requeue": True, "kill-on-invalid-dep": "yes"}
         | {option: True if value.lower() == "true" else value for option, value in config.sbatch.items()},
         "partition": asked.partition or config.partition,
@@ -104,7 +93,7 @@ def sbatch_parameters(
         "qos": config.qos,
         "gpus_per_node": asked.gpus_per_node or None,
         "mem": None if asked.mem_gb is None else f"{round(asked.mem_gb * 1024)}M",
-        "dependency": _dependency(after),
+        "dependency": ",".join(dependencies) or None,
     }
     return {key: value for key, value in parameters.items() if value is not None}
 
@@ -112,12 +101,6 @@ def sbatch_parameters(
 def job_name(name: str) -> str:
     """A name that is safe in a batch script and readable in `squeue`."""
     return "tandem-" + (re.sub(r"[^A-Za-z0-9._+-]+", "-", name).strip("-")[:60] or "run")
-
-
-def _dependency(after: After) -> str | None:
-    parts = [f"afterok:{':'.join(after.succeeded)}"] if after.succeeded else []
-    parts += [f"afterany:{':'.join(after.ended)}"] if after.ended else []
-    return ",".join(parts) or None
 
 
 def _after_step(works: Sequence[PretrainJob], code: Path) -> list[str]:

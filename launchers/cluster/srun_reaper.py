@@ -8,7 +8,6 @@ itself with the process PID, the batch script's shell. No torch import.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from launchers.cli import verb_parser
 from launchers.runs import slurm
 from launchers.runs.attempts import read_attempts
 
@@ -27,17 +27,9 @@ POLL_S = 2.0
 
 
 def watch(run_dir: Path, shell: int, job: str | None, *, grace_s: float = GRACE_S, poll_s: float = POLL_S) -> int:
-    """Watch until the shell is gone or an srun had to be killed; returns how many were.
-
-    Args:
-        run_dir: folder of the run.
-        shell: process whose child srun is.
-        job: SLURM's id of this job.
-        grace_s: seconds that srun may outlive the attempt, by this machine's monotonic clock.
-        poll_s: seconds between looks.
-    """
+    """Watch until the shell, srun's parent, is gone or an srun had to be killed; returns how many were."""
     known = len(read_attempts(run_dir))
-    over_since: float | None = None
+    over_since: float | None = None  # monotonic: the clock may be set while a job runs
     while psutil.pid_exists(shell):
         attempts = read_attempts(run_dir)
         over = len(attempts) > known and attempts[-1].job == job and attempts[-1].ended is not None
@@ -66,11 +58,7 @@ def _kill(shell: int, grace_s: float) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run it."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launchers.cluster.srun_reaper",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = verb_parser("python -m launchers.cluster.srun_reaper", __doc__)
     parser.add_argument("run_dir", type=Path, help="folder of the run")
     parser.add_argument("pid", type=int, help="process of the batch script's shell")
     options = parser.parse_args(argv)

@@ -13,8 +13,8 @@ from typing import Any
 
 from configs.load import dump
 from configs.schema import PRETRAIN_CHOICES
+from launchers.cluster.evaluation_jobs import ReportJob
 from launchers.cluster.freeze import CodeState, freeze_code, freeze_run, present_code
-from launchers.cluster.plan_followups import report_job
 from launchers.cluster.plan_submission import RequestedRun, SubmissionPlan, SubmitRequest, known_jobs, plan_submission
 from launchers.cluster.queues import AT_ONCE, After, DebugQueue, LocalQueue, Queue
 from launchers.cluster.slurm_queue import SlurmQueue
@@ -25,11 +25,7 @@ from launchers.runs.job_record import Jobs, read_jobs, write_jobs
 
 
 def submit(request: SubmitRequest, *, dry_run: bool = False) -> bool:
-    """Check, freeze, queue; says on stdout what it did.
-
-    Args:
-        request: what is to be queued.
-        dry_run: stop after the checks and say what would be queued.
+    """Check, freeze, queue; says on stdout what it did, or would do: `dry_run` stops after the checks.
 
     Returns:
         Whether nothing is known to have failed; on SLURM nothing has run yet.
@@ -58,9 +54,9 @@ def new_queue(request: SubmitRequest, code: CodeState) -> Queue:
     logs = request.root.absolute() / LOGS_FOLDER
     if request.where == "debug":
         return DebugQueue(logs=logs)
-    kind = SlurmQueue if request.where == "slurm" else LocalQueue
-    queue: Queue = kind(config=request.cluster, logs=logs, code=code.folder)
-    return queue
+    if request.where == "local":
+        return LocalQueue(logs=logs, config=request.cluster, code=code.folder)
+    return SlurmQueue(logs=logs, cluster=request.cluster.name, config=request.cluster, code=code.folder)
 
 
 # ---- training
@@ -68,8 +64,8 @@ def new_queue(request: SubmitRequest, code: CodeState) -> Queue:
 
 def _train(plan: SubmissionPlan, request: SubmitRequest, queue: Queue, code: CodeState) -> list[RequestedRun]:
     """Queue pre-training: one array, and what builds on a first stage behind that; all runs, with the ids of both."""
-    training = {run.folder: run.training for run in plan.runs}
-    due = {run.folder for run in plan.to_train} | {folder for folder, job in training.items() if job is not None}
+    training = {run.point.run_dir: run.training for run in plan.runs}
+    due = {run.point.run_dir for run in plan.to_train} | {folder for folder, job in training.items() if job is not None}
     waiting = [run for run in plan.to_train if run.point.after in due]
     for runs in ([run for run in plan.to_train if run not in waiting], *([run] for run in waiting)):
         if not runs:
@@ -78,22 +74,22 @@ def _train(plan: SubmissionPlan, request: SubmitRequest, queue: Queue, code: Cod
         works = [_training_job(run, request, code) for run in runs]
         ids = queue.submit(works, name=request.name, after=AT_ONCE if first is None else After(succeeded=(first,)))
         for run, job in zip(runs, ids, strict=True):
-            training[run.folder] = job
-            write_jobs(run.folder, _with_ids(Jobs(), queue, pretrain=job))
+            training[run.point.run_dir] = job
+            write_jobs(run.point.run_dir, _with_ids(Jobs(), queue, pretrain=job))
             _print_queued(queue, f"{run.name}: training", job)
-    return [replace(run, training=training[run.folder]) for run in plan.runs]
+    return [replace(run, training=training[run.point.run_dir]) for run in plan.runs]
 
 
 def _training_job(run: RequestedRun, request: SubmitRequest, code: CodeState) -> PretrainJob:
     """Freeze what a run was asked for, and the work that trains it."""
     config = freeze_run(
-        run.folder,
+        run.point.run_dir,
         config_text=dump(run.point.config, choices=PRETRAIN_CHOICES),
         overrides=run.point.overrides,
         cluster_text=dump(request.cluster) if request.where == "slurm" else None,
         code=code,
     )
-    return PretrainJob(run_dir=str(run.folder), config=str(config), folder=str(Path.cwd()))
+    return PretrainJob(run_dir=str(run.point.run_dir), config=str(config), folder=str(Path.cwd()))
 
 
 def _with_ids(jobs: Jobs, queue: Queue, **ids: Any) -> Jobs:
@@ -107,13 +103,7 @@ def _with_ids(jobs: Jobs, queue: Queue, **ids: Any) -> Jobs:
 
 @dataclass(frozen=True, kw_only=True)
 class _FollowUps:
-    """Queues evaluations, baselines and the report of the requested runs.
-
-    Attributes:
-        request: what is to be queued.
-        queue: where jobs go.
-        active: ids of earlier jobs that are queued or running.
-    """
+    """Queues evaluations, baselines and the report of the requested runs; `active` are ids of earlier jobs."""
 
     request: SubmitRequest
     queue: Queue
@@ -173,8 +163,9 @@ class _FollowUps:
             return
         slurm.cancel(waiting)
         # All runs of the root, also those that this call does not touch.
-        folders = {run.folder for run in runs} | {found.absolute() for found in find_runs(self.request.root)}
-        report = report_job(self.request.root.absolute(), sorted(folders))
+        folders = {run.point.run_dir for run in runs} | {found.absolute() for found in find_runs(self.request.root)}
+        root = str(self.request.root.absolute())
+        report = ReportJob(root=root, run_dirs=tuple(map(str, sorted(folders))))
         # Whole arrays instead of all their elements: sbatch's line would grow with the sweep.
         after = After(ended=tuple(dict.fromkeys(map(_array, pending))))
         job = self._queued([report], f"{self.request.name}-report", after)[0]
@@ -188,7 +179,7 @@ class _FollowUps:
         return self.queue.submit(jobs, name=name, after=after) if jobs else []
 
     def _record(self, run: RequestedRun, **ids: Any) -> None:
-        write_jobs(run.folder, _with_ids(read_jobs(run.folder) or Jobs(), self.queue, **ids))
+        write_jobs(run.point.run_dir, _with_ids(read_jobs(run.point.run_dir) or Jobs(), self.queue, **ids))
 
 
 def _array(job: str) -> str:
@@ -218,7 +209,7 @@ def _print_plan(request: SubmitRequest, plan: SubmissionPlan) -> None:
     counts = f"{len(plan.to_train)} of {len(plan.runs)} runs"
     print(f"would train {counts}, each on {asked.nodes} x {asked.tasks} process(es):")
     for run in plan.to_train:
-        print(f"  {run.folder}")
+        print(f"  {run.point.run_dir}")
     elements = sum(len(run.elements) for run in plan.runs)
     if elements:
         print(f"then {elements} evaluations, random initialisation beside them, and a report in {request.root}")

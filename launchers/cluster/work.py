@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -17,7 +16,9 @@ from typing import Protocol, runtime_checkable
 from engine.preempt import StopSignals, ignore_stop_signals
 from launchers.cli import TRY_AGAIN, guarded
 from launchers.runs import slurm
-from launchers.runs.attempts import is_finished
+
+LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets; a job must not take those of the process that submits it for its own."""
 
 
 @runtime_checkable
@@ -29,11 +30,7 @@ class Work(Protocol):
         """Short, for logs and the queue."""
         ...
 
-    def done(self) -> bool:
-        """Whether its result is there already."""
-        ...
-
-    def __call__(self) -> object:
+    def __call__(self) -> None:
         """Do it. An exception, or an exit code other than 0, is a failed job."""
         ...
 
@@ -58,10 +55,6 @@ class PretrainJob:
     def name(self) -> str:
         """The run folder's own name."""
         return Path(self.run_dir).name
-
-    def done(self) -> bool:
-        """Whether the run's last attempt got to the end."""
-        return is_finished(self.run_dir)
 
     def __call__(self) -> None:
         """Train; leaves with the exit code of `tandem pretrain` where that is not 0."""
@@ -90,12 +83,7 @@ class PretrainJob:
 
 @dataclass(frozen=True, kw_only=True)
 class FollowJob:
-    """An evaluation, a baseline or a report, begun in the folder of submission.
-
-    Attributes:
-        work: what `launchers.cluster.plan_followups` made.
-        folder: where the submission was made.
-    """
+    """An evaluation, a baseline or a report (`launchers.cluster.evaluation_jobs`), in the folder of its submission."""
 
     work: Work
     folder: str
@@ -105,10 +93,6 @@ class FollowJob:
         """The name of its work."""
         return self.work.name
 
-    def done(self) -> bool:
-        """Whether the result of its work is there."""
-        return self.work.done()
-
     def __call__(self) -> None:
         """Do the work; known errors end with one line and their exit code."""
         # submitit's handlers wait for a pre-emption that it would answer by queueing again; an evaluation just
@@ -116,15 +100,15 @@ class FollowJob:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         slurm.stop_with_slurmstepd()
         os.chdir(self.folder)
-        _work_alone()
-        code = guarded(lambda _: _zero(self.work), [])
+        for name in LAUNCH_VARIABLES:  # one process, whatever started the one that submits it
+            os.environ.pop(name, None)
+        code = guarded(self._measure, [])
         if code != 0:
             sys.exit(code)
 
-
-def _zero(work: Callable[[], object]) -> int:
-    work()
-    return 0
+    def _measure(self, _: list[str]) -> int:
+        self.work()
+        return 0
 
 
 def _meet_local_peers(port: int) -> None:
@@ -143,9 +127,3 @@ def _meet_local_peers(port: int) -> None:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port),
     )
-
-
-def _work_alone() -> None:
-    """Forget a surrounding launch: a follow-up is one process, whatever started the one that submits it."""
-    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
-        os.environ.pop(name, None)

@@ -43,6 +43,7 @@ def class_palette(num_classes: int) -> UInt8[np.ndarray, "classes 3"]:
     """Colours that are told apart: golden-ratio steps of hue, three alternating brightnesses. Stable by index."""
     palette = np.zeros((num_classes, 3), dtype=np.uint8)
     for c in range(num_classes):
+        # Golden ratio: neighbours in index lie far apart in hue.
         hue, value = (0.61803398875 * c + 0.58) % 1.0, (1.0, 0.72, 0.88)[c % 3]
         palette[c] = np.round(np.array(colorsys.hsv_to_rgb(hue, (0.75, 0.55, 0.9)[c % 3], value)) * 255)
     return palette

@@ -23,7 +23,6 @@ class RunCurve:
     """One line of a chart.
 
     Attributes:
-        name: of the run.
         steps: x values, rising.
         values: y values; not finite where the run has none (the line is broken there).
     """
@@ -53,10 +52,8 @@ class Chart:
     """What the page draws of one metric.
 
     Attributes:
-        title: of the figure.
         x_ticks: (place, label) along the horizontal axis.
         y_ticks: (place, label) along the vertical axis; a grid line at each.
-        lines: the runs.
     """
 
     title: str
@@ -70,13 +67,7 @@ class Chart:
 
 
 def chart(title: str, curves: Sequence[RunCurve], colours: Mapping[str, int]) -> Chart | None:
-    """One chart; None if there is not one finite value.
-
-    Args:
-        title: of the figure.
-        curves: lines.
-        colours: number of each run's colour, from 0.
-    """
+    """One chart, runs in their numbered colours (from 0); None if there is not one finite value."""
     curves = [thinned(curve) for curve in curves]
     points = [(x, y) for c in curves for x, y in zip(c.steps, c.values, strict=True) if math.isfinite(y)]
     if not points:
@@ -113,6 +104,7 @@ def ticks(low: float, high: float, target: int = 4) -> list[float]:
     rough = (high - low) / target
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1.0, 2.0, 2.5, 5.0, 10.0) if m * power >= rough * (1 - 1e-9))
+    # Rounding must not add a tick beyond the ends.
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [k * step for k in range(first, last + 1)]
 

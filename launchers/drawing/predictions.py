@@ -15,7 +15,7 @@ from common.files import replace_file
 from data.sample import Batch
 from engine.downstream.depth import DepthConfig, predicted_depth
 from launchers.drawing.canvas import RgbImage, captioned, class_colours, enlarge, enlargement, jpeg_bytes, tiled
-from launchers.drawing.views import depth_view
+from launchers.drawing.scenes import depth_view
 from launchers.runs.files import EVALUATIONS, PREDICTIONS_FOLDER
 
 _WIDTH_PX = 480
@@ -23,12 +23,9 @@ _WIDTH_PX = 480
 
 
 def draw_predictions(batch: Batch, output: Float[Tensor, "I C H W"], limits: DepthConfig) -> RgbImage:
-    """A row for each image: the image, the truth, the prediction.
+    """A row for each image of one sample: the image, the truth, the prediction.
 
-    Args:
-        batch: one sample with its ground truth, depth or classes.
-        output: of the network: log depth, or scores of the classes.
-        limits: of depths.
+    The output is log depth (drawn within the limits) or scores of classes, whichever ground truth the batch has.
     """
     images = batch.need("images", by="a picture of predictions")
     cells = []
@@ -62,11 +59,11 @@ def read_predictions(run: Path) -> Mapping[str, RgbImage]:
 
     One that cannot be read is left out: it is no number.
     """
-    found = {}
+    pictures = {}
     for path in sorted(run.glob(f"{PREDICTIONS_FOLDER}/*.jpg")) + sorted(
         run.glob(f"{EVALUATIONS}/*/{PREDICTIONS_FOLDER}/*.jpg")
     ):
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is not None:
-            found[path.stem] = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-    return found
+            pictures[path.stem] = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+    return pictures

@@ -33,7 +33,7 @@ def recall_figure(errors: Mapping[str, Mapping[str, Sequence[float | None]]]) ->
         errors: name -> "rte_m" and "rre_deg" -> error of each image, None where no pose was found.
     """
     figure = Figure(figsize=(9, 3.6), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
+    FigureCanvasAgg(figure)  # not pyplot, which looks for a display and keeps figures alive
     for axes, (key, title, limit) in zip(figure.subplots(1, 2), _PANELS, strict=True):
         columns = {name: _column(entry[key]) for name, entry in errors.items()}
         finite = [value for column in columns.values() for value in column.tolist() if math.isfinite(value)]

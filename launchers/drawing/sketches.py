@@ -1,4 +1,4 @@
-"""Draws what methods want to show: `models.visuals` in, uint8 RGB images out. No drawing here knows a method.
+"""Draws the sketches of methods: `models.visuals` in, uint8 RGB images out. No drawing here knows a method.
 
 Letters: n values, H W pixels.
 """
@@ -6,8 +6,7 @@ Letters: n values, H W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -15,22 +14,9 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from data.sample import Batch
-from launchers.drawing.canvas import (
-    FOREGROUND,
-    UNLABELLED,
-    RgbImage,
-    blend,
-    boundaries,
-    captioned,
-    class_palette,
-    dimmed,
-    enlarge,
-    enlarged_uv,
-    enlargement,
-    turbo,
-    with_scale,
-)
-from launchers.drawing.views import birds_eye_uv, birds_eye_view, projection_view
+from launchers.drawing import canvas
+from launchers.drawing.canvas import RgbImage
+from launchers.drawing.scenes import birds_eye_uv, birds_eye_view, projection_view
 from models.visuals import MatchSketch, PixelSketch, PointSketch, ProjectionSketch, Scale, Sketch
 
 WIDTH_PX = 640
@@ -45,7 +31,7 @@ _USUAL_M = 12.0
 
 @runtime_checkable
 class Sketcher(Protocol):
-    """An objective with something to show."""
+    """An objective that makes sketches."""
 
     def sketches(self, batch: Batch) -> Mapping[str, Sketch]:
         """Of a batch of one sample, by name."""
@@ -58,16 +44,13 @@ def draw(sketch: Sketch) -> RgbImage:
         return _points(sketch)
     if isinstance(sketch, PixelSketch):
         return _pixels(sketch)
-    if isinstance(sketch, ProjectionSketch):
-        return _projection(sketch)
-    return _matches(sketch)
+    return _projection(sketch) if isinstance(sketch, ProjectionSketch) else _matches(sketch)
 
 
 # ---- colours
 
 
-@dataclass(frozen=True)
-class _Colours:
+class _Colours(NamedTuple):
     """Colours of values, and the ends of their scale (None for labels, which have none)."""
 
     rgb: UInt8[np.ndarray, "n 3"]
@@ -76,7 +59,7 @@ class _Colours:
 
     def scaled(self, view: RgbImage) -> RgbImage:
         """The view with its scale below."""
-        return view if self.ends is None else with_scale(view, *self.ends, self.unit)
+        return view if self.ends is None else canvas.with_scale(view, *self.ends, self.unit)
 
 
 def _coloured(values: Float[np.ndarray, " n"], scale: Scale) -> _Colours:
@@ -85,20 +68,14 @@ def _coloured(values: Float[np.ndarray, " n"], scale: Scale) -> _Colours:
     if scale == "labels":
         known &= values >= 0
         ids = np.where(known, values, 0).astype(np.int64)
-        rgb = class_palette(int(ids.max(initial=0)) + 1)[ids]
+        rgb = canvas.class_palette(int(ids.max(initial=0)) + 1)[ids]
         ends = None
     else:
-        ends = _FIXED_ENDS.get(scale) or _ends(values[known])
-        rgb = turbo(values, *ends)
-    rgb[~known] = UNLABELLED
+        low, high = (values[known].min(), values[known].max()) if known.any() else (0.0, 1.0)
+        ends = _FIXED_ENDS.get(scale) or (float(low), max(float(high), float(low) + 1e-6))
+        rgb = canvas.turbo(values, *ends)
+    rgb[~known] = canvas.UNLABELLED
     return _Colours(rgb, ends, "m" if scale == "metres" else "")
-
-
-def _ends(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
-    if len(values) == 0:
-        return 0.0, 1.0
-    low, high = float(values.min()), float(values.max())
-    return low, max(high, low + 1e-6)
 
 
 # ---- sketches
@@ -110,22 +87,22 @@ def _points(sketch: PointSketch) -> RgbImage:
     range_m = _reach(points)
     view = birds_eye_view(points, colours.rgb, range_m=range_m, size_px=WIDTH_PX)
     if sketch.marked is not None:
-        marked = _bools(sketch.marked)
+        marked = sketch.marked.cpu().numpy()
         view = _ringed(view, birds_eye_uv(points[marked], range_m=range_m, size_px=WIDTH_PX), colours.rgb[marked])
-    return captioned(colours.scaled(view), sketch.caption)
+    return canvas.captioned(colours.scaled(view), sketch.caption)
 
 
 def _pixels(sketch: PixelSketch) -> RgbImage:
     image, values = _rgb(sketch.image), _floats(sketch.values)
     colours = _coloured(values.ravel(), sketch.scale)
-    factor = enlargement((image.shape[0], image.shape[1]), WIDTH_PX)
+    factor = canvas.enlargement((image.shape[0], image.shape[1]), WIDTH_PX)
     labels = sketch.scale == "labels"
-    heat = enlarge(colours.rgb.reshape(image.shape), factor, smooth=not labels)
-    view = blend(enlarge(dimmed(image, 0.9), factor), heat, 0.5 if labels else 0.6)
+    heat = canvas.enlarge(colours.rgb.reshape(image.shape), factor, smooth=not labels)
+    view = canvas.blend(canvas.enlarge(canvas.dimmed(image, 0.9), factor), heat, 0.5 if labels else 0.6)
     if labels:
         ids = np.nan_to_num(values, nan=-1.0).astype(np.int64)
-        view[boundaries(np.kron(ids, np.ones((factor, factor), dtype=np.int64)))] = FOREGROUND
-    return captioned(colours.scaled(view), sketch.caption)
+        view[canvas.boundaries(np.kron(ids, np.ones((factor, factor), dtype=np.int64)))] = canvas.FOREGROUND
+    return canvas.captioned(colours.scaled(view), sketch.caption)
 
 
 def _projection(sketch: ProjectionSketch) -> RgbImage:
@@ -138,29 +115,29 @@ def _projection(sketch: ProjectionSketch) -> RgbImage:
     caption = sketch.caption
     if not inside.all():
         caption += f" ({int((~inside).sum())} of {len(inside)} outside the image)"
-    return captioned(colours.scaled(view), caption)
+    return canvas.captioned(colours.scaled(view), caption)
 
 
 def _matches(sketch: MatchSketch) -> RgbImage:
-    image, found, true = _rgb(sketch.image), _floats(sketch.found), _floats(sketch.true)
-    finite = np.isfinite(found).all(axis=1) & np.isfinite(true).all(axis=1)
-    found, true = found[finite], true[finite]
-    length = np.linalg.norm(found - true, axis=1)
+    image, matched, true = _rgb(sketch.image), _floats(sketch.found), _floats(sketch.true)
+    finite = np.isfinite(matched).all(axis=1) & np.isfinite(true).all(axis=1)
+    matched, true = matched[finite], true[finite]
+    length = np.linalg.norm(matched - true, axis=1)
     high = max(1.0, float(np.percentile(length, 95))) if len(length) else 1.0
-    factor = enlargement((image.shape[0], image.shape[1]), WIDTH_PX)
-    view = enlarge(dimmed(image, 0.6), factor)
-    shown = np.arange(len(length))[:: max(1, -(-len(length) // MAX_LINES))]
+    factor = canvas.enlargement((image.shape[0], image.shape[1]), WIDTH_PX)
+    view = canvas.enlarge(canvas.dimmed(image, 0.6), factor)
+    shown = np.arange(len(length))[:: max(1, -(-len(length) // MAX_LINES))]  # rounded up: at most MAX_LINES remain
     shown = shown[np.argsort(-length[shown], kind="stable")]  # short lines over long ones
-    colours = turbo(length[shown], 0.0, high)
-    _draw_lines(view, enlarged_uv(true[shown], factor), enlarged_uv(found[shown], factor), colours)
+    colours = canvas.turbo(length[shown], 0.0, high)
+    _draw_lines(view, canvas.enlarged_uv(true[shown], factor), canvas.enlarged_uv(matched[shown], factor), colours)
     middle = f", median {np.median(length):.1f} px of {len(length)}" if len(length) else ", none"
-    return captioned(with_scale(view, 0.0, high, "px"), sketch.caption + middle)
+    return canvas.captioned(canvas.with_scale(view, 0.0, high, "px"), sketch.caption + middle)
 
 
 def _draw_lines(
     view: RgbImage, start: Float[np.ndarray, "n 2"], end: Float[np.ndarray, "n 2"], colours: UInt8[np.ndarray, "n 3"]
 ) -> None:
-    """Lines into `view`, a dot where each starts. Ends far outside are brought near: OpenCV's integers overflow."""
+    """Lines into `view`, a dot where each starts; ends far outside are clipped, since OpenCV's integers overflow."""
     reach = 4.0 * max(view.shape[:2])
     for a, b, colour in zip(np.clip(start, -reach, reach), np.clip(end, -reach, reach), colours.tolist(), strict=True):
         at = (round(float(a[0])), round(float(a[1])))
@@ -174,7 +151,7 @@ def _ringed(view: RgbImage, uv: Float[np.ndarray, "n 2"], colours: UInt8[np.ndar
     radius = 4 if len(uv) <= 200 else 2
     here = _inside(uv, view)
     for (u, v), colour in zip(np.round(uv[here]).astype(int).tolist(), colours[here].tolist(), strict=True):
-        cv2.circle(ringed, (u, v), radius + 1, FOREGROUND, -1, cv2.LINE_AA)
+        cv2.circle(ringed, (u, v), radius + 1, canvas.FOREGROUND, -1, cv2.LINE_AA)
         cv2.circle(ringed, (u, v), radius, colour, -1, cv2.LINE_AA)
     return np.asarray(ringed)
 
@@ -194,10 +171,6 @@ def _inside(uv: Float[np.ndarray, "n 2"], image: RgbImage) -> Bool[np.ndarray, "
 
 def _floats(tensor: Tensor) -> np.ndarray:
     return np.asarray(tensor.detach().cpu().double().numpy())
-
-
-def _bools(tensor: Tensor) -> Bool[np.ndarray, " n"]:
-    return np.asarray(tensor.detach().cpu().numpy())
 
 
 def _rgb(image: Tensor) -> RgbImage:

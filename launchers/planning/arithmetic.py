@@ -1,4 +1,4 @@
-"""What a run costs on so many processes: arithmetic on counts, without torch, data or a cluster.
+"""What a run costs on N processes: arithmetic on counts, without torch, data or a cluster.
 
 Letters: N processes, P elements of trainable parameters, F of frozen ones, w bytes an element of the weights (4; 2 in
 `bf16_native`), g bytes an element of the gradients (as w), m numbers of optimizer state an element (AdamW 2, SGD with
@@ -8,6 +8,7 @@ momentum 1, without 0), a micro-batches an update.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 FP32 = 4
 """Bytes."""
@@ -54,10 +55,9 @@ class Data:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRun:
-    """The settings that cost something.
+    """The settings that a plan depends on.
 
     Attributes:
-        nodes: machines.
         processes_per_node: one a GPU.
         micro_batch_size: samples a process in a forward pass.
         accumulation_steps: a.
@@ -70,9 +70,13 @@ class PlannedRun:
         shards_per_group: shards that are shuffled with each other.
         sync_bn: statistics over all processes.
         contrast_rows: rows a process brings to the loss where negatives are gathered; 0 where they are not.
-        embedding_dim: their dimensions.
         bucket_numel: elements that ZeRO reduces at a time.
-        overlap: ZeRO reduces while the backward pass goes on, with a second bucket.
+        overlap: ZeRO reduces during the backward pass, with a second bucket.
+        epochs: passes over the data; None where updates were asked for.
+        lr_factor: peak learning rate over the configured one.
+        warmup_steps: updates of the schedule's warm-up.
+        checkpoint_every_s: asked for, the shorter of steps and minutes; None without step time or without either.
+        keep: checkpoints that stay.
     """
 
     nodes: int
@@ -91,6 +95,12 @@ class PlannedRun:
     embedding_dim: int = 0
     bucket_numel: int = 0
     overlap: bool = False
+    epochs: int | None = None
+    lr_factor: float = 1.0
+    warmup_steps: int = 0
+    checkpoint_every_s: float | None = None
+    keep: int = 1
+    chunk_rows: int | None = None
 
     @property
     def world_size(self) -> int:
@@ -98,14 +108,9 @@ class PlannedRun:
         return self.nodes * self.processes_per_node
 
     @property
-    def samples_per_process(self) -> int:
-        """Of one update."""
-        return self.micro_batch_size * self.accumulation_steps
-
-    @property
     def global_batch(self) -> int:
         """Samples of one update."""
-        return self.samples_per_process * self.world_size
+        return self.micro_batch_size * self.accumulation_steps * self.world_size
 
     @property
     def readers(self) -> int:
@@ -116,8 +121,7 @@ class PlannedRun:
 # ---- memory
 
 
-@dataclass(frozen=True, kw_only=True)
-class Memory:
+class Memory(NamedTuple):
     """Bytes a process that ZeRO's stage decides about; activations come on top and only a run shows them.
 
     Attributes:
@@ -139,7 +143,7 @@ class Memory:
     @property
     def total(self) -> float:
         """All of it."""
-        return self.weights + self.frozen + self.gradients + self.masters + self.optimizer + self.buckets
+        return sum(self)
 
 
 def memory(model: Model, run: PlannedRun) -> Memory:
@@ -158,6 +162,7 @@ def memory(model: Model, run: PlannedRun) -> Memory:
     """
     n, stage, weights = run.world_size, run.zero_stage, float(run.weight_bytes * model.trainable)
     share = 1 / n if stage > 0 else 1.0
+    # Gathered weights that ZeRO-3 does not release between the forward and the backward pass.
     frozen = float(run.weight_bytes * model.frozen)
     live = weights if model.trainable < GATHERED_ONCE_NUMEL else 0.0
     return Memory(
@@ -166,6 +171,7 @@ def memory(model: Model, run: PlannedRun) -> Memory:
         gradients=weights if stage < 2 else weights / n,
         masters=FP32 * model.trainable * share if stage > 0 else 0.0,
         optimizer=FP32 * run.optimizer_numbers * model.trainable * share,
+        # One is sent while the other fills.
         buckets=float(run.bucket_numel * run.weight_bytes * (2 if run.overlap else 1)) if stage > 0 else 0.0,
     )
 
@@ -173,8 +179,7 @@ def memory(model: Model, run: PlannedRun) -> Memory:
 # ---- traffic
 
 
-@dataclass(frozen=True, kw_only=True)
-class Traffic:
+class Traffic(NamedTuple):
     """What a process receives (and sends as much of) in one update, bytes, and how many collectives that takes.
 
     Attributes:
@@ -216,7 +221,7 @@ def traffic(model: Model, run: PlannedRun) -> Traffic:
     f, a = (run.world_size - 1) / run.world_size, run.accumulation_steps
     weights = float(run.weight_bytes * model.trainable)
     split = float(run.weight_bytes * (model.trainable - model.whole_numel))
-    gathers = 1 if model.trainable < GATHERED_ONCE_NUMEL else 2
+    gathers = 1 if model.trainable < GATHERED_ONCE_NUMEL else 2  # again for the backward pass
     gradient_factor = {0: 2.0, 1: 2.0, 2: 2.0 * a, 3: 1.0 * a}[run.zero_stage]
     gathered = {0: 0.0, 1: weights, 2: weights, 3: split * gathers * a + (weights - split)}[run.zero_stage]
     synced = run.sync_bn and run.world_size > 1
@@ -224,18 +229,14 @@ def traffic(model: Model, run: PlannedRun) -> Traffic:
     return Traffic(
         gradients=gradient_factor * f * weights,
         weights=f * gathered,
+        # An all-reduce moves 2 f times the size of what it reduces.
         norms=a * sum(2 * f * FP32 * (4 * c + 1) for c in model.norm_channels) if synced else 0.0,
         negatives=a * (rows * (run.world_size - 1) + 2 * f * rows * run.world_size),
         small_collectives=3 * a * len(model.norm_channels) if synced else 0,
     )
 
 
-def similarity_bytes(run: PlannedRun, chunk_rows: int | None) -> float:
-    """fp32 similarities of one process's rows with those of all: what gathered negatives cost in memory.
-
-    Args:
-        run: the settings.
-        chunk_rows: rows at a time, None for all.
-    """
-    rows = min(run.contrast_rows, chunk_rows or run.contrast_rows)
+def similarity_bytes(run: PlannedRun) -> float:
+    """fp32 similarities of one process's rows (of one chunk at a time) with all: memory of gathered negatives."""
+    rows = min(run.contrast_rows, run.chunk_rows or run.contrast_rows)
     return float(FP32 * rows * run.contrast_rows * run.world_size)

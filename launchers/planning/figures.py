@@ -34,46 +34,19 @@ class StepTime:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
-    """Settings that decide how a run goes on rather than what it weighs.
-
-    Attributes:
-        epochs: passes over the data; None where updates were asked for.
-        lr_factor: peak learning rate over the configured one.
-        warmup_steps: of the schedule.
-        checkpoint_every_s: asked for, the shorter of steps and minutes; None without step time or without either.
-        keep: checkpoints that stay.
-        chunk_rows: of a contrastive loss.
-    """
-
-    epochs: int | None
-    lr_factor: float
-    warmup_steps: int
-    checkpoint_every_s: float | None
-    keep: int
-    chunk_rows: int | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class Plan:
     """Everything that is known of a run before it runs.
 
     Attributes:
-        model: its sizes.
-        data: the set's sizes.
-        run: the settings that cost something.
-        course: the other settings.
         step: measured update; None leaves times and rates out.
         write_bytes_per_s: of the file system, for checkpoints; None if not known.
         network_bytes_per_s: of each process, for collectives; None if not known.
-        gpu_hours_per_failure: of the cluster.
         restart_s: from a failure to the first new update.
     """
 
     model: Model
     data: Data
     run: PlannedRun
-    course: Course
     step: StepTime | None = None
     write_bytes_per_s: float | None = None
     network_bytes_per_s: float | None = None

@@ -29,18 +29,13 @@ the cost of fsync."""
 
 
 def step_here(config: PretrainConfig, objective: Objective, cameras: int) -> StepTime:
-    """Train a few updates in this process, and time the teacher beside them.
-
-    Args:
-        config: of the run; its shards must be there.
-        objective: built from it.
-        cameras: of each sample.
-    """
+    """Train a few updates in this process on the run's shards, and time the teacher beside them."""
     with tempfile.TemporaryDirectory() as folder:
         measured = dataclasses.replace(
             config,
             run_dir=folder,
             schedule=dataclasses.replace(config.schedule, steps=MEASURED_STEPS, warmup_steps=0),
+            # Nothing but training between two log lines.
             checkpoint=dataclasses.replace(config.checkpoint, every_steps=0, every_min=0.0, keep_every=0),
             monitor=dataclasses.replace(config.monitor, log_every=1, picture_every=0, tensorboard=False),
         )
@@ -92,7 +87,7 @@ def teacher_time(config: PretrainConfig, objective: Objective, cameras: int) -> 
 def measured_writing(run_dir: Path) -> float | None:
     """Bytes a second of writing, fsync and hashing in the nearest folder that exists; None where it is not writable."""
     folder = next(parent for parent in (run_dir, *run_dir.absolute().parents) if parent.is_dir())
-    block = os.urandom(2**20)
+    block = os.urandom(2**20)  # random, since a file system that compresses would look faster
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".plan_") as file:
             began = time.perf_counter()

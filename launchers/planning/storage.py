@@ -6,7 +6,7 @@ Letters as in `launchers.planning.arithmetic`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from launchers.planning.arithmetic import FP32, Data, Model, PlannedRun
 
@@ -15,8 +15,7 @@ EPOCHS_HELD = 2
 """Permutations that each reading process keeps (`data.order.SampleOrder`)."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reading:
+class Reading(NamedTuple):
     """The load on the file system.
 
     Attributes:
@@ -42,40 +41,25 @@ def reading(data: Data, run: PlannedRun) -> Reading:
     opens each once; a set of no more shards than a reader keeps open is opened once and for all.
     """
     in_flight = run.world_size * run.micro_batch_size * (1 + run.workers * run.prefetch)
-    order = EPOCHS_HELD * INDEX_BYTES * data.samples * run.processes_per_node * max(run.workers, 1)
+    order_bytes = float(EPOCHS_HELD * INDEX_BYTES * data.samples * run.processes_per_node * max(run.workers, 1))
     if data.shards is None:
-        return Reading(
-            in_flight=in_flight,
-            shards_open=None,
-            readers_per_shard=None,
-            opens_per_sample=1.0,
-            order_bytes_per_node=float(order),
-        )
+        return Reading(in_flight, None, None, opens_per_sample=1.0, order_bytes_per_node=order_bytes)
     in_group = min(run.shards_per_group, data.shards)
     group = data.samples / data.shards * in_group
     shards_open = min(data.shards, in_group * (math.ceil(in_flight / group) + 1))
     each = group / run.readers
     different = in_group * (1 - (1 - 1 / in_group) ** each)
-    return Reading(
-        in_flight=in_flight,
-        shards_open=shards_open,
-        readers_per_shard=run.readers / shards_open,
-        opens_per_sample=0.0 if data.shards <= data.open_limit else min(1.0, different / each),
-        order_bytes_per_node=float(order),
-    )
+    # A set that fits into the reader's cache of open files costs opens at the start only.
+    opens = 0.0 if data.shards <= data.open_limit else min(1.0, different / each)
+    return Reading(in_flight, shards_open, run.readers / shards_open, opens, order_bytes)
 
 
-# ---- checkpoints
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class Checkpoint(NamedTuple):
     """One checkpoint on disk, bytes.
 
     Attributes:
         weights: weights.safetensors.
         optimizer: the optimizer's shards in all rank files together.
-        files: how many.
     """
 
     weights: float
@@ -98,17 +82,14 @@ def checkpoint(model: Model, run: PlannedRun) -> Checkpoint:
     return Checkpoint(
         weights=float(FP32 * (model.trainable + model.frozen) + model.buffer_bytes),
         optimizer=float(FP32 * (run.optimizer_numbers + masters) * model.trainable),
-        files=run.world_size + 4,
+        files=run.world_size + 4,  # one a rank; weights, config, state, checksums
     )
 
 
 def best_interval_s(checkpoint_s: float, between_failures_s: float) -> float:
     """Seconds of training between checkpoints that lose the least time: sqrt(2 C M).
 
-    Args:
-        checkpoint_s: C, time that one takes.
-        between_failures_s: M, mean time between failures of the job.
-
+    C is the time that one takes, M the mean time between failures of the job.
     Source: Young (CACM 1974); Daly (FGCS 2006) adds terms that matter only where C is no longer small against M.
     """
     return math.sqrt(2 * checkpoint_s * between_failures_s)
@@ -117,12 +98,7 @@ def best_interval_s(checkpoint_s: float, between_failures_s: float) -> float:
 def lost_share(checkpoint_s: float, interval_s: float, between_failures_s: float, restart_s: float) -> float:
     """Share of the time that checkpoints, repeated work and restarts cost: C / t + (t / 2 + R) / M.
 
-    Args:
-        checkpoint_s: C.
-        interval_s: t, training between two checkpoints.
-        between_failures_s: M.
-        restart_s: R, from a failure to the first new update.
-
+    t is the training between two checkpoints, R the time from a failure to the first new update.
     Source: Young (CACM 1974), with the restart added as in Daly (FGCS 2006), first order.
     """
     return checkpoint_s / interval_s + (interval_s / 2 + restart_s) / between_failures_s

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
-from launchers.drawing.set_summary import human_bytes
+from launchers.drawing.set_tables import human_bytes
 from launchers.planning import arithmetic, storage
 from launchers.planning.figures import DAY_S, Plan
 
 
-@dataclass(frozen=True)
-class Row:
+class PlanRow(NamedTuple):
     """One figure.
 
     Attributes:
-        name: what.
         value: number for scripts; None if not known.
-        text: for people.
-        note: how to read it.
     """
 
     name: str
@@ -27,7 +24,7 @@ class Row:
     note: str = ""
 
 
-def sections(plan: Plan) -> dict[str, list[Row]]:
+def sections(plan: Plan) -> dict[str, list[PlanRow]]:
     """All figures, by section."""
     return {
         "batches": _batches(plan),
@@ -39,122 +36,109 @@ def sections(plan: Plan) -> dict[str, list[Row]]:
     }
 
 
-def _batches(plan: Plan) -> list[Row]:
-    run = plan.run
+def _row(name: str, value: int | float | None, text: Callable[[float], str], note: str = "") -> PlanRow:
+    return PlanRow(name, value, "–" if value is None else text(value), note)
+
+
+_count = "{:,}".format
+_decimal = "{:,.1f}".format
+
+
+def _rate(bytes_per_s: float) -> str:
+    return f"{human_bytes(bytes_per_s)}/s"
+
+
+def _batches(plan: Plan) -> list[PlanRow]:
+    run, samples = plan.run, plan.data.samples
+    parts = f"{run.micro_batch_size} x {run.accumulation_steps} micro-batches x {run.world_size}"
     return [
-        _count("processes", run.world_size, f"{run.nodes} nodes x {run.processes_per_node}"),
-        _count(
-            "samples an update",
-            run.global_batch,
-            f"{run.micro_batch_size} x {run.accumulation_steps} micro-batches x {run.world_size}",
-        ),
-        _count("samples an epoch", plan.data.samples),
-        Row("samples a process, epoch", s := plan.data.samples / run.world_size, f"{s:,.1f}"),
-        Row("updates an epoch", plan.steps_per_epoch, f"{plan.steps_per_epoch:,.1f}"),
-        _count("updates", run.num_steps),
-        Row("learning rate x", plan.course.lr_factor, f"{plan.course.lr_factor:g}", "by the linear rule"),
+        _row("processes", run.world_size, _count, f"{run.nodes} nodes x {run.processes_per_node}"),
+        _row("samples an update", run.global_batch, _count, parts),
+        _row("samples an epoch", samples, _count),
+        _row("samples a process, epoch", samples / run.world_size, _decimal),
+        _row("updates an epoch", plan.steps_per_epoch, _decimal),
+        _row("updates", run.num_steps, _count),
+        _row("learning rate x", run.lr_factor, "{:g}".format, "by the linear rule"),
     ]
 
 
-def _reading(plan: Plan) -> list[Row]:
-    read, data = storage.reading(plan.data, plan.run), plan.data
-    rate = plan.samples_per_s
+def _reading(plan: Plan) -> list[PlanRow]:
+    read, data, rate = storage.reading(plan.data, plan.run), plan.data, plan.samples_per_s
     rows = [
-        _count("readers", plan.run.readers, f"{plan.run.workers} loader workers a process"),
-        _count("samples in flight", read.in_flight, "in training or made ready"),
+        _row("readers", plan.run.readers, _count, f"{plan.run.workers} loader workers a process"),
+        _row("samples in flight", read.in_flight, _count, "in training or made ready"),
     ]
-    if data.shards is not None and read.shards_open is not None and read.readers_per_shard is not None:
+    if data.shards is not None:
         rows += [
-            _count("shards", data.shards, f"{data.samples / data.shards:,.0f} samples each"),
-            _count("shards open at once", read.shards_open, f"{read.readers_per_shard:.1f} readers each"),
+            _row("shards", data.shards, _count, f"{data.samples / data.shards:,.0f} samples each"),
+            _row("shards open at once", read.shards_open, _count, f"{read.readers_per_shard:.1f} readers each"),
         ]
+    bytes_per_s = None if rate is None else rate * data.bytes_per_sample
     return [
         *rows,
-        _bytes("read a sample", data.bytes_per_sample),
-        _rate("read, all processes", None if rate is None else rate * data.bytes_per_sample),
-        _rate("read, each node", None if rate is None else rate * data.bytes_per_sample / plan.run.nodes),
-        _per_s("reads", rate),
-        _per_s("file opens", None if rate is None else rate * read.opens_per_sample),
-        _bytes("order of samples, each node", read.order_bytes_per_node, "two epochs in every reader"),
+        _row("read a sample", data.bytes_per_sample, human_bytes),
+        _row("read, all processes", bytes_per_s, _rate),
+        _row("read, each node", None if bytes_per_s is None else bytes_per_s / plan.run.nodes, _rate),
+        _row("reads a second", rate, _decimal),
+        _row("file opens a second", None if rate is None else rate * read.opens_per_sample, _decimal),
+        _row("order of samples, each node", read.order_bytes_per_node, human_bytes, "two epochs in every reader"),
     ]
 
 
-def _memory(plan: Plan) -> list[Row]:
+def _memory(plan: Plan) -> list[PlanRow]:
     used = arithmetic.memory(plan.model, plan.run)
     return [
-        _count("trainable parameters", plan.model.trainable),
-        _bytes("weights", used.weights),
-        _bytes("frozen weights, buffers", used.frozen),
-        _bytes("gradients", used.gradients),
-        _bytes("fp32 copy, its share", used.masters),
-        _bytes("optimizer, its share", used.optimizer),
-        _bytes("ZeRO's buckets", used.buckets),
-        _bytes("together", used.total, "without activations"),
+        _row("trainable parameters", plan.model.trainable, _count),
+        _row("weights", used.weights, human_bytes),
+        _row("frozen weights, buffers", used.frozen, human_bytes),
+        _row("gradients", used.gradients, human_bytes),
+        _row("fp32 copy, its share", used.masters, human_bytes),
+        _row("optimizer, its share", used.optimizer, human_bytes),
+        _row("ZeRO's buckets", used.buckets, human_bytes),
+        _row("together", used.total, human_bytes, "without activations"),
     ]
 
 
-def _network(plan: Plan) -> list[Row]:
-    sent = arithmetic.traffic(plan.model, plan.run)
-    rate = None if plan.step_s is None else sent.total / plan.step_s
+def _network(plan: Plan) -> list[PlanRow]:
+    sent, network_s = arithmetic.traffic(plan.model, plan.run), plan.network_s
+    latency = f"{sent.small_collectives} small collectives: latency counts"
     return [
-        _bytes("gradients an update", sent.gradients),
-        _bytes("weights an update", sent.weights),
-        _bytes("BatchNorm an update", sent.norms, f"{sent.small_collectives} small collectives: latency counts"),
-        _bytes("negatives an update", sent.negatives),
-        _rate("together", rate),
-        _duration("at full bandwidth, update", plan.network_s, "if nothing overlaps; included in the times"),
+        _row("gradients an update", sent.gradients, human_bytes),
+        _row("weights an update", sent.weights, human_bytes),
+        _row("BatchNorm an update", sent.norms, human_bytes, latency),
+        _row("negatives an update", sent.negatives, human_bytes),
+        _row("together", None if plan.step_s is None else sent.total / plan.step_s, _rate),
+        _row("at full bandwidth, update", network_s, spoken, "if nothing overlaps; included in the times"),
     ]
 
 
-def _checkpoints(plan: Plan) -> list[Row]:
-    made = storage.checkpoint(plan.model, plan.run)
-    best = None if plan.checkpoint_s is None else storage.best_interval_s(plan.checkpoint_s, plan.between_failures_s)
-    every = plan.course.checkpoint_every_s
+def _checkpoints(plan: Plan) -> list[PlanRow]:
+    made, run = storage.checkpoint(plan.model, plan.run), plan.run
+    taken, every, between_s = plan.checkpoint_s, run.checkpoint_every_s, plan.between_failures_s
+    best = None if taken is None else storage.best_interval_s(taken, between_s)
     lost = None
-    if plan.checkpoint_s is not None and every is not None:
-        lost = storage.lost_share(plan.checkpoint_s, every, plan.between_failures_s, plan.restart_s)
+    if taken is not None and every is not None:
+        lost = storage.lost_share(taken, every, between_s, plan.restart_s)
     return [
-        _bytes("one checkpoint", made.total, f"{made.files} files"),
-        _bytes("on disk", made.total * plan.course.keep, f"{plan.course.keep} kept"),
-        _duration("writing one", plan.checkpoint_s, "and its sha256"),
-        _duration("time between failures", plan.between_failures_s, f"{plan.gpu_hours_per_failure:,.0f} GPU-hours"),
-        _duration("interval asked for", every),
-        _duration("interval that loses least", best, "Young 1974"),
-        Row("lost to both", lost, "–" if lost is None else f"{lost:.2%}", f"restart {plan.restart_s:.0f} s"),
+        _row("one checkpoint", made.total, human_bytes, f"{made.files} files"),
+        _row("on disk", made.total * run.keep, human_bytes, f"{run.keep} kept"),
+        _row("writing one", taken, spoken, "and its sha256"),
+        _row("time between failures", between_s, spoken, f"{plan.gpu_hours_per_failure:,.0f} GPU-hours"),
+        _row("interval asked for", every, spoken),
+        _row("interval that loses least", best, spoken, "Young 1974"),
+        _row("lost to both", lost, "{:.2%}".format, f"restart {plan.restart_s:.0f} s"),
     ]
 
 
-def _time(plan: Plan) -> list[Row]:
+def _time(plan: Plan) -> list[PlanRow]:
     step, train = plan.step_s, plan.train_s
-    epochs = None if step is None else DAY_S / (step * plan.steps_per_epoch)
-    gpu_hours = None if train is None else train / 3600 * plan.run.world_size
     return [
-        _duration("an update", step, plan.step.source if plan.step is not None else ""),
-        _per_s("samples", plan.samples_per_s),
-        Row("epochs a day", epochs, "–" if epochs is None else f"{epochs:,.1f}"),
-        _duration("whole run", train, "without failures and queueing"),
-        Row("GPU-hours", gpu_hours, "–" if gpu_hours is None else f"{gpu_hours:,.1f}"),
+        _row("an update", step, spoken, plan.step.source if plan.step is not None else ""),
+        _row("samples a second", plan.samples_per_s, _decimal),
+        _row("epochs a day", None if step is None else DAY_S / (step * plan.steps_per_epoch), _decimal),
+        _row("whole run", train, spoken, "without failures and queueing"),
+        _row("GPU-hours", None if train is None else train / 3600 * plan.run.world_size, _decimal),
     ]
-
-
-def _count(name: str, value: int, note: str = "") -> Row:
-    return Row(name, value, f"{value:,}", note)
-
-
-def _bytes(name: str, value: float, note: str = "") -> Row:
-    return Row(name, value, human_bytes(value), note)
-
-
-def _rate(name: str, value: float | None, note: str = "") -> Row:
-    return Row(name, value, "–" if value is None else f"{human_bytes(value)}/s", note)
-
-
-def _per_s(name: str, value: float | None, note: str = "") -> Row:
-    return Row(f"{name} a second", value, "–" if value is None else f"{value:,.1f}", note)
-
-
-def _duration(name: str, seconds: float | None, note: str = "") -> Row:
-    return Row(name, seconds, "–" if seconds is None else spoken(seconds), note)
 
 
 def spoken(seconds: float) -> str:

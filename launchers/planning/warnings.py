@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from launchers.drawing.set_summary import human_bytes
+from launchers.drawing.set_tables import human_bytes
 from launchers.planning import arithmetic, storage
 from launchers.planning.figures import Plan
 
@@ -20,7 +20,7 @@ MAX_NETWORK_SHARE = 0.3
 MAX_SIMILARITY_BYTES = 2.0**30
 MAX_READERS_PER_SHARD = 64
 MAX_CHECKPOINT_SHARE = 0.05
-INTERVAL_FACTOR = 3.0
+INTERVAL_FACTOR = 3.0  # at k times the best interval, the lost time is (k + 1/k) / 2 times the least
 
 
 def warnings(plan: Plan) -> list[str]:
@@ -59,15 +59,15 @@ def _of_batches(plan: Plan) -> Iterator[str]:
         )
     if run.num_steps < MIN_STEPS:
         yield f"the whole run is {run.num_steps} updates, under {MIN_STEPS}: more epochs or smaller global batches"
-    if plan.course.epochs is not None:
-        rest = run.num_steps * run.global_batch - plan.course.epochs * data.samples
-        if rest > MAX_REST * plan.course.epochs * data.samples:
+    if run.epochs is not None:
+        rest = run.num_steps * run.global_batch - run.epochs * data.samples
+        if rest > MAX_REST * run.epochs * data.samples:
             yield (
-                f"{plan.course.epochs} x {data.samples} samples are no whole number of updates of {run.global_batch}: "
+                f"{run.epochs} x {data.samples} samples are no whole number of updates of {run.global_batch}: "
                 f"the last update takes {rest} samples of one more epoch"
             )
-    factor = plan.course.lr_factor
-    if factor > MAX_LR_FACTOR and plan.course.warmup_steps == 0:
+    factor = run.lr_factor
+    if factor > MAX_LR_FACTOR and run.warmup_steps == 0:
         yield (
             f"the learning rate is scaled up {factor:g} times (optim.reference_batch_size) without warm-up; set "
             "schedule.warmup_steps, or a fixed rate with optim.reference_batch_size=null"
@@ -78,7 +78,7 @@ def _of_batches(plan: Plan) -> Iterator[str]:
 
 def _of_loss_and_memory(plan: Plan) -> Iterator[str]:
     run = plan.run
-    matrix = arithmetic.similarity_bytes(run, plan.course.chunk_rows)
+    matrix = arithmetic.similarity_bytes(run)
     if matrix > MAX_SIMILARITY_BYTES:
         yield (
             f"gathered negatives: {human_bytes(matrix)} of similarities a process, several times that in the "
@@ -118,7 +118,7 @@ def _of_time(plan: Plan) -> Iterator[str]:
 
 
 def _of_checkpoints(plan: Plan) -> Iterator[str]:
-    taken, every = plan.checkpoint_s, plan.course.checkpoint_every_s
+    taken, every = plan.checkpoint_s, plan.run.checkpoint_every_s
     if taken is None or plan.step is None:
         return
     if every is None:

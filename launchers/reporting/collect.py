@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from common.run_files import CHECKPOINTS_FOLDER, EVENTS_FOLDER, METRICS_FILE, RESULTS_FILE
 from configs.load import ConfigError
 from engine.downstream.results import Result, ResultsError, read_results
-from launchers.evaluation.selection import Selection
-from launchers.reporting.troubles import Trouble, selections, troubles
-from launchers.runs.files import (
-    BASELINES,
-    CODE_FOLDER,
-    HPARAMS_FOLDER,
-    LABELLED_FOLDER,
-    SUBMISSION_FOLDER,
-    is_run,
-    read_config,
-)
+from launchers.evaluation.selection import Selection, read_selection
+from launchers.reporting.troubles import Trouble, troubles
+from launchers.runs import files
+from launchers.runs.files import BASELINES, is_run, read_config
 from launchers.runs.settings import labels, setting_of_tree
 
-_NOT_SEARCHED = frozenset(
-    {CHECKPOINTS_FOLDER, EVENTS_FOLDER, SUBMISSION_FOLDER, CODE_FOLDER, LABELLED_FOLDER, HPARAMS_FOLDER}
-)
+_NOT_SEARCHED = {
+    *(CHECKPOINTS_FOLDER, EVENTS_FOLDER, files.SUBMISSION_FOLDER),
+    *(files.CODE_FOLDER, files.LABELLED_FOLDER, files.HPARAMS_FOLDER),
+}
 """Folders without results of their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class ReportSources:
     """What a report is made of.
 
     Attributes:
@@ -38,19 +32,19 @@ class Found:
         runs: folders by name.
         configs: resolved config of each run, as far as there is one.
         labels: setting of pre-training -> text that tells it from others.
-        chosen: how the best checkpoint was chosen, by run.
+        chosen: how the best checkpoint was chosen, by run, where it was.
         trouble: what is missing, and why.
     """
 
-    results: list[Result]
-    runs: dict[str, Path]
-    configs: dict[str, dict[str, Any]]
-    labels: dict[str, str]
-    chosen: dict[str, Selection]
-    trouble: list[Trouble]
+    results: Sequence[Result]
+    runs: Mapping[str, Path] = field(default_factory=dict)
+    configs: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    chosen: Mapping[str, Selection] = field(default_factory=dict)
+    trouble: Sequence[Trouble] = ()
 
 
-def collect(folders: Sequence[Path]) -> Found:
+def collect(folders: Sequence[Path]) -> ReportSources:
     """Find everything.
 
     Raises:
@@ -66,12 +60,12 @@ def collect(folders: Sequence[Path]) -> Found:
             "`tandem pretrain` or `tandem evaluate` wrote"
         )
     configs = {name: read_config(folder) for name, folder in runs.items()}
-    return Found(
+    return ReportSources(
         results=results,
         runs=runs,
         configs=configs,
         labels=labels({setting_of_tree(config): config for config in configs.values() if config}),
-        chosen=selections(runs),
+        chosen={name: made for name, folder in runs.items() if (made := read_selection(folder)) is not None},
         trouble=troubles(runs),
     )
 
@@ -94,25 +88,29 @@ def gather(folders: Sequence[Path]) -> tuple[list[Result], dict[str, Path]]:
     for folder in folders:
         if not folder.exists():
             raise ConfigError(f"{folder}: no such file or folder")
-        for found in [folder] if folder.is_file() else _search(folder):
-            if found.is_dir():
-                runs[found.resolve()] = None
+        for path in [folder] if folder.is_file() else _search(folder):
+            if path.is_dir():
+                runs[path.resolve()] = None
             else:
-                _take(results if BASELINES not in found.parts[-3:-1] else shared, read_results(found))
+                # A baseline is baselines/<key>/results.json.
+                _take(results if BASELINES not in path.parts[-3:-1] else shared, read_results(path))
     for folder in dict.fromkeys(run.parent / BASELINES for run in runs):
-        for found in sorted(folder.glob(f"*/{RESULTS_FILE}")):
-            _take(shared, read_results(found))
+        for path in sorted(folder.glob(f"*/{RESULTS_FILE}")):
+            _take(shared, read_results(path))
+    # Empty where only baselines were asked for: then all of them count.
     compared = {(r.protocol, r.fingerprint) for r in results.values() if r.pretrained}
-    needed = [r for r in shared.values() if not compared or (r.protocol, r.fingerprint) in compared]
-    _take(results, needed)
-    return list(results.values()), _names(list(runs))
+    _take(results, [r for r in shared.values() if not compared or (r.protocol, r.fingerprint) in compared])
+    names = [run.name for run in runs]
+    # The shortest name that tells a run apart.
+    named = {run.name if names.count(run.name) == 1 else f"{run.parent.name}/{run.name}": run for run in runs}
+    return list(results.values()), named
 
 
-def _take(results: dict[tuple[object, ...], Result], found: Sequence[Result]) -> None:
-    """The same measurement may lie in several files; of repeated ones the newest counts."""
-    for result in found:
-        kept = results.get(result.identity)
-        if kept is None or result.date >= kept.date:
+def _take(results: dict[tuple[object, ...], Result], more: Sequence[Result]) -> None:
+    """Add results; the same measurement may lie in several files, and the newest counts."""
+    for result in more:
+        known = results.get(result.identity)
+        if known is None or result.date >= known.date:
             results[result.identity] = result
 
 
@@ -123,10 +121,5 @@ def _search(folder: Path) -> Iterator[Path]:
     if (folder / RESULTS_FILE).is_file():
         yield folder / RESULTS_FILE
     for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.is_symlink() and child.name not in _NOT_SEARCHED:
+        if child.is_dir() and not child.is_symlink() and child.name not in _NOT_SEARCHED:  # a link may lead back up
             yield from _search(child)
-
-
-def _names(runs: Sequence[Path]) -> dict[str, Path]:
-    names = [run.name for run in runs]
-    return {run.name if names.count(run.name) == 1 else f"{run.parent.name}/{run.name}": run for run in runs}

@@ -19,16 +19,12 @@ from engine.downstream.results import Result, baseline_of, paired_difference
 from launchers.runs.files import HPARAMS_FOLDER
 from launchers.runs.settings import differences
 
+_ALWAYS = ("method.name", "optim.lr", "schedule.steps", "seed")
+
 
 @dataclass(frozen=True, kw_only=True)
 class HparamRun:
-    """One line of the table.
-
-    Attributes:
-        name: of the run.
-        config: resolved config.
-        metrics: name -> value.
-    """
+    """One line of the table: a run, its resolved config, and its metrics by name."""
 
     name: str
     config: Mapping[str, Any]
@@ -41,20 +37,20 @@ def write_hparams(out: Path, runs: Sequence[HparamRun]) -> Path:
     Returns:
         The folder to be read by TensorBoard.
     """
-    told = hyper_parameters(runs)
+    parameters = hyper_parameters(runs)
     final = out / HPARAMS_FOLDER
     draft = Path(tempfile.mkdtemp(dir=out, prefix=f".{HPARAMS_FOLDER}."))
     try:
-        draft.chmod(0o755)
+        draft.chmod(0o755)  # mkdtemp makes it private
         for run in runs:
             folder = draft / run.name  # "parent/run" becomes a folder in a folder
             with SummaryWriter(str(folder)) as writer:
-                writer.add_hparams(dict(told[run.name]), dict(run.metrics), run_name=".")
+                writer.add_hparams(dict(parameters[run.name]), dict(run.metrics), run_name=".")
         shutil.rmtree(final, ignore_errors=True)
         try:
             draft.rename(final)
         except OSError:
-            if not final.is_dir():  # else another report of these runs was quicker by a moment: as good as ours
+            if not final.is_dir():  # else another report of these runs, as good as this one, came first
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)  # still there only if it did not become the table
@@ -62,25 +58,17 @@ def write_hparams(out: Path, runs: Sequence[HparamRun]) -> Path:
 
 
 def hyper_parameters(runs: Sequence[HparamRun]) -> dict[str, dict[str, str | int | float | bool]]:
-    """What is told of each run: method, length, rate, seed, and all that the runs differ in."""
-    differ = differences({run.name: run.config for run in runs}) if runs else {}
-    return {
-        run.name: {
-            name: _plain(value)
-            for name, value in {
-                "method.name": _at(run.config, "method", "name"),
-                "optim.lr": _at(run.config, "optim", "lr"),
-                "schedule.steps": _at(run.config, "schedule", "steps"),
-                "seed": run.config.get("seed"),
-                **differ[run.name],
-            }.items()
-        }
-        for run in runs
-    }
+    """Columns of each run: method, length, rate, seed, and all that the runs differ in."""
+    differ = differences({run.name: run.config for run in runs})
+    columns = {}
+    for run in runs:
+        values = {name: _at(run.config, *name.split(".")) for name in _ALWAYS} | differ[run.name]
+        columns[run.name] = {name: _plain(value) for name, value in values.items()}
+    return columns
 
 
 def metrics_of(results: Sequence[Result], everything: Sequence[Result]) -> dict[str, float]:
-    """All metrics, and the main one's gain over its baseline in `everything`, where there is one (negative: lower)."""
+    """All metrics, and the main one's gain over its baseline in `everything`, where there is one (below 0 if lower)."""
     metrics = {}
     for result in sorted(results, key=lambda r: r.date):
         place = f"eval/{result.dataset}/{result.protocol}/{result.labels}".replace(" ", "_")

@@ -16,26 +16,24 @@ from engine.downstream.results import Difference, Result, baseline_of, paired_di
 _CHOICES = {("best",): "best step", ("last",): "last step", ("best", "last"): "best and last step"}
 """How the checkpoint was chosen -> for tables."""
 
-Row = tuple[Result, Difference | None]
-"""A record (of one run, or made of several) and its gain over random initialisation."""
 
+def rows_of(
+    members: Sequence[Result], results: Sequence[Result], labels: Mapping[str, str]
+) -> tuple[tuple[Result, ...], tuple[Difference | None, ...]]:
+    """Comparable records with repetitions merged, and the gain of each over random initialisation.
 
-def rows_of(members: Sequence[Result], results: Sequence[Result], labels: Mapping[str, str]) -> list[Row]:
-    """Rows of records that may be compared, repetitions merged; random initialisation first, then from worse to better.
-
-    Args:
-        members: records of the same protocol, set, labels and settings.
-        results: all records, to find the baseline in.
-        labels: setting -> text that tells it from others.
+    Random initialisation comes first, then from worse to better. The baselines are found in `results`, all records;
+    `labels` maps settings to texts that tell them apart.
     """
-    rows = []
+    rows: list[tuple[Result, Difference | None]] = []
     for choice, runs in _repetitions(members):
         gains = [gain for run in runs if (gain := _gain(run, results)) is not None]
         row = runs[0] if len(runs) == 1 else _merged(runs)
         parts = (row.init, labels.get(row.setting, ""), _CHOICES.get(choice, ""))
         name = ", ".join(part for part in parts if part)
         rows.append((dataclasses.replace(row, init=name), _mean_gain(gains) if len(gains) == len(runs) else None))
-    return sorted(rows, key=lambda row: (row[0].pretrained, row[0].goodness))
+    rows.sort(key=lambda row: (row[0].pretrained, row[0].goodness))
+    return tuple(record for record, _ in rows), tuple(gain for _, gain in rows)
 
 
 def _repetitions(members: Sequence[Result]) -> list[tuple[tuple[str, ...], list[Result]]]:

@@ -16,17 +16,12 @@ from engine.errors import CheckpointError
 from launchers.drawing.canvas import RgbImage
 from launchers.drawing.predictions import read_predictions
 from launchers.drawing.recall import recall_pictures
-from launchers.reporting.collect import Found, collect, gather
+from launchers.reporting.collect import ReportSources, collect, gather
 from launchers.reporting.hparams import HparamRun, metrics_of, write_hparams
 from launchers.reporting.report_page import CURVES, RunReport, page
 from launchers.reporting.report_text import text_report
 from launchers.reporting.run_pictures import run_pictures
-from launchers.runs.files import (
-    ENVIRONMENT_FILE,
-    REPORT_PAGE,
-    is_run,
-    read_metrics,
-)
+from launchers.runs.files import ENVIRONMENT_FILE, REPORT_PAGE, is_run, read_metrics
 from launchers.runs.provenance import describe_environment
 
 
@@ -36,39 +31,40 @@ def write_report(folders: Sequence[Path], out: Path, *, title: str, pictures: in
     Raises:
         ConfigError: nothing to report, or a damaged file.
     """
-    found = collect(folders)
+    sources = collect(folders)
     command = ["report", *map(str, folders), "--out-dir", str(out)]
-    write_files(found, out / REPORT_PAGE, title, made_by(command), pictures)
-    write_hparams(out, hparam_runs(found))
+    write_files(sources, out / REPORT_PAGE, title, made_by(command), pictures)
+    write_hparams(out, hparam_runs(sources))
 
 
-def write_files(found: Found, html: Path, title: str, made: dict[str, str], pictures: int) -> tuple[Path, Path]:
+def write_files(
+    sources: ReportSources, html: Path, title: str, made: dict[str, str], pictures: int
+) -> tuple[Path, Path]:
     """The page and the text beside it; their paths."""
     html.parent.mkdir(parents=True, exist_ok=True)
     text = html.with_suffix(".md")
-    reports = [describe_run(name, folder, pictures) for name, folder in found.runs.items()]
-    more: dict[str, Any] = {"labels": found.labels, "chosen": found.chosen, "trouble": found.trouble}
-    replace_file(html, page(title, made, found.results, reports, **more).encode())
-    replace_file(text, text_report(title, made, found.results, reports, **more).encode())
+    reports = [describe_run(name, folder, pictures) for name, folder in sources.runs.items()]
+    replace_file(html, page(sources, reports, title, made).encode())
+    replace_file(text, text_report(sources, reports, title, made).encode())
     return html, text
 
 
-def hparam_runs(found: Found) -> list[HparamRun]:
+def hparam_runs(sources: ReportSources) -> list[HparamRun]:
     """Lines of TensorBoard's table of hyper-parameters: runs with a config."""
     made = []
-    names = [folder.name for folder in found.runs.values()]
-    for name, folder in found.runs.items():
+    names = [folder.name for folder in sources.runs.values()]
+    for name, folder in sources.runs.items():
         inside = {r.identity for r in gather([folder])[0] if r.pretrained}
         # Results of several runs may lie in one file elsewhere; then the checkpoint's name says whose they are.
         by_name = [folder.name] if names.count(folder.name) == 1 else []
         own = [
             r
-            for r in found.results
+            for r in sources.results
             if r.identity in inside or (by_name and [c.partition("/")[0] for c in r.checkpoint] == by_name)
         ]
-        if found.configs[name]:
-            metrics = metrics_of(own, found.results)
-            made.append(HparamRun(name=name, config=found.configs[name], metrics=metrics))
+        if sources.configs[name]:
+            metrics = metrics_of(own, sources.results)
+            made.append(HparamRun(name=name, config=sources.configs[name], metrics=metrics))
     return made
 
 

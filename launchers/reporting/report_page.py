@@ -6,22 +6,20 @@ policy forbids scripts and anything from outside.
 
 from __future__ import annotations
 
-import base64
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from engine.downstream.metrics import Metric
 from engine.downstream.protocols import title_of
 from engine.downstream.results import Result
-from launchers.drawing.canvas import RgbImage, fit_width, jpeg_bytes
+from launchers.drawing.canvas import RgbImage
 from launchers.drawing.curves import Chart, RunCurve, chart, line_style
-from launchers.evaluation.selection import Selection
+from launchers.drawing.page import embedded, template
+from launchers.reporting.collect import ReportSources
 from launchers.reporting.table import Group, groups, notes
-from launchers.reporting.troubles import Trouble, describe_scores
+from launchers.reporting.troubles import choice_rows
 
 _PICTURE_WIDTH_PX = 1280
 
@@ -59,59 +57,32 @@ class RunReport:
     last: Mapping[str, float] = field(default_factory=dict)
 
 
-_TEMPLATE = Environment(
-    loader=FileSystemLoader(Path(__file__).parent),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=StrictUndefined,
-).get_template("report.html.j2")
+_TEMPLATE = template(Path(__file__).with_name("report.html.j2"))
 
 
-def page(
-    title: str,
-    made: Mapping[str, str],
-    results: Sequence[Result],
-    runs: Sequence[RunReport],
-    *,
-    labels: Mapping[str, str] | None = None,
-    chosen: Mapping[str, Selection] | None = None,
-    trouble: Sequence[Trouble] = (),
-) -> str:
-    """The whole page.
-
-    Args:
-        title: heading.
-        made: label -> text about the report itself: date, command, machine.
-        results: downstream results of all runs.
-        runs: pre-training runs.
-        labels: setting of pre-training -> text that tells it from others.
-        chosen: how the best checkpoint was chosen, by run.
-        trouble: what is missing, and why.
-    """
-    grouped = groups(results, labels)
+def page(sources: ReportSources, runs: Sequence[RunReport], title: str, made: Mapping[str, str]) -> str:
+    """The report as HTML; `made` says how it came about (label -> text: date, command, machine)."""
+    grouped = groups(sources.results, sources.labels)
     colours = {run.name: number for number, run in enumerate(runs)}
     return _TEMPLATE.render(
         title=title,
         made=made,
         runs=runs,
-        trouble=trouble,
+        trouble=sources.trouble,
         tiles=_tiles(grouped),
         tables=[list(same) for _, same in itertools.groupby(grouped, key=lambda group: group.header)],
-        remarks=notes(results),
-        choices=_choices(chosen or {}),
+        remarks=notes(sources.results),
+        choices=[row[:-1] for row in choice_rows(sources.chosen)],  # a page has no room for the dates
         charts=_charts(runs, colours),
         legend=[(name, line_style(number)) for name, number in colours.items()],
-        pictures=_pictures(runs),
+        pictures=[
+            embedded(f"{run.name}: {name}", image, _PICTURE_WIDTH_PX)
+            for run in runs
+            for name, image in run.pictures.items()
+        ],
         class_tables=_class_tables(grouped),
-        evaluations=_evaluations(results),
+        evaluations=_evaluations(sources.results),
     )
-
-
-def _choices(chosen: Mapping[str, Selection]) -> list[tuple[str, ...]]:
-    """Which checkpoint was chosen, on what: a heading and rows, nothing without a choice."""
-    rows = [(run, f"step {s.step}", f"{s.by} on {s.split}", describe_scores(s)) for run, s in sorted(chosen.items())]
-    return [("run", "best", "compared by", "scores (* best)"), *rows] if rows else []
 
 
 def _tiles(grouped: Sequence[Group]) -> list[dict[str, str]]:
@@ -151,17 +122,6 @@ def _charts(runs: Sequence[RunReport], colours: Mapping[str, int]) -> list[Chart
     return [drawn for drawn in charts if drawn is not None]
 
 
-def _pictures(runs: Sequence[RunReport]) -> list[dict[str, object]]:
-    pictures = []
-    for run in runs:
-        for name, image in run.pictures.items():
-            small = fit_width(image, _PICTURE_WIDTH_PX)
-            content = base64.b64encode(jpeg_bytes(small)).decode()
-            height, width = small.shape[:2]
-            pictures.append({"title": f"{run.name}: {name}", "width": width, "height": height, "jpeg": content})
-    return pictures
-
-
 def _class_tables(grouped: Sequence[Group]) -> list[dict[str, object]]:
     """IoU of each class, a column for each result; None where a result has none."""
     tables: list[dict[str, object]] = []
@@ -176,17 +136,8 @@ def _class_tables(grouped: Sequence[Group]) -> list[dict[str, object]]:
 
 def _evaluations(results: Sequence[Result]) -> list[tuple[str, ...]]:
     """How each result was made: a heading and rows."""
-    header = (
-        "protocol",
-        "initialisation",
-        "date",
-        "seeds",
-        "result of each",
-        "rates tried: result on validation data",
-        "time, s",
-        "machine",
-        "weights",
-    )
+    measured = ("protocol", "initialisation", "date", "seeds", "result of each")
+    header = (*measured, "rates tried: result on validation data", "time, s", "machine", "weights")
     rows = [
         (
             f"{title_of(r.protocol)}, {r.labels}",

@@ -4,40 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from engine.downstream.results import Result
-from launchers.evaluation.selection import Selection
+from launchers.reporting.collect import ReportSources
 from launchers.reporting.report_page import RunReport
 from launchers.reporting.table import markdown, plain, table_line
-from launchers.reporting.troubles import Trouble, describe_scores
+from launchers.reporting.troubles import Trouble, choice_rows
 
 
-def text_report(
-    title: str,
-    made: Mapping[str, str],
-    results: Sequence[Result],
-    runs: Sequence[RunReport],
-    *,
-    labels: Mapping[str, str],
-    chosen: Mapping[str, Selection],
-    trouble: Sequence[Trouble],
-) -> str:
-    """The whole text.
-
-    Args:
-        title: heading.
-        made: label -> text about the report itself.
-        results: downstream results of all runs.
-        runs: pre-training runs.
-        labels: setting of pre-training -> text that tells it from others.
-        chosen: how the best checkpoint was chosen, by run.
-        trouble: what is missing, and why.
-    """
+def text_report(sources: ReportSources, runs: Sequence[RunReport], title: str, made: Mapping[str, str]) -> str:
+    """The report as markdown; arguments as of `report_page.page`."""
     parts = [f"# {plain(title)}", "## Results"]
-    parts.append(markdown(results, labels).rstrip() if results else "No downstream results yet.")
-    if trouble:
-        parts += ["## Failed or missing", *(_trouble(t) for t in trouble)]
-    if chosen:
-        parts += ["## Choice of checkpoints", _choices(chosen)]
+    parts.append(
+        markdown(sources.results, sources.labels).rstrip() if sources.results else "No downstream results yet."
+    )
+    if sources.trouble:
+        parts += ["## Failed or missing", *(_trouble(t) for t in sources.trouble)]
+    if sources.chosen:
+        parts += ["## Choice of checkpoints", _table(choice_rows(sources.chosen))]
     if runs:
         parts += ["## Pre-training", _runs(runs)]
     parts += ["## This report", "\n".join(f"- {plain(k)}: {plain(v)}" for k, v in made.items())]
@@ -49,24 +31,16 @@ def _trouble(trouble: Trouble) -> str:
     return "\n".join([head, "", *(f"- {plain(line)}" for line in trouble.why)])
 
 
-def _choices(chosen: Mapping[str, Selection]) -> str:
-    rows = [
-        (run, f"step {s.step}", f"{s.by} on {s.split}", describe_scores(s), s.date) for run, s in sorted(chosen.items())
-    ]
-    return _table(CHOICE_HEADER, rows)
-
-
-CHOICE_HEADER = ("run", "best", "compared by", "scores (* best)", "date")
-
-
 def _runs(runs: Sequence[RunReport]) -> str:
     names = list(dict.fromkeys(name for run in runs for name in run.last))
     rows = [
         (run.name, run.facts.get("updates", "–"), *(f"{run.last[n]:.4g}" if n in run.last else "–" for n in names))
         for run in runs
     ]
-    return _table(("run", "updates", *names), rows)
+    return _table([("run", "updates", *names), *rows])
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(table_line(cells) for cells in (header, ["---"] * len(header), *rows))
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table; the first row is the heading."""
+    header, *others = rows
+    return "\n".join(table_line(cells) for cells in (header, ["---"] * len(header), *others))

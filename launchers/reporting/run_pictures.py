@@ -10,7 +10,7 @@ from data.storage.reader import SampleError, SampleReader
 from data.storage.store import MANIFEST_NAME, is_url
 from engine.checkpoint import newest_intact, read_state
 from launchers.drawing.canvas import RgbImage
-from launchers.drawing.pictures import training_pictures
+from launchers.drawing.training_pictures import training_pictures
 from launchers.training.restore import build_objective, load_run_config
 
 

@@ -10,36 +10,35 @@ from typing import Any
 from common.run_files import METRICS_FILE, damage, list_checkpoints
 from common.trees import flat
 from engine.checkpoint import read_state
-from launchers.drawing.contact_sheet import Table
-from launchers.drawing.set_summary import human_bytes
+from launchers.drawing.page import TextTable
+from launchers.drawing.set_tables import human_bytes
 from launchers.runs.files import read_config, read_metrics
 
 
-def run_tables(run_dir: Path) -> list[Table]:
+def run_tables(run_dir: Path) -> list[TextTable]:
     """Config, first and last metrics, checkpoints and skipped samples of a run."""
     tables = [_checkpoints(run_dir), *_metrics(run_dir)]
     config = read_config(run_dir, strict=True)
     return [*tables, _config(config)] if config else tables
 
 
-def _config(config: Mapping[str, Any]) -> Table:
-    rows = tuple((name, _short(value)) for name, value in flat(config).items())
-    return Table(title="config", header=("field", "value"), rows=rows)
+def _config(config: Mapping[str, Any]) -> TextTable:
+    values = flat(config).items()
+    rows = tuple((name, value if isinstance(value, str) else json.dumps(value)) for name, value in values)
+    return TextTable(title="config", header=("field", "value"), rows=rows)
 
 
-def _short(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _checkpoints(run_dir: Path) -> Table:
+def _checkpoints(run_dir: Path) -> TextTable:
     rows = []
     for folder in list_checkpoints(run_dir):
         problem = damage(folder)
         size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
         rows.append((folder.name, human_bytes(size), _progress(folder) if problem is None else f"damaged: {problem}"))
     if not rows:
-        return Table(title="checkpoints", rows=(("none yet",),))
-    return Table(title="checkpoints, newest first", header=("folder", "size", "state"), rows=tuple(rows), numeric=(1,))
+        return TextTable(title="checkpoints", rows=(("none yet",),))
+    return TextTable(
+        title="checkpoints, newest first", header=("folder", "size", "state"), rows=tuple(rows), numeric=(1,)
+    )
 
 
 def _progress(folder: Path) -> str:
@@ -52,15 +51,15 @@ def _progress(folder: Path) -> str:
     return ", ".join(parts)
 
 
-def _metrics(run_dir: Path) -> list[Table]:
+def _metrics(run_dir: Path) -> list[TextTable]:
     lines = read_metrics(run_dir)
     if not lines:
-        return [Table(title="metrics", rows=((f"no whole line in {METRICS_FILE} yet",),))]
+        return [TextTable(title="metrics", rows=((f"no whole line in {METRICS_FILE} yet",),))]
     first, last = lines[0], lines[-1]
     names = [name for name in last if name not in {"step", "time"}]
     rows = tuple((name, _number(first.get(name)), _number(last[name])) for name in names)
     header = ("metric", f"step {first.get('step')}", f"step {last.get('step')}")
-    return [Table(title="metrics, first and last line", header=header, rows=rows, numeric=(1, 2))]
+    return [TextTable(title="metrics, first and last line", header=header, rows=rows, numeric=(1, 2))]
 
 
 def _number(value: object) -> str:

@@ -24,6 +24,11 @@ LEAKS = {
     "unknown": "unknown",
 }
 """Label-leak level -> what it means."""
+_TEXTS = ("teacher", "labels seen in pre-training")
+"""Last columns of every table."""
+_NUMBERS_WIDTH = 58
+"""Columns of the terminal that the numbers and the gaps take, with two learning rates and a mark."""
+_LEAST_NAME_WIDTH = 20
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,6 @@ class Group:
     """Results that may be compared: same protocol, set, labels, settings.
 
     Attributes:
-        title: what they share.
         results: random initialisation first, then from worse to better; all have the same main metric.
         gains: paired difference of each to random initialisation; None where there is none.
     """
@@ -71,25 +75,17 @@ class Group:
 def groups(results: Sequence[Result], labels: Mapping[str, str] | None = None) -> list[Group]:
     """Sort results into comparable groups: by set, then protocol, then labels. Repetitions become one row.
 
-    Args:
-        results: all records.
-        labels: setting of pre-training -> text that tells it from others.
+    `labels` maps settings of pre-training to texts that tell them apart.
     """
     order = list(PROTOCOLS)
     keyed: dict[tuple[str, int, str, str, str], list[Result]] = {}
     for r in results:
         rank = order.index(r.protocol) if r.protocol in order else len(order)
         keyed.setdefault((r.dataset, rank, r.protocol, r.labels, r.fingerprint), []).append(r)
-    made = []
-    for (dataset, _, protocol, label, _), members in sorted(keyed.items()):
-        rows = rows_of(members, results, labels or {})
-        title = f"{dataset}: {title_of(protocol)}, labels: {label}"
-        made.append(Group(title, tuple(r for r, _ in rows), tuple(gain for _, gain in rows)))
-    return made
-
-
-_TEXTS = ("teacher", "labels seen in pre-training")
-"""Last columns of every table."""
+    return [
+        Group(f"{dataset}: {title_of(protocol)}, labels: {label}", *rows_of(members, results, labels or {}))
+        for (dataset, _, protocol, label, _), members in sorted(keyed.items())
+    ]
 
 
 def _row(result: Result, gain: Difference | None, metrics: Sequence[str]) -> tuple[str, ...]:
@@ -107,7 +103,7 @@ def _row(result: Result, gain: Difference | None, metrics: Sequence[str]) -> tup
 
 
 def notes(results: Sequence[Result]) -> list[str]:
-    """What a reader of the table must know."""
+    """Remarks on how to read the table."""
     remarks = list(dict.fromkeys(PROTOCOLS[r.protocol].remark for r in results if r.protocol in PROTOCOLS))
     lines = [
         *remarks,
@@ -133,7 +129,7 @@ def notes(results: Sequence[Result]) -> list[str]:
 
 
 def print_table(results: Sequence[Result], console: Console, labels: Mapping[str, str] | None = None) -> None:
-    """To the terminal: one table a group, narrow enough for 80 columns."""
+    """Print to the terminal: one table a group, narrow enough for 80 columns."""
     made = groups(results, labels)
     if not made:
         console.print("no results yet")
@@ -151,11 +147,6 @@ def print_table(results: Sequence[Result], console: Console, labels: Mapping[str
         console.print(table)
     for line in notes(results):
         console.print(escape(line), style="dim")
-
-
-_NUMBERS_WIDTH = 58
-"""Columns of the terminal that the numbers and the gaps take, with two learning rates and a mark."""
-_LEAST_NAME_WIDTH = 20
 
 
 def _name(result: Result) -> str:

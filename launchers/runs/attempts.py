@@ -26,7 +26,7 @@ logger = logging.getLogger("tandem.pretrain")
 Status = Literal["running", "finished", "preempted", "failed", "died"]
 
 _WRITE_DELAYS_S = (0.5, 1.0, 2.0)
-"""Waits between tries to write a line: a storage that hiccups should not lose why a run ended."""
+"""Waits between tries to write a line: a short failure of the storage should not lose why a run ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +37,6 @@ class Attempt:
         job: SLURM's id, "12" or "12_0" in an array; None outside SLURM.
         host: of rank 0.
         pid: of rank 0 on that host.
-        world_size: processes.
         nodes: SLURM's list of nodes, or the host.
         began: when, seconds since 1970 by the clock of rank 0.
         resumed: updates that were done when it began; None if it did not come so far as to know.
@@ -84,11 +83,7 @@ class AttemptRecord:
     ) -> None:
         """The attempt is over. Only the first call counts: who sees the end first knows best why.
 
-        Args:
-            status: how it ended.
-            step: updates done in all, if known.
-            signal: that stopped it.
-            reason: why it failed; line breaks become spaces.
+        `step` counts all updates, also of earlier attempts. Line breaks in the reason become spaces.
         """
         with self._lock:
             if self._ended:
@@ -111,27 +106,11 @@ class AttemptRecord:
 
 
 def begin(run_dir: str | Path, world_size: int, *, job: str | None = None, nodes: str | None = None) -> AttemptRecord:
-    """Note that an attempt begins. Rank 0 calls it, holding the run's lock.
-
-    Args:
-        run_dir: folder of the run; made if it is not there.
-        world_size: processes of the run.
-        job: SLURM's id of the job.
-        nodes: SLURM's list of nodes; None for this host.
-    """
+    """Note that an attempt begins. Rank 0 calls it, holding the run's lock; the run's folder is made if need be."""
     host = socket.gethostname()
     record = AttemptRecord(Path(run_dir) / ATTEMPTS_FILE)
-    record._write(
-        {
-            "event": "begin",
-            "time": time.time(),
-            "job": job,
-            "host": host,
-            "pid": os.getpid(),
-            "world_size": world_size,
-            "nodes": nodes or host,
-        }
-    )
+    place = {"job": job, "host": host, "pid": os.getpid(), "world_size": world_size, "nodes": nodes or host}
+    record._write({"event": "begin", "time": time.time(), **place})
     return record
 
 
@@ -187,12 +166,6 @@ def _continued(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
     if event.get("event") == "resumed":
         return replace(attempt, resumed=event.get("step"))
     if event.get("event") == "end":
-        return replace(
-            attempt,
-            status=event.get("status", "failed"),
-            ended=event.get("time"),
-            step=event.get("step"),
-            signal=event.get("signal"),
-            reason=event.get("reason"),
-        )
+        known: dict[str, Any] = {name: event.get(name) for name in ("step", "signal", "reason")}
+        return replace(attempt, status=event.get("status", "failed"), ended=event.get("time"), **known)
     return attempt

@@ -89,7 +89,7 @@ def find_runs(root: Path) -> Iterator[Path]:
     for folder, below, _ in os.walk(root):
         here = Path(folder)
         if is_run(here):
-            below.clear()
+            below.clear()  # os.walk then does not enter the run
             yield here
         else:
             deep = len(here.relative_to(root).parts) >= _MAX_DEPTH
@@ -102,11 +102,7 @@ def find_runs(root: Path) -> Iterator[Path]:
 def read_config(folder: Path, *, strict: bool = False) -> dict[str, Any]:
     """The resolved config as it was written, also where this version could not load it; {} if there is none.
 
-    The run's own, before its start the submission's, else the newest checkpoint's.
-
-    Args:
-        folder: of the run.
-        strict: a damaged file is an error; otherwise it counts as none.
+    The run's own, before its start the submission's, else the newest checkpoint's. A damaged file counts as none.
 
     Raises:
         ConfigError: a damaged file, if `strict`.

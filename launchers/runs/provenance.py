@@ -30,7 +30,7 @@ def describe_environment() -> dict[str, object]:
         "cores": psutil.cpu_count(logical=True),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "packages": {name: found for name in _PACKAGES if (found := _version(name)) is not None},
+        "packages": {name: installed for name in _PACKAGES if (installed := _version(name)) is not None},
     }
 
 

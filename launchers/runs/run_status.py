@@ -36,15 +36,12 @@ class RunStatus:
     """One run, as a line of `tandem status`.
 
     Attributes:
-        run: its folder.
         state: finished, running, starting, queued, requeued, preempted, failed, died, cancelled, ... or unknown.
         job: SLURM's id of the pre-training job.
         where: nodes it runs on, or why it waits.
         attempts: times that it was started.
-        step: updates done.
         num_steps: updates of the whole run, as far as the folder tells.
-        loss: of the newest line of metrics, like the next three.
-        accuracy: contrastive accuracy.
+        loss: of the newest line of metrics, like (contrastive) accuracy, speed and waiting.
         samples_per_s: of all ranks together.
         data_wait_share: share of the time spent waiting for data.
         eta_s: seconds left, for a running run.
@@ -90,18 +87,22 @@ def run_status(files: RunFiles, queue: Mapping[str, JobInfo]) -> RunStatus:
     lines = newest_metrics(folder, SPEED_LINES)
     last_line: Mapping[str, Any] = lines[-1] if lines else {}
     state_json, written = newest_state(folder)
-    step = _most(last_line.get("step"), state_json.get("step"))
+    steps = (last_line.get("step"), state_json.get("step"))
+    step = max((step for step in steps if isinstance(step, int)), default=None)
     num_steps = total_steps(read_config(folder), state_json, last_line)
     job = files.job(queue)
     info = queue.get(job) if job is not None else None
     last = files.attempts[-1] if files.attempts else None
+    where = ""
+    if info is not None and info.active:
+        where = info.reason if info.state == "PENDING" else info.nodes
     state = state_of(last, info, alive=_alive(last), step=step, num_steps=num_steps)
     done, known, trouble = evaluations(folder, files.jobs, queue)
     return RunStatus(
         run=str(folder),
         state=state,
         job=job,
-        where=_where(info),
+        where=where,
         attempts=len(files.attempts),
         step=step,
         num_steps=num_steps,
@@ -124,20 +125,19 @@ def run_status(files: RunFiles, queue: Mapping[str, JobInfo]) -> RunStatus:
 def state_of(
     last: Attempt | None, info: JobInfo | None, *, alive: bool | None, step: int | None, num_steps: int | None
 ) -> str:
-    """One word for a run.
+    """One word for a run, from its last attempt and its pre-training job, where SLURM still knows that.
 
-    Args:
-        last: its last attempt.
-        info: its pre-training job, where SLURM still knows it.
-        alive: whether the last attempt's process is there; None where this machine cannot know.
-        step: updates done.
-        num_steps: of the whole run.
+    `alive`: whether the last attempt's process is there; None where this machine cannot know.
     """
     recorded = last.status if last is not None else None
     if recorded == "finished":
         return "finished"
     if info is not None and info.active:
-        return _active(info, recorded)
+        if info.state == "PENDING":
+            return "queued" if recorded is None else "requeued"
+        if info.state == "RUNNING":
+            return "running" if recorded == "running" else "starting"
+        return info.state.lower().replace("_", " ")
     if info is not None and ended_badly(info) and (last is None or recorded == "running" or last.job != info.id):
         # The job ended without a word from the run: SLURM's own reason is the best there is.
         return SLURM_ENDS.get(info.state, "failed" if recorded is None else "died")
@@ -153,30 +153,16 @@ def state_of(
     return "finished" if num_steps is not None and step >= num_steps else "unknown"
 
 
-def _active(info: JobInfo, recorded: str | None) -> str:
-    if info.state == "PENDING":
-        return "queued" if recorded is None else "requeued"
-    if info.state == "RUNNING":
-        return "running" if recorded == "running" else "starting"
-    return info.state.lower().replace("_", " ")
-
-
 def _alive(last: Attempt | None) -> bool | None:
     if last is None or last.host != socket.gethostname():
         return None
     try:
-        os.kill(last.pid, 0)
+        os.kill(last.pid, 0)  # signal 0 only asks whether the process exists
     except ProcessLookupError:
         return False
     except PermissionError:  # somebody else's process
         return True
     return True
-
-
-def _where(info: JobInfo | None) -> str:
-    if info is None or not info.active:
-        return ""
-    return info.nodes if info.state != "PENDING" else info.reason
 
 
 # ---- progress
@@ -204,9 +190,6 @@ def time_left(lines: Sequence[Mapping[str, Any]], step: int | None, num_steps: i
     return sum(speeds) / len(speeds) * max(num_steps - step, 0)
 
 
-# ---- details
-
-
 def _silence(folder: Path, state: str, lines: Sequence[Mapping[str, Any]], now: float) -> list[str]:
     if state != "running" or not lines:
         return []
@@ -216,8 +199,3 @@ def _silence(folder: Path, state: str, lines: Sequence[Mapping[str, Any]], now: 
     if silent < max(SILENT_S, expected):
         return []
     return [f"has logged nothing for {silent / 60:.0f} min"]
-
-
-def _most(*steps: object) -> int | None:
-    known = [step for step in steps if isinstance(step, int)]
-    return max(known) if known else None

@@ -35,7 +35,6 @@ class RunFiles:
     """What a run's folder says about its jobs, read before SLURM is asked about all runs at once.
 
     Attributes:
-        folder: of the run.
         jobs: its jobs; none where they cannot be read.
         attempts: oldest first.
         damage: why they cannot be read, "" where they can.
@@ -94,13 +93,7 @@ def ended_badly(info: JobInfo) -> bool:
 
 
 def why(files: RunFiles, state: str, info: JobInfo | None) -> list[str]:
-    """Lines that explain a run's state; [] where nothing is wrong.
-
-    Args:
-        files: of the run.
-        state: as `launchers.runs.run_status.state_of` gave it.
-        info: its pre-training job, where SLURM still knows it.
-    """
+    """Lines that explain a run's state (of `run_status.state_of`); [] where nothing is wrong."""
     lines = [files.damage] if files.damage else []
     if state not in BAD:
         return lines
@@ -109,9 +102,8 @@ def why(files: RunFiles, state: str, info: JobInfo | None) -> list[str]:
         lines.append(last.reason)
     elif last is not None and state == "died":
         job = f" of job {last.job}" if last.job else ""
-        lines.append(
-            f"process {last.pid} on {last.host}{job} left no end record: killed hard, or its machine went down"
-        )
+        place = f"process {last.pid} on {last.host}{job}"
+        lines.append(f"{place} left no end record: killed hard, or its machine went down")
     if info is not None and info.reason not in ("None", ""):
         lines.append(f"SLURM: {info.state}, {info.reason}")
     return [*lines, *(stderr_end(files, info.id if info is not None else files.job({})))]
@@ -122,7 +114,7 @@ def stderr_end(files: RunFiles, job: str | None) -> list[str]:
     if job is None:
         return []
     folders = [PLAIN_LOGS, *([Path(files.jobs.logs)] if files.jobs.logs else [])]
-    whole_id = re.compile(rf"(?<!\d){re.escape(job)}(?!\d)")
+    whole_id = re.compile(rf"(?<!\d){re.escape(job)}(?!\d)")  # job 12 is not job 112 or 121
     logs = [p for f in folders if f.is_dir() for p in f.iterdir() if whole_id.search(p.name) and p.is_file()]
     logs = [p for p in logs if p.suffix in LOG_ENDINGS and p.stat().st_size > 0]
     if not logs:

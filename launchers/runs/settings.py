@@ -71,29 +71,20 @@ def _as_hashed_of_old(method: Mapping[str, Any]) -> Mapping[str, Any]:
 def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """What tells settings apart: of each, the values of all names whose value is not the same in all.
 
-    Args:
-        configs: setting -> resolved config.
+    Settings are mapped to resolved configs, here and in `labels`.
     """
+    if not configs:
+        return {}
     flats = {setting: flat(resolved) for setting, resolved in configs.items()}
     names = sorted({name for values in flats.values() for name in values})
-    differing = [n for n in names if any(v.get(n, _ABSENT) != w.get(n, _ABSENT) for v, w in _pairs(flats))]
+    absent = object()  # not None, which is a value
+    first, *others = flats.values()
+    differing = [n for n in names if any(first.get(n, absent) != other.get(n, absent) for other in others)]
     return {s: {n: values[n] for n in differing if n in values} for s, values in flats.items()}
 
 
-_ABSENT = object()
-
-
-def _pairs(flats: Mapping[str, dict[str, Any]]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    first, *others = flats.values()
-    yield from ((first, other) for other in others)
-
-
 def labels(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """Short text for each setting, e.g. "lr=0.002, temperature=0.1"; "" where there is nothing to tell apart.
-
-    Args:
-        configs: setting -> resolved config.
-    """
+    """Short text for each setting, e.g. "lr=0.002, temperature=0.1"; "" where there is nothing to tell apart."""
     if not configs:
         return {}
     differ = differences(configs)
@@ -112,12 +103,7 @@ def _text(values: Mapping[str, Any]) -> str:
     parts = []
     for (name, value), tail in zip(values.items(), tails, strict=True):
         short = tail if tails.count(tail) == 1 else name
-        parts.append(f"{short}={_value(value)}")
+        spelt = f"{value:g}" if isinstance(value, float) else "null" if value is None else str(value)
+        parts.append(f"{short}={spelt.lower() if isinstance(value, bool) else spelt}")
     text = ", ".join(parts)
     return text if len(text) <= _MAX_LABEL else text[: _MAX_LABEL - 3] + "..."
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

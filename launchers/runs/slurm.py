@@ -81,8 +81,7 @@ def own_job(env: Mapping[str, str] | None = None) -> str | None:
 def queue(ids: Iterable[str]) -> dict[str, JobInfo]:
     """State of jobs by id; those that SLURM has forgotten (some minutes after their end) are absent.
 
-    Args:
-        ids: "12", "12_0"; an array's bare number asks for all its elements.
+    An array's bare number asks for all its elements.
 
     Raises:
         SlurmError: the controller does not answer, or an id is not one.

@@ -26,17 +26,15 @@ _LISTED = 8
 def fit_micro_batch(config: PretrainConfig, world: World) -> int:
     """Samples that a process takes in a forward pass, and a line in the log where that is not the run's setting.
 
-    Args:
-        config: of the run; its folder may hold checkpoints.
-        world: the run's processes; all call it.
+    All processes of the run call it.
 
     Raises:
         ConfigError: the run's global batch cannot be kept on this number of processes, or not with these settings.
     """
-    found = peek(Path(config.run_dir), world)
-    if found is None or "engine" not in found[0]:
+    checkpoint = peek(Path(config.run_dir), world)
+    if checkpoint is None or "engine" not in checkpoint[0]:
         return config.data.micro_batch_size
-    before, resolved = found[0]["engine"], found[1]
+    before, resolved = checkpoint[0]["engine"], checkpoint[1]
     setting = (resolved["data"]["micro_batch_size"], resolved["engine"]["accumulation_steps"])
     now = {
         "micro_batch_size": config.data.micro_batch_size,
@@ -60,16 +58,14 @@ def fit_micro_batch(config: PretrainConfig, world: World) -> int:
 def choose_micro_batch(before: Mapping[str, Any], now: Mapping[str, Any], setting: tuple[int, int]) -> int:
     """The micro-batch that keeps the samples an update.
 
-    Args:
-        before: micro_batch_size, world_size and accumulation_steps of the checkpoint, as they were used.
-        now: the same of this start, as configured.
-        setting: micro_batch_size and accumulation_steps as configured when the checkpoint was written.
+    `before` and `now` hold micro_batch_size, world_size and accumulation_steps, as the checkpoint's run used them and
+    as this start has them configured; `setting` is what that run had configured of the first and the last.
 
     Raises:
         ConfigError: the samples an update do not divide, or the settings were changed and do not fit.
     """
     total, micro = global_batch(before), int(now["micro_batch_size"])
-    if global_batch(now) == total:
+    if global_batch(now) == total:  # the setting fits as it is
         return micro
     processes, steps = int(now["world_size"]), int(now["accumulation_steps"])
     if (micro, steps) == setting and total % (processes * steps) == 0:

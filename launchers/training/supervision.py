@@ -31,9 +31,6 @@ class Supervised:
     """A run whose folder is locked, whose processes have met and are watched.
 
     Attributes:
-        world: its processes.
-        signals: stop signals of this process.
-        watchdog: watches the peers.
         record: of this attempt; None on other ranks than 0.
         summary: how it ended, set by whoever trains.
     """
@@ -76,11 +73,12 @@ def supervised(config: PretrainConfig) -> Iterator[Supervised]:
         launch = read_launch(os.environ)
         if launch.rank == 0:
             try:
-                held.enter_context(_lock(config, signals))
-                nodes = os.environ.get("SLURM_STEP_NODELIST")
-                record = attempts.begin(config.run_dir, launch.world_size, job=slurm.own_job(), nodes=nodes)
+                job, nodes = slurm.own_job(), os.environ.get("SLURM_STEP_NODELIST")
+                wait_s = config.checkpoint.lock_wait_s
+                held.enter_context(RunLock(config.run_dir, wait_s=wait_s, job=job, stop=lambda: signals.number > 0))
+                record = attempts.begin(config.run_dir, launch.world_size, job=job, nodes=nodes)
             except RunLockedError as error:
-                refused = str(error)  # the other ranks hear of it below; they would wait for rank 0 otherwise
+                refused = str(error)  # raised below on all ranks: the others would wait for rank 0
             except OSError as error:
                 refused = f"{config.run_dir}: {error}"
         try:
@@ -113,15 +111,6 @@ def supervised(config: PretrainConfig) -> Iterator[Supervised]:
             record.end(run.summary.status, step=run.summary.step, signal=run.summary.signal)
 
 
-def _lock(config: PretrainConfig, signals: StopSignals) -> RunLock:
-    return RunLock(
-        config.run_dir,
-        wait_s=config.checkpoint.lock_wait_s,
-        job=slurm.own_job(),
-        stop=lambda: signals.received is not None,
-    )
-
-
 def _join(config: PretrainConfig) -> World:
     try:
         return init_distributed(config.engine.device, timeout_min=config.engine.timeout_min)
@@ -134,11 +123,6 @@ def _join(config: PretrainConfig) -> World:
 
 
 def _stop_together(signals: StopSignals, world: World) -> None:
-    """Leave on all ranks when one got a stop signal, at a moment when nothing has to be saved.
-
-    Raises:
-        StopRequested: on all ranks.
-    """
     received = agree_signal(signals, world)
     if received is not None:
         raise StopRequested(received)

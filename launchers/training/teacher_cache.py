@@ -75,13 +75,8 @@ def open_or_build(
 
     An interrupted build continues where it stopped. Several runs that build the same cache at once write the same
     bytes, one after the other's rename. The wait may be longer than the time limit of a collective: rank 0 tells the
-    others every few seconds that it still builds, and hears whether one of them got a stop signal.
-
-    Args:
-        objective: whose teacher.
-        config: of the training data.
-        world: the run's processes; all call it.
-        signals: stop signals of this process; None: there are none.
+    others every few seconds that it still builds, and hears whether one of them got a stop signal. All processes of
+    the run call it.
 
     Raises:
         ShardError: damaged samples beyond `config.max_skip_share`, or a damaged cache.

@@ -22,7 +22,7 @@ from data.loading.loader import ShardLoader, build_loader
 from engine.distributed import World
 from engine.errors import CheckpointError
 from engine.pretrain import PretrainSummary, pretrain
-from launchers.drawing.pictures import pictures_of_set
+from launchers.drawing.training_pictures import pictures_of_set
 from launchers.runs.files import CONFIG_FILE, ENVIRONMENT_FILE
 from launchers.runs.provenance import describe_environment
 from launchers.training.micro_batch import fit_micro_batch

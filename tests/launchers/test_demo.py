@@ -9,12 +9,12 @@ import pytest
 from configs.load import load
 from configs.schema import EvaluateConfig
 from launchers.cli import VERBS
-from launchers.demo import FULL, NORMAL, SHORT, Size, commands, main
+from launchers.demo import FULL, NORMAL, SHORT, DemoSize, commands, main
 from launchers.training.train import load_run
 
 
 @pytest.mark.parametrize("size", [NORMAL, FULL, SHORT], ids=["normal", "full", "short"])
-def test_every_stage_is_a_valid_command(tmp_path: Path, size: Size) -> None:
+def test_every_stage_is_a_valid_command(tmp_path: Path, size: DemoSize) -> None:
     made = commands(tmp_path, size)
     assert sum(stage.share for stage in made) == pytest.approx(1.0)
     assert {stage.argv[0] for stage in made} == {"prepare", "pretrain", "evaluate", "report"} <= set(VERBS)

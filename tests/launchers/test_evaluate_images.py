@@ -16,6 +16,7 @@ from launchers.cluster.plan_followups import baseline_jobs, evaluation_jobs
 from launchers.drawing.predictions import read_predictions
 from launchers.evaluation import networks
 from launchers.evaluation.measure import evaluate_runs
+from launchers.reporting.collect import ReportSources
 from launchers.reporting.hparams import metrics_of
 from launchers.reporting.report_page import page
 from launchers.reporting.table import groups, markdown
@@ -96,7 +97,7 @@ def test_tables_page_and_hparams_show_each_metric_in_its_direction(evaluated: Pa
     text = markdown(results)
     assert "lower is better, so a difference below 0 is a gain" in text
     assert "| mIoU % |" in text
-    html = page("title", {}, results, [])
+    html = page(ReportSources(results=results), [], "title", {})
     assert '<b class="level">-0.100</b>' in html or '<b class="up">-0.100</b>' in html
     ours = metrics_of([r for r in results if r.pretrained], results)
     assert ours["eval/toy/depth/1_frame/rmse_log"] == pytest.approx(0.2)

@@ -17,8 +17,8 @@ from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
 from data.storage.shard import ShardError
 from engine.errors import CheckpointError
-from launchers.drawing.contact_sheet import Picture, Table, page
-from launchers.drawing.set_summary import human_bytes, set_tables
+from launchers.drawing.page import TextTable, page
+from launchers.drawing.set_tables import human_bytes, set_tables
 from launchers.inspect import find_sample, main
 from launchers.reporting.run_tables import run_tables
 from launchers.runs.files import is_run
@@ -180,17 +180,17 @@ def test_what_is_neither_set_nor_run_is_refused(tmp_path: Path) -> None:
 
 def test_the_page_escapes_everything() -> None:
     evil = '"><script>alert(1)</script><img src=http://example.org/x onerror=alert(1)>'
-    table = Table(title=evil, header=(evil, "n"), rows=((evil, "1"),), numeric=(1,))
-    content = page(evil, evil, [table], [Picture(title=evil, image=np.zeros((4, 4, 3), np.uint8))])
+    table = TextTable(title=evil, header=(evil, "n"), rows=((evil, "1"),), numeric=(1,))
+    content = page(evil, evil, [table], {evil: np.zeros((4, 4, 3), np.uint8)})
     parser = links(content)
     assert [(tag, name) for tag, name, _ in parser.found] == [("img", "src")]
     assert "script" not in parser.tags
 
 
 def test_tables_are_aligned_in_text() -> None:
-    table = Table(title="t", header=("name", "n"), rows=(("a", "1"), ("long name", "1,000")), numeric=(1,))
+    table = TextTable(title="t", header=("name", "n"), rows=(("a", "1"), ("long name", "1,000")), numeric=(1,))
     assert table.text().splitlines() == ["t", "  name           n", "  a              1", "  long name  1,000"]
-    assert Table(title="empty").text() == "empty"
+    assert TextTable(title="empty").text() == "empty"
 
 
 def test_sizes_have_units() -> None:

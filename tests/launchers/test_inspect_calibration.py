@@ -12,7 +12,7 @@ import pytest
 from data.calibration.check import CalibrationCheck, CalibrationVerdict
 from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
-from launchers.drawing.calibration_page import CalibrationReport, calibration_view, check_set
+from launchers.drawing.calibration_pictures import CalibrationReport, calibration_view, check_set
 from launchers.inspect import main
 from tests.helpers.samples import write_toy_set
 

@@ -20,8 +20,8 @@ from data.views.augment import NO_AUGMENTATION
 from data.views.pairs import point_pixel_pairs
 from data.views.view import ViewConfig
 from launchers.drawing import canvas as drawing
-from launchers.drawing import views
-from launchers.drawing.pictures import pictures_of, pictures_of_set, query_point, training_pictures
+from launchers.drawing import scenes
+from launchers.drawing.training_pictures import pictures_of, pictures_of_set, query_point, training_pictures
 from tests.helpers.run_folder import run_config
 from tests.helpers.samples import CLASS_NAMES, make_sample, write_toy_set
 from tests.helpers.toy_batches import with_changed
@@ -75,7 +75,7 @@ def test_a_projected_point_lands_at_the_pixel_of_its_pair(factor: int) -> None:
     image = np.zeros((48, 96, 3), np.uint8)
     one = slice(5, 6)
     red = np.array([[255, 0, 0]], np.uint8)
-    view = views.projection_view(image, pairs.uv[one], np.array([400.0]), red, target_width=96 * factor)
+    view = scenes.projection_view(image, pairs.uv[one], np.array([400.0]), red, target_width=96 * factor)
     marked = np.argwhere((view == red[0]).all(axis=2))
     assert view.shape == (48 * factor, 96 * factor, 3)
     middle = marked.mean(axis=0)[::-1]
@@ -99,7 +99,7 @@ def test_near_points_cover_far_ones() -> None:
     for near in (0, 1):
         depth = np.array([30.0, 30.0])
         depth[near] = 3.0
-        view = views.projection_view(image, uv, depth, colours, target_width=96)
+        view = scenes.projection_view(image, uv, depth, colours, target_width=96)
         assert (view[20, 20] == colours[near]).all()
 
 
@@ -130,7 +130,7 @@ def test_boundaries_lie_between_segments_only() -> None:
 def test_superpixel_view_leaves_the_inside_of_segments_alone() -> None:
     image = np.full((32, 32, 3), 90, np.uint8)
     segments = np.repeat(np.arange(2, dtype=np.int32), 16)[None].repeat(32, axis=0)
-    view = views.superpixel_view(image, segments, target_width=64)
+    view = scenes.superpixel_view(image, segments, target_width=64)
     changed = (view != 90).any(axis=2)
     assert view.shape == (64, 64, 3)
     assert changed.any(axis=0).nonzero()[0].tolist() == [31]
@@ -180,7 +180,7 @@ def test_encoded_images_keep_their_colours() -> None:
 def test_birds_eye_view_has_forward_up_and_left_to_the_left() -> None:
     points = np.array([[20.0, 0.0, 0.0], [0.0, 20.0, 0.0]])
     red, green = np.array([255, 0, 0], np.uint8), np.array([0, 255, 0], np.uint8)
-    view = views.birds_eye_view(points, np.stack([red, green]), range_m=40.0, size_px=400)
+    view = scenes.birds_eye_view(points, np.stack([red, green]), range_m=40.0, size_px=400)
     row, column = np.argwhere((view == red).all(axis=2)).mean(axis=0)
     assert (row, column) == pytest.approx((100, 200), abs=1)
     row, column = np.argwhere((view == green).all(axis=2)).mean(axis=0)
@@ -190,7 +190,7 @@ def test_birds_eye_view_has_forward_up_and_left_to_the_left() -> None:
 def test_birds_eye_view_shows_the_highest_point_and_nothing_from_beyond() -> None:
     points = np.array([[10.0, 5.0, 3.0], [10.0, 5.0, 0.0], [10.0, 41.0, 0.0]])
     colours = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)
-    view = views.birds_eye_view(points, colours)
+    view = scenes.birds_eye_view(points, colours)
     assert (view == colours[0]).all(axis=2).any()
     assert not (view == colours[1]).all(axis=2).any()
     assert not (view == colours[2]).all(axis=2).any()
@@ -205,26 +205,26 @@ def test_a_box_outline_passes_through_its_corners() -> None:
         classes=np.zeros(1, np.int32),
         track_ids=np.zeros(1, np.int32),
     )
-    view = views.birds_eye_view(np.zeros((0, 3)), np.zeros((0, 3), np.uint8), boxes=boxes)
+    view = scenes.birds_eye_view(np.zeros((0, 3)), np.zeros((0, 3), np.uint8), boxes=boxes)
     # Heading +y: the length lies along y, the width along x.
-    corners = views.birds_eye_uv(np.array([[9.0, 3.0, 0], [11.0, 3.0, 0], [9.0, -3.0, 0], [11.0, -3.0, 0]]))
+    corners = scenes.birds_eye_uv(np.array([[9.0, 3.0, 0], [11.0, 3.0, 0], [9.0, -3.0, 0], [11.0, -3.0, 0]]))
     for u, v in np.round(corners).astype(int):
         assert view[v - 1 : v + 2, u - 1 : u + 2].max() > 200
-    outside = views.birds_eye_uv(np.array([[13.0, 0.0, 0.0]]))[0].round().astype(int)
+    outside = scenes.birds_eye_uv(np.array([[13.0, 0.0, 0.0]]))[0].round().astype(int)
     assert (view[outside[1], outside[0]] == drawing.BACKGROUND).all()
 
 
 def test_sample_views_follow_what_the_sample_has() -> None:
     sample = make_sample(np.random.default_rng(2))
-    assert sorted(views.sample_views(sample, CLASS_NAMES)) == ["cameras", "depth", "sweep"]
+    assert sorted(scenes.sample_views(sample, CLASS_NAMES)) == ["cameras", "depth", "sweep"]
     blind = dataclasses.replace(
         sample,
         labels=None,
         boxes=None,
         cameras=tuple(dataclasses.replace(c, image=None, depth_m=None) for c in sample.cameras),
     )
-    assert sorted(views.sample_views(blind)) == ["sweep"]
-    assert views.sample_views(sample, CLASS_NAMES)["sweep"].shape[1] > views.sample_views(blind)["sweep"].shape[1]
+    assert sorted(scenes.sample_views(blind)) == ["sweep"]
+    assert scenes.sample_views(sample, CLASS_NAMES)["sweep"].shape[1] > scenes.sample_views(blind)["sweep"].shape[1]
 
 
 # ---- similarity and components
@@ -233,18 +233,18 @@ def test_sample_views_follow_what_the_sample_has() -> None:
 def test_the_querys_own_pixel_is_the_most_similar() -> None:
     rng = np.random.default_rng(3)
     features = rng.normal(size=(12, 17, 6))
-    similarity = views.similarity_to(features[4, 9], features)
+    similarity = scenes.similarity_to(features[4, 9], features)
     assert np.unravel_index(similarity.argmax(), similarity.shape) == (4, 9)
     assert similarity[4, 9] == pytest.approx(1.0)
     assert np.abs(similarity).max() <= 1 + 1e-9
-    assert np.allclose(views.similarity_to(features[4, 9] * 7, features * 0.1), similarity)
-    assert (views.similarity_to(features[4, 9], np.zeros((3, 6))) == 0).all()
+    assert np.allclose(scenes.similarity_to(features[4, 9] * 7, features * 0.1), similarity)
+    assert (scenes.similarity_to(features[4, 9], np.zeros((3, 6))) == 0).all()
 
 
 def test_similarity_view_is_reddest_at_the_query() -> None:
     similarity = np.zeros((20, 40))
     similarity[5, 30] = 1.0
-    view = views.similarity_view(
+    view = scenes.similarity_view(
         np.full((20, 40, 3), 128, np.uint8), similarity, low=0.0, high=1.0, query_uv=(30.0, 5.0), target_width=40
     ).astype(int)
     redness = view[..., 0] - view[..., 2]
@@ -254,26 +254,26 @@ def test_similarity_view_is_reddest_at_the_query() -> None:
 def test_principal_colours_do_not_depend_on_rotation_order_or_offset() -> None:
     rng = np.random.default_rng(4)
     features = rng.gamma(1.5, size=(300, 7)) * np.array([5, 3, 2, 1, 0.5, 0.2, 0.1])
-    colours = views.principal_colours(features).colours(features)
+    colours = scenes.principal_colours(features).colours(features)
     rotation = ortho_group.rvs(7, random_state=5)
     moved = features @ rotation + rng.normal(size=7)
-    assert np.abs(views.principal_colours(moved).colours(moved).astype(int) - colours.astype(int)).max() <= 1
+    assert np.abs(scenes.principal_colours(moved).colours(moved).astype(int) - colours.astype(int)).max() <= 1
     order = rng.permutation(300)
-    assert np.abs(views.principal_colours(features[order]).colours(features).astype(int) - colours).max() <= 1
-    assert views.principal_colours(-features).colours(-features).std() > 20
+    assert np.abs(scenes.principal_colours(features[order]).colours(features).astype(int) - colours).max() <= 1
+    assert scenes.principal_colours(-features).colours(-features).std() > 20
 
 
 def test_principal_colours_order_components_by_variance() -> None:
     rng = np.random.default_rng(6)
     features = rng.normal(size=(500, 4)) * np.array([0.1, 4.0, 1.0, 2.0])
-    axes = np.abs(views.principal_colours(features).axes)
+    axes = np.abs(scenes.principal_colours(features).axes)
     assert axes.argmax(axis=0).tolist() == [1, 3, 2]
 
 
 @pytest.mark.parametrize("shape", [(1, 5), (2, 5), (40, 1), (40, 2)])
 def test_principal_colours_of_few_rows_or_dimensions(shape: tuple[int, int]) -> None:
     features = np.random.default_rng(7).normal(size=shape)
-    fitted = views.principal_colours(features)
+    fitted = scenes.principal_colours(features)
     assert fitted.colours(features).shape == (shape[0], 3)
     rank = min(shape[0] - 1, shape[1])
     assert (np.linalg.norm(fitted.axes, axis=0) > 0).tolist() == [i < rank for i in range(3)]
@@ -281,9 +281,9 @@ def test_principal_colours_of_few_rows_or_dimensions(shape: tuple[int, int]) -> 
 
 def test_principal_colours_refuse_nothing_and_nan() -> None:
     with pytest.raises(ValueError, match="0 features"):
-        views.principal_colours(np.zeros((0, 4)))
+        scenes.principal_colours(np.zeros((0, 4)))
     with pytest.raises(ValueError, match="1 of 3 features are not finite"):
-        views.principal_colours(np.array([[0.0, 1], [np.nan, 0], [1, 1]]))
+        scenes.principal_colours(np.array([[0.0, 1], [np.nan, 0], [1, 1]]))
 
 
 # ---- training pictures

@@ -21,7 +21,7 @@ from launchers.cli import main as tandem
 from launchers.plan import model_sizes, parser, run_settings
 from launchers.planning import arithmetic, storage
 from launchers.planning.arithmetic import Data, Model, PlannedRun
-from launchers.planning.figures import Course, Plan, StepTime
+from launchers.planning.figures import Plan, StepTime
 from launchers.planning.measure import measured_writing
 from launchers.planning.tables import spoken
 from launchers.planning.warnings import warnings
@@ -44,15 +44,15 @@ RUN = PlannedRun(
     prefetch=2,
     shards_per_group=8,
     sync_bn=False,
+    checkpoint_every_s=1200.0,
+    keep=2,
 )
 MODEL = Model(trainable=1_000_000, frozen=500_000, buffer_bytes=1000)
 DATA = Data(samples=160_000, bytes_per_sample=1e6, shards=320)
-COURSE = Course(epochs=None, lr_factor=1.0, warmup_steps=0, checkpoint_every_s=1200.0, keep=2)
 PLAN = Plan(
     model=MODEL,
     data=DATA,
     run=RUN,
-    course=COURSE,
     step=StepTime(seconds=0.5, source="test", data_wait_share=0.0, teacher_share=0.0),
     write_bytes_per_s=1e9,
     network_bytes_per_s=1e10,
@@ -200,8 +200,8 @@ def test_norms_and_negatives_by_hand() -> None:
     block = 100 * 8 * 4
     assert sent.negatives == pytest.approx(2 * (7 * block + 2 * 7 / 8 * 8 * block))
     assert arithmetic.traffic(model, run(sync_bn=True, nodes=1, processes_per_node=1)).total == 0.0
-    assert arithmetic.similarity_bytes(run(contrast_rows=100), None) == 4 * 100 * 800
-    assert arithmetic.similarity_bytes(run(contrast_rows=100), 10) == 4 * 10 * 800
+    assert arithmetic.similarity_bytes(run(contrast_rows=100)) == 4 * 100 * 800
+    assert arithmetic.similarity_bytes(run(contrast_rows=100, chunk_rows=10)) == 4 * 10 * 800
 
 
 def test_youngs_interval_loses_least() -> None:
@@ -228,12 +228,9 @@ WARNED: list[tuple[str, dict[str, Any]]] = [
     ("more than the 20 samples", {"data": dataclasses.replace(DATA, samples=20)}),
     ("an epoch is 12.5 updates", {"data": dataclasses.replace(DATA, samples=400)}),
     ("under 1000", {"run": run(num_steps=900)}),
-    (
-        "no whole number of updates",
-        {"course": dataclasses.replace(COURSE, epochs=1), "run": run(num_steps=5100)},
-    ),
-    ("without warm-up", {"course": dataclasses.replace(COURSE, lr_factor=64.0)}),
-    ("further than", {"course": dataclasses.replace(COURSE, lr_factor=64.0, warmup_steps=100)}),
+    ("no whole number of updates", {"run": run(epochs=1, num_steps=5100)}),
+    ("without warm-up", {"run": run(lr_factor=64.0)}),
+    ("further than", {"run": run(lr_factor=64.0, warmup_steps=100)}),
     ("similarities a process", {"run": run(contrast_rows=20_000)}),
     ("ZeRO-3 keeps", {"run": run(zero_stage=3)}),
     ("prefer stage 1", {"run": run(zero_stage=2, accumulation_steps=4)}),
@@ -241,9 +238,9 @@ WARNED: list[tuple[str, dict[str, Any]]] = [
     ("waits for data", {"step": StepTime(seconds=0.5, source="", data_wait_share=0.2)}),
     ("teacher's forward pass is 60%", {"step": StepTime(seconds=0.5, source="", teacher_share=0.6)}),
     ("communication is", {"network_bytes_per_s": 1e7}),
-    ("no checkpoints but the last", {"course": dataclasses.replace(COURSE, checkpoint_every_s=None)}),
+    ("no checkpoints but the last", {"run": run(checkpoint_every_s=None)}),
     ("would lose the least", {"run": run(nodes=2048, num_steps=100_000)}),
-    ("writing checkpoints takes", {"course": dataclasses.replace(COURSE, checkpoint_every_s=0.1)}),
+    ("writing checkpoints takes", {"run": run(checkpoint_every_s=0.1)}),
 ]
 
 

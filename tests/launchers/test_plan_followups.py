@@ -22,8 +22,8 @@ from engine.distributed import World
 from engine.downstream.results import Result, read_results
 from engine.errors import CheckpointError
 from launchers.cli import main as tandem
-from launchers.cluster.evaluation_jobs import EvaluationJob
-from launchers.cluster.plan_followups import baseline_jobs, evaluation_jobs, report_job, safe_name, selection_job
+from launchers.cluster.evaluation_jobs import EvaluationJob, ReportJob
+from launchers.cluster.plan_followups import baseline_jobs, evaluation_jobs, safe_name, selection_job
 from launchers.evaluation import selection
 from launchers.evaluation.common import splits_of
 from launchers.evaluation.measure import evaluate_runs
@@ -176,7 +176,7 @@ def test_elements_give_the_numbers_of_one_call(run: Path, shards: str, tmp_path:
     # A run that went on has no results for its new end.
     write_toy_run(run, shards, step=20)
     assert not any(job.done() for job in jobs)
-    report_job(run, [run])()
+    ReportJob(root=str(run), run_dirs=(str(run),))()
     text = (run / "report.md").read_text()
     assert "slidr" in text
     assert "| random |" in text
@@ -221,7 +221,7 @@ def test_best_and_last_are_measured_where_they_differ(
         ("8 steps, seed 0", ("best",)),
     ]
     assert job.done()
-    report_job(run, [run])()
+    ReportJob(root=str(run), run_dirs=(str(run),))()
     for text in ((run / "report.md").read_text(), html.unescape((run / "report.html").read_text())):
         assert "step 4 30.0, step 8 *50.0, step 10 40.0" in text
         assert "held out from toy's train split" in text
@@ -322,6 +322,6 @@ def test_milestones_of_a_real_run_stay(toy_set: str, world: World, tmp_path: Pat
 
 
 def test_job_is_plain(run: Path) -> None:
-    job = EvaluationJob(run_dir=str(run), element="x", settings="")
+    job = EvaluationJob(run_dir=str(run), name="x", settings="")
     assert not job.done()
     assert job.folder == run / "evaluation" / "x"

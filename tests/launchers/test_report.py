@@ -24,7 +24,7 @@ from engine.errors import CheckpointError
 from launchers.cli import main as tandem
 from launchers.drawing.curves import MAX_POINTS, RunCurve, chart, thinned, tick_labels, ticks
 from launchers.evaluation.selection import Selection
-from launchers.reporting.collect import gather
+from launchers.reporting.collect import ReportSources, gather
 from launchers.reporting.report_files import write_report
 from launchers.reporting.report_page import RunReport, page
 from launchers.reporting.table import groups, markdown, print_table
@@ -100,7 +100,8 @@ def test_everything_from_files_is_escaped() -> None:
     run = RunReport(evil, {evil: evil}, {"train/loss": ([1.0], [2.0])}, {evil: np.zeros((4, 4, 3), np.uint8)}, evil)
     trouble = Trouble(run=evil, state=evil, done=0, elements=1, why=(evil,))
     choice = Selection(step=1, last=evil, by=evil, split=evil, scores={1: 2.0}, settings="")
-    parsed = parse(page(evil, {"date": evil}, [result], [run], chosen={evil: choice}, trouble=[trouble]))
+    sources = ReportSources(results=[result], chosen={evil: choice}, trouble=[trouble])
+    parsed = parse(page(sources, [run], evil, {"date": evil}))
     assert all(address.startswith("data:image/") for address in parsed.addresses)
     assert "".join(parsed.text).count(evil) > 20
     assert "<img" not in markdown([result])
@@ -195,11 +196,13 @@ def test_tick_labels_tell_the_ticks_apart(values: list[float], expected: list[st
 
 def test_chart_breaks_the_line_where_a_value_is_missing() -> None:
     curve = RunCurve("run", [1.0, 2.0, 3.0, 4.0, 5.0], [1.0, 2.0, math.nan, 4.0, 5.0])
-    drawn = page("t", {}, [], [RunReport("run", curves={"train/loss": (curve.steps, curve.values)})])
+    run = RunReport("run", curves={"train/loss": (curve.steps, curve.values)})
+    drawn = page(ReportSources(results=[]), [run], "t", {})
     assert drawn.count("<polyline") == 2
     assert drawn.count("<circle") == 4
     assert chart("loss", [RunCurve("run", [1.0], [math.nan])], {"run": 0}) is None
-    assert "<svg" not in page("t", {}, [], [RunReport("run", curves={"train/loss": ([1.0], [math.nan])})])
+    run = RunReport("run", curves={"train/loss": ([1.0], [math.nan])})
+    assert "<svg" not in page(ReportSources(results=[]), [run], "t", {})
 
 
 def test_long_curves_are_averaged_not_sampled() -> None:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from data.sample import Batch
 from launchers.drawing.canvas import BACKGROUND, UNLABELLED, class_palette, turbo
-from launchers.drawing.pictures import training_pictures
+from launchers.drawing.scenes import birds_eye_uv
 from launchers.drawing.sketches import MAX_LINES, draw
-from launchers.drawing.views import birds_eye_uv
+from launchers.drawing.training_pictures import training_pictures
 from models.visuals import MatchSketch, PixelSketch, PointSketch, ProjectionSketch, Scale, Sketch
 from tests.helpers.toy_batches import toy_batch
 

@@ -215,7 +215,7 @@ def test_elements_with_results_are_left_alone(
 
     run = point(tmp_path / "a", toy_set)
     finish(run)
-    monkeypatch.setattr(EvaluationJob, "done", lambda self: "finetune" in self.element)
+    monkeypatch.setattr(EvaluationJob, "done", lambda self: "finetune" in self.name)
     monkeypatch.setattr(BaselineJob, "done", lambda self: True)
     submit(order(tmp_path, run))
     assert [name for name, _, _ in fake.last.arrays] == ["a-evaluate", f"{tmp_path.name}-report"]

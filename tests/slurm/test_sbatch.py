@@ -72,7 +72,7 @@ def test_called_on_a_login_node_it_checks_and_queues_itself(
     assert done.returncode == 0, done.stderr
     job = done.stdout.split()[2].rstrip(";")
     assert f"run folder: {run.run_dir}" in done.stdout
-    assert "waits for ever" not in done.stderr
+    assert "cannot start" not in done.stderr
     fields = cluster.job(job)
     assert (fields["JobState"], fields["NumNodes"], fields["TimeLimit"]) == ("PENDING", "1-1", "00:10:00")
     assert (fields["Requeue"], fields["WorkDir"]) == ("1", str(REPOSITORY))
@@ -111,12 +111,12 @@ def test_the_same_in_a_job(cluster: SlurmCluster, tmp_path: Path) -> None:
     assert not run.run_dir.exists()
     job = cluster.sbatch(f"--output={run.output}", SCRIPT, "--nodes=2", env=ENV, cwd=REPOSITORY)
     assert cluster.wait_for(job) == "FAILED"
-    assert "--nodes=2: options of sbatch stand before the script's name" in run.told()
+    assert "--nodes=2: give options of sbatch before the script's name" in run.told()
 
 
 def test_a_limit_of_the_partition_is_told(cluster: SlurmCluster, tmp_path: Path) -> None:
     done = script(cluster, "prepare_synthetic.sh", "--time=99:00:00", f"--output={tmp_path}/out")
-    assert "waits for ever: its partition is down, or allows less time or fewer nodes (Partition" in done.stderr
+    assert "cannot start: its partition is down, or allows less time or fewer nodes (Partition" in done.stderr
     array = done.stdout.split()[3].rstrip(",")
     join = done.stdout.split("joined by ")[1].split(";")[0]
     cluster.run("scancel", array, join)

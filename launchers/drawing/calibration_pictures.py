@@ -14,21 +14,9 @@ from data.calibration.depth_edges import edge_strength
 from data.sample import CameraView, Sample
 from data.storage.manifest import Manifest
 from data.storage.reader import SampleError, SampleReader
-from launchers.drawing.canvas import (
-    BACKGROUND,
-    FOREGROUND,
-    RgbImage,
-    captioned,
-    dimmed,
-    enlarge,
-    enlarged_uv,
-    enlargement,
-    paint_points,
-    put_text,
-    tiled,
-    with_legend,
-)
-from launchers.drawing.contact_sheet import Table
+from launchers.drawing import canvas
+from launchers.drawing.canvas import RgbImage
+from launchers.drawing.page import TextTable
 
 _SIDE_COLOUR = (70, 220, 255)
 _TOP_COLOUR = (255, 170, 50)
@@ -39,11 +27,9 @@ _CURVE_SIZE = (150, 480)
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CalibrationReport:
-    """What a set's samples say about its calibration.
+    """Evidence for a set's calibration from its samples, and a verdict for each camera.
 
     Attributes:
-        check: the evidence.
-        verdicts: of each camera.
         damaged: samples that could not be read: key, reason, detail.
     """
 
@@ -51,8 +37,8 @@ class CalibrationReport:
     verdicts: tuple[CalibrationVerdict, ...]
     damaged: tuple[tuple[str, str, str], ...]
 
-    def tables(self) -> list[Table]:
-        """Figures of each camera, and one line a camera for people."""
+    def tables(self) -> list[TextTable]:
+        """Figures of each camera, and one line in words; marked where it is a warning."""
         rows = [
             (
                 verdict.camera,
@@ -68,21 +54,18 @@ class CalibrationReport:
             for verdict in self.verdicts
         ]
         header = ("camera", "verdict", "score", "best", "elsewhere", "shift u px", "shift v px", "sure", "time ms")
-        figures = Table(title="calibration", header=header, rows=tuple(rows), numeric=tuple(range(2, len(header))))
-        lines = tuple((self.line(verdict),) for verdict in self.verdicts) or (("no images in these samples",),)
-        return [figures, Table(title="calibration in words", rows=lines)]
-
-    @staticmethod
-    def line(verdict: CalibrationVerdict) -> str:
-        """The verdict's message, marked where it is a warning."""
-        return f"WARNING {verdict.message()}" if verdict.status in ("shift", "time") else verdict.message()
+        figures = TextTable(title="calibration", header=header, rows=tuple(rows), numeric=tuple(range(2, len(header))))
+        marks = {"shift": "WARNING ", "time": "WARNING "}
+        lines = tuple((marks.get(verdict.status, "") + verdict.message(),) for verdict in self.verdicts)
+        words = TextTable(title="calibration in words", rows=lines or (("no images in these samples",),))
+        return [figures, words]
 
 
-def check_set(manifest: Manifest, reader: SampleReader, chosen: Sequence[int]) -> CalibrationReport:
+def check_set(manifest: Manifest, reader: SampleReader, indices: Sequence[int]) -> CalibrationReport:
     """Judge the calibration of a prepared set by some of its samples; ego motion comes from their neighbours."""
     check = CalibrationCheck()
     damaged = []
-    for index in chosen:
+    for index in indices:
         try:
             sample = reader.read(index, superpixels=False, labels=False)
             check.add(sample, _motion(manifest, reader, index, sample))
@@ -114,13 +97,15 @@ def calibration_view(sample: Sample, report: CalibrationReport) -> RgbImage | No
         if camera.image is None or camera.name not in verdicts:
             continue
         verdict = verdicts[camera.name]
-        cells.append(captioned(_borders_over_edges(sample, camera, (0.0, 0.0)), f"{camera.name}: as calibrated"))
+        cells.append(canvas.captioned(_borders_over_edges(sample, camera, (0.0, 0.0)), f"{camera.name}: as calibrated"))
         if verdict.status == "shift":
             u, v = verdict.shift_px
             moved = _borders_over_edges(sample, camera, verdict.shift_px)
-            cells.append(captioned(moved, f"{camera.name}: moved by {u:+.1f}, {v:+.1f} px, as fits better"))
-        cells.append(captioned(_curves(report.check.profiles(camera.name)), f"{camera.name}: score over the shift"))
-    return tiled(cells, columns=1) if cells else None
+            cells.append(canvas.captioned(moved, f"{camera.name}: moved by {u:+.1f}, {v:+.1f} px, as fits better"))
+        cells.append(
+            canvas.captioned(_curves(report.check.profiles(camera.name)), f"{camera.name}: score over the shift")
+        )
+    return canvas.tiled(cells, columns=1) if cells else None
 
 
 def _borders_over_edges(sample: Sample, camera: CameraView, shift_px: tuple[float, float]) -> RgbImage:
@@ -128,24 +113,24 @@ def _borders_over_edges(sample: Sample, camera: CameraView, shift_px: tuple[floa
     uv, edges = projected_edges(sample, camera)
     strength = np.maximum(*edge_strength(camera.image))
     glow = np.clip((strength - 1.0) / 2.0, 0, 1)[..., None]
-    ground = dimmed(camera.image, 0.35).astype(np.float32)
+    ground = canvas.dimmed(camera.image, 0.35).astype(np.float32)
     view = np.round(ground * (1 - glow) + np.array(_EDGE_COLOUR, np.float32) * glow * 0.8).clip(0, 255).astype(np.uint8)
-    factor = enlargement(camera.image_size, _WIDTH_PX)
+    factor = canvas.enlargement(camera.image_size, _WIDTH_PX)
     colours = np.where(edges.top[:, None], np.array(_TOP_COLOUR), np.array(_SIDE_COLOUR)).astype(np.uint8)
-    uv = enlarged_uv(uv + np.array(shift_px), factor)
+    uv = canvas.enlarged_uv(uv + np.array(shift_px), factor)
     radius = np.full(len(uv), max(1.0, view.shape[1] * factor / 700))
-    painted = paint_points(enlarge(view, factor), uv, colours, radius)
+    painted = canvas.paint_points(canvas.enlarge(view, factor), uv, colours, radius)
     names = ("borders at a side", "borders on top", "edges of the image")
-    return with_legend(painted, names, np.array([_SIDE_COLOUR, _TOP_COLOUR, _EDGE_COLOUR], dtype=np.uint8))
+    return canvas.with_legend(painted, names, np.array([_SIDE_COLOUR, _TOP_COLOUR, _EDGE_COLOUR], dtype=np.uint8))
 
 
 def _curves(profiles: dict[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]]) -> RgbImage:
     """Score over the shift in u and in v; a line marks the calibration as it is."""
     height, width = _CURVE_SIZE
-    chart = np.full((height, width, 3), BACKGROUND, dtype=np.uint8)
+    chart = np.full((height, width, 3), canvas.BACKGROUND, dtype=np.uint8)
     if not profiles:
         return chart
-    most = max(float(score.max()) for _, score in profiles.values()) or 1.0
+    most = max(float(score.max()) for _, score in profiles.values()) or 1.0  # all scores may be 0
     reach = max(float(np.abs(axis).max()) for axis, _ in profiles.values())
     left, right, bottom, top = 34, width - 10, height - 22, 10
 
@@ -161,9 +146,9 @@ def _curves(profiles: dict[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray,
         points = at(np.asarray(axis, dtype=np.float64), np.asarray(score, dtype=np.float64))
         cv2.polylines(chart, [points], False, colour, 1, cv2.LINE_AA)
         end = -1 if name == "u" else 0
-        put_text(chart, name, int(points[end, 0]) - 4, int(points[end, 1]) - 6, scale=0.4, colour=colour)
+        canvas.put_text(chart, name, int(points[end, 0]) - 4, int(points[end, 1]) - 6, scale=0.4, colour=colour)
     for value, u in ((-reach, left), (0.0, middle), (reach, right - 30)):
-        put_text(chart, f"{value:.0f} px", u, height - 6, scale=0.35, colour=FOREGROUND)
-    put_text(chart, f"{most:.1f}", 4, top + 8, scale=0.35)
-    put_text(chart, "0", 4, bottom, scale=0.35)
+        canvas.put_text(chart, f"{value:.0f} px", u, height - 6, scale=0.35, colour=canvas.FOREGROUND)
+    canvas.put_text(chart, f"{most:.1f}", 4, top + 8, scale=0.35)
+    canvas.put_text(chart, "0", 4, bottom, scale=0.35)
     return chart

@@ -10,29 +10,29 @@ from jaxtyping import Int
 from data.sample import IGNORE_LABEL, Sample
 from data.storage.manifest import Manifest
 from data.storage.reader import SampleError, SampleReader
-from launchers.drawing.contact_sheet import Table
+from launchers.drawing.page import TextTable
 
 _COUNTED_SAMPLES = 50
-"""Labels are counted in so many samples of a set at most: enough for shares, and done in seconds."""
+"""Samples of a set that labels are counted in, at most: enough for shares, and done in seconds."""
 
 
-def set_tables(manifest: Manifest, reader: SampleReader) -> list[Table]:
-    """What a person wants to know of a set: contents, splits, classes, what was left out."""
+def set_tables(manifest: Manifest, reader: SampleReader) -> list[TextTable]:
+    """An overview of a set: contents, splits, classes, what was left out."""
     tables = [_contents(manifest), _splits(manifest)]
     if manifest.class_names:
         tables.append(_classes(manifest, reader))
     if manifest.skipped:
         rows = tuple((reason, str(len(keys)), ", ".join(keys[:3])) for reason, keys in manifest.skipped.items())
-        tables.append(Table(title="left out when prepared", header=("reason", "samples", "e.g."), rows=rows))
+        tables.append(TextTable(title="left out when prepared", header=("reason", "samples", "e.g."), rows=rows))
     if manifest.notes:
-        tables.append(Table(title="notes", rows=tuple((note,) for note in manifest.notes)))
+        tables.append(TextTable(title="notes", rows=tuple((note,) for note in manifest.notes)))
     return tables
 
 
-def _contents(manifest: Manifest) -> Table:
+def _contents(manifest: Manifest) -> TextTable:
     num_bytes = sum(shard.num_bytes for shard in manifest.shards)
     samples = max(len(manifest), 1)
-    return Table(
+    return TextTable(
         title="contents",
         rows=(
             ("schema version", str(manifest.schema_version)),
@@ -49,7 +49,7 @@ def _contents(manifest: Manifest) -> Table:
     )
 
 
-def _splits(manifest: Manifest) -> Table:
+def _splits(manifest: Manifest) -> TextTable:
     rows = []
     for split in dict.fromkeys(manifest.splits):
         logs = sum(name == split for name in manifest.splits)
@@ -58,48 +58,46 @@ def _splits(manifest: Manifest) -> Table:
         known = f"{(labelled > 0).sum():,}" if (labelled >= 0).all() else "unknown"
         rows.append((split or "(none)", str(logs), f"{len(indices):,}", known))
     header = ("split", "logs", "samples", "labelled")
-    return Table(title="splits", header=header, rows=tuple(rows), numeric=(1, 2, 3))
+    return TextTable(title="splits", header=header, rows=tuple(rows), numeric=(1, 2, 3))
 
 
-def _classes(manifest: Manifest, reader: SampleReader) -> Table:
+def _classes(manifest: Manifest, reader: SampleReader) -> TextTable:
     counts, read, damaged = _label_counts(manifest, reader)
     total = max(int(counts.sum()), 1)
     named = {**dict(enumerate(manifest.class_names)), IGNORE_LABEL: "(unlabelled)"}
-    found = [value for value in np.flatnonzero(counts).tolist() if value not in named]
+    unknown = [value for value in np.flatnonzero(counts).tolist() if value not in named]
     rows = [
         (str(value), named.get(value, "(unknown)"), f"{counts[value] / total:.2%}")
-        for value in [*range(len(manifest.class_names)), *found, IGNORE_LABEL]
+        for value in [*range(len(manifest.class_names)), *unknown, IGNORE_LABEL]
     ]
     title = f"classes by share of points, in {read} of {len(manifest)} samples"
     if damaged:
         title += f" ({damaged} more could not be read)"
-    return Table(title=title, header=("id", "class", "points"), rows=tuple(rows), numeric=(0, 2))
+    return TextTable(title=title, header=("id", "class", "points"), rows=tuple(rows), numeric=(0, 2))
 
 
 def _label_counts(manifest: Manifest, reader: SampleReader) -> tuple[Int[np.ndarray, "256"], int, int]:
     """Points of each label value, samples read, samples that could not be read."""
-    chosen = np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _COUNTED_SAMPLES)).astype(np.int64))
-    counts, read, damaged = np.zeros(256, dtype=np.int64), 0, 0
-    for index in chosen:
+    indices = np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _COUNTED_SAMPLES)).astype(np.int64))
+    counts, damaged = np.zeros(256, dtype=np.int64), 0  # labels are bytes
+    for index in indices:
         try:
             labels = reader.read(int(index), images=False, superpixels=False).labels
         except SampleError:
             damaged += 1
             continue
-        read += 1
         if labels is not None:
             counts += np.bincount(labels, minlength=256)
-    return counts, read, damaged
+    return counts, len(indices) - damaged, damaged
 
 
 def _spread_text(values: Int[np.ndarray, " n"]) -> str:
     if len(values) == 0:
         return "none"
-    low, high = int(values.min()), int(values.max())
-    return f"{values.mean():,.0f} (from {low:,} to {high:,})"
+    return f"{values.mean():,.0f} (from {values.min():,} to {values.max():,})"
 
 
-def sample_table(sample: Sample, index: int) -> Table:
+def sample_table(sample: Sample, index: int) -> TextTable:
     """One sample in numbers."""
     points = sample.points_lidar
     range_m = np.linalg.norm(points, axis=1)
@@ -119,7 +117,7 @@ def sample_table(sample: Sample, index: int) -> Table:
         rows.append((f"camera {camera.name}", text))
     if sample.boxes is not None:
         rows.append(("boxes", str(len(sample.boxes.classes))))
-    return Table(title=f"sample {sample.key} (row {index})", rows=tuple(rows))
+    return TextTable(title=f"sample {sample.key} (row {index})", rows=tuple(rows))
 
 
 def human_bytes(count: int | float) -> str:

@@ -1,4 +1,4 @@
-"""Pictures of one recorded moment: superpixels, LiDAR over the image, bird's-eye view, similarities, feature colours.
+"""Pictures of one scene: superpixels, LiDAR over the image, bird's-eye view, similarities, colours of features.
 
 Pure functions from arrays to uint8 RGB images, with captions, scales and legends, at a size that a person can read:
 small images are enlarged by a whole factor before anything is drawn on them.
@@ -14,28 +14,8 @@ from jaxtyping import Float, Integer, UInt8
 
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.views.pairs import point_pixel_pairs
-from launchers.drawing.canvas import (
-    BACKGROUND,
-    FOREGROUND,
-    UNLABELLED,
-    RgbImage,
-    blend,
-    boundaries,
-    captioned,
-    class_colours,
-    class_palette,
-    cross,
-    dimmed,
-    enlarge,
-    enlarged_uv,
-    enlargement,
-    paint_points,
-    put_text,
-    tiled,
-    turbo,
-    with_legend,
-    with_scale,
-)
+from launchers.drawing import canvas
+from launchers.drawing.canvas import RgbImage
 
 CAMERA_WIDTH_PX = 960
 """Images are enlarged up to about this width."""
@@ -49,16 +29,10 @@ NEAR_M, FAR_M = 2.0, 60.0
 def superpixel_view(
     image: RgbImage, segments: Integer[np.ndarray, "height width"], target_width: int = CAMERA_WIDTH_PX
 ) -> RgbImage:
-    """Boundaries of the superpixels over the image.
-
-    Args:
-        image: RGB.
-        segments: id of each pixel; -1 (no superpixel) is a segment of its own here.
-        target_width: enlarge up to this width.
-    """
-    factor = enlargement((image.shape[0], image.shape[1]), target_width)
-    view = enlarge(image, factor)
-    edges = boundaries(np.kron(segments, np.ones((factor, factor), dtype=segments.dtype)))
+    """Boundaries of the superpixels over the image; id -1 (no superpixel) is a segment of its own here."""
+    factor = canvas.enlargement((image.shape[0], image.shape[1]), target_width)
+    view = canvas.enlarge(image, factor)
+    edges = canvas.boundaries(np.kron(segments, np.ones((factor, factor), dtype=segments.dtype)))
     if factor == 1:  # one-pixel lines of a large image vanish when a browser shrinks it
         edges = cv2.dilate(edges.astype(np.uint8), np.ones((2, 2), np.uint8)).astype(bool)
     view[edges] = (255, 225, 40)
@@ -74,33 +48,30 @@ def projection_view(
 ) -> RgbImage:
     """Points over the darkened image, nearer ones larger and on top.
 
-    Args:
-        image: RGB.
-        pixels_uv: where the points are seen.
-        depth_m: their depth, or their range where depth is not known.
-        colours: of the points; by depth from red (near) to blue (far) on a logarithmic scale if None.
-        target_width: enlarge up to this width.
+    `depth_m` may be the range where depth is not known. Without colours, points are coloured by depth, from red (near)
+    to blue (far) on a logarithmic scale.
     """
-    factor = enlargement((image.shape[0], image.shape[1]), target_width)
-    view = enlarge(dimmed(image), factor)
+    factor = canvas.enlargement((image.shape[0], image.shape[1]), target_width)
+    view = canvas.enlarge(canvas.dimmed(image), factor)
     order = np.argsort(-depth_m, kind="stable")
     shown = depth_colours(depth_m) if colours is None else colours
     # Dots cover about a third of the picture however dense the LiDAR, so that the scene stays visible behind them.
     spacing_px = np.sqrt(view.shape[0] * view.shape[1] / max(len(depth_m), 1))
-    wanted = np.clip(0.3 * spacing_px, 1.0, 5.0) * np.clip(12.0 / np.maximum(depth_m, 0.1), 0.6, 1.3)
-    radius = np.maximum(wanted, 1.0)
-    return paint_points(view, enlarged_uv(pixels_uv, factor)[order], shown[order], radius[order])
+    nearness = np.clip(12.0 / np.maximum(depth_m, 0.1), 0.6, 1.3)
+    radius = np.maximum(np.clip(0.3 * spacing_px, 1.0, 5.0) * nearness, 1.0)
+    return canvas.paint_points(view, canvas.enlarged_uv(pixels_uv, factor)[order], shown[order], radius[order])
 
 
 def depth_colours(depth_m: Float[np.ndarray, " n"]) -> UInt8[np.ndarray, "n 3"]:
     """Red at NEAR_M to blue at FAR_M, logarithmic: half of a street's points lie within 10 m."""
-    return turbo(-np.log(np.maximum(depth_m, 1e-3)), -np.log(FAR_M), -np.log(NEAR_M))
+    # Minus, so that near is red, the high end.
+    return canvas.turbo(-np.log(np.maximum(depth_m, 1e-3)), -np.log(FAR_M), -np.log(NEAR_M))
 
 
 def with_depth_scale(view: RgbImage) -> RgbImage:
     """The picture with the colours of some depths below it."""
     marks = np.array([2.0, 5.0, 10.0, 20.0, 40.0, 60.0])
-    return with_legend(view, [f"{mark:.0f} m" for mark in marks], depth_colours(marks))
+    return canvas.with_legend(view, [f"{mark:.0f} m" for mark in marks], depth_colours(marks))
 
 
 # ---- bird's-eye view
@@ -116,32 +87,27 @@ def birds_eye_view(
 ) -> RgbImage:
     """The sweep from above: x (forward) up, y (left) to the left, sensor in the middle, rings every 10 m (rooms: 1 m).
 
-    Args:
-        points_lidar: metres; higher points lie over lower ones.
-        colours: RGB of each point.
-        range_m: from the middle to each side.
-        size_px: of the square picture.
-        boxes: outlines to draw, with a line from the centre to the front.
+    Higher points lie over lower ones. `range_m` is from the middle to each side. Boxes are drawn as outlines with a
+    line from the centre to the front.
     """
-    canvas = np.full((size_px, size_px, 3), BACKGROUND, dtype=np.uint8)
-    scale = size_px / (2 * range_m)
-    middle = (size_px - 1) / 2
+    view = np.full((size_px, size_px, 3), canvas.BACKGROUND, dtype=np.uint8)
+    scale, middle = size_px / (2 * range_m), (size_px - 1) / 2
+    u = round(middle)
     every = 10.0 if range_m > 12.0 else 1.0
     for ring in np.arange(every, range_m, every):
-        centre = (round(middle), round(middle))
-        cv2.circle(canvas, centre, round(ring * scale), (58, 61, 70), 1, cv2.LINE_AA)
-        put_text(canvas, f"{ring:.0f} m", round(middle) + 3, round(middle - ring * scale) - 3, scale=0.35)
+        cv2.circle(view, (u, u), round(ring * scale), (58, 61, 70), 1, cv2.LINE_AA)
+        canvas.put_text(view, f"{ring:.0f} m", u + 3, round(middle - ring * scale) - 3, scale=0.35)
     order = np.argsort(points_lidar[:, 2], kind="stable")
     at = birds_eye_uv(points_lidar, range_m=range_m, size_px=size_px)[order]
     near = np.abs(points_lidar[order, :2]).max(axis=1) <= range_m if len(order) else np.zeros(0, dtype=bool)
     dot = 0.5 if len(order) >= 60_000 else 1.0 if len(order) >= 1500 else 3.0  # a few units should be seen as well
-    canvas = paint_points(canvas, at[near], colours[order][near], np.full(int(near.sum()), dot))
+    view = canvas.paint_points(view, at[near], colours[order][near], np.full(int(near.sum()), dot))
     for outline in [] if boxes is None else _footprints(boxes):
         corners = birds_eye_uv(outline, range_m=range_m, size_px=size_px)
-        cv2.polylines(canvas, [np.round(corners).astype(np.int32)], False, (255, 255, 255), 1, cv2.LINE_AA)
-    u = round(middle)
-    cv2.fillConvexPoly(canvas, np.array([[u, u - 7], [u - 5, u + 6], [u + 5, u + 6]], np.int32), FOREGROUND)
-    return canvas
+        cv2.polylines(view, [np.round(corners).astype(np.int32)], False, (255, 255, 255), 1, cv2.LINE_AA)
+    # The sensor, pointing forward.
+    cv2.fillConvexPoly(view, np.array([[u, u - 7], [u - 5, u + 6], [u + 5, u + 6]], np.int32), canvas.FOREGROUND)
+    return view
 
 
 def birds_eye_uv(
@@ -163,23 +129,11 @@ def _footprints(boxes: Boxes) -> list[Float[np.ndarray, "7 3"]]:
     return outlines
 
 
-def height_colours(points_lidar: Float[np.ndarray, "n 3"]) -> tuple[UInt8[np.ndarray, "n 3"], float, float]:
-    """Colours by z and the two ends of their scale in metres (2nd and 98th percentile of the sweep)."""
-    low, high = _percentiles(points_lidar[:, 2])
-    return turbo(points_lidar[:, 2], low, high), low, high
-
-
-def intensity_colours(intensity: Float[np.ndarray, " n"]) -> tuple[UInt8[np.ndarray, "n 3"], float, float]:
-    """Colours by return strength and the two ends of their scale."""
-    low, high = _percentiles(intensity)
-    return turbo(intensity, low, high), low, high
-
-
-def _percentiles(values: Float[np.ndarray, " n"], share: float = 2.0) -> tuple[float, float]:
-    if len(values) == 0:
-        return 0.0, 1.0
-    low, high = np.percentile(values, [share, 100.0 - share])
-    return float(low), float(max(high, low + 1e-6))
+def spread_colours(values: Float[np.ndarray, " n"]) -> tuple[UInt8[np.ndarray, "n 3"], float, float]:
+    """Colours of values and the two ends of their scale: 2nd and 98th percentile, outliers beyond them."""
+    low, high = np.percentile(values, [2.0, 98.0]).tolist() if len(values) else (0.0, 1.0)
+    high = max(high, low + 1e-6)
+    return canvas.turbo(values, low, high), low, high
 
 
 # ---- similarities
@@ -196,28 +150,22 @@ def similarity_to(
 def similarity_view(
     image: RgbImage,
     similarity: Float[np.ndarray, "height width"],
-    *,
     low: float,
     high: float,
+    *,
     query_uv: tuple[float, float] | None = None,
     target_width: int = CAMERA_WIDTH_PX,
 ) -> RgbImage:
-    """Similarity of one query to every pixel, as colours over the grey image.
+    """Similarity of one query to every pixel, from blue (`low`) to red (`high`) over the grey image.
 
-    Args:
-        image: RGB.
-        similarity: of each pixel.
-        low: similarity shown blue.
-        high: similarity shown red.
-        query_uv: where the query itself is seen; None where it is not in this image.
-        target_width: enlarge up to this width.
+    A cross marks `query_uv`, where the query itself is seen; None where it is not in this image.
     """
-    factor = enlargement((image.shape[0], image.shape[1]), target_width)
-    heat = turbo(similarity.ravel().astype(np.float64), low, high).reshape(image.shape)
-    view = blend(enlarge(dimmed(image, 0.9), factor), enlarge(heat, factor), 0.6)
+    factor = canvas.enlargement((image.shape[0], image.shape[1]), target_width)
+    heat = canvas.turbo(similarity.ravel().astype(np.float64), low, high).reshape(image.shape)
+    view = canvas.blend(canvas.enlarge(canvas.dimmed(image, 0.9), factor), canvas.enlarge(heat, factor), 0.6)
     if query_uv is not None:
-        u, v = enlarged_uv(np.array([query_uv], dtype=np.float64), factor)[0]
-        view = cross(view, (float(u), float(v)), size_px=max(9, view.shape[1] // 50))
+        u, v = canvas.enlarged_uv(np.array([query_uv], dtype=np.float64), factor)[0]
+        view = canvas.cross(view, (float(u), float(v)), size_px=max(9, view.shape[1] // 50))
     return view
 
 
@@ -255,9 +203,6 @@ def principal_colours(features: Float[np.ndarray, "n dim"]) -> PrincipalColours:
     Components are ordered by variance. An eigenvector's sign is arbitrary; it is chosen such that the scores' third
     moment is positive (rare values are bright), so the colours of a network do not flip between pictures.
 
-    Args:
-        features: at least one row.
-
     Raises:
         ValueError: no rows, or a value that is not finite.
     """
@@ -285,11 +230,7 @@ def principal_colours(features: Float[np.ndarray, "n dim"]) -> PrincipalColours:
 
 
 def sample_views(sample: Sample, class_names: tuple[str, ...] = ()) -> dict[str, RgbImage]:
-    """All pictures of a sample that its contents allow, by name.
-
-    Args:
-        sample: as read from shards.
-        class_names: of `sample.labels` and of pixels; without them labels are not drawn.
+    """All pictures of a sample that its contents allow, by name; without class names, labels are not drawn.
 
     Returns:
         "cameras" (superpixels and projected LiDAR, one row a camera), "sweep" (bird's-eye views by height, intensity
@@ -301,11 +242,11 @@ def sample_views(sample: Sample, class_names: tuple[str, ...] = ()) -> dict[str,
         views["cameras"] = _camera_sheet(sample, with_image, class_names)
     depths = [camera for camera in sample.cameras if camera.depth_m is not None]
     if depths:
-        maps = [captioned(depth_view(np.asarray(c.depth_m)), f"{c.name}: depth") for c in depths]
-        views["depth"] = tiled(maps, columns=3)
+        maps = [canvas.captioned(depth_view(np.asarray(c.depth_m)), f"{c.name}: depth") for c in depths]
+        views["depth"] = canvas.tiled(maps, columns=3)
     labelled = [camera for camera in sample.cameras if camera.labels is not None]
     if labelled and class_names:
-        views["classes"] = tiled([_class_map(camera, class_names) for camera in labelled], columns=3)
+        views["classes"] = canvas.tiled([_class_map(camera, class_names) for camera in labelled], columns=3)
     return views
 
 
@@ -321,62 +262,59 @@ def _camera_sheet(sample: Sample, cameras: list[int], class_names: tuple[str, ..
         if camera.superpixels is not None:
             count = int(camera.superpixels.max()) + 1
             view = superpixel_view(camera.image, camera.superpixels, width)
-            cells.append(captioned(view, f"{camera.name}: {count} superpixels"))
+            cells.append(canvas.captioned(view, f"{camera.name}: {count} superpixels"))
         else:
-            enlarged = enlarge(camera.image, enlargement(camera.image_size, width))
-            cells.append(captioned(enlarged, f"{camera.name}: no superpixels"))
+            enlarged = canvas.enlarge(camera.image, canvas.enlargement(camera.image_size, width))
+            cells.append(canvas.captioned(enlarged, f"{camera.name}: no superpixels"))
         view = projection_view(camera.image, pairs.uv, depth_m, target_width=width)
-        cells.append(captioned(with_depth_scale(view), f"{camera.name}: {len(pairs)} points by depth"))
+        cells.append(canvas.captioned(with_depth_scale(view), f"{camera.name}: {len(pairs)} points by depth"))
         if sample.labels is not None and class_names:
-            colours = class_colours(sample.labels[pairs.point], len(class_names))
+            colours = canvas.class_colours(sample.labels[pairs.point], len(class_names))
             view = projection_view(camera.image, pairs.uv, depth_m, colours, target_width=width)
             legend = _class_legend(view, sample.labels[pairs.point], class_names)
-            cells.append(captioned(legend, f"{camera.name}: points by class"))
+            cells.append(canvas.captioned(legend, f"{camera.name}: points by class"))
     labelled = sample.labels is not None and bool(class_names)
     # Wide pictures of a single camera stand one below the other.
-    return tiled(cells, columns=(1 if len(cameras) == 1 else 3 if labelled else 2))
+    return canvas.tiled(cells, columns=(1 if len(cameras) == 1 else 3 if labelled else 2))
 
 
 def _sweep_sheet(sample: Sample, class_names: tuple[str, ...]) -> RgbImage:
     points = sample.points_lidar.astype(np.float64)
-    by_height, low, high = height_colours(points)
-    cells = [captioned(with_scale(birds_eye_view(points, by_height), low, high, "m"), "height above the sensor")]
-    by_intensity, low, high = intensity_colours(sample.intensity.astype(np.float64))
-    cells.append(captioned(with_scale(birds_eye_view(points, by_intensity), low, high, ""), "intensity"))
+    by_height, low, high = spread_colours(points[:, 2])
+    view = canvas.with_scale(birds_eye_view(points, by_height), low, high, "m")
+    cells = [canvas.captioned(view, "height above the sensor")]
+    by_intensity, low, high = spread_colours(sample.intensity.astype(np.float64))
+    view = canvas.with_scale(birds_eye_view(points, by_intensity), low, high, "")
+    cells.append(canvas.captioned(view, "intensity"))
     if sample.labels is not None and class_names:
-        view = birds_eye_view(points, class_colours(sample.labels, len(class_names)), boxes=sample.boxes)
+        view = birds_eye_view(points, canvas.class_colours(sample.labels, len(class_names)), boxes=sample.boxes)
         title = "class" if sample.boxes is None else f"class, {len(sample.boxes.classes)} boxes"
-        cells.append(captioned(_class_legend(view, sample.labels, class_names), title))
+        cells.append(canvas.captioned(_class_legend(view, sample.labels, class_names), title))
     elif sample.boxes is not None:
         view = birds_eye_view(points, by_height, boxes=sample.boxes)
-        cells.append(captioned(view, f"{len(sample.boxes.classes)} boxes"))
-    return tiled(cells, columns=3)
+        cells.append(canvas.captioned(view, f"{len(sample.boxes.classes)} boxes"))
+    return canvas.tiled(cells, columns=3)
 
 
 def _class_legend(view: RgbImage, labels: UInt8[np.ndarray, " n"], class_names: tuple[str, ...]) -> RgbImage:
     """Only the classes that are there."""
     present = [c for c in np.unique(labels).tolist() if c != IGNORE_LABEL]
     names = [class_names[c] for c in present] + ["unlabelled"] * bool((labels == IGNORE_LABEL).any())
-    unlabelled = np.array([UNLABELLED], dtype=np.uint8)
-    return with_legend(view, names, np.concatenate([class_palette(len(class_names))[present], unlabelled]))
+    colours = [*canvas.class_palette(len(class_names))[present], canvas.UNLABELLED]
+    return canvas.with_legend(view, names, np.array(colours, dtype=np.uint8))
 
 
 def _class_map(camera: CameraView, class_names: tuple[str, ...]) -> RgbImage:
     labels = np.asarray(camera.labels)
-    view = class_colours(labels.ravel(), len(class_names)).reshape(*labels.shape, 3)
-    view = enlarge(view, enlargement(labels.shape, 640), smooth=False)
-    return captioned(_class_legend(view, labels.ravel(), class_names), f"{camera.name}: class")
+    view = canvas.class_colours(labels.ravel(), len(class_names)).reshape(*labels.shape, 3)
+    view = canvas.enlarge(view, canvas.enlargement(labels.shape, 640), smooth=False)
+    return canvas.captioned(_class_legend(view, labels.ravel(), class_names), f"{camera.name}: class")
 
 
 def depth_view(depth_m: Float[np.ndarray, "height width"], width: int = 640) -> RgbImage:
-    """A depth map in colours with its scale; unknown depth is background.
-
-    Args:
-        depth_m: 0 where unknown.
-        width: the map is enlarged by a whole factor towards it.
-    """
+    """A depth map in colours with its scale, enlarged towards `width`; unknown depth (0) is background."""
     known = depth_m.ravel() > 0
     colours = depth_colours(depth_m.ravel().astype(np.float64))
-    colours[~known] = BACKGROUND
+    colours[~known] = canvas.BACKGROUND
     view = colours.reshape(*depth_m.shape, 3)
-    return with_depth_scale(enlarge(view, enlargement(depth_m.shape, width), smooth=False))
+    return with_depth_scale(canvas.enlarge(view, canvas.enlargement(depth_m.shape, width), smooth=False))

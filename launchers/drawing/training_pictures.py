@@ -1,7 +1,7 @@
 """Pictures that training shows in TensorBoard: what goes in, and what the features have become.
 
 An objective offers what it can through small protocols; one that has no pixel embeddings still gets the pictures of its
-points, and what else it wants to show it hands over as sketches. Only the first sample of the batch is drawn (and run
+points; whatever else it can show comes as sketches. Only the first sample of the batch is drawn (and run
 through the networks), in evaluation mode and without gradient, so that a picture changes neither weights, BatchNorm
 statistics nor random states.
 """
@@ -27,19 +27,9 @@ from data.sample import Batch, first_sample
 from data.storage.manifest import load_manifest
 from data.storage.reader import SampleError, SampleReader
 from data.storage.shard import ShardError
+from launchers.drawing import scenes
 from launchers.drawing.canvas import RgbImage, captioned, cross, tiled, turbo, with_scale
 from launchers.drawing.sketches import Sketcher, draw
-from launchers.drawing.views import (
-    PrincipalColours,
-    birds_eye_uv,
-    birds_eye_view,
-    principal_colours,
-    projection_view,
-    similarity_to,
-    similarity_view,
-    superpixel_view,
-    with_depth_scale,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +57,7 @@ class PixelEmbedder(Protocol):
 
 @dataclass(frozen=True)
 class _Embedded:
-    """What the networks say about one sample, in numpy."""
+    """Embeddings of one sample by the networks."""
 
     points: Float[np.ndarray, "N D"]
     pixels: Float[np.ndarray, "I H W D"] | None
@@ -78,11 +68,8 @@ def training_pictures(
 ) -> dict[str, RgbImage]:
     """Everything that the objective and the batch allow, of the batch's first sample.
 
-    Args:
-        objective: the method; its abilities are found by `PointEmbedder` and `PixelEmbedder`.
-        batch: images are absent under a teacher cache; the pictures over images then are, too.
-        step: updates done, for the captions.
-        augmented: the batch as training sees it, for the objective's sketches; None: `batch`.
+    Its abilities are found by `PointEmbedder` and `PixelEmbedder`. Under a teacher cache the batch has no images, and
+    there are no pictures over images. `augmented` is the batch as training sees it, for the objective's sketches.
 
     Returns:
         A subset of "superpixels", "lidar_depth", "similarity_pixels", "similarity_points", "point_features" and
@@ -101,12 +88,7 @@ def training_pictures(
 
 
 def pictures_of(batch: Batch, augmented: Batch | None = None) -> Callable[[nn.Module, Batch, int], dict[str, RgbImage]]:
-    """A `training_pictures` that always draws the same batch (with images, say), so that steps can be compared.
-
-    Args:
-        batch: un-augmented and with images, whatever the training batches hold.
-        augmented: the same samples as training sees them, for sketches; None: `batch`.
-    """
+    """A `training_pictures` that always draws the same batches (with images, say), so that steps can be compared."""
     fixed, moved = first_sample(batch), None if augmented is None else first_sample(augmented)
 
     def draw(objective: nn.Module, _: Batch, step: int) -> dict[str, RgbImage]:
@@ -126,7 +108,7 @@ def pictures_of_set(config: DataConfig, spec: BatchSpec) -> Callable[[nn.Module,
     manifest = load_manifest(config.shards)
     chosen = manifest.indices(config.split)[: config.limit]
     reader = SampleReader(manifest)
-    for index in np.roll(chosen, -(len(chosen) // 2)):
+    for index in np.roll(chosen, -(len(chosen) // 2)):  # from the middle of the split to its end, then from its start
         try:
             plain = load_batch(reader, [int(index)], config, spec)
             return pictures_of(plain, load_batch(reader, [int(index)], config, spec, augmented=True))
@@ -135,17 +117,15 @@ def pictures_of_set(config: DataConfig, spec: BatchSpec) -> Callable[[nn.Module,
     raise ShardError(f"{config.shards}: none of the {len(chosen)} samples of split {config.split!r} can be read")
 
 
-# ---- parts
-
-
 @contextmanager
-def _only_looking(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode without gradient; afterwards each part is in the mode it was in (a frozen tower in its own)."""
-    modes = [(part, part.training) for part in module.modules()]
+def _evaluating(module: nn.Module, sample: Batch) -> Iterator[Batch]:
+    """Evaluation mode without gradient, and the sample on the module's device; all parts' modes are put back."""
+    modes = [(part, part.training) for part in module.modules()]  # each part's own: a frozen tower keeps another mode
+    weight = next(module.parameters(), None)
     module.eval()
     try:
         with torch.no_grad():
-            yield
+            yield sample if weight is None else sample.to(weight.device)
     finally:
         for part, training in modes:
             part.training = training
@@ -154,31 +134,24 @@ def _only_looking(module: nn.Module) -> Iterator[None]:
 def _embed(objective: nn.Module, sample: Batch) -> _Embedded | None:
     if not isinstance(objective, PointEmbedder):
         return None
-    there = _beside(objective, sample)
-    with _only_looking(objective):
-        points = objective.point_embeddings(there)[there.point_voxel].float().cpu().numpy()
+    with _evaluating(objective, sample) as moved:
+        points = objective.point_embeddings(moved)[moved.point_voxel].float().cpu().numpy()
         pixels = None
-        if isinstance(objective, PixelEmbedder) and there.images is not None:
-            pixels = objective.pixel_embeddings(there.images).float().movedim(1, -1).cpu().numpy()
+        if isinstance(objective, PixelEmbedder) and moved.images is not None:
+            pixels = objective.pixel_embeddings(moved.images).float().movedim(1, -1).cpu().numpy()
     return _Embedded(points, pixels)
 
 
 def _sketches(objective: nn.Module, sample: Batch, step: int) -> dict[str, RgbImage]:
     if not isinstance(objective, Sketcher):
         return {}
-    with _only_looking(objective):
-        sketches = objective.sketches(_beside(objective, sample))
-    titled = {
-        name: dataclasses.replace(sketch, caption=f"step {step}: {sketch.caption}, {sample.keys[0]}")
-        for name, sketch in sketches.items()
-    }
-    return {f"sketch_{name}": draw(sketch) for name, sketch in titled.items()}
-
-
-def _beside(objective: nn.Module, sample: Batch) -> Batch:
-    """The sample on the objective's device."""
-    weight = next(objective.parameters(), None)
-    return sample if weight is None else sample.to(weight.device)
+    with _evaluating(objective, sample) as moved:
+        sketches = objective.sketches(moved)
+    pictures = {}
+    for name, sketch in sketches.items():
+        caption = f"step {step}: {sketch.caption}, {sample.keys[0]}"
+        pictures[f"sketch_{name}"] = draw(dataclasses.replace(sketch, caption=caption))
+    return pictures
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
@@ -204,16 +177,16 @@ def _input_pictures(sample: Batch) -> dict[str, RgbImage]:
     images, pictures = _images(sample), {}
     if images and sample.superpixels is not None and sample.superpixels.of_pixel is not None:
         ids = _numpy(sample.superpixels.of_pixel)
-        cells = [superpixel_view(image, ids[i], _WIDTH_PX) for i, image in enumerate(images)]
+        cells = [scenes.superpixel_view(image, ids[i], _WIDTH_PX) for i, image in enumerate(images)]
         pictures["superpixels"] = captioned(tiled(cells, _COLUMNS), f"superpixels of {sample.keys[0]}")
     if images and sample.pairs is not None:
         cells = []
         for i, image in enumerate(images):
             _, uv, range_m = _pairs_of(sample, i)
-            cells.append(captioned(projection_view(image, uv, range_m, target_width=_WIDTH_PX), f"{len(uv)} pairs"))
-        pictures["lidar_depth"] = captioned(
-            with_depth_scale(tiled(cells, _COLUMNS)), f"LiDAR over the images of {sample.keys[0]}, by distance"
-        )
+            view = scenes.projection_view(image, uv, range_m, target_width=_WIDTH_PX)
+            cells.append(captioned(view, f"{len(uv)} pairs"))
+        title = f"LiDAR over the images of {sample.keys[0]}, by distance"
+        pictures["lidar_depth"] = captioned(scenes.with_depth_scale(tiled(cells, _COLUMNS)), title)
     return pictures
 
 
@@ -221,10 +194,10 @@ def _input_pictures(sample: Batch) -> dict[str, RgbImage]:
 
 
 def query_point(sample: Batch) -> int:
-    """A point worth asking about: stands above the ground, 4 to 25 m away, near the middle of the first image.
+    """A point worth comparing: stands above the ground, 4 to 25 m away, near the middle of the first image.
 
-    Height is judged against the lowest points of the sweep. Where no point is like that, the wishes are dropped one
-    after the other, so there is always an answer; without pairs, the tallest of the near points.
+    Height is measured from the lowest points of the sweep. Where no point is like that, the conditions are dropped one
+    by one, so there is always an answer; without pairs, the tallest of the near points.
 
     Raises:
         ValueError: the sample has no points.
@@ -233,7 +206,7 @@ def query_point(sample: Batch) -> int:
     if len(points) == 0:
         raise ValueError(f"sample {sample.keys[0]} has no points to choose a query from")
     range_m = np.linalg.norm(points, axis=1)
-    stands = points[:, 2] > np.percentile(points[:, 2], 5) + 0.7
+    stands = points[:, 2] > np.percentile(points[:, 2], 5) + 0.7  # not the minimum: stray returns lie below the ground
     near = (range_m > 4.0) & (range_m < 25.0)
     if sample.pairs is None or len(sample.pairs.point) == 0:
         return int(np.argmax(np.where(near, points[:, 2], -np.inf)))
@@ -241,29 +214,29 @@ def query_point(sample: Batch) -> int:
     candidates, uv = _numpy(pairs.point), _numpy(pairs.uv)
     middle = (uv.min(axis=0) + uv.max(axis=0)) / 2
     distance = np.linalg.norm(uv - middle, axis=1)
-    for wish in (stands & near, stands, np.ones(len(points), dtype=bool)):
-        if wish[candidates].any():
+    for condition in (stands & near, stands, np.ones(len(points), dtype=bool)):
+        if condition[candidates].any():
             break
-    return int(candidates[np.argmin(np.where(wish[candidates], distance, np.inf))])
+    return int(candidates[np.argmin(np.where(condition[candidates], distance, np.inf))])
 
 
 def _similarity_pictures(sample: Batch, embedded: _Embedded, step: int) -> dict[str, RgbImage]:
     query = query_point(sample)
-    to_points = similarity_to(embedded.points[query], embedded.points).astype(np.float64)
+    to_points = scenes.similarity_to(embedded.points[query], embedded.points).astype(np.float64)
     low, high = _ends(to_points)
     points = _numpy(sample.points).astype(np.float64)
-    above = birds_eye_view(points, turbo(to_points, low, high))
-    u, v = birds_eye_uv(points[query : query + 1])[0]
+    above = scenes.birds_eye_view(points, turbo(to_points, low, high))
+    u, v = scenes.birds_eye_uv(points[query : query + 1])[0]
     title = f"step {step}: similarity of one point (cross) to all points, {sample.keys[0]}"
     pictures = {"similarity_points": captioned(with_scale(cross(above, (float(u), float(v))), low, high, ""), title)}
     if embedded.pixels is None:
         return pictures
-    to_pixels = similarity_to(embedded.points[query], embedded.pixels).astype(np.float64)
+    to_pixels = scenes.similarity_to(embedded.points[query], embedded.pixels).astype(np.float64)
     low, high = _ends(to_pixels.ravel())
     cells = []
     for i, image in enumerate(_images(sample)):
-        seen = _query_uv(sample, i, query)
-        cells.append(similarity_view(image, to_pixels[i], low=low, high=high, query_uv=seen, target_width=_WIDTH_PX))
+        uv = _query_uv(sample, i, query)
+        cells.append(scenes.similarity_view(image, to_pixels[i], low, high, query_uv=uv, target_width=_WIDTH_PX))
     title = f"step {step}: similarity of one point (cross) to all pixels, {sample.keys[0]}"
     pictures["similarity_pixels"] = captioned(with_scale(tiled(cells, _COLUMNS), low, high, ""), title)
     return pictures
@@ -286,37 +259,26 @@ def _ends(similarity: Float[np.ndarray, " n"]) -> tuple[float, float]:
 
 
 def _component_pictures(sample: Batch, embedded: _Embedded, step: int) -> dict[str, RgbImage]:
-    fitted = principal_colours(embedded.points)
+    fitted = scenes.principal_colours(embedded.points)
     points = _numpy(sample.points).astype(np.float64)
     title = f"step {step}: first three principal components of the points' features, {sample.keys[0]}"
     colours = fitted.colours(embedded.points)
-    sheet = birds_eye_view(points, colours)
+    sheet = scenes.birds_eye_view(points, colours)
     images = _images(sample)
     if images and sample.pairs is not None:
-        overlay = _component_overlay(sample, images, colours)
+        cells = []
+        for i, image in enumerate(images):
+            point, uv, range_m = _pairs_of(sample, i)
+            cells.append(scenes.projection_view(image, uv, range_m, colours[point], target_width=_WIDTH_PX))
+        overlay = tiled(cells, columns=1 if len(images) <= 3 else 2)
         # One wide image goes above the square, several small ones beside it.
         sheet = tiled([overlay, sheet], columns=1) if len(images) == 1 else tiled([sheet, overlay], columns=2)
     pictures = {"point_features": captioned(sheet, title)}
     if embedded.pixels is not None:
-        pictures["pixel_features"] = captioned(
-            _pixel_components(images, embedded.pixels, fitted),
-            f"step {step}: pixels' features in the colours of the points",
-        )
+        cells = [
+            tiled([image, fitted.colours(features)], columns=1, gap_px=2)
+            for image, features in zip(images, embedded.pixels, strict=True)
+        ]
+        title = f"step {step}: pixels' features in the colours of the points"
+        pictures["pixel_features"] = captioned(tiled(cells, _COLUMNS), title)
     return pictures
-
-
-def _component_overlay(sample: Batch, images: list[RgbImage], colours: UInt8[np.ndarray, "N 3"]) -> RgbImage:
-    cells = []
-    for i, image in enumerate(images):
-        point, uv, range_m = _pairs_of(sample, i)
-        cells.append(projection_view(image, uv, range_m, colours[point], target_width=_WIDTH_PX))
-    return tiled(cells, columns=1 if len(images) <= 3 else 2)
-
-
-def _pixel_components(
-    images: list[RgbImage], pixels: Float[np.ndarray, "I H W D"], fitted: PrincipalColours
-) -> RgbImage:
-    cells: list[RgbImage] = []
-    for image, features in zip(images, pixels, strict=True):
-        cells.append(tiled([image, fitted.colours(features)], columns=1, gap_px=2))
-    return tiled(cells, _COLUMNS)
