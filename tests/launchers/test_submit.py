@@ -27,7 +27,7 @@ from launchers.cli import main as tandem
 from launchers.cluster import freeze, submission
 from launchers.cluster.freeze import freeze_code, freeze_run
 from launchers.cluster.plan_submission import Point, SubmitRequest, with_first_stages
-from launchers.cluster.queues import AT_ONCE, After, LocalQueue, own_variables_only
+from launchers.cluster.queues import AT_ONCE, After, LocalQueue, Queue, own_variables_only
 from launchers.cluster.slurm_queue import sbatch_parameters
 from launchers.cluster.submission import submit
 from launchers.cluster.work import FollowJob, PretrainJob, Work
@@ -43,10 +43,9 @@ ELEMENTS = {"street-linear-probe-knn", "street-finetune-1-frame"}
 
 
 @dataclass
-class FakeQueue:
+class FakeQueue(Queue):
     """Remembers what was queued; ids are 1_0, 1_1, 2_0, ..."""
 
-    logs: Path
     cluster: str | None = "fake"
     arrays: list[tuple[str, list[str], After]] = field(default_factory=list)
     works: dict[str, Work] = field(default_factory=dict)
@@ -56,10 +55,6 @@ class FakeQueue:
         self.works |= dict(zip(ids, works, strict=True))
         self.arrays.append((name, ids, after))
         return ids
-
-    @property
-    def failed(self) -> set[str]:
-        return set()
 
     def named(self, name: str) -> tuple[list[str], After]:
         (found,) = [(ids, after) for known, ids, after in self.arrays if known == name]
@@ -91,7 +86,7 @@ class FakeSlurm:
         }
 
     def new(self, order: SubmitRequest, code: object) -> FakeQueue:
-        self.queues.append(FakeQueue(self.logs))
+        self.queues.append(FakeQueue(logs=self.logs))
         return self.queues[-1]
 
     @property
