@@ -128,9 +128,9 @@ def test_mistakes_in_a_file_are_named(tmp_path, capsys, text, message):
     [
         (["val_evry=3"], "val_evry: unknown name; did you mean 'val_every'"),
         (["val_every=many"], "val_every: got 'many', expected a whole number"),
-        (["superpixels.num_segments=0"], "num_segments is 0, expected 1 to 65536"),
+        (["superpixels.num_segments=0"], "superpixels.num_segments: got 0, expected 1 to 65536"),
         (["superpixels.segments=9"], "superpixels.segments: unknown name"),
-        (["--samples-per-shard", "0"], "samples_per_shard is 0, expected at least 1"),
+        (["--samples-per-shard", "0"], "samples_per_shard: got 0, expected at least 1"),
         (["--workers", "0"], "--workers: got 0, expected at least 1"),
         (["--no-superpixels", "superpixels.num_segments=9"], "switches them off"),
     ],
