@@ -49,6 +49,8 @@ def toy_overrides(path: Path) -> tuple[str, ...]:
         found |= _BOUNDED
     if config.data.augment.points.keep_share != (1.0, 1.0):
         found["data.augment.points.keep_share"] = [1.0, 1.0]
+    if config.data.expected_superpixels is not None:
+        found["data.expected_superpixels"] = None  # the toy sets have their own
     if config.first is not None:
         first = Path(config.first.config)
         given = dict(override.split("=", 1) for override in config.first.overrides)
