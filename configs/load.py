@@ -281,9 +281,10 @@ def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConf
                 return ConfigError(f"{dotted}: unknown name{near} (got {value!r}; valid here: {known})")
             if depth + 1 == len(path) and not _accepts(schema, path, value):
                 return ConfigError(f"{dotted}: got {value!r}, expected {_describe(hints[key])}")
-            child = node.get(key)
-            if OmegaConf.is_missing(node, key) and dataclasses.is_dataclass(hints[key]):
-                child = OmegaConf.structured(hints[key])  # a section without a default
+            child = None if OmegaConf.is_missing(node, key) else node.get(key)
+            section = next(filter(dataclasses.is_dataclass, (hints[key], *typing.get_args(hints[key]))), None)
+            if child is None and section is not None:
+                child = OmegaConf.structured(section)  # a section without a default, or null by default
             if not isinstance(child, DictConfig):
                 if depth + 1 < len(path):
                     return ConfigError(f"{dotted}: got a section, expected {_describe(hints[key])}")

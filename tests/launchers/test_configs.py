@@ -98,6 +98,13 @@ def test_what_has_no_default_is_asked_for(path: Path) -> None:
             load_run(str(path), given)
 
 
+@pytest.mark.parametrize("path", PRETRAIN, ids=name_of)
+def test_a_mistake_is_told_from_the_files_own_sections(path: Path) -> None:
+    """Also in files that fill a section which is null by default (`first`, `data.expected_superpixels`)."""
+    with pytest.raises(ConfigError, match=r"optim\.lr: got 'fast', expected a number"):
+        load_run(str(path), [*missing_values(path), "optim.lr=fast"])
+
+
 def test_the_papers_recipe_is_in_its_config() -> None:
     config = load_run(str(CONFIGS / "slidr_nuscenes.yaml"), missing_values(CONFIGS / "slidr_nuscenes.yaml"))
     assert (config.optim.name, config.optim.lr, config.optim.momentum) == ("sgd", 0.5, 0.9)
