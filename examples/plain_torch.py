@@ -1,6 +1,6 @@
-"""Exported weights in a loop of your own: no engine, no launchers, no config files; torch and the network alone.
+"""Exported weights in a loop of your own: torch, `models` and `data`; no engine, no launchers, no config files.
 
-    tandem export runs/street backbone.safetensors
+    tandem export runs/slidr_street backbone.safetensors
     python examples/plain_torch.py backbone.safetensors sweep.npy
 
 `sweep.npy` holds float32 [N, 4]: x, y, z in metres in the LiDAR frame, intensity from 0 to 1. A linear layer on the
@@ -54,5 +54,5 @@ if __name__ == "__main__":
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    right = ((layer(inputs)[:, 0] > 0) == (low > 0)).float().mean()
-    print(f"features {tuple(inputs.shape)}, {right:.0%} of the points told right")
+    accuracy = ((layer(inputs)[:, 0] > 0) == (low > 0)).float().mean()
+    print(f"features {tuple(inputs.shape)}, {accuracy:.0%} of the points classified correctly")

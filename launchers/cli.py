@@ -24,7 +24,7 @@ VERBS = {
     "report": "gather results of any number of runs into one table and one HTML file",
     "inspect": "look into shards or a run: numbers and pictures",
     "export": "write trained weights for other code bases",
-    "demo": "the whole main job on the built-in street world",
+    "demo": "the full pipeline, end to end, on the built-in street world",
 }
 
 USAGE_ERROR = 2

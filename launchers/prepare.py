@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import functools
 import json
 import os
@@ -162,6 +163,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """As argparse does, and settings may also stand after flags, where its subcommands would not see them."""
     parser = _parser(next((text for text in argv if text.endswith(_YAML)), None))
+    first = argv[0] if argv else ""
+    if first.startswith("-") and first not in ("-h", "--help"):
+        parser.error(f"{first}: options come behind the data set, see tandem prepare SET --help")
+    if first and not first.startswith("-") and first not in HELP and not first.endswith(_YAML):
+        near = difflib.get_close_matches(first, HELP, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(HELP)}"
+        parser.error(f"no data set {first!r}{hint}")
     arguments, rest = parser.parse_known_args(argv)
     unknown = [text for text in rest if text.startswith("-")]
     if unknown:

@@ -3,7 +3,7 @@
 Alone, under torchrun or under srun: the same command. A folder that has checkpoints is continued; a signal
 (SIGTERM, SIGUSR1, SIGUSR2, SIGINT) finishes the step, writes a checkpoint and leaves with code 75 ("try again").
 Code 70: another process of the run died or stopped answering; the same command continues from the last checkpoint.
-A config with a section `first` names a run that is trained before, unless it is finished.
+If the config has a section `first`, that run is trained first, or skipped if it is finished.
 """
 
 from __future__ import annotations

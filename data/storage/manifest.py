@@ -187,7 +187,7 @@ def load_manifest(root: str, cache: CacheConfig | None = None) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ShardError(
             f"{root} holds no finished shard set: {MANIFEST_NAME} is missing ({error}); run `tandem prepare` (again) "
-            "into it, or give its folder or address as it is"
+            "into it, or give the folder or address of a set that is prepared"
         ) from error
     except (OSError, StorageAwayError) as error:
         raise ShardError(f"{root} cannot be read: {error}") from error

@@ -24,6 +24,8 @@ def find_checkpoint_folder(path: Path) -> Path:
         if problem is not None:
             raise CheckpointError(f"{path} is damaged: {problem}; name another checkpoint or the run's folder")
         return path
+    if not path.exists():
+        raise CheckpointError(f"{path} does not exist; expected a run's folder, or one of those in its checkpoints/")
     found = newest_intact(path) if path.is_dir() else None
     if found is None:
         raise CheckpointError(f"{path}: expected a run's folder with checkpoints/, or one of the folders in there")

@@ -171,3 +171,19 @@ def test_help_lists_the_settings(name, capsys):
 def test_config_error_is_what_the_command_line_catches():
     with pytest.raises(ConfigError):
         main(["kitti-object", "a", "b", "nonsense=1"])
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["kiti-raw", "a", "b"], "no data set 'kiti-raw'; did you mean 'kitti-raw'?"),
+        (["---", "a", "b"], "---: options come behind the data set"),
+        (["--workers", "2", "kitti-raw", "a", "b"], "--workers: options come behind the data set"),
+        (["zzz"], "known: "),
+    ],
+)
+def test_the_first_word_is_a_data_set(argv, told, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(argv)
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
