@@ -304,6 +304,8 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) ->
     # Through JSON, so that tuples and lists of equal content are equal.
     before, after = (flat(json.loads(json.dumps(x))) for x in (saved, now))
     before = {name: value for name, value in before.items() if name in after or name not in _WITHOUT_EFFECT}
+    # A setting that a later version added is null where it is not used.
+    after = {name: value for name, value in after.items() if name in before or value is not None}
     lines = [
         f"  {name}: {before.get(name, 'absent')!r} in the checkpoint, {after.get(name, 'absent')!r} now"
         for name in sorted(before.keys() | after.keys())

@@ -21,6 +21,8 @@ from models.methods import METHODS
 
 _NO_SETTING = frozenset({"run_dir", "seed", "checkpoint", "monitor", "evaluate"})
 _NO_DATA_SETTING = frozenset({"cache", "expected_superpixels"})  # an expectation is checked; it shapes no number
+_ADDED: Mapping[str, Mapping[str, object]] = {"simipu": {"chunk_rows": None}}
+"""Method -> settings that it got later, at the value that leaves all as before: no part of the setting then."""
 _MAX_LABEL = 72
 """Characters of a label; a longer list of differences is cut."""
 
@@ -59,6 +61,8 @@ def _as_hashed_of_old(method: Mapping[str, Any]) -> Mapping[str, Any]:
 
     Results hold hashes of them: repetitions from before and after each family got its own settings stay together.
     """
+    added = _ADDED.get(method.get("name", ""), {})
+    method = {name: value for name, value in method.items() if name not in added or value != added[name]}
     kind = METHODS.get(method.get("name", ""))
     default = None if kind is None else kind().teachers().get("teacher")
     if default is None or "teacher" not in method:

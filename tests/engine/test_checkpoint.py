@@ -129,6 +129,12 @@ def test_weights_from_a_file_a_checkpoint_or_a_run(world: World, tmp_path: Path)
 def test_changed_model_is_refused_with_the_fields(world: World, tmp_path: Path) -> None:
     first = {"method": {"name": "toy", "width": 16, "sizes": (1, 2)}}
     check_same(first, {"method": {"name": "toy", "width": 16, "sizes": [1, 2]}}, tmp_path)
+    later = {"method": {**first["method"], "chunk_rows": None}}
+    check_same(first, later, tmp_path)  # a setting of a later version that is not used
+    with pytest.raises(CheckpointError, match=r"chunk_rows: 'absent' in the checkpoint, 8 now"):
+        check_same(first, {"method": {**first["method"], "chunk_rows": 8}}, tmp_path)
+    with pytest.raises(CheckpointError, match=r"width: 16 in the checkpoint, None now"):
+        check_same(first, {"method": {**first["method"], "width": None}}, tmp_path)
     run_toy(toy(tmp_path, fingerprint=first))
     changed = {"method": {"name": "toy", "width": 32, "sizes": (1, 2), "heads": 2}}
     with pytest.raises(CheckpointError) as e:
