@@ -1,6 +1,6 @@
 """The two pictures of README.md: what a run sees and learns, and how the packages stand on each other.
 
-    tandem prepare synthetic - runs/street/shards
+    tandem prepare synthetic - runs/street/shards num_logs=50 frames_per_log=6
     tandem pretrain configs/pretrain/slidr_street.yaml data.shards=runs/street/shards run_dir=runs/slidr_street
     python -m benchmarks.readme_picture --run runs/slidr_street docs/images/readme.png
     python -m benchmarks.readme_picture docs/images/architecture.svg
