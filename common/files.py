@@ -3,36 +3,93 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
+import shutil
 import socket
+import stat
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 _BLOCK_BYTES = 1 << 20
+_ABANDONED_S = 86400.0
+"""A temporary file of another machine that has not grown for so long has no writer any more."""
 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool) -> Iterator[Path]:
     """Give a new file's temporary name; what is written there takes the place of `path` at the end of the block.
 
-    A crash leaves the old file or the new one, never a part; an error removes the temporary file.
+    A crash leaves the old file or the new one, never a part; an error removes the temporary file, and what a killed
+    writer left is removed by the next one. Permissions are those that the umask gives a new file, whatever library
+    writes it and whatever the old file had.
 
     Args:
         path: the file, in a folder that exists.
         durable: wait until the content is on the disk, so that a power cut leaves no empty file either.
     """
-    # With the host: processes of two machines may have the same id and write into the same folder.
-    temporary = path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    remove_leftovers(path)
+    temporary = temporary_name(path)
+    temporary.unlink(missing_ok=True)  # of a killed process that had our number
     try:
-        yield temporary
+        with usual_permissions(temporary):
+            yield temporary
         if durable:
             sync(temporary)
-    except Exception:
-        temporary.unlink(missing_ok=True)
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # the error to be told is the first one
+            temporary.unlink(missing_ok=True)
         raise
-    temporary.replace(path)
+
+
+@contextlib.contextmanager
+def usual_permissions(path: Path) -> Iterator[None]:
+    """Give a new file that is written within the block the permissions that the umask says.
+
+    Libraries do otherwise: safetensors writes files that their owner alone can read.
+    """
+    path.touch()  # made the usual way: asking for the umask itself would mean to change it for all threads
+    mode = stat.S_IMODE(path.stat().st_mode)
+    yield
+    if stat.S_IMODE(path.stat().st_mode) != mode:
+        path.chmod(mode)
+
+
+def temporary_name(path: Path) -> Path:
+    """Where this process writes what is to take the place of a file or folder: beside it."""
+    # With the host: processes of two machines may have the same id and write into the same folder.
+    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed processes left under `temporary_name(path)`, as far as the storage lets us.
+
+    Of this machine's processes that counts which are gone, of others' what nobody has written to for a day.
+    """
+    here = socket.gethostname()
+    for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
+        host, _, pid = leftover.name.removeprefix(f"{path.name}.").removesuffix(".tmp").rpartition(".")
+        if not host or not pid.isdecimal():  # somebody else's file
+            continue
+        with contextlib.suppress(OSError):
+            dead = host == here and not process_exists(int(pid))
+            if dead or time.time() - leftover.lstat().st_mtime > _ABANDONED_S:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def process_exists(pid: int) -> bool:
+    """Whether a process of this machine is there, whoever's it is."""
+    try:
+        os.kill(pid, 0)  # signal 0 only asks
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's process
+        return True
+    return True
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:

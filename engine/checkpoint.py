@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from common.files import file_sha256, sync
+from common.files import file_sha256, sync, usual_permissions
 from common.ranges import at_least
 from common.run_files import (
     CHECKPOINT_CONFIG,
@@ -121,7 +121,8 @@ def save_checkpoint(
     try:
         torch.save(dict(rank_state), temp / f"rank_{world.rank:04d}.pt")
         if world.is_main:
-            save_file(dict(weights), temp / WEIGHTS_FILE)
+            with usual_permissions(temp / WEIGHTS_FILE):
+                save_file(dict(weights), temp / WEIGHTS_FILE)
             _write_json(temp / STATE_FILE, {"format": FORMAT, "step": step, **state})
             _write_json(temp / CHECKPOINT_CONFIG, config)
     except (OSError, RuntimeError, SafetensorError) as e:  # torch and safetensors report a full disk in their own ways

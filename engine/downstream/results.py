@@ -247,7 +247,6 @@ def write_results(path: str | Path, results: Sequence[Result]) -> list[Result]:
         tree = {"schema_version": SCHEMA_VERSION, "results": [_to_json(r) for r in merged.values()]}
         with replacing(path, durable=True) as temporary:
             temporary.write_text(json.dumps(tree, indent=1, allow_nan=False) + "\n")
-            temporary.chmod(0o644)
     return list(merged.values())
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from common.files import replace_file
+from common.files import remove_leftovers, replace_file, temporary_name
 from configs.load import ConfigError
 from launchers.runs import files
 from launchers.runs.files import COMMIT_FILE, CONFIG_FILE
@@ -66,8 +66,10 @@ def freeze_code(root: Path, *, repository: Path = REPOSITORY) -> CodeState:
     state = CodeState(folder=code, commit=commit, diff=diff, untracked=untracked)
     if code.is_dir():
         return state
-    draft = code.with_name(f".{code.name}.{os.getpid()}")
+    hidden = code.with_name(f".{code.name}")
+    draft = temporary_name(hidden)
     try:
+        remove_leftovers(hidden)
         for name, content in contents.items():
             path = draft / name
             path.parent.mkdir(parents=True, exist_ok=True)

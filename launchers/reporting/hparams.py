@@ -7,7 +7,6 @@ TensorBoard stop following the first.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
+from common.files import remove_leftovers, temporary_name
 from engine.downstream.results import Result, baseline_of, paired_difference
 from launchers.runs.files import HPARAMS_FOLDER
 from launchers.runs.settings import differences
@@ -39,9 +39,12 @@ def write_hparams(out: Path, runs: Sequence[HparamRun]) -> Path:
     """
     parameters = hyper_parameters(runs)
     final = out / HPARAMS_FOLDER
-    draft = Path(tempfile.mkdtemp(dir=out, prefix=f".{HPARAMS_FOLDER}."))
+    hidden = out / f".{HPARAMS_FOLDER}"
+    remove_leftovers(hidden)
+    draft = temporary_name(hidden)
+    shutil.rmtree(draft, ignore_errors=True)  # of a killed report that had our number
+    draft.mkdir()
     try:
-        draft.chmod(0o755)  # mkdtemp makes it private
         for run in runs:
             folder = draft / run.name  # "parent/run" becomes a folder in a folder
             with SummaryWriter(str(folder)) as writer:

@@ -7,7 +7,6 @@ checkpoints and metrics.jsonl speak. Ages are by this machine's clock; nothing i
 from __future__ import annotations
 
 import math
-import os
 import socket
 import time
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common.files import process_exists
 from common.run_files import METRICS_FILE
 from engine import metric_names as names
 from engine.errors import CheckpointError
@@ -156,13 +156,7 @@ def state_of(
 def _alive(last: Attempt | None) -> bool | None:
     if last is None or last.host != socket.gethostname():
         return None
-    try:
-        os.kill(last.pid, 0)  # signal 0 only asks whether the process exists
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # somebody else's process
-        return True
-    return True
+    return process_exists(last.pid)
 
 
 # ---- progress

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import socket
 import stat
+import subprocess
+import sys
+import time
 from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
-from common.files import file_sha256, replace_file, replacing, sha256_of
+from common.files import file_sha256, process_exists, replace_file, replacing, sha256_of, temporary_name
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -46,6 +52,55 @@ def test_a_crash_leaves_the_old_file(tmp_path: Path) -> None:
     with mock.patch.object(os, "fsync", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
         replace_file(file, b"new")
     assert file.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [file], "Ctrl-C leaves nothing behind"
+
+
+def private(temporary: Path) -> None:
+    """As safetensors writes: for the owner alone."""
+    save_file({"w": torch.zeros(1)}, temporary)
+    temporary.chmod(0o600)  # older versions of it leave what the umask says
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_permissions_are_what_the_umask_says(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        for old_mode in (None, 0o600, 0o666):
+            file = tmp_path / f"weights{old_mode}.safetensors"
+            if old_mode is not None:
+                file.touch()
+                file.chmod(old_mode)
+            with replacing(file, durable=False) as temporary:
+                private(temporary)
+            assert stat.S_IMODE(file.stat().st_mode) == mode
+    finally:
+        os.umask(before)
+
+
+def ended_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_what_a_killed_writer_left_goes_at_the_next_write(tmp_path: Path) -> None:
+    file, here, gone = tmp_path / "report[1].html", socket.gethostname(), ended_process()
+    assert process_exists(os.getpid())
+    assert not process_exists(gone)
+    dead, old = tmp_path / f"{file.name}.{here}.{gone}.tmp", tmp_path / f"{file.name}.other.node.7.tmp"
+    own = temporary_name(file)
+    stays = [
+        tmp_path / f"{file.name}.{here}.{os.getppid()}.tmp",  # being written
+        tmp_path / f"{file.name}.other.node.8.tmp",  # perhaps being written
+        tmp_path / f"report1.html.{here}.{gone}.tmp",  # of another file
+        tmp_path / f"{file.name}.notes.tmp",
+    ]
+    for path in (dead, old, own, *stays):
+        path.write_bytes(b"half")
+    os.utime(old, (time.time() - 90000,) * 2)
+    replace_file(file, b"whole")
+    assert sorted(tmp_path.iterdir()) == sorted([file, *stays])
+    assert file.read_bytes() == b"whole"
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) + 1])

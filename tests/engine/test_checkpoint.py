@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +56,19 @@ def test_keeps_the_last_k_and_no_temporary_folder(world: World, tmp_path: Path) 
     names = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert names == ["step_00000100", "step_00001000"]
     assert newest_intact(tmp_path) == tmp_path / "checkpoints" / "step_00001000"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_permissions_of_a_checkpoint_are_what_the_umask_says(world: World, tmp_path: Path, umask: int) -> None:
+    """safetensors makes files that their owner alone can read."""
+    before = os.umask(umask)
+    try:
+        folder = save(tmp_path, 1, world)
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert modes == dict.fromkeys(modes, 0o666 & ~umask)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~umask
 
 
 def test_milestones_stay(world: World, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,15 @@ def test_round_trip_and_summary(tmp_path: Path) -> None:
     record = json.loads(path.read_text())["results"][0]
     assert (record["miou_mean"], record["miou_std"]) == (42.0, 2.0)
     assert make(seeds=(0,), miou=(40.0,), accuracy=(1.0,)).std is None
+
+
+def test_permissions_are_what_the_umask_says(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        write_results(tmp_path / "results.json", [make()])
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "results.json").stat().st_mode) == 0o640
 
 
 def test_newer_record_replaces_and_others_stay(tmp_path: Path) -> None:
