@@ -518,7 +518,7 @@ class _Checkpoints:
     """
 
     def __init__(
-        self, run_dir: Path, config: CheckpointConfig, plan: _Plan, engine: ZeroEngine, *, newest: Path | None
+        self, run_dir: Path, config: ckpt.CheckpointConfig, plan: _Plan, engine: ZeroEngine, *, newest: Path | None
     ) -> None:
         self.newest = newest
         self._run_dir, self._config, self._plan, self._engine = run_dir, config, plan, engine

@@ -391,7 +391,7 @@ def _sums(values: Float[np.ndarray, "a b n"], strip: Int[np.ndarray, " n"]) -> F
     return np.stack([values[..., strip == number].sum(axis=-1) for number in range(_STRIPS)])
 
 
-def _mean(sums: Float[np.ndarray, "strips *rest"], weights: Int[np.ndarray, " strips"] | None = None) -> np.ndarray:
+def _mean(sums: Float[np.ndarray, "strips ..."], weights: Int[np.ndarray, " strips"] | None = None) -> np.ndarray:
     return np.asarray(sums.sum(axis=0) if weights is None else np.tensordot(weights, sums, axes=1))
 
 

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import torch
 from jaxtyping import Float
-from torch import nn
+from torch import Tensor, nn
 
 from models.pairing import FeatureMap, upsample_to_pixels
 
