@@ -52,10 +52,15 @@ def convolve(
 
 
 class _Plan:
-    """Where the products of a map's pairs lie in the buffer, and which of them each row adds up."""
+    """Where the products of a map's pairs lie in the buffer, and which of them each row adds up.
+
+    It is kept by the map and does not refer back to it: a cycle keeps the memory of a batch until the garbage collector
+    runs, which in a long run is every few hundred steps.
+    """
 
     def __init__(self, kernel_map: KernelMap) -> None:
-        self.map = kernel_map
+        self.in_rows, self.out_rows, self.center = kernel_map.in_rows, kernel_map.out_rows, kernel_map.center
+        self.num_in, self.num_out = kernel_map.num_in, kernel_map.num_out
         self.blocks: list[tuple[int, Int32[Tensor, " n"], Int32[Tensor, " n"], int, int]] = []
         self.num_rows = 0
         for k, in_rows, out_rows in kernel_map.blocks:
@@ -67,19 +72,19 @@ class _Plan:
     @cached_property
     def _places(self) -> Int32[Tensor, " P"]:
         """Row in the buffer of each pair."""
-        device = self.map.in_rows.device
+        device = self.in_rows.device
         spans = [torch.arange(s, s + len(i), dtype=torch.int32, device=device) for _, i, _, s, _ in self.blocks]
-        return torch.cat(spans) if spans else self.map.in_rows
+        return torch.cat(spans) if spans else self.in_rows
 
     @cached_property
     def by_output(self) -> tuple[Int32[Tensor, " P"], Int32[Tensor, " bounds"]]:
         """The products of each output voxel, voxel by voxel, and where each voxel's begin."""
-        return self._group(self.map.out_rows, self.map.num_out)
+        return self._group(self.out_rows, self.num_out)
 
     @cached_property
     def by_input(self) -> tuple[Int32[Tensor, " P"], Int32[Tensor, " bounds"]]:
         """The same of each input voxel."""
-        return self._group(self.map.in_rows, self.map.num_in)
+        return self._group(self.in_rows, self.num_in)
 
     def _group(self, rows: Int32[Tensor, " P"], num: int) -> tuple[Int32[Tensor, " P"], Int32[Tensor, " bounds"]]:
         ordered, order = torch.sort(rows, stable=True)
@@ -136,7 +141,7 @@ class _Convolution(torch.autograd.Function):
                     torch.mm(g, weight[k].t(), out=products[start:stop])
             if need_features:
                 grad_features = _sum_groups(products, *plan.by_input)
-            center = plan.map.center
+            center = plan.center
             if center is not None and grad_weight is not None:
                 grad_weight[center] = _outer_product(features, grad)
             if center is not None and grad_features is not None:
