@@ -8,7 +8,8 @@
         config.json           resolved configuration
         files.json            size and sha256 of the files above, written last
 
-A folder without a valid files.json does not count as a checkpoint.
+A folder without a valid files.json does not count as a checkpoint, nor does one of any other name: a copy that somebody
+put beside them (step_00000120.bak) is theirs, and is neither read nor removed.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ STATE_FILE = "state.json"
 CHECKPOINT_CONFIG = "config.json"
 SUMS_FILE = "files.json"
 
-_NAME = re.compile(r"step_(\d+)")
+_NAME = re.compile(r"step_([0-9]+)")
 
 
 # ---- checkpoints
@@ -41,13 +42,23 @@ _NAME = re.compile(r"step_(\d+)")
 
 def checkpoint_folder(run_dir: Path, step: int) -> Path:
     """Where the checkpoint of a step lies."""
-    return run_dir / CHECKPOINTS_FOLDER / f"step_{step:08d}"
+    return run_dir / CHECKPOINTS_FOLDER / _folder_name(step)
+
+
+def _folder_name(step: int) -> str:
+    return f"step_{step:08d}"
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Folders of a run's checkpoints, newest first, unchecked."""
-    found = [path for path in (run_dir / CHECKPOINTS_FOLDER).glob("step_*") if _NAME.fullmatch(path.name)]
+    found = [path for path in (run_dir / CHECKPOINTS_FOLDER).glob("step_*") if _is_ours(path)]
     return sorted(found, key=step_of, reverse=True)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a folder has a name that `checkpoint_folder` gives: exactly, with its leading zeros."""
+    match = _NAME.fullmatch(path.name)
+    return match is not None and path.name == _folder_name(int(match[1])) and path.is_dir()
 
 
 def step_of(checkpoint: Path) -> int:

@@ -19,6 +19,7 @@ from common.files import replace_file
 
 logger = logging.getLogger("tandem.pretrain")
 
+_Event = tuple[int, Callable[[Any], None]]
 _MAX_PENDING_EVENTS = 1000
 """Events that wait for TensorBoard's file to be writable again; older ones are given up (metrics.jsonl has them)."""
 
@@ -87,11 +88,14 @@ class EventFile:
         """Nothing is written before the first event; events of earlier attempts beyond `step` are hidden."""
         self._folder, self._step = folder, step
         self._writer: Any = None
-        self._pending: deque[tuple[int, Callable[[Any], None]]] = deque(maxlen=_MAX_PENDING_EVENTS)
-        self._away = False
+        self._pending: deque[_Event] = deque(maxlen=_MAX_PENDING_EVENTS)
+        self._newest: list[_Event] = []  # written, all of one step
+        self._away = self._broken = False
 
     def add(self, step: int, event: Callable[[Any], None]) -> None:
         """Add an event, which is called with torch's SummaryWriter, and see that it is on the disk."""
+        if self._broken:
+            return
         self._pending.append((step, event))
         try:
             self._write()
@@ -99,6 +103,12 @@ class EventFile:
             if not self._away:
                 logger.warning("%s: TensorBoard's file cannot be written (%s); events wait", self._folder, error)
             self._away = True
+            self._drop_writer()
+        except Exception as error:  # a package that does not fit, an event that it does not take: no end of a run
+            reason = f"{type(error).__name__}: {error}"
+            logger.warning("%s: TensorBoard's file is not written any more (%s)", self._folder, reason)
+            self._broken = True
+            self._pending.clear()
             self._drop_writer()
         else:
             self._away = False
@@ -112,13 +122,18 @@ class EventFile:
     def _write(self) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
+        events = list(self._pending)
         if self._writer is None:
-            # In a new file, and what an old one has from the first event on that was not known to be written is hidden.
-            first = self._pending[0][0] if self._away else self._step
+            # A new file, which hides what older ones have from a step on. After an outage that is the first step with
+            # an event that was not known to be written: the events of that step which were are written again.
+            first = self._pending[0][0] if self._away else self._step + 1
             self._writer = SummaryWriter(str(self._folder), purge_step=first)
-        for _, event in self._pending:  # a second time for those whose first call was lost with the storage
+            events = [event for event in self._newest if event[0] == first] + events
+        for _, event in events:  # a second time for those whose first call was lost with the storage
             event(self._writer)
         self._writer.flush()
+        earlier = self._newest if len(events) == len(self._pending) else []
+        self._newest = [event for event in (*earlier, *events) if event[0] == events[-1][0]]
         self._pending.clear()
 
     def _drop_writer(self) -> None:

@@ -11,6 +11,7 @@ import math
 import resource
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ import psutil
 import torch
 from jaxtyping import UInt8
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from common.ranges import at_least
 from common.run_files import EVENTS_FOLDER, METRICS_FILE
@@ -39,6 +40,10 @@ from engine.metric_names import (
     SKIPPED,
     STEP_S,
 )
+
+RECENT_LINES = 5
+"""Log lines whose updates tell how fast a run is now: its mean would hold its slow first updates, or another load of
+the machine, against it for hours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +167,7 @@ class Monitor:
         self._events: EventFile | None = None
         self._progress: Progress | None = None
         self._num_steps = num_steps
-        self._began, self._began_at = time.monotonic(), step
+        self._recent = deque([(step, time.monotonic())], maxlen=RECENT_LINES + 1)  # updates done, and when
         self._console = Console(stderr=True)
         self._plain = config.progress and not self._console.is_terminal
         if not self.active:
@@ -172,13 +177,14 @@ class Monitor:
             self._events = EventFile(run_dir / EVENTS_FOLDER, step)
         if config.progress and not self._plain:
             self._progress = _progress_bar(self._console)
-            self._task = self._progress.add_task("pre-training", total=num_steps, completed=step, note="")
+            self._task = self._progress.add_task("pre-training", total=num_steps, completed=step, note="", left="")
             self._progress.start()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Write one line."""
         if self._metrics is None:
             return
+        self._recent.append((step, time.monotonic()))
         # JSON has no NaN: a number that is not finite becomes null.
         line = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._metrics.append({"step": step, "time": time.time(), **line})
@@ -186,7 +192,7 @@ class Monitor:
             self._events.add(step, partial(_add_scalars, step=step, metrics=dict(metrics)))
         if self._plain:
             with contextlib.suppress(OSError):  # a full disk behind the job's output: there is no place to say so
-                sys.stderr.write(f"step {step}/{self._num_steps}  {_note(metrics)}  {self._eta(step)}\n")
+                sys.stderr.write(f"step {step}/{self._num_steps}  {_note(metrics)}  {self._left()}\n")
 
     def pictures(self, step: int, images: Mapping[str, UInt8[np.ndarray, "H W 3"]]) -> None:
         """Put pictures into TensorBoard."""
@@ -198,7 +204,7 @@ class Monitor:
         if self._progress is not None:
             self._progress.update(self._task, completed=step)
             if metrics:
-                self._progress.update(self._task, note=_note(metrics))
+                self._progress.update(self._task, note=_note(metrics), left=self._left())
 
     def close(self) -> None:
         """Flush and close everything."""
@@ -209,11 +215,12 @@ class Monitor:
         if self._metrics is not None:
             self._metrics.close()
 
-    def _eta(self, step: int) -> str:
-        done = step - self._began_at
-        if done < 1:
+    def _left(self) -> str:
+        """Time to the end at the speed of the updates between the newest log lines, with all that comes between."""
+        (first, began), (step, now) = self._recent[0], self._recent[-1]
+        if step == first:
             return ""
-        left_s = (time.monotonic() - self._began) / done * (self._num_steps - step)
+        left_s = (now - began) / (step - first) * (self._num_steps - step)
         minutes, seconds = divmod(round(left_s), 60)
         return f"{minutes // 60:d}:{minutes % 60:02d}:{seconds:02d} left"
 
@@ -234,8 +241,7 @@ def _progress_bar(console: Console) -> Progress:
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        TextColumn("{task.fields[left]}"),
         TextColumn("{task.fields[note]}"),
         console=console,
     )

@@ -5,8 +5,9 @@ again on the same run folder it continues from the newest intact checkpoint, bit
 or, on another number of processes or at another ZeRO stage, within rounding (`docs/resume.md`); called on a finished
 run it returns at once.
 
-An update is skipped, on all ranks alike, when any rank's loss or the reduced gradient is not finite: gradients are
-dropped, buffers (BatchNorm statistics) put back, the step and the stream of data move on.
+An update is skipped, on all ranks alike, when any rank's loss, a buffer that its forward pass moved (BatchNorm's
+statistics) or the reduced gradient is not finite: gradients are dropped, buffers put back, the step and the stream of
+data move on. What is only for show (collapse watch, pictures, TensorBoard) never ends a run.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from engine.schedule import lr_scale, lr_table, total_steps
 from engine.settings import PretrainSettings
 from engine.sync_bn import convert_sync_batchnorm
 from engine.watchdog import Watchdog
-from engine.zero import Update, ZeroEngine, copy_buffers, restore_buffers, untouched
+from engine.zero import Update, ZeroEngine, copy_buffers, restore_buffers, spoilt_buffers, untouched
 
 logger = logging.getLogger("tandem.pretrain")
 
@@ -64,7 +65,7 @@ class PretrainSummary:
         signal: name of that signal, on all ranks.
         step: updates done in all.
         num_steps: updates of the whole run.
-        skipped: updates skipped because loss or gradient was not finite.
+        skipped: updates skipped because loss, running statistics or gradient were not finite.
         loss: mean of the last update that was applied in this call; NaN if there was none.
         seconds: wall time of this call.
         peak_rss_gib: largest resident memory of this process (without workers).
@@ -161,17 +162,18 @@ class _Run:
         self.loss = scalars[names.LOSS]
         self.window.add({**scalars, names.GRAD_NORM: update.grad_norm})
 
-    def skip(self, what: str, update: Update, keys: Sequence[str]) -> None:
-        """Count an update that was skipped, and say so."""
+    def skip(self, what: str, update: Update, keys: Sequence[str], spoilt: Sequence[str]) -> None:
+        """Count an update that was skipped, and say so: of which samples here, and which buffers they spoilt here."""
         self.skipped += 1
         # fp16 looking for its loss scale overflows by design; that alone is no sign of divergence.
         self.nonfinite_in_a_row += 0 if update.scale_overflow else 1
         logger.warning(
-            "step %d: %s not finite on some rank, update skipped (%d so far); batch here: %s",
+            "step %d: %s not finite on some rank, update skipped (%d so far); batch here: %s%s",
             self.step,
             what,
             self.skipped,
             ", ".join(keys),
+            f"; not finite here: {', '.join(spoilt)}" if spoilt else "",
         )
 
 
@@ -254,10 +256,12 @@ def pretrain(
 
                 # --- decide together, then update or skip ---
                 watch.phase("update", run.step)
-                # One exchange for all three; each holds for all ranks as soon as it holds for one.
-                votes = (not math.isfinite(scalars[names.LOSS]), checkpoints.due_by_time(), signals.number)
-                nonfinite, due, number = agree_max([float(vote) for vote in votes], world)
-                update = engine.discard() if nonfinite else engine.update(lr)
+                # One exchange for all; each holds for all ranks as soon as it holds for one.
+                spoilt = spoilt_buffers(objective, buffers)
+                bad = not math.isfinite(scalars[names.LOSS]), bool(spoilt)
+                votes = (*bad, checkpoints.due_by_time(), signals.number)
+                bad_loss, bad_buffer, due, number = agree_max([float(vote) for vote in votes], world)
+                update = engine.discard() if bad_loss or bad_buffer else engine.update(lr)
                 run.step += 1
                 stopwatch.step()
                 if update.applied:
@@ -265,9 +269,9 @@ def pretrain(
                     if isinstance(objective, FollowsUpdates):
                         objective.after_update(run.step / plan.num_steps)
                 else:
-                    what = "loss" if nonfinite else "gradient"
+                    what = "loss" if bad_loss else "running statistics" if bad_buffer else "gradient"
                     restore_buffers(objective, buffers)
-                    run.skip(what, update, keys)
+                    run.skip(what, update, keys, spoilt)
                     if run.nonfinite_in_a_row >= settings.engine.max_nonfinite_in_a_row:
                         raise _divergence(run, what, scalars[names.LOSS], lr, keys, world)
 
@@ -507,7 +511,12 @@ def _draw(pictures: Pictures, engine: ZeroEngine, batch: BatchLike, step: int, m
     if engine.stage == 3 or engine.world.is_main:
         with untouched(engine.objective):
             engine.objective.eval()  # a synchronised norm in training mode would wait for the other ranks
-            monitor.pictures(step, pictures(engine.objective, batch, step))
+            try:
+                images = pictures(engine.objective, batch, step)
+            except Exception:  # of whatever it may be: pictures are only for show
+                logger.warning("step %d: no pictures, drawing them failed", step, exc_info=True)
+                return
+            monitor.pictures(step, images)
 
 
 class _Checkpoints:

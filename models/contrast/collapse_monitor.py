@@ -24,7 +24,8 @@ def collapse_watch(
 ) -> dict[str, Float[Tensor, ""]]:
     """Contrastive accuracy, alignment, uniformity and effective rank; all 0 for fewer than two rows.
 
-    Row i of `targets` is the positive of the student's row i; at most `max_rows` rows are looked at.
+    Row i of `targets` is the positive of the student's row i; at most `max_rows` rows are looked at. Rows that are not
+    finite give numbers that are not, never an error: what becomes of such an update is decided by its loss.
     """
     with torch.autocast(anchors.device.type, enabled=False):
         step = max(1, -(-anchors.shape[0] // max_rows))
@@ -66,11 +67,19 @@ def uniformity(features: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
 
 
 def effective_rank(features: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
-    """Exponential of the entropy of the normalised singular values, 1 to D; rows are not centred; 0 for zero rows.
+    """Exponential of the entropy of the normalised singular values, 1 to D; rows are not centred.
+
+    0 for zero rows, NaN for rows that have no singular values because they are not finite.
 
     Source: Roy & Vetterli, EUSIPCO 2007.
     """
-    singular: Tensor = torch.linalg.svdvals(full_precision(features))
+    nothing = features.new_full((), torch.nan, dtype=torch.float32)
+    if not bool(features.isfinite().all()):  # LAPACK would raise or print, by the library behind it
+        return nothing
+    try:
+        singular: Tensor = torch.linalg.svdvals(full_precision(features))
+    except torch.linalg.LinAlgError:  # of rows so large that it does not converge
+        return nothing
     if not bool(singular.sum() > 0):
         return singular.new_zeros((), dtype=torch.float32)
     rank: Tensor = torch.special.entr(singular / singular.sum()).sum().exp().float()

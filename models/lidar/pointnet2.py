@@ -313,7 +313,8 @@ def sample_centres(
     centres = []
     for kind, number in samplers:
         points = x.points[candidates]
-        space = points if kind == "D-FPS" else joint_space(points, x.features[candidates])
+        # Features of a network that has diverged: any choice will do, the loss says what has to be known.
+        space = points if kind == "D-FPS" else joint_space(points, torch.nan_to_num(x.features[candidates], 0, 0, 0))
         counts = torch.bincount(sample[candidates], minlength=len(x.counts))
         centres.append(candidates[farthest_points(space, counts, number)[0]])
         candidates = (~row_mask(torch.cat(centres), len(sample))).nonzero().squeeze(1)

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import stat
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,19 @@ def test_permissions_of_a_checkpoint_are_what_the_umask_says(world: World, tmp_p
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
     assert modes == dict.fromkeys(modes, 0o666 & ~umask)
     assert stat.S_IMODE(folder.stat().st_mode) == 0o777 & ~umask
+
+
+@pytest.mark.parametrize("name", ["step_00000004.bak", "step_00000009_backup", "step_9", "step_\u0661\u0662\u0663"])
+def test_a_copy_of_a_checkpoint_is_left_alone(world: World, tmp_path: Path, name: str) -> None:
+    """It is somebody's own: never removed, never the newest, never the end of the run."""
+    copy = tmp_path / "checkpoints" / name
+    shutil.copytree(save(tmp_path, 4, world, keep=1), copy)
+    for step in (6, 8):
+        save(tmp_path, step, world, keep=1, keep_every=5)
+    assert sorted(p.name for p in copy.parent.iterdir()) == sorted([name, "step_00000008"])
+    assert newest_intact(tmp_path) == copy.parent / "step_00000008"
+    assert [step_of(p) for p in list_checkpoints(tmp_path)] == [8]
+    assert load_weights(copy).keys() == load_weights(tmp_path).keys()  # named by its path, it is read
 
 
 def test_milestones_stay(world: World, tmp_path: Path) -> None:

@@ -40,6 +40,22 @@ def test_plain_lines_where_there_is_no_terminal(
     assert "step 2/4  loss 1.2500  3.0 samples/s  waiting for data 2%  skipped 1  0:00:00 left" in text
 
 
+def test_time_left_is_that_of_the_recent_updates(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A slow beginning is forgotten."""
+    now = 0.0
+    monkeypatch.setattr("engine.monitor.time.monotonic", lambda: now)
+    monitor = Monitor(tmp_path, MonitorConfig(tensorboard=False), world, step=0, num_steps=100)
+    for step in range(10, 70, 10):
+        now += 1000.0 if step == 10 else 10.0
+        monitor.log(step, {names.LOSS: 1.0})
+    monitor.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].endswith("2:30:00 left")
+    assert lines[-1].endswith("0:00:40 left")
+
+
 def test_a_bar_on_a_terminal(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr("engine.monitor.Console", lambda **_: Console(file=screen, force_terminal=True, width=150))

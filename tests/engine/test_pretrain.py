@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.event_file_writer import AtomicCounter
 
 from common.run_files import list_checkpoints
 from engine import metric_names as names
@@ -16,6 +18,7 @@ from engine.checkpoint import load_weights
 from engine.distributed import World
 from engine.errors import CheckpointError, DivergenceError, DryBatchError
 from engine.pretrain import pretrain
+from engine.zero import copy_buffers, spoilt_buffers
 from tests.helpers.toy_objective import ToyBatch, ToyObjective, ToySource
 from tests.helpers.toy_run import losses, metrics, run_toy, settings, weights
 
@@ -199,6 +202,90 @@ def test_a_nonfinite_step_is_as_if_it_had_not_been(world: World, tmp_path: Path,
     assert [line[names.SKIPPED] for line in lines] == [0, 1, 1, 1, 1]
 
 
+@pytest.mark.parametrize("stage", [0, 2])
+def test_statistics_that_are_not_finite_are_noticed_at_once(
+    world: World, tmp_path: Path, stage: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An infinite variance spoils neither loss nor gradient: without a look at the buffers it would stay for good."""
+    more: dict[str, Any] = {"schedule": {"steps": 3, "kind": "constant"}, "checkpoint": {"every_steps": 2}}
+    summary = run_toy(job(tmp_path, stage, source={"trouble": {2: "statistics"}}, **more))
+    assert summary.skipped == 1
+    good = load_weights(tmp_path / "checkpoints" / "step_00000002")
+    after = load_weights(tmp_path / "checkpoints" / "step_00000003")
+    assert all(torch.equal(after[name], value) for name, value in good.items())
+    assert "running statistics not finite" in caplog.text
+    assert "backbone.norm.running_var" in caplog.text
+
+
+def test_buffers_that_were_never_finite_are_no_fault_of_an_update() -> None:
+    module = torch.nn.BatchNorm1d(2)
+    module.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    module.register_buffer("large", torch.full((9,), 1e38))  # finite, though its sum is not
+    before = copy_buffers(module)
+    assert spoilt_buffers(module, before) == []
+    module.running_mean[0] = torch.nan
+    assert spoilt_buffers(module, before) == ["running_mean"]
+
+
+def test_what_is_only_for_show_never_ends_a_run(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def pictures(*_: object) -> dict[str, np.ndarray]:
+        raise torch.linalg.LinAlgError("of a network that has diverged")
+
+    def add_scalar(*_: object) -> None:
+        raise TypeError("of a package that does not fit")
+
+    monkeypatch.setattr("torch.utils.tensorboard.writer.SummaryWriter.add_scalar", add_scalar)
+    shown = settings(monitor={"picture_every": 4, "tensorboard": True})
+    more: dict[str, Any] = {"micro_batch_size": 4, "fingerprint": {}, "resolved_config": {}, "pictures": pictures}
+    assert pretrain(ToyObjective(), ToySource(), shown, tmp_path, **more).status == "finished"
+    run_toy(job(tmp_path / "plain"))
+    assert losses(tmp_path) == losses(tmp_path / "plain")
+    assert caplog.text.count("no pictures, drawing them failed") == 2
+    assert caplog.text.count("TensorBoard's file is not written any more (TypeError") == 1
+
+
+def test_tensorboard_of_a_resumed_run_is_that_of_an_undisturbed_one(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also at the steps of the checkpoints that it was continued from, of which everything was logged before."""
+    # Files of one second are read in the order of this number's text.
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer._global_uid", AtomicCounter(0))
+
+    def train(run_dir: Path, steps: int) -> None:
+        drawn = {"noise": np.zeros((4, 5, 3), dtype=np.uint8)}
+        shown = settings(
+            schedule={"steps": 8, "kind": "constant"},
+            checkpoint={"every_steps": 3},
+            monitor={"picture_every": 3, "tensorboard": True},
+        )
+        more: dict[str, Any] = {"micro_batch_size": 4, "fingerprint": {}, "resolved_config": {}}
+        source = ToySource(trouble={steps: "kill"})
+        objective = ToyObjective()
+        pretrain(objective, source, shown, run_dir, pictures=lambda *_: drawn, **more)
+
+    def seen(run_dir: Path) -> tuple[dict[str, list[tuple[int, float]]], list[int]]:
+        events = EventAccumulator(str(run_dir / "tensorboard")).Reload()
+        tags = [tag for tag in events.Tags()["scalars"] if tag.startswith(("train/", "watch/"))]
+        return (
+            {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags},
+            [e.step for e in events.Images("pictures/noise")],
+        )
+
+    train(tmp_path / "whole", 99)
+    for killed_at in (5, 7):  # behind the checkpoints of steps 3 and 6
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "cut", killed_at)
+    train(tmp_path / "cut", 99)
+    assert seen(tmp_path / "cut") == seen(tmp_path / "whole")
+    timeless = [
+        [{k: v for k, v in line.items() if k == "step" or k.startswith(("train/", "watch/"))} for line in metrics(r)]
+        for r in (tmp_path / "cut", tmp_path / "whole")
+    ]
+    assert timeless[0] == timeless[1]
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_divergence_stops_the_run_with_the_batch(world: World, tmp_path: Path, stage: int) -> None:
     trouble = {2: "loss", 3: "gradient", 4: "loss", 5: "loss"}
@@ -307,8 +394,6 @@ def test_pictures_are_drawn_without_a_trace(world: World, tmp_path: Path) -> Non
         assert losses(run_dir) == losses(tmp_path / f"plain{stage}")
     assert drawn == [4, 8, 4, 8]
     event_file = next((tmp_path / "0" / "tensorboard").iterdir())
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     events = EventAccumulator(str(event_file)).Reload()
     assert events.Tags()["images"] == ["pictures/noise"]
     recorded = [e.value for e in events.Scalars(names.LOSS)]

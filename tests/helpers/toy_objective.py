@@ -20,7 +20,9 @@ class ToyBatch:
     keys: tuple[str, ...]
     x: Tensor
     y: Tensor
-    trouble: str = ""  # "loss": NaN loss; "gradient": finite loss, NaN gradient; "memory"; "error"
+    trouble: str = (
+        ""  # "loss": NaN loss; "gradient": finite loss, NaN gradient; "statistics"; "memory"; "error"; "kill"
+    )
 
     @property
     def num_samples(self) -> int:
@@ -131,8 +133,12 @@ class ToyObjective(nn.Module):
             raise torch.OutOfMemoryError("tried to allocate 9.00 GiB")
         if batch.trouble == "error":
             raise ValueError("a shape is wrong")
+        if batch.trouble == "kill":
+            raise KeyboardInterrupt
         x = batch.x.to(self.head.weight.dtype)
-        if batch.trouble:
+        if batch.trouble == "statistics":
+            x = x * 1e36  # an infinite variance; what it divides becomes 0, so that loss and gradient stay finite
+        elif batch.trouble:
             x = x * 1e3  # would spoil the running statistics
         prediction = (self.head(self.backbone(x)) * self.scale).squeeze(1).float()
         fit = (prediction - batch.y).square().mean()

@@ -62,3 +62,13 @@ def test_too_few_rows_give_zeros(rows: int):
     watch = collapse_watch(torch.ones(rows, 4, requires_grad=True), torch.ones(rows, 4))
     assert set(watch) == {"contrastive_accuracy", "alignment", "uniformity", "effective_rank"}
     assert all(value == 0 and not value.requires_grad for value in watch.values())
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 3e38])
+def test_diverged_rows_are_watched_without_an_error(value: float) -> None:
+    """It is only for show: whether the update is skipped is decided by the loss."""
+    rows = torch.randn(20, 8)
+    rows[3, 2] = value
+    watch = collapse_watch(rows, rows)
+    assert all(number.shape == () for number in watch.values())
+    assert value == 3e38 or watch["effective_rank"].isnan()

@@ -215,3 +215,13 @@ def test_under_bfloat16(name: str, street_set: str) -> None:
     check_finite(terms, objective)
     assert terms.total.dtype == torch.float32
     assert float(terms.total.detach()) == pytest.approx(float(plain), rel=0.2, abs=0.05)
+
+
+@pytest.mark.slow
+@every_method
+def test_diverged_weights_give_a_loss_and_no_error(name: str, street_set: str) -> None:
+    """The engine skips and counts such updates by their loss; an error on the way would end the run instead."""
+    objective = build(name, street_set)
+    for parameter in trainable(objective).values():
+        parameter.data.fill_(torch.nan)
+    assert step(objective, street_batch(name, street_set, (0, 1))).total.shape == ()
