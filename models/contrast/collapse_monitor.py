@@ -78,7 +78,7 @@ def effective_rank(features: Float[Tensor, "N D"]) -> Float[Tensor, ""]:
         return nothing
     try:
         singular: Tensor = torch.linalg.svdvals(full_precision(features))
-    except torch.linalg.LinAlgError:  # of rows so large that it does not converge
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # of rows so large that it does not converge
         return nothing
     if not bool(singular.sum() > 0):
         return singular.new_zeros((), dtype=torch.float32)
