@@ -12,11 +12,8 @@ STAMP := $(VENV)/.installed
 setup: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch setuptools wheel
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt --no-build-isolation deepspeed
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $(STAMP)
+	@bash .ci/setup $(PYTHON) $(VENV) constraints.txt dev
+	@touch $(STAMP)
 
 demo: setup
 	$(BIN)/tandem demo $(if $(FULL),--full)
@@ -24,6 +21,7 @@ demo: setup
 # As many processes as cores, at most 4 (each holds some GB); one thread in each: many tests start several more.
 test: export OMP_NUM_THREADS ?= 1
 test: setup
+	@echo "the default tests: under ten minutes on two cores"
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not slurm and not gpu and not multi_gpu"
 
 # Before each commit, in under a minute: lint, types, the import rule, and the tests of what differs from main.
@@ -54,11 +52,8 @@ test-lowest: $(LOWEST)/.installed
 	$(LOWEST)/bin/pytest -n auto --maxprocesses 4 --dist loadfile -m "not slow and not slurm and not gpu and not multi_gpu"
 
 $(LOWEST)/.installed: pyproject.toml constraints-lowest.txt
-	test -x $(LOWEST)/bin/python || $(LOWEST_PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c constraints-lowest.txt torch setuptools wheel
-	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c constraints-lowest.txt --no-build-isolation deepspeed
-	$(LOWEST)/bin/pip install --quiet --disable-pip-version-check -c constraints-lowest.txt -e '.[test]'
-	touch $@
+	@bash .ci/setup $(LOWEST_PYTHON) $(LOWEST) constraints-lowest.txt test
+	@touch $@
 
 ci:
 	bash .ci/run
