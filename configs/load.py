@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.ranges import RangeError
 from common.trees import leaves
+from models.image.published import HELP
 
 T = TypeVar("T")
 Choices = Mapping[str, Mapping[str, type]]
@@ -72,7 +73,8 @@ def load(
         raise _explain(error, schema, given, choices or {}) from error
     missing = sorted(OmegaConf.missing_keys(schema) | asked_for)
     if missing:
-        raise ConfigError(f"{missing[0]}: no value given and there is no default (add `{missing[0]}=...`)")
+        hint = f". {HELP}" if missing[0].endswith(".weights") else ""
+        raise ConfigError(f"{missing[0]}: no value given and there is no default (add `{missing[0]}=...`){hint}")
     instance: T = _instantiate(schema, "")
     return instance
 

@@ -24,6 +24,7 @@ VERBS = {
     "report": "gather results of any number of runs into one table and one HTML file",
     "inspect": "look into shards or a run: numbers and pictures",
     "export": "write trained weights for other code bases",
+    "weights": "published image networks: where they come from; what a weight file is",
     "demo": "the full pipeline, end to end, on the built-in street world",
 }
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from common.files import replacing
 from common.run_files import WEIGHTS_FILE, damage, list_checkpoints
+from models.image.published import HELP
 from models.lidar.minkowski import from_minkowski
 
 MIN_MATCH = 0.9
@@ -73,7 +74,7 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"weights: {path} is not a file. Give the path of a downloaded checkpoint")
+        raise ValueError(f"weights: {path} is not a file. Give the path of a downloaded checkpoint; {HELP}")
     try:
         if path.suffix == ".safetensors":
             return dict(load_file(path))

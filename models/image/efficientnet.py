@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -189,10 +190,16 @@ def imagenet_weights_path() -> Path:
 def load_lite0_weights(encoder: nn.Module, *, min_match: float = MIN_MATCH) -> LoadReport:
     """Fill EfficientNet-Lite0 from the installed package; classifier and blocks that it does not have are dropped."""
     path = imagenet_weights_path()
+    state, dropped = lite0_state(encoder, read_checkpoint(path))
+    return load_state(encoder, state, source=path.name, min_match=min_match, dropped=dropped)
+
+
+def lite0_state(encoder: nn.Module, content: Mapping[str, object]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors of the package's file by this network's names, and the keys that it has no use for."""
     blocks = {name.split(".")[1] for name in encoder.state_dict() if name.startswith("blocks.")}
     state: dict[str, Tensor] = {}
     dropped: list[str] = []
-    for key, value in read_checkpoint(path).items():
+    for key, value in content.items():
         block = re.match(r"_blocks\.(\d+)\.", key)
         absent = block is not None and block.group(1) not in blocks
         if absent or re.match(r"_(conv_head|bn1|fc)\.", key) or not isinstance(value, Tensor):
@@ -200,4 +207,4 @@ def load_lite0_weights(encoder: nn.Module, *, min_match: float = MIN_MATCH) -> L
         else:
             # Its names begin with underscores.
             state[re.sub(r"(^|\.)_", r"\1", key)] = value
-    return load_state(encoder, state, source=path.name, min_match=min_match, dropped=tuple(dropped))
+    return state, tuple(dropped)

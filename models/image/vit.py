@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -230,10 +231,16 @@ def load_vit_weights(network: VisionTransformer, file_format: str, path: str, *,
         ValueError: unknown format, unreadable file, too few matches, or a tensor that is not finite.
     """
     state, dropped = select_weights(read_checkpoint(path), file_format, VIT_FORMATS)
+    make_room_for_positions(network, state)
+    return load_state(network, state, source=f"{path} as {file_format}", min_match=min_match, dropped=dropped)
+
+
+def make_room_for_positions(network: VisionTransformer, state: Mapping[str, Tensor]) -> None:
+    """Give the network position embeddings of the grid that a file has, if it has one."""
     positions = state.get("pos_embed")
     if positions is not None and positions.dim() == 3 and _is_square(positions.shape[1] - 1):
-        network.pos_embed = nn.Parameter(torch.zeros(1, positions.shape[1], network.num_features))
-    return load_state(network, state, source=f"{path} as {file_format}", min_match=min_match, dropped=dropped)
+        device = network.pos_embed.device
+        network.pos_embed = nn.Parameter(torch.zeros(1, positions.shape[1], network.num_features, device=device))
 
 
 def _is_square(number: int) -> bool:

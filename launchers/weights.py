@@ -1,0 +1,138 @@
+"""`tandem weights`: which published image networks load here, and what a weight file is.
+
+    tandem weights list                 where the published files come from, their licences, how they are loaded
+    tandem weights check FILE           what FILE is, and which networks it fills; nothing in it is executed
+
+docs/teacher_weights.md has the same table. Files are never downloaded by Tandem.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from launchers.cli import FAILURE, guarded, verb_parser
+from models.image.published import HEADER, PUBLISHED, PublishedWeights, markdown, rows
+
+_CHUNK = 1 << 20
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    p = verb_parser("tandem weights", __doc__)
+    verbs = p.add_subparsers(dest="what", required=True, metavar="list | check FILE")
+    listing = verbs.add_parser("list", help="published files: source, licence, checksum, how to load them")
+    listing.add_argument("--markdown", action="store_true", help="as the table of docs/teacher_weights.md")
+    check = verbs.add_parser("check", help="what a weight file is, and which networks it fills")
+    check.add_argument("file", help="a downloaded file, or the folder of a run or checkpoint of ours")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb; 1 if a file fills no network or is not what was published under its name."""
+    options = parser().parse_args(argv)
+    if options.what == "check":
+        return _check(Path(options.file))
+    if options.markdown:
+        print(markdown(), end="")
+    else:
+        _print_list()
+    return 0
+
+
+def _print_list() -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*(title.strip("`") for title in HEADER))
+    for row in rows():
+        table.add_row(*row)
+    # Where the output is no terminal nothing is folded: names can be searched and copied.
+    Console(highlight=False, width=None if sys.stdout.isatty() else 260).print(table)
+    print("where to get them:")
+    for one in PUBLISHED:
+        print(f"  {one.file:<34} {one.address}")
+
+
+def _check(path: Path) -> int:
+    from configs.load import ConfigError
+    from models.image.recognise import fits
+    from models.weights import own_weights_file, read_checkpoint
+
+    try:
+        file = own_weights_file(path) if path.is_dir() else path
+        content = read_checkpoint(file)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    print(f"{file}: {file.stat().st_size / 1e6:,.0f} MB, {_summary(content)}")
+    published, differs = _published(file)
+    if published is not None:
+        print(f"  published: {published.project}, {published.learnt}; licence {published.licence}")
+    if differs:
+        print(f"  {differs}")
+    found = fits(content, prefer=published.file_format if published is not None else "")
+    if not found:
+        print("  fills no image network that Tandem has (`tandem weights list` names those it has)")
+        return FAILURE
+    for fit in (fit for fit in found if fit.merit == found[0].merit):
+        matched, total = len(fit.report.matched), len(fit.report.matched) + len(fit.report.missing)
+        print(
+            f"  method.teacher.name={fit.network} method.teacher.weights={fit.file_format}"
+            f"{'' if fit.file_format == 'imagenet' else f':{path}'}"
+            f"    {matched} of {total} tensors; of the file {len(fit.report.unused)} unused, "
+            f"{len(fit.report.dropped)} left out by rule"
+        )
+    broken = found[0].broken()
+    if broken:
+        print(f"  not finite: {', '.join(broken[:5])}: the file is damaged or diverged")
+    return FAILURE if differs or broken else 0
+
+
+def _summary(content: Mapping[str, object]) -> str:
+    """What lies in a file: tensors by the first part of their names, and other keys."""
+    from torch import Tensor
+
+    tensors: dict[str, int] = {}
+    for key, value in content.items():
+        inner = value if isinstance(value, Mapping) else {key: value}
+        outer = f"{key}: " if isinstance(value, Mapping) else ""
+        for name, one in inner.items():
+            if isinstance(one, Tensor):
+                part = outer + ".".join(str(name).split(".")[: 2 if str(name).startswith("module.") else 1])
+                tensors[part] = tensors.get(part, 0) + 1
+    if not tensors:
+        return "no tensors"
+    parts = [f"{part} ({count})" for part, count in tensors.items()]
+    more = f", ... {len(parts) - 8} more" if len(parts) > 8 else ""
+    return f"{sum(tensors.values())} tensors in {', '.join(parts[:8])}{more}"
+
+
+def _published(file: Path) -> tuple[PublishedWeights | None, str]:
+    """The table's entry for a file, by its checksum or else by its name, and what speaks against it."""
+    digests = {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            for digest in digests.values():
+                digest.update(chunk)
+    named = None
+    for one in PUBLISHED:
+        kind, _, digits = one.checksum.partition(" ")
+        if digits and digests[kind].hexdigest().startswith(digits):
+            return one, ""
+        if one.file == file.name:
+            named = one
+    if named is None or not named.checksum:
+        return named, ""
+    kind, _, digits = named.checksum.partition(" ")
+    got = digests[kind].hexdigest()[: len(digits)]
+    return (
+        named,
+        f"{kind} begins with {got}, published: {digits}. The file is damaged or another one: download it again",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))
