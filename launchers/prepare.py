@@ -31,6 +31,7 @@ from data.preparing.prepare import (
     prepare,
     prepare_share,
 )
+from data.storage.manifest import Manifest
 from launchers import verify
 from launchers.verify import NUM_CORES, progress
 
@@ -202,6 +203,14 @@ def _full_name(override: str) -> str:
     return override if re.split(r"[.=]", override)[0] in names or "=" not in override else f"set.{override}"
 
 
+def _without_pairs(manifest: Manifest) -> str:
+    """How many samples have no point in an image, and the logs that have no other samples."""
+    without = manifest.num_pairs == 0
+    whole = [log for number, log in enumerate(manifest.logs) if without[manifest.sample_log == number].all()]
+    of_logs = f"; all of {len(whole)} logs, such as {whole[0]}" if whole else ""
+    return f"{int(without.sum())} of {len(manifest)} samples have no point in an image{of_logs}"
+
+
 def print_share(share: Share, summary: ShareSummary, console: Console) -> None:
     """What a share made, and what comes next."""
     console.print(
@@ -224,12 +233,17 @@ def print_summary(summary: PrepareSummary, console: Console) -> None:
     rows = [
         ("samples", f"{counts}, in {len(manifest.logs)} logs"),
         ("points", f"{int(manifest.num_points.sum(dtype='int64')):,} ({manifest.num_points.mean():,.0f} a sample)"),
-        ("pairs a sample", f"{pairs.mean():,.0f} (least {pairs.min():,}; cameras {cameras})"),
+        (
+            "pairs a sample",
+            f"{pairs.mean():,.0f} (least {pairs.min():,}; cameras {cameras})" if cameras else "no cameras",
+        ),
         ("superpixels", str(manifest.superpixels or "none")),
         ("shards", f"{len(manifest.shards)}, {num_bytes / 1e6:,.1f} MB"),
         ("kept from before", f"{summary.num_reused_shards} of {summary.num_shards} shards"),
         ("seconds", f"{summary.seconds:.1f}"),
     ]
+    if cameras and (pairs == 0).any():
+        rows.insert(3, ("without pairs", _without_pairs(manifest)))
     skipped = [(f"skipped: {reason}", f"{len(keys)}, e.g. {keys[0]}") for reason, keys in manifest.skipped.items()]
     rows += [*(skipped or [("skipped", "none")]), *(("note", note) for note in manifest.notes)]
     for name, value in rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -13,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from configs.load import ConfigError
+from data.preparing.early import skip_text
+from data.preparing.pool import Progress as ShowProgress
 from data.preparing.repair import Repaired, repair, undo_half
 from data.preparing.verify import VerifyReport, examples, save_report, verify
 
@@ -74,13 +76,19 @@ def _verify(out: str, workers: int, console: Console) -> VerifyReport:
 
 
 @contextmanager
-def progress(console: Console, unit: str, title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with done of all, time taken and time left; yields what shows (done, total) on it."""
+def progress(console: Console, unit: str, title: str) -> Iterator[ShowProgress]:
+    """A bar with done of all, time taken and time left; yields what shows (done, total, left out by reason) on it."""
     counts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
     with Progress(*counts, *times, console=console) as bar:
         task = bar.add_task(title, total=None)  # until the first report says how many
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+        def show(done: int, total: int, skipped: Mapping[str, int]) -> None:
+            bar.update(
+                task, completed=done, total=total, description=" ".join(filter(None, (title, skip_text(skipped))))
+            )
+
+        yield show
 
 
 def show_report(verdict: VerifyReport, path: str, console: Console) -> None:

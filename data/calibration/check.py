@@ -33,6 +33,7 @@ from scipy.spatial.transform import Rotation
 
 from common.constants import MIN_DEPTH_M
 from data.calibration.depth_edges import DepthEdges, depth_edges, edge_strength
+from data.calibration.heading import wrong_way
 from data.geometry import project, rigid, transform
 from data.sample import CameraView, Sample
 
@@ -129,7 +130,8 @@ class CalibrationVerdict:
 
     Attributes:
         camera: name.
-        status: "fits", "shift", "time" or "undecided".
+        status: "fits", "shift", "time", "heading" (the vehicle does not drive the way that it looks, so nothing is said
+            about times) or "undecided".
         num_samples: that had this camera.
         num_edges: borders at the side of objects, and on top.
         score: mean edge strength under the borders as projected; 1 is the image's own mean.
@@ -141,6 +143,7 @@ class CalibrationVerdict:
         sure: share of resamplings in which the shift is beyond the tolerance, the same way.
         time_offset_ms: how much later than stated the image seems to be taken; None where motion is not known.
         time_sure: as `sure`, of the time.
+        heading: what is wrong with the vehicle's direction of travel; "" where nothing is.
     """
 
     camera: str
@@ -156,6 +159,7 @@ class CalibrationVerdict:
     sure: float
     time_offset_ms: float | None = None
     time_sure: float = 0.0
+    heading: str = ""
 
     def message(self) -> str:
         """The verdict in one line, with what to do where it is open."""
@@ -169,6 +173,8 @@ class CalibrationVerdict:
         if self.status == "fits":
             within = "{:.1f} px in u, {:.1f} px in v".format(*self.tolerance_px)
             return f"{self.camera}: fits within {within}, score {self.score:.2f} ({edges})"
+        if self.status == "heading":
+            return f"{self.camera}: {self.heading}, so images of another time than the sweep's are moved the wrong way"
         if self.status == "time":
             offset_ms = self.time_offset_ms or 0
             offset = f"{abs(offset_ms):.0f} ms {'later' if offset_ms > 0 else 'earlier'}"
@@ -206,6 +212,7 @@ class CalibrationCheck:
     def __init__(self, config: CheckConfig | None = None) -> None:
         self.config = config or CheckConfig()
         self._evidence: dict[str, _Evidence] = {}
+        self._ways: list[Float[np.ndarray, " 3"]] = []
         reach, coarse = self.config.reach_px, self.config.coarse_px
         self._shifts = np.arange(-reach, reach + 1)
         self._coarse = np.arange(-(reach // coarse) * coarse, reach + 1, coarse)
@@ -214,6 +221,8 @@ class CalibrationCheck:
 
     def add(self, sample: Sample, motion: Motion | None = None) -> None:
         """Take the cameras of a sample that have an image; the ego's motion at its time is what times are judged by."""
+        if motion is not None and np.linalg.norm(motion.velocity_mps) >= self.config.least_speed_mps:
+            self._ways.append(motion.velocity_mps / np.linalg.norm(motion.velocity_mps))
         for camera in sample.cameras:
             if camera.image is not None:
                 factor = math.ceil(camera.image_size[1] / self.config.max_width)
@@ -265,7 +274,8 @@ class CalibrationCheck:
     # ---- judging
     def verdicts(self) -> tuple[CalibrationVerdict, ...]:
         """What the samples so far say, camera by camera; the same samples give the same verdict."""
-        return tuple(self._judge(name, evidence) for name, evidence in self._evidence.items())
+        heading = wrong_way(np.array(self._ways).reshape(-1, 3)) or ""
+        return tuple(self._judge(name, evidence, heading) for name, evidence in self._evidence.items())
 
     def profiles(self, camera: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Mean score over the shift in u and in v (pixels of the stored image) of one camera, for a curve."""
@@ -277,7 +287,7 @@ class CalibrationCheck:
         curves = zip(("u", "v"), (side, top), counts, strict=True)
         return {name: (axis, sums[:, middle] / count) for name, sums, count in curves if count}
 
-    def _judge(self, name: str, evidence: _Evidence) -> CalibrationVerdict:
+    def _judge(self, name: str, evidence: _Evidence, heading: str) -> CalibrationVerdict:
         config = self.config
         rng = np.random.default_rng(0)  # the same samples give the same verdict
         sides, tops = np.concatenate(evidence.sides), np.concatenate(evidence.tops)
@@ -304,6 +314,8 @@ class CalibrationCheck:
         time_ms, time_sure, time_gain = self._judge_time(evidence, rng)
         if status != "undecided" and time_sure >= config.min_sure and time_gain >= max(config.min_gain, gain):
             status = "time"
+        if heading and status in ("time", "fits"):
+            status, time_ms = "heading", None
         error = resampled.std(axis=0)
         settled = bool((~beyond & ((np.abs(resampled) <= tolerance).mean(axis=0) >= config.min_settled)).all())
         # Is there anything to go by: does the best shift stand out from shifts in general?
@@ -325,6 +337,7 @@ class CalibrationCheck:
             sure=sure,
             time_offset_ms=time_ms,
             time_sure=time_sure,
+            heading=heading,
         )
 
     def _best_shift(

@@ -3,27 +3,56 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
+import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 from data.sample import Sample
 from data.storage.encode import DamagedError
+from data.storage.shard import ShardError
+
+logger = logging.getLogger(__name__)
+
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A source frame that cannot become a sample; `reason` is one of `data.storage.encode.REASONS`."""
+    """A source frame that cannot become a sample; `reason` is one of `data.storage.encode.REASONS`, `log` the drive."""
 
     reason: str
     key: str
     detail: str
+    log: str = ""
 
     @staticmethod
-    def of(error: DamagedError, key: str) -> Skipped:
+    def of(error: DamagedError, key: str, log: str = "") -> Skipped:
         """What takes the place of a frame whose reading raised this."""
-        return Skipped(reason=error.reason, key=key, detail=error.detail)
+        return Skipped(reason=error.reason, key=key, detail=error.detail, log=log)
+
+
+def read_or_skip(read: Callable[[], Read], key: str, log: str = "") -> Read | Skipped:
+    """What reading gives; where it fails, what takes the frame's place, so that one frame never ends a preparation.
+
+    Raises:
+        ShardError: the source as a whole cannot be used.
+    """
+    try:
+        return read()
+    except DamagedError as error:
+        return Skipped.of(error, key, log)
+    except ShardError:
+        raise
+    except Exception as error:  # whatever a file that nobody foresaw makes a library do
+        logger.debug("frame %s of %s", key, log, exc_info=True)
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        detail = f"{type(error).__name__}: {error!s:.200} ({Path(place.filename).name}, line {place.lineno})"
+        return Skipped(reason="error", key=key, detail=detail, log=log)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +113,10 @@ class Converter(ABC):
         return ()
 
 
+NO_CAMERA = ("none",)
+"""Setting `cameras` of every set that asks for sweeps only."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrameConverter(Converter):
     """A data set whose frames are read one by one."""
@@ -127,13 +160,9 @@ class FrameConverter(Converter):
         frames = self._frames(log)[start:stop]
         if not frames:
             return
-        try:
-            read = self._reader(log)
-        except DamagedError as error:  # in files of the whole log: each of its frames is named
-            yield from (Skipped.of(error, key) for key, _ in frames)
+        read = read_or_skip(lambda: self._reader(log), frames[0][0], log)
+        if isinstance(read, Skipped):  # in files of the whole log: each of its frames is named
+            yield from (dataclasses.replace(read, key=key) for key, _ in frames)
             return
         for key, frame in frames:
-            try:
-                yield read(frame)
-            except DamagedError as error:
-                yield Skipped.of(error, key)
+            yield read_or_skip(functools.partial(read, frame), key, log)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -188,8 +190,69 @@ def read_npy(path: Path) -> Shaped[np.ndarray, "*shape"]:
         raise DamagedError("array-broken", f"{path}: {error}") from error
 
 
+Parsed = TypeVar("Parsed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameLines(Generic[Parsed]):
+    """A text file with one line a frame: a damaged line is its own frame's, all others keep their places.
+
+    Attributes:
+        path: of the file.
+        lines: what each line says; why it says nothing where it is empty or damaged.
+    """
+
+    path: Path
+    lines: tuple[Parsed | DamagedError, ...]
+
+    def __len__(self) -> int:
+        """Lines, with empty ones, but for empty ones at the end of the file."""
+        return len(self.lines)
+
+    def __getitem__(self, number: int) -> Parsed:
+        """What a line says, the first being 0.
+
+        Raises:
+            DamagedError: it is damaged.
+        """
+        line = self.lines[number]
+        if isinstance(line, DamagedError):
+            raise DamagedError(line.reason, line.detail)
+        return line
+
+
+def read_frame_lines(path: Path, parse: Callable[[str], Parsed]) -> FrameLines[Parsed]:
+    """A text file with one line a frame; `parse` raises ValueError for a line that says nothing.
+
+    Raises:
+        DamagedError: the file is missing.
+    """
+    lines: list[Parsed | DamagedError] = []
+    # Of bytes: text has more characters that end a line, such as a damaged byte may become.
+    for number, line in enumerate(read_bytes(path).rstrip().splitlines(), start=1):
+        text = line.decode("utf-8", errors="replace").strip()
+        try:
+            lines.append(parse(text))
+        except ValueError as error:
+            detail = f"{path}, line {number}: {f'{text!r:.80}: {error}' if text else 'empty'}"
+            lines.append(DamagedError("meta-broken", detail))
+    return FrameLines(path=path, lines=tuple(lines))
+
+
+def numbers_of(text: str, columns: int) -> Float[np.ndarray, " columns"]:
+    """A line of so many numbers.
+
+    Raises:
+        ValueError: it has other ones.
+    """
+    values = [float(word) for word in text.split()]
+    if len(values) != columns:
+        raise ValueError(f"{len(values)} numbers, expected {columns}")
+    return np.array(values)
+
+
 def read_numbers(path: Path, columns: int) -> Float[np.ndarray, "rows columns"]:
-    """A text file of rows of `columns` numbers (poses, calibrations); empty lines are left out.
+    """A text file of rows of `columns` numbers that belong together (a calibration); empty lines are left out.
 
     Raises:
         DamagedError: the file is missing, or a line has another form.
@@ -199,12 +262,9 @@ def read_numbers(path: Path, columns: int) -> Float[np.ndarray, "rows columns"]:
         if not line.strip():
             continue
         try:
-            values = [float(word) for word in line.split()]
+            rows.append(numbers_of(line, columns))
         except ValueError as error:
             raise DamagedError("meta-broken", f"{path}, line {number}: {error}") from error
-        if len(values) != columns:
-            raise DamagedError("meta-broken", f"{path}, line {number}: {len(values)} numbers, expected {columns}")
-        rows.append(values)
     return np.array(rows, dtype=np.float64).reshape(-1, columns)
 
 

@@ -66,6 +66,16 @@ def tasks_locked(root: str, tasks: Sequence[ShardTask]) -> Iterator[None]:
         yield
 
 
+def forget_if_empty(root: str) -> None:
+    """Forget how a folder was begun in which no shard was written: it may be begun with other settings, or again.
+
+    The folder must be kept for this process alone (`locked`).
+    """
+    if not any(Path(root).glob("shard-*.tar")) and not (Path(root) / MANIFEST_NAME).exists():
+        for record in ((Path(root) / RECORDS / _SETTINGS), *(Path(root) / RECORDS).glob("unit-*.json")):
+            record.unlink(missing_ok=True)
+
+
 def same_settings(root: str, settings: Mapping[str, Any]) -> None:
     """Store the settings (all that the set's bytes depend on, plain JSON) in a new folder; compare in one begun before.
 

@@ -5,10 +5,9 @@ Workers are spawned, keep to one thread each, and end with their parent however 
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -17,21 +16,23 @@ import cv2
 import torch
 
 from common.processes import end_with_parent
+from data.convert.base import Skipped
+from data.preparing.early import Tally
 from data.storage.shard import ShardError
 
 _POLL_S = 0.2
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Work = Callable[[Item, Callable[[], None]], Result]
-"""What is done with one item; calls its second argument after each frame. Picklable."""
+Work = Callable[[Item, Tally], Result]
+"""What is done with one item; counts each frame. Picklable."""
 
-Progress = Callable[[int, int], None]
-"""Called with the source frames done so far and in all."""
+Progress = Callable[[int, int, Mapping[str, int]], None]
+"""Called with the source frames done so far and in all, and those left out by reason."""
 
 
 def run_all(
-    work: Work[Item, Result], items: Sequence[Item], workers: int, show: Callable[[int], None], what: str
+    work: Work[Item, Result], items: Sequence[Item], workers: int, show: Callable[[Tally], None], what: str
 ) -> list[Result]:
     """Do the work; results in the order of the items.
 
@@ -39,7 +40,7 @@ def run_all(
         work: with one item.
         items: all of them.
         workers: processes; 1 works in this one.
-        show: is called with the frames done so far, first with 0.
+        show: is called with the counts so far, first with none.
         what: is being done, for the message about a worker that died, e.g. "preparing <folder>".
 
     Raises:
@@ -47,20 +48,34 @@ def run_all(
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1")
-    show(0)
     if workers > 1 and len(items) > 1:
         return _run_parallel(work, items, min(workers, len(items)), show, what)
-    done = itertools.count(1)
-    return [work(item, lambda: show(next(done))) for item in items]
+    tally = _ShownTally(show)
+    show(tally)
+    return [work(item, tally) for item in items]
+
+
+class _ShownTally(Tally):
+    """Counts that are shown after each frame."""
+
+    def __init__(self, show: Callable[[Tally], None]) -> None:
+        super().__init__()
+        self._show = show
+
+    def frame(self, skipped: Skipped | None = None) -> None:
+        super().frame(skipped)
+        self._show(self)
 
 
 def _run_parallel(
-    work: Work[Item, Result], items: Sequence[Item], workers: int, show: Callable[[int], None], what: str
+    work: Work[Item, Result], items: Sequence[Item], workers: int, show: Callable[[Tally], None], what: str
 ) -> list[Result]:
     # spawn: OpenCV's and torch's threads do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    counter = context.Value("q", 0)
-    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(work, counter))
+    counts: Any = context.Array("q", Tally.SIZE)
+    tally = Tally(counts)
+    show(tally)
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(work, counts))
     try:
         futures = [pool.submit(_work, item) for item in items]
         pending: set[Future[Result]] = set(futures)
@@ -68,7 +83,7 @@ def _run_parallel(
             finished, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
             for future in finished:
                 future.result()  # the first failure ends the run
-            show(counter.value)
+            show(tally)
         return [future.result() for future in futures]
     except BrokenProcessPool as error:
         raise ShardError(
@@ -80,13 +95,13 @@ def _run_parallel(
 
 
 _worker_work: Work[Any, Any] | None = None
-_worker_counter: Any = None
+_worker_tally: Tally | None = None
 
 
-def _start_worker(work: Work[Any, Any], counter: Any) -> None:
+def _start_worker(work: Work[Any, Any], counts: Any) -> None:
     """Set up a worker process: one thread, no Ctrl-C of its own, and no life without its parent."""
-    global _worker_work, _worker_counter
-    _worker_work, _worker_counter = work, counter
+    global _worker_work, _worker_tally
+    _worker_work, _worker_tally = work, Tally(counts)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
@@ -95,9 +110,5 @@ def _start_worker(work: Work[Any, Any], counter: Any) -> None:
 
 def _work(item: Any) -> Any:
     assert _worker_work is not None
-
-    def on_frame() -> None:
-        with _worker_counter.get_lock():
-            _worker_counter.value += 1
-
-    return _worker_work(item, on_frame)
+    assert _worker_tally is not None
+    return _worker_work(item, _worker_tally)

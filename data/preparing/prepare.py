@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from common.ranges import at_least, share
+from data.calibration.heading import Heading
 from data.convert.base import Converter
-from data.preparing.folder import locked, same_settings, storage_errors_named, sweep, tasks_locked
+from data.preparing.early import Tally, grouped
+from data.preparing.folder import forget_if_empty, locked, same_settings, storage_errors_named, sweep, tasks_locked
 from data.preparing.pool import Progress, run_all
 from data.preparing.shard_task import RECORDS, ShardJob, ShardRecord, ShardTask, load_record, plan_tasks, run_task
 from data.preparing.superpixels import SuperpixelConfig
@@ -34,6 +36,9 @@ from data.storage.shard import ShardError
 from data.storage.shard_writer import join_manifest
 
 logger = logging.getLogger(__name__)
+
+_MAX_NOTES = 3
+"""About how single tasks look, where many look odd."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,11 +103,13 @@ def prepare(
     """
     started = time.monotonic()
     tasks = plan_tasks(converter, config.samples_per_shard, config.limit)
+    info = _set_info(converter)  # before anything is written: what the source lacks is said here
     with storage_errors_named(root), locked(root):
+        forget_if_empty(root)
         same_settings(root, _settings(converter, config, tasks))
         sweep(root)
-        records, num_reused = _complete(root, converter, config, tasks, workers, verify, on_progress)
-        manifest = join_records(root, _set_info(converter), config, records)
+        records, num_reused = _complete(root, converter, config, tasks, tasks, workers, verify, on_progress)
+        manifest = join_records(root, info, config, records)
     return PrepareSummary(
         manifest=manifest, num_reused_shards=num_reused, num_shards=len(tasks), seconds=time.monotonic() - started
     )
@@ -167,10 +174,11 @@ def prepare_share(
     started = time.monotonic()
     every = plan_tasks(converter, config.samples_per_shard, config.limit)
     tasks = share.of(every)
+    _set_info(converter)  # as in `prepare`
     with storage_errors_named(root), locked(root, shared=True), tasks_locked(root, tasks):
         same_settings(root, _settings(converter, config, every))
         sweep(root, tasks)
-        records, num_reused = _complete(root, converter, config, tasks, workers, verify, on_progress)
+        records, num_reused = _complete(root, converter, config, every, tasks, workers, verify, on_progress)
     return ShareSummary(
         num_reused_shards=num_reused,
         num_shards=len(tasks),
@@ -211,21 +219,28 @@ def _complete(
     root: str,
     converter: Converter,
     config: PrepareConfig,
+    every: Sequence[ShardTask],
     tasks: Sequence[ShardTask],
     workers: int,
     verify: bool,
     on_progress: Progress | None,
 ) -> tuple[list[ShardRecord], int]:
-    """Make the shards that are missing; records of all in order, and how many were there before."""
+    """Make what is missing of some tasks; their records in order, and how many were there before."""
     records = {task.number: load_record(root, task, verify=verify) for task in tasks}
     todo = [task for task in tasks if records[task.number] is None]
     total = sum(task.num_frames for task in tasks)
     before = total - sum(task.num_frames for task in todo)
-    job = ShardJob(root=root, converter=converter, superpixels=config.superpixels, codec=config.codec)
+    job = ShardJob(
+        root=root,
+        converter=converter,
+        superpixels=config.superpixels,
+        codec=config.codec,
+        allowed_skips=_allowed(config, sum(task.num_frames for task in every)),
+    )
 
-    def show(done: int) -> None:
+    def show(tally: Tally) -> None:
         if on_progress is not None:
-            on_progress(before + done, total)
+            on_progress(before + tally.num_frames, total, tally.skipped)
 
     made = run_all(functools.partial(run_task, job), todo, workers, show, f"preparing {root}")
     records |= {task.number: record for task, record in zip(todo, made, strict=True)}
@@ -261,6 +276,18 @@ def _set_info(converter: Converter) -> SetInfo:
     )
 
 
+def _allowed(config: PrepareConfig, num_frames: int) -> int:
+    """How many frames of so many may be skipped."""
+    return max(int(config.max_skip_share * num_frames), 1)
+
+
+def _looks(records: Sequence[ShardRecord]) -> tuple[str, ...]:
+    """What looks odd about the samples taken together; each thing once."""
+    notes = list(dict.fromkeys(note for record in records for note in record.notes))[:_MAX_NOTES]
+    trouble = Heading.of_records([record.heading for record in records if record.heading is not None]).trouble()
+    return tuple(notes if trouble is None else [*notes, trouble])
+
+
 def join_records(root: str, source: SetInfo, config: PrepareConfig, records: Sequence[ShardRecord]) -> Manifest:
     """Write the manifest of finished tasks, without the source's logs of which nothing was written.
 
@@ -271,17 +298,22 @@ def join_records(root: str, source: SetInfo, config: PrepareConfig, records: Seq
     skips = [skip for record in records for skip in record.skipped]
     skipped: dict[str, tuple[str, ...]] = {}
     for skip in skips:
-        logger.warning("skipped %s: %s (%s)", skip.key, skip.reason, skip.detail)
         skipped[skip.reason] = (*skipped.get(skip.reason, ()), skip.key)
     num_written = sum(len(table.keys) for table in tables)
     num_frames = num_written + len(skips)
-    if num_written == 0 or len(skips) > max(config.max_skip_share * num_frames, 1):
-        listed = "; ".join(f"{reason}: {len(keys)}, e.g. {keys[0]}" for reason, keys in skipped.items())
+    if num_written == 0 or len(skips) > _allowed(config, num_frames):
+        what_next = (
+            "Repair the source and run the same command again"
+            if num_written == 0
+            else "Repair the source and prepare into a new folder, or allow more (--max-skip-share) and run again, "
+            "which only finishes what is there"
+        )
         raise ShardError(
             f"{len(skips)} of {num_frames} frames cannot be used, allowed are {config.max_skip_share:.1%}. "
-            f"{listed or 'The source holds no frames'}. Repair the source and prepare into a new folder, or allow more "
-            "(--max-skip-share) and run again, which only finishes what is there"
+            f"{'; '.join(grouped(skips)) or 'The source holds no frames'}. {what_next}"
         )
+    for line in grouped(skips):
+        logger.warning("skipped, %s", line)
     used = {log for table in tables for log in table.logs}
     splits = {log: split for log, split in zip(source.logs, source.splits, strict=True) if log in used}
     info = dataclasses.replace(
@@ -290,5 +322,6 @@ def join_records(root: str, source: SetInfo, config: PrepareConfig, records: Seq
         splits=tuple(splits.values()),
         skipped=skipped,
         superpixels=config.superpixels.record() if config.superpixels and source.camera_names else None,
+        notes=(*source.notes, *_looks(records)),
     )
     return join_manifest(root, info, tables)

@@ -22,13 +22,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from data.convert.base import FrameConverter, Skipped
-from data.preparing.folder import locked, same_settings, sweep
+from data.convert.base import FrameConverter, Skipped, read_or_skip
+from data.preparing.early import SampleLooks, Tally
+from data.preparing.folder import forget_if_empty, locked, same_settings, sweep
 from data.preparing.prepare import PrepareConfig, PrepareSummary, join_records, plain_settings
-from data.preparing.shard_task import FrameRange, ShardRecord, ShardTask, add_superpixels, load_record, save_record
+from data.preparing.shard_task import (
+    FrameRange,
+    ShardRecord,
+    ShardTask,
+    add_superpixels,
+    load_record,
+    save_record,
+    write_sample,
+)
 from data.preparing.superpixels import SuperpixelConfig
 from data.sample import Sample
-from data.storage.encode import DamagedError
 from data.storage.manifest import SetInfo
 from data.storage.shard import ShardError
 from data.storage.shard_writer import ShardWriter
@@ -151,6 +159,7 @@ def prepare_samples(
     started = time.monotonic()
     config = config or PrepareConfig()
     with locked(root), contextlib.ExitStack() as closing:
+        forget_if_empty(root)
         own = {"source": "iterator", "class_names": class_names, "val_logs": val_logs}
         same_settings(root, plain_settings(config, "custom", own))
         sweep(root)
@@ -200,10 +209,7 @@ def _cut(
 
 
 def _finished(sample: Sample, config: SuperpixelConfig | None) -> Sample | Skipped:
-    try:
-        return sample if config is None else add_superpixels(sample, config)
-    except DamagedError as error:
-        return Skipped.of(error, sample.key)
+    return read_or_skip(lambda: sample if config is None else add_superpixels(sample, config), sample.key, sample.log)
 
 
 @dataclass
@@ -212,6 +218,7 @@ class _Open:
 
     task: ShardTask
     writer: ShardWriter
+    looks: SampleLooks
     skipped: list[Skipped] = field(default_factory=list)
     count: int = 0
 
@@ -234,6 +241,7 @@ class _OpenShards:
         self._val_logs = val_logs
         self._filling: dict[str, _Filling] = {}
         self._open: dict[int, _Open] = {}
+        self._tally = Tally()
         self._records: dict[int, ShardRecord] = {}
         self._num_tasks = 0
         self.num_reused = 0
@@ -289,21 +297,31 @@ class _OpenShards:
         """Append to the shard, and close it when it is full."""
         if task.number not in self._open:
             path = Path(self._root) / task.shard_name
-            self._open[task.number] = _Open(task=task, writer=ShardWriter(path, self._config.codec))
+            writer = ShardWriter(path, self._config.codec)
+            self._open[task.number] = _Open(
+                task=task, writer=writer, looks=SampleLooks(self._tally, first_task=task.number == 0)
+            )
         shard = self._open[task.number]
         if isinstance(item, Sample):
-            try:
-                shard.writer.write(item)
-            except DamagedError as error:
-                item = Skipped.of(error, item.key)
-        if isinstance(item, Skipped):
+            item = write_sample(shard.writer, item, None)
+        if isinstance(item, Sample):
+            shard.looks.add(item)
+            self._tally.frame()
+        else:
             shard.skipped.append(item)
+            self._tally.frame(item)
         shard.count += 1
         if shard.count == self._config.samples_per_shard:
             self._close(shard)
 
     def _close(self, shard: _Open) -> None:
-        record = ShardRecord(table=shard.writer.finish_or_discard(), skipped=tuple(shard.skipped))
+        shard.looks.judge()
+        record = ShardRecord(
+            table=shard.writer.finish_or_discard(),
+            skipped=tuple(shard.skipped),
+            heading=shard.looks.heading.record,
+            notes=shard.looks.notes,
+        )
         save_record(self._root, shard.task, record)
         self._records[shard.task.number] = record
         del self._open[shard.task.number]

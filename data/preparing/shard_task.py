@@ -10,13 +10,15 @@ import dataclasses
 import json
 import logging
 import os
-from collections.abc import Callable
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from common.files import file_sha256, replace_file
-from data.convert.base import Converter, Skipped
+from data.calibration.heading import Heading
+from data.convert.base import Converter, Skipped, read_or_skip
+from data.preparing.early import SampleLooks, Tally
 from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import Sample
 from data.storage.encode import CodecConfig, DamagedError
@@ -69,10 +71,14 @@ class ShardRecord:
     Attributes:
         table: its shard and rows, None where every frame was skipped.
         skipped: what was left out.
+        heading: how the vehicle drove, `data.calibration.heading.Heading.record`; None in records that do not say.
+        notes: what looks odd about its samples.
     """
 
     table: ShardTable | None
     skipped: tuple[Skipped, ...]
+    heading: tuple[float, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def plan_tasks(converter: Converter, samples_per_shard: int, limit: int | None) -> list[ShardTask]:
@@ -112,26 +118,44 @@ class ShardJob:
     converter: Converter
     superpixels: SuperpixelConfig | None
     codec: CodecConfig
+    allowed_skips: int = sys.maxsize
 
 
-def run_task(job: ShardJob, task: ShardTask, on_frame: Callable[[], None]) -> ShardRecord:
-    """Convert, cut into superpixels, write; returns what `load_record` would read. Tells of each source frame."""
+def run_task(job: ShardJob, task: ShardTask, tally: Tally) -> ShardRecord:
+    """Convert, cut into superpixels, write; returns what `load_record` would read. Counts each source frame.
+
+    Raises:
+        ShardError: the set cannot be made; see `data.preparing.early`.
+    """
     skipped: list[Skipped] = []
+    looks = SampleLooks(tally, first_task=task.number == 0)
     with ShardWriter(Path(job.root) / task.shard_name, job.codec) as writer:
         for part in task.stretches:
             for item in job.converter.frames(part.log, part.start, part.stop):
-                if isinstance(item, Skipped):
-                    skipped.append(item)
+                written = item if isinstance(item, Skipped) else write_sample(writer, item, job.superpixels)
+                if isinstance(written, Skipped):
+                    skipped.append(dataclasses.replace(written, log=part.log))
+                    tally.frame(skipped[-1])
+                    tally.check(job.allowed_skips)
                 else:
-                    try:
-                        writer.write(item if job.superpixels is None else add_superpixels(item, job.superpixels))
-                    except DamagedError as error:
-                        skipped.append(Skipped.of(error, item.key))
-                on_frame()
+                    looks.add(written)
+                    tally.frame()
+        looks.judge()
         table = writer.finish_or_discard()
-    record = ShardRecord(table=table, skipped=tuple(skipped))
+    record = ShardRecord(table=table, skipped=tuple(skipped), heading=looks.heading.record, notes=looks.notes)
     save_record(job.root, task, record)
     return record
+
+
+def write_sample(writer: ShardWriter, sample: Sample, superpixels: SuperpixelConfig | None) -> Sample | Skipped:
+    """Append a sample, cut into superpixels if asked to; what takes its place where that fails."""
+    made = read_or_skip(lambda: sample if superpixels is None else add_superpixels(sample, superpixels), sample.key)
+    if isinstance(made, Sample):
+        try:
+            writer.write(made)
+        except DamagedError as error:
+            return Skipped.of(error, sample.key)
+    return made
 
 
 def add_superpixels(sample: Sample, config: SuperpixelConfig) -> Sample:
@@ -187,20 +211,24 @@ def _parse_record(content: dict[str, Any]) -> ShardRecord:
     """The record, every part of the type that joining relies on; raises ValueError, KeyError or TypeError."""
     skipped = tuple(Skipped(**entry) for entry in content["skipped"])
     stored = content["table"]
-    texts = [text for skip in skipped for text in (skip.reason, skip.key, skip.detail)]
+    texts = [text for skip in skipped for text in (skip.reason, skip.key, skip.detail, skip.log)]
+    notes = tuple(content.get("notes", ()))  # records of earlier versions have neither these nor a heading
+    heading = None if content.get("heading") is None else tuple(float(number) for number in content["heading"])
+    _require(heading is None or Heading.is_record(heading), "heading")
     if stored is None:
-        _require(all(isinstance(text, str) for text in texts), "skipped")
-        return ShardRecord(table=None, skipped=skipped)
+        _require(all(isinstance(text, str) for text in (*texts, *notes)), "skipped")
+        return ShardRecord(table=None, skipped=skipped, heading=heading, notes=notes)
     shard = Shard(**stored["shard"])
     _require(is_plain_name(shard.file) and isinstance(shard.sha256, str), "shard")
     _require(all(type(number) is int for number in (shard.num_samples, shard.num_bytes)), "shard")
     keys, logs = tuple(stored["keys"]), tuple(stored["logs"])
-    _require(all(isinstance(text, str) for text in (*texts, *keys, *logs)), "a text")
+    _require(all(isinstance(text, str) for text in (*texts, *notes, *keys, *logs)), "a text")
     columns = {name: tuple(stored["columns"][name]) for name in COUNTED_COLUMNS}
     _require(all(len(values) == len(keys) for values in (logs, *columns.values())), "the length of a column")
     whole = (type(value) is int and abs(value) < 1 << 63 for values in columns.values() for value in values)
     _require(len(keys) > 0 and all(whole), "a number")
-    return ShardRecord(table=ShardTable(shard=shard, keys=keys, logs=logs, columns=columns), skipped=skipped)
+    table = ShardTable(shard=shard, keys=keys, logs=logs, columns=columns)
+    return ShardRecord(table=table, skipped=skipped, heading=heading, notes=notes)
 
 
 def _require(right: bool, what: str) -> None:

@@ -15,7 +15,7 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ import numpy as np
 from jaxtyping import Integer, Shaped
 
 from common.files import file_sha256, replace_file
+from data.preparing.early import Tally
 from data.preparing.pool import Progress, run_all
 from data.sample import IGNORE_LABEL, CameraView, Sample
 from data.storage.encode import count_labelled, count_pairs
@@ -116,9 +117,9 @@ def verify(root: str, *, workers: int = 1, on_progress: Progress | None = None) 
         raise ShardError(f"{root} is a URL; verify the folder that it shows, before it is uploaded or where it lies")
     manifest = load_manifest(root)
 
-    def show(done: int) -> None:
+    def show(tally: Tally) -> None:
         if on_progress is not None:
-            on_progress(done, len(manifest))
+            on_progress(tally.num_frames, len(manifest), {})
 
     shards = range(len(manifest.shards))
     by_shard = run_all(functools.partial(verify_shard, manifest), shards, workers, show, f"verifying {root}")
@@ -196,7 +197,7 @@ def _not_in_order(times: Shaped[np.ndarray, " n"]) -> list[int]:
 
 
 # ---- shards and samples
-def verify_shard(manifest: Manifest, shard: int, on_frame: Callable[[], None]) -> list[SetProblem]:
+def verify_shard(manifest: Manifest, shard: int, tally: Tally) -> list[SetProblem]:
     """Everything about one tar (an index into `Manifest.shards`) and its samples; tells of each sample."""
     stated = manifest.shards[shard]
     problems = []
@@ -215,7 +216,7 @@ def verify_shard(manifest: Manifest, shard: int, on_frame: Callable[[], None]) -
         except SampleError as error:
             faults = [(error.reason, error.detail)]
         problems += [_problem(manifest, row, *fault) for fault in faults]
-        on_frame()
+        tally.frame()
     reader.close()
     return problems
 

@@ -38,6 +38,7 @@ REASONS = (
     "empty-sweep",  # no points
     "image-broken",  # an image that cannot be decoded whole
     "image-size",  # an image, superpixels, depth or labels of another size than stated
+    "error",  # anything else that went wrong with it: an exception, named in the detail
 )
 """Every reason for which a sample can be refused."""
 

@@ -55,7 +55,7 @@ class CalibrationReport:
         ]
         header = ("camera", "verdict", "score", "best", "elsewhere", "shift u px", "shift v px", "sure", "time ms")
         figures = TextTable(title="calibration", header=header, rows=tuple(rows), numeric=tuple(range(2, len(header))))
-        marks = {"shift": "WARNING ", "time": "WARNING "}
+        marks = dict.fromkeys(("shift", "time", "heading"), "WARNING ")
         lines = tuple((marks.get(verdict.status, "") + verdict.message(),) for verdict in self.verdicts)
         words = TextTable(title="calibration in words", rows=lines or (("no images in these samples",),))
         return [figures, words]

@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from common.ranges import positive
-from data.convert.base import FrameConverter
+from data.convert.base import NO_CAMERA, FrameConverter
 from data.convert.custom import formats
 from data.convert.custom.pose_track import read_pose_track
 from data.convert.raw_files import layout_error, read_image, read_jpeg
@@ -53,7 +53,7 @@ class CustomConverter(FrameConverter):
 
     Attributes:
         source: folder that holds the logs' folders.
-        cameras: which, in this order; () for all, by name.
+        cameras: which, in this order; () for all, by name; ("none",) for sweeps only.
         val_logs: logs of the split "val"; all others are "train".
         max_image_gap_ms: a sweep whose nearest image of any camera is further away in time is skipped.
         max_pose_gap_ms: poses further apart are not interpolated between.
@@ -94,6 +94,8 @@ class CustomConverter(FrameConverter):
     @cached_property
     def _camera_names(self) -> tuple[str, ...]:
         """The same in every log: a set has one list of cameras."""
+        if self.cameras == NO_CAMERA:
+            return ()
         present = {
             log: tuple(sorted(path.name for path in folder.glob("cameras/*") if path.is_dir()))
             for log, folder in self._logs.items()
@@ -106,7 +108,7 @@ class CustomConverter(FrameConverter):
                 raise ShardError(
                     f"{self.source}: log {log} has the cameras {list(names)}, expected {list(cameras)} "
                     f"{'as asked for' if self.cameras else f'as in {first_log}'}; choose with cameras=[...] those that "
-                    "are in every log"
+                    "are in every log, or cameras=[none]"
                 )
         wrong = [name for name in cameras if not _CAMERA_NAME.match(name)]
         if wrong:

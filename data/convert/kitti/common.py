@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from data.convert.raw_files import read_bytes, read_records
+from data.convert.raw_files import FrameLines, read_bytes, read_frame_lines, read_records
 from data.geometry import rigid
 from data.storage.encode import DamagedError
 from data.storage.shard import ShardError
@@ -150,11 +150,7 @@ FRAME_PERIOD_US = 100_000
 
 
 class Clock:
-    """Times of the frames of some sensors, each from its own timestamps.txt; by 10 Hz for a sensor without one.
-
-    Raises:
-        DamagedError: a line of a file is no time.
-    """
+    """Times of the frames of some sensors, each from its own timestamps.txt; by 10 Hz for a sensor without one."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         self._folders = folders
@@ -164,7 +160,7 @@ class Clock:
         """Microseconds since 1970, or since frame 0 without a file.
 
         Raises:
-            DamagedError: the file ends before the frame's line.
+            DamagedError: the file ends before the frame's line, or the line is empty or no time.
         """
         times = self._times_us[sensor]
         if times is None:
@@ -175,16 +171,15 @@ class Clock:
         return times[frame]
 
 
-def read_timestamps(path: Path) -> list[int] | None:
-    """Microseconds since 1970 of each line ``2011-09-26 13:02:25.951199337``, None where there is no file."""
-    if not path.is_file():
-        return None
-    times = []
-    for number, line in enumerate(read_bytes(path).decode("utf-8", errors="replace").splitlines(), start=1):
-        seconds, _, fraction = line.strip().partition(".")
-        try:
-            whole = calendar.timegm(time.strptime(seconds, "%Y-%m-%d %H:%M:%S"))
-            times.append(whole * 1_000_000 + int((fraction + "000000")[:6]))
-        except ValueError as error:
-            raise DamagedError("meta-broken", f"{path}, line {number}: {line!r} is no time") from error
-    return times
+def read_timestamps(path: Path) -> FrameLines[int] | None:
+    """Microseconds since 1970 of each line ``2011-09-26 13:02:25.951199337``, None where there is no file.
+
+    Real drives have empty lines, where the scanner lost a frame: they belong to that frame alone.
+    """
+    return read_frame_lines(path, _time_us) if path.is_file() else None
+
+
+def _time_us(text: str) -> int:
+    seconds, _, fraction = text.partition(".")
+    whole = calendar.timegm(time.strptime(seconds, "%Y-%m-%d %H:%M:%S"))
+    return whole * 1_000_000 + int((fraction + "000000")[:6])

@@ -18,7 +18,8 @@ Source: Liao et al., KITTI-360 (PAMI 2022); the set's documentation and developm
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -30,10 +31,9 @@ from jaxtyping import Float
 from common.ranges import some_of
 from data.convert.base import FrameConverter
 from data.convert.kitti import common as kitti
-from data.convert.raw_files import layout_error, read_numbers, read_view
+from data.convert.raw_files import layout_error, numbers_of, read_bytes, read_numbers, read_view
 from data.sample import CameraView, Sample
 from data.storage.encode import DamagedError
-from data.storage.shard import ShardError
 
 _NAME = "KITTI-360"
 _CAMERAS = ("image_00", "image_01")
@@ -100,13 +100,16 @@ class Kitti360Converter(FrameConverter):
             return "val"
         return "test" if log in _TEST_DRIVES else "train"
 
-    def _poses(self, log: str) -> dict[int, Float[np.ndarray, "4 4"]] | None:
+    def _poses(self, log: str) -> Poses | None:
         """Pose of each frame that has one; None for a drive without poses."""
         path = self._root / "data_poses" / log / "poses.txt"
-        try:
-            return read_poses(path) if path.is_file() else None
-        except DamagedError as error:  # it says which frames there are, so no frame can be skipped for it
-            raise ShardError(f"{error.detail}; expected a frame's number and 12 numbers a line") from error
+        if not path.is_file():
+            return None
+        poses = read_poses(path)
+        if all(isinstance(pose, DamagedError) for pose in poses.values()):
+            expected = "a frame's number and 12 numbers a line, of at least one frame"
+            raise layout_error(self.source, _NAME, f"{path.name} with {expected}", path.parent)
+        return poses
 
     def _recorded(self, log: str) -> list[str]:
         return kitti.recorded(self._logs[log], (self._images(log, camera) for camera in self._camera_names))
@@ -138,11 +141,12 @@ class Kitti360Converter(FrameConverter):
         rig = _Rig(self._root / "calibration", self._camera_names)
         return functools.partial(self._read, log, rig, clock, self._poses(log))
 
-    def _read(
-        self, log: str, rig: _Rig, clock: kitti.Clock, poses: dict[int, Float[np.ndarray, "4 4"]] | None, name: str
-    ) -> Sample:
+    def _read(self, log: str, rig: _Rig, clock: kitti.Clock, poses: Poses | None, name: str) -> Sample:
         sweep = kitti.read_sweep(self._logs[log] / f"{name}.bin")
-        T_world_ego = (np.eye(4) if poses is None else poses[int(name)]) @ _T_EGO_POSE
+        T_world_pose = np.eye(4) if poses is None else poses[int(name)]
+        if isinstance(T_world_pose, DamagedError):
+            raise DamagedError(T_world_pose.reason, T_world_pose.detail)
+        T_world_ego = T_world_pose @ _T_EGO_POSE
 
         def view(camera: str) -> CameraView:
             path, time_us = self._images(log, camera) / f"{name}.png", clock.time_us(camera, int(name))
@@ -160,16 +164,34 @@ class Kitti360Converter(FrameConverter):
         )
 
 
-def read_poses(path: Path) -> dict[int, Float[np.ndarray, "4 4"]]:
+Poses = Mapping[int, "Float[np.ndarray, '4 4'] | DamagedError"]
+"""Pose of each frame by its number; what is wrong with its line where that is damaged."""
+
+
+def read_poses(path: Path) -> Poses:
     """Lines of a frame's number and a 3 x 4 matrix, the set's GPS/IMU frame to its world.
 
+    A damaged line is the loss of its own frame; one whose number cannot be read belongs to no frame.
+
     Raises:
-        DamagedError: a line has another form.
+        DamagedError: the file cannot be read.
     """
-    rows = read_numbers(path, 13)
-    if not np.isfinite(rows[:, 0]).all():
-        raise DamagedError("meta-broken", f"{path}: a frame's number is not finite")
-    return {int(row[0]): kitti.homogeneous(row[1:].reshape(3, 4)) for row in rows}
+    poses: dict[int, Float[np.ndarray, "4 4"] | DamagedError] = {}
+    for number, line in enumerate(read_bytes(path).splitlines(), start=1):
+        text = line.decode("utf-8", errors="replace")
+        frame = re.match(r"\s*([0-9]{1,10})\s", text)
+        if frame is None:
+            continue
+        known = poses.get(int(frame[1]))
+        try:
+            pose: Float[np.ndarray, "4 4"] | DamagedError
+            pose = kitti.homogeneous(numbers_of(text, 13)[1:].reshape(3, 4))
+        except ValueError as error:
+            pose = DamagedError("meta-broken", f"{path}, line {number}: {error}")
+        if known is not None and not np.array_equal(np.asarray(known), np.asarray(pose)):
+            pose = DamagedError("meta-broken", f"{path}, line {number}: frame {frame[1]} has two different poses")
+        poses[int(frame[1])] = pose
+    return poses
 
 
 class _Rig:

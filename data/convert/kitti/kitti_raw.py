@@ -133,12 +133,18 @@ class _Poses:
         self._scale = 1.0
         self._T_start_mercator: Float[np.ndarray, "4 4"] | None = None
         if (drive / "oxts").is_dir():
-            first = min(self._folder.glob("*.txt"), default=None)
-            if first is None:
-                raise DamagedError("calibration-missing", f"{self._folder} holds no pose")
-            packet = _oxts_packet(first)
+            packet = self._first_packet()
             self._scale = float(np.cos(np.radians(packet[0])))
-            self._T_start_mercator = kitti.inverse(str(first), oxts_pose(packet, self._scale))
+            self._T_start_mercator = kitti.inverse("the first pose", oxts_pose(packet, self._scale))
+
+    def _first_packet(self) -> Float[np.ndarray, " n"]:
+        """Of the first file that is whole: a damaged one is its own frame's loss."""
+        for path in sorted(self._folder.glob("*.txt")):
+            try:
+                return _oxts_packet(path)
+            except DamagedError:
+                continue
+        raise DamagedError("calibration-missing", f"{self._folder} holds no pose")
 
     def T_world_ego(self, name: str) -> Float[np.ndarray, "4 4"]:  # noqa: N802
         if self._T_start_mercator is None:

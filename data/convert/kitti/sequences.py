@@ -8,6 +8,7 @@ Source: Geiger et al., KITTI (CVPR 2012), odometry development kit; Behley et al
 
 from __future__ import annotations
 
+import functools
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ from jaxtyping import Float, Int, UInt8
 
 from data.convert.base import FrameConverter
 from data.convert.kitti.common import FRAME_PERIOD_US, inverse, read_sweep, recorded
-from data.convert.raw_files import layout_error, read_numbers, read_records, read_view
+from data.convert.raw_files import FrameLines, layout_error, numbers_of, read_frame_lines, read_records, read_view
 from data.geometry import rigid
 from data.sample import IGNORE_LABEL, Sample
 from data.storage.encode import DamagedError
@@ -174,24 +175,24 @@ class Track:
     T_cam_lidar: Float[np.ndarray, "4 4"] | None
 
     @cached_property
-    def _poses(self) -> Float[np.ndarray, "frames 12"] | None:
+    def _poses(self) -> FrameLines[Float[np.ndarray, " 12"]] | None:
         path = poses_file(self.folder)
-        return None if path is None else read_numbers(path, 12)
+        return None if path is None else read_frame_lines(path, functools.partial(numbers_of, columns=12))
 
     @cached_property
-    def _times_s(self) -> Float[np.ndarray, "frames 1"] | None:
+    def _times_s(self) -> FrameLines[float] | None:
         path = self.folder / "times.txt"
-        return read_numbers(path, 1) if path.is_file() else None
+        return read_frame_lines(path, float) if path.is_file() else None
 
     def time_us(self, name: str) -> int:
         """Since the start of the sequence; by 10 Hz without `times.txt`.
 
         Raises:
-            DamagedError: `times.txt` is damaged or too short.
+            DamagedError: the frame's line of `times.txt` is damaged or absent.
         """
         if self._times_s is None:
             return int(name) * FRAME_PERIOD_US
-        time_s = float(self._times_s[self._line("times", name, len(self._times_s)), 0])
+        time_s = self._times_s[self._line("times", name, len(self._times_s))]
         if not abs(time_s) < _MAX_TIME_S:
             raise DamagedError("meta-broken", f"times.txt says {time_s} s for frame {name}")
         return round(time_s * 1e6)
@@ -200,7 +201,7 @@ class Track:
         """Pose of a sweep; the world is the LiDAR frame at the origin of the poses, that of the first sweep.
 
         Raises:
-            DamagedError: poses or calibration are damaged or too short.
+            DamagedError: the frame's line of the poses is damaged or absent, or the calibration is damaged.
         """
         if self._poses is None or self.T_cam_lidar is None:
             return np.eye(4)

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data.calibration.check import check_samples
 from data.convert.custom.converter import CustomConverter
+from data.geometry import rigid
 from data.preparing.prepare import PrepareConfig, prepare
 from data.sample import Sample
 from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
+from data.storage.shard import ShardError
+from launchers.drawing.calibration_pictures import check_set
 
 PROJECT = Path(__file__).parents[3]
 PAGE = PROJECT / "docs" / "custom_data.md"
+PLAIN = PrepareConfig(superpixels=None)
+CAMERA_TO_EGO = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +84,51 @@ def test_the_calibration_check_tells_right_from_wrong(folder):
     (verdict,) = check_samples(wrong)
     assert verdict.status == "shift"
     assert verdict.shift_px[0] == pytest.approx(-7, abs=1)
+
+
+def changed_copy(folder: Path, root: Path, change: Callable[[dict[str, Any]], object]) -> str:
+    shutil.copytree(folder / "fleet", root)
+    path = root / "drive-0001" / "calibration.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    return str(root)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (np.linalg.inv, "the camera's pose is the wrong way round"),
+        (lambda T: T @ rigid(CAMERA_TO_EGO.T, np.zeros(3)), "the camera's axes are a vehicle's"),
+        (lambda T: T @ np.diag([1, -1, -1, 1]), "the camera's axes are those of computer graphics"),
+    ],
+)
+def test_extrinsics_the_wrong_way_round_end_the_preparation_with_their_cause(folder, tmp_path, change, cause):
+    def turn(content: dict[str, Any]) -> None:
+        camera = content["cameras"]["front"]
+        camera["T_ego_camera"] = change(np.array(camera["T_ego_camera"], dtype=float)).tolist()
+
+    source = changed_copy(folder, tmp_path / "fleet", turn)
+    with pytest.raises(ShardError, match=rf"log drive-0001: hardly a point .* likely, {cause}") as caught:
+        prepare(CustomConverter(source=source), str(tmp_path / "set"), PLAIN)
+    right = str(caught.value).split("; or ")[0]
+    assert float(re.search(r"\(([\d,]+) pairs", right)[1].replace(",", "")) > 5000, "as many as the right ones have"
+    # Nothing was written, so the folder may be begun with other settings, as the message advises.
+    sweeps = CustomConverter(source=source, cameras=("none",))
+    assert len(prepare(sweeps, str(tmp_path / "set"), PLAIN).manifest) == 20
+
+
+def test_a_vehicle_that_drives_backwards_is_named(folder, tmp_path):
+    shutil.copytree(folder / "fleet", tmp_path / "fleet")
+    path = tmp_path / "fleet" / "drive-0001" / "poses.csv"
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, *(line.removesuffix("1,0,0,0") + "0,0,0,1" for line in lines)]) + "\n")
+    manifest = prepare(CustomConverter(source=str(tmp_path / "fleet")), str(tmp_path / "set"), PLAIN).manifest
+    (note,) = manifest.notes
+    assert "(19 steps) the vehicle moves backwards: its heading is turned by 180 degrees" in note
+    verdict = check_set(manifest, SampleReader(manifest), range(12)).verdicts[0]
+    assert verdict.status == "heading", verdict.message()
+    assert "moves backwards" in verdict.message()
 
 
 @pytest.mark.slow

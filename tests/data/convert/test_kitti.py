@@ -224,7 +224,26 @@ def test_timestamps(tmp_path):
     path = tmp_path / "timestamps.txt"
     assert kitti.read_timestamps(path) is None
     path.write_text("2011-09-26 13:02:25.5\n1970-01-01 00:00:01.000002999\n")
-    assert kitti.read_timestamps(path) == [1_317_042_145_500_000, 1_000_002]
+    assert kitti.read_timestamps(path).lines == (1_317_042_145_500_000, 1_000_002)
+
+
+def test_an_empty_line_of_times_is_its_own_frames_loss(tmp_path):
+    """As in a drive of the Eigen split: the sweep of the frame is missing, too."""
+    converter = KittiRawConverter(source=str(write_raw(tmp_path, frames=5)))
+    whole = frames_of(converter)
+    (log,) = converter.logs()
+    folder = tmp_path / "2011_09_26" / log
+    times = folder / "velodyne_points" / "timestamps.txt"
+    lines = times.read_bytes().splitlines()
+    # The damaged fifth line has a character that ends a line of text, but not one of a file.
+    times.write_bytes(b"\n".join([*lines[:2], b"", lines[3], b"2011\x1c-09-26"]) + b"\n\n")
+    (folder / "velodyne_points" / "data" / "0000000002.bin").unlink()
+    for number in (0, 3):  # also the pose that the world begins at
+        (folder / "oxts" / "data" / f"{number:010d}.txt").write_text("49.0 x\n")
+    items = frames_of(converter)
+    found = [item.reason if isinstance(item, Skipped) else item.timestamp_us for item in items]
+    assert found == ["meta-broken", whole[1].timestamp_us, "member-missing", "meta-broken", "meta-broken"]
+    assert "line 5" in items[4].detail
 
 
 @needs_raw

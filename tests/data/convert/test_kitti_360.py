@@ -136,12 +136,30 @@ def test_too_few_times_and_damaged_poses(tmp_path: Path) -> None:
     times.write_text("\n".join(times.read_text().splitlines()[:3]) + "\n")
     converter = Kitti360Converter(source=str(tmp_path))
     assert [item.reason for item in items_of(converter) if isinstance(item, Skipped)] == ["meta-broken"]
-    (tmp_path / "data_poses" / DRIVE / "poses.txt").write_text("0 1 0 0\n")
-    with pytest.raises(ShardError, match=r"poses.txt, line 1: 4 numbers, expected 13"):
-        converter.num_frames(DRIVE)
-    (tmp_path / "data_poses" / DRIVE / "poses.txt").write_text("nan " + "0 " * 12 + "\n")
-    with pytest.raises(ShardError, match="a frame's number is not finite"):
-        converter.num_frames(DRIVE)
+    for text in ("0 1 0 0\n", "nan " + "0 " * 12 + "\n"):
+        (tmp_path / "data_poses" / DRIVE / "poses.txt").write_text(text)
+        with pytest.raises(ShardError, match=r"poses.txt with a frame's number and 12 numbers a line"):
+            converter.num_frames(DRIVE)
+
+
+def test_a_damaged_line_of_the_poses_is_its_own_frames_loss(tmp_path: Path) -> None:
+    write_kitti_360(tmp_path)
+    converter = Kitti360Converter(source=str(tmp_path))
+    whole = items_of(converter)
+    assert all(isinstance(item, Sample) for item in whole)
+    path = tmp_path / "data_poses" / DRIVE / "poses.txt"
+    lines = path.read_text().splitlines()
+    numbers = [int(line.split()[0]) for line in lines]
+    other = " ".join([lines[2].split()[0], *lines[0].split()[1:]])
+    path.write_text("\n".join([lines[0], f"{numbers[1]} 1 0 x", "", lines[2], other, lines[0], *lines[3:]]) + "\n")
+    items = items_of(converter)
+    details = {item.key: item.detail for item in items if isinstance(item, Skipped)}
+    assert len(details) == 2, "the damaged one and the one with two poses; one that is there twice is whole"
+    assert "line 2" in details[f"{DRIVE}_{numbers[1]:010d}"]
+    assert "two different poses" in details[f"{DRIVE}_{numbers[2]:010d}"]
+    for item, before in zip(items, whole, strict=True):
+        if isinstance(item, Sample) and isinstance(before, Sample):
+            np.testing.assert_array_equal(item.T_world_ego, before.T_world_ego)
 
 
 def test_a_wrong_source_says_what_is_there(tmp_path: Path) -> None:

@@ -185,8 +185,8 @@ def test_a_class_of_another_set_is_refused(tmp_path: Path) -> None:
     [
         ("calib.txt", None, "calibration-missing", "calib.txt"),
         ("calib.txt", "P2: 1 2 3", "calibration-missing", "Tr: absent"),  # as the archives of images have it
-        ("poses.txt", "1 0 0 0 0 1 0 0 0 0 1\n", "meta-broken", "line 1: 11 numbers, expected 12"),
-        ("poses.txt", "1 0 0 0 0 1 0 0 0 0 1 x\n", "meta-broken", "line 1"),
+        ("poses.txt", 3 * "1 0 0 0 0 1 0 0 0 0 1\n", "meta-broken", "line 1: 11 numbers, expected 12"),
+        ("poses.txt", 3 * "1 0 0 0 0 1 0 0 0 0 1 x\n", "meta-broken", "line 1"),
         ("poses.txt", "", "calibration-missing", "poses of 0 frames, none for frame 000000"),
         ("times.txt", "nan\n1e300\n-inf\n", "meta-broken", "nan s for frame 000000"),
         ("times.txt", "", "meta-broken", "times of 0 frames, none for frame 000000"),
@@ -200,6 +200,25 @@ def test_damaged_texts_name_every_frame(tmp_path: Path, name: str, text: str | N
     assert [item.reason for item in items if isinstance(item, Skipped)] == [reason] * 3
     assert isinstance(items[0], Skipped)
     assert detail in items[0].detail
+
+
+def test_a_damaged_line_is_its_own_frames_loss(tmp_path: Path) -> None:
+    write_semantickitti(tmp_path, ("00",))
+    folder = tmp_path / "dataset" / "sequences" / "00"
+    converter = SemanticKittiConverter(source=str(tmp_path))
+    whole = samples_of(converter, "00")
+    for name, number in (("poses.txt", 0), ("times.txt", 1)):
+        lines = (folder / name).read_text().splitlines()
+        lines[number] = ""
+        (folder / name).write_text("\n".join(lines) + "\n")
+    items = items_of(converter, "00")
+    assert [item.detail.split("/")[-1] for item in items if isinstance(item, Skipped)] == [
+        "poses.txt, line 1: empty",
+        "times.txt, line 2: empty",
+    ]
+    assert isinstance(items[2], Sample)
+    assert items[2].timestamp_us == whole[2].timestamp_us
+    np.testing.assert_array_equal(items[2].T_world_ego, whole[2].T_world_ego)
 
 
 def test_files_that_are_no_frames_are_none(tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def undisturbed(tmp_path_factory):
 def test_every_frame_is_there_once_and_as_the_converter_gave_it(tmp_path):
     converter = ToyConverter()
     progress = []
-    summary = prepare(converter, str(tmp_path), CONFIG, on_progress=lambda done, total: progress.append((done, total)))
+    summary = prepare(
+        converter, str(tmp_path), CONFIG, on_progress=lambda done, total, _: progress.append((done, total))
+    )
     manifest = load_manifest(str(tmp_path))
     assert len(manifest) == sum(converter.frames_by_log) == 24
     assert progress == [(done, 24) for done in range(25)]
@@ -336,7 +338,7 @@ def test_a_full_disk_has_a_clear_error_and_nothing_half_written_counts(tmp_path,
     with small_disk(tmp_path / "disk") as disk:
         root = disk.path / "set"
 
-        def fill(done: int, total: int) -> None:
+        def fill(done: int, total: int, skipped: object) -> None:
             if done == 7:
                 disk.fill()
 

@@ -60,7 +60,7 @@ def prepared(tmp_path: Path) -> Manifest:
 # ---- finding
 def test_whole_sets_are_whole(tmp_path: Path, prepared: Manifest) -> None:
     progress: list[tuple[int, int]] = []
-    verdict = verify(prepared.root, on_progress=lambda done, total: progress.append((done, total)))
+    verdict = verify(prepared.root, on_progress=lambda done, total, _: progress.append((done, total)))
     assert (verdict.problems, verdict.num_samples, verdict.num_shards) == ((), 24, 9)
     assert progress == [(done, 24) for done in range(25)]
     assert verify(write_toy_set(tmp_path / "toy")).problems == ()

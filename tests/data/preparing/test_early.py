@@ -1,0 +1,137 @@
+"""A preparation that cannot succeed ends early, says why in few lines, and leaves the folder free for another try."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from data.convert.base import FrameConverter, Skipped, read_or_skip
+from data.preparing.early import Tally, grouped, skip_text
+from data.preparing.prepare import PrepareConfig, prepare
+from data.preparing.shard_task import RECORDS
+from data.sample import Sample
+from data.storage.encode import DamagedError
+from data.storage.shard import ShardError
+from tests.helpers.toy_converter import ToyConverter
+
+PLAIN = PrepareConfig(samples_per_shard=64, superpixels=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenFrom(ToyConverter):
+    """All frames from some number on fail by one reason."""
+
+    first: int = 0
+
+    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        for item in super().frames(log, start, stop):
+            if int(item.key[-6:]) >= self.first:
+                yield Skipped(reason="image-broken", key=item.key, detail="no image")
+            else:
+                yield item
+
+
+def test_frames_that_all_fail_alike_end_the_preparation_early(tmp_path, caplog):
+    progress = []
+    converter = BrokenFrom(frames_by_log=(300,))
+    with pytest.raises(ShardError) as caught:
+        prepare(converter, str(tmp_path), PLAIN, on_progress=lambda *counts: progress.append(counts))
+    assert progress[-1] == (20, 300, {"image-broken": 20}), "of 300 frames 20 are read"
+    assert str(caught.value).startswith(
+        "stopped after 20 frames: 20 cannot be used, 3 are allowed, and the last 20 failed alike. image-broken: 20 "
+        "frames of log-000, e.g. log-000_000000 (no image). "
+    )
+    assert caplog.messages == []
+    assert not list(tmp_path.glob("*.tmp"))
+    # Nothing is there, so it may begin again, with other settings too.
+    assert len(prepare(ToyConverter(), str(tmp_path), PLAIN).manifest) == 24
+
+
+def test_what_may_still_succeed_goes_on(tmp_path, caplog):
+    converter = BrokenFrom(frames_by_log=(60, 4), first=35)
+    with caplog.at_level(logging.WARNING):
+        manifest = prepare(converter, str(tmp_path), PrepareConfig(superpixels=None, max_skip_share=0.5)).manifest
+    assert len(manifest) == 39
+    assert caplog.messages == ["skipped, image-broken: 25 frames of log-000, e.g. log-000_000035 (no image)"]
+
+
+def test_a_folder_without_shards_is_begun_again(tmp_path):
+    """Every frame of so few was skipped, which is known: the record must not outlive the repair of the source."""
+    with pytest.raises(ShardError, match=r"4 of 4 frames cannot be used.*run the same command again"):
+        prepare(BrokenFrom(frames_by_log=(4,)), str(tmp_path), PLAIN)
+    assert list((tmp_path / RECORDS).glob("unit-*.json"))
+    assert len(prepare(ToyConverter(frames_by_log=(4,)), str(tmp_path), PLAIN).manifest) == 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raising(FrameConverter):
+    """Frames whose reading raises what no converter foresees."""
+
+    set_name = "raising"
+
+    @property
+    def _logs(self):
+        return {"log": None}
+
+    def _frames(self, log):
+        return [(f"log_{number}", number) for number in range(4)]
+
+    def split_of(self, log):
+        return "train"
+
+    def _reader(self, log):
+        def read(number):
+            if number in (1, 2):
+                raise (OverflowError if number == 1 else MemoryError)("an unforeseen one")
+            (sample,) = ToyConverter(frames_by_log=(1,)).frames("log-000", 0, 1)
+            return sample
+
+        return read
+
+
+def test_any_exception_of_a_frame_is_its_own_loss():
+    items = list(Raising().frames("log", 0, 4))
+    assert [isinstance(item, Sample) for item in items] == [True, False, False, True]
+    assert (items[1].reason, items[1].key, items[1].log) == ("error", "log_1", "log")
+    assert items[1].detail.startswith("OverflowError: an unforeseen one (test_early.py, line ")
+    assert items[2].detail.startswith("MemoryError")
+
+
+def test_a_source_that_cannot_be_used_is_not_skipped():
+    def read():
+        raise ShardError("no such layout")
+
+    with pytest.raises(ShardError, match="no such layout"):
+        read_or_skip(read, "key")
+
+
+def test_groups_are_few_and_the_largest_come_first():
+    skips = [
+        Skipped(reason="meta-broken", key=f"{log}_{n}", detail="d", log=log) for log in "abcdefg" for n in range(3)
+    ]
+    skips += [Skipped.of(DamagedError("image-broken", "x"), "a_9", "a")]
+    lines = grouped(skips)
+    assert len(lines) == 6
+    assert lines[0] == "meta-broken: 3 frames of a, e.g. a_0 (d)"
+    assert lines[-1] == "and 7 frames in 3 more groups of log and reason"
+
+
+def test_the_bar_says_what_is_left_out():
+    tally = Tally()
+    assert skip_text(tally.skipped) == ""
+    tally.frame()
+    tally.frame(Skipped(reason="image-broken", key="k", detail=""))
+    assert skip_text(tally.skipped) == "1 skipped (image-broken 1)"
+
+
+def test_a_streak_is_broken_by_what_succeeds():
+    tally = Tally()
+    for number in range(60):
+        tally.frame(None if number % 20 == 19 else Skipped(reason="image-broken", key=str(number), detail=""))
+        tally.check(allowed=0)
+    assert tally.num_frames == 60
+    assert np.sum(list(tally.skipped.values())) == 57
