@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from engine.preempt import StopSignals, ignore_stop_signals
 from launchers.cli import TRY_AGAIN, guarded
 from launchers.runs import slurm
+from launchers.training.mistakes import mistakes_told
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,16 +34,18 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; 0 when the run is finished, 75 when a stop signal came first."""
     with StopSignals():
-        options = parser().parse_args(argv)
-        from engine.distributed import shutdown
-        from launchers.training.stages import stages
-        from launchers.training.train import load_run, resolved_yaml, train
+        with mistakes_told():
+            options = parser().parse_args(argv)
+            from engine.distributed import shutdown
+            from launchers.training.stages import stages
+            from launchers.training.train import load_run, resolved_yaml, train
 
-        config = load_run(options.config, options.overrides)
-        if options.show_config:
-            print(resolved_yaml(config), end="")
-            return 0
-        finished = all(train(stage).status == "finished" for stage in stages(config))
+            config = load_run(options.config, options.overrides)
+            if options.show_config:
+                print(resolved_yaml(config), end="")
+                return 0
+            planned = stages(config)
+        finished = all(train(stage).status == "finished" for stage in planned)
         shutdown()
         return 0 if finished else TRY_AGAIN
 

@@ -21,8 +21,7 @@ from common.files import remove_leftovers, replace_file, temporary_name
 from configs.load import ConfigError
 from launchers.runs import files
 from launchers.runs.files import COMMIT_FILE, CONFIG_FILE
-
-PACKAGES = ("common", "configs", "data", "engine", "launchers", "models")
+from launchers.runs.provenance import PACKAGES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

@@ -16,6 +16,7 @@ from typing import Protocol, runtime_checkable
 from engine.preempt import StopSignals, ignore_stop_signals
 from launchers.cli import TRY_AGAIN, guarded
 from launchers.runs import slurm
+from launchers.training.mistakes import mistakes_told
 
 LAUNCH_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets; a job must not take those of the process that submits it for its own."""
@@ -76,7 +77,9 @@ class PretrainJob:
             from launchers.training.stages import stages
             from launchers.training.train import load_run, train
 
-            finished = all(train(stage).status == "finished" for stage in stages(load_run(self.config)))
+            with mistakes_told():
+                planned = stages(load_run(self.config))
+            finished = all(train(stage).status == "finished" for stage in planned)
             shutdown()
         return 0 if finished else TRY_AGAIN
 

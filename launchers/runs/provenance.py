@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import platform
 import subprocess
@@ -15,7 +16,12 @@ import torch
 
 from launchers.runs.files import COMMIT_FILE
 
+PACKAGES = ("common", "configs", "data", "engine", "launchers", "models")
+"""Folders of the code."""
+
 _PACKAGES = ("tandem-pretrain", "torch", "deepspeed", "spconv", "webdataset", "numpy", "scipy")
+_COMPUTE = ("spconv-cu120", "spconv-cu126", "opencv-contrib-python-headless", "safetensors", "simplejpeg", "fpsample")
+"""More packages that a run's numbers may depend on."""
 
 
 def describe_environment() -> dict[str, object]:
@@ -32,6 +38,21 @@ def describe_environment() -> dict[str, object]:
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         "packages": {name: installed for name in _PACKAGES if (installed := _version(name)) is not None},
     }
+
+
+def installed_packages() -> dict[str, str]:
+    """Version of Python, and of each package that a run's numbers may depend on ("not installed" where it is not)."""
+    found = {name: _version(name) or "not installed" for name in (*_PACKAGES, *_COMPUTE)}
+    return {"python": platform.python_version(), **found}
+
+
+def code_digest() -> str:
+    """SHA-256 of the code that runs here: the same for the same content, wherever it lies and whatever git says."""
+    root, digest = Path(__file__).resolve().parents[2], hashlib.sha256()
+    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()
 
 
 def git_state() -> dict[str, object] | None:

@@ -15,13 +15,14 @@ import torch.distributed as dist
 
 from configs.load import ConfigError
 from configs.schema import PretrainConfig
-from engine.distributed import World, agree_any, agree_signal, init_distributed, read_launch
-from engine.errors import PeerFailedError, PeerLostError, RunLockedError, StopRequested
+from engine.distributed import World, agree_signal, init_distributed, read_launch
+from engine.errors import CheckpointError, PeerFailedError, PeerLostError, RunLockedError, StopRequested
 from engine.preempt import StopSignals
 from engine.pretrain import PretrainSummary
 from engine.run_lock import RunLock
 from engine.watchdog import Watchdog
 from launchers.runs import attempts, slurm
+from launchers.training.same_run import meet
 
 _CLEAN_UP_S = 30
 
@@ -62,13 +63,14 @@ def supervised(config: PretrainConfig) -> Iterator[Supervised]:
     Rank 0 holds the run's lock and writes the record. All processes of the run enter together.
 
     Raises:
-        ConfigError: instead of a ValueError inside the block.
-        RunLockedError: on all ranks, when rank 0 may not use the run's folder.
+        ConfigError: instead of a ValueError inside the block; or the ranks differ, see `launchers.training.same_run`.
+        RunLockedError: on all ranks, when another job has the run's folder.
+        CheckpointError, PeerFailedError: on rank 0 and the others, when the folder cannot be written.
         StopRequested: on all ranks, when one has got a stop signal by now.
         PeerLostError: the processes did not all meet.
     """
     record: attempts.AttemptRecord | None = None
-    refused: str | None = None
+    refused: Exception | None = None
     with StopSignals() as signals, ExitStack() as held:
         launch = read_launch(os.environ)
         if launch.rank == 0:
@@ -78,13 +80,15 @@ def supervised(config: PretrainConfig) -> Iterator[Supervised]:
                 held.enter_context(RunLock(config.run_dir, wait_s=wait_s, job=job, stop=lambda: signals.number > 0))
                 record = attempts.begin(config.run_dir, launch.world_size, job=job, nodes=nodes)
             except RunLockedError as error:
-                refused = str(error)  # raised below on all ranks: the others would wait for rank 0
+                refused = error  # raised below on all ranks: the others would wait for rank 0
             except OSError as error:
-                refused = f"{config.run_dir}: {error}"
+                refused = CheckpointError(
+                    f"the run's folder {config.run_dir} cannot be written: {error.strerror}; free disk space, repair "
+                    "its permissions, or choose another run_dir"
+                )
         try:
-            world = _join(config)
+            world = _join(config, signals, refused)
             _stop_together(signals, world)
-            _refuse_together(refused, world)
             with Watchdog(
                 world,
                 heartbeat_s=config.engine.heartbeat_s,
@@ -111,33 +115,22 @@ def supervised(config: PretrainConfig) -> Iterator[Supervised]:
             record.end(run.summary.status, step=run.summary.step, signal=run.summary.signal)
 
 
-def _join(config: PretrainConfig) -> World:
+def _join(config: PretrainConfig, signals: StopSignals, refused: Exception | None) -> World:
+    """Meet the other ranks, all of which are about to do the same, in a process group."""
+    meeting = meet(config, refused, lambda: signals.received)
     try:
-        return init_distributed(config.engine.device, timeout_min=config.engine.timeout_min)
+        world = init_distributed(config.engine.device, timeout_min=config.engine.timeout_min)
     except dist.DistError as error:
         raise PeerLostError(
-            f"the processes did not all meet at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within "
-            f"engine.timeout_min={config.engine.timeout_min:g} min: {error}. The outputs of the other processes say "
-            "which of them never came"
+            f"the processes met at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}, but got no process "
+            f"group within engine.timeout_min={config.engine.timeout_min:g} min: {error}. The outputs of the other "
+            "processes say which of them failed"
         ) from error
+    del meeting  # it kept the rendezvous open until now
+    return world
 
 
 def _stop_together(signals: StopSignals, world: World) -> None:
     received = agree_signal(signals, world)
     if received is not None:
         raise StopRequested(received)
-
-
-def _refuse_together(refused: str | None, world: World) -> None:
-    """Leave on all ranks when rank 0 may not use the run's folder.
-
-    Raises:
-        RunLockedError: on all ranks.
-    """
-    (any_refused,) = agree_any([refused is not None], world)
-    if not any_refused:
-        return
-    reason = [refused]
-    if world.world_size > 1:
-        dist.broadcast_object_list(reason, src=0, device=world.device)
-    raise RunLockedError(str(reason[0]))

@@ -1,0 +1,367 @@
+"""Where a run's ranks meet before anything else: all are there, none has an error, and all are about to do the same.
+
+Each rank states at the rendezvous (MASTER_ADDR:MASTER_PORT) what it is about to run, or why it cannot. Rank 0 reads all
+statements, and its answer is everybody's. torch's process group comes after that: its collectives would answer a rank
+that does something else with a wrong sum, an abort or silence.
+
+A store that is not ours may accept a connection and never answer; torch's client then waits without limit inside C++.
+So all talking is done by a thread that is left behind at the time limit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from typing import Any, Literal
+
+import psutil
+import torch.distributed as dist
+
+from common.retry import growing_delays
+from engine.errors import PeerLostError
+
+Kind = Literal["differ", "absent", "config", "locked", "stopped", "failed"]
+"""Why a run cannot begin: ranks that differ or never came; or what one of them has met: a mistake in its config, a
+folder that is taken, a stop signal, another error."""
+
+_LATE_S = 20.0
+"""How long the first trouble waits for ranks that are still on their way, so that they hear of it."""
+_ANSWER_S = 60.0
+"""A rendezvous that accepts a connection answers in milliseconds; this is for one whose process is suspended."""
+_HEARD_S = 10.0
+_POLL_S = 0.05
+_SHOWN = 8
+"""Differing facts that a message lists."""
+_STORE_ERRORS = (RuntimeError, OSError)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """What a rank says of itself.
+
+    Attributes:
+        rank: whose.
+        facts: name -> value, as text, of all that must be the same on all ranks.
+        kind: of the error that keeps it from running; None without one.
+        error: in words.
+    """
+
+    rank: int
+    facts: Mapping[str, str] = field(default_factory=dict)
+    kind: Kind | None = None
+    error: str = ""
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} (process {self.pid} on {self.host})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why the run cannot begin, the same on all ranks.
+
+    Attributes:
+        kind: of the trouble.
+        text: one line; of "stopped" the name of the signal.
+    """
+
+    kind: Kind
+    text: str
+
+
+def judge(statements: Sequence[Statement]) -> Refusal | None:
+    """Whether these ranks may run together; None if they may.
+
+    An error of a rank goes before a difference: what it states is then incomplete.
+    """
+    stopped = [s for s in statements if s.kind == "stopped"]
+    if stopped:
+        return Refusal(kind="stopped", text=stopped[0].error)
+    troubled = [s for s in statements if s.kind is not None]
+    if troubled:
+        kinds = {s.kind for s in troubled}
+        kind = kinds.pop() if len(kinds) == 1 else "failed"
+        assert kind is not None
+        by_error: dict[str, list[Statement]] = {}
+        for statement in troubled:
+            by_error.setdefault(statement.error, []).append(statement)
+        return Refusal(kind=kind, text="; ".join(f"{_who(who)}: {error}" for error, who in by_error.items()))
+    differing = differences(statements)
+    if not differing:
+        return None
+    shown = "; ".join(differing[:_SHOWN]) + (f"; and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else "")
+    return Refusal(
+        kind="differ",
+        text=f"the processes of this run are about to do different things: {shown}. Start all of them with the same "
+        "command, code, packages and data",
+    )
+
+
+def differences(statements: Sequence[Statement]) -> list[str]:
+    """Facts that are not the same everywhere, as "name: value on ranks 0-2, value on rank 3 (process ... on ...)"."""
+    names = dict.fromkeys(name for statement in statements for name in statement.facts)
+    lines = []
+    for name in names:
+        by_value: dict[str, list[Statement]] = {}
+        for statement in statements:
+            by_value.setdefault(statement.facts.get(name, "absent"), []).append(statement)
+        if len(by_value) > 1:
+            lines.append(f"{name}: " + ", ".join(f"{value} on {_who(who)}" for value, who in by_value.items()))
+    return lines
+
+
+def _who(statements: Sequence[Statement]) -> str:
+    if len(statements) == 1:
+        return str(statements[0])
+    ranges: list[list[int]] = []
+    for rank in sorted(statement.rank for statement in statements):
+        if ranges and rank == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [rank]
+        else:
+            ranges.append([rank])
+    return "ranks " + ", ".join("-".join(map(str, ends)) for ends in ranges)
+
+
+class Meeting:
+    """The ranks' meeting at their rendezvous; keeps it open (on rank 0) as long as the object lives."""
+
+    def __init__(self, *, host: str, port: int, world_size: int, timeout_s: float) -> None:
+        """Nothing is opened yet.
+
+        Args:
+            host: of the rendezvous: rank 0's, or that of torchrun's agent.
+            port: there.
+            world_size: ranks that are expected.
+            timeout_s: how long to wait for all of them, seconds.
+        """
+        self._host, self._port, self._world_size = host, port, world_size
+        self._timeout_s = timeout_s
+        self._doing = ""
+        self._clients: list[Any] = []
+
+    def hold(self, own: Statement, *, stop: Callable[[], bool] = lambda: False) -> Refusal | None:
+        """State, and hear whether all may run.
+
+        Args:
+            own: this rank's statement.
+            stop: asked while waiting; True ends the wait.
+
+        Returns:
+            None if the run may begin, with all ranks there.
+
+        Raises:
+            PeerLostError: not all came, or something else answers (or does not) at the rendezvous.
+        """
+        result: list[Refusal | None] = []
+        failure: list[BaseException] = []
+
+        def talk() -> None:
+            try:
+                result.append(self._talk(own))
+            except BaseException as error:
+                failure.append(error)
+
+        thread = threading.Thread(target=talk, name="meeting", daemon=True)
+        thread.start()
+        limit = time.monotonic() + self._timeout_s + 2 * _HEARD_S
+        opening_since = stopped_since = float("inf")
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            now = time.monotonic()
+            opening_since = min(opening_since, now) if self._doing == _OPENING else float("inf")
+            stopped_since = min(stopped_since, now) if stop() else float("inf")
+            if not thread.is_alive():
+                break
+            if now - opening_since > min(_ANSWER_S, self._timeout_s) or now > limit:
+                raise PeerLostError(self._silent())
+            if now - stopped_since > _HEARD_S:  # until then the others may still come, and all leave alike
+                return Refusal(kind="stopped", text="")
+        if failure:
+            if isinstance(failure[0], PeerLostError):
+                raise failure[0]
+            if not isinstance(failure[0], _STORE_ERRORS):
+                raise failure[0]
+            raise PeerLostError(
+                f"the rendezvous at {self._host}:{self._port} broke off: {_short(failure[0])}. Rank 0, or the launcher "
+                "on its machine, has ended; their output says why"
+            ) from failure[0]
+        return result[0]
+
+    # --- in the thread
+
+    def _talk(self, own: Statement) -> Refusal | None:
+        deadline = time.monotonic() + self._timeout_s
+        serves = own.rank == 0 and not _agent_serves()
+        if not serves:
+            self._await_listener(deadline)
+        self._doing = _OPENING
+        store = self._open(serves=serves, own=own, deadline=deadline)
+        came = store.add(f"came{own.rank}", 1)
+        self._doing = "meeting"
+        if came > 1:
+            raise PeerLostError(
+                f"two processes say that they are rank {own.rank} of the run at {self._host}:{self._port}; give each "
+                "its own RANK"
+            )
+        facts = json.dumps(dict(own.facts))
+        digest = hashlib.sha256(facts.encode()).hexdigest()
+        # By content: what all ranks state alike is kept, and read, once.
+        store.set(f"facts{digest}", facts)
+        store.set(f"rank{own.rank}", json.dumps(asdict(own) | {"facts": digest}))
+        if own.rank == 0:
+            refusal = self._gather(store, deadline)
+            store.set("answer", json.dumps(None if refusal is None else asdict(refusal)))
+            if refusal is not None:  # this process is about to end, and the store with it
+                self._await_heard(store)
+            return refusal
+        self._await_answer(store, max(deadline - time.monotonic(), 0.0) + _HEARD_S)
+        answer = json.loads(store.get("answer"))
+        store.set(f"heard{own.rank}", "")
+        return None if answer is None else Refusal(**answer)
+
+    def _await_listener(self, deadline: float) -> None:
+        """Until somebody listens at the rendezvous."""
+        self._doing = "looking for rank 0"
+        while True:
+            try:
+                socket.create_connection((self._host, self._port), timeout=5.0).close()
+                return
+            except OSError as error:
+                if time.monotonic() > deadline:
+                    raise PeerLostError(
+                        f"nobody listens at {self._host}:{self._port} after {_minutes(self._timeout_s)} "
+                        f"({_short(error)}): rank 0 was never started there, has ended, or cannot be reached from "
+                        f"{socket.gethostname()}; its output says more"
+                    ) from error
+                time.sleep(4 * _POLL_S)
+
+    def _open(self, *, serves: bool, own: Statement, deadline: float) -> Any:
+        left = timedelta(seconds=max(deadline - time.monotonic(), 1.0))
+        try:
+            client = dist.TCPStore(  # type: ignore[attr-defined]  # public, but not in the stubs' list
+                self._host,
+                self._port,
+                is_master=serves,
+                wait_for_workers=False,
+                timeout=left,
+                multi_tenant=True,  # torch's process group opens the same port again, in the same process
+            )
+        except _STORE_ERRORS as error:
+            if serves and _in_use(error):
+                raise PeerLostError(
+                    f"port {self._port}, at which the processes of this run are to meet, is {_holder(self._port)}; end "
+                    "it, or choose another port (MASTER_PORT, torchrun's --master-port; a job that SLURM starts again "
+                    "takes another by itself)"
+                ) from error
+            raise
+        self._clients.append(client)
+        # torchrun's agent keeps its store when it starts the ranks again.
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return dist.PrefixStore(f"tandem_meeting/{attempt}", client)  # type: ignore[attr-defined]
+
+    def _gather(self, store: Any, deadline: float) -> Refusal | None:
+        """Rank 0's judgement, when all have come or the time is over; soon after the first trouble."""
+        came: dict[int, Statement] = {}
+        while True:
+            missing = [rank for rank in range(self._world_size) if rank not in came]
+            new = [rank for rank in missing if store.check([f"rank{rank}"])]
+            for rank in new:
+                came[rank] = _read(store, rank)
+            if len(came) == self._world_size:
+                return judge([came[rank] for rank in sorted(came)])
+            if new and judge([came[rank] for rank in sorted(came)]) is not None:
+                deadline = min(deadline, time.monotonic() + _LATE_S)
+            if time.monotonic() > deadline:
+                refusal = judge([came[rank] for rank in sorted(came)])
+                missing = [rank for rank in missing if rank not in came]
+                text = (
+                    f"{'rank' if len(missing) == 1 else 'ranks'} {', '.join(map(str, missing))} of {self._world_size} "
+                    f"never came to {self._host}:{self._port} within {_minutes(self._timeout_s)} "
+                    "(engine.timeout_min): not started, ended before, or cut off; their output says more"
+                )
+                return refusal or Refusal(kind="absent", text=text)
+            time.sleep(_POLL_S)
+
+    def _await_answer(self, store: Any, limit_s: float) -> None:
+        for delay in growing_delays(_POLL_S, 10 * _POLL_S, limit_s):
+            if store.check(["answer"]):
+                return
+            time.sleep(delay)
+        raise PeerLostError(
+            f"rank 0 gave no answer at {self._host}:{self._port} within {_minutes(self._timeout_s)} "
+            "(engine.timeout_min); its output says why"
+        )
+
+    def _await_heard(self, store: Any) -> None:
+        deadline = time.monotonic() + _HEARD_S
+        waiting = [rank for rank in range(1, self._world_size) if store.check([f"rank{rank}"])]
+        while waiting and time.monotonic() < deadline:
+            waiting = [rank for rank in waiting if not store.check([f"heard{rank}"])]
+            time.sleep(_POLL_S)
+
+    def _silent(self) -> str:
+        here = _holder(self._port) if _is_here(self._host) else f"held by a process on {self._host}"
+        return (
+            f"{self._host}:{self._port}, at which the processes of this run are to meet, accepts connections and does "
+            f"not answer: the port is {here}. If that is not rank 0 of this run, end it, or choose another port "
+            "(MASTER_PORT, torchrun's --master-port)"
+        )
+
+
+_OPENING = "opening the store"
+
+
+def _agent_serves() -> bool:
+    """Whether torchrun's agent has opened the store already, for all ranks to use."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+
+def _read(store: Any, rank: int) -> Statement:
+    content = json.loads(store.get(f"rank{rank}"))
+    return Statement(**content | {"facts": json.loads(store.get(f"facts{content['facts']}"))})
+
+
+def _in_use(error: BaseException) -> bool:
+    text = str(error)
+    return "EADDRINUSE" in text or "address already in use" in text.lower()
+
+
+def _is_here(host: str) -> bool:
+    """Whether an address is this machine's."""
+    own = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    try:
+        return bool({str(info[4][0]) for info in socket.getaddrinfo(host, None)} & own)
+    except OSError:
+        return False
+
+
+def _holder(port: int) -> str:
+    """Who listens on a port of this machine, in words: "held by process 12 (nc -l 29500, of user ann)"."""
+    try:
+        listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+        pids = {c.pid for c in listening if c.laddr and c.laddr.port == port}
+    except psutil.Error:
+        pids = set()
+    for pid in pids - {None}:
+        try:
+            process = psutil.Process(pid)
+            return f"held by process {pid} ({' '.join(process.cmdline())[:120]}, of user {process.username()})"
+        except psutil.Error:
+            continue
+    return f"held by another process (`ss -ltnp 'sport = :{port}'` as root names it)"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.2g} min"
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160]

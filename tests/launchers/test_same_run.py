@@ -1,0 +1,202 @@
+"""Ranks that are about to do different things, or cannot begin, end named and at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine.distributed import Launch, free_port
+from engine.meeting import Statement, judge
+from launchers.runs import provenance
+from launchers.runs.attempts import read_attempts
+from launchers.training import same_run
+from launchers.training.train import load_run
+from tests.helpers.pretrain_run import UNCACHED, arguments, child
+from tests.helpers.samples import write_toy_set
+
+LAUNCH = Launch(launcher="torchrun", rank=0, world_size=2, local_rank=0, master_addr="127.0.0.1", master_port=1)
+
+
+def facts(run_dir: Path, shards: str, *overrides: str, launch: Launch = LAUNCH) -> dict[str, str]:
+    path, *rest = arguments(run_dir, shards, *UNCACHED, *overrides)
+    return same_run.facts(load_run(path, rest), launch)
+
+
+def refusal(first: dict[str, str], second: dict[str, str]) -> str:
+    found = judge([Statement(rank=0, facts=first), Statement(rank=1, facts=second)])
+    return "" if found is None else found.text
+
+
+@pytest.mark.parametrize(
+    ("override", "shown"),
+    [
+        ("optim.lr=0.7", "optim.lr: 0.002 on rank 0"),
+        ("method.temperature=0.5", "method.temperature: 0.07 on rank 0"),
+        ("seed=4", "seed: 0 on rank 0"),
+        ("schedule.steps=7", "schedule.steps: "),
+        ("checkpoint.every_steps=3", "checkpoint.every_steps: 0 on rank 0"),
+        ("monitor.log_every=2", "monitor.log_every: 1 on rank 0"),
+        ("data.image_size=[32,64]", "data.image_size: [48, 96] on rank 0"),
+        ("data.micro_batch_size=2", "data.micro_batch_size: "),
+        ("data.augment.points.rotate=false", "data.augment.points.rotate: true on rank 0"),
+        ("data.voxel.size=[0.4,0.4,0.4]", "data.voxel.size: "),
+        ("data.split=val", 'data.split: "train" on rank 0'),
+        ("engine.zero_stage=2", "engine.zero_stage: 0 on rank 0"),
+        ("engine.clip_norm=0.1", "engine.clip_norm: "),
+        ("engine.sync_bn=false", "engine.sync_bn: true on rank 0"),
+        ("run_dir=elsewhere", "run_dir: "),
+    ],
+)
+def test_a_setting_that_differs_is_named(override: str, shown: str, toy_set: str, tmp_path: Path) -> None:
+    text = refusal(facts(tmp_path, toy_set), facts(tmp_path, toy_set, override))
+    assert shown in text
+    assert text.count(" on rank 0 ") == 1  # nothing else
+
+
+def test_another_set_is_named_and_the_same_one_elsewhere_is_not(toy_set: str, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(toy_set)
+    assert facts(tmp_path, str(tmp_path / "link")) == facts(tmp_path, toy_set)
+    (tmp_path / "other").mkdir()
+    other = write_toy_set(tmp_path / "other", num_logs=3, frames_per_log=4)
+    text = refusal(facts(tmp_path, toy_set), facts(tmp_path, other))
+    assert "data.shards: set " in text
+    assert "of 16 samples on rank 0" in text
+    assert "of 12 samples on rank 1" in text
+    first, same, another = (
+        facts(tmp_path, toy_set, f"data.more=[{{shards: {shards}, weight: 2}}]")
+        for shards in (toy_set, tmp_path / "link", other)
+    )
+    assert first == same
+    assert "data.more[0].shards: set " in refusal(first, another)
+
+
+def test_how_a_machine_reads_is_its_own_affair(toy_set: str, tmp_path: Path) -> None:
+    own = ("data.num_workers=2", "data.prefetch=5", "data.cache.folder=/scratch")
+    assert facts(tmp_path, toy_set) == facts(tmp_path, toy_set, *own)
+
+
+def another_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(same_run, "code_digest", lambda: "0123456789abcdef")
+
+
+def another_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = provenance.version
+    monkeypatch.setattr(provenance, "version", lambda name: "1.0" if name == "torch" else plain(name))
+
+
+def no_spconv(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = provenance._version
+    monkeypatch.setattr(provenance, "_version", lambda name: None if name.startswith("spconv") else plain(name))
+
+
+def a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(same_run, "choose_device", lambda device, local_rank: torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        (another_code, r"code: content \w{12} on rank 0 .*, content 0123456789ab on rank 1"),
+        (another_torch, rf"torch: {torch.__version__.partition('+')[0]}.* on rank 0 .*, 1.0 on rank 1"),
+        (no_spconv, "spconv: .* on rank 0 .*, not installed on rank 1"),
+        (a_gpu, "kind of device: cpu on rank 0 .*, cuda on rank 1"),
+    ],
+)
+def test_another_environment_is_named(
+    change: Callable[[pytest.MonkeyPatch], None],
+    shown: str,
+    toy_set: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    first = facts(tmp_path, toy_set)
+    change(monkeypatch)
+    assert re.search(shown, refusal(first, facts(tmp_path, toy_set)))
+
+
+def test_another_number_of_processes_is_named(toy_set: str, tmp_path: Path) -> None:
+    three = dataclasses.replace(LAUNCH, world_size=3)
+    text = refusal(facts(tmp_path, toy_set), facts(tmp_path, toy_set, launch=three))
+    assert "number of processes: 2 on rank 0" in text
+
+
+def test_every_setting_but_those_of_a_machine_is_compared(toy_set: str, tmp_path: Path) -> None:
+    found = facts(tmp_path, toy_set)
+    assert not [name for name in found if name.startswith(("data.cache", "data.num_workers", "data.prefetch"))]
+    sections = {name.partition(".")[0] for name in found}
+    assert {"seed", "run_dir", "data", "method", "engine", "optim", "schedule", "checkpoint", "monitor"} <= sections
+
+
+# ---- two processes
+
+
+def ends(*ranks: list[str], stranger: socket.socket | None = None) -> list[tuple[int, str]]:
+    """Exit code and output of each rank; the seconds until the last one had ended are below 30."""
+    port = free_port() if stranger is None else stranger.getsockname()[1]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(ranks))}
+    began = time.monotonic()
+    processes = [
+        child("launchers.pretrain", *command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank, command in enumerate(ranks)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert time.monotonic() - began < 60  # 30 on a machine of their own
+    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+
+
+@pytest.mark.slow
+def test_ranks_that_differ_both_end_before_they_train(toy_set: str, tmp_path: Path) -> None:
+    first = arguments(tmp_path / "run", toy_set, *UNCACHED, "schedule.steps=5")
+    second = arguments(tmp_path / "run", toy_set, *UNCACHED, "schedule.steps=6", "optim.lr=0.5")
+    for code, output in ends(first, second):
+        assert code == 2, output
+        assert "optim.lr: 0.002 on rank 0 (process" in output
+        assert "schedule.steps: 5 on rank 0 (process" in output
+        assert "Traceback" not in output
+    (attempt,) = read_attempts(tmp_path / "run")
+    assert attempt.status == "failed"
+    assert attempt.reason is not None
+    assert "optim.lr" in attempt.reason
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_mistake_of_one_rank_ends_both(wrong: int, toy_set: str, tmp_path: Path) -> None:
+    commands = [arguments(tmp_path / "run", toy_set, *UNCACHED) for _ in range(2)]
+    commands[wrong].append("optim.learning_rate=1")
+    results = ends(*commands)
+    for code, output in results:
+        assert code == 2, output
+        assert "optim.learning_rate" in output
+    assert f"rank {wrong} (process" in results[1 - wrong][1]
+
+
+@pytest.mark.slow
+def test_a_set_that_one_rank_cannot_read_ends_both(toy_set: str, tmp_path: Path) -> None:
+    here = arguments(tmp_path / "run", toy_set, *UNCACHED)
+    gone = arguments(tmp_path / "run", str(tmp_path / "gone"), *UNCACHED)
+    (first, said), (second, own) = ends(here, gone)
+    assert (first, second) == (1, 1), said + own
+    assert "PeerFailedError: rank 1 (process" in said
+    assert "holds no finished shard set" in said
+    assert "ShardError: " in own
+
+
+@pytest.mark.slow
+def test_a_port_that_a_stranger_holds_ends_both(toy_set: str, tmp_path: Path) -> None:
+    command = arguments(tmp_path / "run", toy_set, *UNCACHED, "engine.timeout_min=0.1")
+    with socket.socket() as stranger:
+        stranger.bind(("127.0.0.1", 0))
+        stranger.listen()
+        for code, output in ends(command, command, stranger=stranger):
+            assert code == 70, output
+            assert f"{stranger.getsockname()[1]}" in output
+            assert "held by process" in output
