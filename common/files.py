@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import glob
 import hashlib
 import os
@@ -40,9 +41,11 @@ def replacing(path: Path, *, durable: bool) -> Iterator[Path]:
         if durable:
             sync(temporary)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):  # the error to be told is the first one
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename = str(path)  # a failed write names no file, and nobody knows the temporary one
         raise
 
 
@@ -96,6 +99,29 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file whole or not at all, see `replacing`."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(data)
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that this user alone can use, or take it as it is; returns it.
+
+    For caches whose names others can guess, in places where all may write: whoever had made the folder first could put
+    there what this user's programs then load.
+
+    Raises:
+        OSError: it cannot be made, is a link, belongs to another user, or others may write into it.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    state = path.lstat()
+    for wrong, what in (
+        (not stat.S_ISDIR(state.st_mode), "is a link"),
+        (state.st_uid != os.getuid(), f"belongs to another user (id {state.st_uid})"),
+        (state.st_mode & 0o022, f"can be written by others (mode {stat.S_IMODE(state.st_mode):o})"),
+    ):
+        if wrong:
+            raise PermissionError(
+                errno.EPERM, f"the folder {what}; remove it, or set TMPDIR to another place", str(path)
+            )
+    return path
 
 
 def sync(path: Path) -> None:

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
+from common.files import private_folder
 from engine.deepspeed_config import import_deepspeed
 from engine.preempt import StopSignals, name_of
 
@@ -163,13 +164,23 @@ def address(node: str) -> str:
 
 
 def separate_caches(env: MutableMapping[str, str]) -> None:
-    """Point the compile caches in `env` to folders of this attempt of this SLURM job, unless the user has set some."""
+    """Point the compile caches in `env` to folders that only this user can write, unless the user has set some.
+
+    Of a SLURM job, each attempt gets its own. Elsewhere Triton and torch keep theirs in the user's home, all but one.
+
+    Raises:
+        OSError: the folder cannot be made, or is in others' hands.
+    """
     if "SLURM_JOB_ID" not in env:
+        cache = Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "tandem" / CACHES["TORCHINDUCTOR_CACHE_DIR"]))
+        return
+    if all(name in env for name in CACHES):
         return
     # Elements of an array start at the same moment, often on one machine, and would find each other's half-built files;
     # a job that was killed leaves lock files behind that its next attempt would wait for.
     attempt = f"{env['SLURM_JOB_ID']}_{env.get('SLURM_RESTART_COUNT', '0')}"
-    root = Path(env.get("TMPDIR", tempfile.gettempdir())) / f"tandem_{os.getuid()}_{attempt}"
+    root = private_folder(Path(env.get("TMPDIR", tempfile.gettempdir())) / f"tandem_{os.getuid()}_{attempt}")
     for name, folder in CACHES.items():
         env.setdefault(name, str(root / folder))
 

@@ -16,7 +16,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from common.files import file_sha256, process_exists, replace_file, replacing, sha256_of, temporary_name
+from common.files import (
+    file_sha256,
+    private_folder,
+    process_exists,
+    replace_file,
+    replacing,
+    sha256_of,
+    temporary_name,
+)
 
 
 @pytest.mark.parametrize("durable", [True, False])
@@ -113,3 +121,24 @@ def test_checksum(tmp_path: Path, size: int) -> None:
 
 def test_no_file_has_no_checksum(tmp_path: Path) -> None:
     assert file_sha256(tmp_path / "none") is None
+
+
+def test_a_private_folder_is_made_for_this_user_alone(tmp_path: Path) -> None:
+    folder = private_folder(tmp_path / "cache")
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert private_folder(folder) == folder
+
+
+def test_a_folder_that_somebody_else_made_is_no_private_one(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(private_folder(tmp_path / "target"))
+    with pytest.raises(PermissionError, match="is a link"):
+        private_folder(tmp_path / "link")
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o770)
+    with pytest.raises(PermissionError, match="can be written by others"):
+        private_folder(tmp_path / "open")
+    with (
+        mock.patch.object(os, "getuid", return_value=12345),
+        pytest.raises(PermissionError, match="belongs to another user"),
+    ):
+        private_folder(tmp_path / "target")

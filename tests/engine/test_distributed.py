@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -158,15 +160,31 @@ def test_a_node_without_a_host_name_is_reached_at_slurms_address(tmp_path, monke
     assert address("node.invalid") == "10.0.0.7"
 
 
-def test_jobs_and_attempts_share_no_compile_cache() -> None:
+def test_jobs_and_attempts_share_no_compile_cache(tmp_path: Path) -> None:
     folders: list[str] = []
     for job, restarts in (("12", "0"), ("13", "0"), ("12", "1")):
-        env = {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": restarts, "TMPDIR": "/scratch", "TRITON_CACHE_DIR": "/mine"}
+        env = {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": restarts, "TMPDIR": str(tmp_path)}
+        env |= {"TRITON_CACHE_DIR": "/mine"}
         separate_caches(env)
         assert env["TRITON_CACHE_DIR"] == "/mine"  # what the user chose stays
-        assert env["TORCH_EXTENSIONS_DIR"].startswith("/scratch/tandem_")
+        assert env["TORCH_EXTENSIONS_DIR"].startswith(f"{tmp_path}/tandem_")
         folders += [env["TORCH_EXTENSIONS_DIR"], env["TORCHINDUCTOR_CACHE_DIR"]]
     assert len(set(folders)) == 6
-    alone = {"PATH": "/bin"}
-    separate_caches(alone)
-    assert alone == {"PATH": "/bin"}
+    for folder in folders:
+        assert stat.S_IMODE(Path(folder).parent.stat().st_mode) == 0o700
+
+
+def test_outside_slurm_no_compile_cache_lies_where_others_write(tmp_path: Path) -> None:
+    env = {"XDG_CACHE_HOME": str(tmp_path)}
+    separate_caches(env)
+    assert env.pop("TORCHINDUCTOR_CACHE_DIR") == str(tmp_path / "tandem" / "torch_inductor")
+    assert env == {"XDG_CACHE_HOME": str(tmp_path)}  # the others' defaults lie in the user's home
+
+
+def test_a_compile_cache_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    env = {"SLURM_JOB_ID": "12", "TMPDIR": str(tmp_path)}
+    planted = tmp_path / f"tandem_{os.getuid()}_12_0"
+    planted.mkdir()
+    planted.chmod(0o777)
+    with pytest.raises(PermissionError, match=r"can be written by others \(mode 777\).*set TMPDIR"):
+        separate_caches(env)

@@ -28,6 +28,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.files import private_folder
 from common.ranges import at_least, below, positive
 from common.retry import StorageAwayError, growing_delays
 from data.storage.shard import Shard
@@ -90,6 +91,7 @@ class ShardCache:
     def __init__(self, config: CacheConfig, *, wait_s: float) -> None:
         """Creates nothing yet; `wait_s`: how long to wait for another process's download that makes no progress."""
         self._folder, self._is_default = config.path, config.folder is None
+        self._is_made = False
         self._max_bytes = config.max_bytes
         self._slots = config.downloads
         self._wait_s = wait_s
@@ -97,6 +99,8 @@ class ShardCache:
     def open(self, shard: Shard) -> int | None:
         """Descriptor of a shard that is here, under a shared lock; give it to `release`. None: it is not here."""
         sha256 = _checked(shard)
+        if not self._is_made:
+            self._make_folder()
         for suffix in ("tar", "unsound"):
             try:
                 file = os.open(self._folder / f"{sha256}.{suffix}", os.O_RDONLY | os.O_CLOEXEC)
@@ -226,10 +230,15 @@ class ShardCache:
         files = (self._lock_file(f"slot-{number}") for number in range(self._slots))
         return next((file for file in files if _lock_or_close(file)), None)
 
+    def _make_folder(self) -> None:
+        if self._is_default:  # a name that others can guess
+            private_folder(self._folder)
+        else:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._is_made = True
+
     def _lock_file(self, name: str) -> int:
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if self._is_default and self._folder.stat().st_uid != os.getuid():
-            raise OSError(f"{self._folder} belongs to another user; name a folder of your own with data.cache.folder")
+        self._make_folder()
         return os.open(self._folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _make_room(self, num_bytes: int, part: str, keep: Collection[str]) -> bool:
