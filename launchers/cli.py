@@ -6,10 +6,13 @@ Each verb also runs as `python -m launchers.<verb>`, alone, under torchrun or un
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
+
+from common.interrupt import INTERRUPTED, interruptible, kill_children, tell
 
 VERBS = {
     "prepare": "raw logs -> WebDataset shards, with superpixels",
@@ -35,6 +38,22 @@ TRY_AGAIN = 75
 PEER_LOST = 70
 """Exit code of a run that lost one of its processes; a restart continues from the last checkpoint."""
 
+_ROOM = "free disk space (or quota), or choose another folder; then run the same command again"
+_RIGHTS = "repair its permissions (ls -ld shows them), or choose another folder"
+_STORAGE = "the storage failed or is away; run the same command again when it is back"
+_NAME = "choose another name"
+_REMEDIES: dict[int | None, str] = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
+    errno.EROFS: "choose another folder",
+    **dict.fromkeys((errno.EACCES, errno.EPERM), _RIGHTS),
+    **dict.fromkeys((errno.EIO, errno.ESTALE, errno.ENOTCONN, errno.EREMOTEIO, errno.EHOSTDOWN), _STORAGE),
+    errno.ENOTDIR: "a file lies where a folder is needed; " + _NAME,
+    errno.EEXIST: "something else has that name; " + _NAME,
+    errno.EISDIR: "a folder lies where a file is needed; " + _NAME,
+    errno.ENAMETOOLONG: _NAME,
+}
+"""What to do about an error of the file system."""
+
 
 def usage() -> str:
     """The text of `tandem --help`."""
@@ -50,7 +69,11 @@ def verb_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `tandem VERB ARGUMENTS`; returns the process's exit code."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with interruptible():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(usage())
         return 0 if arguments else USAGE_ERROR
@@ -62,8 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         print(f"tandem: no verb {verb!r}{hint}\n\n{usage()}", file=sys.stderr)
         return USAGE_ERROR
-    module = importlib.import_module(f"launchers.{verb}")
-    return guarded(module.main, rest)
+    return guarded(lambda rest: int(importlib.import_module(f"launchers.{verb}").main(rest)), rest)
 
 
 def guarded(verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
@@ -71,10 +93,15 @@ def guarded(verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
 
     Returns:
         The verb's own code; 2 for a mistake in config or arguments, 1 for a named failure, 70 for a run that lost one
-        of its processes, 75 for one that got a stop signal before it had begun.
+        of its processes, 75 for one that got a stop signal before it had begun, 130 after Ctrl-C.
     """
     try:
-        return verb_main(argv)
+        with interruptible():
+            return verb_main(argv)
+    except KeyboardInterrupt:
+        tell()
+        kill_children()
+        return INTERRUPTED
     except BrokenPipeError:
         # The reader of our output has left (`tandem inspect ... | head`); nothing more can be said to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -105,6 +132,11 @@ def _print_error(error: Exception) -> int:
         from data.storage.shard import ShardError
 
         named.append(ShardError)
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        # Not only of writing: what cannot be read for want of a right needs the same remedy.
+        where = error.filename2 or error.filename or "a file, or the output itself"
+        print(f"file error: {where}: {error.strerror}; {_REMEDIES[error.errno]}", file=sys.stderr)
+        return FAILURE
     if not isinstance(error, tuple(named)):
         raise error
     print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +31,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.files import replacing
+from common.files import replace_file
 from common.run_files import CHECKPOINT_CONFIG
 from engine.checkpoint import read_state
 from engine.errors import CheckpointError
@@ -183,8 +184,9 @@ def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _save(path: Path, content: Mapping[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, durable=False) as temporary:
-        torch.save(content, temporary)
+    buffer = io.BytesIO()  # torch's own writing of files turns every error into "file write failed"
+    torch.save(content, buffer)
+    replace_file(path, buffer.getvalue(), durable=False)
 
 
 def _linear_head(objective: Objective) -> tuple[Float[Tensor, "D C"], Float[Tensor, " D"]] | None:

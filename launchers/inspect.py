@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common.files import replace_file
 from data.storage.manifest import Manifest, load_manifest
 from data.storage.reader import SampleError, SampleReader
 from data.storage.shard import ShardError
@@ -185,9 +186,9 @@ def _show(title: str, subtitle: str, tables: list[TextTable], pictures: dict[str
     for name, picture in pictures.items():
         # Keys come from files of strangers: nothing that a file system or a shell reads as more than a name.
         file_name = re.sub(r"[^A-Za-z0-9_.-]", "_", name.replace(": ", ".")).lstrip(".")[:150]
-        (folder / f"{file_name}.png").write_bytes(png_bytes(picture))
+        replace_file(folder / f"{file_name}.png", png_bytes(picture), durable=False)
     sheet = folder / "inspect.html"
-    sheet.write_text(page(title, subtitle, tables, pictures), encoding="utf-8")
+    replace_file(sheet, page(title, subtitle, tables, pictures).encode(), durable=False)
     print(f"\n{len(pictures)} pictures and {sheet}")
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from common.files import replacing
+from common.files import replace_file
 from common.run_files import WEIGHTS_FILE, damage, list_checkpoints
 from models.image.published import HELP
 from models.lidar.minkowski import from_minkowski
@@ -353,8 +353,8 @@ def export_backbone(path: str | Path, backbone: nn.Module, *, metadata: Mapping[
     if broken:
         raise ValueError(f"export: not finite: {', '.join(broken[:5])}. The run has diverged; nothing was written")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, durable=False) as temporary:
-        save_file(state, temporary, metadata={**metadata, "format": BACKBONE_FORMAT})
+    # As bytes: safetensors' own writing gives no OSError, and makes files that their owner alone may read.
+    replace_file(path, save(state, metadata={**metadata, "format": BACKBONE_FORMAT}), durable=False)
 
 
 def read_backbone_metadata(path: str | Path) -> dict[str, str]:

@@ -14,16 +14,16 @@ import multiprocessing
 import pickle
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
-from multiprocessing import resource_tracker, util
+from multiprocessing import util
 from typing import Any, Literal
 
 import cv2
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from common.processes import end_with_parent
+from common.processes import end_with_parent, signals_held_back
 from common.ranges import at_least
 from data.loading.skips import Skip
 from data.sample import Batch
@@ -175,7 +175,7 @@ def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: W
         # Of its own, because DataLoader draws from it: the global generator's state belongs to the training.
         generator=torch.Generator(),
     )
-    with _signals_held_back() if parallel else nullcontext():
+    with signals_held_back(_LEFT_TO_THE_TRAINER) if parallel else nullcontext():
         batches: Any = iter(loader)
     at_exit = util.Finalize(None, _kill, args=(batches._workers if parallel else (),), exitpriority=0)
     try:
@@ -195,23 +195,6 @@ def run_workers(make: Callable[[int], Loaded], numbers: Iterable[int], config: W
         if parallel:
             batches._shutdown_workers()
         at_exit()
-
-
-@contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Start processes inside that inherit blocked signals; ours come when the block is left.
-
-    A signal to the whole process group (SLURM's way) would otherwise kill a worker, or the fork server, in the first
-    seconds, before `_start_worker` can tell it to leave signals to the trainer.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_TRAINER)
-    # Its start lifts the block of SIGINT and SIGTERM (CPython 3.11), so it must have happened before the others'.
-    resource_tracker.ensure_running()
-    signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_THE_TRAINER)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _as_is(loaded: Any) -> Any:

@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import cv2
 import torch
 
-from common.processes import end_with_parent
+from common.interrupt import kill_children
+from common.processes import leave_interrupts_to_parent, signals_held_back
 from data.convert.base import Skipped
 from data.preparing.early import Tally
 from data.storage.shard import ShardError
@@ -77,7 +78,8 @@ def _run_parallel(
     show(tally)
     pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(work, counts))
     try:
-        futures = [pool.submit(_work, item) for item in items]
+        with signals_held_back((signal.SIGINT,)):
+            futures = [pool.submit(_work, item) for item in items]
         pending: set[Future[Result]] = set(futures)
         while pending:
             finished, pending = wait(pending, timeout=_POLL_S, return_when=FIRST_COMPLETED)
@@ -90,6 +92,9 @@ def _run_parallel(
             f"a worker process died while {what} (killed, or out of memory?); run the same command again to continue, "
             "with fewer workers if memory is short"
         ) from error
+    except KeyboardInterrupt:
+        kill_children()  # a shard may take a minute; one that is not whole is made again
+        raise
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -102,10 +107,9 @@ def _start_worker(work: Work[Any, Any], counts: Any) -> None:
     """Set up a worker process: one thread, no Ctrl-C of its own, and no life without its parent."""
     global _worker_work, _worker_tally
     _worker_work, _worker_tally = work, Tally(counts)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    leave_interrupts_to_parent()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    end_with_parent()
 
 
 def _work(item: Any) -> Any:

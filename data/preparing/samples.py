@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from common.processes import leave_interrupts_to_parent
 from data.convert.base import FrameConverter, Skipped, read_or_skip
 from data.preparing.early import SampleLooks, Tally
 from data.preparing.folder import forget_if_empty, locked, same_settings, sweep
@@ -167,7 +168,8 @@ def prepare_samples(
         pool = None
         if workers > 1:
             # spawn: OpenCV's and torch's threads do not survive a fork.
-            pool = closing.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")))
+            context, start = multiprocessing.get_context("spawn"), leave_interrupts_to_parent
+            pool = closing.enter_context(ProcessPoolExecutor(workers, context, initializer=start))
         for task, item in _cut(shards.placed(samples), config.superpixels, pool, workers):
             shards.write(task, item)
         records = shards.finish()

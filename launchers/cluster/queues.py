@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from common.interrupt import wait_on
 from configs.schema import ResourcesConfig, SlurmConfig
 from engine.distributed import free_port
 from launchers.cli import TRY_AGAIN
@@ -112,6 +113,7 @@ class LocalQueue(Queue):
             while running:
                 running = self._still_running(running)
         except KeyboardInterrupt:
+            wait_on()
             print("stopping: what trains writes a checkpoint first", file=sys.stderr)
             for _, job in running:
                 job._process.send_signal(signal.SIGTERM)  # submitit hands it on to the job's processes

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
-from launchers.cli import VERBS
+from common.files import replacing
+from launchers.cli import VERBS, guarded
 from launchers.cli import main as tandem
 from tests.helpers.pretrain_run import STREET, arguments, child
 
@@ -113,3 +116,33 @@ def test_every_verb_explains_itself(verb: str) -> None:
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0] == outputs[1]
     assert f"tandem {verb}" in outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "No space left on device; free disk space"),
+        (errno.EROFS, "Read-only file system; choose another folder"),
+        (errno.EACCES, "Permission denied; repair its permissions"),
+        (errno.ENOTDIR, "Not a directory; a file lies where a folder is needed"),
+    ],
+)
+def test_an_error_of_the_file_system_is_one_line_with_the_place(
+    number: int, remedy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def verb(_: list[str]) -> int:
+        with replacing(tmp_path / "report.html", durable=False) as temporary:
+            temporary.write_text("half")
+            raise OSError(number, os.strerror(number))  # as a write does: it names no file
+
+    assert guarded(verb, []) == 1
+    assert told(capsys).startswith(f"file error: {tmp_path / 'report.html'}: {remedy}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unexpected_error_keeps_its_traceback() -> None:
+    def verb(_: list[str]) -> int:
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "internal.bin")
+
+    with pytest.raises(FileNotFoundError):
+        guarded(verb, [])
