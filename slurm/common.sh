@@ -26,12 +26,27 @@ split_arguments() {
             *) die "'$word': expected section.field=value, or an option of sbatch as --name=value" ;;
         esac
     done
+    check_job_name "${options[@]}"
 }
 
 # Without Python nothing below works: say so first.
 check_python() {
     command -v "$TANDEM_PYTHON" >/dev/null ||
         die "no Python at '$TANDEM_PYTHON'; run 'make setup', or set TANDEM_PYTHON in slurm/env.sh"
+}
+
+# A job's name is part of its log's: with a slash in it, SLURM finds no folder for the log and the job fails unheard.
+check_job_name() {
+    local word name
+    for word in "--job-name=${SBATCH_JOB_NAME-}" "$@"; do
+        case $word in
+            --job*=*) name=${word#*=} ;;
+            -J*) name=${word#-J} ;;
+            *) continue ;;
+        esac
+        [[ $name != *[!A-Za-z0-9._+=@:,-]* ]] ||
+            die "job name $(printf %q "$name"): expected letters, digits and any of . _ + = @ : , -"
+    done
 }
 
 # Lets SLURM look at partition, account and resources without queueing; then queues this script. Prints the id.
@@ -56,7 +71,7 @@ SBATCH_ACCOUNT in slurm/env.sh, or give --partition= and --account=. Nothing was
 }
 
 tandem_pretrain() {
-    local config=$1 defaults=() run_dir id code=0
+    local config=$1 defaults=() folders=() run_dir id code=0
     shift
     while [[ $1 != -- ]]; do
         defaults+=("$1")
@@ -68,6 +83,8 @@ tandem_pretrain() {
         die "${options[0]}: give options of sbatch before the script's name"
     check_python
     run_dir=$("$TANDEM_PYTHON" -m launchers.cluster.sbatch_check "$config" "${settings[@]}") || exit
+    mapfile -t folders <<<"$run_dir" # of the run, and of its first stage where it has one
+    run_dir=${folders[0]}
     if [[ -z ${SLURM_JOB_ID:-} ]]; then
         id=$(queue "$script" "${settings[@]}") || exit
         echo "queued as $id; run folder: $run_dir; output: slurm/logs/"
@@ -77,12 +94,12 @@ tandem_pretrain() {
     trap 'echo "$(basename "$script"): SIGTERM"' TERM
     # srun does not take it from sbatch since SLURM 22.05.
     export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK:-1}"
-    "$TANDEM_PYTHON" -m launchers.cluster.srun_reaper "$run_dir" $$ &
+    "$TANDEM_PYTHON" -m launchers.cluster.srun_reaper "$run_dir" $$ "${folders[@]:1}" &
     # Not --kill-on-bad-exit=1: it kills the others within KillWait (30 s by default), and they need about as long to be
     # sure which rank is lost, to say so in the run's history and to leave with the code that decides what comes next.
     srun --kill-on-bad-exit=0 --wait=120 \
         "$TANDEM_PYTHON" -m launchers.pretrain "$config" "${settings[@]}" || code=$?
-    "$TANDEM_PYTHON" -m launchers.cluster.after_step "$code" "$run_dir" || true
+    "$TANDEM_PYTHON" -m launchers.cluster.after_step "$code" "${folders[@]}" || true
     ((code == 0)) || exit "$code"
     follow "$run_dir"
 }

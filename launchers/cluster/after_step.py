@@ -1,4 +1,4 @@
-"""`python -m launchers.cluster.after_step CODE RUN_DIR`: what a batch script does when its training step has ended.
+"""`python -m launchers.cluster.after_step CODE RUN_DIR [FIRST]`: what a batch script does when its training has ended.
 
 The one place that requeues. It runs once a job, in the batch script, however many ranks got a signal or died:
 
@@ -7,6 +7,8 @@ The one place that requeues. It runs once a job, in the batch script, however ma
 - a peer lost (70), killed (128 and more), or begun and ended without a word in attempts.jsonl: queued again, unless
   that happened several times in a row without a newer checkpoint;
 - cancelled, requeued or ended by SLURM itself: left alone.
+
+Of a run of two stages in one job, FIRST is the folder of the first: a newer checkpoint of either is progress.
 
 Each decision is a line of `<run>/requeues.jsonl`. No torch import.
 """
@@ -45,7 +47,7 @@ class Ended:
     Attributes:
         code: of srun, or of the process.
         cut_short: whether the run's own record has this job's beginning and no end: it died too suddenly to write it.
-        step: of the newest checkpoint, None without one.
+        step: of the newest checkpoint, None without one; of two stages their sum.
     """
 
     code: int
@@ -170,8 +172,14 @@ def look_up(job: str) -> OwnJob:
     )
 
 
-def after_step(code: int, run_dir: Path, env: Mapping[str, str]) -> Decision:
-    """Decide, note and, where so decided, requeue.
+def progress(stages: Sequence[Path]) -> int | None:
+    """Updates that the newest checkpoints of a job's stages had seen, together; None before the first."""
+    steps = [step for folder in stages if (step := newest_step(folder)) is not None]
+    return sum(steps) if steps else None
+
+
+def after_step(code: int, run_dir: Path, env: Mapping[str, str], *, first: Sequence[Path] = ()) -> Decision:
+    """Decide, note and, where so decided, requeue; `first` are the folders of earlier stages in the same job.
 
     Raises:
         SlurmError: SLURM refuses or does not answer.
@@ -179,7 +187,9 @@ def after_step(code: int, run_dir: Path, env: Mapping[str, str]) -> Decision:
     job = slurm.own_job(env)
     if job is None:
         return Decision(requeue=False, why="not in a SLURM job")
-    ended = Ended(code=code, cut_short=cut_short(read_attempts(run_dir), job), step=newest_step(run_dir))
+    stages = (run_dir, *first)
+    cut = any(cut_short(read_attempts(folder), job) for folder in stages)
+    ended = Ended(code=code, cut_short=cut, step=progress(stages))
     restarts = int(env.get("SLURM_RESTART_COUNT", "0"))
     decision = decide(ended, look_up(job), restarts, read_entries(run_dir, job))
     if run_dir.is_dir():  # a step that failed at once has no folder, and gets none
@@ -196,10 +206,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = verb_parser("python -m launchers.cluster.after_step", __doc__)
     parser.add_argument("code", type=int, help="exit code of the training step")
     parser.add_argument("run_dir", type=Path, help="folder of the run")
+    parser.add_argument("first", type=Path, nargs="*", help="folder of an earlier stage that the job trains as well")
     options = parser.parse_args(argv)
     if options.code == 0:
         return 0
-    decision = after_step(options.code, options.run_dir, os.environ)
+    decision = after_step(options.code, options.run_dir, os.environ, first=options.first)
     print(f"after the step: {'queued again' if decision.requeue else 'not queued again'}: {decision.why}", flush=True)
     return 0 if decision.requeue else 1
 

@@ -5,6 +5,7 @@ A job that waits two days in a queue to say that a path is wrong is a bad way to
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -65,17 +66,45 @@ def check_folder(folder: Path) -> None:
         raise ConfigError(f"{folder} cannot be written: {error.strerror}; choose another run_dir or root") from error
 
 
-def check_spelling(path: Path) -> None:
-    """A path that SLURM takes as it is: it expands `%j` and the like in the names of log files.
+def check_spelling(path: Path, *, holds_logs: bool) -> None:
+    """A path that SLURM and batch scripts take as it is.
+
+    Args:
+        path: of a run, or of a folder of runs.
+        holds_logs: SLURM writes logs below it, in whose names it expands `%j` and the like.
 
     Raises:
         ConfigError: a character that does not survive.
     """
-    bad = sorted({c for c in str(path) if c in "%\\'\"" or not c.isprintable()})
+    bad = sorted({c for c in str(path) if (holds_logs and c in "%\\'\"") or not c.isprintable()})
     if bad:
+        what = "SLURM cannot write logs below" if holds_logs else "batch scripts cannot work with"
         raise ConfigError(
-            f"{str(path)!r}: SLURM cannot write logs below a folder with {', '.join(map(repr, bad))} in its path; "
-            "choose another run_dir or root"
+            f"{str(path)!r}: {what} a folder with {', '.join(map(repr, bad))} in its path; choose another run_dir or "
+            "root"
+        )
+
+
+def check_options(cluster: SlurmConfig) -> None:
+    """What is asked of SLURM in words survives as lines of a batch script, and a job's name in the names of logs.
+
+    Raises:
+        ConfigError: a character that does not survive.
+    """
+    words = {"partition": cluster.partition, "account": cluster.account, "qos": cluster.qos}
+    words |= {"evaluate.partition": cluster.evaluate.partition}
+    words |= {f"sbatch.{option}": value for option, value in cluster.sbatch.items()}
+    for name, value in words.items():
+        bad = [c for c in f"{name}{value or ''}" if not c.isprintable()]
+        if bad:
+            raise ConfigError(
+                f"cluster.{name}: got {value!r}, expected one line: {bad[0]!r} would end the line of the batch script"
+            )
+    name = cluster.sbatch.get("job-name", "")
+    if not re.fullmatch(r"[A-Za-z0-9._+=@:,-]*", name):
+        raise ConfigError(
+            f"cluster.sbatch.job-name: got {name!r}, expected letters, digits and any of . _ + = @ : , -: SLURM "
+            "makes the names of logs from it"
         )
 
 

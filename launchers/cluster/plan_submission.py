@@ -13,7 +13,7 @@ import yaml
 from configs.load import ConfigError, dump
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig, SlurmConfig
 from engine.run_lock import holder
-from launchers.cluster.dry_check import check_cluster, check_folder, check_runs, check_spelling
+from launchers.cluster.dry_check import check_cluster, check_folder, check_options, check_runs, check_spelling
 from launchers.cluster.evaluation_jobs import BaselineJob, EvaluationJob, SelectBestJob
 from launchers.cluster.plan_followups import baseline_jobs, evaluation_jobs, selection_job
 from launchers.runs import slurm
@@ -180,8 +180,11 @@ def _check_slurm(request: SubmitRequest) -> None:
         raise slurm.SlurmError(
             "no SLURM controller answers here; submit from a machine of the cluster, or run on this one with --local"
         )
+    check_options(request.cluster)
     check_cluster(request.cluster)
-    check_spelling(request.root.absolute())
+    check_spelling(request.root.absolute(), holds_logs=True)
+    for point in request.points:
+        check_spelling(point.run_dir, holds_logs=False)
 
 
 def _requested_run(point: Point, request: SubmitRequest, active: frozenset[str]) -> RequestedRun:

@@ -174,3 +174,27 @@ def test_its_words_and_code(asked, tmp_path, monkeypatch, capsys):
 def test_it_needs_no_torch():
     code = "import sys, launchers.cluster.after_step; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_progress_of_either_stage_counts(tmp_path, monkeypatch):
+    """Ten time limits in the first stage, each with a newer checkpoint; then as many without one."""
+    run_dir, first = tmp_path / "run", tmp_path / "run-first"
+    run_dir.mkdir()
+    monkeypatch.setattr(slurm, "requeue", lambda job: None)
+    monkeypatch.setattr("launchers.cluster.after_step.look_up", lambda job: RUNNING)
+    for number in range(1, MAX_STOPS + 3):
+        (first / "checkpoints" / f"step_{10 * number:08d}").mkdir(parents=True)
+        assert after_step(75, run_dir, ENV, first=[first]).requeue
+    for number in range(MAX_DEATHS + 2):
+        (run_dir / "checkpoints" / f"step_{number + 1:08d}").mkdir(parents=True)
+        assert after_step(70, run_dir, ENV, first=[first]).requeue
+    stops = [after_step(75, run_dir, ENV, first=[first]).requeue for _ in range(MAX_STOPS)]
+    assert stops == [True] * (MAX_STOPS - 1) + [False]
+
+
+def test_a_death_in_the_first_stage_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(slurm, "requeue", lambda job: None)
+    monkeypatch.setattr("launchers.cluster.after_step.look_up", lambda job: RUNNING)
+    attempts.begin(tmp_path / "run-first", 1, job="12")  # and no end: it died
+    assert after_step(1, tmp_path / "run", ENV, first=[tmp_path / "run-first"]).requeue
+    assert not after_step(1, tmp_path / "run", ENV).requeue

@@ -65,6 +65,15 @@ def test_mistakes_that_need_no_cluster(path: Path) -> None:
     assert "no Python at '/none/python'" in done.stderr
 
 
+@pytest.mark.parametrize("option", ["--job-name=a/b", "--job-name=two\nlines", "-Ja b", "--job=x/y"])
+def test_a_job_name_that_spoils_the_names_of_logs_is_refused(option: str) -> None:
+    for path in (REPOSITORY / "slurm" / "pretrain_kitti.sh", REPOSITORY / "slurm" / "prepare_kitti.sh"):
+        done = call(path, option, TANDEM_PYTHON="/none/python")
+        assert done.returncode == 2
+        assert "expected letters, digits and any of" in done.stderr
+    assert "job name a/b: expected" in call(path, TANDEM_PYTHON="/none/python", SBATCH_JOB_NAME="a/b").stderr
+
+
 @pytest.mark.skipif(shutil.which("sbatch", path="/usr/bin:/bin") is not None, reason="SLURM is installed here")
 def test_a_machine_without_slurm_is_told() -> None:
     done = call(REPOSITORY / "slurm" / "prepare_synthetic.sh")

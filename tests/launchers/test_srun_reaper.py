@@ -36,7 +36,7 @@ def shell(tmp_path):
 
 def start(run_dir, shell, results):
     def work():
-        results.append(watch(run_dir, shell.pid, "12", grace_s=GRACE_S, poll_s=0.05))
+        results.append(watch([run_dir, run_dir / "first"], shell.pid, "12", grace_s=GRACE_S, poll_s=0.05))
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -58,6 +58,17 @@ def test_killed_when_the_attempt_is_over_and_srun_is_not(tmp_path, shell):
     assert time.monotonic() - began > 0.8 * GRACE_S
     assert shell.stdout.readline() == "code 137\n"
     assert [child.name() for child in psutil.Process(shell.pid).children()] in ([], ["sleep"])
+
+
+def test_a_finished_first_stage_is_not_the_end(tmp_path, shell):
+    results = []
+    thread = start(tmp_path, shell, results)
+    attempts.begin(tmp_path / "first", 2, job="12").end("finished", step=6)
+    time.sleep(2 * GRACE_S)
+    assert not results  # the second stage is about to begin
+    attempts.begin(tmp_path, 2, job="12").end("preempted", step=3, signal="SIGTERM")
+    thread.join(10)
+    assert results == [1]
 
 
 def test_ends_with_the_shell_and_leaves_other_jobs_alone(tmp_path, shell):

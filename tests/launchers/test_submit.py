@@ -510,6 +510,32 @@ def test_folders_that_slurm_would_misread(fake: FakeSlurm, tmp_path: Path, toy_s
         submit(order(tmp_path / name, point(tmp_path / name / "a", toy_set)))
 
 
+def test_a_run_of_a_sweep_in_a_folder_that_no_batch_script_can_name(
+    fake: FakeSlurm, tmp_path: Path, toy_set: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"batch scripts cannot work with a folder with '\\n' in its path"):
+        submit(order(tmp_path, point(tmp_path / "new\nline", toy_set)))
+
+
+@pytest.mark.parametrize(
+    ("cluster", "words"),
+    [
+        (SlurmConfig(sbatch={"job-name": "a/b"}), "cluster.sbatch.job-name: got 'a/b', expected letters"),
+        (
+            SlurmConfig(sbatch={"comment": "two\nlines"}),
+            r"cluster.sbatch.comment: got 'two\\nlines', expected one line",
+        ),
+        (SlurmConfig(account="lab\n#SBATCH -N 9"), "cluster.account: got .* expected one line"),
+    ],
+)
+def test_options_that_would_spoil_the_batch_script(
+    fake: FakeSlurm, tmp_path: Path, toy_set: str, cluster: SlurmConfig, words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        submit(order(tmp_path, point(tmp_path / "a", toy_set), cluster=cluster))
+    assert fake.queues == []
+
+
 def test_a_run_that_is_being_trained(fake: FakeSlurm, tmp_path: Path, toy_set: str) -> None:
     run = point(tmp_path / "a", toy_set)
     with RunLock(run.run_dir, wait_s=0.0), pytest.raises(ConfigError, match="is being trained by process"):
