@@ -78,6 +78,10 @@ class Launch:
     master_addr: str
     master_port: int
 
+    def __post_init__(self) -> None:
+        if self.rank >= self.world_size:
+            raise ValueError(f"environment: rank {self.rank} of {self.world_size}; expected ranks from 0 to one less")
+
 
 def read_launch(env: Mapping[str, str]) -> Launch:
     """Work out from the environment how this process was started.
@@ -86,7 +90,7 @@ def read_launch(env: Mapping[str, str]) -> Launch:
     where the other SLURM variables promise peers that were never started.
 
     Raises:
-        ValueError: some of torchrun's variables are set and others missing.
+        ValueError: some of torchrun's variables are set and others missing, or one is no number or out of range.
     """
     if "WORLD_SIZE" in env or "RANK" in env:
         needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -98,11 +102,11 @@ def read_launch(env: Mapping[str, str]) -> Launch:
             )
         return Launch(
             launcher="torchrun",
-            rank=int(env["RANK"]),
-            world_size=int(env["WORLD_SIZE"]),
-            local_rank=int(env["LOCAL_RANK"]),
+            rank=_number(env, "RANK"),
+            world_size=_number(env, "WORLD_SIZE"),
+            local_rank=_number(env, "LOCAL_RANK"),
             master_addr=env["MASTER_ADDR"],
-            master_port=int(env["MASTER_PORT"]),
+            master_port=_number(env, "MASTER_PORT"),
         )
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return Launch(
@@ -116,6 +120,12 @@ def read_launch(env: Mapping[str, str]) -> Launch:
             ),
         )
     return Launch(launcher="alone", rank=0, world_size=1, local_rank=0, master_addr="127.0.0.1", master_port=0)
+
+
+def _number(env: Mapping[str, str], name: str) -> int:
+    if not env[name].isdecimal():
+        raise ValueError(f"environment: {name}={env[name]!r}, expected a whole number from 0")
+    return int(env[name])
 
 
 _FIRST_PORT, _LAST_PORT = 12288, 32767

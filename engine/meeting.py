@@ -189,6 +189,8 @@ class Meeting:
                 raise failure[0]
             if not isinstance(failure[0], _STORE_ERRORS):
                 raise failure[0]
+            if self._doing == _OPENING:
+                raise PeerLostError(self._silent()) from failure[0]
             raise PeerLostError(
                 f"the rendezvous at {self._host}:{self._port} broke off: {_short(failure[0])}. Rank 0, or the launcher "
                 "on its machine, has ended; their output says why"
@@ -310,9 +312,9 @@ class Meeting:
     def _silent(self) -> str:
         here = _holder(self._port) if _is_here(self._host) else f"held by a process on {self._host}"
         return (
-            f"{self._host}:{self._port}, at which the processes of this run are to meet, accepts connections and does "
-            f"not answer: the port is {here}. If that is not rank 0 of this run, end it, or choose another port "
-            "(MASTER_PORT, torchrun's --master-port)"
+            f"{self._host}:{self._port}, at which the processes of this run are to meet, takes connections and does "
+            f"not answer as a rendezvous: the port is {here}. If that is not rank 0 of this run, end it, or choose "
+            "another port (MASTER_PORT, torchrun's --master-port)"
         )
 
 
@@ -347,10 +349,12 @@ def _holder(port: int) -> str:
     """Who listens on a port of this machine, in words: "held by process 12 (nc -l 29500, of user ann)"."""
     try:
         listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-        pids = {c.pid for c in listening if c.laddr and c.laddr.port == port}
+        pids = [c.pid for c in listening if c.laddr and c.laddr.port == port]
     except psutil.Error:
-        pids = set()
-    for pid in pids - {None}:
+        pids = [None]
+    if not pids:
+        return "free again: what held it has ended"
+    for pid in filter(None, pids):
         try:
             process = psutil.Process(pid)
             return f"held by process {pid} ({' '.join(process.cmdline())[:120]}, of user {process.username()})"

@@ -86,6 +86,8 @@ def meet(config: PretrainConfig, refused: Exception | None, signals: Callable[[]
         try:
             separate_caches(os.environ)  # here, so that a folder in others' hands is told as well
             found = facts(config, launch)
+        except ValueError as error:
+            refused = error if isinstance(error, ConfigError) else ConfigError(str(error))
         except Exception as error:
             refused = error
     if refused is None and (name := signals()) is not None:

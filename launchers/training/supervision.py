@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 from configs.load import ConfigError
 from configs.schema import PretrainConfig
-from engine.distributed import World, agree_signal, init_distributed, read_launch
+from engine.distributed import Launch, World, agree_signal, init_distributed, read_launch
 from engine.errors import CheckpointError, PeerFailedError, PeerLostError, RunLockedError, StopRequested
 from engine.preempt import StopSignals
 from engine.pretrain import PretrainSummary
@@ -72,7 +72,7 @@ def supervised(config: PretrainConfig) -> Iterator[Supervised]:
     record: attempts.AttemptRecord | None = None
     refused: Exception | None = None
     with StopSignals() as signals, ExitStack() as held:
-        launch = read_launch(os.environ)
+        launch = _launch()
         if launch.rank == 0:
             try:
                 job, nodes = slurm.own_job(), os.environ.get("SLURM_STEP_NODELIST")
@@ -115,11 +115,20 @@ def supervised(config: PretrainConfig) -> Iterator[Supervised]:
             record.end(run.summary.status, step=run.summary.step, signal=run.summary.signal)
 
 
+def _launch() -> Launch:
+    try:
+        return read_launch(os.environ)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
 def _join(config: PretrainConfig, signals: StopSignals, refused: Exception | None) -> World:
     """Meet the other ranks, all of which are about to do the same, in a process group."""
     meeting = meet(config, refused, lambda: signals.received)
     try:
         world = init_distributed(config.engine.device, timeout_min=config.engine.timeout_min)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     except dist.DistError as error:
         raise PeerLostError(
             f"the processes met at {os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}, but got no process "

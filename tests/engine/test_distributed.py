@@ -53,6 +53,20 @@ def test_half_set_environment_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"RANK": "one"}, "RANK='one', expected a whole number"),
+        ({"MASTER_PORT": ""}, "MASTER_PORT='', expected a whole number"),
+        ({"RANK": "2"}, "rank 2 of 2; expected ranks from 0"),
+    ],
+)
+def test_a_wrong_environment_is_named(wrong: dict[str, str], words: str) -> None:
+    right = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "n1", "MASTER_PORT": "29500"}
+    with pytest.raises(ValueError, match=words):
+        read_launch(right | wrong)
+
+
+@pytest.mark.parametrize(
     ("nodelist", "host"),
     [("gpu[003-010,12],x1", "gpu003"), ("node7", "node7"), ("a-b,c", "a-b"), ("n[5]", "n5"), ("r[1-2]-ib", "r1-ib")],
 )

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.distributed import World
 from launchers.cli import main as tandem
+from tests.helpers.pretrain_run import UNCACHED, arguments
 from tests.helpers.run_folder import write_toy_run
 from tests.helpers.small_disk import SmallDisk, small_disk
 
@@ -72,3 +74,14 @@ def test_verbs_that_cannot_write(
             assert ".tmp" not in line, (name, errors)
         left = {path.name for path in out.rglob("*") if path.is_file() and path.suffix != ".lock"}
         assert not left - {"lock"}  # nothing half written
+
+
+def test_a_run_in_a_read_only_folder_is_told_the_cause(
+    toy_set: str, world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        read_only(disk)
+        assert tandem(["pretrain", *arguments(disk.path / "run", toy_set, *UNCACHED)]) == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith(f"CheckpointError: the run's folder {disk.path / 'run'} cannot be written: Read-only file")
+    assert "choose another run_dir" in line
