@@ -132,6 +132,10 @@ def _print_error(error: Exception) -> int:
         from data.storage.shard import ShardError
 
         named.append(ShardError)
+    if isinstance(error, OSError) and error.errno == errno.ENOENT and error.filename is None:
+        # tempfile's: it tries to write, so a full disk is one of the reasons.
+        print(f"file error: {error.strerror}; free disk space there, or set TMPDIR to another folder", file=sys.stderr)
+        return FAILURE
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         # Not only of writing: what cannot be read for want of a right needs the same remedy.
         where = error.filename2 or error.filename or "a file, or the output itself"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -138,6 +139,15 @@ def test_an_error_of_the_file_system_is_one_line_with_the_place(
     assert guarded(verb, []) == 1
     assert told(capsys).startswith(f"file error: {tmp_path / 'report.html'}: {remedy}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_room_for_temporary_files_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/nowhere"])
+    assert guarded(lambda _: len(tempfile.mkdtemp()), []) == 1
+    assert told(capsys).startswith("file error: No usable temporary directory found in ['/nowhere']; free disk space")
 
 
 def test_an_unexpected_error_keeps_its_traceback() -> None:
