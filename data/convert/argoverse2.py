@@ -28,6 +28,7 @@ from common.ranges import at_least, positive, some_of
 from data.convert.base import FrameConverter
 from data.convert.box_labels import labels_from_boxes
 from data.convert.feather import Kind, Table, read_feather
+from data.convert.intensity import scaled_intensity
 from data.convert.poses import pose, track_id
 from data.convert.raw_files import layout_error, read_jpeg
 from data.geometry import transform
@@ -187,7 +188,8 @@ class _LogReader:
         self._annotations = _Annotations(folder / "annotations.feather") if labelled else None
 
     def read(self, time_ns: int) -> Sample:
-        columns = read_feather(self._folder / "sensors" / "lidar" / f"{time_ns}.feather", _SWEEP_COLUMNS)
+        path = self._folder / "sensors" / "lidar" / f"{time_ns}.feather"
+        columns = read_feather(path, _SWEEP_COLUMNS)
         points_ego = np.stack([columns[axis] for axis in "xyz"], axis=1)
         points = transform(np.linalg.inv(self._T_ego_lidar), points_ego).astype(np.float32)
         boxes = labels = instances = None
@@ -199,7 +201,7 @@ class _LogReader:
             log=self._log,
             timestamp_us=time_ns // 1000,
             points_lidar=points,
-            intensity=np.clip(columns["intensity"] / _INTENSITY_MAX, 0, 1).astype(np.float32),
+            intensity=scaled_intensity(columns["intensity"], _INTENSITY_MAX, str(path)),
             T_ego_lidar=self._T_ego_lidar,
             T_world_ego=self._pose(time_ns),
             cameras=tuple(self._view(name, camera, time_ns) for name, camera in self._cameras.items()),

@@ -30,6 +30,7 @@ from jaxtyping import Float, UInt8
 from common.ranges import positive, some_of
 from data.convert.base import FrameConverter
 from data.convert.box_labels import boxes_from_rows, labels_from_boxes
+from data.convert.intensity import scaled_intensity
 from data.convert.poses import looks_forward, pose
 from data.convert.raw_files import layout_error, read_bytes, read_jpeg, read_json, read_records
 from data.geometry import rigid, transform, yaw_rotation
@@ -54,7 +55,6 @@ _DISTORTIONS = (4, 5, 8, 12, 14)
 """Numbers of coefficients that OpenCV's model may have; k1 k2 p1 p2 k3 in ONCE."""
 
 _FRAME_ID = re.compile(r"[0-9]{1,15}\Z", re.ASCII)
-_BRIGHT_SHARE = 0.5  # of the points above intensity_max: the setting does not fit the files
 _BOX_COLUMNS = 7  # centre, length, width, height, heading
 
 
@@ -250,7 +250,12 @@ class _Reader:
             log=self._log,
             timestamp_us=time_us,
             points_lidar=points,
-            intensity=self._intensity(name, sweep[:, 3]),
+            intensity=scaled_intensity(
+                sweep[:, 3],
+                self._settings.intensity_max,
+                f"{self._log}/lidar_roof/{name}.bin",
+                "set intensity_max to the value that becomes 1",
+            ),
             T_ego_lidar=np.eye(4),
             T_world_ego=T_world_ego,
             cameras=tuple(self._view(camera, name, time_us, T_world_ego) for camera in self._settings.cameras),
@@ -270,13 +275,6 @@ class _Reader:
         what = f"{self._sequence.path}, pose of {frame['frame_id']}"
         T_world_once = pose(what, (values[3], *values[:3]), values[4:])
         return np.asarray(_T_LIDAR_ONCE @ T_world_once @ np.linalg.inv(_T_LIDAR_ONCE))
-
-    def _intensity(self, name: str, values: Float[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
-        most = self._settings.intensity_max
-        if values.size and float((values > most).mean()) > _BRIGHT_SHARE:
-            detail = f"half of the intensities are above intensity_max={most}, the largest is {values.max()}"
-            raise DamagedError("array-broken", f"{self._log}/lidar_roof/{name}.bin: {detail}; set intensity_max")
-        return np.asarray(np.clip(values / np.float32(most), 0, 1))
 
     def _view(self, camera: str, name: str, time_us: int, T_world_ego: Float[np.ndarray, "4 4"]) -> CameraView:
         calibration = _calibration(self._sequence, camera)

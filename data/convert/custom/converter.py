@@ -26,12 +26,13 @@ from typing import ClassVar
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float32, Int
 
 from common.ranges import positive
 from data.convert.base import NO_CAMERA, FrameConverter
 from data.convert.custom import formats
 from data.convert.custom.pose_track import read_pose_track
+from data.convert.intensity import scaled_intensity
 from data.convert.raw_files import layout_error, read_image, read_jpeg
 from data.sample import CameraView, Sample
 from data.storage.encode import DamagedError
@@ -151,12 +152,22 @@ class CustomConverter(FrameConverter):
         """What had to be assumed, and what looks odd."""
         still = [log for log, folder in self._logs.items() if not (folder / "poses.csv").is_file()]
         notes = [f"no poses.csv, the ego stands still: {', '.join(still[:4])}"] if still else []
+        dark = [log for log, folder in self._logs.items() if _measures_none(folder / "calibration.json")]
+        if dark:
+            notes.append(f"intensity_max is null, every intensity is 0: {', '.join(dark[:4])}")
         for log, folder in self._logs.items():
             periods = np.diff(_timed_files(folder / "lidar", _SWEEPS)[0])
             period = float(np.median(periods)) if len(periods) else float(_PLAUSIBLE_PERIOD_US[0])
             if not _PLAUSIBLE_PERIOD_US[0] <= period <= _PLAUSIBLE_PERIOD_US[1]:
                 notes.append(f"{log}: sweeps are {period:.0f} microseconds apart; are file names in microseconds?")
         return tuple(notes)
+
+
+def _measures_none(path: Path) -> bool:
+    try:
+        return formats.read_calibration(path).intensity_max is None
+    except DamagedError:  # each frame of the log will say so
+        return False
 
 
 class _LogReader:
@@ -196,13 +207,22 @@ class _LogReader:
             log=self._folder.name,
             timestamp_us=time_us,
             points_lidar=np.ascontiguousarray(sweep[measured, :3]),
-            intensity=np.clip(sweep[measured, 3] / np.float32(self._calibration.intensity_max), 0, 1),
+            intensity=self._intensity(path, sweep[measured, 3]),
             T_ego_lidar=self._calibration.T_ego_lidar,
             T_world_ego=self._pose_at(time_us),
             cameras=tuple(self._view(name, time_us) for name in self._images),
             labels=labels,
             boxes=boxes,
         )
+
+    def _intensity(self, path: Path, raw: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
+        maximum = self._calibration.intensity_max
+        if maximum is None:
+            return np.zeros(len(raw), dtype=np.float32)
+        remedy = (
+            "intensity_max of calibration.json is the raw value that becomes 1, or null for a sensor that measures none"
+        )
+        return scaled_intensity(raw, maximum, str(path), remedy)
 
     def _view(self, name: str, time_us: int) -> CameraView:
         times, paths = self._images[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,12 +46,12 @@ class LogCalibration:
 
     Attributes:
         T_ego_lidar: LiDAR to ego.
-        intensity_max: the intensity that becomes 1; larger ones are clipped to it.
+        intensity_max: the intensity that becomes 1; larger ones are clipped to it. None: the sensor measures none.
         cameras: by name.
     """
 
     T_ego_lidar: Float[np.ndarray, "4 4"]
-    intensity_max: float
+    intensity_max: float | None
     cameras: Mapping[str, LogCamera]
 
 
@@ -62,13 +63,15 @@ def read_calibration(path: Path) -> LogCalibration:
     """
     content = _fields(str(path), read_json(path), ("T_ego_lidar", "intensity_max", "cameras"), ())
     intensity_max, cameras = content["intensity_max"], content["cameras"]
-    if isinstance(intensity_max, bool) or not isinstance(intensity_max, int | float) or not intensity_max > 0:
-        raise DamagedError("meta-broken", f"{path}: intensity_max is {intensity_max!r}, expected a number above 0")
+    number = isinstance(intensity_max, int | float) and not isinstance(intensity_max, bool)
+    if intensity_max is not None and not (number and 0 < intensity_max < math.inf):
+        detail = f"{path}: intensity_max is {intensity_max!r}, expected a number above 0, or null for a sensor without"
+        raise DamagedError("meta-broken", detail)
     if not isinstance(cameras, dict):
         raise DamagedError("meta-broken", f"{path}: cameras is {cameras!r}, expected names with their calibration")
     return LogCalibration(
         T_ego_lidar=_pose(f"{path}: T_ego_lidar", content["T_ego_lidar"]),
-        intensity_max=float(intensity_max),
+        intensity_max=None if intensity_max is None else float(intensity_max),
         cameras={name: _camera(f"{path}: cameras.{name}", entry) for name, entry in cameras.items()},
     )
 

@@ -30,6 +30,7 @@ from jaxtyping import Float
 
 from common.ranges import some_of
 from data.convert.base import FrameConverter
+from data.convert.intensity import scaled_intensity
 from data.convert.kitti import common as kitti
 from data.convert.raw_files import layout_error, numbers_of, read_bytes, read_numbers, read_view
 from data.sample import CameraView, Sample
@@ -142,7 +143,8 @@ class Kitti360Converter(FrameConverter):
         return functools.partial(self._read, log, rig, clock, self._poses(log))
 
     def _read(self, log: str, rig: _Rig, clock: kitti.Clock, poses: Poses | None, name: str) -> Sample:
-        sweep = kitti.read_sweep(self._logs[log] / f"{name}.bin")
+        path = self._logs[log] / f"{name}.bin"
+        sweep = kitti.read_sweep(path)
         T_world_pose = np.eye(4) if poses is None else poses[int(name)]
         if isinstance(T_world_pose, DamagedError):
             raise DamagedError(T_world_pose.reason, T_world_pose.detail)
@@ -157,7 +159,7 @@ class Kitti360Converter(FrameConverter):
             log=log,
             timestamp_us=clock.time_us("", int(name)),
             points_lidar=np.ascontiguousarray(sweep[:, :3]),
-            intensity=np.clip(sweep[:, 3], 0, 1),
+            intensity=scaled_intensity(sweep[:, 3], 1.0, str(path)),
             T_ego_lidar=rig.T_ego_lidar,
             T_world_ego=T_world_ego,
             cameras=tuple(view(camera) for camera in self._camera_names),

@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float
 from common.ranges import at_least
 from data.convert.base import FrameConverter
 from data.convert.box_labels import boxes_from_rows, labels_from_boxes
+from data.convert.intensity import check_intensity
 from data.convert.kitti import common as kitti
 from data.convert.raw_files import layout_error, read_bytes, read_view
 from data.geometry import project, transform, visible
@@ -198,7 +199,9 @@ def _box_row(values: list[float], T_lidar_rect0: Float[np.ndarray, "4 4"]) -> li
 
 def _read_frame(folder: Path, name: str) -> Sample:
     calibration = _read_calibration(folder / "calib" / f"{name}.txt")
-    sweep = kitti.read_sweep(folder / "velodyne" / f"{name}.bin")
+    path = folder / "velodyne" / f"{name}.bin"
+    sweep = kitti.read_sweep(path)
+    check_intensity(sweep[:, 3], 1.0, str(path))
     T_cam_ego = calibration.T_cam_lidar @ np.linalg.inv(calibration.T_ego_lidar)
     view = read_view(_CAMERA, folder / _CAMERA / f"{name}.png", calibration.K, T_cam_ego, np.eye(4), 0)
     truth = read_labels(folder / "label_2" / f"{name}.txt", calibration.T_rect0_lidar)

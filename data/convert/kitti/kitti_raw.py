@@ -20,6 +20,7 @@ from jaxtyping import Float
 
 from common.ranges import some_of
 from data.convert.base import FrameConverter
+from data.convert.intensity import check_intensity
 from data.convert.kitti import common as kitti
 from data.convert.raw_files import layout_error, read_bytes, read_view
 from data.geometry import rigid
@@ -183,7 +184,9 @@ def oxts_pose(packet: Float[np.ndarray, " n"], scale: float) -> Float[np.ndarray
 
 
 def _read_frame(drive: Path, calibration: _Calibration, clock: kitti.Clock, poses: _Poses, name: str) -> Sample:
-    sweep = kitti.read_sweep(drive / _SWEEPS / "data" / f"{name}.bin")
+    path = drive / _SWEEPS / "data" / f"{name}.bin"
+    sweep = kitti.read_sweep(path)
+    check_intensity(sweep[:, 3], 1.0, str(path))
     T_world_ego = poses.T_world_ego(name)
 
     def view(camera: str) -> CameraView:

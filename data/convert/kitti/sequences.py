@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from data.convert.base import FrameConverter
+from data.convert.intensity import scaled_intensity
 from data.convert.kitti.common import FRAME_PERIOD_US, inverse, read_sweep, recorded
 from data.convert.raw_files import FrameLines, layout_error, numbers_of, read_frame_lines, read_records, read_view
 from data.geometry import rigid
@@ -124,9 +125,10 @@ class SequenceConverter(FrameConverter):
         track = Track(folder=folder, names=names, T_cam_lidar=calibration.T_cam_lidar)
 
         def read(name: str) -> Sample:
-            sweep = read_sweep(folder / "velodyne" / f"{name}.bin")
-            path = folder / "labels" / f"{name}.label"
-            labels, instances = read_labels(path, len(sweep), self._label_table) if path.is_file() else (None, None)
+            path, label_path = folder / "velodyne" / f"{name}.bin", folder / "labels" / f"{name}.label"
+            sweep, labels, instances = read_sweep(path), None, None
+            if label_path.is_file():
+                labels, instances = read_labels(label_path, len(sweep), self._label_table)
             T_world_ego, timestamp_us = track.T_world_lidar(name), track.time_us(name)
             views = [
                 read_view(camera, folder / camera / f"{name}.png", K, T_cam_ego, T_world_ego, timestamp_us)
@@ -137,7 +139,7 @@ class SequenceConverter(FrameConverter):
                 log=log,
                 timestamp_us=timestamp_us,
                 points_lidar=np.ascontiguousarray(sweep[:, :3]),
-                intensity=np.clip(sweep[:, 3] / np.float32(self._max_intensity), 0, 1),
+                intensity=scaled_intensity(sweep[:, 3], self._max_intensity, str(path)),
                 T_ego_lidar=np.eye(4),
                 T_world_ego=T_world_ego,
                 cameras=tuple(views),

@@ -27,6 +27,7 @@ from jaxtyping import Float, Int, Shaped, UInt8
 
 from common.ranges import different, positive, some_of
 from data.convert.base import FrameConverter
+from data.convert.intensity import scaled_intensity
 from data.convert.nuscenes.index import LIDAR, NuscenesIndex, rotations
 from data.convert.nuscenes.names import CAMERAS, CATEGORIES, CLASS_OF, CLASSES, MINI, OFFICIAL, OTHER, SLIDR, split_of
 from data.convert.nuscenes.tables import read_table
@@ -175,7 +176,7 @@ class NuscenesConverter(FrameConverter):
             timestamp_us=int(row["time_us"]),
             # Turned as by the inverse of _T_THEIRS_OURS, without leaving float32.
             points_lidar=np.stack([records[:, 1], -records[:, 0], records[:, 2]], axis=1),
-            intensity=np.clip(records[:, 3] / np.float32(255), 0, 1),
+            intensity=scaled_intensity(records[:, 3], 255.0, str(self._file(row))),
             T_ego_lidar=T_ego_lidar,
             T_world_ego=T_world_ego,
             cameras=tuple(views),

@@ -28,6 +28,7 @@ from jaxtyping import Bool, Float, Shaped, UInt8
 from common.ranges import some_of
 from data.convert.base import FrameConverter
 from data.convert.box_labels import labels_from_boxes
+from data.convert.intensity import scaled_intensity
 from data.convert.pandaset.classes import (
     CLASS_NAMES,
     LABEL_OF_NAME,
@@ -232,7 +233,7 @@ class _Reader:
             log=self.log,
             timestamp_us=round(time_s * 1e6),
             points_lidar=points,
-            intensity=np.clip(sweep[:, 3] / _INTENSITY_MAX, 0, 1).astype(np.float32),
+            intensity=scaled_intensity(sweep[:, 3], _INTENSITY_MAX, f"{self._folder}/lidar/{name}.pkl.gz"),
             T_ego_lidar=T_ego_lidar,
             T_world_ego=T_world_ego,
             cameras=tuple(self._view(camera, name) for camera in self._settings.cameras),

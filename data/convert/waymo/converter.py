@@ -207,7 +207,7 @@ class WaymoConverter(Converter):
             log=log,
             timestamp_us=frame.timestamp_us,
             points_lidar=points,
-            intensity=scale_intensity(cloud.intensity),
+            intensity=scale_intensity(cloud.intensity, what),
             T_ego_lidar=T_ego_lidar,
             T_world_ego=frame.T_world_vehicle,
             cameras=tuple(self._camera(name, frame, what) for name in self.cameras),

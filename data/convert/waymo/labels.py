@@ -10,6 +10,7 @@ import hashlib
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt8
 
+from data.convert.intensity import check_intensity
 from data.convert.waymo.frame import RawFrame
 from data.convert.waymo.range_image import LaserPoints
 from data.sample import IGNORE_LABEL, Boxes
@@ -26,11 +27,20 @@ BOX_NAMES = ("background", "vehicle", "pedestrian", "sign", "cyclist")
 """Types 1 to 4 of the boxes, and what lies in none."""
 
 
-def scale_intensity(intensity: Float[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
+_SATURATED = 4.0
+"""Its tanh is 0.9993."""
+
+
+def scale_intensity(intensity: Float[np.ndarray, " N"], where: str) -> Float32[np.ndarray, " N"]:
     """Tanh of what the laser gives: values are mostly below 1, a few (reflectors) reach thousands.
+
+    Raises:
+        DamagedError: see `data.convert.intensity.check_intensity`.
 
     Source: the field's usual treatment of the set, e.g. OpenPCDet's Waymo configs.
     """
+    # Reflectors are bounded by tanh, whatever they give.
+    check_intensity(intensity, _SATURATED, where, "most values that the set publishes are below 1", absurd=np.inf)
     return np.asarray(np.tanh(np.maximum(intensity, 0.0)).astype(np.float32))
 
 

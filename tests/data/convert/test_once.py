@@ -162,7 +162,7 @@ def test_intensity_scale(tmp_path, truth):
     (sample,) = frames_of(OnceConverter(source=str(tmp_path), raw="none", intensity_max=255.0), TRAIN)
     np.testing.assert_allclose(sample.intensity, truth[0].intensity, atol=1e-6)
     (skipped,) = frames_of(OnceConverter(source=str(tmp_path), raw="none"), TRAIN)
-    assert (skipped.reason, "intensity_max=1.0" in skipped.detail) == ("array-broken", True)
+    assert (skipped.reason, "set intensity_max" in skipped.detail) == ("intensity-range", True)
 
 
 def change_json(root: Path, change) -> None:
