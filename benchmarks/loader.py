@@ -26,7 +26,6 @@ import numpy as np
 import simplejpeg
 import torch
 
-import data.loading.collate
 import data.storage.decode
 import data.storage.reader
 import data.views.augment
@@ -58,7 +57,7 @@ _STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "decode JPEG": ((data.views.view, "decode_jpeg"),),
     "resize, mirror": ((data.views.augment.PixelTransform, "image"),),
     "cut superpixels, look up pairs": ((data.views.view, "_assemble"),),
-    "voxelise": ((data.loading.collate, "voxelize"),),
+    "voxelise": ((data.views.view, "voxelize"),),
 }
 """Functions whose own time (without that of other stages that they call) is a stage's."""
 
@@ -69,7 +68,7 @@ def _ours(reader: SampleReader, indices: list[int], config: DataConfig, epoch: i
     for start in range(0, len(indices), config.micro_batch_size):
         chosen = indices[start : start + config.micro_batch_size]
         views = [read_view(reader, i, config, _SPEC, SampleDraws(_SEED, epoch, i), None) for i in chosen]
-        batch = collate(views, config.voxel)
+        batch = collate(views)
         _Packed(Loaded(batch=batch, num_seen=len(chosen)))
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from common.files import replace_file
 from data.storage.manifest import Manifest, load_manifest
-from data.storage.reader import SampleError, SampleReader
+from data.storage.reader import SampleError, SampleReader, blamed_on
 from data.storage.shard import ShardError
 from data.storage.store import MANIFEST_NAME, is_url
 from launchers.cli import guarded, verb_parser
@@ -27,7 +27,7 @@ from launchers.drawing.calibration_pictures import calibration_view, check_set
 from launchers.drawing.canvas import RgbImage, png_bytes
 from launchers.drawing.page import TextTable, page
 from launchers.drawing.scenes import sample_views
-from launchers.drawing.set_tables import sample_table, set_tables
+from launchers.drawing.set_tables import look, sample_table, set_tables
 from launchers.reporting.run_pictures import run_pictures
 from launchers.reporting.run_tables import run_tables
 from launchers.runs.files import is_run
@@ -89,13 +89,14 @@ def _inspect_set(root: str, options: argparse.Namespace, p: argparse.ArgumentPar
     except ValueError as error:
         p.error(str(error))
     reader = SampleReader(manifest)
-    tables = set_tables(manifest, reader)
+    looked = look(manifest, reader)
+    tables = set_tables(manifest, looked)
     damaged = manifest.damaged_shards() if options.check else []
     if options.check:
         checksums = tuple((name, "damaged") for name in damaged) or (("every shard is intact",),)
         tables.append(TextTable(title="checksums", rows=checksums))
     pictures: dict[str, RgbImage] = {}
-    bad_samples: list[tuple[str, str, str]] = []
+    bad_samples = list(looked.unusable)
     calibration = None
     if options.calibration is not None:
         judged = chosen if options.sample else _spread(manifest, options.calibration)
@@ -106,20 +107,22 @@ def _inspect_set(root: str, options: argparse.Namespace, p: argparse.ArgumentPar
     for index in wanted:
         try:
             sample = reader.read(index, depth=True, image_labels=True)
+            with blamed_on(sample.key, reader.shard_of(index)):
+                if options.sample:
+                    tables.append(sample_table(sample, index))
+                if options.out:
+                    for name, view in sample_views(sample, manifest.class_names).items():
+                        pictures[f"{sample.key}: {name}"] = view
+                    borders = None if calibration is None else calibration_view(sample, calibration)
+                    if borders is not None:
+                        pictures[f"{sample.key}: calibration"] = borders
         except SampleError as error:
             bad_samples.append((manifest.key(index), error.reason, error.detail))
-            continue
-        if options.sample:
-            tables.append(sample_table(sample, index))
-        if options.out:
-            for name, view in sample_views(sample, manifest.class_names).items():
-                pictures[f"{sample.key}: {name}"] = view
-            borders = None if calibration is None else calibration_view(sample, calibration)
-            if borders is not None:
-                pictures[f"{sample.key}: calibration"] = borders
     if bad_samples:
         rows = tuple(dict.fromkeys(bad_samples))
-        tables.append(TextTable(title="damaged samples", header=("key", "reason", "detail"), rows=rows))
+        tables.append(
+            TextTable(title="samples that training would skip", header=("key", "reason", "detail"), rows=rows)
+        )
     subtitle = f"prepared set {manifest.set_name!r} in {root}"
     _show(f"{manifest.set_name}: {len(manifest)} samples", subtitle, tables, pictures, options.out)
     return 1 if damaged or bad_samples else 0

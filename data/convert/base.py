@@ -9,7 +9,6 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from data.sample import Sample
@@ -49,10 +48,20 @@ def read_or_skip(read: Callable[[], Read], key: str, log: str = "") -> Read | Sk
     except ShardError:
         raise
     except Exception as error:  # whatever a file that nobody foresaw makes a library do
-        logger.debug("frame %s of %s", key, log, exc_info=True)
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        detail = f"{type(error).__name__}: {error!s:.200} ({Path(place.filename).name}, line {place.lineno})"
-        return Skipped(reason="error", key=key, detail=detail, log=log)
+        return unforeseen(error, key, log)
+
+
+_TRACED: set[str] = set()
+"""Places whose traceback this process has logged."""
+
+
+def unforeseen(error: Exception, key: str, log: str = "") -> Skipped:
+    """What takes the place of a frame that raised any exception; the first of a place is logged with its traceback."""
+    place = "".join(traceback.format_tb(error.__traceback__))
+    if place not in _TRACED:
+        _TRACED.add(place)
+        logger.warning("frame %s of %s raised an exception", key, log or "the source", exc_info=error)
+    return Skipped.of(DamagedError.of(error), key, log)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,30 +12,28 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from data.batch_spec import VoxelConfig
 from data.sample import Batch, Cameras, PointClusters, PointMatches, PointPixelPairs, Superpixels
 from data.views.view import View, ViewSuperpixels
-from data.views.voxelize import voxelize
 
 T = TypeVar("T")
 V = TypeVar("V")
 
 
-def collate(views: Sequence[View], voxel: VoxelConfig) -> Batch:
-    """Voxelise each view and lay all of them one after another.
+def collate(views: Sequence[View]) -> Batch:
+    """Lay views one after another.
 
     Indices are int64, voxel coordinates int32. Superpixel ids: those of image i begin where the ids of images
     0 ... i-1 end, counting also superpixels that hold no point or were cropped away; clusters of samples likewise.
     What a second view has in common with the first is the same tensor.
     """
-    batch = _with_images(_points(views, voxel), views, None)
+    batch = _with_images(_points(views), views, None)
     seconds = _each(views, lambda view: view.second)
     if seconds is None:
         return batch
     # The very same arrays, not equal ones: a part that is drawn again never shares them (`data.views.view.make_view`).
     same_points = seconds[0].points is views[0].points
     same_pixels = seconds[0].images is views[0].images
-    second = _with_images(batch if same_points else _points(seconds, voxel), seconds, batch if same_pixels else None)
+    second = _with_images(batch if same_points else _points(seconds), seconds, batch if same_pixels else None)
     matches = _each(views, lambda view: view.matches)
     if matches is None:
         return dataclasses.replace(batch, second=second)
@@ -49,19 +47,19 @@ def collate(views: Sequence[View], voxel: VoxelConfig) -> Batch:
     )
 
 
-def _points(views: Sequence[View], voxel: VoxelConfig) -> Batch:
-    grids = [voxelize(view.points, view.intensity, voxel) for view in views]
-    coords = np.concatenate([grid[0] for grid in grids])
-    sample = _numbers([len(grid[0]) for grid in grids]).astype(np.int32)
+def _points(views: Sequence[View]) -> Batch:
+    coords = [view.voxels.coords for view in views]
+    sizes = [len(part) for part in coords]
+    sample = _numbers(sizes).astype(np.int32)
     labels = _each(views, lambda view: view.labels)
     ground = _each(views, lambda view: view.ground)
     return Batch(
         keys=tuple(view.key for view in views),
         points=_concatenated([view.points for view in views]),
         point_sample=torch.from_numpy(_numbers([len(view.points) for view in views])),
-        point_voxel=_joined([grid[2] for grid in grids], [len(grid[0]) for grid in grids]),
-        voxel_coords=torch.from_numpy(np.concatenate((sample[:, None], coords), axis=1)),
-        voxel_features=_concatenated([grid[1] for grid in grids]),
+        point_voxel=_joined([view.voxels.of_point for view in views], sizes),
+        voxel_coords=torch.from_numpy(np.concatenate((sample[:, None], np.concatenate(coords)), axis=1)),
+        voxel_features=_concatenated([view.voxels.features for view in views]),
         T_aug_lidar=_float32([view.T_aug_lidar for view in views]),
         ground=None if ground is None else _concatenated(ground),
         clusters=_clusters(views),

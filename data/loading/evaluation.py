@@ -17,13 +17,13 @@ from jaxtyping import Int
 from data.batch_spec import BatchSpec, VoxelConfig
 from data.geometry import transform
 from data.loading.collate import collate
-from data.loading.loader import DataConfig
+from data.loading.loader import DataConfig, check_suits
 from data.loading.skips import Skip, SkipLedger
 from data.loading.workers import Loaded, WorkerConfig, run_workers
 from data.order import SampleDraws
 from data.sample import Batch
 from data.storage.prefetch import PrefetchHints
-from data.storage.reader import SampleError, SampleReader
+from data.storage.reader import SampleError, SampleReader, blamed_on
 from data.views.augment import (
     NO_AUGMENTATION,
     PointAugmentConfig,
@@ -34,6 +34,7 @@ from data.views.augment import (
 )
 from data.views.second_sweep import PartnerFinder
 from data.views.view import View, ViewConfig, partners_for, read_view
+from data.views.voxelize import voxelize
 
 PartT = TypeVar("PartT")
 
@@ -51,11 +52,7 @@ class SequentialBatches(ABC, Generic[PartT]):
 
     @abstractmethod
     def read(self, index: int, draws: SampleDraws) -> PartT:
-        """What the batch holds of one sample.
-
-        Raises:
-            SampleError: the sample is damaged.
-        """
+        """What the batch holds of one sample; any exception but a `ShardError` is the sample's fault: it is skipped."""
 
     @abstractmethod
     def collate(self, parts: Sequence[PartT]) -> Batch | None:
@@ -71,7 +68,8 @@ class SequentialBatches(ABC, Generic[PartT]):
         skips: list[Skip] = []
         for index in map(int, self.indices[start:stop]):
             try:
-                parts.append(self.read(index, SampleDraws(self.seed, self.epoch, index)))
+                with blamed_on(self.reader.manifest.key(index), self.reader.shard_of(index)):
+                    parts.append(self.read(index, SampleDraws(self.seed, self.epoch, index)))
                 usable.append(index)
             except SampleError as error:
                 skips.append(Skip.of(index, error))
@@ -107,7 +105,7 @@ class _Views(SequentialBatches[View]):
     partners: PartnerFinder | None = None
 
     def collate(self, parts: Sequence[View]) -> Batch:
-        return collate(parts, self.config.voxel)
+        return collate(parts)
 
     def read(self, index: int, draws: SampleDraws) -> View:
         if self.spec is not None:
@@ -120,11 +118,13 @@ class _Views(SequentialBatches[View]):
         keep = ~draw_cuboid(rng, points, augment)
         keep |= not keep.any()  # a cuboid that holds every point is not dropped
         keep[keep] = draw_thinning(rng, int(keep.sum()), augment)
+        points, intensity = points[keep], sample.intensity[keep]
         return View(
             key=sample.key,
             recorded=np.flatnonzero(keep),
-            points=points[keep],
-            intensity=sample.intensity[keep],
+            points=points,
+            intensity=intensity,
+            voxels=voxelize(points, intensity, self.config.voxel),
             T_aug_lidar=T_aug_lidar,
             labels=None if sample.labels is None else sample.labels[keep],
         )
@@ -184,6 +184,7 @@ def image_batches(
     """
     if seed is None:
         config = dataclasses.replace(config, augment=NO_AUGMENTATION, cameras_per_sample=None)
+    check_suits(reader.manifest, indices, spec, config.max_skip_share)
     views = _Views(
         reader=reader,
         indices=indices,
@@ -211,4 +212,4 @@ def load_batch(
         config = dataclasses.replace(config, augment=NO_AUGMENTATION, cameras_per_sample=None)
     partners = partners_for(reader, reader.manifest.indices(), spec)
     views = [read_view(reader, i, config, spec, SampleDraws(0, 0, i), partners, labels=True) for i in map(int, indices)]
-    return collate(views, config.voxel)
+    return collate(views)

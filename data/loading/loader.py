@@ -22,7 +22,7 @@ from common.ranges import at_least, share
 from common.retry import RETRY_MIN
 from data.batch_spec import BatchSpec
 from data.loading.collate import collate
-from data.loading.skips import Skip, SkipLedger
+from data.loading.skips import MAX_UNSUITED_SHARE, Skip, SkipLedger
 from data.loading.workers import Loaded, WorkerConfig, run_workers
 from data.order import SampleDraws, SampleOrder, Stretch, batch_positions
 from data.sample import Batch
@@ -109,7 +109,7 @@ class _TrainingBatches:
             if view is None:
                 return Loaded(batch=None, num_seen=len(positions) + len(skips), skips=tuple(skips))
             views.append(view)
-        batch = collate(views, self.config.voxel)
+        batch = collate(views)
         return Loaded(batch=batch, num_seen=len(positions) + len(skips), skips=tuple(skips))
 
     def _view_at(self, position: int, skips: list[Skip]) -> View | None:
@@ -245,6 +245,32 @@ def _fingerprint(manifest: Manifest, indices: Int[np.ndarray, " n"], stretches: 
     return digest.hexdigest()[:16]
 
 
+def check_suits(manifest: Manifest, indices: Int[np.ndarray, " n"], spec: BatchSpec, max_skip_share: float) -> None:
+    """Refuse a set that has next to nothing of what a method asks for, before anything is read.
+
+    Raises:
+        ShardError: most samples have no point that a camera sees, and the method needs images; says why.
+    """
+    without = int((manifest.num_pairs[indices] == 0).sum())
+    if not spec.images or (
+        without < len(indices) and without <= max(max_skip_share, MAX_UNSUITED_SHARE) * len(indices)
+    ):
+        return
+    what = (
+        f"{manifest.root}: this method needs points that a camera sees, and {without} of {len(indices)} samples have "
+    )
+    if not manifest.camera_names:
+        raise ShardError(
+            f"{what}none: the set has no cameras. Take a method that needs no images (docs/methods.md), or prepare the "
+            "set with cameras into a new folder"
+        )
+    raise ShardError(
+        f"{what}none in any of {', '.join(manifest.camera_names)}: the calibration of the source is wrong or read the "
+        f"wrong way round, or most samples come without images. `tandem inspect {manifest.root} --out FOLDER` draws "
+        "points into images; a method without images needs none (docs/methods.md)"
+    )
+
+
 def build_loader(
     config: DataConfig,
     *,
@@ -260,7 +286,7 @@ def build_loader(
     `superpixels.of_pixel`.
 
     Raises:
-        ShardError: no prepared set, no such split, no samples, or a cache of another set.
+        ShardError: no prepared set, no such split, no samples, none that suits the method, or a cache of another set.
         ValueError: settings that exclude each other.
     """
     if not 0 <= rank < world_size:
@@ -295,6 +321,7 @@ def build_loader(
             world_size,
         )
     reader, indices = opened.reader, opened.indices
+    check_suits(reader.manifest, indices, spec, config.max_skip_share)
     shards = reader.manifest.sample_shard[indices]
     order = SampleOrder(indices, shards, seed, config.shards_per_group, opened.stretches)
     make = _TrainingBatches(

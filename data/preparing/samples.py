@@ -38,6 +38,7 @@ from data.preparing.shard_task import (
 )
 from data.preparing.superpixels import SuperpixelConfig
 from data.sample import Sample
+from data.storage.encode import SetBounds
 from data.storage.manifest import SetInfo
 from data.storage.shard import ShardError
 from data.storage.shard_writer import ShardWriter
@@ -164,7 +165,7 @@ def prepare_samples(
         own = {"source": "iterator", "class_names": class_names, "val_logs": val_logs}
         same_settings(root, plain_settings(config, "custom", own))
         sweep(root)
-        shards = closing.enter_context(_OpenShards(root, config, val_logs))
+        shards = closing.enter_context(_OpenShards(root, config, val_logs, len(class_names)))
         pool = None
         if workers > 1:
             # spawn: OpenCV's and torch's threads do not survive a fork.
@@ -237,9 +238,10 @@ class _Filling:
 class _OpenShards:
     """Which shard each sample belongs to, and the shards that are open: at most one a split."""
 
-    def __init__(self, root: str, config: PrepareConfig, val_logs: tuple[str, ...]) -> None:
+    def __init__(self, root: str, config: PrepareConfig, val_logs: tuple[str, ...], num_classes: int) -> None:
         self._root = root
         self._config = config
+        self._num_classes = num_classes
         self._val_logs = val_logs
         self._filling: dict[str, _Filling] = {}
         self._open: dict[int, _Open] = {}
@@ -299,9 +301,11 @@ class _OpenShards:
         """Append to the shard, and close it when it is full."""
         if task.number not in self._open:
             path = Path(self._root) / task.shard_name
-            writer = ShardWriter(path, self._config.codec)
+            bounds = SetBounds(camera_names=self.cameras or (), num_classes=self._num_classes or None)
             self._open[task.number] = _Open(
-                task=task, writer=writer, looks=SampleLooks(self._tally, first_task=task.number == 0)
+                task=task,
+                writer=ShardWriter(path, self._config.codec, bounds),
+                looks=SampleLooks(self._tally, first_task=task.number == 0),
             )
         shard = self._open[task.number]
         if isinstance(item, Sample):

@@ -17,11 +17,11 @@ from typing import Any
 
 from common.files import file_sha256, replace_file
 from data.calibration.heading import Heading
-from data.convert.base import Converter, Skipped, read_or_skip
+from data.convert.base import Converter, Skipped, read_or_skip, unforeseen
 from data.preparing.early import SampleLooks, Tally
 from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import Sample
-from data.storage.encode import CodecConfig, DamagedError
+from data.storage.encode import CodecConfig, DamagedError, SetBounds
 from data.storage.manifest_check import MAX_MANIFEST_BYTES, is_plain_name
 from data.storage.shard import Shard
 from data.storage.shard_writer import COUNTED_COLUMNS, ShardTable, ShardWriter
@@ -129,7 +129,8 @@ def run_task(job: ShardJob, task: ShardTask, tally: Tally) -> ShardRecord:
     """
     skipped: list[Skipped] = []
     looks = SampleLooks(tally, first_task=task.number == 0)
-    with ShardWriter(Path(job.root) / task.shard_name, job.codec) as writer:
+    bounds = SetBounds(camera_names=job.converter.camera_names(), num_classes=len(job.converter.class_names) or None)
+    with ShardWriter(Path(job.root) / task.shard_name, job.codec, bounds) as writer:
         for part in task.stretches:
             for item in job.converter.frames(part.log, part.start, part.stop):
                 written = item if isinstance(item, Skipped) else write_sample(writer, item, job.superpixels)
@@ -155,6 +156,10 @@ def write_sample(writer: ShardWriter, sample: Sample, superpixels: SuperpixelCon
             writer.write(made)
         except DamagedError as error:
             return Skipped.of(error, sample.key)
+        except OSError:  # of the folder, not of the sample
+            raise
+        except Exception as error:
+            return unforeseen(error, sample.key)
     return made
 
 

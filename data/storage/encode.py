@@ -7,8 +7,11 @@ named by one of `REASONS`.
 from __future__ import annotations
 
 import json
+import os
 import re
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -35,12 +38,30 @@ REASONS = (
     "calibration-singular",  # not finite, not invertible, or not a rotation
     "array-broken",  # an .npy of another type, shape or length than documented
     "points-not-finite",  # NaN or infinity in a coordinate or an intensity
+    "points-range",  # a coordinate that no LiDAR measures
+    "intensity-range",  # below 0 or above 1, or raw values of another scale than the set's
     "empty-sweep",  # no points
+    "too-large",  # more points or voxels than any memory is made for
     "image-broken",  # an image that cannot be decoded whole
     "image-size",  # an image, superpixels, depth or labels of another size than stated
+    "depth-range",  # a depth that is negative or not finite
+    "labels-range",  # a class that the set does not have
+    "superpixel-ids",  # more superpixels than the set states
+    "cameras-unknown",  # a camera that the set does not list, or in another order
+    "boxes-broken",  # a box that is not finite, or has a negative size, or is out of any LiDAR's reach
     "error",  # anything else that went wrong with it: an exception, named in the detail
 )
 """Every reason for which a sample can be refused."""
+
+MAX_COORDINATE_M = 2000.0
+"""Along each axis of the LiDAR frame: twice the reach of the farthest-seeing LiDAR of any vehicle. What lies beyond is
+a flipped bit, another unit, or points in map coordinates; at 2 mm it would also not fit the cells of `voxelize`."""
+
+MAX_POINTS = 1 << 24
+"""Above whole rooms from terrestrial scanners (some 10 million), hundreds of times a sweep."""
+
+INTENSITY_SLACK = 1e-3
+"""Rounding that an intensity may lie beyond 0 to 1."""
 
 MAX_SAMPLE_BYTES = 1 << 30
 """Far above any sweep with its images; larger numbers come from a damaged manifest."""
@@ -49,12 +70,20 @@ MAX_IMAGE_SIDE_PX = 16384
 MAX_IMAGE_PIXELS = 1 << 26
 """Several times those of any camera in use. A few bytes of a compressed image can stand for any number of pixels."""
 DEPTH_UNIT_M = 0.01
+_CODE = f"{Path(__file__).parents[2]}{os.sep}"
+_MAX_ERROR_CHARS = 300
 _KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 _CAMERA = re.compile(r"[A-Za-z0-9_]+\Z")
 BOX_TABLE = {"centers_m": 3, "sizes_m": 3, "yaws": 1, "velocities_mps": 2, "classes": 1, "track_ids": 1}
 """Columns of `Boxes` that every set has, in their stored order, and how many numbers each takes."""
-_MAX_CALIBRATION = 1e12
-"""Above focal lengths in pixels and positions in metres on any planet."""
+_MAX_INTRINSICS = 1e12
+"""Above focal lengths in pixels, so that nothing computed from them overflows."""
+_MAX_POSITION_M = 1e8
+"""Above map coordinates (UTM, geocentric), and float64 still resolves a micrometre there."""
+_MAX_EXTRINSICS_M = 100.0
+"""Above the distance of any sensor from its vehicle's origin; millimetres in place of metres are beyond it."""
+_ROTATION_SLACK = 1e-2
+"""Entries of R R^T - I; those of real calibrations are below 1e-4."""
 BOX_DETAILS = ("num_points", "difficulties", "attributes")
 """Columns of `Boxes` that not every set has, in their stored order."""
 ABSENT_DETAIL = -2
@@ -69,6 +98,14 @@ class DamagedError(Exception):
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+
+    @classmethod
+    def of(cls, error: Exception) -> DamagedError:
+        """Any exception that a sample caused, with the place in this code where it came up."""
+        text = " ".join(str(error).split())[:_MAX_ERROR_CHARS]
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(_CODE)]
+        place = f" ({frames[-1].filename.removeprefix(_CODE)}:{frames[-1].lineno})" if frames else ""
+        return cls("error", f"{type(error).__name__}{f': {text}' if text else ''}{place}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +129,11 @@ class CodecConfig:
 def check_sample(sample: Sample) -> None:
     """Refuse what no training step could use; the same test before writing and after reading.
 
+    A sample is refused whole, also for a single value: which of its other values are right is not known then.
+
     Raises:
-        DamagedError: empty sweep, non-finite points, unusable calibration, or parts that disagree in size.
+        DamagedError: empty sweep, points or intensities that no LiDAR measures, unusable calibration, values out of
+            their range, or parts that disagree in size.
         ValueError: a key or camera name that a WebDataset member name cannot carry (a converter's mistake).
     """
     if not _KEY.match(sample.key):
@@ -101,18 +141,87 @@ def check_sample(sample: Sample) -> None:
     num_points = sample.points_lidar.shape[0]
     if num_points == 0:
         raise DamagedError("empty-sweep", "0 points")
-    if not (np.isfinite(sample.points_lidar).all() and np.isfinite(sample.intensity).all()):
-        bad = int((~np.isfinite(sample.points_lidar)).any(axis=1).sum())
-        raise DamagedError("points-not-finite", f"{bad} of {num_points} points have a non-finite coordinate")
+    if num_points > MAX_POINTS:
+        raise DamagedError("too-large", f"{num_points} points, expected at most {MAX_POINTS}")
+    _check_points(sample.points_lidar, sample.intensity)
+    _check_time("timestamp_us", sample.timestamp_us)
     for name, values in (("labels", sample.labels), ("instances", sample.instances)):
         if values is not None and values.shape != (num_points,):
             raise DamagedError("array-broken", f"{name} {values.shape} for {num_points} points")
     if sample.boxes is not None:
         _check_boxes(sample.boxes)
-    _check_rigid("T_ego_lidar", sample.T_ego_lidar)
-    _check_rigid("T_world_ego", sample.T_world_ego)
+    _check_rigid("T_ego_lidar", sample.T_ego_lidar, _MAX_EXTRINSICS_M)
+    _check_rigid("T_world_ego", sample.T_world_ego, _MAX_POSITION_M)
     for camera in sample.cameras:
         _check_camera(camera)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetBounds:
+    """What the samples of a set may hold.
+
+    Attributes:
+        camera_names: in the set's order; a sample may lack some.
+        num_classes: of labels and boxes; None where the set names none.
+        most_segments: superpixels of an image at most; None where the set does not say.
+    """
+
+    camera_names: tuple[str, ...]
+    num_classes: int | None
+    most_segments: int | None = None
+
+
+def check_fits_set(sample: Sample, bounds: SetBounds) -> None:
+    """Refuse what the set says that it does not have; as `check_sample`, before writing and after reading.
+
+    Raises:
+        DamagedError: a camera, a class or a superpixel that the set does not have.
+    """
+    names, known = [camera.name for camera in sample.cameras], bounds.camera_names
+    if names != [name for name in known if name in names]:
+        raise DamagedError("cameras-unknown", f"{', '.join(names)}; the set has {', '.join(known) or 'none'}")
+    planes = [("labels", sample.labels), ("classes of boxes", None if sample.boxes is None else sample.boxes.classes)]
+    planes += [(f"labels of {camera.name}", camera.labels) for camera in sample.cameras]
+    for what, values in planes:
+        if values is not None and bounds.num_classes is not None:
+            _check_classes(what, values, bounds.num_classes)
+    for camera in sample.cameras:
+        if camera.superpixels is not None and bounds.most_segments is not None:
+            largest = int(camera.superpixels.max())
+            if largest >= bounds.most_segments:
+                detail = f"{largest + 1} superpixels, the manifest states {bounds.most_segments} at most"
+                raise DamagedError("superpixel-ids", f"{camera.name}: {detail}")
+
+
+def _check_points(points: Float[np.ndarray, "N 3"], intensity: Float[np.ndarray, " N"]) -> None:
+    # Of every sample that is read, so in one pass each: the extremes of what holds NaN are NaN, and no range holds NaN.
+    near = points.min() >= -MAX_COORDINATE_M and points.max() <= MAX_COORDINATE_M
+    if near and intensity.min() >= -INTENSITY_SLACK and intensity.max() <= 1 + INTENSITY_SLACK:
+        return
+    finite = np.isfinite(points).all(axis=1) & np.isfinite(intensity)
+    if not finite.all():
+        detail = f"{int((~finite).sum())} of {len(points)} points have a non-finite coordinate or intensity"
+        raise DamagedError("points-not-finite", detail)
+    far = (np.abs(points) > MAX_COORDINATE_M).any(axis=1)
+    if far.any():
+        example = ", ".join(f"{value:g}" for value in points[far][0])
+        detail = f"{int(far.sum())} of {len(points)} points are beyond {MAX_COORDINATE_M:g} m, such as ({example}) m"
+        raise DamagedError("points-range", detail)
+    wrong = (intensity < -INTENSITY_SLACK) | (intensity > 1 + INTENSITY_SLACK)
+    spread = f"from {intensity.min():g} to {intensity.max():g}, expected 0 to 1"
+    raise DamagedError("intensity-range", f"{int(wrong.sum())} of {len(points)} intensities: {spread}")
+
+
+def _check_time(name: str, value: int) -> None:
+    if not -(1 << 63) <= value < 1 << 63:  # JSON's integers have no bound, the sample table has
+        raise DamagedError("meta-broken", f"{name} does not fit 64 bits")
+
+
+def _check_classes(what: str, labels: Integer[np.ndarray, "..."], num_classes: int) -> None:
+    wrong = (labels != IGNORE_LABEL) & ((labels >= num_classes) | (labels < 0))
+    if wrong.any():
+        detail = f"{int(wrong.sum())} {what} such as {int(labels[wrong][0])}; the set has {num_classes} classes"
+        raise DamagedError("labels-range", detail)
 
 
 def is_camera_name(name: str) -> bool:
@@ -134,19 +243,32 @@ def check_image_size(name: str, height: int, width: int) -> None:
 def _check_boxes(boxes: Boxes) -> None:
     finite = all(np.isfinite(part).all() for part in (boxes.centers_m, boxes.sizes_m, boxes.yaws))
     if not finite or np.isinf(boxes.velocities_mps).any():
-        raise DamagedError("array-broken", "a box has a non-finite centre, size, heading or velocity")
+        raise DamagedError("boxes-broken", "a box has a non-finite centre, size, heading or velocity")
+    far = (np.abs(boxes.centers_m) > MAX_COORDINATE_M).any(axis=1)
+    if far.any():
+        raise DamagedError("boxes-broken", f"the centre of a box is at {boxes.centers_m[far][0].tolist()} m")
+    flat = (boxes.sizes_m < 0).any(axis=1)
+    if flat.any():
+        raise DamagedError("boxes-broken", f"a box of {boxes.sizes_m[flat][0].tolist()} m")
 
 
 def _check_camera(camera: CameraView) -> None:
     if not is_camera_name(camera.name):
         raise ValueError(f"camera name {camera.name!r}: expected letters, digits and '_' only")
     K = camera.K
-    # Bounded, so that nothing computed from it overflows.
-    usable = K.shape == (3, 3) and bool((np.abs(K) < _MAX_CALIBRATION).all()) and abs(np.linalg.det(K)) > 1e-6
+    usable = (
+        K.shape == (3, 3)
+        and bool((np.abs(K) < _MAX_INTRINSICS).all())
+        and abs(np.linalg.det(K)) > 1e-6
+        and bool(K[0, 0] > 0 and K[1, 1] > 0)  # a mirrored image would be paired the wrong way round
+        and bool((np.abs(K[2] - (0, 0, 1)) < 1e-6).all())
+    )
     if not usable:
-        raise DamagedError("calibration-singular", f"{camera.name}: intrinsics {K.tolist()}")
-    _check_rigid(f"{camera.name}.T_cam_ego", camera.T_cam_ego)
-    _check_rigid(f"{camera.name}.T_world_ego", camera.T_world_ego)
+        detail = f"{camera.name}: intrinsics {K.tolist()}, expected focal lengths above 0 and a last row of 0 0 1"
+        raise DamagedError("calibration-singular", detail)
+    _check_time(f"{camera.name}.timestamp_us", camera.timestamp_us)
+    _check_rigid(f"{camera.name}.T_cam_ego", camera.T_cam_ego, _MAX_EXTRINSICS_M)
+    _check_rigid(f"{camera.name}.T_world_ego", camera.T_world_ego, _MAX_POSITION_M)
     height, width = camera.image_size
     check_image_size(camera.name, height, width)
     planes = (
@@ -159,17 +281,23 @@ def _check_camera(camera: CameraView) -> None:
         if plane is not None and plane.shape[:2] != (height, width):
             detail = f"{camera.name}: {name} is {plane.shape[:2]}, stated {height}x{width}"
             raise DamagedError("image-size", detail)
+    depth = camera.depth_m
+    if depth is not None and not (depth.min() >= 0 and depth.max() < np.inf):
+        raise DamagedError("depth-range", f"{camera.name}: depth from {depth.min():g} to {depth.max():g} m")
 
 
-def _check_rigid(name: str, T: Float[np.ndarray, "..."]) -> None:
-    """A rotation and a translation; determinants of real calibrations are 1 within 1e-4."""
+def _check_rigid(name: str, T: Float[np.ndarray, "..."], max_m: float) -> None:
+    """A rotation, and a translation of at most `max_m` along each axis."""
     rigid = (
         T.shape == (4, 4)
-        and bool((np.abs(T) < _MAX_CALIBRATION).all())
+        and bool((np.abs(T) <= max_m).all())
         and bool((np.abs(T[3] - (0, 0, 0, 1)) < 1e-6).all())
+        and abs(np.linalg.det(T[:3, :3]) - 1) <= _ROTATION_SLACK
+        and float(np.abs(T[:3, :3] @ T[:3, :3].T - np.eye(3)).max()) <= _ROTATION_SLACK
     )
-    if not rigid or abs(np.linalg.det(T[:3, :3]) - 1) > 0.01:
-        raise DamagedError("calibration-singular", f"{name} is no rigid transform: {T.tolist()}")
+    if not rigid:
+        detail = f"{name} is no rotation with a translation of at most {max_m:g} m: {T.tolist()}"
+        raise DamagedError("calibration-singular", detail)
 
 
 def count_pairs(sample: Sample) -> int:

@@ -21,7 +21,7 @@ from jaxtyping import Int, Shaped
 from common.files import replace_file, sha256_of
 from common.retry import StorageAwayError
 from data.shared_memory import SharesTables
-from data.storage.encode import READABLE_VERSIONS, SCHEMA_VERSION
+from data.storage.encode import READABLE_VERSIONS, SCHEMA_VERSION, SetBounds
 from data.storage.manifest_check import MAX_MANIFEST_BYTES, check_content, check_table
 from data.storage.remote.shard_cache import CacheConfig
 from data.storage.shard import Shard, ShardError
@@ -55,6 +55,14 @@ class SetInfo:
     notes: tuple[str, ...] = ()
     skipped: dict[str, tuple[str, ...]] = field(default_factory=dict)
     superpixels: SuperpixelRecord | None = None
+
+    @property
+    def bounds(self) -> SetBounds:
+        """What its samples may hold."""
+        most_segments = None if self.superpixels is None else self.superpixels.num_segments
+        return SetBounds(
+            camera_names=self.camera_names, num_classes=len(self.class_names) or None, most_segments=most_segments
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

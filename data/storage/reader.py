@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 from common.retry import RETRY_MIN, StorageAwayError
 from data.sample import Sample
 from data.storage.decode import DecodeSpec, Images, decode_sample
-from data.storage.encode import MAX_SAMPLE_BYTES, DamagedError
+from data.storage.encode import MAX_SAMPLE_BYTES, DamagedError, check_fits_set
 from data.storage.manifest import Manifest
 from data.storage.shard import ShardError
 from data.storage.store import is_url, open_store
@@ -40,6 +41,22 @@ class SampleError(ShardError):
     def __str__(self) -> str:
         """One line for a log."""
         return f"sample {self.key} in {self.shard}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+@contextmanager
+def blamed_on(key: str, shard: str) -> Iterator[None]:
+    """What goes wrong inside is the sample's doing: a `SampleError`, so that it is skipped and counted.
+
+    Damage keeps its reason; any other exception, a MemoryError too, is an "error" that says what came up and where. A
+    `ShardError` passes: it tells of the set or of its storage.
+    """
+    try:
+        yield
+    except ShardError:
+        raise
+    except Exception as error:
+        damage = error if isinstance(error, DamagedError) else DamagedError.of(error)
+        raise SampleError(damage.reason, key, shard, damage.detail) from error
 
 
 class Reader(ABC):
@@ -103,6 +120,7 @@ class SampleReader(Reader):
         self.remote_shards = range(len(manifest.shards) if is_url(manifest.root) else 0)
         # Not the store of `load_manifest`: a run that starts must fail at once, one that trains waits for its storage.
         self._store = open_store(manifest.root, manifest.cache, retry_min=retry_min)
+        self._bounds = manifest.bounds
 
     def close(self) -> None:
         """Close the tars; the next read opens them again."""
@@ -115,14 +133,13 @@ class SampleReader(Reader):
     def read_parts(self, index: int, parts: DecodeSpec) -> Sample:
         """See `Reader.read_parts`."""
         key = self.manifest.key(index)
-        try:
+        with blamed_on(key, self.shard_of(index)):
             data = self._sample_bytes(index)
             sample = decode_sample(key, _members(key, data), parts)
+            check_fits_set(sample, self._bounds)
             # Last, so that damage that has a name gets it.
             if zlib.crc32(data) != int(self.manifest.sample_crc32[index]):
                 raise DamagedError("checksum", "the bytes are not those that were written")
-        except DamagedError as error:
-            raise SampleError(error.reason, key, self.shard_of(index), error.detail) from error
         return sample
 
     def _sample_bytes(self, index: int) -> bytes:

@@ -18,7 +18,7 @@ import numpy as np
 from webdataset.writer import TarWriter
 
 from data.sample import Sample
-from data.storage.encode import CodecConfig, count_labelled, count_pairs, encode_sample
+from data.storage.encode import CodecConfig, SetBounds, check_fits_set, count_labelled, count_pairs, encode_sample
 from data.storage.manifest import SAMPLE_COLUMNS, Manifest, SetInfo, write_manifest
 from data.storage.shard import Shard
 
@@ -50,9 +50,11 @@ class ShardWriter:
     Use as a context manager: leaving it with an error removes the temporary file.
     """
 
-    def __init__(self, path: Path, config: CodecConfig) -> None:
+    def __init__(self, path: Path, config: CodecConfig, bounds: SetBounds | None = None) -> None:
+        """Open the temporary file; `bounds`: what the set's samples may hold, where that is known beforehand."""
         self._path = path
         self._config = config
+        self._bounds = bounds
         self._temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         self._file = self._temporary.open("wb")
         self._tar = TarWriter(self._file, user="", group="", mtime=0, encoder=False, compress=False)
@@ -78,23 +80,25 @@ class ShardWriter:
         """Append one sample.
 
         Raises:
-            DamagedError: the sample is refused by `data.storage.encode.check_sample`; the tar is as before.
+            DamagedError: the sample is refused by `data.storage.encode.check_sample` or `check_fits_set`; the tar is
+                as before.
         """
+        if self._bounds is not None:
+            check_fits_set(sample, self._bounds)
         members = encode_sample(sample, self._config)
+        counts = {
+            "sample_timestamp_us": int(sample.timestamp_us),
+            "num_points": int(sample.points_lidar.shape[0]),
+            "num_pairs": count_pairs(sample),
+            "num_labelled": count_labelled(sample),
+        }
+        # Last, when nothing but the disk can fail: rows and tar must go together.
         start = int(self._tar.tarstream.offset)
         self._tar.write({"__key__": sample.key, **members})
         self._keys.append(sample.key)
         self._logs.append(sample.log)
-        self._rows.append(
-            {
-                "sample_offset": start,
-                "sample_size": int(self._tar.tarstream.offset) - start,
-                "sample_timestamp_us": int(sample.timestamp_us),
-                "num_points": int(sample.points_lidar.shape[0]),
-                "num_pairs": count_pairs(sample),
-                "num_labelled": count_labelled(sample),
-            }
-        )
+        size = int(self._tar.tarstream.offset) - start
+        self._rows.append({"sample_offset": start, "sample_size": size, **counts})
 
     def discard(self) -> None:
         """Remove the unfinished file."""

@@ -18,8 +18,7 @@ from data.geometry import transform
 from data.order import SampleDraws
 from data.sample import CameraView, Sample
 from data.storage.decode import Images, decode_jpeg
-from data.storage.encode import DamagedError
-from data.storage.reader import Reader, SampleError
+from data.storage.reader import Reader, SampleError, blamed_on
 from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCache
 from data.views.augment import (
@@ -37,7 +36,7 @@ from data.views.colour import draw_colour
 from data.views.ground import ground_mask
 from data.views.pairs import Pairs, no_pairs, point_pixel_pairs
 from data.views.second_sweep import Partner, PartnerFinder, SweepMatches
-from data.views.voxelize import inside_range
+from data.views.voxelize import Voxels, inside_range, voxelize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +106,7 @@ class View:
     Attributes:
         recorded: which point of the recorded sweep each point is, ascending.
         intensity: 0 to 1.
+        voxels: of the points.
         images: one a camera, all of one size.
         cameras: those in use, also where a teacher cache takes the place of their pixels.
     """
@@ -115,6 +115,7 @@ class View:
     recorded: Int[np.ndarray, " N"]
     points: Float[np.ndarray, "N 3"]
     intensity: Float[np.ndarray, " N"]
+    voxels: Voxels
     T_aug_lidar: Float[np.ndarray, "4 4"]
     images: tuple[UInt8[np.ndarray, "H W 3"], ...] | None = None
     cameras: ViewCameras | None = None
@@ -144,18 +145,17 @@ def read_view(
     A teacher cache gives features in place of pixels; `labels` adds the classes of points.
 
     Raises:
-        SampleError: the sample is damaged, or has no pairs or no partner where `spec` asks for them.
-        ShardError: the cache was built with other superpixels.
+        SampleError: the sample is damaged, has no pairs or no partner where `spec` asks for them, or no view of it can
+            be made, whatever the exception.
+        ShardError: the cache was built with other superpixels, or the storage is away.
     """
     images: Images = "encoded" if spec.images and cache is None else False
     sample = reader.read(index, images=images, superpixels=spec.superpixels, labels=labels)
     shard = reader.shard_of(index)
-    partner = None if partners is None else partners.find(index, sample, draws.partner(), shard=shard)
-    cached = None if cache is None else _cached_features(cache, index, sample)
-    try:
+    with blamed_on(sample.key, shard):
+        partner = None if partners is None else partners.find(index, sample, draws.partner(), shard=shard)
+        cached = None if cache is None else _cached_features(cache, index, sample)
         return make_view(sample, config, spec, draws, shard=shard, cached=cached, partner=partner)
-    except DamagedError as error:  # an image that was stored broken: all other damage is found on reading
-        raise SampleError(error.reason, sample.key, shard, error.detail) from error
 
 
 def partners_for(reader: Reader, indices: Int[np.ndarray, " n"], spec: BatchSpec) -> PartnerFinder | None:
@@ -193,7 +193,7 @@ def make_view(
     cached: Sequence[np.ndarray] | None = None,
     partner: Partner | None = None,
 ) -> View:
-    """Pair and augment one sample; make a second view of it where the method needs one.
+    """Pair, augment and voxelise one sample; make a second view of it where the method needs one.
 
     The sample has no pixels under a teacher cache (`cached`: features of each camera's superpixels) or where `spec`
     asks for no images. `partner` is the other sweep, where `spec.second_cloud` is another one; `shard` is for messages.
@@ -213,7 +213,8 @@ def make_view(
     if spec.only_seen and pixels is not None:
         cloud = _keep_seen(cloud, pixels)
     features = None if cached is None else np.concatenate([cached[camera] for camera in in_use]).astype(np.float32)
-    view = _assemble(recorded, cloud, pixels, spec, shard, features)
+    voxels = cloud.voxels(recorded, config.voxel)
+    view = _assemble(recorded, cloud, voxels, pixels, spec, shard, features)
     if spec.second_cloud is None and not spec.second_images:
         return view
 
@@ -231,7 +232,9 @@ def make_view(
         pixels = _draw_pixels(rng, recorded, cloud, augment, config.image_size)
     if spec.second_cloud is not None and spec.only_seen and pixels is not None:
         cloud = _keep_seen(cloud, pixels)
-    second = _assemble(recorded, cloud, pixels, spec, shard, features)
+    if spec.second_cloud is not None:
+        voxels = cloud.voxels(recorded, config.voxel)
+    second = _assemble(recorded, cloud, voxels, pixels, spec, shard, features)
     if matches is not None:
         matches = matches.keep(view.recorded, second.recorded)
     return dataclasses.replace(view, second=second, matches=matches)
@@ -256,6 +259,10 @@ class _Recorded:
     ground: Bool[np.ndarray, " N"] | None
     clusters: ViewClusters | None
 
+    def intensity(self, points: Int[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
+        """Of some points."""
+        return np.asarray(self.sample.intensity[points], dtype=np.float32)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Cloud:
@@ -275,6 +282,10 @@ class _Cloud:
             points=self.points.take(rows, axis=0),
             pairs=self.pairs.keep_points(mask),
         )
+
+    def voxels(self, recorded: _Recorded, config: VoxelConfig) -> Voxels:
+        """The points in the grid."""
+        return voxelize(self.points, recorded.intensity(self.recorded), config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,6 +387,7 @@ def _keep_seen(cloud: _Cloud, pixels: _Pixels) -> _Cloud:
 def _assemble(
     recorded: _Recorded,
     cloud: _Cloud,
+    voxels: Voxels,
     pixels: _Pixels | None,
     spec: BatchSpec,
     shard: str,
@@ -389,7 +401,8 @@ def _assemble(
         key=sample.key,
         recorded=points,
         points=cloud.points,
-        intensity=sample.intensity[points].astype(np.float32),
+        intensity=recorded.intensity(points),
+        voxels=voxels,
         T_aug_lidar=cloud.T_aug_lidar,
         ground=None if recorded.ground is None else recorded.ground[points],
         clusters=None if objects is None else dataclasses.replace(objects, of_point=objects.of_point[points]),

@@ -5,42 +5,60 @@ Vectorised numpy, about 2 ms for 20,000 points: cells are packed into one intege
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from data.batch_spec import VoxelConfig
+from data.storage.encode import DamagedError
+
+MAX_VOXELS = 1 << 22
+"""Of one cloud. `res16unet34c` keeps 23 kB of activations a voxel for its backward pass (float32, counted with torch's
+hooks on saved tensors): 96 GB at this number. A dense sweep at 5 cm has less than a twentieth of it."""
 
 
-def voxelize(
-    points: Float[np.ndarray, "N 3"], intensity: Float[np.ndarray, " N"], config: VoxelConfig
-) -> tuple[Int[np.ndarray, "M 3"], Float[np.ndarray, "M F"], Int[np.ndarray, " N"]]:
+class Voxels(NamedTuple):
+    """A cloud in a grid.
+
+    Attributes:
+        coords: int32 cells (may be negative), sorted, unique.
+        features: float32 input of each voxel.
+        of_point: int64 index into `coords` of each point.
+    """
+
+    coords: Int[np.ndarray, "M 3"]
+    features: Float[np.ndarray, "M F"]
+    of_point: Int[np.ndarray, " N"]
+
+
+def voxelize(points: Float[np.ndarray, "N 3"], intensity: Float[np.ndarray, " N"], config: VoxelConfig) -> Voxels:
     """Cells that hold points, their features, and the cell of each point.
 
     Azimuth runs from -180 to 180 degrees about z; the cells on the two sides of the cut behind the sensor are not
     neighbours (as in SLidR). Points are in metres.
 
-    Returns:
-        coords: int32 cells (may be negative), sorted, unique.
-        voxel_features: float32 input of each voxel.
-        point_voxel: int64 index into `coords` of each point.
-
     Raises:
+        DamagedError: more voxels than any accelerator's memory holds the activations of.
         ValueError: a point is not finite, or the cloud spans more cells than an int32 coordinate can hold.
     """
     if len(points) == 0:
         empty = np.zeros((0, config.num_features), dtype=np.float32)
-        return np.zeros((0, 3), dtype=np.int32), empty, np.zeros(0, dtype=np.int64)
+        return Voxels(np.zeros((0, 3), dtype=np.int32), empty, np.zeros(0, dtype=np.int64))
     cells = _cells(points, config)
     order, starts, point_voxel = _group(*_packed(cells))
     # A stable order makes the first of each group the point with the lowest index.
     first = order[starts]
+    if len(first) > MAX_VOXELS:
+        detail = f"{len(first)} voxels, expected at most {MAX_VOXELS}; size is {config.size}: enlarge the cells"
+        raise DamagedError("too-large", detail)
     features = _point_features(points, intensity, config)
     if config.reduce == "first":
         voxel_features = features[first]
     else:
         sums = np.add.reduceat(features[order].astype(np.float64), starts, axis=0)
         voxel_features = (sums / np.diff(starts, append=len(points))[:, None]).astype(np.float32)
-    return cells[first].astype(np.int32), voxel_features, point_voxel
+    return Voxels(cells[first].astype(np.int32), voxel_features, point_voxel)
 
 
 def inside_range(points: Float[np.ndarray, "N 3"], config: VoxelConfig) -> Bool[np.ndarray, " N"]:

@@ -16,7 +16,7 @@ import torch
 from configs.load import ConfigError
 from configs.schema import PretrainConfig, SlurmConfig
 from data.loading.evaluation import load_batch
-from data.loading.loader import DataConfig
+from data.loading.loader import DataConfig, check_suits
 from data.sample import Batch
 from data.storage.manifest import load_manifest
 from data.storage.mixture import open_set, open_sets
@@ -122,7 +122,9 @@ def check_runs(configs: Sequence[PretrainConfig], *, one_batch: bool = True) -> 
     seen: list[tuple[DataConfig, MethodConfig]] = []
     for config in configs:
         for data_set in config.data.sets:
-            open_set(data_set).indices(data_set.split)
+            manifest = open_set(data_set)
+            in_use = manifest.indices(data_set.split)[: data_set.limit]
+            check_suits(manifest, in_use, config.method.batch_spec(), config.data.max_skip_share)
         if any(is_url(data_set.shards) for data_set in config.data.sets):
             try:
                 opened = open_sets(config.data.sets, config.data.cache)

@@ -13,7 +13,7 @@ from data.calibration.check import CalibrationCheck, CalibrationVerdict, Motion,
 from data.calibration.depth_edges import edge_strength
 from data.sample import CameraView, Sample
 from data.storage.manifest import Manifest
-from data.storage.reader import SampleError, SampleReader
+from data.storage.reader import SampleError, SampleReader, blamed_on
 from launchers.drawing import canvas
 from launchers.drawing.canvas import RgbImage
 from launchers.drawing.page import TextTable
@@ -68,7 +68,8 @@ def check_set(manifest: Manifest, reader: SampleReader, indices: Sequence[int]) 
     for index in indices:
         try:
             sample = reader.read(index, superpixels=False, labels=False)
-            check.add(sample, _motion(manifest, reader, index, sample))
+            with blamed_on(sample.key, reader.shard_of(index)):
+                check.add(sample, _motion(manifest, reader, index, sample))
         except SampleError as error:
             damaged.append((manifest.key(index), error.reason, error.detail))
     return CalibrationReport(check=check, verdicts=check.verdicts(), damaged=tuple(damaged))
@@ -80,7 +81,10 @@ def _motion(manifest: Manifest, reader: SampleReader, index: int, sample: Sample
     at = int(np.flatnonzero(order == index)[0])
     for neighbour in (at + 1, at - 1):
         if 0 <= neighbour < len(order):
-            other = reader.read(int(order[neighbour]), images=False, superpixels=False, labels=False)
+            try:
+                other = reader.read(int(order[neighbour]), images=False, superpixels=False, labels=False)
+            except SampleError:  # not this sample's fault
+                continue
             first, second = (sample, other) if neighbour > at else (other, sample)
             motion = motion_between(first, second)
             if motion is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
@@ -12,15 +13,45 @@ from data.storage.manifest import Manifest
 from data.storage.reader import SampleError, SampleReader
 from launchers.drawing.page import TextTable
 
-_COUNTED_SAMPLES = 50
-"""Samples of a set that labels are counted in, at most: enough for shares, and done in seconds."""
+_LOOKED_AT = 50
+"""Samples of a set that are read, at most: enough for shares of labels, and done in seconds."""
 
 
-def set_tables(manifest: Manifest, reader: SampleReader) -> list[TextTable]:
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """What some samples, spread over a set, hold.
+
+    Attributes:
+        num_points: of each label value.
+        num_read: samples that could be read.
+        unusable: key, reason and detail of those that training would skip.
+    """
+
+    num_points: Int[np.ndarray, " 256"]
+    num_read: int
+    unusable: tuple[tuple[str, str, str], ...]
+
+
+def look(manifest: Manifest, reader: SampleReader) -> Looked:
+    """Read samples as training does, without decoding their images."""
+    num_points, unusable = np.zeros(256, dtype=np.int64), []  # labels are bytes
+    indices = np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _LOOKED_AT)).astype(np.int64))
+    for index in indices.tolist():
+        try:
+            sample = reader.read(index, images="encoded")
+        except SampleError as error:
+            unusable.append((error.key, error.reason, error.detail))
+            continue
+        if sample.labels is not None:
+            num_points += np.bincount(sample.labels, minlength=256)
+    return Looked(num_points=num_points, num_read=len(indices) - len(unusable), unusable=tuple(unusable))
+
+
+def set_tables(manifest: Manifest, looked: Looked) -> list[TextTable]:
     """An overview of a set: contents, splits, classes, what was left out."""
     tables = [_contents(manifest), _splits(manifest)]
     if manifest.class_names:
-        tables.append(_classes(manifest, reader))
+        tables.append(_classes(manifest, looked))
     if manifest.skipped:
         rows = tuple((reason, str(len(keys)), ", ".join(keys[:3])) for reason, keys in manifest.skipped.items())
         tables.append(TextTable(title="left out when prepared", header=("reason", "samples", "e.g."), rows=rows))
@@ -43,6 +74,7 @@ def _contents(manifest: Manifest) -> TextTable:
             ("cameras", ", ".join(manifest.camera_names) or "none"),
             ("points a sample", _spread_text(manifest.num_points)),
             ("pairs a sample", _spread_text(manifest.num_pairs)),
+            ("samples without pairs", f"{(manifest.num_pairs == 0).sum():,}"),
             ("superpixels", str(manifest.superpixels) if manifest.superpixels else "none, or not recorded"),
             ("fingerprint", manifest.fingerprint()[:16]),
         ),
@@ -61,8 +93,8 @@ def _splits(manifest: Manifest) -> TextTable:
     return TextTable(title="splits", header=header, rows=tuple(rows), numeric=(1, 2, 3))
 
 
-def _classes(manifest: Manifest, reader: SampleReader) -> TextTable:
-    counts, read, damaged = _label_counts(manifest, reader)
+def _classes(manifest: Manifest, looked: Looked) -> TextTable:
+    counts = looked.num_points
     total = max(int(counts.sum()), 1)
     named = {**dict(enumerate(manifest.class_names)), IGNORE_LABEL: "(unlabelled)"}
     unknown = [value for value in np.flatnonzero(counts).tolist() if value not in named]
@@ -70,25 +102,10 @@ def _classes(manifest: Manifest, reader: SampleReader) -> TextTable:
         (str(value), named.get(value, "(unknown)"), f"{counts[value] / total:.2%}")
         for value in [*range(len(manifest.class_names)), *unknown, IGNORE_LABEL]
     ]
-    title = f"classes by share of points, in {read} of {len(manifest)} samples"
-    if damaged:
-        title += f" ({damaged} more could not be read)"
+    title = f"classes by share of points, in {looked.num_read} of {len(manifest)} samples"
+    if looked.unusable:
+        title += f" ({len(looked.unusable)} more could not be read)"
     return TextTable(title=title, header=("id", "class", "points"), rows=tuple(rows), numeric=(0, 2))
-
-
-def _label_counts(manifest: Manifest, reader: SampleReader) -> tuple[Int[np.ndarray, "256"], int, int]:
-    """Points of each label value, samples read, samples that could not be read."""
-    indices = np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _COUNTED_SAMPLES)).astype(np.int64))
-    counts, damaged = np.zeros(256, dtype=np.int64), 0  # labels are bytes
-    for index in indices:
-        try:
-            labels = reader.read(int(index), images=False, superpixels=False).labels
-        except SampleError:
-            damaged += 1
-            continue
-        if labels is not None:
-            counts += np.bincount(labels, minlength=256)
-    return counts, len(indices) - damaged, damaged
 
 
 def _spread_text(values: Int[np.ndarray, " n"]) -> str:

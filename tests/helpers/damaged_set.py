@@ -39,6 +39,19 @@ def _nan_points(members: Members) -> None:
     members["points.npy"] = _npy(points)
 
 
+def _absurd_point(members: Members) -> None:
+    points = _points(members)
+    points[5, 0] = 1e7
+    members["points.npy"] = _npy(points)
+
+
+def _flipped_bit(members: Members) -> None:
+    """The highest bit of an intensity's exponent: 0.38 becomes 1.3e38."""
+    points = _points(members)
+    points[5, 3:].view("<u4")[:] ^= 1 << 30
+    members["points.npy"] = _npy(points)
+
+
 def _empty_sweep(members: Members) -> None:
     members["points.npy"] = _npy(np.zeros((0, 4), "<f4"))
     for name, kind in (("labels.npy", "u1"), ("instances.npy", "<u2")):
@@ -69,6 +82,8 @@ def _zero_pairs(members: Members) -> None:
 DAMAGE: dict[str, Callable[[Members], None]] = {
     "image-broken": _broken_jpeg,
     "points-not-finite": _nan_points,
+    "points-range": _absurd_point,
+    "intensity-range": _flipped_bit,
     "empty-sweep": _empty_sweep,
     "calibration-missing": _no_calibration,
     "image-size": _image_of_another_size,
@@ -88,7 +103,8 @@ def write_damaged_set(path: Path | str, *, logs: int = 6, frames: int = 4) -> tu
     damaged: dict[str, tuple[str, str]] = {}
     names = [f"log-{number:03d}" for number in range(logs)]
     for number, reason in enumerate(DAMAGE):
-        damaged[reason] = (f"{names[number % logs]}_{number % (frames - 1):06d}", f"shard-{number % logs:06d}.tar")
+        frame = (number + number // logs) % (frames - 1)  # another one in each round of the logs
+        damaged[reason] = (f"{names[number % logs]}_{frame:06d}", f"shard-{number % logs:06d}.tar")
     by_key = {key: DAMAGE[reason] for reason, (key, _) in damaged.items()}
     with _members_changed(by_key):
         tables = [write_shard(root / f"shard-{n:06d}.tar", toy_log(n, frames)) for n in range(logs)]

@@ -19,7 +19,7 @@ from tests.helpers.toy_run import losses
 pytestmark = pytest.mark.timeout(120)
 
 Damaged = tuple[str, dict[str, tuple[str, str]]]
-# 24 samples, 7 of them damaged; 8 steps of 4 are an epoch and a third.
+# 24 samples, 9 of them damaged; 8 steps of 4 are an epoch and a third.
 LENGTH = "schedule.steps=8"
 
 

@@ -18,11 +18,12 @@ from data.storage.reader import SampleReader
 from data.storage.shard import ShardError
 from engine.errors import CheckpointError
 from launchers.drawing.page import TextTable, page
-from launchers.drawing.set_tables import human_bytes, set_tables
+from launchers.drawing.set_tables import human_bytes, look, set_tables
 from launchers.inspect import find_sample, main
 from launchers.reporting.run_tables import run_tables
 from launchers.runs.files import is_run
 from launchers.training.restore import find_checkpoint_folder, load_run_config
+from tests.helpers.damaged_set import write_damaged_set
 from tests.helpers.run_folder import STEP, write_toy_run
 from tests.helpers.samples import CLASS_NAMES, write_toy_set
 
@@ -78,7 +79,7 @@ def assert_self_contained(content: str) -> list[str]:
 def test_set_summary_counts_what_is_in_the_shards(shards: str) -> None:
     manifest = load_manifest(shards)
     reader = SampleReader(manifest)
-    tables = {table.title.split(" by ")[0]: table for table in set_tables(manifest, reader)}
+    tables = {table.title.split(" by ")[0]: table for table in set_tables(manifest, look(manifest, reader))}
     contents = dict(tables["contents"].rows)
     assert contents["samples"] == "6"
     assert contents["points a sample"] == "400 (from 400 to 400)"
@@ -154,10 +155,18 @@ def test_damage_is_named_and_changes_the_exit_code(tmp_path: Path, capsys: pytes
     assert main([shards, "--check", "--out", str(tmp_path / "out")]) == 1
     text = capsys.readouterr().out
     assert re.search(r"shard-000000.tar +damaged", text)
-    assert "damaged samples" in text
+    assert "samples that training would skip" in text
     assert "log-000_000000" in text
     assert "in 3 of 4 samples by" not in text
     assert (tmp_path / "out" / "log-001_000001.sweep.png").is_file()
+
+
+def test_what_training_would_skip_is_seen_without_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root, where = write_damaged_set(tmp_path / "set")
+    assert main([root]) == 1
+    text = capsys.readouterr().out
+    for reason, (key, _) in where.items():
+        assert (re.search(rf"{key} +{reason} ", text) is not None) == (reason != "zero-pairs"), reason
 
 
 def test_a_set_without_labels_or_superpixels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,7 +62,7 @@ def test_damaged_samples_are_named_once(shards, tmp_path, capsys):
     assert main([str(root), "--calibration", "2", "--sample", "0"]) == 1
     shown = capsys.readouterr().out
     assert shown.count("checksum") + shown.count("broken (") <= 2
-    assert "damaged samples" in shown
+    assert "samples that training would skip" in shown
 
 
 def test_warnings_say_what_and_how_much():

@@ -28,6 +28,7 @@ from data.storage.run_lengths import decode_runs, encode_runs
 from data.storage.shard import ShardError
 from data.storage.shard_writer import ShardWriter, join_manifest, write_shard
 from data.storage.superpixel_record import SuperpixelRecord
+from tests.data.storage.test_sample_checks import WRONG
 from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, make_sample, toy_log, write_toy_set
 
 
@@ -398,7 +399,8 @@ def test_boxes_keep_what_only_some_sets_have(tmp_path):
 
 
 def test_every_reason_is_tested():
-    tested = {reason for reason, _ in DAMAGE.values()} | {"shard-missing", "tar-broken", "checksum"}
+    tested = {reason for reason, _ in (*DAMAGE.values(), *WRONG.values())}
+    tested |= {"shard-missing", "tar-broken", "checksum", "superpixel-ids", "too-large", "error"}
     assert tested == set(REASONS)
 
 

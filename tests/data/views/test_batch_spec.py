@@ -70,7 +70,7 @@ def reprojected(batch: Batch) -> torch.Tensor:
 @pytest.mark.parametrize("spec", [BatchSpec(), EVERYTHING, BatchSpec(second_images=True), BatchSpec(second_cloud=SAME)])
 def test_calibration_projects_points_onto_their_pairs(spec: BatchSpec) -> None:
     views = [make_view(numbered(seed), CONFIG, spec, SampleDraws(0, 0, seed)) for seed in range(6)]
-    batch = collate(views, VoxelConfig())
+    batch = collate(views)
     mirrored = 0
     for part in (batch, batch.second):
         if part is None:
@@ -91,7 +91,7 @@ def test_calibration_projects_points_onto_their_pairs(spec: BatchSpec) -> None:
 def test_the_cloud_says_what_was_done_to_it() -> None:
     sample = numbered(3)
     for view in views_of(make_view(sample, CONFIG, BatchSpec(images=False, second_cloud=SAME), SampleDraws())):
-        batch = collate([view], VoxelConfig())
+        batch = collate([view])
         recorded = torch.from_numpy(sample.points_lidar[view.recorded])
         T = batch.T_aug_lidar[0]  # type: ignore[index]
         torch.testing.assert_close(recorded @ T[:3, :3].T + T[:3, 3], batch.points, rtol=0, atol=1e-3)
@@ -121,7 +121,7 @@ def test_what_is_not_drawn_again_is_the_first_views() -> None:
     views = [
         make_view(numbered(seed), CONFIG, BatchSpec(second_images=True), SampleDraws(0, 0, seed)) for seed in range(2)
     ]
-    batch = collate(views, VoxelConfig())
+    batch = collate(views)
     assert batch.second is not None
     assert batch.matches is None
     for name in ("points", "point_voxel", "voxel_coords", "voxel_features", "T_aug_lidar"):
@@ -129,7 +129,7 @@ def test_what_is_not_drawn_again_is_the_first_views() -> None:
     assert not torch.equal(batch.second.images, batch.images)  # type: ignore[arg-type]
 
     spec = BatchSpec(superpixels=True, second_cloud=SAME)
-    batch = collate([make_view(numbered(seed), CONFIG, spec, SampleDraws()) for seed in range(2)], VoxelConfig())
+    batch = collate([make_view(numbered(seed), CONFIG, spec, SampleDraws()) for seed in range(2)])
     assert batch.second is not None
     assert batch.second.images is batch.images
     assert batch.second.superpixels.of_pixel is batch.superpixels.of_pixel
@@ -180,7 +180,7 @@ def test_the_second_cloud_may_be_augmented_in_its_own_way() -> None:
 def test_ground_and_clusters_follow_their_points() -> None:
     samples = [numbered(seed) for seed in range(3)]
     views = [make_view(sample, CONFIG, EVERYTHING, SampleDraws(0, 4, n)) for n, sample in enumerate(samples)]
-    batch = collate(views, VoxelConfig())
+    batch = collate(views)
     counted = 0
     for number, (sample, view) in enumerate(zip(samples, views, strict=True)):
         ground = ground_mask(sample.points_lidar, GROUND, SampleDraws(0, 9, number).ground())
@@ -320,7 +320,7 @@ def test_workers_hand_over_both_views(root: str, source_of: str) -> None:
 
 def test_a_batch_moves_whole_and_keeps_what_is_shared() -> None:
     view = make_view(numbered(0), CONFIG, BatchSpec(superpixels=True, second_cloud=SAME), SampleDraws())
-    batch = collate([view], VoxelConfig())
+    batch = collate([view])
     moved = batch.to("meta")
     assert moved.second is not None
     devices = {t.device.type for part in (moved, moved.second) for t in part.tensors().values()}
