@@ -1,14 +1,11 @@
-"""Reading other people's weights, and writing ours, without ever executing what a file contains.
+"""Other people's weights into our networks, and ours into files; `models.weight_files` reads, and executes nothing.
 
 Every load gives a `LoadReport` (matched, missing, mismatched, unused) and refuses below a set share of matches: a
-wrong prefix otherwise leaves a random network that trains and disappoints. Files are read with
-`torch.load(weights_only=True)` or as safetensors.
+wrong prefix otherwise leaves a random network that trains and disappoints.
 """
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,8 +18,8 @@ from torch import Tensor, nn
 
 from common.files import replace_file
 from common.run_files import WEIGHTS_FILE, damage, list_checkpoints
-from models.image.published import HELP
 from models.lidar.minkowski import from_minkowski
+from models.weight_files import read_checkpoint as read_checkpoint
 
 MIN_MATCH = 0.9
 """Share of a network's tensors that a file must fill."""
@@ -60,37 +57,6 @@ class LoadReport:
                 more = f", ... {len(keys) - 5} more" if len(keys) > 5 else ""
                 lines.append(f"  {name}: {', '.join(keys[:5])}{more}")
         return "\n".join(lines)
-
-
-# ---- files
-
-
-def read_checkpoint(path: str | Path) -> dict[str, object]:
-    """Contents of a `.safetensors` file or of what `torch.save` wrote.
-
-    Raises:
-        ValueError: there is no such file, it is damaged, or it holds objects other than tensors and plain values
-            (which are never built, because building them may execute code).
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"weights: {path} is not a file. Give the path of a downloaded checkpoint; {HELP}")
-    try:
-        if path.suffix == ".safetensors":
-            return dict(load_file(path))
-        # DINO keeps its command line in the checkpoint as a Namespace, a plain container.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    # A damaged pickle can fail in any of these ways.
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, LookupError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(
-            f"weights: {path} cannot be read as tensors and plain values ({reason}). It may be damaged or hold other "
-            "objects, which are refused because they may execute code"
-        ) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"weights: {path} holds a {type(content).__name__}, expected a dictionary")
-    return {str(key): value for key, value in content.items()}
 
 
 # ---- image formats
