@@ -8,9 +8,8 @@ explicit table.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.ranges import RangeError
 from common.trees import leaves
+from configs.find import KINDS, find_config, kind_of, nearest
+from configs.text import keep_text
 from models.image.published import HELP
 
 T = TypeVar("T")
@@ -52,11 +53,21 @@ def load(
     Raises:
         ConfigError: unreadable file, unknown key, wrong type or a value out of range.
     """
-    sources = [OmegaConf.create(dict(defaults or {})), _read_yaml(path), *(_parse_override(o) for o in overrides)]
+    found = None if path is None else _find(path, kind)
+    sources = [
+        OmegaConf.create(dict(defaults or {})),
+        _read_file(found, kind),
+        *(_parse_override(o) for o in overrides),
+    ]
     schema = OmegaConf.structured(kind)
     # In the table's order: a section inside another one depends on what the outer one was chosen to be.
     for section, table in (choices or {}).items():
         _choose(schema, section, table, sources)
+    if found is not None:
+        keep_text(sources[1], found.read_text(encoding="utf-8"), schema)
+    for source, override in zip(sources[2:], overrides, strict=True):
+        name, _, value = override.partition("=")
+        keep_text(source, value, schema, path=tuple(name.split(".")))
     for source in sources:
         _drop_retired(source)
         _drop_teachers_of_old(source, schema)
@@ -107,6 +118,11 @@ def _drop_teachers_of_old(source: DictConfig, schema: DictConfig) -> None:
     for name in ONCE_OF_ALL_TEACHERS:
         if chosen is not None and name not in chosen:
             del teacher[name]
+
+
+def read_value(text: str) -> Any:
+    """What the right side of an override means where nothing is known of the setting."""
+    return _plain(OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"])
 
 
 def dump(config: object, *, choices: Choices | None = None) -> str:
@@ -172,20 +188,33 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _read_yaml(path: str | Path | None) -> DictConfig:
+def _find(path: str | Path, kind: type) -> Path:
+    """The file that a path or a name means."""
+    own = KINDS.get(kind.__name__)
+    try:
+        return find_config(path, None if own is None else own.folder)
+    except OSError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _read_file(path: Path | None, kind: type) -> DictConfig:
+    """The content of a config file, which is of the kind that it is read as."""
     if path is None:
         return OmegaConf.create({})
     try:
         tree = OmegaConf.load(path)
-    except FileNotFoundError:
-        known = sorted(str(p) for p in Path(path).parent.glob("*.yaml"))
-        near = difflib.get_close_matches(str(path), known, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"{path}: no such config file{hint}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {_one_line(error)}") from error
     if not isinstance(tree, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of sections, got a list")
+    given, own = set(map(str, tree)), KINDS.get(kind.__name__)
+    other = kind_of(given)
+    if own is not None and other is not None and other != kind.__name__ and not own.marks & given:
+        meant, names = KINDS[other], ", ".join(sorted(KINDS[other].marks & given))
+        raise ConfigError(
+            f"{path}: is the config of {meant.title} (it has {names}), expected that of {own.title}; it goes to "
+            f"{meant.use}"
+        )
     return tree
 
 
@@ -217,7 +246,7 @@ def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources
         raise ConfigError(f"{section}.name: no value given, expected one of {', '.join(sorted(table))}")
     if name not in table:
         raise ConfigError(
-            f"{section}.name: got {name!r}, expected one of {', '.join(sorted(table))}{_near(name, table)}"
+            f"{section}.name: got {name!r}, expected one of {', '.join(sorted(table))}{nearest(name, table)}"
         )
     allowed = _allowed(owner, last)  # a method may declare a narrower class than the table holds
     if not issubclass(table[name], allowed):
@@ -254,39 +283,62 @@ def _allowed(owner: DictConfig, key: str) -> type:
     return hint if isinstance(hint, type) else object
 
 
-def _near(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
 def _elsewhere(key: str, table: Mapping[str, type]) -> str:
     """Under which names of a table a setting would have an effect."""
     owners = [name for name, kind in table.items() if key in {field.name for field in dataclasses.fields(kind)}]
     return f", a setting of {', '.join(owners)} only" if owners else ""
 
 
+def _whole_name(key: str, schema: DictConfig, section: str) -> str:
+    """Where in other sections there is a setting of this name, or of one that ends in it (`batch_size`)."""
+    known = [name for name in _names(schema) if name.rpartition(".")[0] != section]
+    same = [name for name in known if name.rpartition(".")[2] == key]
+    found = sorted(same or [name for name in known if name.endswith(f"_{key}")], key=len)
+    return f"; did you mean {' or '.join(found[:3])}?" if found else ""
+
+
+def _names(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    """Dotted names of all settings of a structured config."""
+    hints = typing.get_type_hints(OmegaConf.get_type(node))
+    for key in map(str, node):
+        name = f"{prefix}{key}"
+        yield name
+        child = _child(node, key, hints[key])
+        if isinstance(child, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(child)):
+            yield from _names(child, f"{name}.")
+
+
+def _child(node: DictConfig, key: str, hint: Any) -> Any:
+    """What a section holds; of a section without a default, or null by default, that which is declared."""
+    child = None if OmegaConf.is_missing(node, key) else node.get(key)
+    section = next(filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))), None)
+    return OmegaConf.structured(section) if child is None and section is not None else child
+
+
 def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConfig, choices: Choices) -> ConfigError:
     """Turn OmegaConf's exception into path, value, expectation and nearest name."""
     # OmegaConf names neither the place nor the remedy: look for the first leaf that the schema does not take.
     for path, value in leaves(OmegaConf.to_container(source)):
-        node = schema
+        node, hint = schema, object
         for depth, key in enumerate(path):
             kind = OmegaConf.get_type(node)
             dotted = ".".join(path[: depth + 1])
             if kind is None or not dataclasses.is_dataclass(kind):
-                break
+                entry = (typing.get_args(hint) or (hint,))[-1]  # of a mapping
+                if _accepts(schema, path, value):
+                    break
+                return ConfigError(f"{'.'.join(path)}: got {value!r}, expected {_describe(entry)}")
             names = {field.name for field in dataclasses.fields(kind)}  # class variables are no settings
             hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name in names}
             if key not in hints:
                 known = ", ".join(sorted(hints)) or "nothing"
-                near = _near(key, hints) or _elsewhere(key, choices.get(".".join(path[:depth]), {}))
+                near = _whole_name(key, schema, ".".join(path[:depth])) or nearest(key, hints)
+                near = near or _elsewhere(key, choices.get(".".join(path[:depth]), {}))
                 return ConfigError(f"{dotted}: unknown name{near} (got {value!r}; valid here: {known})")
             if depth + 1 == len(path) and not _accepts(schema, path, value):
                 return ConfigError(f"{dotted}: got {value!r}, expected {_describe(hints[key])}")
-            child = None if OmegaConf.is_missing(node, key) else node.get(key)
-            section = next(filter(dataclasses.is_dataclass, (hints[key], *typing.get_args(hints[key]))), None)
-            if child is None and section is not None:
-                child = OmegaConf.structured(section)  # a section without a default, or null by default
+            child = _child(node, key, hints[key])
+            hint = hints[key]
             if not isinstance(child, DictConfig):
                 if depth + 1 < len(path):
                     return ConfigError(f"{dotted}: got a section, expected {_describe(hints[key])}")

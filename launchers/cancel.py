@@ -1,29 +1,18 @@
-"""`tandem cancel RUN_OR_ROOT ...`: end the jobs of runs: training, evaluations, and a report that no other run needs.
-
-Jobs that other runs share (random-initialisation rows, a sweep's report) stay, unless all of those runs are named.
-A running training writes a checkpoint first; what it has is kept, and `tandem submit` continues it.
-"""
+"""`tandem cancel`: end the jobs of runs."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from configs.load import ConfigError
-from launchers.cli import guarded, verb_parser
+from launchers.cli import guarded
+from launchers.options.cancel import parser
 from launchers.runs import slurm
 from launchers.runs.files import JOBS_FILE, find_runs
 from launchers.runs.job_record import read_jobs
 from launchers.runs.run_status import read_files
-
-
-def parser() -> argparse.ArgumentParser:
-    """Options of the verb."""
-    p = verb_parser("tandem cancel", __doc__)
-    p.add_argument("runs", nargs="+", metavar="RUN_OR_ROOT", help="run folders, or folders of runs")
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,10 +9,13 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from common.interrupt import INTERRUPTED, interruptible, kill_children, tell
+from configs.find import nearest
 
 VERBS = {
     "prepare": "raw logs -> WebDataset shards, with superpixels",
@@ -22,7 +25,7 @@ VERBS = {
     "sweep": "many runs that differ in some settings, as one array, in one report",
     "cancel": "end the jobs of runs",
     "requeue": "restart running runs, submit failed ones again",
-    "status": "one line a run: how far, how fast, evaluated or not, and why it failed",
+    "status": "one line for each run: how far, how fast, evaluated or not, and why it failed",
     "plan": "what a run would cost on a number of GPUs: batches, memory, traffic, hours",
     "report": "gather results of any number of runs into one table and one HTML file",
     "inspect": "look into shards or a run: numbers and pictures",
@@ -55,16 +58,37 @@ _REMEDIES: dict[int | None, str] = {
 """What to do about an error of the file system."""
 
 
+class VerbParser(argparse.ArgumentParser):
+    """Names the nearest option or value where one is not known."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and leave with code 2."""
+        wrong, known = [], [*self._option_string_actions]
+        if message.startswith("unrecognized arguments:"):
+            wrong = [word.partition("=")[0] for word in message.split() if word.startswith("-")]
+        elif choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            wrong, known = [choice[1]], [word.strip("' ") for word in choice[2].split(",")]
+        hints = dict.fromkeys(hint for word in wrong if (hint := nearest(word, known)))
+        super().error(message + "".join(hints))
+
+
+def verb_parser(prog: str, description: str | None) -> VerbParser:
+    """A parser whose help shows the module's docstring as it is written."""
+    return VerbParser(prog=prog, description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def parser_of(verb: str, rest: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of a verb, for the words behind it; imports nothing that is slow."""
+    module = importlib.import_module(f"launchers.options.{verb}")
+    made: argparse.ArgumentParser = module.parser_for(rest) if hasattr(module, "parser_for") else module.parser()
+    return made
+
+
 def usage() -> str:
     """The text of `tandem --help`."""
     lines = [f"  {verb:<9} {text}" for verb, text in VERBS.items()]
-    return "\n".join(["usage: tandem VERB ... (tandem VERB --help says more)", "", *lines])
-
-
-def verb_parser(prog: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser whose help shows the module's docstring as it is written."""
-    raw = argparse.RawDescriptionHelpFormatter
-    return argparse.ArgumentParser(prog=prog, description=description, formatter_class=raw)
+    more = "tandem VERB --help says more, with examples; tandem --version"
+    return "\n".join(["usage: tandem VERB ...", "", *lines, "", more])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -74,17 +98,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+    if "_ARGCOMPLETE" in os.environ:
+        from launchers.options.completion import complete
+
+        return complete(VERBS)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:], "--help"]
+    if not arguments or arguments[0] in {"-h", "--help"}:
         print(usage())
         return 0 if arguments else USAGE_ERROR
+    if arguments[0] in {"-V", "--version"}:
+        from launchers.runs.provenance import version_text
+
+        print(version_text())
+        return 0
     verb, *rest = arguments
     if verb not in VERBS:
-        import difflib
-
-        close = difflib.get_close_matches(verb, VERBS, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        print(f"tandem: no verb {verb!r}{hint}\n\n{usage()}", file=sys.stderr)
+        print(f"tandem: no verb {verb!r}{nearest(verb, VERBS)}\n\n{usage()}", file=sys.stderr)
         return USAGE_ERROR
+    if {"-h", "--help"} & set(rest):  # answered without the verb's own imports, which take seconds
+        parser_of(verb, rest).parse_args(rest)
     return guarded(lambda rest: int(importlib.import_module(f"launchers.{verb}").main(rest)), rest)
 
 

@@ -1,12 +1,7 @@
-"""`tandem demo`: the whole main job on the built-in street world, as the ordinary commands a user would type.
-
-generate -> shards -> pre-train -> linear probe, kNN and few-label fine-tuning against random initialisation -> report.
-Each stage is one `tandem` command, printed before it runs; each finds what an earlier call left and reuses it.
-"""
+"""`tandem demo`: the whole main job on the built-in street world, as the ordinary commands a user would type."""
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 import time
@@ -18,6 +13,7 @@ from rich.console import Console
 from rich.rule import Rule
 
 from launchers.cli import main as tandem
+from launchers.options.demo import parser
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -91,16 +87,6 @@ def commands(root: Path, size: DemoSize) -> list[DemoCommand]:
         made.append(DemoCommand(f"evaluate {name} beside random", argv, share=0.38 / len(methods)))
     made.append(DemoCommand("report", ("report", str(root), "--out", str(root / "report.html")), share=0.02))
     return made
-
-
-def parser() -> argparse.ArgumentParser:
-    """Options of the verb."""
-    p = argparse.ArgumentParser(prog="tandem demo", description=__doc__)
-    p.add_argument("--root", default="runs/demo", help="folder for shards, runs and report (default: %(default)s)")
-    amount = p.add_mutually_exclusive_group()
-    amount.add_argument("--full", action="store_true", help="3 seeds and the random-teacher control; over an hour")
-    amount.add_argument("--short", action="store_true", help="a few steps on a few frames: shows that it runs")
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:

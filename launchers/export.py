@@ -1,22 +1,7 @@
-"""`tandem export`: a trained network as a file for other code, proven by reading it back.
-
-    tandem export RUN_OR_CHECKPOINT OUT.safetensors
-    tandem export RUN_OR_CHECKPOINT OUT.pt --format slidr
-    tandem export RUN_OR_CHECKPOINT OUT.pth --format torchvision
-
-Formats:
-    tandem       the 3D network; safetensors, metadata says how to build it and how its input was made.
-    slidr        the 3D network in the layout of SLidR's published checkpoints (MinkowskiEngine names, with the linear
-                 point head as `final`), written by torch.save; loads with weights_only=True.
-    torchvision  the ResNet of the image network with torchvision's names, without classifier or a decoder of ours,
-                 likewise. `torchvision.models.resnet50(weights=None).load_state_dict(..., strict=False)` loads it (its
-                 `fc` stays as it was), and so does our own `weights: torchvision:<path>`. Images are RGB from 0 to 1,
-                 normalised as torchvision's weights expect.
-"""
+"""`tandem export`: a trained network as a file for other code, proven by reading it back."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import io
 import json
@@ -35,7 +20,8 @@ from common.files import replace_file
 from common.run_files import CHECKPOINT_CONFIG
 from engine.checkpoint import read_state
 from engine.errors import CheckpointError
-from launchers.cli import guarded, verb_parser
+from launchers.cli import guarded
+from launchers.options.export import SUFFIXES, parser
 from launchers.training.restore import build_objective, find_checkpoint_folder, load_run_config
 from models.image.resnet import ResNet
 from models.image.resnet_encoder import ResNetEncoder
@@ -43,16 +29,6 @@ from models.lidar.minkowski import to_minkowski
 from models.lidar.res16unet import Res16UNet
 from models.methods.base import Objective
 from models.weights import LoadReport, export_backbone, load_backbone, load_image_weights, load_slidr_backbone
-
-
-def parser() -> argparse.ArgumentParser:
-    """Options of the verb."""
-    p = verb_parser("tandem export", __doc__)
-    p.add_argument("source", help="folder of a run (its newest intact checkpoint) or of one checkpoint")
-    p.add_argument("out", help="file to write")
-    p.add_argument("--format", choices=sorted(FORMATS), default="tandem", help="default: %(default)s")
-    p.add_argument("--force", action="store_true", help="replace OUT if it exists")
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,9 +178,9 @@ IMAGES = "torchvision"
 """The format of image networks."""
 
 FORMATS = {
-    "tandem": Format(".safetensors", _backbone_of, _write_tandem, _read_tandem),
-    "slidr": Format(".pt", _backbone_of, _write_slidr, _read_slidr),
-    IMAGES: Format(".pth", _resnet_of, _write_images, _read_images),
+    "tandem": Format(SUFFIXES["tandem"], _backbone_of, _write_tandem, _read_tandem),
+    "slidr": Format(SUFFIXES["slidr"], _backbone_of, _write_slidr, _read_slidr),
+    IMAGES: Format(SUFFIXES[IMAGES], _resnet_of, _write_images, _read_images),
 }
 
 

@@ -1,10 +1,4 @@
-"""`tandem inspect`: look into a prepared set or into a run; numbers on the terminal, pictures into a folder.
-
-    tandem inspect SHARDS [--sample KEY|INDEX ...] [--out FOLDER] [--check] [--calibration [N]]
-    tandem inspect RUN [--out FOLDER]
-
-With --out, each picture becomes a PNG, and `inspect.html` shows everything in one file that needs no other.
-"""
+"""`tandem inspect`: look into a prepared set or into a run; numbers on the terminal, pictures into a folder."""
 
 from __future__ import annotations
 
@@ -22,44 +16,16 @@ from data.storage.manifest import Manifest, load_manifest
 from data.storage.reader import SampleError, SampleReader, blamed_on
 from data.storage.shard import ShardError
 from data.storage.store import MANIFEST_NAME, is_url
-from launchers.cli import guarded, verb_parser
+from launchers.cli import guarded
 from launchers.drawing.calibration_pictures import calibration_view, check_set
 from launchers.drawing.canvas import RgbImage, png_bytes
 from launchers.drawing.page import TextTable, page
 from launchers.drawing.scenes import sample_views
 from launchers.drawing.set_tables import look, sample_table, set_tables
+from launchers.options.inspect import parser
 from launchers.reporting.run_pictures import run_pictures
 from launchers.reporting.run_tables import run_tables
 from launchers.runs.files import is_run
-
-_CALIBRATION_SAMPLES = 40
-"""Enough to tell shifts of a few pixels in streets; see docs/custom_data.md."""
-
-
-def parser() -> argparse.ArgumentParser:
-    """Options of the verb."""
-    p = verb_parser("tandem inspect", __doc__)
-    p.add_argument("target", help="folder or URL of a prepared set, or folder of a run")
-    p.add_argument(
-        "--sample",
-        action="append",
-        default=[],
-        metavar="KEY|INDEX",
-        help="a sample of the set, may be repeated (default: --num of them, evenly spread)",
-    )
-    p.add_argument("--num", type=int, default=4, metavar="N", help="samples to draw (default: %(default)s)")
-    p.add_argument("--out", metavar="FOLDER", help="write PNG pictures and inspect.html there")
-    p.add_argument("--check", action="store_true", help="read every shard and compare it with its checksum (slow)")
-    p.add_argument(
-        "--calibration",
-        type=int,
-        nargs="?",
-        const=_CALIBRATION_SAMPLES,
-        metavar="N",
-        help="do depth borders of N samples (or of those given) lie on the images' edges, or would a shift or another "
-        "time fit better (default: %(const)s samples)",
-    )
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,9 +1,4 @@
-"""`tandem plan CONFIG --nodes 128 --gpus-per-node 8`: what a run would cost, without a cluster.
-
-Counts come from the manifest (or --samples), parameters from the real objective, the step time from a measurement:
---step-time-s, the metrics of a finished run (--from-run), or a few updates here and now (--measure). A step time holds
-for the kind of GPU that it was measured on, and is taken to grow with the samples a process has in an update.
-"""
+"""`tandem plan`: what a run would cost, without a cluster."""
 
 from __future__ import annotations
 
@@ -22,6 +17,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from configs.find import find_config
 from configs.load import ConfigError
 from configs.schema import PretrainConfig
 from data.preparing.superpixels import SuperpixelConfig
@@ -29,13 +25,14 @@ from data.storage.mixture import open_sets
 from engine.deepspeed_config import BUCKET_NUMEL
 from engine.optim import peak_lr, state_numbers
 from engine.schedule import total_steps
-from launchers.cli import guarded, verb_parser
+from launchers.cli import guarded
+from launchers.options.plan import parser
 from launchers.planning.arithmetic import FP32, Data, Model, PlannedRun
-from launchers.planning.figures import GPU_HOURS_PER_FAILURE, RESTART_S, Plan, StepTime
+from launchers.planning.figures import Plan, StepTime
 from launchers.planning.measure import measured_writing, step_here, step_of_run
 from launchers.planning.tables import sections
 from launchers.planning.warnings import warnings
-from launchers.training.train import load_run
+from launchers.training.train import load_run, resolved_yaml
 from models.methods.base import Objective
 
 
@@ -43,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb."""
     options = parser().parse_intermixed_args(argv)  # overrides may stand between options
     config = load_run(options.config, [*blanks(options), *options.overrides])
+    if options.show_config:
+        print(resolved_yaml(config), end="")
+        return 0
     objective = without_weight_files(config).method.build()
     plan = make_plan(config, objective, options)
     if options.json:
@@ -53,44 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def parser() -> argparse.ArgumentParser:
-    """Options of the verb."""
-    p = verb_parser("tandem plan", __doc__)
-    p.add_argument("config", help="YAML file of the run")
-    p.add_argument("overrides", nargs="*", metavar="section.field=value")
-    p.add_argument("--nodes", type=_at_least_one, default=1, help="machines (default: 1)")
-    p.add_argument("--gpus-per-node", type=_at_least_one, default=1, metavar="N", help="one process each (default: 1)")
-    how = p.add_mutually_exclusive_group()
-    how.add_argument("--step-time-s", type=_positive, metavar="S", help="seconds of an update of one process")
-    how.add_argument("--from-run", type=Path, metavar="RUN", help="take it from a run's metrics")
-    how.add_argument("--measure", action="store_true", help="train a few updates on this machine")
-    p.add_argument("--samples", type=_at_least_one, help="of the split, where there is no set yet")
-    p.add_argument("--bytes-per-sample", type=_positive, metavar="B", help="with --samples")
-    p.add_argument("--cameras", type=_at_least_one, help="with --samples, for gathered negatives (default: 1)")
-    p.add_argument("--network-gb-s", type=_positive, metavar="GB", help="of each process; adds communication to times")
-    p.add_argument("--write-mb-s", type=_positive, metavar="MB", help="to the run folder (default: measured)")
-    p.add_argument("--gpu-hours-per-failure", type=_positive, default=GPU_HOURS_PER_FAILURE, metavar="H")
-    p.add_argument("--restart-s", type=_positive, default=RESTART_S, metavar="S", help="from a failure to a new update")
-    p.add_argument("--json", action="store_true", help="all figures, for scripts")
-    return p
-
-
-def _at_least_one(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError
-    return int(text)
-
-
-def _positive(text: str) -> float:
-    if not float(text) > 0:
-        raise ValueError
-    return float(text)
-
-
 def blanks(options: argparse.Namespace) -> list[str]:
     """Overrides for what a config asks for and a plan can do without: the shards under --samples, weight files."""
     try:
-        tree = yaml.safe_load(Path(options.config).read_text(encoding="utf-8"))
+        tree = yaml.safe_load(find_config(options.config, "pretrain").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return []  # `load_run` says it better
     stand_ins = []

@@ -1,14 +1,7 @@
-"""`tandem pretrain CONFIG [section.field=value ...]`: train a method on shards; continues where it stopped.
-
-Alone, under torchrun or under srun: the same command. A folder that has checkpoints is continued; a signal
-(SIGTERM, SIGUSR1, SIGUSR2, SIGINT) finishes the step, writes a checkpoint and leaves with code 75 ("try again").
-Code 70: another process of the run died or stopped answering; the same command continues from the last checkpoint.
-If the config has a section `first`, that run is trained first, or skipped if it is finished.
-"""
+"""`tandem pretrain`: train a method on shards; continues where it stopped."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -16,26 +9,16 @@ from collections.abc import Sequence
 # module again (`launchers.training.train` would cost it some seconds and 150 MB).
 from engine.preempt import StopSignals, ignore_stop_signals
 from launchers.cli import TRY_AGAIN, guarded
+from launchers.options.pretrain import parser
 from launchers.runs import slurm
 from launchers.training.mistakes import mistakes_told
-
-
-def parser() -> argparse.ArgumentParser:
-    """Options of the verb."""
-    p = argparse.ArgumentParser(
-        prog="tandem pretrain", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    p.add_argument("config", help="YAML file of the run, for example configs/pretrain/slidr_street.yaml")
-    p.add_argument("overrides", nargs="*", metavar="section.field=value", help="for example optim.lr=0.1")
-    p.add_argument("--show-config", action="store_true", help="print the resolved config and stop")
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; 0 when the run is finished, 75 when a stop signal came first."""
     with StopSignals():
         with mistakes_told():
-            options = parser().parse_args(argv)
+            options = parser().parse_intermixed_args(argv)  # overrides may stand between options
             from engine.distributed import shutdown
             from launchers.training.stages import stages
             from launchers.training.train import load_run, resolved_yaml, train

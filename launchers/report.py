@@ -1,46 +1,20 @@
-"""`tandem report RUN_OR_FOLDER... [--out-dir DIR]`: all results of any number of runs in one table and one page.
-
-Searches the folders for results.json and for pre-training runs, and finds the random-initialisation rows that lie
-beside the runs. Prints the table; --markdown prints it as markdown; --out writes one self-contained HTML file with
-tables, curves, pictures and how the numbers were made, and the same in markdown beside it; --out-dir writes both as
-report.html and report.md, and TensorBoard's table of hyper-parameters. Runs that differ in their seed alone become one
-row with mean and spread; what failed is named with its reason.
-"""
+"""`tandem report`: all results of any number of runs in one table and one page."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from launchers.cli import guarded, verb_parser
+from launchers.cli import guarded
+from launchers.options.report import parser
 from launchers.reporting.collect import collect
 from launchers.reporting.hparams import write_hparams
 from launchers.reporting.report_files import hparam_runs, made_by, write_files
 from launchers.reporting.table import markdown, print_table
 from launchers.runs.files import REPORT_PAGE
-
-
-def parser() -> argparse.ArgumentParser:
-    """Options of the verb."""
-    p = verb_parser("tandem report", __doc__)
-    p.add_argument("folders", nargs="+", metavar="RUN_OR_FOLDER", help="searched with all folders inside")
-    where = p.add_mutually_exclusive_group()
-    where.add_argument("--out", metavar="FILE.html", help="write the page there, and FILE.md beside it")
-    where.add_argument("--out-dir", metavar="DIR", help="write report.html, report.md and TensorBoard's hparams there")
-    p.add_argument("--markdown", action="store_true", help="print markdown instead of a drawn table")
-    p.add_argument("--title", default="Tandem: what pre-training gained", help="heading of the page")
-    p.add_argument(
-        "--pictures",
-        type=int,
-        default=1,
-        metavar="N",
-        help="validation samples to draw of each run, with its networks (default: %(default)s)",
-    )
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:

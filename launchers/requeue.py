@@ -1,34 +1,21 @@
-"""`tandem requeue RUN_OR_ROOT ...`: continue runs: a running one restarts, a failed one is submitted again.
-
-A running training writes a checkpoint, then its batch script queues it again (to move it off a slow node, say). One
-that failed, died or was cancelled is submitted as it was, with the code as it is now and with what follows it; of a
-finished one, the evaluations that are not done. Runs that wait are left alone.
-"""
+"""`tandem requeue`: continue runs: a running one restarts, a failed one is submitted again."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from configs.load import ConfigError, load
 from launchers.cancel import runs_below
-from launchers.cli import guarded, verb_parser
+from launchers.cli import guarded
+from launchers.options.requeue import parser
 from launchers.runs import slurm
 from launchers.runs.files import CLUSTER_FILE, CONFIG_FILE, OVERRIDES_FILE, SUBMISSION_FOLDER
 from launchers.runs.run_status import read_files
 
 STOP_SIGNAL = "USR2"
 """What submitit asks SLURM to send before a time limit; training answers any stop signal alike."""
-
-
-def parser() -> argparse.ArgumentParser:
-    """Options of the verb."""
-    p = verb_parser("tandem requeue", __doc__)
-    p.add_argument("runs", nargs="+", metavar="RUN_OR_ROOT", help="run folders, or folders of runs")
-    p.add_argument("--no-check", action="store_true", help="do not try one batch before submitting again")
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,12 +1,7 @@
-"""`tandem status [ROOT ...]`: a line a run: state, progress, speed, time left, checkpoint, evaluations; why it failed.
-
-With SLURM it asks the controller once for all runs; without, the runs' own records speak. Reads the ends of files only
-and imports no torch, so a hundred runs take well under a second.
-"""
+"""`tandem status`: one line for each run. Imports no torch and reads the ends of files only."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -21,7 +16,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from configs.load import ConfigError
-from launchers.cli import guarded, verb_parser
+from launchers.cli import guarded
+from launchers.options.status import parser
 from launchers.runs import slurm
 from launchers.runs.files import find_runs
 from launchers.runs.run_status import RunStatus, read_files, run_status
@@ -67,16 +63,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(options.watch)
         except KeyboardInterrupt:
             return 0
-
-
-def parser() -> argparse.ArgumentParser:
-    """Options of the verb."""
-    p = verb_parser("tandem status", __doc__)
-    p.add_argument("roots", nargs="*", default=["runs"], metavar="ROOT", help="runs or folders of runs (default: runs)")
-    how = p.add_mutually_exclusive_group()
-    how.add_argument("--watch", type=float, metavar="S", help="show again every S seconds, until Ctrl-C")
-    how.add_argument("--json", action="store_true", help="all fields as a JSON list, for scripts")
-    return p
 
 
 def gather(roots: Sequence[Path]) -> tuple[list[RunStatus], str]:

@@ -1,54 +1,25 @@
-"""`tandem submit CONFIG --cluster CLUSTER [section.field=value ...]`: queue a run and its evaluations on SLURM.
-
-Code and config are frozen as they are now: later edits do not reach queued jobs. Before anything is queued, a dry check
-looks at the config, the shards, the folders, the partition and one batch. Overrides that begin with `cluster.` change
-what is asked of SLURM. Submitted again, it queues what is neither done nor queued.
-
-`--local` does the same on this machine without SLURM, `--debug` in this process, from the code as it is.
-`--follow RUN` queues only what follows a run that is trained already (or is being trained by job `--after`).
-"""
+"""`tandem submit`: queue a run and its evaluations on SLURM."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.load import ConfigError, load
+from configs.load import ConfigError, dump, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig, SlurmConfig
-from launchers.cli import FAILURE, guarded, verb_parser
+from launchers.cli import FAILURE, guarded
 from launchers.cluster.plan_submission import Point, SubmitRequest, Where, with_first_stages
 from launchers.cluster.submission import submit
+from launchers.options.submit import parser
 from launchers.runs.files import CONFIG_FILE, SUBMISSION_FOLDER
-from launchers.training.train import load_run
+from launchers.training.train import load_run, resolved_yaml
 
 _CLUSTER_PREFIX = "cluster."
-
-
-def parser() -> argparse.ArgumentParser:
-    """Options of the verb."""
-    p = verb_parser("tandem submit", __doc__)
-    p.add_argument("config", nargs="?", help="YAML file of the run, for example configs/pretrain/slidr_street.yaml")
-    p.add_argument("overrides", nargs="*", metavar="section.field=value", help="for example optim.lr=0.1")
-    p.add_argument("--follow", metavar="RUN", help="queue only what follows this run")
-    p.add_argument("--after", metavar="JOB", help="with --follow: the job that trains the run; wait for it to succeed")
-    add_where(p)
-    return p
-
-
-def add_where(p: argparse.ArgumentParser) -> None:
-    """Options that `submit` and `sweep` share."""
-    p.add_argument("--cluster", metavar="FILE", help="YAML file of the cluster, see configs/cluster/")
-    p.add_argument("--nodes", type=int, help="machines of a run; same as cluster.nodes=N")
-    how = p.add_mutually_exclusive_group()
-    how.add_argument("--local", action="store_true", help="processes on this machine instead of SLURM")
-    how.add_argument("--debug", action="store_true", help="in this process, code not frozen")
-    p.add_argument("--no-evaluate", action="store_true", help="no evaluations, no report")
-    p.add_argument("--no-check", action="store_true", help="do not try one batch first")
-    p.add_argument("--dry-run", action="store_true", help="check, say what would be queued, queue nothing")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,10 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         own = [o for o in options.overrides if not o.startswith(_CLUSTER_PREFIX)]
         point = Point(config=load_run(options.config, own), overrides=tuple(own))
     where = where_of(options)
+    cluster = load_cluster(options.cluster, overrides, nodes=options.nodes, where=where)
+    if options.show_config:
+        print(resolved_yaml(point.config) + commented("cluster", cluster), end="")
+        return 0
     request = SubmitRequest(
         points=with_first_stages([point]) if options.follow is None else (point,),
         root=point.run_dir,
-        cluster=load_cluster(options.cluster, overrides, nodes=options.nodes, where=where),
+        cluster=cluster,
         where=where,
         evaluate=not options.no_evaluate,
         train=options.follow is None,
@@ -76,6 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         check=not options.no_check,
     )
     return 0 if submit(request, dry_run=options.dry_run) else FAILURE
+
+
+def commented(title: str, config: object) -> str:
+    """A config as comments below another one, whose text stays a config."""
+    return "".join(f"# {line}\n" for line in (f"{title}:", *dump(config).splitlines()))
 
 
 def where_of(options: argparse.Namespace) -> Where:
@@ -116,7 +96,9 @@ def _trained(run_dir: Path, overrides: Sequence[str]) -> Point:
         raise ConfigError(
             f"override {wrong[0]!r}: the run is trained already; with --follow only evaluate.* can change"
         )
-    config = load(PretrainConfig, path, [*overrides, f"run_dir={os.fspath(run_dir)}"], choices=PRETRAIN_CHOICES)
+    config = load(
+        PretrainConfig, path, [*overrides, f"run_dir={json.dumps(os.fspath(run_dir))}"], choices=PRETRAIN_CHOICES
+    )
     return Point(config=config, overrides=tuple(overrides))
 
 

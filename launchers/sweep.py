@@ -1,30 +1,28 @@
-"""`tandem sweep SWEEP [section.field=value ...]`: many runs that differ in some settings, evaluated, in one report.
-
-SWEEP is a YAML file of configs/sweep/: a base config, and a grid or a list of overrides; or runs with a config each,
-and a grid. Each point is a run folder in the sweep's root. All are one throttled array; submitted again, only what
-failed or is new is queued.
-"""
+"""`tandem sweep`: many runs that differ in some settings, evaluated, in one report."""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import hashlib
 import itertools
+import json
 import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from configs.load import ConfigError, load
+from configs.load import ConfigError, dump, load, read_value
 from configs.schema import SweepConfig
-from launchers.cli import FAILURE, guarded, verb_parser
+from launchers.cli import FAILURE, guarded
 from launchers.cluster.plan_submission import Point, SubmitRequest, with_first_stages
 from launchers.cluster.submission import submit
-from launchers.submit import add_where, load_cluster, where_of
+from launchers.options.sweep import parser
+from launchers.submit import commented, load_cluster, where_of
 from launchers.training.train import load_run
 
 _MAX_NAME = 96
@@ -33,25 +31,21 @@ _LIKE_NUMBERS = re.compile(r"[-+.e0-9]+(x[-+.e0-9]+)+")
 _HASH = 8
 
 
-def parser() -> argparse.ArgumentParser:
-    """Options of the verb."""
-    p = verb_parser("tandem sweep", __doc__)
-    p.add_argument("sweep", help="YAML file of the sweep, for example configs/sweep/slidr_street.yaml")
-    p.add_argument("overrides", nargs="*", metavar="section.field=value", help="for all points")
-    p.add_argument("--root", metavar="FOLDER", help="instead of the file's root")
-    add_where(p)
-    return p
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; 0 when everything is queued or, without SLURM, done."""
     options = parser().parse_intermixed_args(argv)
-    sweep = load(SweepConfig, options.sweep, [] if options.root is None else [f"root={options.root}"])
+    sweep = load(SweepConfig, options.sweep, [] if options.root is None else [f"root={json.dumps(options.root)}"])
     where = where_of(options)
+    cluster = load_cluster(options.cluster or sweep.cluster, options.overrides, nodes=options.nodes, where=where)
+    made = points(sweep, [o for o in options.overrides if not o.startswith("cluster.")])
+    if options.show_config:
+        runs = "".join(f"# {point.run_dir.name}: {' '.join(point.overrides)}\n" for point in made)
+        print(dump(sweep) + runs + commented("cluster", cluster), end="")
+        return 0
     request = SubmitRequest(
-        points=with_first_stages(points(sweep, [o for o in options.overrides if not o.startswith("cluster.")])),
+        points=with_first_stages(made),
         root=Path(sweep.root),
-        cluster=load_cluster(options.cluster or sweep.cluster, options.overrides, nodes=options.nodes, where=where),
+        cluster=cluster,
         where=where,
         evaluate=sweep.evaluate and not options.no_evaluate,
         check=not options.no_check,
@@ -69,26 +63,58 @@ def points(sweep: SweepConfig, extra: Sequence[str] = ()) -> list[Point]:
     starts = [(name, run.base, run.overrides) for name, run in sweep.runs.items()]
     for run, base, own in starts if sweep.base is None else [("", sweep.base, ())]:
         for chosen in combinations(sweep):
-            name = "-".join(part for part in (run, point_name(chosen)) if part)
+            overrides = [*sweep.overrides, *own, *(f"{key}={value.given}" for key, value in chosen.items()), *extra]
+            try:
+                config = load_run(base, overrides)
+            except ConfigError as error:
+                name = _named(run, {key: value.meaning for key, value in chosen.items()})
+                raise ConfigError(f"point {name}: {error}") from error
+            name = _named(run, {key: _as_loaded(config, key, value.meaning) for key, value in chosen.items()})
             if name in made:
                 raise ConfigError(f"two points of the sweep are the same run, {name}; remove one of them")
-            run_dir = f"run_dir={yaml_value(str(Path(sweep.root) / name))}"
-            values = (f"{key}={yaml_value(value)}" for key, value in chosen.items())
-            overrides = [*sweep.overrides, *own, *values, *extra]
-            try:
-                config = load_run(base, [*overrides, run_dir])
-            except ConfigError as error:
-                raise ConfigError(f"point {name}: {error}") from error
+            config = dataclasses.replace(config, run_dir=str(Path(sweep.root) / name))
             made[name] = Point(config=config, overrides=tuple(overrides))
     return list(made.values())
 
 
-def combinations(sweep: SweepConfig) -> Iterable[dict[str, Any]]:
+def _named(run: str, values: Mapping[str, Any]) -> str:
+    return "-".join(part for part in (run, point_name(values)) if part)
+
+
+def _as_loaded(config: Any, key: str, value: Any) -> Any:
+    """The value, or what became of it where the setting is text: 0027 is a drive, and not 23."""
+    for part in key.split("."):
+        config = getattr(config, part, None)
+    texts = config if isinstance(config, tuple) else (config,)
+    is_text = bool(texts) and all(isinstance(text, str) for text in texts)
+    return config if is_text and yaml_value(value, _AsGiven) != yaml_value(config, _AsGiven) else value
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The value of a setting at a point.
+
+    Attributes:
+        given: right side of the override.
+        meaning: the same as YAML reads it, for the point's name.
+    """
+
+    given: str
+    meaning: Any
+
+
+def combinations(sweep: SweepConfig) -> Iterable[dict[str, Choice]]:
     """Dotted name -> value of each point: every entry of `points` with every combination of `grid`."""
     listed = [_parsed(point) for point in sweep.points] or [{}]
     for point in listed:
         for values in itertools.product(*sweep.grid.values()):
-            yield {**point, **dict(zip(sweep.grid, values, strict=True))}
+            yield {**point, **{key: _choice(value) for key, value in zip(sweep.grid, values, strict=True)}}
+
+
+def _choice(value: Any) -> Choice:
+    """A value of a grid; texts that YAML reads as numbers stand for the value as it was given."""
+    given = yaml_value(value, _AsGiven)
+    return Choice(given=given, meaning=read_value(given))
 
 
 def point_name(chosen: Mapping[str, Any]) -> str:
@@ -118,10 +144,27 @@ _OneLine.add_representer(
 )
 
 
-def yaml_value(value: Any) -> str:
+class _AsGiven(_OneLine):
+    """Writes texts that look like numbers, or like true and false, without quotes."""
+
+
+_LIKE_VALUES = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool"))
+
+
+def _as_given(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    tag = dumper.resolve(yaml.ScalarNode, text, (True, False))
+    if tag in _LIKE_VALUES:
+        return dumper.represent_scalar(tag, text)
+    return _OneLine.yaml_representers[str](dumper, text)
+
+
+_AsGiven.add_representer(str, _as_given)
+
+
+def yaml_value(value: Any, style: type[yaml.SafeDumper] = _OneLine) -> str:
     """A value on one line, as an override's right side."""
     # Never folded.
-    text = yaml.dump(_plain(value), Dumper=_OneLine, default_flow_style=True, width=1 << 20, allow_unicode=True)
+    text = yaml.dump(_plain(value), Dumper=style, default_flow_style=True, width=1 << 20, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("...").rstrip("\n")  # PyYAML ends a bare scalar with this mark
 
 
@@ -139,13 +182,13 @@ def _short_keys(keys: Sequence[str]) -> dict[str, str]:
     return short
 
 
-def _parsed(point: Sequence[str]) -> dict[str, Any]:
+def _parsed(point: Sequence[str]) -> dict[str, Choice]:
     pairs = {}
     for override in point:
         key, sign, value = override.partition("=")
         if not sign or not key:
             raise ConfigError(f"points: {override!r}, expected section.field=value")
-        pairs[key] = yaml.safe_load(value)
+        pairs[key] = Choice(given=value, meaning=yaml.safe_load(value))
     return pairs
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
@@ -17,35 +15,9 @@ from data.preparing.early import skip_text
 from data.preparing.pool import Progress as ShowProgress
 from data.preparing.repair import Repaired, repair, undo_half
 from data.preparing.verify import VerifyReport, examples, save_report, verify
+from launchers.options.verify import parser
 
-NUM_CORES = len(os.sched_getaffinity(0))
-"""Cores that this process may use: fewer than the machine's in a job or a container."""
 _EXAMPLES = 3
-
-
-def parser() -> argparse.ArgumentParser:
-    """Options."""
-    p = argparse.ArgumentParser(
-        prog="tandem prepare --verify",
-        description="Read and decode every sample of a prepared set; exit code 1 when something is broken. The report "
-        "goes into OUT/verify.json. To make damaged shards again from the raw data instead: "
-        "tandem prepare SET SRC OUT --verify.",
-    )
-    p.add_argument("--verify", action="store_true", required=True, help=argparse.SUPPRESS)
-    p.add_argument("out", metavar="OUT", help="folder of the prepared set")
-    p.add_argument(
-        "--repair",
-        action="store_true",
-        help="drop what is broken from the manifest; the files that change are kept as *.before-repair",
-    )
-    p.add_argument(
-        "--workers",
-        type=int,
-        default=NUM_CORES,
-        metavar="N",
-        help="processes (default: cores, %(default)s here)",
-    )
-    return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:

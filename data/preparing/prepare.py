@@ -25,6 +25,7 @@ from typing import Any
 from common.ranges import at_least, share
 from data.calibration.heading import Heading
 from data.convert.base import Converter
+from data.preparing.defaults import MAX_SKIP_SHARE, SAMPLES_PER_SHARD
 from data.preparing.early import Tally, grouped
 from data.preparing.folder import forget_if_empty, locked, same_settings, storage_errors_named, sweep, tasks_locked
 from data.preparing.pool import Progress, run_all
@@ -55,11 +56,11 @@ class PrepareConfig:
             part of what must stay the same when a folder is continued.
     """
 
-    samples_per_shard: int = 64
+    samples_per_shard: int = SAMPLES_PER_SHARD
     limit: int | None = None
     superpixels: SuperpixelConfig | None = field(default_factory=SuperpixelConfig)
     codec: CodecConfig = field(default_factory=CodecConfig)
-    max_skip_share: float = 0.01
+    max_skip_share: float = MAX_SKIP_SHARE
 
     def __post_init__(self) -> None:
         at_least(self, samples_per_shard=1)

@@ -6,13 +6,11 @@ import datetime
 import hashlib
 import json
 import platform
+import re
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-
-import psutil
-import torch
 
 from launchers.runs.files import COMMIT_FILE
 
@@ -26,6 +24,9 @@ _COMPUTE = ("spconv-cu120", "spconv-cu126", "opencv-contrib-python-headless", "s
 
 def describe_environment() -> dict[str, object]:
     """Date, commit, command, machine and versions, as JSON values."""
+    import psutil  # here, since `tandem --version` must not wait for torch
+    import torch
+
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": sys.argv,
@@ -55,6 +56,26 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
+def version_text() -> str:
+    """What `tandem --version` prints: the versions of Tandem, with the commit of a checkout, and of what it runs on."""
+    state = git_state()
+    commit = (
+        "" if state is None else f" (commit {str(state['commit'])[:12]}{', with changes' if state['dirty'] else ''})"
+    )
+    others = ", ".join(f"{name} {_version(name) or 'missing'}" for name in ("torch", "deepspeed"))
+    return f"tandem {own_version()}{commit}\n{others}, Python {platform.python_version()}"
+
+
+def own_version() -> str:
+    """Of the code that runs: as the checkout states it, else as it was installed."""
+    stated = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    if stated.is_file():
+        found = re.search(r'^version = "(.+)"$', stated.read_text(encoding="utf-8"), re.MULTILINE)
+        if found is not None:
+            return found[1]
+    return _version("tandem-pretrain") or "of unknown version"
+
+
 def git_state() -> dict[str, object] | None:
     """Commit of the checkout and whether it has uncommitted changes; None outside a checkout.
 
@@ -66,6 +87,8 @@ def git_state() -> dict[str, object] | None:
         content = json.loads(noted.read_text(encoding="utf-8"))
         return {"commit": content["commit"], "dirty": content["dirty"], "code": content["code"]}
     try:
+        if Path(_git(folder, "rev-parse", "--show-toplevel")).resolve() != folder.parents[1]:
+            return None  # installed in somebody else's checkout: its commit is not that of this code
         commit = _git(folder, "rev-parse", "HEAD")
         return {"commit": commit, "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.CalledProcessError):

@@ -34,7 +34,7 @@ logger = logging.getLogger("tandem.pretrain")
 
 
 def load_run(path: str, overrides: Sequence[str] = ()) -> PretrainConfig:
-    """The config of a YAML file and overrides; `run_dir` defaults to runs/<name of the file>."""
+    """The config of a YAML file (path or name) and overrides; `run_dir` defaults to runs/<name of the file>."""
     defaults = {"run_dir": f"runs/{Path(path).stem}"}
     return load(PretrainConfig, path, overrides, choices=PRETRAIN_CHOICES, defaults=defaults)
 

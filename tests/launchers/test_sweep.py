@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from configs.load import ConfigError, load
-from configs.schema import SlurmConfig, SweepConfig, SweepRunConfig
+from configs.schema import PRETRAIN_CHOICES, PretrainConfig, SlurmConfig, SweepConfig, SweepRunConfig
 from launchers.cli import main as tandem
 from launchers.sweep import combinations, point_name, points, yaml_value
 from tests.helpers.pretrain_run import CONFIGS, STREET
@@ -206,3 +206,50 @@ def test_runs_start_from_their_own_files(tmp_path: Path) -> None:
 def test_runs_that_make_no_sense_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         runs_of(tmp_path, **fields)
+
+
+def test_texts_of_a_grid_reach_the_run_as_they_were_given(tmp_path: Path) -> None:
+    """Names of points are what they were for numbers; a text has its own, which is another run."""
+    file = tmp_path / "sweep.yaml"
+    file.write_text(
+        f"base: slidr_street\nroot: {tmp_path}\noverrides: [data.shards=x, method.teacher.weights=random]\n"
+        "points: [['data.split=0027', optim.lr=0.10], ['data.split=23', optim.lr=0.10]]\n"
+        "grid: {engine.clip_norm: [1e-3], data.voxel.size: [[0.10, 1e-1, 0.20]], data.augment.points.rotate: [no]}\n"
+    )
+    made = points(load(SweepConfig, file))
+    assert [point.config.data.split for point in made] == ["0027", "23"]
+    for point, name in zip(made, ("split_.0027.", "split_23"), strict=True):
+        config = point.config
+        assert (config.optim.lr, config.engine.clip_norm, config.data.voxel.size) == (0.1, 1e-3, (0.1, 0.1, 0.2))
+        assert config.data.augment.points.rotate is False
+        assert point.run_dir.name.startswith(name)
+        assert "-lr_0.1-clip_norm_0.001-size_0.1x0.1x0.2-rotate_false" in point.run_dir.name
+        assert "data.split=0027" in point.overrides or name != "split_.0027."
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        (["plan", "slidr_nuscenes", "data.shards=x"], PretrainConfig),
+        (["submit", "slidr_street", "--nodes", "3"], PretrainConfig),
+        (["sweep", "slidr_street"], SweepConfig),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_show_config_prints_what_can_be_given_as_a_config(
+    line: list[str], kind: type, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any folder, and with overrides behind the flag."""
+    monkeypatch.chdir(tmp_path)
+    extra = ["optim.lr=0.25", "data.shards=0123", *(["method.teacher.weights=random"] if line[0] == "plan" else [])]
+    assert tandem([*line, "--show-config", *extra]) == 0
+    shown = capsys.readouterr().out
+    (tmp_path / "shown.yaml").write_text(shown)
+    config = load(kind, "shown.yaml", choices=PRETRAIN_CHOICES if kind is PretrainConfig else None)
+    if isinstance(config, PretrainConfig):
+        assert (config.optim.lr, config.data.shards) == (0.25, "0123")
+    else:
+        assert shown.count("optim.lr=0.25 data.shards=0123") == len(points(config))
+    if line[0] != "plan":
+        assert "# cluster:\n# partition: null\n" in shown
+    assert ("# nodes: 3\n" in shown) == (line[0] == "submit")

@@ -9,7 +9,8 @@ import scipy.io
 
 from data.convert.base import Converter, Skipped
 from data.convert.box_labels import points_in_box
-from data.convert.sets import HELP, SETTINGS
+from data.convert.set_help import HELP
+from data.convert.sets import SETTINGS
 from data.convert.seven_scenes import SevenScenesConverter
 from data.convert.sunrgbd import CLASS_NAMES, SunRgbdConverter
 from data.geometry import project, transform, visible

@@ -1,0 +1,133 @@
+"""Config files by path or by name, and which kind of config a file is. Light: help and completion use it, too.
+
+A path wins. `slidr_street` is otherwise the file of that name that comes with Tandem in the folder of its kind, and
+`configs/pretrain/slidr_street.yaml` is found from any working directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGED = Path(__file__).resolve().parent
+SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConfigKind:
+    """One kind of config file.
+
+    Attributes:
+        folder: where those that come with Tandem lie, in `configs/`.
+        title: in messages.
+        use: the command that takes such a file.
+        marks: top-level names that only this kind has.
+    """
+
+    folder: str
+    title: str
+    use: str
+    marks: frozenset[str]
+
+
+KINDS: Mapping[str, ConfigKind] = {
+    "PretrainConfig": ConfigKind(
+        folder="pretrain",
+        title="a pre-training run",
+        use="tandem pretrain, submit or plan",
+        marks=frozenset({"run_dir", "method", "optim", "schedule", "engine", "checkpoint", "monitor", "first", "seed"}),
+    ),
+    "EvaluateConfig": ConfigKind(
+        folder="downstream",
+        title="downstream protocols",
+        use="tandem evaluate RUN",
+        marks=frozenset(
+            {"protocols", "linear_probe", "knn", "finetune", "depth", "image_linear_probe", "image_finetune"}
+            | {"registration", "fraction", "augment", "images", "random", "results"}
+            | {"validation_share", "voxels_per_sweep"}
+        ),
+    ),
+    "PrepareRunConfig": ConfigKind(
+        folder="prepare",
+        title="a set to prepare",
+        use="tandem prepare",
+        marks=frozenset({"set", "superpixels", "codec", "samples_per_shard", "max_skip_share", "limit"}),
+    ),
+    "SlurmConfig": ConfigKind(
+        folder="cluster",
+        title="a cluster",
+        use="tandem submit or sweep, behind --cluster",
+        marks=frozenset(
+            {"partition", "nodes", "gpus_per_node", "tasks_per_node", "cpus_per_task", "mem_gb", "time_min", "account"}
+            | {"qos", "signal_s", "array_parallelism", "setup", "sbatch"}
+        ),
+    ),
+    "SweepConfig": ConfigKind(
+        folder="sweep",
+        title="a sweep",
+        use="tandem sweep",
+        marks=frozenset({"base", "root", "points", "runs", "grid"}),
+    ),
+}
+"""Name of the dataclass -> its kind of file."""
+
+
+def config_names(folder: str | None) -> list[str]:
+    """Names of the configs of one kind that come with Tandem."""
+    return [] if folder is None else sorted(path.stem for path in (PACKAGED / folder).glob("*.yaml"))
+
+
+def find_config(text: str | Path, folder: str | None) -> Path:
+    """The file that a path or a name means.
+
+    Args:
+        text: what the user gave.
+        folder: of the kind in `configs/`, for example "pretrain"; names are those of its files. None: none are known.
+
+    Raises:
+        FileNotFoundError: neither; the message has the nearest names.
+        IsADirectoryError: a folder.
+    """
+    given = Path(text)
+    if given.is_file():
+        return given
+    if given.is_dir() and str(text) not in config_names(folder):
+        raise IsADirectoryError(f"{text}: is a folder, expected a YAML file{_instead_of(given)}")
+    bare = given.suffix not in SUFFIXES
+    if given.parent == Path(".") and folder is not None:
+        packaged = PACKAGED / folder / (f"{given.name}.yaml" if bare else given.name)
+    else:  # `configs/pretrain/x.yaml`, from a folder that has no `configs`
+        packaged = PACKAGED.parent / given if given.parts[0] == PACKAGED.name else given
+    if packaged.is_file():
+        return packaged
+    beside = sorted(str(path) for path in given.parent.glob("*.yaml"))
+    hint = nearest(str(text), [*beside, *(config_names(folder) if bare else ())], cutoff=0.4)
+    if not hint:
+        hint = nearest(given.stem, config_names(folder), cutoff=0.4)
+    known = "" if hint or folder is None else f"; expected a path, or one of {', '.join(config_names(folder))}"
+    raise FileNotFoundError(f"{text}: no such config file{hint}{known}")
+
+
+def _instead_of(folder: Path) -> str:
+    """What a folder that was given for a config file has to offer."""
+    inside = sorted(folder.glob("*.yaml"))
+    if (folder / "config.yaml") in inside:
+        return f"; did you mean {folder / 'config.yaml'}, the config of that run?"
+    return f"; did you mean one of {', '.join(map(str, inside[:3]))}?" if inside else ""
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """'; did you mean X?', or '' when nothing is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def kind_of(names: Iterable[str]) -> str | None:
+    """The dataclass that the top-level names of a file belong to: most marks; None for none or a draw."""
+    given = set(names)
+    counts = {kind: len(given & entry.marks) for kind, entry in KINDS.items()}
+    most = max(counts.values())
+    best = [kind for kind, count in counts.items() if count == most]
+    return best[0] if most and len(best) == 1 else None

@@ -1,0 +1,43 @@
+"""`tandem export`: a trained network as a file for other code, proven by reading it back.
+
+    tandem export RUN_OR_CHECKPOINT OUT.safetensors
+    tandem export RUN_OR_CHECKPOINT OUT.pt --format slidr
+    tandem export RUN_OR_CHECKPOINT OUT.pth --format torchvision
+
+Formats:
+    tandem       the 3D network; safetensors, metadata says how to build it and how its input was made.
+    slidr        the 3D network in the layout of SLidR's published checkpoints (MinkowskiEngine names, with the linear
+                 point head as `final`), written by torch.save; loads with weights_only=True.
+    torchvision  the ResNet of the image network with torchvision's names, without classifier or a decoder of ours,
+                 likewise. `torchvision.models.resnet50(weights=None).load_state_dict(..., strict=False)` loads it (its
+                 `fc` stays as it was), and so does our own `weights: torchvision:<path>`. Images are RGB from 0 to 1,
+                 normalised as torchvision's weights expect.
+
+Example:
+    tandem export runs/slidr_nuscenes slidr_nuscenes.pt --format slidr
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from launchers.cli import verb_parser
+from launchers.options.common import completed, offer_runs
+
+SUFFIXES = {"tandem": ".safetensors", "slidr": ".pt", "torchvision": ".pth"}
+"""Format -> how the name of its file ends."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    p = verb_parser("tandem export", __doc__)
+    source = p.add_argument(
+        "source",
+        metavar="RUN_OR_CHECKPOINT",
+        help="folder of a run (its newest intact checkpoint) or of one checkpoint",
+    )
+    completed(source, offer_runs)
+    p.add_argument("out", metavar="OUT", help="file to write")
+    p.add_argument("--format", choices=sorted(SUFFIXES), default="tandem", help="see above (default: %(default)s)")
+    p.add_argument("--force", action="store_true", help="replace OUT if it exists")
+    return p

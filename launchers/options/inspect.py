@@ -1,0 +1,51 @@
+"""`tandem inspect`: look into a prepared set or into a run; numbers on the terminal, pictures into a folder.
+
+    tandem inspect SHARDS [--sample KEY|INDEX ...] [--out FOLDER] [--check] [--calibration [N]]
+    tandem inspect RUN [--out FOLDER]
+
+With --out, each picture becomes a PNG, and `inspect.html` shows everything in one file that needs no other.
+
+Examples:
+    tandem inspect runs/street --num 2 --out runs/street_pictures
+    tandem inspect /data/my_set --calibration
+    tandem inspect runs/slidr_street --out runs/slidr_street_pictures
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from launchers.cli import verb_parser
+from launchers.options.common import completed, offer_runs
+
+_CALIBRATION_SAMPLES = 40
+"""Enough to tell shifts of a few pixels in streets; see docs/custom_data.md."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    p = verb_parser("tandem inspect", __doc__)
+    target = p.add_argument(
+        "target", metavar="SHARDS_OR_RUN", help="folder or URL of a prepared set, or folder of a run"
+    )
+    completed(target, offer_runs)
+    p.add_argument(
+        "--sample",
+        action="append",
+        default=[],
+        metavar="KEY|INDEX",
+        help="a sample of the set, may be repeated (default: --num of them, evenly spread)",
+    )
+    p.add_argument("--num", type=int, default=4, metavar="N", help="samples to draw (default: %(default)s)")
+    p.add_argument("--out", metavar="FOLDER", help="write PNG pictures and inspect.html there")
+    p.add_argument("--check", action="store_true", help="read every shard and compare it with its checksum (slow)")
+    p.add_argument(
+        "--calibration",
+        type=int,
+        nargs="?",
+        const=_CALIBRATION_SAMPLES,
+        metavar="N",
+        help="do depth borders of N samples (or of those given) lie on the images' edges, or would a shift or another "
+        "time fit better (default: %(const)s samples)",
+    )
+    return p
