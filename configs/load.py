@@ -122,7 +122,8 @@ def _drop_teachers_of_old(source: DictConfig, schema: DictConfig) -> None:
 
 def read_value(text: str) -> Any:
     """What the right side of an override means where nothing is known of the setting."""
-    return _plain(OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"])
+    (value,) = _plain(OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))).values()
+    return value
 
 
 def dump(config: object, *, choices: Choices | None = None) -> str:

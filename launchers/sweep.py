@@ -152,7 +152,7 @@ _LIKE_VALUES = frozenset(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float"
 
 
 def _as_given(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
-    tag = dumper.resolve(yaml.ScalarNode, text, (True, False))
+    tag = dumper.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     if tag in _LIKE_VALUES:
         return dumper.represent_scalar(tag, text)
     return _OneLine.yaml_representers[str](dumper, text)
