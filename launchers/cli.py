@@ -99,9 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     if "_ARGCOMPLETE" in os.environ:
-        from launchers.options.completion import complete
-
-        return complete(VERBS)
+        return int(importlib.import_module("launchers.options.completion").complete(VERBS))
     if arguments[:1] == ["help"]:
         arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in {"-h", "--help"}:
