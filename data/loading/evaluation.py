@@ -24,6 +24,7 @@ from data.order import SampleDraws
 from data.sample import Batch
 from data.storage.prefetch import PrefetchHints
 from data.storage.reader import SampleError, SampleReader, blamed_on
+from data.storage.shard import ShardError
 from data.views.augment import (
     NO_AUGMENTATION,
     PointAugmentConfig,
@@ -80,16 +81,23 @@ class SequentialBatches(ABC, Generic[PartT]):
         """All batches in order, each with the samples that it holds.
 
         Raises:
-            ShardError: more than that share of the samples is damaged, or a worker died.
+            ShardError: more than that share of the samples cannot be used, or none can, or a worker died.
         """
-        root = self.reader.manifest.root
+        root, empty = self.reader.manifest.root, True
         ledger = SkipLedger(max_share=max_skip_share, num_samples=len(self.indices), root=root)
         numbers = range(-(-len(self.indices) // self.batch_size))
         make = dataclasses.replace(self, hints=PrefetchHints(self.reader, self.indices))
         for loaded in run_workers(make, numbers, WorkerConfig(num_workers=num_workers)):
             ledger.account(loaded.num_seen, loaded.skips)
             if loaded.batch is not None:
+                empty = False
                 yield loaded.indices, loaded.batch
+        # A single unusable sample is tolerated, but not where it is all that there is: who trains on one labelled sweep
+        # would go round for ever.
+        if empty and ledger.counters:
+            raise ledger.error()
+        if empty and len(self.indices):
+            raise ShardError(f"{root}: none of the {len(self.indices)} samples asked for has an image")
 
     def batches(self, num_workers: int = 0, max_skip_share: float = 0.01) -> Iterator[Batch]:
         """As `run`, without the samples' indices."""

@@ -153,6 +153,17 @@ def test_other_loaders_count_it_too(root: str, monkeypatch: pytest.MonkeyPatch) 
         assert [(p.reason, p.key) for p in verify(root).problems] == [("error", BAD)]
 
 
+def test_nothing_usable_is_an_error_and_no_endless_epoch(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader = SampleReader(load_manifest(root))
+    row = next(row for row in range(16) if reader.manifest.key(row) == BAD)
+
+    wrong = failing(data.storage.reader.check_fits_set, MemoryError())
+    monkeypatch.setattr(data.storage.reader, "check_fits_set", wrong)
+    with pytest.raises(ShardError, match=r"1 of the 1 samples seen .*cannot be used"):
+        list(point_batches(reader, np.array([row]), VoxelConfig(), batch_size=1))
+    assert len(list(point_batches(reader, np.array([row, 0]), VoxelConfig(), batch_size=1))) == 1
+
+
 @pytest.mark.parametrize("part", ["encode_sample", "count_pairs"])
 def test_preparing_goes_on_and_the_shard_is_whole(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
