@@ -17,6 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any, Literal
@@ -144,7 +145,7 @@ class Meeting:
         """
         self._host, self._port, self._world_size = host, port, world_size
         self._timeout_s = timeout_s
-        self._doing = ""
+        self._opening = False
         self._clients: list[Any] = []
 
     def hold(self, own: Statement, *, stop: Callable[[], bool] = lambda: False) -> Refusal | None:
@@ -160,54 +161,47 @@ class Meeting:
         Raises:
             PeerLostError: not all came, or something else answers (or does not) at the rendezvous.
         """
-        result: list[Refusal | None] = []
-        failure: list[BaseException] = []
-
-        def talk() -> None:
-            try:
-                result.append(self._talk(own))
-            except BaseException as error:
-                failure.append(error)
-
-        thread = threading.Thread(target=talk, name="meeting", daemon=True)
-        thread.start()
+        answer: Future[Refusal | None] = Future()
+        threading.Thread(target=self._run, args=(own, answer), name="meeting", daemon=True).start()
         limit = time.monotonic() + self._timeout_s + 2 * _HEARD_S
         opening_since = stopped_since = float("inf")
-        while thread.is_alive():
-            thread.join(_POLL_S)
+        while not answer.done():
+            wait([answer], timeout=_POLL_S)
             now = time.monotonic()
-            opening_since = min(opening_since, now) if self._doing == _OPENING else float("inf")
+            opening_since = min(opening_since, now) if self._opening else float("inf")
             stopped_since = min(stopped_since, now) if stop() else float("inf")
-            if not thread.is_alive():
-                break
-            if now - opening_since > min(_ANSWER_S, self._timeout_s) or now > limit:
+            if not answer.done() and (now - opening_since > min(_ANSWER_S, self._timeout_s) or now > limit):
                 raise PeerLostError(self._silent())
-            if now - stopped_since > _HEARD_S:  # until then the others may still come, and all leave alike
-                return Refusal(kind="stopped", text="")
-        if failure:
-            if isinstance(failure[0], PeerLostError):
-                raise failure[0]
-            if not isinstance(failure[0], _STORE_ERRORS):
-                raise failure[0]
-            if self._doing == _OPENING:
-                raise PeerLostError(self._silent()) from failure[0]
-            raise PeerLostError(
-                f"the rendezvous at {self._host}:{self._port} broke off: {_short(failure[0])}. Rank 0, or the launcher "
-                "on its machine, has ended; their output says why"
-            ) from failure[0]
-        return result[0]
+            if not answer.done() and now - stopped_since > _HEARD_S:
+                return Refusal(kind="stopped", text="")  # until then the others might still come, and all leave alike
+        try:
+            return answer.result()
+        except PeerLostError:
+            raise
+        except _STORE_ERRORS as error:
+            broke_off = (
+                f"the rendezvous at {self._host}:{self._port} broke off: {_short(error)}. Rank 0, or the launcher on "
+                "its machine, has ended; their output says why"
+            )
+            raise PeerLostError(self._silent() if self._opening else broke_off) from error
 
     # --- in the thread
+
+    def _run(self, own: Statement, answer: Future[Refusal | None]) -> None:
+        try:
+            answer.set_result(self._talk(own))
+        except BaseException as error:
+            answer.set_exception(error)
 
     def _talk(self, own: Statement) -> Refusal | None:
         deadline = time.monotonic() + self._timeout_s
         serves = own.rank == 0 and not _agent_serves()
         if not serves:
             self._await_listener(deadline)
-        self._doing = _OPENING
+        self._opening = True
         store = self._open(serves=serves, own=own, deadline=deadline)
         came = store.add(f"came{own.rank}", 1)
-        self._doing = "meeting"
+        self._opening = False
         if came > 1:
             raise PeerLostError(
                 f"two processes say that they are rank {own.rank} of the run at {self._host}:{self._port}; give each "
@@ -231,7 +225,6 @@ class Meeting:
 
     def _await_listener(self, deadline: float) -> None:
         """Until somebody listens at the rendezvous."""
-        self._doing = "looking for rank 0"
         while True:
             try:
                 socket.create_connection((self._host, self._port), timeout=5.0).close()
@@ -272,25 +265,26 @@ class Meeting:
     def _gather(self, store: Any, deadline: float) -> Refusal | None:
         """Rank 0's judgement, when all have come or the time is over; soon after the first trouble."""
         came: dict[int, Statement] = {}
-        while True:
-            missing = [rank for rank in range(self._world_size) if rank not in came]
-            new = [rank for rank in missing if store.check([f"rank{rank}"])]
-            for rank in new:
-                came[rank] = _read(store, rank)
-            if len(came) == self._world_size:
-                return judge([came[rank] for rank in sorted(came)])
-            if new and judge([came[rank] for rank in sorted(came)]) is not None:
+        trouble: Refusal | None = None
+        while len(came) < self._world_size and time.monotonic() < deadline:
+            away = (rank for rank in range(self._world_size) if rank not in came)
+            new = {rank: _read(store, rank) for rank in away if store.check([f"rank{rank}"])}
+            if not new:
+                time.sleep(_POLL_S)
+                continue
+            came |= new
+            trouble = judge([came[rank] for rank in sorted(came)])
+            if trouble is not None:
                 deadline = min(deadline, time.monotonic() + _LATE_S)
-            if time.monotonic() > deadline:
-                refusal = judge([came[rank] for rank in sorted(came)])
-                missing = [rank for rank in missing if rank not in came]
-                text = (
-                    f"{'rank' if len(missing) == 1 else 'ranks'} {', '.join(map(str, missing))} of {self._world_size} "
-                    f"never came to {self._host}:{self._port} within {_minutes(self._timeout_s)} "
-                    "(engine.timeout_min): not started, ended before, or cut off; their output says more"
-                )
-                return refusal or Refusal(kind="absent", text=text)
-            time.sleep(_POLL_S)
+        missing = [str(rank) for rank in range(self._world_size) if rank not in came]
+        if trouble is not None or not missing:
+            return trouble
+        text = (
+            f"{'rank' if len(missing) == 1 else 'ranks'} {', '.join(missing)} of {self._world_size} never came to "
+            f"{self._host}:{self._port} within {_minutes(self._timeout_s)} (engine.timeout_min): not started, ended "
+            "before, or cut off; their output says more"
+        )
+        return Refusal(kind="absent", text=text)
 
     def _await_answer(self, store: Any, limit_s: float) -> None:
         for delay in growing_delays(_POLL_S, 10 * _POLL_S, limit_s):
@@ -316,9 +310,6 @@ class Meeting:
             f"not answer as a rendezvous: the port is {here}. If that is not rank 0 of this run, end it, or choose "
             "another port (MASTER_PORT, torchrun's --master-port)"
         )
-
-
-_OPENING = "opening the store"
 
 
 def _agent_serves() -> bool:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,29 @@ def test_a_job_name_that_spoils_the_names_of_logs_is_refused(option: str) -> Non
         assert done.returncode == 2
         assert "expected letters, digits and any of" in done.stderr
     assert "job name a/b: expected" in call(path, TANDEM_PYTHON="/none/python", SBATCH_JOB_NAME="a/b").stderr
+
+
+@pytest.mark.parametrize("first", [(), ("/runs/a run-first",)])
+def test_a_job_tells_its_helpers_the_folders_of_all_stages(first: tuple[str, ...], tmp_path: Path) -> None:
+    """The script as a job runs it, with stand-ins for Python and srun."""
+    folders = ("/runs/a run", *first)
+    lines = "".join(f"echo {shlex.quote(folder)}; " for folder in folders)
+    noted = f'printf "%s\\n" "$2" "${{@:3}}" >"{tmp_path}/${{2##*.}}"'
+    stand_ins = {
+        "python": f"case $2 in *.sbatch_check) {lines};; *) {noted} ;; esac",
+        "srun": "exit 75",
+    }
+    for name, body in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"SLURM_JOB_ID": "12", "TANDEM_PYTHON": str(tmp_path / "python"), "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = call(REPOSITORY / "slurm" / "pretrain_kitti.sh", **env)
+    assert done.returncode == 75, done.stderr
+    assert (tmp_path / "after_step").read_text().splitlines() == ["launchers.cluster.after_step", "75", *folders]
+    while not (tmp_path / "srun_reaper").exists():  # runs beside the script
+        time.sleep(0.01)
+    module, run_dir, _, *others = (tmp_path / "srun_reaper").read_text().splitlines()
+    assert (module, run_dir, tuple(others)) == ("launchers.cluster.srun_reaper", folders[0], first)
 
 
 @pytest.mark.skipif(shutil.which("sbatch", path="/usr/bin:/bin") is not None, reason="SLURM is installed here")
