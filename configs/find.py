@@ -107,7 +107,13 @@ def find_config(text: str | Path, folder: str | None) -> Path:
     if not hint:
         hint = nearest(given.stem, config_names(folder), cutoff=0.4)
     known = "" if hint or folder is None else f"; expected a path, or one of {', '.join(config_names(folder))}"
-    raise FileNotFoundError(f"{text}: no such config file{hint}{known}")
+    raise FileNotFoundError(f"{text}: no such config file{elsewhere(given.stem, folder) or f'{hint}{known}'}")
+
+
+def elsewhere(name: str, folder: str | None) -> str:
+    """Which kinds of config have one of this name: "; slidr_street is the config of ...", or ""."""
+    others = [kind for kind in KINDS.values() if kind.folder != folder and name in config_names(kind.folder)]
+    return f"; {name} is the config of {others[0].title}, which goes to {others[0].use}" if others else ""
 
 
 def _instead_of(folder: Path) -> str:

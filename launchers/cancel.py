@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.nearby import nearby
 from configs.load import ConfigError
 from launchers.cli import guarded
 from launchers.options.cancel import parser
 from launchers.runs import slurm
-from launchers.runs.files import JOBS_FILE, find_runs
+from launchers.runs.files import JOBS_FILE, find_runs, holds_runs
 from launchers.runs.job_record import read_jobs
 from launchers.runs.run_status import read_files
 
@@ -37,10 +38,12 @@ def runs_below(paths: Sequence[Path]) -> list[Path]:
     runs: dict[Path, None] = {}
     for path in paths:
         if not path.is_dir():
-            raise ConfigError(f"{path}: no such folder; name a run's folder or one that holds runs")
+            hint = nearby(path, holds_runs) or "; name a run's folder or one that holds runs"
+            raise ConfigError(f"{path}: no such folder{hint}")
         below = dict.fromkeys(run.absolute() for run in find_runs(path))
         if not below:
-            raise ConfigError(f"{path}: no runs in it; name a run's folder or one that holds runs")
+            hint = nearby(path, holds_runs) or "; name a run's folder or one that holds runs"
+            raise ConfigError(f"{path}: no runs in it{hint}")
         runs |= below
     return list(runs)
 

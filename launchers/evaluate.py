@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from configs.find import SUFFIXES, config_names
 from configs.load import ConfigError, dump, load
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
 from launchers.cli import guarded
@@ -20,6 +21,12 @@ from launchers.runs.files import CONFIG_FILE
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; 0 when all results are written."""
     options = parse(sys.argv[1:] if argv is None else argv)
+    first = options.checkpoints[0]
+    if Path(options.config).is_dir() and (first.endswith(SUFFIXES) or first in config_names("downstream")):
+        raise ConfigError(
+            f"{options.config} is a folder and {first} a config: the run comes first, then the protocols; did you mean "
+            f"tandem evaluate {options.config} {first}?"
+        )
     config = load(EvaluateConfig, options.config, options.overrides)
     if options.show_config:
         print(dump(config), end="")

@@ -37,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = p.parse_args(argv)
     out = Path(options.out)
     suffix = FORMATS[options.format].suffix
+    if out.is_dir() and Path(options.source).suffix in SUFFIXES.values():
+        p.error(f"{out} is a folder: the run comes first, then the file; did you mean {out} {options.source}?")
     if out.suffix != suffix:
         p.error(f"OUT is {options.out!r}, expected a name that ends in {suffix} for {options.format}")
     if out.exists() and not options.force:

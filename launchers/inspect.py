@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from common.files import replace_file
+from common.nearby import nearby
 from data.storage.manifest import Manifest, load_manifest
 from data.storage.reader import SampleError, SampleReader, blamed_on
 from data.storage.shard import ShardError
@@ -41,8 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _inspect_run(target, options)
     raise ShardError(
         f"{target} is neither a prepared set (no {MANIFEST_NAME}) nor a run (no config.yaml, no checkpoints); give the "
-        "folder that `tandem prepare` or `tandem pretrain` wrote"
+        f"folder that `tandem prepare` or `tandem pretrain` wrote{nearby(target, _can_be_shown)}"
     )
+
+
+def _can_be_shown(folder: Path) -> bool:
+    return (folder / MANIFEST_NAME).is_file() or is_run(folder)
 
 
 # ---- sets

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -27,7 +28,9 @@ from data.preparing.prepare import (
     prepare,
     prepare_share,
 )
+from data.preparing.shard_task import RECORDS
 from data.storage.manifest import Manifest
+from data.storage.store import MANIFEST_NAME, is_url
 from launchers import verify
 from launchers.options.prepare import parse, verifies_only
 from launchers.verify import progress
@@ -62,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verifies_only(argv):
         return verify.main(argv)
     arguments = parse(argv)
+    _check_order(arguments)
     config = _configure(arguments)
     if arguments.show_config:
         print(dump(config, choices=_CHOICES), end="")
@@ -82,6 +86,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif not isinstance(done, ShareSummary):
         print_summary(done, console)
     return 0
+
+
+def _check_order(arguments: argparse.Namespace) -> None:
+    """Refuse SRC and OUT the wrong way round, before anything is written into the raw data."""
+    source, out = Path(arguments.source), Path(arguments.out)
+    begun = [folder for folder in (source, out) if (folder / MANIFEST_NAME).is_file() or (folder / RECORDS).is_dir()]
+    raw = out not in begun and out.is_dir() and any(out.iterdir())
+    if raw and (source in begun or not (source.exists() or is_url(arguments.source) or arguments.source == "-")):
+        what = "holds prepared shards" if source in begun else "does not exist"
+        raise ConfigError(
+            f"SRC {source} {what}, and OUT {out} holds other files: the raw data comes first, then the folder of the "
+            f"shards; did you mean tandem prepare {arguments.file or arguments.set} {out} {source}?"
+        )
 
 
 def _configure(arguments: argparse.Namespace) -> PrepareRunConfig:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from configs.load import ConfigError
 from launchers.cli import guarded
 from launchers.options.report import parser
 from launchers.reporting.collect import collect
@@ -21,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     options = parser().parse_args(arguments)
+    page = next((folder for folder in options.folders if folder.endswith(".html")), None)
+    if page is not None:
+        raise ConfigError(f"{page}: expected folders of runs; the page to write is given as --out {page}")
     sources = collect([Path(folder) for folder in options.folders])
     # A pipe has no width of its own; a table squeezed to 80 columns is of no use in a file.
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)

@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from common.nearby import nearby
 from configs.load import ConfigError
 from launchers.cli import guarded
 from launchers.options.status import parser
 from launchers.runs import slurm
-from launchers.runs.files import find_runs
+from launchers.runs.files import find_runs, holds_runs
 from launchers.runs.run_status import RunStatus, read_files, run_status
 from launchers.runs.run_trouble import BAD
 
@@ -74,14 +75,18 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunStatus], str]:
     folders: dict[Path, None] = {}
     for root in roots:
         if not root.is_dir():
-            raise ConfigError(f"{root}: no such folder; name a run's folder or one that holds runs")
+            raise ConfigError(f"{root}: no such folder{nearby(root, holds_runs) or _WANTED}")
         folders |= dict.fromkeys(find_runs(root))
     if not folders:
         shown = ", ".join(map(str, roots))
-        raise ConfigError(f"no runs in {shown}; a run's folder has config.yaml, submission/ or checkpoints/")
+        hint = nearby(roots[0], holds_runs) or "; a run's folder has config.yaml, submission/ or checkpoints/"
+        raise ConfigError(f"no runs in {shown}{hint}")
     files = [read_files(folder) for folder in folders]
     queue, remark = ask_slurm([job for one in files for job in one.ids])
     return [run_status(one, queue) for one in files], remark
+
+
+_WANTED = "; name a run's folder or one that holds runs"
 
 
 def ask_slurm(ids: Sequence[str]) -> tuple[dict[str, slurm.JobInfo], str]:

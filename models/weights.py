@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from common.files import replace_file
+from common.nearby import nearby
 from common.run_files import WEIGHTS_FILE, damage, list_checkpoints
 from models.lidar.minkowski import from_minkowski
 from models.weight_files import read_checkpoint as read_checkpoint
@@ -259,7 +260,10 @@ def own_weights_file(path: Path) -> Path:
     for folder in list_checkpoints(path):
         if damage(folder, [WEIGHTS_FILE]) is None:
             return folder / WEIGHTS_FILE
-    raise ValueError(f"weights: {path}: expected a run's folder with an intact checkpoint, one of those, or a file")
+    near = nearby(path, lambda folder: bool(list_checkpoints(folder)))
+    raise ValueError(
+        f"weights: {path}: expected a run's folder with an intact checkpoint, one of those, or a file{near}"
+    )
 
 
 # ---- SLidR's own checkpoints

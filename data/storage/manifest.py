@@ -19,13 +19,15 @@ import numpy as np
 from jaxtyping import Int, Shaped
 
 from common.files import replace_file, sha256_of
+from common.nearby import nearby
 from common.retry import StorageAwayError
+from common.run_files import CHECKPOINTS_FOLDER
 from data.shared_memory import SharesTables
 from data.storage.encode import READABLE_VERSIONS, SCHEMA_VERSION, SetBounds
 from data.storage.manifest_check import MAX_MANIFEST_BYTES, check_content, check_table
 from data.storage.remote.shard_cache import CacheConfig
 from data.storage.shard import Shard, ShardError
-from data.storage.store import MANIFEST_NAME, Store, join, open_store
+from data.storage.store import MANIFEST_NAME, Store, is_url, join, open_store
 from data.storage.superpixel_record import SuperpixelRecord
 from data.storage.untrusted import parse_json, parse_npz
 
@@ -195,7 +197,7 @@ def load_manifest(root: str, cache: CacheConfig | None = None) -> Manifest:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ShardError(
             f"{root} holds no finished shard set: {MANIFEST_NAME} is missing ({error}); run `tandem prepare` (again) "
-            "into it, or give the folder or address of a set that is prepared"
+            f"into it, or give the folder or address of a set that is prepared{'' if is_url(root) else _near(root)}"
         ) from error
     except (OSError, StorageAwayError) as error:
         raise ShardError(f"{root} cannot be read: {error}") from error
@@ -213,6 +215,13 @@ def load_manifest(root: str, cache: CacheConfig | None = None) -> Manifest:
         return _manifest_from(root, content, table, cache)
     except (KeyError, TypeError, ValueError) as error:
         raise ShardError(f"{path} is damaged ({error!r}); run `tandem prepare` into a new folder") from error
+
+
+def _near(root: str) -> str:
+    """What may have been meant: a set near the folder, or the set of a run."""
+    if (Path(root) / CHECKPOINTS_FOLDER).is_dir():
+        return "; this is a run, whose config.yaml names its set as data.shards"
+    return nearby(root, lambda folder: (folder / MANIFEST_NAME).is_file())
 
 
 def _read_table(store: Store, root: str, sha256: str) -> dict[str, np.ndarray]:

@@ -15,7 +15,7 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from configs.find import SUFFIXES, config_names, find_config, nearest
+from configs.find import SUFFIXES, config_names, elsewhere, find_config, nearest
 from data.convert.set_help import HELP
 from data.preparing.defaults import MAX_SKIP_SHARE, SAMPLES_PER_SHARD
 from launchers.cli import verb_parser
@@ -132,7 +132,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         p.error(f"{first}: options come behind the data set, see tandem prepare SET --help")
     if first and not first.startswith("-") and not _is_set(first):
         known = [*HELP, *config_names("prepare")]
-        hint = nearest(first, known) or f"; known: {', '.join(known)}"
+        hint = elsewhere(first, "prepare") or nearest(first, known) or f"; known: {', '.join(known)}"
         p.error(f"no data set {first!r}{hint}")
     options, rest = p.parse_known_args(argv)
     unknown = [text for text in rest if text.startswith("-")]

@@ -12,6 +12,8 @@ from statistics import median
 import torch
 
 from common.files import file_sha256
+from common.nearby import nearby
+from common.run_files import METRICS_FILE
 from configs.load import ConfigError
 from configs.schema import PretrainConfig
 from engine import metric_names as names
@@ -45,6 +47,10 @@ def step_here(config: PretrainConfig, objective: Objective, cameras: int) -> Ste
     return dataclasses.replace(step, teacher_share=teacher_time(config, objective, cameras) / step.seconds)
 
 
+def _has_metrics(folder: Path) -> bool:
+    return (folder / METRICS_FILE).is_file()
+
+
 def step_of_run(folder: Path, config: PretrainConfig) -> StepTime:
     """Median update of a run, scaled to this config's samples a process.
 
@@ -53,7 +59,8 @@ def step_of_run(folder: Path, config: PretrainConfig) -> StepTime:
     """
     lines = [line for line in read_metrics(folder) if line.get(names.STEP_S)]
     if not lines:
-        raise ConfigError(f"{folder}: no metrics.jsonl with {names.STEP_S}; name the folder of a run that has trained")
+        hint = nearby(folder, _has_metrics) or "; name the folder of a run that has trained"
+        raise ConfigError(f"{folder}: no metrics.jsonl with {names.STEP_S}{hint}")
     counted = lines[len(lines) // 4 :]  # the first ones compile, fill caches and start workers
     tree = read_config(folder)
     there = int(tree["data"]["micro_batch_size"]) * int(tree["engine"]["accumulation_steps"])

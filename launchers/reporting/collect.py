@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.nearby import nearby
 from common.run_files import CHECKPOINTS_FOLDER, EVENTS_FOLDER, METRICS_FILE, RESULTS_FILE
 from configs.load import ConfigError
 from engine.downstream.results import Result, ResultsError, read_results
@@ -57,7 +58,7 @@ def collect(folders: Sequence[Path]) -> ReportSources:
     if not results and not runs:
         raise ConfigError(
             f"{', '.join(map(str, folders))}: found neither {RESULTS_FILE} nor {METRICS_FILE}; expected folders that "
-            "`tandem pretrain` or `tandem evaluate` wrote"
+            f"`tandem pretrain` or `tandem evaluate` wrote{nearby(folders[0], is_run)}"
         )
     configs = {name: read_config(folder) for name, folder in runs.items()}
     return ReportSources(

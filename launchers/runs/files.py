@@ -69,6 +69,7 @@ _MARKS = (METRICS_FILE, ATTEMPTS_FILE, JOBS_FILE, SUBMISSION_FOLDER, CHECKPOINTS
 _NO_RUNS = frozenset({BASELINES, CODE_FOLDER, EVALUATIONS, SELECTION, EVENTS_FOLDER})
 """Folders beside or in runs that hold none."""
 _MAX_DEPTH = 4
+_MOST_ENTRIES = 500
 _TAIL_BYTES = 32_768
 """Read of the end of a log or of metrics.jsonl; a line of metrics is under 1 kB."""
 
@@ -82,6 +83,12 @@ def is_run(folder: Path) -> bool:
         return True
     of_evaluation = {folder.parent.name, folder.parent.parent.name} & {EVALUATIONS, BASELINES, SELECTION}
     return not of_evaluation and (folder / CONFIG_FILE).is_file()
+
+
+def holds_runs(folder: Path) -> bool:
+    """Whether a folder is a run's, or has one right inside; cheap, for suggestions."""
+    inside = itertools.islice(folder.iterdir(), _MOST_ENTRIES)
+    return is_run(folder) or any(is_run(path) for path in inside if path.is_dir())
 
 
 def find_runs(root: Path) -> Iterator[Path]:

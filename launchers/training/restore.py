@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from common.run_files import CHECKPOINT_CONFIG, WEIGHTS_FILE, damage
+from common.nearby import nearby
+from common.run_files import CHECKPOINT_CONFIG, WEIGHTS_FILE, damage, list_checkpoints
 from configs.load import ConfigError, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from engine.checkpoint import load_weights, newest_intact
@@ -25,11 +26,17 @@ def find_checkpoint_folder(path: Path) -> Path:
             raise CheckpointError(f"{path} is damaged: {problem}; name another checkpoint or the run's folder")
         return path
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist; expected a run's folder, or one of those in its checkpoints/")
+        expected = "expected a run's folder, or one of those in its checkpoints/"
+        raise CheckpointError(f"{path} does not exist; {expected}{nearby(path, _is_source)}")
     found = newest_intact(path) if path.is_dir() else None
     if found is None:
-        raise CheckpointError(f"{path}: expected a run's folder with checkpoints/, or one of the folders in there")
+        expected = "expected a run's folder with checkpoints/, or one of the folders in there"
+        raise CheckpointError(f"{path}: {expected}{nearby(path, _is_source)}")
     return found
+
+
+def _is_source(folder: Path) -> bool:
+    return bool(list_checkpoints(folder))
 
 
 def load_run_config(checkpoint: Path) -> PretrainConfig:

@@ -12,7 +12,7 @@ import pytest
 from common.files import replacing
 from launchers.cli import VERBS, guarded
 from launchers.cli import main as tandem
-from tests.helpers.pretrain_run import STREET, arguments, child
+from tests.helpers.pretrain_run import CONFIGS, STREET, arguments, child
 
 MISTAKES = [
     (["optim.lrr=0.1"], ["optim.lrr", "unknown name", "did you mean 'lr'", "0.1"]),
@@ -78,6 +78,65 @@ def test_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(verb in text for verb in VERBS)
     assert tandem(["pretrian"]) == 2
     assert "no verb 'pretrian'; did you mean 'pretrain'?" in capsys.readouterr().err
+
+
+def made(root: Path, *names: str) -> Path:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text("{}")
+    return root
+
+
+CROSSED = [
+    (
+        "pretrain semantickitti",
+        "semantickitti is the config of downstream protocols, which goes to tandem evaluate RUN",
+    ),
+    ("pretrain {configs}/downstream/street.yaml", "is the config of downstream protocols"),
+    ("plan {configs}/sweep/slidr_street.yaml --samples 9", "is the config of a sweep (it has base, grid, root)"),
+    ("evaluate {run} {configs}/pretrain/slidr_street.yaml", "goes to tandem pretrain, submit or plan"),
+    ("sweep {configs}/pretrain/slidr_street.yaml --local", "expected that of a sweep"),
+    ("submit slidr_street --cluster {configs}/downstream/street.yaml", "expected that of a cluster"),
+    ("prepare {configs}/cluster/cpu.yaml {raw} {tmp}/out", "is the config of a cluster"),
+    ("evaluate street {run}", "the run comes first, then the protocols; did you mean tandem evaluate {run} street?"),
+    ("prepare kitti-raw {set} {raw}", "did you mean tandem prepare kitti-raw {raw} {set}?"),
+    ("prepare kitti-raw {tmp}/new {raw}", "did you mean tandem prepare kitti-raw {raw} {tmp}/new?"),
+    ("pretrain {run}", "did you mean {run}/config.yaml, the config of that run?"),
+    ("report page.html {run}", "page.html: expected folders of runs; the page to write is given as --out page.html"),
+    ("report {raw}/a", "found neither results.json nor metrics.jsonl"),
+    ("evaluate {tmp}/runs street --random-only", "config.yaml"),
+    ("status {tmp}/rus", "no such folder; did you mean {tmp}/runs?"),
+    ("cancel {run}/checkpoints", "no runs in it; did you mean {run}?"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), CROSSED, ids=[line for line, _ in CROSSED])
+def test_what_was_meant_is_said(line: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(tmp_path, "raw/a/b.txt", "set/manifest.json", "runs/one/config.yaml", "runs/one/checkpoints/x")
+    places = {"configs": CONFIGS.parent, "raw": tmp_path / "raw", "set": tmp_path / "set", "tmp": tmp_path}
+    places |= {"run": tmp_path / "runs" / "one"}
+    assert tandem(line.format(**places).split()) == 2
+    assert words.format(**places) in told(capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_folders_near_the_one_that_was_meant(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made(tmp_path, "sets/street/manifest.json", "runs/one/config.yaml", "runs/one/checkpoints/step_00000001/a")
+    runs, one = tmp_path / "runs", tmp_path / "runs" / "one"
+    for line, words in (
+        (["inspect", str(tmp_path / "sets")], f"did you mean {tmp_path}/sets/street?"),
+        (["evaluate", str(runs), "street"], f"did you mean {one}?"),
+        (["pretrain", str(STREET), f"data.shards={tmp_path / 'sets'}", f"run_dir={tmp_path}/new"], "sets/street?"),
+        (
+            ["pretrain", str(STREET), f"data.shards={one}", f"run_dir={tmp_path}/new"],
+            "this is a run, whose config.yaml",
+        ),
+    ):
+        assert tandem(line) == 1
+        assert words in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        tandem(["export", "out.safetensors", str(one)])
+    assert f"did you mean {one} out.safetensors?" in capsys.readouterr().err
 
 
 def test_as_a_module_the_same_answers(tmp_path: Path) -> None:
