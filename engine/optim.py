@@ -33,14 +33,14 @@ class OptimConfig:
 
     Attributes:
         name: "sgd" or "adamw".
-        lr: peak learning rate, at `reference_batch_size` samples an update where that is set.
+        lr: peak learning rate, at `reference_batch_size` samples per update where that is set.
         momentum: of SGD.
         dampening: of SGD's momentum.
         betas: decay of AdamW's two running means.
         eps: added to AdamW's denominator.
         weight_decay: L2 term of SGD, decoupled decay of AdamW.
         decay_norms_and_biases: whether parameters with fewer than 2 dimensions decay too.
-        reference_batch_size: samples an update that `lr` was found for; the rate then grows linearly with the
+        reference_batch_size: samples per update that `lr` was found for; the rate then grows linearly with the
             run's global batch size (Goyal et al. 2017). null: `lr` is taken as it is.
         towers: beginning of parameters' names ("image_backbone") -> what is different for them.
     """

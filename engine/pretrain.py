@@ -91,7 +91,7 @@ class _Plan:
         num_steps: updates of the whole run.
         peak_lr: largest learning rate.
         accumulation_steps: micro-batches a rank in an update.
-        global_batch_size: samples an update.
+        global_batch_size: samples per update.
         parallelism: how the run is spread over processes, and what its optimizer state depends on; part of checkpoints.
     """
 

@@ -52,7 +52,7 @@ def check_continuable(state: Mapping[str, Any], now: Mapping[str, Any], where: P
     if global_batch(saved) != global_batch(now):
         differ.append(
             f"{now['micro_batch_size']} samples x {now['world_size']} processes x {now['accumulation_steps']} "
-            f"micro-batches = {global_batch(now)} samples an update, the checkpoint has {global_batch(saved)}"
+            f"micro-batches = {global_batch(now)} samples per update, the checkpoint has {global_batch(saved)}"
         )
     if differ:
         raise CheckpointError(

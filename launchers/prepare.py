@@ -155,7 +155,7 @@ def print_summary(summary: PrepareSummary, console: Console) -> None:
         ("samples", f"{counts}, in {len(manifest.logs)} logs"),
         ("points", f"{int(manifest.num_points.sum(dtype='int64')):,} ({manifest.num_points.mean():,.0f} a sample)"),
         (
-            "pairs a sample",
+            "pairs per sample",
             f"{pairs.mean():,.0f} (least {pairs.min():,}; cameras {cameras})" if cameras else "no cameras",
         ),
         ("superpixels", str(manifest.superpixels or "none")),

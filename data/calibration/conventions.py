@@ -156,7 +156,7 @@ def explain(samples: Sequence[Sample]) -> str:
             "none of the usual mistakes (inverse, axes, quaternion order, degrees, millimetres) explains it; compare "
             "the poses of the sensors with 'Frames' in docs/custom_data.md"
         )
-    listed = "; or ".join(f"{fit.mistake} ({fit.num_pairs / len(samples):,.0f} pairs a sample)" for fit in fits)
+    listed = "; or ".join(f"{fit.mistake} ({fit.num_pairs / len(samples):,.0f} pairs per sample)" for fit in fits)
     return f"likely, {listed}"
 
 

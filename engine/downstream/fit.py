@@ -26,7 +26,7 @@ class TrainingConfig:
         lrs: AdamW learning rates of the evaluated network to try, for each initialisation separately.
         weight_decay: of AdamW, relative to the learning rate.
         steps: updates; linear warm-up over the first tenth, then a half cosine to 0.
-        batch_size: samples an update (at most as many as are labelled), each with all of its images.
+        batch_size: samples per update (at most as many as are labelled), each with all of its images.
         augment: mirror, rotate (...) the training samples, as the reader's settings say.
         clip_norm: largest gradient norm.
         seeds: one run each: draw of labelled samples, new layers, order, augmentations; a random network is drawn

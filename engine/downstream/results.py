@@ -115,8 +115,8 @@ class Result:
                 raise ResultsError(f"{whose}: unknown metric {name!r}; written by another version?")
             if not self.seeds or len(self.seeds) != len(values):
                 raise ResultsError(
-                    f"{whose}: {len(self.seeds)} seeds, {len(values)} values of {name}; expected one a seed, and at "
-                    "least one seed"
+                    f"{whose}: {len(self.seeds)} seeds, {len(values)} values of {name}; expected one for each seed, "
+                    "and at least one seed"
                 )
             high = METRICS[name].high
             if not all(0.0 <= v <= high if v is not None else name != self.metric for v in values):

@@ -256,8 +256,8 @@ class Job(Generic[PartsT]):
         """Refuse what would stop in the middle of the work.
 
         Raises:
-            ValueError: classes missing, or draws that are missing, not one a seed, empty, outside of the train split,
-                or tuned on what rates are compared on.
+            ValueError: classes missing, or draws that are missing, not one for each seed, empty, outside of the train
+                split, or tuned on what rates are compared on.
         """
         for name, protocol in self.protocols.items():
             if protocol.truth == "labels" and self.classes is None:
@@ -271,7 +271,7 @@ class Job(Generic[PartsT]):
         expected = (len(self.section(name).seeds), len(self.section(name).tune_seeds))
         if (len(draws.runs), len(draws.tuning)) != expected:
             raise ValueError(
-                f"{name}: {len(draws.runs)} draws and {len(draws.tuning)} tuning draws, expected one a seed: "
+                f"{name}: {len(draws.runs)} draws and {len(draws.tuning)} tuning draws, expected one for each seed: "
                 f"{expected[0]} and {expected[1]}"
             )
         for drawn in (*draws.runs, *draws.tuning):

@@ -66,7 +66,7 @@ def step_of_run(folder: Path, config: PretrainConfig) -> StepTime:
     there = int(tree["data"]["micro_batch_size"]) * int(tree["engine"]["accumulation_steps"])
     here = config.data.micro_batch_size * config.engine.accumulation_steps
     seconds = median([float(line[names.STEP_S]) for line in counted])
-    scaled = "" if there == here else f", {there} -> {here} samples a process"
+    scaled = "" if there == here else f", {there} -> {here} samples per process"
     return StepTime(
         seconds=seconds * here / there,
         source=f"median of {len(counted)} lines of {folder}{scaled}",

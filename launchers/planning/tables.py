@@ -53,10 +53,10 @@ def _batches(plan: Plan) -> list[PlanRow]:
     parts = f"{run.micro_batch_size} x {run.accumulation_steps} micro-batches x {run.world_size}"
     return [
         _row("processes", run.world_size, _count, f"{run.nodes} nodes x {run.processes_per_node}"),
-        _row("samples an update", run.global_batch, _count, parts),
-        _row("samples an epoch", samples, _count),
-        _row("samples a process, epoch", samples / run.world_size, _decimal),
-        _row("updates an epoch", plan.steps_per_epoch, _decimal),
+        _row("samples per update", run.global_batch, _count, parts),
+        _row("samples per epoch", samples, _count),
+        _row("samples per process", samples / run.world_size, _decimal, "in an epoch"),
+        _row("updates per epoch", plan.steps_per_epoch, _decimal),
         _row("updates", run.num_steps, _count),
         _row("learning rate x", run.lr_factor, "{:g}".format, "by the linear rule"),
     ]
@@ -65,7 +65,7 @@ def _batches(plan: Plan) -> list[PlanRow]:
 def _reading(plan: Plan) -> list[PlanRow]:
     read, data, rate = storage.reading(plan.data, plan.run), plan.data, plan.samples_per_s
     rows = [
-        _row("readers", plan.run.readers, _count, f"{plan.run.workers} loader workers a process"),
+        _row("readers", plan.run.readers, _count, f"{plan.run.workers} loader workers per process"),
         _row("samples in flight", read.in_flight, _count, "in training or made ready"),
     ]
     if data.shards is not None:
@@ -76,7 +76,7 @@ def _reading(plan: Plan) -> list[PlanRow]:
     bytes_per_s = None if rate is None else rate * data.bytes_per_sample
     return [
         *rows,
-        _row("read a sample", data.bytes_per_sample, human_bytes),
+        _row("read per sample", data.bytes_per_sample, human_bytes),
         _row("read, all processes", bytes_per_s, _rate),
         _row("read, each node", None if bytes_per_s is None else bytes_per_s / plan.run.nodes, _rate),
         _row("reads a second", rate, _decimal),

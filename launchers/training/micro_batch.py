@@ -56,13 +56,13 @@ def fit_micro_batch(config: PretrainConfig, world: World) -> int:
 
 
 def choose_micro_batch(before: Mapping[str, Any], now: Mapping[str, Any], setting: tuple[int, int]) -> int:
-    """The micro-batch that keeps the samples an update.
+    """The micro-batch that keeps the samples per update.
 
     `before` and `now` hold micro_batch_size, world_size and accumulation_steps, as the checkpoint's run used them and
     as this start has them configured; `setting` is what that run had configured of the first and the last.
 
     Raises:
-        ConfigError: the samples an update do not divide, or the settings were changed and do not fit.
+        ConfigError: the samples per update do not divide, or the settings were changed and do not fit.
     """
     total, micro = global_batch(before), int(now["micro_batch_size"])
     if global_batch(now) == total:  # the setting fits as it is
@@ -79,7 +79,7 @@ def choose_micro_batch(before: Mapping[str, Any], now: Mapping[str, Any], settin
         pairs = [(share // n, n) for n in range(1, share + 1) if share % n == 0][:3]
         remedies = [f"data.micro_batch_size={size} engine.accumulation_steps={n}" for size, n in pairs]
     raise ConfigError(
-        f"data.micro_batch_size: the run takes {total} samples an update ({before['micro_batch_size']} x "
+        f"data.micro_batch_size: the run takes {total} samples per update ({before['micro_batch_size']} x "
         f"{before['world_size']} processes x {before['accumulation_steps']} micro-batches), but {what}; "
         f"{', or '.join(remedies)}{'' if total % processes else ' keeps it'}, or begin in another run folder"
     )

@@ -9,7 +9,7 @@ BatchNorm: as in MoCo the copy runs in training mode and normalises a batch with
 running statistics are its own and only evaluation mode reads them. A query and its key are then normalised with
 statistics of the same samples, the keys of the queue with those of others: a signature that gives the positive away.
 MoCo hides it by shuffling samples between GPUs before the key encoder, each of which has statistics of its own.
-Here statistics are those of all ranks (`engine.sync_bn`), where shuffling changes nothing: with many samples an update
+Here statistics are those of all ranks (`engine.sync_bn`), where shuffling changes nothing: with many samples per update
 the signature is weak, and with few there is `norms: running`, which removes it: the copy normalises with running
 statistics that follow the network's as its weights do (EMAN).
 

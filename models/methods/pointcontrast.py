@@ -13,7 +13,7 @@ Deviations:
   of two anchors would be positive and negative at once.
 - Hardest-contrastive: the paper squares both hinges, the released code takes the positive one from squared distances
   without squaring it again. Ours is the paper's. The released code looks for the nearest wrong partner among 256 random
-  voxels a sample, here among the partners of the other pairs.
+  voxels per sample, here among the partners of the other pairs.
 - Both sweeps go through the network in one pass, so that BatchNorm sees both together; the released code runs it on
   one after the other.
 - The temperature is 0.07, the released default; its launch scripts set 0.4.

@@ -82,8 +82,8 @@ def test_set_summary_counts_what_is_in_the_shards(shards: str) -> None:
     tables = {table.title.split(" by ")[0]: table for table in set_tables(manifest, look(manifest, reader))}
     contents = dict(tables["contents"].rows)
     assert contents["samples"] == "6"
-    assert contents["points a sample"] == "400 (from 400 to 400)"
-    assert contents["pairs a sample"].startswith(f"{manifest.num_pairs.mean():,.0f} ")
+    assert contents["points per sample"] == "400 (from 400 to 400)"
+    assert contents["pairs per sample"].startswith(f"{manifest.num_pairs.mean():,.0f} ")
     assert tables["splits"].rows == (("train", "2", "4", "4"), ("val", "1", "2", "2"))
     labels = np.concatenate([reader.read(i).labels for i in range(6)])  # type: ignore[misc]
     for class_id, name in enumerate(CLASS_NAMES):

@@ -62,7 +62,7 @@ def test_the_global_batch_is_kept(
             sizes(6, 2),
             sizes(6, 5),
             (6, 1),
-            r"takes 12 samples an update \(6 x 2 processes x 1 micro-batches\), but 5 processes cannot share them "
+            r"takes 12 samples per update \(6 x 2 processes x 1 micro-batches\), but 5 processes cannot share them "
             r"equally; start it on 1, 2, 3, 4, 6 or 12 processes, or begin in another run folder",
             id="does not divide",
         ),
@@ -151,7 +151,9 @@ def test_the_micro_batch_is_derived_and_said(
     pretrain_here(tmp_path / "whole", toy_set, *GATHERED, *steps, "data.micro_batch_size=4")
     cut = stop_at(tmp_path / "whole", tmp_path / "cut", 2)
     pretend_two_processes(cut)
-    with pytest.raises(ConfigError, match=r"takes 4 samples an update .*3 samples x 1 processes .* make 3; data.micro"):
+    with pytest.raises(
+        ConfigError, match=r"takes 4 samples per update .*3 samples x 1 processes .* make 3; data.micro"
+    ):
         pretrain_here(cut, toy_set, *GATHERED, *steps, "data.micro_batch_size=3")
     caplog.set_level(logging.INFO, logger="tandem")
     pretrain_here(cut, toy_set, *GATHERED, *steps, "data.micro_batch_size=2")

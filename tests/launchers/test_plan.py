@@ -257,7 +257,7 @@ def test_a_plan_without_a_set_or_weights(capsys: pytest.CaptureFixture[str]) -> 
     assert tandem(["plan", str(NUSCENES), *machine, *numbers, "data.num_workers=4", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["batches"]["processes"] == 32
-    assert figures["batches"]["samples an update"] == 128
+    assert figures["batches"]["samples per update"] == 128
     assert figures["batches"]["updates"] == -(-50 * 28130 // 128)
     assert figures["batches"]["learning rate x"] == 32
     assert figures["reading"]["read, all processes"] == pytest.approx(128 / 0.5 * 2e6)
@@ -277,7 +277,7 @@ def test_a_plan_of_a_prepared_set_from_a_run(
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     middle = sorted(line["time/step_s"] for line in lines[1:])[1]
     assert figures["time"]["an update"] == pytest.approx(3 * middle)
-    assert figures["batches"]["samples an epoch"] == 12
+    assert figures["batches"]["samples per epoch"] == 12
     assert figures["reading"]["shards"] == 3
 
 

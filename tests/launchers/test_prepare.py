@@ -32,7 +32,7 @@ def test_kitti_raw_end_to_end(tmp_path, capsys):
     assert sample.cameras[0].superpixels.max() < 12
     shown = " ".join(capsys.readouterr().out.split())
     assert "3 train, 3 val, in 2 logs" in shown
-    assert "pairs a sample" in shown
+    assert "pairs per sample" in shown
     assert "no image_03" in shown
     # Again: nothing to do; with another setting: refused.
     assert main(command) == 0

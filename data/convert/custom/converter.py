@@ -123,7 +123,7 @@ class CustomConverter(FrameConverter):
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             names = tuple(line.strip() for line in lines if line.strip())
             if len(set(names)) != len(names) or not 0 < len(names) < 255:
-                raise ShardError(f"{path}: expected 1 to 254 different class names, one a line")
+                raise ShardError(f"{path}: expected 1 to 254 different class names, one on each line")
             return names
         labelled = [
             folder / kind for folder in self._logs.values() for kind in ("labels", "boxes") if (folder / kind).is_dir()

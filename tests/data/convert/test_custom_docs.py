@@ -134,7 +134,7 @@ def test_a_vehicle_that_drives_backwards_is_named(folder, tmp_path):
 @pytest.mark.slow
 def test_folder_source_and_iterator_give_the_same_points_and_poses(folder):
     prepare(CustomConverter(source=str(folder / "fleet")), str(folder / "from_folder"), PrepareConfig())
-    assert "points a sample" in run(folder, "from_source.py", "from_source")
+    assert "points per sample" in run(folder, "from_source.py", "from_source")
     assert run(folder, "from_iterator.py", "from_iterator") == "20 samples\n"
     sets = [load_manifest(str(folder / name)) for name in ("from_folder", "from_source", "from_iterator")]
     assert sets[1].shards == sets[2].shards, "byte for byte"
