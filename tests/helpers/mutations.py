@@ -342,12 +342,12 @@ def text_line(rng: Rng, data: bytes, canary: str) -> Mutation:
 
 # ---- points
 def odd_floats(rng: Rng, data: bytes, canary: str) -> Mutation:
-    """NaN, infinity or 3e38 among numbers of four bytes."""
+    """NaN, infinity, 3e38 or numbers that no sensor gives among numbers of four bytes."""
     count = len(data) // 4
     values = np.frombuffer(data[: 4 * count], "<f4").copy()
     if count:
-        odd = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-42], "<f4")
-        values[rng.integers(0, count, 5)] = odd[rng.integers(0, 6, 5)]
+        odd = np.array([np.nan, np.inf, -np.inf, 3e38, -3e38, 1e-42, 1e7, -3e6, 255], "<f4")
+        values[rng.integers(0, count, 5)] = odd[rng.integers(0, len(odd), 5)]
     return "odd numbers", values.tobytes() + data[4 * count :]
 
 

@@ -68,7 +68,7 @@ def failing(function: Callable[..., Any], error: Exception, bad: str | None = BA
 
 
 def loader(root: str, **options: Any) -> ShardLoader:
-    config = DataConfig(**{"shards": root, "micro_batch_size": 3, "image_size": (40, 72), "num_workers": 0, **options})
+    config = DataConfig(**{"shards": root, "micro_batch_size": 3, "image_size": (24, 48), "num_workers": 0, **options})
     return build_loader(config, spec=BatchSpec(), seed=0, rank=0, world_size=1)
 
 
@@ -87,7 +87,7 @@ def test_training_goes_on_without_the_sample(
     wrong = failing(data.views.view.point_pixel_pairs, error)
     monkeypatch.setattr(data.views.view, "point_pixel_pairs", wrong)
     source = loader(root)
-    assert BAD not in keys_of(source, 12)  # three epochs
+    assert BAD not in keys_of(source, 8)  # two epochs
     assert source.counters == {"error": 1}
     skipped = [record.getMessage() for record in caplog.records if "skipped sample" in record.getMessage()]
     assert len(skipped) == 1
@@ -106,11 +106,10 @@ def test_an_error_in_a_worker_is_no_dead_worker(root: str, monkeypatch: pytest.M
     assert source.counters == {"error": 1}
 
 
-@pytest.mark.parametrize("place", ["voxelize", "draw_cloud_transform", "inside_range"])
 def test_a_mistake_in_the_code_ends_the_run_and_is_shown(
-    root: str, place: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    root: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(data.views.view, place, failing(int, TypeError("takes 2 arguments"), bad=None))
+    monkeypatch.setattr(data.views.view, "voxelize", failing(int, TypeError("takes 2 arguments"), bad=None))
     with pytest.raises(ShardError, match=r"(?s)error: \d+, e\.g\. .*TypeError: takes 2 arguments.*please report"):
         keys_of(loader(root), 3)
     assert sum("Traceback" in record.getMessage() for record in caplog.records) == 1

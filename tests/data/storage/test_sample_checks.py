@@ -125,7 +125,7 @@ NEVER_STORED |= {"camera's pose that is no number"}
 @pytest.mark.parametrize("case", WRONG)
 def test_refused_before_writing_and_after_reading(tmp_path: Path, case: str) -> None:
     reason, change = WRONG[case]
-    samples = toy_log(0, 3)
+    samples = toy_log(0, 2, num_points=60, image_labels=True)
     samples[1] = change(samples[1])
     if reason != "cameras-unknown":  # of a program's samples, that is a mistake of the program
         config = PrepareConfig(superpixels=None)
