@@ -1,4 +1,4 @@
-"""Which folder was meant where another was given: one in it, around it, or beside it with nearly its name."""
+"""What was meant where something else was given: the nearest name; a folder in that one, around it or beside it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from pathlib import Path
 
 _MOST_ENTRIES = 2000
 """Files and folders that are looked at; a message must not take minutes on a large file system."""
+
+
+def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
+    """The known name that is most like the one given, for the end of a message: "; did you mean 'x'?", or ""."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def nearby(given: str | Path, is_wanted: Callable[[Path], bool]) -> str:

@@ -9,6 +9,8 @@ import operator
 from collections.abc import Callable, Iterable
 from typing import Any, get_args
 
+from common.nearby import nearest
+
 Number = int | float
 """Spelt out because type checks at run time take `float` alone for floats only."""
 
@@ -114,7 +116,8 @@ def one_of(config: object, **choices: Any) -> None:
     """
     for name, kind in choices.items():
         known = get_args(kind) or tuple(kind)
-        expect(config, name, getattr(config, name) in known, f"one of {', '.join(map(str, known))}")
+        value = getattr(config, name)
+        expect(config, name, value in known, f"one of {', '.join(map(str, known))}{_near([value], known)}")
 
 
 def some_of(config: object, note: str = "", /, **choices: Iterable[object]) -> None:
@@ -125,8 +128,15 @@ def some_of(config: object, note: str = "", /, **choices: Iterable[object]) -> N
     """
     for name, kind in choices.items():
         known = tuple(kind)
-        expected = f"some of {', '.join(map(str, known))}{f' ({note})' if note else ''}"
-        expect(config, name, set(getattr(config, name)) <= set(known), expected)
+        values = getattr(config, name)
+        expected = f"some of {', '.join(map(str, known))}{f' ({note})' if note else ''}{_near(values, known)}"
+        expect(config, name, set(values) <= set(known), expected)
+
+
+def _near(values: Iterable[object], known: Iterable[object]) -> str:
+    """The known name that the first unknown one is most like."""
+    wrong = next((value for value in values if value not in known), None)
+    return nearest(wrong, [word for word in known if isinstance(word, str)]) if isinstance(wrong, str) else ""
 
 
 def different(config: object, *names: str) -> None:

@@ -6,10 +6,11 @@ A path wins. `slidr_street` is otherwise the file of that name that comes with T
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from common.nearby import nearest
 
 PACKAGED = Path(__file__).resolve().parent
 SUFFIXES = (".yaml", ".yml")
@@ -103,9 +104,10 @@ def find_config(text: str | Path, folder: str | None) -> Path:
     if packaged.is_file():
         return packaged
     beside = sorted(str(path) for path in given.parent.glob("*.yaml"))
-    hint = nearest(str(text), [*beside, *(config_names(folder) if bare else ())], cutoff=0.4)
-    if not hint:
-        hint = nearest(given.stem, config_names(folder), cutoff=0.4)
+    longer = [name for name in config_names(folder) if name.startswith(f"{given.stem}_")]
+    hint = f"; did you mean {' or '.join(longer)}?" if longer else ""
+    hint = hint or nearest(str(text), [*beside, *(config_names(folder) if bare else ())], cutoff=0.4)
+    hint = hint or nearest(given.stem, config_names(folder), cutoff=0.4)
     known = "" if hint or folder is None else f"; expected a path, or one of {', '.join(config_names(folder))}"
     raise FileNotFoundError(f"{text}: no such config file{elsewhere(given.stem, folder) or f'{hint}{known}'}")
 
@@ -122,12 +124,6 @@ def _instead_of(folder: Path) -> str:
     if (folder / "config.yaml") in inside:
         return f"; did you mean {folder / 'config.yaml'}, the config of that run?"
     return f"; did you mean one of {', '.join(map(str, inside[:3]))}?" if inside else ""
-
-
-def nearest(name: str, known: Iterable[str], *, cutoff: float = 0.5) -> str:
-    """'; did you mean X?', or '' when nothing is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=cutoff)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def kind_of(names: Iterable[str]) -> str | None:

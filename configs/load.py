@@ -8,6 +8,7 @@ explicit table.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,9 +18,10 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf, TupleConfig, read_write
 from omegaconf.errors import OmegaConfBaseException
 
+from common.nearby import nearest
 from common.ranges import RangeError
 from common.trees import leaves
-from configs.find import KINDS, find_config, kind_of, nearest
+from configs.find import KINDS, find_config, kind_of
 from configs.text import keep_text
 from models.image.published import HELP
 
@@ -298,6 +300,19 @@ def _whole_name(key: str, schema: DictConfig, section: str) -> str:
     return f"; did you mean {' or '.join(found[:3])}?" if found else ""
 
 
+def _like(key: str, schema: DictConfig) -> str:
+    """Where in other sections there is a setting of nearly this name."""
+    ends = {name.rpartition(".")[2]: name for name in _names(schema)}
+    close = difflib.get_close_matches(key, ends, n=1, cutoff=0.75)
+    return f"; did you mean {ends[close[0]]}?" if close else ""
+
+
+def _words(hint: Any) -> list[str]:
+    """The words that a setting of this type may be."""
+    literals = [kind for kind in (hint, *typing.get_args(hint)) if typing.get_origin(kind) is typing.Literal]
+    return [word for kind in literals for word in typing.get_args(kind) if isinstance(word, str)]
+
+
 def _names(node: DictConfig, prefix: str = "") -> Iterator[str]:
     """Dotted names of all settings of a structured config."""
     hints = typing.get_type_hints(OmegaConf.get_type(node))
@@ -334,10 +349,11 @@ def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConf
             if key not in hints:
                 known = ", ".join(sorted(hints)) or "nothing"
                 near = _whole_name(key, schema, ".".join(path[:depth])) or nearest(key, hints)
-                near = near or _elsewhere(key, choices.get(".".join(path[:depth]), {}))
+                near = near or _elsewhere(key, choices.get(".".join(path[:depth]), {})) or _like(key, schema)
                 return ConfigError(f"{dotted}: unknown name{near} (got {value!r}; valid here: {known})")
             if depth + 1 == len(path) and not _accepts(schema, path, value):
-                return ConfigError(f"{dotted}: got {value!r}, expected {_describe(hints[key])}")
+                near = nearest(value, _words(hints[key])) if isinstance(value, str) else ""
+                return ConfigError(f"{dotted}: got {value!r}, expected {_describe(hints[key])}{near}")
             child = _child(node, key, hints[key])
             hint = hints[key]
             if not isinstance(child, DictConfig):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from common.interrupt import INTERRUPTED, interruptible, kill_children, tell
-from configs.find import nearest
+from common.nearby import nearest
 
 VERBS = {
     "prepare": "raw logs -> WebDataset shards, with superpixels",
@@ -68,7 +68,9 @@ class VerbParser(argparse.ArgumentParser):
             wrong = [word.partition("=")[0] for word in message.split() if word.startswith("-")]
         elif choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             wrong, known = [choice[1]], [word.strip("' ") for word in choice[2].split(",")]
-        hints = dict.fromkeys(hint for word in wrong if (hint := nearest(word, known)))
+        hints = dict.fromkeys(hint for word in wrong if (hint := nearest(word, known, cutoff=0.65)))
+        if wrong and not hints and any(action.dest == "overrides" for action in self._actions):
+            hints["; settings are given as section.field=value"] = None
         super().error(message + "".join(hints))
 
 

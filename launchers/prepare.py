@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from common.nearby import nearest
 from configs.load import Choices, ConfigError, dump, load
 from data.convert.base import Converter
 from data.convert.sets import SETTINGS
@@ -121,7 +122,10 @@ def _configure(arguments: argparse.Namespace) -> PrepareRunConfig:
 def _full_name(override: str) -> str:
     """The override with `set.` in front, unless it is there or the setting is one of writing."""
     names = {field.name for field in dataclasses.fields(PrepareRunConfig)}
-    return override if re.split(r"[.=]", override)[0] in names or "=" not in override else f"set.{override}"
+    first = re.split(r"[.=]", override)[0]
+    # A section that is misspelt is no setting of the set: the message should name the section.
+    section = first in names or (first != override.partition("=")[0] and bool(nearest(first, names, cutoff=0.8)))
+    return override if section or "=" not in override else f"set.{override}"
 
 
 def _without_pairs(manifest: Manifest) -> str:

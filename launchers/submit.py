@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     elif options.config is None:
         raise ConfigError("no config given; expected a YAML file, for example configs/pretrain/slidr_street.yaml")
     else:
-        own = [o for o in options.overrides if not o.startswith(_CLUSTER_PREFIX)]
+        own = of_run(options.overrides)
         point = Point(config=load_run(options.config, own), overrides=tuple(own))
     where = where_of(options)
     cluster = load_cluster(options.cluster, overrides, nodes=options.nodes, where=where)
@@ -56,6 +57,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def commented(title: str, config: object) -> str:
     """A config as comments below another one, whose text stays a config."""
     return "".join(f"# {line}\n" for line in (f"{title}:", *dump(config).splitlines()))
+
+
+def of_run(overrides: Sequence[str]) -> list[str]:
+    """Those that are not about the cluster.
+
+    Raises:
+        ConfigError: one that is, without saying so.
+    """
+    known = {field.name for field in dataclasses.fields(SlurmConfig)}
+    known -= {field.name for field in dataclasses.fields(PretrainConfig)}
+    for override in overrides:
+        if re.split(r"[.=]", override)[0] in known:
+            raise ConfigError(f"{override}: a setting of the cluster; did you mean {_CLUSTER_PREFIX}{override}?")
+    return [override for override in overrides if not override.startswith(_CLUSTER_PREFIX)]
 
 
 def where_of(options: argparse.Namespace) -> Where:

@@ -22,7 +22,7 @@ from launchers.cli import FAILURE, guarded
 from launchers.cluster.plan_submission import Point, SubmitRequest, with_first_stages
 from launchers.cluster.submission import submit
 from launchers.options.sweep import parser
-from launchers.submit import commented, load_cluster, where_of
+from launchers.submit import commented, load_cluster, of_run, where_of
 from launchers.training.train import load_run
 
 _MAX_NAME = 96
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     sweep = load(SweepConfig, options.sweep, [] if options.root is None else [f"root={json.dumps(options.root)}"])
     where = where_of(options)
     cluster = load_cluster(options.cluster or sweep.cluster, options.overrides, nodes=options.nodes, where=where)
-    made = points(sweep, [o for o in options.overrides if not o.startswith("cluster.")])
+    made = points(sweep, of_run(options.overrides))
     if options.show_config:
         runs = "".join(f"# {point.run_dir.name}: {' '.join(point.overrides)}\n" for point in made)
         print(dump(sweep) + runs + commented("cluster", cluster), end="")

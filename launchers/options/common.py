@@ -20,7 +20,7 @@ def add_config(p: argparse.ArgumentParser, folder: str, help_text: str, *, nargs
 
 def add_overrides(p: argparse.ArgumentParser, help_text: str = "settings, for example optim.lr=0.1") -> None:
     """The overrides behind a config."""
-    p.add_argument("overrides", nargs="*", metavar="section.field=value", help=help_text)
+    p.add_argument("overrides", nargs="*", default=[], metavar="section.field=value", help=help_text)
 
 
 def add_show_config(p: argparse.ArgumentParser) -> None:

@@ -15,7 +15,8 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from configs.find import SUFFIXES, config_names, elsewhere, find_config, nearest
+from common.nearby import nearest
+from configs.find import SUFFIXES, config_names, elsewhere, find_config
 from data.convert.set_help import HELP
 from data.preparing.defaults import MAX_SKIP_SHARE, SAMPLES_PER_SHARD
 from launchers.cli import verb_parser
@@ -55,7 +56,7 @@ def parser(file: str | None = None) -> argparse.ArgumentParser:
         out = one.add_argument("out", metavar="OUT", help="folder of the shards; made if absent, continued if begun")
         for folder in (source, out):
             completed(folder, offer_paths)
-        one.add_argument("overrides", nargs="*", metavar="NAME=VALUE", help="settings, see below")
+        one.add_argument("overrides", nargs="*", default=[], metavar="NAME=VALUE", help="settings, see below")
         _add_options(one)
     completed(sets, lambda _: [*HELP, *config_names("prepare")])
     return p

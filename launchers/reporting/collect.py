@@ -14,7 +14,7 @@ from engine.downstream.results import Result, ResultsError, read_results
 from launchers.evaluation.selection import Selection, read_selection
 from launchers.reporting.troubles import Trouble, troubles
 from launchers.runs import files
-from launchers.runs.files import BASELINES, is_run, read_config
+from launchers.runs.files import BASELINES, holds_runs, is_run, read_config
 from launchers.runs.settings import labels, setting_of_tree
 
 _NOT_SEARCHED = {
@@ -88,7 +88,7 @@ def gather(folders: Sequence[Path]) -> tuple[list[Result], dict[str, Path]]:
     runs: dict[Path, None] = {}
     for folder in folders:
         if not folder.exists():
-            raise ConfigError(f"{folder}: no such file or folder")
+            raise ConfigError(f"{folder}: no such file or folder{nearby(folder, holds_runs)}")
         for path in [folder] if folder.is_file() else _search(folder):
             if path.is_dir():
                 runs[path.resolve()] = None

@@ -75,6 +75,10 @@ def test_near_misses_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "did you mean '--show-config'?" in told(capsys, "pretrain", "x.yaml", "--shw-config")
     assert "did you mean '--out-dir'?" in told(capsys, "report", "runs", "--outdir=x")
     assert "did you mean 'slidr'?" in told(capsys, "export", "run", "x.pt", "--format", "sldir")
+    assert "unrecognized arguments: --lr 1; settings are given as section.field=value" in told(
+        capsys, "pretrain", "x.yaml", "--lr", "1"
+    )
+    assert told(capsys, "evaluate").endswith("the following arguments are required: CHECKPOINT, CONFIG\n")
     with pytest.raises(SystemExit):
         prepare.parse(["kitty-raw", "SRC", "OUT"])
     assert "no data set 'kitty-raw'; did you mean 'kitti-raw'?" in capsys.readouterr().err
