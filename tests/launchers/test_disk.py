@@ -64,6 +64,8 @@ def test_verbs_that_cannot_write(
             "prepare": ["prepare", "synthetic", "-", str(out / "set"), "num_logs=1", "frames_per_log=1", "--workers=1"],
             "evaluate": ["evaluate", str(run), str(PROTOCOLS), f"results={out / 'results.json'}", *QUICK],
         }
+        if spoil is read_only:  # these two take seconds: once is enough
+            del commands["prepare"], commands["evaluate"]
         for name, command in commands.items():
             assert tandem(command) == 1, name
             errors = capsys.readouterr().err

@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from configs.schema import PretrainConfig
+from data.storage.shard import ShardError
 from engine.distributed import Launch, free_port
-from engine.meeting import Statement, judge
+from engine.errors import PeerFailedError, RunLockedError, StopRequested
+from engine.meeting import Meeting, Refusal, Statement, judge
 from launchers.runs import provenance
 from launchers.runs.attempts import read_attempts
 from launchers.training import same_run
@@ -24,9 +27,13 @@ from tests.helpers.samples import write_toy_set
 LAUNCH = Launch(launcher="torchrun", rank=0, world_size=2, local_rank=0, master_addr="127.0.0.1", master_port=1)
 
 
-def facts(run_dir: Path, shards: str, *overrides: str, launch: Launch = LAUNCH) -> dict[str, str]:
+def config(run_dir: Path, shards: str, *overrides: str) -> PretrainConfig:
     path, *rest = arguments(run_dir, shards, *UNCACHED, *overrides)
-    return same_run.facts(load_run(path, rest), launch)
+    return load_run(path, rest)
+
+
+def facts(run_dir: Path, shards: str, *overrides: str, launch: Launch = LAUNCH) -> dict[str, str]:
+    return same_run.facts(config(run_dir, shards, *overrides), launch)
 
 
 def refusal(first: dict[str, str], second: dict[str, str]) -> str:
@@ -168,26 +175,43 @@ def test_ranks_that_differ_both_end_before_they_train(toy_set: str, tmp_path: Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("wrong", [0, 1])
-def test_a_mistake_of_one_rank_ends_both(wrong: int, toy_set: str, tmp_path: Path) -> None:
-    commands = [arguments(tmp_path / "run", toy_set, *UNCACHED) for _ in range(2)]
-    commands[wrong].append("optim.learning_rate=1")
-    results = ends(*commands)
-    for code, output in results:
+def test_a_mistake_of_one_rank_ends_both(toy_set: str, tmp_path: Path) -> None:
+    command = arguments(tmp_path / "run", toy_set, *UNCACHED)
+    first, second = ends(command, [*command, "optim.learning_rate=1"])
+    for code, output in (first, second):
         assert code == 2, output
         assert "optim.learning_rate" in output
-    assert f"rank {wrong} (process" in results[1 - wrong][1]
+    assert "rank 1 (process" in first[1]
 
 
-@pytest.mark.slow
-def test_a_set_that_one_rank_cannot_read_ends_both(toy_set: str, tmp_path: Path) -> None:
-    here = arguments(tmp_path / "run", toy_set, *UNCACHED)
-    gone = arguments(tmp_path / "run", str(tmp_path / "gone"), *UNCACHED)
-    (first, said), (second, own) = ends(here, gone)
-    assert (first, second) == (1, 1), said + own
-    assert "PeerFailedError: rank 1 (process" in said
-    assert "holds no finished shard set" in said
-    assert "ShardError: " in own
+def test_what_keeps_a_rank_from_beginning_is_told_and_kept(
+    toy_set: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each kind: the rank itself raises its own error, the others one that quotes it."""
+    told: list[Statement] = []
+
+    def hold(meeting: Meeting, own: Statement, *, stop: object) -> Refusal | None:
+        told.append(own)
+        return judge([own, Statement(rank=1 - own.rank)])
+
+    monkeypatch.setattr(Meeting, "hold", hold)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+    for name, value in {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "n1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("RANK", "1")
+    gone = config(tmp_path, str(tmp_path / "gone"))
+    with pytest.raises(ShardError, match="holds no finished shard set"):
+        same_run.meet(gone, None, lambda: None)
+    with pytest.raises(StopRequested, match="SIGTERM"):
+        same_run.meet(config(tmp_path, toy_set), None, lambda: "SIGTERM")
+    with pytest.raises(RunLockedError, match=r"^taken$"):
+        same_run.meet(config(tmp_path, toy_set), RunLockedError("taken"), lambda: None)
+    assert [statement.kind for statement in told] == ["failed", "stopped", "locked"]
+    monkeypatch.setattr(Meeting, "hold", lambda meeting, own, *, stop: judge([own, *others]))
+    for statement, kind in zip(told, (PeerFailedError, StopRequested, RunLockedError), strict=True):
+        others = [dataclasses.replace(statement, rank=0)]
+        with pytest.raises(kind, match=re.escape(statement.error)):
+            same_run.meet(config(tmp_path, toy_set), None, lambda: None)
 
 
 @pytest.mark.slow
