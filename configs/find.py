@@ -96,6 +96,8 @@ def find_config(text: str | Path, folder: str | None) -> Path:
         return given
     if given.is_dir() and str(text) not in config_names(folder):
         raise IsADirectoryError(f"{text}: is a folder, expected a YAML file{_instead_of(given)}")
+    if "=" in given.name:
+        raise FileNotFoundError(f"{text}: no such config file; the config comes first, settings behind it")
     bare = given.suffix not in SUFFIXES
     if given.parent == Path(".") and folder is not None:
         packaged = PACKAGED / folder / (f"{given.name}.yaml" if bare else given.name)

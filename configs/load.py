@@ -1,4 +1,4 @@
-"""YAML + dotted overrides -> one frozen, typed dataclass. The only user of OmegaConf.
+"""YAML + dotted overrides -> one frozen, typed dataclass. With `configs.text`, the only user of OmegaConf.
 
 A mistake is a `ConfigError` that gives the dotted path, the value, what was expected and the nearest valid name.
 Sections that can be one of several dataclasses (`method`, `method.backbone`) are chosen by their `name` key from an
@@ -224,7 +224,8 @@ def _read_file(path: Path | None, kind: type) -> DictConfig:
 def _parse_override(text: str) -> DictConfig:
     key, equals, _ = text.partition("=")
     if not equals or not key or key.startswith("-"):
-        raise ConfigError(f"override {text!r}: expected section.field=value")
+        hint = f"; a path belongs to a setting, for example data.shards={text}" if Path(text).exists() else ""
+        raise ConfigError(f"override {text!r}: expected section.field=value, without spaces{hint}")
     try:
         return OmegaConf.from_dotlist([text])
     except (OmegaConfBaseException, yaml.YAMLError) as error:

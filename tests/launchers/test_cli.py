@@ -104,6 +104,11 @@ CROSSED = [
     ("evaluate street {run}", "the run comes first, then the protocols; did you mean tandem evaluate {run} street?"),
     ("prepare kitti-raw {set} {raw}", "did you mean tandem prepare kitti-raw {raw} {set}?"),
     ("prepare kitti-raw {tmp}/new {raw}", "did you mean tandem prepare kitti-raw {raw} {tmp}/new?"),
+    ("pretrain optim.lr=0.1 slidr_street", "optim.lr=0.1: no such config file; the config comes first"),
+    (
+        "pretrain slidr_street {set}",
+        "override '{set}': expected section.field=value, without spaces; a path belongs to",
+    ),
     ("pretrain slidr", "did you mean slidr_kitti or slidr_kitti_cpu or slidr_nuscenes or slidr_street"),
     ("submit slidr_street --local sbatch.time=3", "did you mean cluster.sbatch.time=3?"),
     ("evaluate {run} street protocols=[knnn]", "image_finetune, registration; did you mean 'knn'?"),
