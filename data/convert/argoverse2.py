@@ -268,15 +268,19 @@ class _Annotations:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._table = read_feather(path, _BOX_COLUMNS)
-        unknown = sorted(set(self._table["category"]) - {*CLASS_NAMES[1:], *UNSCORED})
-        if unknown:
-            raise DamagedError("meta-broken", f"{path} has the unknown category {unknown[0]!r:.80}")
-        if not all(np.isfinite(self._table[name]).all() for name in _SIZE):
-            raise DamagedError("meta-broken", f"{path} has a box of no finite size")
 
     def boxes(self, time_ns: int, T_ego_lidar: Float[np.ndarray, "4 4"]) -> Boxes:
-        """Boxes of one sweep in the LiDAR frame; of an upright box there only its heading is kept."""
+        """Boxes of one sweep in the LiDAR frame; of an upright box there only its heading is kept.
+
+        Raises:
+            DamagedError: one of them is damaged, or of an unknown category.
+        """
         (rows,) = np.nonzero(self._table["timestamp_ns"] == time_ns)
+        unknown = sorted(set(self._table["category"][rows]) - {*CLASS_NAMES[1:], *UNSCORED})
+        if unknown:
+            raise DamagedError("meta-broken", f"{self._path} at {time_ns} has the unknown category {unknown[0]!r:.80}")
+        if not all(np.isfinite(self._table[name][rows]).all() for name in _SIZE):
+            raise DamagedError("meta-broken", f"{self._path} at {time_ns} has a box of no finite size")
         T_lidar_ego = np.linalg.inv(T_ego_lidar)
         what = f"{self._path} at {time_ns}"
         poses = [T_lidar_ego @ _pose_of(what, self._table, int(row)) for row in rows]
@@ -289,5 +293,5 @@ class _Annotations:
             velocities_mps=np.full((rows.size, 2), np.nan),
             classes=np.array([_CLASS_OF.get(name, IGNORE_LABEL) for name in categories], dtype=np.int32),
             track_ids=np.array([track_id(name) for name in self._table["track_uuid"][rows]], dtype=np.int32),
-            num_points=self._table["num_interior_pts"][rows].astype(np.int32),
+            num_points=self._table["num_interior_pts"][rows].astype(np.int64),
         )

@@ -23,8 +23,11 @@ _KINDS = {"number": "fiu", "integer": "iu", "text": "O"}
 def read_feather(path: Path, columns: Mapping[str, Kind]) -> Table:
     """The columns of these names and kinds in a feather file; numbers keep their type, text is Python's.
 
+    A gap in a column of numbers is NaN: it is for its row to be refused.
+
     Raises:
-        DamagedError: the file is missing or damaged, or a column is missing, of another kind, or has gaps.
+        DamagedError: the file is missing or damaged, or a column is missing, of another kind, or has gaps but in
+            numbers.
     """
     data = read_bytes(path)
     try:
@@ -41,7 +44,7 @@ def read_feather(path: Path, columns: Mapping[str, Kind]) -> Table:
     except (pa.ArrowException, MemoryError, OSError, ValueError) as error:
         raise DamagedError("array-broken", f"{path}: {error}") from error
     for name, kind in columns.items():
-        if table.column(name).null_count or arrays[name].dtype.kind not in _KINDS[kind]:
+        if (table.column(name).null_count and kind != "number") or arrays[name].dtype.kind not in _KINDS[kind]:
             stored = table.schema.field(name).type
             raise DamagedError("array-broken", f"{path}: column {name} holds {stored} or gaps, expected {kind}s")
     return arrays

@@ -32,7 +32,7 @@ from data.convert.base import FrameConverter
 from data.convert.box_labels import boxes_from_rows, labels_from_boxes
 from data.convert.intensity import scaled_intensity
 from data.convert.poses import looks_forward, pose
-from data.convert.raw_files import layout_error, read_bytes, read_jpeg, read_json, read_records
+from data.convert.raw_files import check_image_fits, layout_error, read_bytes, read_jpeg, read_json, read_records
 from data.geometry import rigid, transform, yaw_rotation
 from data.sample import Boxes, CameraView, Sample
 from data.storage.encode import DamagedError
@@ -132,11 +132,13 @@ class OnceConverter(FrameConverter):
 
     def _frames(self, log: str) -> list[tuple[str, Any]]:
         try:
-            return [(f"{log}_{frame['frame_id']}", frame) for frame in _read_sequence(self._json(log)).frames]
+            sequence = _read_sequence(self._json(log))
         except DamagedError as error:
             raise ShardError(f"{self.source}: cannot tell the frames of {log}: {error.detail}") from error
+        whole = [(f"{log}_{frame['frame_id']}", frame) for frame in sequence.frames]
+        return whole + [(f"{log}_{place}", error) for place, error in sequence.damaged.items()]
 
-    def _reader(self, log: str) -> Callable[[Mapping[str, Any]], Sample]:
+    def _reader(self, log: str) -> Callable[[Mapping[str, Any] | DamagedError], Sample]:
         return _Reader(self, log, _read_sequence(self._json(log))).read
 
     def _json(self, log: str) -> Path:
@@ -163,10 +165,11 @@ class OnceConverter(FrameConverter):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Sequence:
-    """A sequence's JSON: `frames` in order of time, `calib` by camera."""
+    """A sequence's JSON: `frames` in order of time, what is wrong with `damaged` ones, `calib` by camera."""
 
     path: Path
     frames: Sequence[Mapping[str, Any]]
+    damaged: Mapping[str, DamagedError]
     calib: Mapping[str, Any]
 
 
@@ -186,14 +189,21 @@ def _read_sequence(path: Path) -> _Sequence:
 def _parsed(path: Path, changed_ns: int) -> _Sequence:
     content = read_json(path)
     try:
-        frames = [{**frame, "frame_id": str(frame["frame_id"])} for frame in content["frames"]]
-        unusable = [frame["frame_id"] for frame in frames if not _FRAME_ID.match(frame["frame_id"])]
-        if unusable:
-            raise DamagedError("meta-broken", f"{path}: frame_id {unusable[0]!r:.80} is no time in milliseconds")
-        if len({frame["frame_id"] for frame in frames}) < len(frames):
-            raise DamagedError("meta-broken", f"{path} lists a frame twice")
+        entries, calib = list(content["frames"]), dict(content["calib"])
+        by_id: dict[str, Mapping[str, Any]] = {}
+        damaged: dict[str, DamagedError] = {}
+        for number, entry in enumerate(entries):
+            name = str(entry.get("frame_id")) if isinstance(entry, dict) else ""
+            if not _FRAME_ID.match(name):
+                detail = f"{path}: frame {number}: frame_id {name!r:.80} is no time in milliseconds"
+                damaged[f"entry-{number}"] = DamagedError("meta-broken", detail)
+            elif by_id.setdefault(name, entry) != entry:
+                damaged[name] = DamagedError("meta-broken", f"{path} lists frame {name} twice, with other content")
+        frames = [{**entry, "frame_id": name} for name, entry in by_id.items() if name not in damaged]
+        if not frames:
+            raise DamagedError("meta-broken", f"{path} holds no frame that is whole")
         frames.sort(key=lambda frame: int(frame["frame_id"]))
-        return _Sequence(path=path, frames=frames, calib=dict(content["calib"]))
+        return _Sequence(path=path, frames=frames, damaged=damaged, calib=calib)
     except (KeyError, TypeError, ValueError) as error:
         raise DamagedError("meta-broken", f"{path}: {error!r:.200}") from error
 
@@ -235,7 +245,9 @@ class _Reader:
         self._sequence = sequence
         self._tables: dict[tuple[str, tuple[int, int]], Any] = {}
 
-    def read(self, frame: Mapping[str, Any]) -> Sample:
+    def read(self, frame: Mapping[str, Any] | DamagedError) -> Sample:
+        if isinstance(frame, DamagedError):
+            raise DamagedError(frame.reason, frame.detail)
         name = frame["frame_id"]
         T_world_ego = self._pose(frame)
         sweep = read_records(self._folder / "lidar_roof" / f"{name}.bin", "<f4", 4)
@@ -278,7 +290,9 @@ class _Reader:
 
     def _view(self, camera: str, name: str, time_us: int, T_world_ego: Float[np.ndarray, "4 4"]) -> CameraView:
         calibration = _calibration(self._sequence, camera)
-        jpeg, image = read_jpeg(self._folder / camera / f"{name}.jpg")
+        path = self._folder / camera / f"{name}.jpg"
+        jpeg, image = read_jpeg(path)
+        check_image_fits(path, calibration.K, image.shape[:2])
         image_size = (image.shape[0], image.shape[1])
         return CameraView(
             name=camera,

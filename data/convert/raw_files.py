@@ -23,6 +23,12 @@ from data.storage.encode import DamagedError, check_image_size
 from data.storage.shard import ShardError
 from data.storage.untrusted import parse_npy
 
+JPEGS = (".jpg", ".jpeg")
+"""Endings of the files that are stored unchanged."""
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
 MAX_FILE_BYTES = 1 << 30
 """Far above any file of one frame; a larger one is not what its name says."""
 
@@ -88,15 +94,26 @@ def read_range(path: Path, offset: int, size: int) -> bytes:
     return data
 
 
-def read_image(path: Path) -> UInt8[np.ndarray, "H W 3"]:
+def read_image(path: Path, white: float | None = None) -> UInt8[np.ndarray, "H W 3"]:
     """A PNG or JPEG as RGB, as stored (EXIF orientation is not applied: calibration is that of the pixels).
 
+    Args:
+        path: of the file.
+        white: the value of a 16-bit PNG that becomes 255, such as 4095 of a 12-bit camera; larger ones are clipped.
+
     Raises:
-        DamagedError: the file is missing, larger than any camera's image, or cannot be decoded.
+        DamagedError: the file is missing, larger than any camera's image, cannot be decoded, or has 16 bits and nobody
+            says how many of them are used.
     """
-    bgr = _decoded(path, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    bgr = _decoded(path, cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION)
     if bgr is None:
         raise DamagedError("image-broken", str(path))
+    if bgr.dtype != np.uint8:
+        if white is None:
+            most = int(bgr.max())
+            detail = f"{path} has 16 bits a channel, the largest value is {most} (of a {most.bit_length()}-bit camera?)"
+            raise DamagedError("image-broken", f"{detail}; images here have 8 bits, or state the value of white")
+        bgr = np.rint(np.clip(bgr / np.float32(white), 0, 1) * 255).astype(np.uint8)
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
 
 
@@ -130,6 +147,30 @@ def _decoded(path: Path, flags: int) -> Any:
         raise DamagedError("image-broken", f"{path}: {error}") from error
 
 
+_CENTRED = (0.4, 0.6)
+"""Share of the width at which the principal point of an image that was not cropped lies; 0.48 to 0.54 in sets here."""
+
+
+def check_image_fits(
+    path: Path, K: Float[np.ndarray, "3 3"], size: tuple[int, ...], stated: Size | None = None
+) -> None:
+    """Refuse an image (height, width) of another size than its calibration is for: points would fall beside pixels.
+
+    Where the calibration states no size, the principal point tells: it lies about the middle of the right one.
+
+    Raises:
+        DamagedError: says which size fits.
+    """
+    if stated is not None:
+        fits, right = tuple(size) == stated, f"of {stated[0]}x{stated[1]}"
+    else:
+        fits = _CENTRED[0] <= K[0, 2] / size[1] <= _CENTRED[1]
+        right = f"about {2 * K[0, 2]:.0f} wide, by its principal point ({K[0, 2]:.0f}, {K[1, 2]:.0f})"
+    if not fits:
+        is_so = f"{path} is {size[0]}x{size[1]} (height x width)"
+        raise DamagedError("image-size", f"{is_so}, its calibration is for images {right}: give those as published")
+
+
 def read_view(
     name: str,
     path: Path,
@@ -137,13 +178,15 @@ def read_view(
     T_cam_ego: Float[np.ndarray, "4 4"],
     T_world_ego: Float[np.ndarray, "4 4"],
     timestamp_us: int,
+    size: Size | None = None,
 ) -> CameraView:
-    """A camera's view whose image is the pixels of a file.
+    """A camera's view whose image is the pixels of a file; `size` is what the calibration states, if it does.
 
     Raises:
-        DamagedError: as `read_image`.
+        DamagedError: as `read_image`; or the image has another size than the calibration is for.
     """
-    image = read_image(path)
+    jpeg, image = read_jpeg(path) if path.suffix in JPEGS else (None, read_image(path))
+    check_image_fits(path, K, image.shape[:2], size)
     return CameraView(
         name=name,
         image_size=(image.shape[0], image.shape[1]),
@@ -152,6 +195,7 @@ def read_view(
         T_world_ego=T_world_ego,
         timestamp_us=timestamp_us,
         image=image,
+        jpeg=jpeg,
     )
 
 

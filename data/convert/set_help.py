@@ -62,7 +62,7 @@ HELP: dict[str, tuple[str, str]] = {
     ),
     "custom": (
         "your own logs (docs/custom_data.md): SRC holds <log>/{calibration.json,poses.csv,lidar,cameras}",
-        "cameras=[...], val_logs=[...], max_image_gap_ms=60",
+        "cameras=[...] or [none], val_logs=[...], columns=[x,y,z,intensity], max_image_gap_ms=60",
     ),
 }
 """Set -> what the source must be, and the settings most asked for, for the help text."""

@@ -32,6 +32,8 @@ from data.storage.shard import ShardError
 _CAMERA = "color"
 _FRAME_PERIOD_US = 33_333
 _INVALID_DEPTH = (0, 65535)
+_PLAUSIBLE_ASPECT = (0.8, 1.5)
+"""Width of the image by its focal length: 1.09 for the set's camera; opening angles of 44 to 74 degrees."""
 _SPLIT_FILES = {"TrainSplit.txt": "train", "TestSplit.txt": "val"}
 
 
@@ -112,6 +114,9 @@ class SevenScenesConverter(FrameConverter):
         if depth.shape != image.shape[:2]:
             raise DamagedError("image-size", f"{key}: depth {depth.shape}, colour {image.shape[:2]}")
         height, width = depth.shape
+        if not _PLAUSIBLE_ASPECT[0] <= width / self.focal_px <= _PLAUSIBLE_ASPECT[1]:
+            detail = f"{key} is {height}x{width}, a focal length of {self.focal_px:g} px is that of another size"
+            raise DamagedError("image-size", f"{detail}; give the images as published (480x640), or set focal_px")
         K = np.array([[self.focal_px, 0, width / 2], [0, self.focal_px, height / 2], [0, 0, 1]])
         points, intensity = depth_points(depth, image, K, every=self.every_pixel, max_depth_m=self.max_depth_m)
         T_world_ego = _read_pose(folder / f"{name}.pose.txt") @ T_CAM_LIDAR

@@ -31,7 +31,7 @@ from common.ranges import at_least
 from data.convert.base import FrameConverter
 from data.convert.box_labels import boxes_from_rows, labels_from_boxes
 from data.convert.poses import nearest_rotation
-from data.convert.raw_files import read_bytes, read_image
+from data.convert.raw_files import check_image_fits, read_bytes, read_image
 from data.convert.rgbd import luminance
 from data.geometry import rigid
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
@@ -88,7 +88,7 @@ class SunRgbdConverter(FrameConverter):
     def _logs(self) -> dict[str, None]:
         """Ids of the frames, each a log."""
         files = [*Path(self.source).glob("depth/*.mat"), *Path(self.source).glob("image/*.jpg")]
-        names = sorted({path.stem for path in files if path.stem.isdigit()})
+        names = sorted({path.stem for path in files if path.stem.isdecimal()})
         if not names:
             raise ShardError(
                 f"{self.source} holds no SUN RGB-D frames in VoteNet's layout: expected depth/NNNNNN.mat, "
@@ -116,6 +116,7 @@ class SunRgbdConverter(FrameConverter):
         image = read_image(root / "image" / f"{name}.jpg")
         table = _read_points(root / "depth" / f"{name}.mat")[:: self.every_point]
         K, T_cam_lidar = read_calibration(root / "calib" / f"{name}.txt")
+        check_image_fits(root / "image" / f"{name}.jpg", K, image.shape[:2])
         boxes = read_boxes(root / "label" / f"{name}.txt")
         points = (table[:, :3].astype(np.float64) @ _T_LIDAR_UPRIGHT[:3, :3].T).astype(np.float32)
         labels, instances = labels_from_boxes(points, boxes, CLASS_NAMES.index("background"))

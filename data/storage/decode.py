@@ -22,6 +22,7 @@ from data.storage.encode import (
     BOX_DETAILS,
     BOX_TABLE,
     DEPTH_UNIT_M,
+    MAX_TRACK_ID,
     READABLE_VERSIONS,
     DamagedError,
     check_image_size,
@@ -301,13 +302,13 @@ def _decode_boxes(members: Mapping[str, bytes]) -> Boxes:
         sizes_m=table[:, 3:6],
         yaws=table[:, 6],
         velocities_mps=table[:, 7:9],
-        classes=_whole_numbers("classes", table[:, 9]),
-        track_ids=_whole_numbers("track ids", table[:, 10]),
+        classes=_whole_numbers("classes", table[:, 9], 1 << 31).astype(np.int32),
+        track_ids=_whole_numbers("track ids", table[:, 10], MAX_TRACK_ID + 1),
         **optional,
     )
 
 
-def _whole_numbers(name: str, values: Float[np.ndarray, " boxes"]) -> Int[np.ndarray, " boxes"]:
-    if not (np.isfinite(values).all() and (np.abs(values) < 1 << 31).all()):
-        raise DamagedError("array-broken", f"boxes.npy: {name} are no whole numbers")
-    return values.astype(np.int32)
+def _whole_numbers(name: str, values: Float[np.ndarray, " boxes"], limit: int) -> Int[np.ndarray, " boxes"]:
+    if not (np.abs(values) < limit).all():  # nor NaN
+        raise DamagedError("array-broken", f"boxes.npy: {name} are no whole numbers below {limit}")
+    return values.astype(np.int64)

@@ -84,6 +84,8 @@ _MAX_EXTRINSICS_M = 100.0
 """Above the distance of any sensor from its vehicle's origin; millimetres in place of metres are beyond it."""
 _ROTATION_SLACK = 1e-2
 """Entries of R R^T - I; those of real calibrations are below 1e-4."""
+MAX_TRACK_ID = 1 << 53
+"""Whole numbers beyond it are not all float64, as which tables of boxes are stored."""
 BOX_DETAILS = ("num_points", "difficulties", "attributes")
 """Columns of `Boxes` that not every set has, in their stored order."""
 ABSENT_DETAIL = -2
@@ -330,8 +332,12 @@ def encode_sample(sample: Sample, config: CodecConfig) -> dict[str, bytes]:
     if sample.labels is not None:
         members["labels.npy"] = npy_bytes(sample.labels.astype("u1"))
     if sample.instances is not None:
-        members["instances.npy"] = npy_bytes(_as_uint16("instances", sample.instances))
+        members["instances.npy"] = npy_bytes(_whole("instances", sample.instances, "<u2"))
     if sample.boxes is not None:
+        tracks = sample.boxes.track_ids
+        if tracks.size and not (int(tracks.min()) >= -MAX_TRACK_ID and int(tracks.max()) <= MAX_TRACK_ID):
+            detail = f"track ids from {tracks.min()} to {tracks.max()}, expected {MAX_TRACK_ID} at most"
+            raise DamagedError("array-broken", detail)
         columns = [getattr(sample.boxes, name).reshape(-1, width) for name, width in BOX_TABLE.items()]
         members["boxes.npy"] = npy_bytes(np.concatenate(columns, axis=1).astype("<f8"))
         details = _box_details(sample.boxes)
@@ -345,7 +351,7 @@ def _encode_camera(camera: CameraView, config: CodecConfig) -> dict[str, bytes]:
     png = [cv2.IMWRITE_PNG_COMPRESSION, config.png_level]
     members = {f"{camera.name}.jpg": camera.jpeg or _encode_jpeg(camera, config)}
     if camera.superpixels is not None:
-        ids = _as_uint16(f"{camera.name}: superpixels", camera.superpixels)
+        ids = _whole(f"{camera.name}: superpixels", camera.superpixels, "<u2")
         members[f"{camera.name}.superpixels.npy.gz"] = encode_runs(ids, config.png_level)
     if camera.depth_m is not None:
         centimetres = np.clip(np.rint(camera.depth_m / DEPTH_UNIT_M), 0, np.iinfo(np.uint16).max)
@@ -369,10 +375,14 @@ def _imencode(extension: str, image: np.ndarray, options: list[int]) -> bytes:
     return bytes(data.tobytes())
 
 
-def _as_uint16(name: str, values: Integer[np.ndarray, "..."]) -> np.ndarray:
-    if values.size and not (int(values.min()) >= 0 and int(values.max()) <= np.iinfo(np.uint16).max):
-        raise ValueError(f"{name} run from {values.min()} to {values.max()}, expected 0 to 65535")
-    return values.astype("<u2")
+def _whole(name: str, values: Integer[np.ndarray, "..."], stored: str) -> np.ndarray:
+    """Whole numbers as they are stored; a type that cannot hold them would give others without a word."""
+    low, high = np.iinfo(stored).min, np.iinfo(stored).max
+    if values.size and not (int(values.min()) >= low and int(values.max()) <= high):
+        raise DamagedError(
+            "array-broken", f"{name} run from {values.min()} to {values.max()}, expected {low} to {high}"
+        )
+    return values.astype(stored)
 
 
 def _box_details(boxes: Boxes) -> Int[np.ndarray, "boxes 3"] | None:
@@ -382,7 +392,7 @@ def _box_details(boxes: Boxes) -> Int[np.ndarray, "boxes 3"] | None:
         return None
     count = len(boxes.classes)
     filled = [np.full(count, ABSENT_DETAIL) if column is None else column for column in columns]
-    return np.stack(filled, axis=1).astype("<i4")
+    return _whole(f"{', '.join(BOX_DETAILS)} of boxes", np.stack(filled, axis=1), "<i4")
 
 
 def _encode_meta(sample: Sample, members: list[str]) -> bytes:

@@ -22,25 +22,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from common.ranges import positive
+from common.ranges import expect, positive
 from data.convert.base import NO_CAMERA, FrameConverter
 from data.convert.custom import formats
 from data.convert.custom.pose_track import read_pose_track
 from data.convert.intensity import scaled_intensity
-from data.convert.raw_files import layout_error, read_image, read_jpeg
+from data.convert.raw_files import JPEGS, layout_error, read_image, read_jpeg
 from data.sample import CameraView, Sample
 from data.storage.encode import DamagedError
 from data.storage.shard import ShardError
 
 _SWEEPS = (".npy", ".bin")
 _IMAGES = (".jpg", ".jpeg", ".png")
-_JPEGS = (".jpg", ".jpeg")
 _NAME = re.compile(r"[A-Za-z0-9_-]+\Z")
 _CAMERA_NAME = re.compile(r"[A-Za-z0-9_]+\Z")
 _EXPECTED = "<log>/calibration.json and <log>/lidar/<timestamp_us>.npy (docs/custom_data.md)"
@@ -58,6 +56,8 @@ class CustomConverter(FrameConverter):
         val_logs: logs of the split "val"; all others are "train".
         max_image_gap_ms: a sweep whose nearest image of any camera is further away in time is skipped.
         max_pose_gap_ms: poses further apart are not interpolated between.
+        columns: what a row of a sweep holds, in order: x, y, z, intensity, and any other names for what is not read;
+            without "intensity" it is 0 everywhere.
     """
 
     source: str
@@ -65,11 +65,20 @@ class CustomConverter(FrameConverter):
     val_logs: tuple[str, ...] = ()
     max_image_gap_ms: float = 60.0
     max_pose_gap_ms: float = 1000.0
+    columns: tuple[str, ...] = formats.COLUMNS
 
     set_name: ClassVar[str] = "custom"
 
     def __post_init__(self) -> None:
         positive(self, "max_image_gap_ms", "max_pose_gap_ms")
+        once = all(self.columns.count(name) == 1 for name in ("x", "y", "z")) and self.columns.count("intensity") < 2
+        expect(self, "columns", once, "x, y, z once each, and what else a row holds, in order")
+
+    def settings(self) -> dict[str, Any]:
+        """The fields; the usual columns are not named, as folders begun by earlier versions do not."""
+        return {
+            name: value for name, value in super().settings().items() if (name, value) != ("columns", formats.COLUMNS)
+        }
 
     # ---- what is there
     @cached_property
@@ -156,6 +165,7 @@ class CustomConverter(FrameConverter):
         if dark:
             notes.append(f"intensity_max is null, every intensity is 0: {', '.join(dark[:4])}")
         for log, folder in self._logs.items():
+            notes += _damaged_poses(folder / "poses.csv")
             periods = np.diff(_timed_files(folder / "lidar", _SWEEPS)[0])
             period = float(np.median(periods)) if len(periods) else float(_PLAUSIBLE_PERIOD_US[0])
             if not _PLAUSIBLE_PERIOD_US[0] <= period <= _PLAUSIBLE_PERIOD_US[1]:
@@ -194,7 +204,7 @@ class _LogReader:
             DamagedError: a part of it is missing or damaged.
         """
         time_us, path = frame
-        sweep = formats.read_sweep(path)
+        sweep = formats.read_sweep(path, self._settings.columns)
         measured = formats.has_return(sweep)
         labels = boxes = None
         if (self._folder / "labels").is_dir():
@@ -217,7 +227,7 @@ class _LogReader:
 
     def _intensity(self, path: Path, raw: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
         maximum = self._calibration.intensity_max
-        if maximum is None:
+        if maximum is None or "intensity" not in self._settings.columns:
             return np.zeros(len(raw), dtype=np.float32)
         remedy = (
             "intensity_max of calibration.json is the raw value that becomes 1, or null for a sensor that measures none"
@@ -235,12 +245,12 @@ class _LogReader:
             raise DamagedError("member-missing", f"{detail}, allowed are {self._settings.max_image_gap_ms:g} ms")
         calibration = self._calibration.cameras[name]
         path, image_time_us = paths[nearest], int(times[nearest])
-        jpeg, image = read_jpeg(path) if path.suffix in _JPEGS else (None, read_image(path))
+        jpeg, image = read_jpeg(path) if path.suffix in JPEGS else (None, read_image(path, calibration.white))
         if image.shape[:2] != calibration.image_size:
             stated = f"calibration.json says {calibration.image_size}"
             raise DamagedError("image-size", f"{path} is {image.shape[:2]}, {stated}")
         if calibration.distortion is not None:
-            jpeg, image = None, cv2.undistort(image, calibration.K, calibration.distortion)
+            jpeg, image = None, calibration.undistorted(image)
         return CameraView(
             name=name,
             image_size=calibration.image_size,
@@ -254,6 +264,16 @@ class _LogReader:
 
     def _pose_at(self, time_us: int) -> Float[np.ndarray, "4 4"]:
         return np.eye(4) if self._poses is None else self._poses.at(time_us)
+
+
+def _damaged_poses(path: Path) -> list[str]:
+    """A note where lines of a table of poses cannot be used; the frames beside them are skipped one by one."""
+    try:
+        damage = read_pose_track(path, 0).damage if path.is_file() else {}
+    except DamagedError:  # each frame of the log says so
+        return []
+    places = "1 place" if len(damage) == 1 else f"{len(damage)} places"
+    return [f"poses are damaged in {places}, the first: {next(iter(damage.values()))}"] if damage else []
 
 
 def _timed_files(folder: Path, suffixes: tuple[str, ...]) -> tuple[Int[np.ndarray, " n"], list[Path]]:

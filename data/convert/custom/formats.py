@@ -8,17 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
-from jaxtyping import Bool, Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, Shaped, UInt8
 
 from data.convert.poses import nearest_rotation
 from data.convert.raw_files import read_json, read_npy, read_records
 from data.sample import IGNORE_LABEL, Boxes
-from data.storage.encode import DamagedError
+from data.storage.encode import MAX_TRACK_ID, DamagedError
 
-SWEEP_COLUMNS = 4
-"""x, y, z, intensity."""
-_DISTORTION_LENGTHS = (4, 5, 8)
+COLUMNS = ("x", "y", "z", "intensity")
+"""What is read of a sweep's row; it may hold more."""
+
+_NEGATIVE_SHARE = 0.01
+"""Intensities below 0 that a sweep whose columns are the stated ones does not have: they are coordinates."""
+
+_OTHER_COLUMNS = range(3, 9)
+_DISTORTION_LENGTHS = {"pinhole": (4, 5, 8), "fisheye": (4,)}
+"""Model -> how many coefficients it may have."""
+_WITHIN = (0.1, 0.9)
+"""Share of the width at which the principal point must lie: images may be cropped, but not to another resolution."""
 _BOX_KEYS = ("class", "center", "size", "yaw")
 _BOX_EXTRAS = ("velocity", "track_id")
 
@@ -31,13 +40,25 @@ class LogCamera:
         K: intrinsics, pixels; (0, 0) is the centre of the top-left pixel.
         image_size: height, width.
         T_cam_ego: ego to camera, the inverse of what the file gives.
-        distortion: OpenCV's k1 k2 p1 p2 [k3 [k4 k5 k6]]; None where images are free of it.
+        distortion: of the model; None where images are free of it.
+        model: "pinhole" (OpenCV's k1 k2 p1 p2 [k3 [k4 k5 k6]]) or "fisheye" (its k1 k2 k3 k4, of Kannala and Brandt).
+        white: the value of 16-bit images that becomes 255; None for 8-bit ones.
     """
 
     K: Float[np.ndarray, "3 3"]
     image_size: tuple[int, int]
     T_cam_ego: Float[np.ndarray, "4 4"]
     distortion: Float[np.ndarray, " n"] | None
+    model: str
+    white: float | None
+
+    def undistorted(self, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        """The image as a pinhole camera with the same K sees it; what a fisheye sees beyond its border is lost."""
+        if self.distortion is None:
+            return image
+        if self.model == "fisheye":
+            return np.asarray(cv2.fisheye.undistortImage(image, self.K, self.distortion, Knew=self.K))
+        return np.asarray(cv2.undistort(image, self.K, self.distortion))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -63,8 +84,7 @@ def read_calibration(path: Path) -> LogCalibration:
     """
     content = _fields(str(path), read_json(path), ("T_ego_lidar", "intensity_max", "cameras"), ())
     intensity_max, cameras = content["intensity_max"], content["cameras"]
-    number = isinstance(intensity_max, int | float) and not isinstance(intensity_max, bool)
-    if intensity_max is not None and not (number and 0 < intensity_max < math.inf):
+    if intensity_max is not None and not (_is_number(intensity_max) and 0 < intensity_max < math.inf):
         detail = f"{path}: intensity_max is {intensity_max!r}, expected a number above 0, or null for a sensor without"
         raise DamagedError("meta-broken", detail)
     if not isinstance(cameras, dict):
@@ -77,7 +97,7 @@ def read_calibration(path: Path) -> LogCalibration:
 
 
 def _camera(where: str, entry: Any) -> LogCamera:
-    content = _fields(where, entry, ("K", "image_size", "T_ego_camera"), ("distortion",))
+    content = _fields(where, entry, ("K", "image_size", "T_ego_camera"), ("model", "distortion", "image_max"))
     size = content["image_size"]
     if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
         raise DamagedError("meta-broken", f"{where}.image_size is {size!r}, expected [height, width]")
@@ -85,18 +105,50 @@ def _camera(where: str, entry: Any) -> LogCamera:
     if not (K[0, 0] > 0 and K[1, 1] > 0 and K[1, 0] == 0 and np.array_equal(K[2], [0, 0, 1])):
         detail = f"{where}.K is {K.tolist()}, expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels"
         raise DamagedError("calibration-singular", detail)
-    distortion = None
-    if "distortion" in content:
-        distortion = _numbers(f"{where}.distortion", content["distortion"])
-        if distortion.shape[0] not in _DISTORTION_LENGTHS:
-            detail = f"{where}.distortion has {distortion.shape[0]} numbers, expected {_DISTORTION_LENGTHS}"
-            raise DamagedError("meta-broken", f"{detail} (OpenCV's k1 k2 p1 p2 k3 ...; undistort fisheyes beforehand)")
+    if not _WITHIN[0] <= K[0, 2] / size[1] <= _WITHIN[1]:
+        detail = f"{where}.K has the principal point ({K[0, 2]:g}, {K[1, 2]:g}), image_size is {size} (height, width)"
+        raise DamagedError("calibration-singular", f"{detail}: K is that of another size; scale it with the images")
+    white = content.get("image_max")
+    if white is not None and not (_is_number(white) and 255 <= white <= 65535):
+        raise DamagedError("meta-broken", f"{where}.image_max is {white!r}, expected 255 to 65535")
+    model, distortion = _distortion(where, content)
     return LogCamera(
         K=K,
         image_size=(size[0], size[1]),
         T_cam_ego=np.linalg.inv(_pose(f"{where}.T_ego_camera", content["T_ego_camera"])),
         distortion=distortion,
+        model=model,
+        white=None if white is None else float(white),
     )
+
+
+def _distortion(where: str, content: Mapping[str, Any]) -> tuple[str, Float[np.ndarray, " n"] | None]:
+    """Model and coefficients; four of them mean different things by model, so it has to be named then."""
+    model = content.get("model", "pinhole")
+    if model not in _DISTORTION_LENGTHS:
+        known = " or ".join(_DISTORTION_LENGTHS)
+        raise DamagedError("meta-broken", f"{where}.model is {model!r}, expected {known}; undistort others beforehand")
+    if "distortion" not in content:
+        if model == "fisheye":
+            detail = f"{where}: a fisheye has a distortion of 4 numbers; images that are undistorted are of a pinhole"
+            raise DamagedError("meta-broken", detail)
+        return model, None
+    distortion = _numbers(f"{where}.distortion", content["distortion"])
+    if distortion.shape == (4,) and "model" not in content:
+        raise DamagedError(
+            "meta-broken",
+            f'{where}.distortion has 4 numbers, which are k1 k2 p1 p2 of "model": "pinhole" or k1 k2 k3 k4 of "model": '
+            "\"fisheye\" (Kannala-Brandt, OpenCV's fisheye, Kalibr's equidistant): name the model",
+        )
+    if distortion.ndim != 1 or len(distortion) not in _DISTORTION_LENGTHS[model]:
+        expected = " or ".join(map(str, _DISTORTION_LENGTHS[model]))
+        detail = f"{where}.distortion of a {model} camera is {distortion.tolist()}, expected {expected} numbers"
+        raise DamagedError("meta-broken", detail)
+    return model, distortion
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _fields(where: str, content: Any, needed: tuple[str, ...], extra: tuple[str, ...]) -> dict[str, Any]:
@@ -140,19 +192,66 @@ def _pose(where: str, value: Any) -> Float[np.ndarray, "4 4"]:
 
 
 # ---- sweeps and labels
-def read_sweep(path: Path) -> Float32[np.ndarray, "N 4"]:
-    """Rows x, y, z in metres and raw intensity, of an .npy of floats or a .bin of float32.
+def read_sweep(path: Path, columns: tuple[str, ...] = COLUMNS) -> Float32[np.ndarray, "N 4"]:
+    """Rows x, y, z in metres and raw intensity (0 where no column is), of an .npy of floats or a .bin of float32.
+
+    Args:
+        path: of the file.
+        columns: what each row holds, in order; names other than those of `COLUMNS` are left out.
 
     Raises:
-        DamagedError: the file is missing or has another form.
+        DamagedError: the file is missing or has another form, or its intensities look like coordinates.
     """
     if path.suffix == ".bin":
-        return np.asarray(read_records(path, "<f4", SWEEP_COLUMNS), dtype=np.float32)
-    table = read_npy(path)
-    if table.ndim != 2 or table.shape[1] != SWEEP_COLUMNS or not np.issubdtype(table.dtype, np.floating):
-        detail = f"{path}: {table.dtype} {table.shape}, expected floats, N rows of x y z intensity"
-        raise DamagedError("array-broken", detail)
-    return table.astype(np.float32)
+        table = _records(path, columns)
+    else:
+        table = read_npy(path)
+        if table.ndim != 2 or table.shape[1] != len(columns) or not np.issubdtype(table.dtype, np.floating):
+            expected = f"floats, N rows of {' '.join(columns)}"
+            raise DamagedError("array-broken", f"{path}: {table.dtype} {table.shape}, expected {expected}{_HINT}")
+    sweep = np.zeros((len(table), len(COLUMNS)), dtype=np.float32)
+    for column, name in enumerate(COLUMNS):
+        if name in columns:
+            sweep[:, column] = table[:, columns.index(name)]
+    negative = float((sweep[:, 3] < 0).mean()) if len(sweep) else 0.0
+    if negative > _NEGATIVE_SHARE:
+        likely = _likely_columns(table.reshape(-1)) if path.suffix == ".bin" else None
+        fits = f"rows of {likely} numbers would fit" if likely not in (None, len(columns)) else "is it another column?"
+        detail = f"{path}: {negative:.0%} of the intensities are below 0; {fits}"
+        raise DamagedError("array-broken", f"{detail}; stated are rows of {' '.join(columns)}{_HINT}")
+    return sweep
+
+
+_HINT = " (setting columns=[x,y,z,intensity,...])"
+
+
+def _records(path: Path, columns: tuple[str, ...]) -> Shaped[np.ndarray, "N columns"]:
+    try:
+        return read_records(path, "<f4", len(columns))
+    except DamagedError as error:
+        if error.reason != "array-broken":
+            raise
+        counts = [count for count in _OTHER_COLUMNS if path.stat().st_size % (4 * count) == 0]
+        fits = f"rows of {' or '.join(map(str, counts))} numbers would fit" if counts else "the file is cut"
+        stated = f"stated are rows of {' '.join(columns)}{_HINT}"
+        raise DamagedError(error.reason, f"{error.detail}: {fits}; {stated}") from error
+
+
+def _likely_columns(values: Float32[np.ndarray, " numbers"]) -> int | None:
+    """How many numbers a row holds, by its neighbours: points that were measured one after another lie close together.
+
+    None where no number of columns makes the rows clearly smoother than the others do, as in shuffled clouds.
+    """
+    jumps = {}
+    for count in _OTHER_COLUMNS:
+        if len(values) % count == 0 and len(values) > 100 * count:
+            points = values.reshape(-1, count)[:, :3].astype(np.float64)
+            jumps[count] = float(np.median(np.abs(np.diff(points, axis=0)) / (points.std(axis=0) + 1e-9)))
+    best = sorted(jumps, key=lambda count: jumps[count])
+    return best[0] if best and (len(best) == 1 or jumps[best[0]] < _SMOOTHER * jumps[best[1]]) else None
+
+
+_SMOOTHER = 0.7
 
 
 def has_return(sweep: Float32[np.ndarray, "N 4"]) -> Bool[np.ndarray, " N"]:
@@ -196,8 +295,8 @@ def read_boxes(path: Path, class_names: tuple[str, ...]) -> Boxes:
         row = _numbers(where, [*_three(where, box, "center"), *_three(where, box, "size"), box["yaw"]])
         velocity = [np.nan, np.nan] if box.get("velocity") is None else _numbers(where, box["velocity"]).tolist()
         track = box.get("track_id", -1)
-        if (row[3:6] <= 0).any() or len(velocity) != 2 or type(track) is not int:
-            expected = "sizes above 0, two numbers of velocity, a whole track_id"
+        if (row[3:6] <= 0).any() or len(velocity) != 2 or type(track) is not int or abs(track) > MAX_TRACK_ID:
+            expected = "sizes above 0, two numbers of velocity, a whole track_id of at most 2**53"
             raise DamagedError("meta-broken", f"{where} is {entry}, expected {expected}")
         rows.append([*row, *velocity])
         classes.append(class_names.index(box["class"]))
@@ -209,7 +308,7 @@ def read_boxes(path: Path, class_names: tuple[str, ...]) -> Boxes:
         yaws=table[:, 6],
         velocities_mps=table[:, 7:9],
         classes=np.array(classes, dtype=np.int32),
-        track_ids=np.array(tracks, dtype=np.int32),
+        track_ids=np.array(tracks, dtype=np.int64),
     )
 
 

@@ -72,6 +72,12 @@ def split_projection(P: Float[np.ndarray, "3 4"]) -> tuple[Float[np.ndarray, "3 
     return K.copy(), rigid(np.eye(3), np.linalg.solve(K, P[:, 3]))
 
 
+def stated_size(values: Mapping[str, Float[np.ndarray, " n"]], name: str) -> tuple[int, int] | None:
+    """Height and width of the rectified images, which an entry S_rect gives as width and height; None without one."""
+    size = values.get(name)
+    return None if size is None or size.size != 2 or not np.isfinite(size).all() else (int(size[1]), int(size[0]))
+
+
 def rotation(R: Float[np.ndarray, "3 3"]) -> Float[np.ndarray, "4 4"]:
     """A rectifying rotation as homogeneous matrix."""
     return rigid(R, np.zeros(3))
@@ -137,13 +143,23 @@ def read_sweep(path: Path) -> Float[np.ndarray, "N 4"]:
 
 def recorded(sweeps: Path, images: Iterable[Path]) -> list[str]:
     """Frames that have a sweep or an image: one that lacks either is counted as skipped, not silently left out."""
-    return numbered(itertools.chain(sweeps.glob("*.bin"), *(folder.glob("*.png") for folder in images)))
+    files = (folder.glob(f"*{ending}") for folder in images for ending in _IMAGES)
+    return numbered(itertools.chain(sweeps.glob("*.bin"), *files))
+
+
+def image_file(folder: Path, name: str) -> Path:
+    """A frame's image: PNG as published, or a JPEG that somebody made of it."""
+    return next(
+        (path for path in (folder / f"{name}{ending}" for ending in _IMAGES) if path.is_file()), folder / f"{name}.png"
+    )
 
 
 def numbered(paths: Iterable[Path]) -> list[str]:
     """Names of frames in order, each once: file names of at most ten digits, all other files are none of the set's."""
     return sorted({path.stem for path in paths if re.fullmatch(r"[0-9]{1,10}", path.stem)})
 
+
+_IMAGES = (".png", ".jpg")
 
 FRAME_PERIOD_US = 100_000
 """Of the scanner and the cameras, where their times are not stored."""

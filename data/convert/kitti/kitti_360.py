@@ -151,8 +151,9 @@ class Kitti360Converter(FrameConverter):
         T_world_ego = T_world_pose @ _T_EGO_POSE
 
         def view(camera: str) -> CameraView:
-            path, time_us = self._images(log, camera) / f"{name}.png", clock.time_us(camera, int(name))
-            return read_view(camera, path, rig.K[camera], rig.T_cam_ego[camera], T_world_ego, time_us)
+            path, time_us = kitti.image_file(self._images(log, camera), name), clock.time_us(camera, int(name))
+            K, T_cam_ego, size = rig.K[camera], rig.T_cam_ego[camera], rig.sizes[camera]
+            return read_view(camera, path, K, T_cam_ego, T_world_ego, time_us, size)
 
         return Sample(
             key=f"{log}_{name}",
@@ -207,6 +208,7 @@ class _Rig:
         self.K: dict[str, Float[np.ndarray, "3 3"]] = {}
         self.T_cam_ego: dict[str, Float[np.ndarray, "4 4"]] = {}
         perspective = kitti.read_calibration(folder / "perspective.txt") if cameras else {}
+        self.sizes = {camera: kitti.stated_size(perspective, f"S_rect_{camera[-2:]}") for camera in cameras}
         for camera in cameras:
             number = camera[-2:]
             # The fourth column of P_rect_01 repeats the baseline that calib_cam_to_pose has: as the set's kit, K only.

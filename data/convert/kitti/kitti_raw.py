@@ -72,7 +72,7 @@ class KittiRawConverter(FrameConverter):
             self.cameras,
             _COLOUR_CAMERAS,
             lambda camera: (drive / camera for drive in drives),
-            lambda folder: layout_error(self.source, _NAME, f"{folder.name}/data/*.png", folder.parent),
+            lambda folder: layout_error(self.source, _NAME, f"{folder.name}/data/*.png or *.jpg", folder.parent),
         )
         if not names:
             poorest = min(drives, key=lambda drive: sum((drive / name).is_dir() for name in _COLOUR_CAMERAS))
@@ -118,6 +118,7 @@ class _Calibration:
         T_velo_imu = rigid(kitti.entry(imu_to_velo, "R", (3, 3)), kitti.entry(imu_to_velo, "T", (3,)))
         T_rect0_cam0 = kitti.rotation(kitti.entry(cam_to_cam, "R_rect_00", (3, 3)))
         self.T_ego_lidar = kitti.inverse("imu_to_velo", T_velo_imu)
+        self.sizes = {camera: kitti.stated_size(cam_to_cam, f"S_rect_{camera[-2:]}") for camera in cameras}
         self.K: dict[str, Float[np.ndarray, "3 3"]] = {}
         self.T_cam_ego: dict[str, Float[np.ndarray, "4 4"]] = {}
         for camera in cameras:
@@ -190,8 +191,9 @@ def _read_frame(drive: Path, calibration: _Calibration, clock: kitti.Clock, pose
     T_world_ego = poses.T_world_ego(name)
 
     def view(camera: str) -> CameraView:
-        path, time_us = drive / camera / "data" / f"{name}.png", clock.time_us(camera, int(name))
-        return read_view(camera, path, calibration.K[camera], calibration.T_cam_ego[camera], T_world_ego, time_us)
+        path, time_us = kitti.image_file(drive / camera / "data", name), clock.time_us(camera, int(name))
+        K, T_cam_ego, size = calibration.K[camera], calibration.T_cam_ego[camera], calibration.sizes[camera]
+        return read_view(camera, path, K, T_cam_ego, T_world_ego, time_us, size)
 
     return Sample(
         key=f"{drive.name}_{name}",

@@ -22,7 +22,7 @@ from jaxtyping import Float, Int, UInt8
 
 from data.convert.base import FrameConverter
 from data.convert.intensity import scaled_intensity
-from data.convert.kitti.common import FRAME_PERIOD_US, inverse, read_sweep, recorded
+from data.convert.kitti.common import FRAME_PERIOD_US, image_file, inverse, read_sweep, recorded
 from data.convert.raw_files import FrameLines, layout_error, numbers_of, read_frame_lines, read_records, read_view
 from data.geometry import rigid
 from data.sample import IGNORE_LABEL, Sample
@@ -131,7 +131,7 @@ class SequenceConverter(FrameConverter):
                 labels, instances = read_labels(label_path, len(sweep), self._label_table)
             T_world_ego, timestamp_us = track.T_world_lidar(name), track.time_us(name)
             views = [
-                read_view(camera, folder / camera / f"{name}.png", K, T_cam_ego, T_world_ego, timestamp_us)
+                read_view(camera, image_file(folder / camera, name), K, T_cam_ego, T_world_ego, timestamp_us)
                 for camera, (K, T_cam_ego) in calibration.cameras.items()
             ]
             return Sample(

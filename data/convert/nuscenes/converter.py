@@ -292,6 +292,8 @@ def read_panoptic(path: Path, num_points: int) -> Int[np.ndarray, " N"]:
         raise DamagedError("array-broken", f"{path}: {error!r}") from error
     if labels.shape != (num_points,) or labels.dtype.kind not in "iu":
         raise DamagedError("array-broken", f"{path} is {labels.dtype} {labels.shape} for {num_points} points")
+    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < len(CATEGORIES) * _OBJECTS_PER_CATEGORY:
+        raise DamagedError("array-broken", f"{path}: labels from {labels.min()} to {labels.max()}")
     return np.asarray(labels.astype(np.int32))
 
 

@@ -38,7 +38,7 @@ from data.convert.pandaset.classes import (
 )
 from data.convert.pandaset.pandas_pickle import read_table
 from data.convert.poses import looks_forward, pose, pose_between, track_id
-from data.convert.raw_files import layout_error, read_jpeg, read_json
+from data.convert.raw_files import check_image_fits, layout_error, read_jpeg, read_json
 from data.geometry import rigid, transform, yaw_rotation
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.storage.encode import DamagedError
@@ -87,7 +87,7 @@ class PandasetConverter(FrameConverter):
     def _logs(self) -> dict[str, str]:
         """Split of each sequence."""
         root = Path(self.source)
-        folders = sorted(path.parent for path in root.glob("*/lidar") if path.parent.name.isdigit())
+        folders = sorted(path.parent for path in root.glob("*/lidar") if path.parent.name.isdecimal())
         if not folders:
             raise layout_error(self.source, "PandaSet", "<sequence>/lidar, such as 001/lidar")
         for camera in self.cameras:
@@ -122,7 +122,7 @@ class PandasetConverter(FrameConverter):
     def _frames(self, log: str) -> list[tuple[str, str]]:
         files = (Path(self.source) / log / "lidar").glob("*.pkl.gz")
         names = (path.name.removesuffix(".pkl.gz") for path in files)
-        return [(f"{log}_{name}", name) for name in sorted((name for name in names if name.isdigit()), key=int)]
+        return [(f"{log}_{name}", name) for name in sorted((name for name in names if name.isdecimal()), key=int)]
 
     def _reader(self, log: str) -> Callable[[str], Sample]:
         return _Reader(self, log).read
@@ -154,37 +154,51 @@ class _Track:
 
     Attributes:
         path: folder of the sensor.
-        T_world_sensor: one a measurement.
-        times_s: one a measurement.
+        measured: pose (to the world) and time in seconds of each measurement; what is wrong with damaged ones.
     """
 
     path: Path
-    T_world_sensor: Sequence[Float[np.ndarray, "4 4"]]
-    times_s: Sequence[float]
+    measured: Sequence[tuple[Float[np.ndarray, "4 4"], float] | DamagedError]
 
     def at(self, index: int) -> tuple[Float[np.ndarray, "4 4"], float]:
-        if index >= len(self.times_s):
-            detail = f"{self.path} has {len(self.times_s)} poses and times, none for number {index}"
+        """Pose and time of a measurement.
+
+        Raises:
+            DamagedError: there is none, or it is damaged.
+        """
+        if index >= len(self.measured):
+            detail = f"{self.path} has {len(self.measured)} poses and times, none for number {index}"
             raise DamagedError("calibration-missing", detail)
-        return self.T_world_sensor[index], self.times_s[index]
+        entry = self.measured[index]
+        if isinstance(entry, DamagedError):
+            raise DamagedError(entry.reason, entry.detail)
+        return entry
 
 
 def _read_track(path: Path) -> _Track:
     """A sensor's poses.json and timestamps.json.
 
     Raises:
-        DamagedError: one is missing, has another form, or they differ in length.
+        DamagedError: one is missing, is no list, or they differ in length: then no entry's number is certain.
     """
     poses, times = read_json(path / "poses.json"), read_json(path / "timestamps.json")
+    if not (isinstance(poses, list) and isinstance(times, list) and len(poses) == len(times)):
+        counts = [len(entries) if isinstance(entries, list) else "no list of" for entries in (poses, times)]
+        raise DamagedError("calibration-missing", f"{path}: {counts[0]} poses, {counts[1]} times")
+    entries = enumerate(zip(poses, times, strict=True))
+    return _Track(path=path, measured=[_measured(f"{path}, number {number}", *entry) for number, entry in entries])
+
+
+def _measured(what: str, pose: Any, time: Any) -> tuple[Float[np.ndarray, "4 4"], float] | DamagedError:
     try:
-        T_world_sensor = [_pose(f"{path}/poses.json, number {number}", entry) for number, entry in enumerate(poses)]
-        times_s = [float(time) for time in times]
+        time_s = float(time)
+        if not abs(time_s) < _MAX_TIME_S:
+            raise ValueError(f"time {time_s}")
+        return _pose(what, pose), time_s
+    except DamagedError as error:
+        return error
     except (ArithmeticError, KeyError, TypeError, ValueError) as error:
-        raise DamagedError("calibration-missing", f"{path}: {error!r:.200}") from error
-    if len(T_world_sensor) != len(times_s) or not all(abs(time) < _MAX_TIME_S for time in times_s):
-        detail = f"{len(T_world_sensor)} poses, {len(times_s)} times of this age"
-        raise DamagedError("calibration-missing", f"{path}: {detail}")
-    return _Track(path=path, T_world_sensor=T_world_sensor, times_s=times_s)
+        return DamagedError("calibration-missing", f"{what}: {error!r:.200}")
 
 
 def _pose(what: str, entry: Mapping[str, Any]) -> Float[np.ndarray, "4 4"]:
@@ -214,6 +228,7 @@ class _Reader:
         self._settings = settings
         self._folder = Path(settings.source) / log
         self._sweeps = _read_track(self._folder / "lidar")
+        self._sweep_times_s = _filled([_time_of(entry) for entry in self._sweeps.measured])
         self._views = {name: _read_track(self._folder / "camera" / name) for name in settings.cameras}
         self._K = {name: _read_intrinsics(self._folder / "camera" / name) for name in settings.cameras}
         self._semseg = _has_semseg(self._folder)
@@ -290,7 +305,9 @@ class _Reader:
     def _view(self, camera: str, name: str) -> CameraView:
         number = int(name)
         _, time_s = self._views[camera].at(number)
-        jpeg, image = read_jpeg(self._folder / "camera" / camera / f"{name}.jpg")
+        path = self._folder / "camera" / camera / f"{name}.jpg"
+        jpeg, image = read_jpeg(path)
+        check_image_fits(path, self._K[camera], image.shape[:2])
         return CameraView(
             name=camera,
             image_size=(image.shape[0], image.shape[1]),
@@ -304,17 +321,27 @@ class _Reader:
 
     def _ego_at(self, time_s: float) -> Float[np.ndarray, "4 4"]:
         """T_world_ego at any time of the sequence, and a little before and after."""
-        times = self._sweeps.times_s
-        if len(times) < 2:
+        if len(self._sweeps.measured) < 2:
             return np.asarray(self._sweeps.at(0)[0] @ _T_PANDA_EGO)
+        times = self._sweep_times_s
         right = int(np.clip(np.searchsorted(times, time_s), 1, len(times) - 1))
-        step = times[right] - times[right - 1]
-        share = (time_s - times[right - 1]) / step if step > 0 else np.inf
+        (before, start), (after, end) = self._sweeps.at(right - 1), self._sweeps.at(right)
+        share = (time_s - start) / (end - start) if end > start else np.inf
         if not -_MAX_EXTRAPOLATION <= share <= 1 + _MAX_EXTRAPOLATION:
             detail = f"an image at {time_s} s, sweeps from {times[0]} to {times[-1]} s"
             raise DamagedError("calibration-missing", f"{self._sweeps.path}: no vehicle pose for {detail}")
-        poses = self._sweeps.T_world_sensor
-        return np.asarray(pose_between(poses[right - 1], poses[right], share) @ _T_PANDA_EGO)
+        return np.asarray(pose_between(before, after, share) @ _T_PANDA_EGO)
+
+
+def _time_of(entry: tuple[Float[np.ndarray, "4 4"], float] | DamagedError) -> float:
+    return np.nan if isinstance(entry, DamagedError) else entry[1]
+
+
+def _filled(times_s: Sequence[float]) -> Float[np.ndarray, " n"]:
+    """Times with those of damaged measurements put between their neighbours', so that an image finds them there."""
+    times = np.array(times_s, dtype=np.float64)
+    known = np.flatnonzero(~np.isnan(times))
+    return np.interp(np.arange(len(times)), known, times[known]) if known.size else np.zeros(len(times))
 
 
 def _columns(

@@ -36,7 +36,7 @@ from jaxtyping import Float, UInt8
 from common.ranges import at_least, positive
 from data.convert.base import FrameConverter
 from data.convert.poses import nearest_rotation
-from data.convert.raw_files import layout_error, read_image, read_numbers, read_plane
+from data.convert.raw_files import check_image_fits, layout_error, read_image, read_numbers, read_plane
 from data.convert.rgbd import T_CAM_LIDAR, depth_points, measured, read_depth
 from data.convert.scannet.classes import CLASS_NAMES, SCAN, evaluated_classes, split_of
 from data.convert.scannet.scans import read_scan, scan_files
@@ -128,7 +128,7 @@ class ScanNetConverter(FrameConverter):
             return [(log, log)]
         stems = {path.stem for kind in ("color", "depth") for path in (self._folders[log] / kind).iterdir()}
         numbers: list[int] = []
-        for number in sorted(int(stem) for stem in stems if stem.isdigit()):
+        for number in sorted(int(stem) for stem in stems if stem.isdecimal()):
             if not numbers or number >= numbers[-1] + self.every_frame:
                 numbers.append(number)
         return [(f"{log}_{number:06d}", number) for number in numbers]
@@ -151,7 +151,10 @@ class ScanNetConverter(FrameConverter):
         K_depth, K_color = (
             _read_intrinsics(folder / "intrinsic" / f"intrinsic_{kind}.txt") for kind in ("depth", "color")
         )
-        image = on_depth_grid(read_image(folder / "color" / f"{number}.jpg"), K_color, K_depth, depth.shape)
+        colour = read_image(folder / "color" / f"{number}.jpg")
+        check_image_fits(folder / "color" / f"{number}.jpg", K_color, colour.shape[:2])
+        check_image_fits(folder / "depth" / f"{number}.png", K_depth, depth.shape)
+        image = on_depth_grid(colour, K_color, K_depth, depth.shape)
         labels = self._image_labels(folder, number, K_color, K_depth, depth.shape)
         points, intensity = depth_points(depth, image, K_depth, every=self.every_pixel, max_depth_m=self.max_depth_m)
         v, u = measured(depth, every=self.every_pixel, max_depth_m=self.max_depth_m)

@@ -18,7 +18,7 @@ from data.convert.raw_files import read_npy
 from data.convert.rgbd import luminance
 from data.convert.scannet.classes import evaluated_classes
 from data.sample import Boxes, Sample
-from data.storage.encode import DamagedError
+from data.storage.encode import MAX_TRACK_ID, DamagedError
 
 _VERTICES = re.compile(r"(scene\d{4}_\d{2})_vert(_all)?\.npy\Z")
 _MAX_OBJECTS = 65535
@@ -69,9 +69,10 @@ def _boxes(folder: Path, name: str) -> Boxes:
     boxes = boxes_from_rows(np.column_stack([table[:, :6], np.zeros(len(table))]), classes)
     if _path(folder, name, "bbox_idx").is_file():
         numbers = _table(folder, name, "bbox_idx", 1)
-        if len(numbers) != len(table):
-            raise DamagedError("array-broken", f"{name}: {len(numbers)} bbox_idx for {len(table)} boxes")
-        boxes = dataclasses.replace(boxes, track_ids=numbers.astype(np.int32))
+        if len(numbers) != len(table) or not (np.abs(numbers.astype(np.float64)) <= MAX_TRACK_ID).all():
+            detail = f"{name}: {len(numbers)} bbox_idx for {len(table)} boxes, expected whole numbers of at most 2**53"
+            raise DamagedError("array-broken", detail)
+        boxes = dataclasses.replace(boxes, track_ids=numbers.astype(np.int64))
     return boxes
 
 

@@ -15,6 +15,7 @@ Source: Sun et al., Scalability in Perception for Autonomous Driving: Waymo Open
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ import numpy as np
 from jaxtyping import Float
 
 from common.ranges import at_least, different, expect, some_of
-from data.convert.base import Converter, Skipped
+from data.convert.base import Converter, Skipped, read_or_skip
 from data.convert.box_labels import labels_from_boxes
 from data.convert.raw_files import layout_error
 from data.convert.waymo.frame import CAMERAS, LASERS, CameraCalibration, RawCamera, RawFrame, WaymoParts
@@ -180,13 +181,11 @@ class WaymoConverter(Converter):
             segmentation=self.labels == "segmentation" and split != "test",
         )
         for index, frame in zip(indices, segment.frames(indices, parts), strict=True):
-            name = segment.frame_name(index)
-            try:
-                if isinstance(frame, DamagedError):
-                    raise frame
-                yield self._sample(log, frame, labelled=split != "test")
-            except DamagedError as error:
-                yield Skipped.of(error, f"{log}_{name}")
+            key = f"{log}_{segment.frame_name(index)}"
+            if isinstance(frame, DamagedError):
+                yield Skipped.of(frame, key, log)
+            else:
+                yield read_or_skip(functools.partial(self._sample, log, frame, labelled=split != "test"), key, log)
 
     def _sample(self, log: str, frame: RawFrame, *, labelled: bool) -> Sample:
         what = f"{log}, frame {frame.timestamp_us}"

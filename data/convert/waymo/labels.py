@@ -81,8 +81,8 @@ def lidar_boxes(frame: RawFrame, T_ego_lidar: Float[np.ndarray, "4 4"], class_na
         velocities_mps=velocities[:, :2],
         classes=np.where(known, table[np.where(known, raw.types, 0)], IGNORE_LABEL).astype(np.int32),
         track_ids=np.array([track_number(name) for name in raw.ids], dtype=np.int32),
-        num_points=raw.num_points.astype(np.int32),
-        difficulties=raw.difficulties.astype(np.int32),
+        num_points=raw.num_points.astype(np.int64),
+        difficulties=raw.difficulties.astype(np.int64),
     )
 
 

@@ -18,8 +18,10 @@ from data.convert.base import Converter, Skipped
 from data.convert.custom.converter import CustomConverter
 from data.convert.custom.pose_track import read_pose_track
 from data.geometry import project, transform
+from data.preparing.prepare import PrepareConfig, prepare
 from data.sample import IGNORE_LABEL, Sample
 from data.storage.encode import DamagedError
+from data.storage.reader import SampleReader
 from data.storage.shard import ShardError
 from tests.helpers.layouts.custom import write_custom
 from tests.helpers.street_logs import CLASS_NAMES, street_log
@@ -159,6 +161,125 @@ def test_distortion_is_taken_out(source, truth):
     assert np.linalg.norm(at[0, 0] - want[0]) > 2, "the distortion is worth the test"
 
 
+# ---- columns, cameras
+def rewrite_sweeps(source: Path, columns: Callable[[np.ndarray], np.ndarray], suffix: str) -> None:
+    for path in sorted(source.glob("*/lidar/*.npy")):
+        table = columns(np.load(path)).astype("<f4")
+        path.unlink()
+        if suffix == ".npy":
+            np.save(path, table)
+        else:
+            path.with_suffix(".bin").write_bytes(table.tobytes())
+
+
+def with_rings(sweep: np.ndarray) -> np.ndarray:
+    return np.column_stack([sweep, np.arange(len(sweep)) % 32])
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".bin"])
+def test_other_columns_are_read_where_they_are_stated(source, truth, suffix):
+    rewrite_sweeps(source, with_rings, suffix)
+    columns = ("x", "y", "z", "intensity", "ring")
+    sample = samples(CustomConverter(source=str(source), columns=columns), truth[0][0].log)[0]
+    np.testing.assert_array_equal(sample.points_lidar, truth[0][0].points_lidar.astype(np.float32))
+    np.testing.assert_allclose(sample.intensity, truth[0][0].intensity, atol=1e-6)
+    skip = first_skip(source)
+    assert skip.reason == "array-broken"
+    assert "(setting columns=[x,y,z,intensity,...])" in skip.detail
+
+
+@pytest.mark.parametrize(("count", "rows"), [(5, 4000), (3, 4000), (5, 4001), (6, 4002)])
+def test_bin_files_of_other_columns_are_refused_with_their_number(source, truth, count, rows):
+    """Sweeps whose neighbours lie close together, as scanners measure them; 4000 rows of 5 are 5000 of 4, too."""
+
+    def as_measured(_: np.ndarray) -> np.ndarray:
+        azimuth = np.arange(rows) * 2 * np.pi / 1000
+        points = np.stack([20 * np.cos(azimuth), 20 * np.sin(azimuth), -1 + azimuth / 10], axis=1)
+        others = [np.full(rows, 30.0), np.arange(rows) % 4, np.full(rows, 7.0)]
+        return np.column_stack([points, *others])[:, :count]
+
+    rewrite_sweeps(source, as_measured, ".bin")
+    skip = first_skip(source)
+    assert skip.reason == "array-broken"
+    assert f"rows of {count} numbers would fit" in skip.detail, skip.detail
+
+
+def test_sweeps_without_intensity_say_so(source, truth):
+    rewrite_sweeps(source, lambda sweep: sweep[:, :3], ".bin")
+    sample = samples(CustomConverter(source=str(source), columns=("x", "y", "z")), truth[0][0].log)[0]
+    np.testing.assert_array_equal(sample.points_lidar, truth[0][0].points_lidar.astype(np.float32))
+    assert not sample.intensity.any()
+
+
+def test_usual_columns_are_no_setting_of_a_folder(source):
+    assert "columns" not in CustomConverter(source=str(source)).settings()
+    assert CustomConverter(source=str(source), columns=("x", "y", "z")).settings()["columns"] == ("x", "y", "z")
+
+
+def set_front(**fields: object) -> Callable[[dict[str, Any]], object]:
+    return lambda content: content["cameras"]["front"].update(fields)
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason", "said"),
+    [
+        ({"distortion": [0.1, 0.01, 0, 0]}, "meta-broken", 'k1 k2 p1 p2 of "model": "pinhole" or k1 k2 k3 k4 of'),
+        ({"model": "kannala", "distortion": [0.1, 0.01, 0, 0]}, "meta-broken", "expected pinhole or fisheye"),
+        ({"model": "fisheye"}, "meta-broken", "a fisheye has a distortion of 4 numbers"),
+        ({"model": "fisheye", "distortion": [0.1] * 5}, "meta-broken", "expected 4 numbers"),
+        ({"model": "pinhole", "distortion": [0.1] * 6}, "meta-broken", "expected 4 or 5 or 8 numbers"),
+        ({"image_max": True}, "meta-broken", "image_max is True"),
+        ({"K": [[900, 0, 400], [0, 900, 100], [0, 0, 1]]}, "calibration-singular", "K is that of another size"),
+    ],
+)
+def test_cameras_that_may_mean_two_things_are_refused(source, truth, fields, reason, said):
+    edit_calibration(source, truth[0][0].log, set_front(**fields))
+    skip = first_skip(source)
+    assert (skip.reason, said in skip.detail) == (reason, True), skip.detail
+
+
+@pytest.mark.parametrize("model", ["pinhole", "fisheye"])
+def test_each_model_undoes_its_own_distortion(source, truth, model):
+    """The image's pixels lie where the model puts the rays of the pinhole camera."""
+    frame = truth[0][0]
+    camera = frame.cameras[0]
+    D = np.array([0.08, -0.01, 0.002, -0.001])
+    height, width = camera.image_size
+    v, u = np.mgrid[0:height, 0:width].astype(np.float64)
+    rays = np.stack([u, v, np.ones_like(u)], axis=-1).reshape(-1, 1, 3) @ np.linalg.inv(camera.K).T
+    project_points = cv2.fisheye.projectPoints if model == "fisheye" else cv2.projectPoints
+    at, _ = project_points(rays, np.zeros(3), np.zeros(3), camera.K, D)
+    # A smooth picture of the distorted camera: its red is its own column.
+    red = np.tile(np.linspace(0, 255, width), (height, 1))
+    path = source / frame.log / "cameras" / "front" / f"{camera.timestamp_us}.png"
+    cv2.imwrite(str(path), np.repeat(red[..., None], 3, axis=2).astype(np.uint8))
+    edit_calibration(source, frame.log, set_front(model=model, distortion=D.tolist()))
+    image = samples(CustomConverter(source=str(source)), frame.log)[0].cameras[0].image
+    columns = at.reshape(height, width, 2)[..., 0]
+    inside = (columns > 1) & (columns < width - 2)
+    inside &= (at.reshape(height, width, 2)[..., 1] > 1) & (at.reshape(height, width, 2)[..., 1] < height - 2)
+    assert inside.mean() > 0.5
+    np.testing.assert_allclose(image[inside][:, 0], columns[inside] * 255 / (width - 1), atol=2.5)
+
+
+def test_images_of_twelve_bits_keep_their_range(source, truth):
+    camera = truth[0][0].cameras[0]
+    path = source / truth[0][0].log / "cameras" / "front" / f"{camera.timestamp_us}.png"
+    twelve = np.round(camera.image.astype(np.float64) * 4095 / 255).astype(np.uint16)
+    cv2.imwrite(str(path), twelve[..., ::-1])
+    skip = first_skip(source)
+    assert (skip.reason, "16 bits a channel, the largest value is" in skip.detail) == ("image-broken", True)
+    edit_calibration(source, truth[0][0].log, set_front(image_max=4095))
+    found = samples(CustomConverter(source=str(source)), truth[0][0].log)[0].cameras[0].image
+    np.testing.assert_array_equal(found, camera.image)
+
+
+def test_sweeps_only(source, truth):
+    converter = CustomConverter(source=str(source), cameras=("none",))
+    assert converter.camera_names() == ()
+    assert samples(converter, truth[0][0].log)[0].cameras == ()
+
+
 # ---- times, poses
 def write_track(path: Path, rows: list[tuple[float, ...]]) -> Path:
     lines = ["timestamp_us,x,y,z,qw,qx,qy,qz", *(",".join(str(value) for value in row) for row in rows)]
@@ -186,7 +307,7 @@ def test_poses_between_two_are_interpolated(tmp_path):
     ("rows", "text"),
     [
         ([], "holds no pose"),
-        ([(1, 0, 0, 0, 1, 0, 0, 0), (1, 0, 0, 0, 1, 0, 0, 0)], "line 3: time 1 is not after 1"),
+        ([(1, 0, 0, 0, 1, 0, 0, 0), (1, 5, 0, 0, 1, 0, 0, 0)], "time 1 has 2 different poses"),
         ([(1, 0, 0, 0, 2, 0, 0, 0)], "has not length 1"),
         ([(1, 0, 0, "nan", 1, 0, 0, 0)], "expected 8 finite numbers"),
         ([(1, 0, 0, 0, 1, 0, 0)], "expected 8 finite numbers"),
@@ -196,6 +317,56 @@ def test_poses_between_two_are_interpolated(tmp_path):
 def test_damaged_pose_tables_are_named(tmp_path, rows, text):
     with pytest.raises(DamagedError, match=text):
         read_pose_track(write_track(tmp_path / "poses.csv", rows), 10)
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        "1300,nan,0,0,1,0,0,0",
+        "1300,30,0,0,1,0",
+        "",
+        "x\x1cy\x85,0",
+        "999999,30,0,0,1,0,0,0",
+        "7,30,0,0,1,0,0,0",
+        "1300,30,0,0,1,0,0,0\n1300,31,0,0,1,0,0,0",
+    ],
+)
+def test_a_damaged_line_of_poses_costs_no_more_than_its_neighbours(tmp_path, damaged):
+    path = write_track(tmp_path / "poses.csv", [(1000 + 100 * n, 10 * n, 0, 0, 1, 0, 0, 0) for n in range(7)])
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:4], damaged, *lines[5:], lines[2]]) + "\n")  # one is there twice, as it is
+    track = read_pose_track(path, 10_000)
+    for time_us in (1000, 1050, 1150, 1200, 1400, 1450, 1600):
+        np.testing.assert_allclose(track.at(time_us)[0, 3], (time_us - 1000) / 10, atol=1e-9)
+    if damaged:
+        with pytest.raises(DamagedError, match=r"no ego pose at 1250: .*poses.csv") as caught:
+            track.at(1250)
+        assert caught.value.reason == "meta-broken"
+
+
+def test_large_track_ids_are_kept_and_larger_ones_counted(source, truth, tmp_path):
+    frame = truth[0][0]
+    path = source / frame.log / "boxes" / f"{frame.timestamp_us}.json"
+    boxes = json.loads(path.read_text())
+    path.write_text(json.dumps([{**boxes[0], "track_id": 3_000_000_000}]))
+    assert samples(CustomConverter(source=str(source)), frame.log)[0].boxes.track_ids.tolist() == [3_000_000_000]
+    manifest = prepare(
+        CustomConverter(source=str(source)), str(tmp_path / "set"), PrepareConfig(superpixels=None)
+    ).manifest
+    assert SampleReader(manifest).read(0).boxes.track_ids.tolist() == [3_000_000_000]
+    path.write_text(json.dumps([{**boxes[0], "track_id": 1 << 70}]))
+    skip = first_skip(source)
+    assert (skip.reason, "a whole track_id of at most 2**53" in skip.detail) == ("meta-broken", True)
+
+
+def test_damaged_lines_of_poses_are_noted(source, truth):
+    path = source / truth[0][0].log / "poses.csv"
+    header, *lines = path.read_text().splitlines()
+    path.write_text("\n".join([header, lines[0], "noon", *lines[1:]]) + "\n")
+    converter = CustomConverter(source=str(source))
+    (note,) = converter.notes()
+    assert note.startswith("poses are damaged in 1 place, the first: ")
+    assert "poses.csv, line 3" in note
 
 
 def test_pose_tables_need_their_header(tmp_path):
@@ -284,7 +455,7 @@ def test_wrong_names_say_what_was_expected(source, truth):
         (lambda c: c["cameras"]["front"].update(K=[[1, 0], [0, 1]]), "meta-broken", "K has shape (2, 2), expected 3"),
         (lambda c: c["cameras"]["front"]["K"][2].__setitem__(2, 2), "calibration-singular", "expected [[fx, 0, cx]"),
         (lambda c: c["cameras"]["front"].update(K="wide"), "meta-broken", "could not convert"),
-        (lambda c: c["cameras"]["front"].update(distortion=[1, 2, 3]), "meta-broken", "undistort fisheyes beforehand"),
+        (lambda c: c["cameras"]["front"].update(distortion=[1, 2, 3]), "meta-broken", "expected 4 or 5 or 8 numbers"),
     ],
 )
 def test_mistakes_in_the_calibration_are_named(source, truth, change, reason, text):

@@ -227,6 +227,32 @@ def test_timestamps(tmp_path):
     assert kitti.read_timestamps(path).lines == (1_317_042_145_500_000, 1_000_002)
 
 
+def test_images_of_another_size_than_the_calibration_are_refused(tmp_path):
+    write_raw(tmp_path)
+    date = tmp_path / "2011_09_26"
+    (image,) = date.glob("*/image_02/data/0000000001.png")
+    cv2.imwrite(str(image), np.zeros((24, 48, 3), np.uint8))
+    items = frames_of(KittiRawConverter(source=str(tmp_path)))
+    assert [getattr(item, "reason", "fine") for item in items] == ["fine", "image-size", "fine"]
+    assert "is 24x48 (height x width), its calibration is for images about 95 wide" in items[1].detail
+    path = date / "calib_cam_to_cam.txt"  # the real one states the size
+    path.write_text(path.read_text() + "S_rect_02: 9.700000e+01 4.800000e+01\n")
+    items = frames_of(KittiRawConverter(source=str(tmp_path)))
+    assert {item.reason for item in items} == {"image-size"}
+    assert "its calibration is for images of 48x97" in items[0].detail
+
+
+def test_jpegs_stand_for_the_images(tmp_path):
+    write_raw(tmp_path)
+    jpegs = []
+    for path in sorted(tmp_path.glob("*/*/image_02/data/*.png")):
+        cv2.imwrite(str(path.with_suffix(".jpg")), cv2.imread(str(path)))
+        path.unlink()
+        jpegs.append(path.with_suffix(".jpg").read_bytes())
+    samples = frames_of(KittiRawConverter(source=str(tmp_path)))
+    assert [sample.cameras[0].jpeg for sample in samples] == jpegs
+
+
 def test_an_empty_line_of_times_is_its_own_frames_loss(tmp_path):
     """As in a drive of the Eigen split: the sweep of the frame is missing, too."""
     converter = KittiRawConverter(source=str(write_raw(tmp_path, frames=5)))

@@ -259,9 +259,24 @@ def test_unknown_box_labels_are_ignored(small, truth):
 def test_damaged_calibration_is_named(small, file, change, text):
     change_json(small / LOG / file, change)
     items = frames_of(PandasetConverter(source=str(small)))
-    assert all(item.reason in ("calibration-missing", "calibration-singular") for item in items)
-    assert text in items[0].detail
+    skips = [item for item in items if isinstance(item, Skipped)]
+    assert skips
+    assert all(item.reason in ("calibration-missing", "calibration-singular") for item in skips)
+    assert text in skips[0].detail
     assert PandasetConverter(source=str(small)).notes()
+
+
+def test_one_damaged_pose_is_the_loss_of_its_own_frames(small):
+    """Frame 2 is what needs it neither for its sweep nor for its images."""
+    whole = frames_of(PandasetConverter(source=str(small)))
+    change_json(small / LOG / "camera" / "back_camera" / "poses.json", lambda content: content[0].pop("position"))
+    items = frames_of(PandasetConverter(source=str(small)))
+    assert [isinstance(item, Skipped) for item in items] == [True, False, False]
+    np.testing.assert_array_equal(items[2].T_world_ego, whole[2].T_world_ego)
+    change_json(small / LOG / "lidar" / "poses.json", lambda content: content[0]["heading"].update(w=5.0))
+    items = frames_of(PandasetConverter(source=str(small)))
+    assert [isinstance(item, Skipped) for item in items][0::2] == [True, False]
+    np.testing.assert_array_equal(items[2].cameras[0].T_world_ego, whole[2].cameras[0].T_world_ego)
 
 
 def test_poses_and_times_of_fewer_frames(small):

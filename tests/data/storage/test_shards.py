@@ -20,7 +20,7 @@ import webdataset as wds
 
 from data.preparing.verify import verify
 from data.sample import IGNORE_LABEL
-from data.storage.decode import jpeg_size
+from data.storage.decode import DecodeSpec, decode_sample, jpeg_size
 from data.storage.encode import REASONS, CodecConfig, DamagedError, check_sample, count_pairs, encode_sample
 from data.storage.manifest import Manifest, SetInfo, load_manifest, write_manifest
 from data.storage.reader import SampleError, SampleReader
@@ -573,8 +573,19 @@ def test_keys_that_webdataset_would_split_are_refused(key):
 
 def test_values_beyond_their_stored_type_are_refused():
     sample = make_sample(np.random.default_rng(0))
-    with pytest.raises(ValueError, match="instances run from"):
+    with pytest.raises(DamagedError, match="instances run from"):
         encode_sample(dataclasses.replace(sample, instances=sample.instances + 65536), CodecConfig())
+    for name, most, said in (
+        ("num_points", (1 << 31) - 1, "num_points.* of boxes run"),
+        ("track_ids", 1 << 53, "track ids"),
+    ):
+        values = np.full(len(sample.boxes.classes), most, dtype=np.int64)
+        whole = dataclasses.replace(sample, boxes=dataclasses.replace(sample.boxes, **{name: values}))
+        kept = decode_sample(sample.key, encode_sample(whole, CodecConfig()), DecodeSpec())
+        np.testing.assert_array_equal(getattr(kept.boxes, name), values)
+        beyond = dataclasses.replace(sample, boxes=dataclasses.replace(sample.boxes, **{name: values + 1}))
+        with pytest.raises(DamagedError, match=said):
+            encode_sample(beyond, CodecConfig())
     blind = dataclasses.replace(sample.cameras[0], image=None)
     with pytest.raises(ValueError, match="has no image"):
         encode_sample(dataclasses.replace(sample, cameras=(blind,)), CodecConfig())
