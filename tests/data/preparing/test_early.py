@@ -97,7 +97,7 @@ def test_any_exception_of_a_frame_is_its_own_loss():
     items = list(Raising().frames("log", 0, 4))
     assert [isinstance(item, Sample) for item in items] == [True, False, False, True]
     assert (items[1].reason, items[1].key, items[1].log) == ("error", "log_1", "log")
-    assert items[1].detail.startswith("OverflowError: an unforeseen one (test_early.py, line ")
+    assert items[1].detail.startswith("OverflowError: an unforeseen one (tests/data/preparing/test_early.py:")
     assert items[2].detail.startswith("MemoryError")
 
 
