@@ -38,6 +38,7 @@ from engine.checkpoint_retry import CheckpointRetry
 from engine.deepspeed_config import EngineConfig, check_precision, quiet_deepspeed
 from engine.distributed import World, agree_max, agree_signal, init_distributed
 from engine.errors import DivergenceError, DryBatchError, StopRequested
+from engine.heap import map_large_tensors
 from engine.interfaces import BatchLike, BatchSource, ChecksEngine, CountsSkips, FollowsUpdates
 from engine.monitor import Monitor, Stopwatch, Window, mean_of_each, peak_rss_gib
 from engine.optim import build_optimizer, optimizer_name, peak_lr
@@ -215,6 +216,8 @@ def pretrain(
     began = time.perf_counter()
     run_dir = Path(run_dir)
     world = init_distributed(settings.engine.device, timeout_min=settings.engine.timeout_min)
+    if world.device.type == "cpu":
+        map_large_tensors()
     _check_engine(settings.engine, objective, world)
     plan = _Plan.of(settings, source.samples_per_epoch, micro_batch_size, world)
 
