@@ -22,7 +22,7 @@ from common.nearby import nearest
 from common.ranges import RangeError
 from common.trees import leaves
 from configs.find import KINDS, find_config, kind_of
-from configs.text import keep_text
+from configs.text import TextDumper, keep_text
 from models.image.published import HELP
 
 T = TypeVar("T")
@@ -134,7 +134,7 @@ def dump(config: object, *, choices: Choices | None = None) -> str:
     assert isinstance(tree, dict)
     for section, table in (choices or {}).items():
         _put_name(config, tree, section.split("."), table)
-    return yaml.safe_dump(_plain(tree), sort_keys=False, allow_unicode=True)
+    return yaml.dump(_plain(tree), Dumper=TextDumper, sort_keys=False, allow_unicode=True)
 
 
 def _put_name(config: object, tree: dict[Any, Any], path: Sequence[str], table: Mapping[str, type]) -> None:

@@ -21,6 +21,18 @@ _MERGE = "tag:yaml.org,2002:merge"
 _NULLS = frozenset({"", "~", "null", "Null", "NULL"})
 
 
+class TextDumper(yaml.SafeDumper):
+    """Writes texts with line breaks and other invisible characters in double quotes, where they are escaped."""
+
+
+TextDumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'
+    ),
+)
+
+
 def keep_text(tree: DictConfig, text: str, schema: DictConfig, *, path: tuple[str, ...] = ()) -> None:
     """Put texts back into `tree`, which is what OmegaConf made of `text`.
 

@@ -18,6 +18,7 @@ import yaml
 
 from configs.load import ConfigError, dump, load, read_value
 from configs.schema import SweepConfig
+from configs.text import TextDumper
 from launchers.cli import FAILURE, guarded
 from launchers.cluster.plan_submission import Point, SubmitRequest, with_first_stages
 from launchers.cluster.submission import submit
@@ -132,19 +133,7 @@ def point_name(chosen: Mapping[str, Any]) -> str:
     return f"{safe[: _MAX_NAME - _HASH - 1]}-{digest}"
 
 
-class _OneLine(yaml.SafeDumper):
-    """Writes texts with line breaks and other invisible characters in double quotes, where they are escaped."""
-
-
-_OneLine.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style=None if text.isprintable() else '"'
-    ),
-)
-
-
-class _AsGiven(_OneLine):
+class _AsGiven(TextDumper):
     """Writes texts that look like numbers, or like true and false, without quotes."""
 
 
@@ -155,13 +144,13 @@ def _as_given(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
     tag = dumper.resolve(yaml.ScalarNode, text, (True, False))  # type: ignore[no-untyped-call]
     if tag in _LIKE_VALUES:
         return dumper.represent_scalar(tag, text)
-    return _OneLine.yaml_representers[str](dumper, text)
+    return TextDumper.yaml_representers[str](dumper, text)
 
 
 _AsGiven.add_representer(str, _as_given)
 
 
-def yaml_value(value: Any, style: type[yaml.SafeDumper] = _OneLine) -> str:
+def yaml_value(value: Any, style: type[yaml.SafeDumper] = TextDumper) -> str:
     """A value on one line, as an override's right side."""
     # Never folded.
     text = yaml.dump(_plain(value), Dumper=style, default_flow_style=True, width=1 << 20, allow_unicode=True)

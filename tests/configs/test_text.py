@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from configs.load import ConfigError, dump, load, read_value
 from configs.schema import SlurmConfig, SweepConfig
@@ -97,6 +99,24 @@ def test_numbers_quotes_and_null_are_what_they_were(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=r"got (None|\[None\]), expected (text|a list of text)$"):
             load(Texts, None, [override])
     assert load(Texts, None, ["chosen=off"]).chosen == "off"
+
+
+ODD = ["=", "<<", ".inf", "1_0", "0o17", "- a", "# x", "a: b", "'q'", "[", "!!int 3", "&a", "%", "a\\", "\ttab", "y"]
+TEXTS = st.one_of(
+    st.sampled_from([*REWRITTEN, *ODD, "~", "null", "", "\x85"]),
+    st.from_regex(r"[-+]?[0-9_.:eExo]{1,8}", fullmatch=True),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=12),
+).filter(lambda text: "${" not in text and text.strip("\\") != "???")  # OmegaConf's own marks
+
+
+@settings(max_examples=40, deadline=None)
+@given(text=TEXTS)
+def test_any_text_is_read_back_as_it_was_dumped(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("dump") / "texts.yaml"
+    part = Part(name=text)
+    made = Texts(text=text, perhaps=text, listed=(text,), mapped={"x": text}, part=part, parts=(part,))
+    file.write_text(dump(made), encoding="utf-8")
+    assert load(Texts, file) == made
 
 
 def test_anchors_merges_and_names_of_mappings(tmp_path: Path) -> None:
