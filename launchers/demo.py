@@ -23,10 +23,12 @@ class DemoCommand:
     """One command of the demo.
 
     Attributes:
+        about: what it does and what it leaves, one line.
         share: its share of the demo's time on the reference machine (2 CPU cores), for the estimate.
     """
 
     title: str
+    about: str
     argv: tuple[str, ...]
     share: float
 
@@ -63,7 +65,8 @@ def commands(root: Path, size: DemoSize) -> list[DemoCommand]:
     """The commands of a demo, in order."""
     shards = str(root / "shards")
     world = ("prepare", "synthetic", "-", shards, f"num_logs={size.logs}", f"frames_per_log={size.frames}")
-    made = [DemoCommand("street world to shards", world, share=0.1)]
+    about = f"drives {size.logs} logs of {size.frames} sweeps through the built-in world, into {shards}"
+    made = [DemoCommand("street world to shards", about, world, share=0.1)]
     # Probes on frozen features take one network each, so their seeds are those of pre-training.
     seeds = str(list(range(size.seeds))).replace(" ", "")
     evaluation = (
@@ -82,11 +85,29 @@ def commands(root: Path, size: DemoSize) -> list[DemoCommand]:
                 *(f"data.shards={shards}", f"run_dir={run}", f"seed={seed}"),
                 *(f"schedule.steps={size.steps}", *overrides),
             )
-            made.append(DemoCommand(f"pre-train {Path(run).name}", argv, share=0.5 / (len(runs) * len(methods))))
+            about = f"{size.steps} updates without labels; the loss should fall; checkpoints in {run}"
+            share = 0.5 / (len(runs) * len(methods))
+            made.append(DemoCommand(f"pre-train {Path(run).name}", about, argv, share=share))
+        about = "linear probe, kNN and fine-tuning on one labelled sweep, from these weights and from random ones"
         argv = ("evaluate", *runs, *evaluation)
-        made.append(DemoCommand(f"evaluate {name} beside random", argv, share=0.38 / len(methods)))
-    made.append(DemoCommand("report", ("report", str(root), "--out", str(root / "report.html")), share=0.02))
+        made.append(DemoCommand(f"evaluate {name} beside random", about, argv, share=0.38 / len(methods)))
+    argv = ("report", str(root), "--out", str(root / "report.html"))
+    made.append(DemoCommand("report", "tables, curves and pictures in one file", argv, share=0.02))
     return made
+
+
+def time_left(minutes: float, done: float, elapsed: float) -> str:
+    """How long the rest takes: as planned at first, more and more at this machine's pace, wholly from a quarter on.
+
+    Args:
+        minutes: of the whole demo, as planned.
+        done: share that is done.
+        elapsed: minutes since the start.
+    """
+    trust = min(1.0, 4 * done)
+    pace = elapsed / done if done > 0 else minutes
+    left = (1 - done) * (trust * pace + (1 - trust) * minutes)
+    return "under a minute" if left < 1 else f"about {left:.0f} min"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,20 +117,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     root = Path(options.root)
     console = Console()
     todo = commands(root, size)
-    start, left = time.monotonic(), 1.0
+    start, finished, typed = time.monotonic(), 0.0, sys.argv
     for number, stage in enumerate(todo, 1):
-        minutes = (time.monotonic() - start) / 60
-        # The plan's own estimate until a quarter is done, then this machine's pace.
-        estimate = size.minutes * left if left > 0.75 else minutes * left / (1 - left)
-        console.print(
-            Rule(f"[bold]{number}/{len(todo)} {stage.title}[/] · about {estimate:.0f} min left", align="left")
-        )
+        began = time.monotonic()
+        left = time_left(size.minutes, finished, (began - start) / 60)
+        console.print(Rule(f"[bold]{number}/{len(todo)} {stage.title}[/] · {left} left", align="left"))
+        console.print(stage.about, highlight=False)
         console.print(f"$ tandem {shlex.join(stage.argv)}", style="dim", highlight=False, soft_wrap=True)
-        code = tandem(stage.argv)
+        sys.argv = ["tandem", *stage.argv]  # what a run records as its command: one that a user can type
+        try:
+            code = tandem(stage.argv)
+        finally:
+            sys.argv = typed
         if code != 0:
             return code
-        left -= stage.share
-    console.print(f"done in {(time.monotonic() - start) / 60:.1f} min · open {root / 'report.html'}")
+        console.print(f"took {time.monotonic() - began:.0f} s", style="dim", highlight=False)
+        finished += stage.share
+    page = (root / "report.html").resolve()
+    console.print(f"done in {(time.monotonic() - start) / 60:.1f} min · open {page} in a browser", soft_wrap=True)
     console.print(f"curves and pictures: tensorboard --logdir {root}", highlight=False)
     return 0
 

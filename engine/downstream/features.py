@@ -24,18 +24,24 @@ from engine.downstream.confusion import ConfusionMatrix, LabelError
 from engine.downstream.runner import Parts
 from engine.interfaces import PointBatch
 
+Predictor = Callable[[Tensor], Tensor]
+"""Voxel features float32 [M, C] -> class int64 [M]."""
+KeyT = TypeVar("KeyT")
 
+
+@dataclass(frozen=True, kw_only=True)
 class SweepParts(Parts[PointBatch]):
-    """Protocols of 3D networks need sweeps with labelled points, nothing else."""
+    """What protocols of 3D networks need: sweeps with labelled points.
+
+    Attributes:
+        keep: called with initialisation, protocol, network and predictor of the first seed (for pictures).
+    """
+
+    keep: Callable[[str, str, nn.Module, Predictor], None] | None = None
 
     def run(self, network: nn.Module, batch: PointBatch) -> Tensor:
         """Features of the batch's voxels."""
         return run_backbone(network, batch)
-
-
-Predictor = Callable[[Tensor], Tensor]
-"""Voxel features float32 [M, C] -> class int64 [M]."""
-KeyT = TypeVar("KeyT")
 
 
 @dataclass(frozen=True)

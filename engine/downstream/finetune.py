@@ -191,9 +191,13 @@ def measure_finetune(
         predictors = {"head": network.predict}
         return score(network.backbone, batches, predictors, task, device=job.device, on_sweeps=on_sweeps)["head"]
 
+    def keep(network: SegmentationNetwork) -> None:
+        if job.parts.keep is not None:
+            job.parts.keep(init.name, name, network.backbone, network.predict)
+
     (name,) = names
     read, task, config = job.parts.read, job.task(), job.section(name)
     matrices, tuned = train_on_draws(
-        job, init, name, meter, train=train, score=confusion, goodness=ConfusionMatrix.miou
+        job, init, name, meter, train=train, score=confusion, goodness=ConfusionMatrix.miou, keep=keep
     )
     return {name: segmentation_measured(task, matrices, tuned, scale=100)}

@@ -46,6 +46,9 @@ def measure_frozen(
             device=job.device,
             on_sweeps=lambda n: meter.advance(n * work, text),
         )
+        if network == 0 and job.parts.keep is not None:
+            for name in names:
+                job.parts.keep(init.name, name, backbone, predictors[name, job.section(name).seeds[0]])
     measured = {}
     for name in names:
         seeds = job.section(name).seeds

@@ -1,6 +1,6 @@
-"""What downstream results are measured in: name, unit, and which way is better.
+"""What downstream results are measured in: name, unit, which way is better, what it means, and what guessing gives.
 
-Tables, pages and comparisons ask here, so that none of them knows a task. A new metric is one line of `METRICS`.
+Tables, pages and comparisons ask here, so that none of them knows a task. A new metric is one entry of `METRICS`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ class Metric:
     Attributes:
         title: for people, without the unit.
         unit: "%", "m", "deg", "px" or "" for a plain number.
+        meaning: what is counted, one line.
+        guess: what a network that has learnt nothing gets, as far as that is known without measuring it.
         higher_is_better: False for errors.
         decimals: digits after the point in tables.
         high: largest value that makes sense; the smallest is 0.
@@ -24,7 +26,9 @@ class Metric:
 
     title: str
     unit: str
-    higher_is_better: bool
+    meaning: str
+    guess: str
+    higher_is_better: bool = False
     decimals: int = 1
     high: float = math.inf
     in_tables: bool = True
@@ -39,6 +43,11 @@ class Metric:
         """1 where higher is better, -1 where lower is: what a value or a difference is multiplied with to compare."""
         return 1 if self.higher_is_better else -1
 
+    @property
+    def perfect(self) -> str:
+        """The best value that there is: errors go down to 0, shares up to 100."""
+        return f"{self.high if self.higher_is_better else 0:g} {self.unit}".rstrip()
+
     def text(self, mean: float | None, std: float | None = None, *, sign: bool = False) -> str:
         """E.g. "31.2 ± 1.4", or the mean alone where there is one measurement; a dash where there is none."""
         if mean is None:
@@ -46,36 +55,159 @@ class Metric:
         number = f"{mean:{'+' if sign else ''}.{self.decimals}f}"
         return number if std is None else f"{number} ± {std:.{self.decimals}f}"
 
+    def difference_text(self, value: float, reference: float, std: float | None = None) -> str:
+        """`value` minus `reference`, with its sign, as the difference of the two figures that `text` shows.
+
+        Rounding the exact difference could show +5.1 beside 25.0 and 20.0.
+        """
+        shown = round(value, self.decimals) - round(reference, self.decimals)
+        return self.text(round(shown, self.decimals) + 0.0, std, sign=True)  # + 0.0: no "-0.0"
+
+
+def _share(title: str, meaning: str, guess: str, *, in_tables: bool = True) -> Metric:
+    """In percent, more is better."""
+    return Metric(title, "%", meaning, guess, higher_is_better=True, high=100.0, in_tables=in_tables)
+
+
+_ANY_CONSTANT = "depends on the set; compare with the row of random initialisation"
+_RANDOM_TURN = "a random turn about the vertical: 90 deg"
+_RANDOM_PIXEL = "a random pixel: a third (wide image) to a half (square image) of the image's width"
+_OF_REGISTERED = " over the registered images (Euler sum) alone"
 
 METRICS: dict[str, Metric] = {
-    "miou": Metric("mIoU", "%", higher_is_better=True, high=100.0),
-    "accuracy": Metric("accuracy", "%", higher_is_better=True, high=100.0),
-    "abs_rel": Metric("abs rel", "", higher_is_better=False, decimals=3),
-    "sq_rel": Metric("sq rel", "m", higher_is_better=False, decimals=3),
-    "rmse": Metric("RMSE", "m", higher_is_better=False, decimals=3),
-    "rmse_log": Metric("RMSE log", "", higher_is_better=False, decimals=3),
-    "silog": Metric("SILog x 100", "", higher_is_better=False, decimals=2),
-    "delta1": Metric("delta < 1.25", "%", higher_is_better=True, high=100.0),
-    "delta2": Metric("delta < 1.25^2", "%", higher_is_better=True, high=100.0),
-    "delta3": Metric("delta < 1.25^3", "%", higher_is_better=True, high=100.0),
-    "rre_median": Metric("RRE median", "deg", higher_is_better=False, decimals=2, high=180.0),
-    "rte_median": Metric("RTE median", "m", higher_is_better=False, decimals=2),
-    "rre": Metric("RRE", "deg", higher_is_better=False, decimals=2, high=180.0, in_tables=False),
-    "rre_euler": Metric("RRE (Euler sum)", "deg", higher_is_better=False, decimals=2, high=450.0, in_tables=False),
-    "rte": Metric("RTE", "m", higher_is_better=False, decimals=2, in_tables=False),
-    "rre_registered": Metric("RRE, registered", "deg", higher_is_better=False, decimals=2, high=180.0, in_tables=False),
-    "rre_euler_registered": Metric(
-        "RRE (Euler sum), registered", "deg", higher_is_better=False, decimals=2, high=450.0, in_tables=False
+    "miou": _share(
+        "mIoU",
+        "mean over the classes of the overlap (intersection / union) of predicted and true points or pixels; a rare "
+        "class counts as much as a common one",
+        "with K classes, any class at random: at most 100 / (2K - 1); always the commonest: its share / K",
     ),
-    "rte_registered": Metric("RTE, registered", "m", higher_is_better=False, decimals=2, in_tables=False),
-    "recall": Metric("registered", "%", higher_is_better=True, high=100.0),
-    "recall_euler": Metric("registered (Euler sum)", "%", higher_is_better=True, high=100.0),
-    "found": Metric("poses found", "%", higher_is_better=True, high=100.0),
-    "match_soft": Metric("soft matching error", "px", higher_is_better=False),
-    "match_hard": Metric("matching error", "px", higher_is_better=False),
-    "match_soft_kept": Metric("soft matching error, kept", "px", higher_is_better=False),
-    "match_hard_kept": Metric("matching error, kept", "px", higher_is_better=False),
-    "overlap_precision": Metric("overlap precision", "%", higher_is_better=True, high=100.0, in_tables=False),
-    "overlap_recall": Metric("overlap recall", "%", higher_is_better=True, high=100.0, in_tables=False),
+    "accuracy": _share(
+        "accuracy",
+        "share of all points or pixels whose class is right; common classes decide it",
+        "always the commonest class: its share of the points",
+    ),
+    "abs_rel": Metric("abs rel", "", "mean of |error| / true depth", _ANY_CONSTANT, decimals=3),
+    "sq_rel": Metric("sq rel", "m", "mean of error^2 / true depth; far errors decide it", _ANY_CONSTANT, decimals=3),
+    "rmse": Metric(
+        "RMSE",
+        "m",
+        "root of the mean squared error; far points decide it",
+        "the best constant: the standard deviation of the depths",
+        decimals=3,
+    ),
+    "rmse_log": Metric(
+        "RMSE log",
+        "",
+        "root of the mean squared error of log depth: 0.1 is about 10 % of the depth, near or far",
+        "the best constant: the standard deviation of log depth",
+        decimals=3,
+    ),
+    "silog": Metric(
+        "SILog x 100",
+        "",
+        "standard deviation of the error of log depth in an image, times 100: blind to a wrong scale of all depths",
+        "any constant: 100 times the standard deviation of log depth in an image",
+        decimals=2,
+    ),
+    "delta1": _share("delta < 1.25", "share of pixels whose depth is right within a factor 1.25", _ANY_CONSTANT),
+    "delta2": _share("delta < 1.25^2", "the same within a factor 1.56", _ANY_CONSTANT),
+    "delta3": _share("delta < 1.25^3", "the same within a factor 1.95", _ANY_CONSTANT),
+    "rre_median": Metric(
+        "RRE median",
+        "deg",
+        "median angle between the found and the true rotation of image to sweep; 180 where none was found",
+        _RANDOM_TURN,
+        decimals=2,
+        high=180.0,
+    ),
+    "rte_median": Metric(
+        "RTE median", "m", "median distance between the found and the true position", _ANY_CONSTANT, decimals=2
+    ),
+    "rre": Metric(
+        "RRE",
+        "deg",
+        "mean of the angle over the images with a pose",
+        _RANDOM_TURN,
+        decimals=2,
+        high=180.0,
+        in_tables=False,
+    ),
+    "rre_euler": Metric(
+        "RRE (Euler sum)",
+        "deg",
+        "mean of the sum of the three Euler angles' errors, as papers have it, over the images with a pose",
+        _ANY_CONSTANT,
+        decimals=2,
+        high=450.0,
+        in_tables=False,
+    ),
+    "rte": Metric(
+        "RTE", "m", "mean of the distance over the images with a pose", _ANY_CONSTANT, decimals=2, in_tables=False
+    ),
+    "rre_registered": Metric(
+        "RRE, registered",
+        "deg",
+        "mean of the angle" + _OF_REGISTERED,
+        "below 5 by its definition",
+        decimals=2,
+        high=180.0,
+        in_tables=False,
+    ),
+    "rre_euler_registered": Metric(
+        "RRE (Euler sum), registered",
+        "deg",
+        "mean of the Euler sum" + _OF_REGISTERED,
+        "below 5 by its definition",
+        decimals=2,
+        high=450.0,
+        in_tables=False,
+    ),
+    "rte_registered": Metric(
+        "RTE, registered",
+        "m",
+        "mean of the distance" + _OF_REGISTERED,
+        "below 2 by its definition",
+        decimals=2,
+        in_tables=False,
+    ),
+    "recall": _share(
+        "registered", "share of images placed within 2 m and 5 degrees of the truth", "a random pose: about 0"
+    ),
+    "recall_euler": _share(
+        "registered (Euler sum)", "the same, with the sum of the Euler angles' errors", "a random pose: about 0"
+    ),
+    "found": _share(
+        "poses found", "share of images for which any pose was found, right or wrong", "says nothing of quality"
+    ),
+    "match_soft": Metric(
+        "soft matching error",
+        "px",
+        "mean distance in the image between a point's true pixel and the mean of the pixels that resemble it",
+        _RANDOM_PIXEL,
+    ),
+    "match_hard": Metric(
+        "matching error",
+        "px",
+        "mean distance in the image between a point's true and its most similar pixel",
+        _RANDOM_PIXEL,
+    ),
+    "match_soft_kept": Metric(
+        "soft matching error, kept", "px", "the same, over the points that the method kept", _RANDOM_PIXEL
+    ),
+    "match_hard_kept": Metric(
+        "matching error, kept", "px", "the same, over the points that the method kept", _RANDOM_PIXEL
+    ),
+    "overlap_precision": _share(
+        "overlap precision",
+        "of the points said to be seen in the image, the share that is",
+        "everything said to be seen: the share of points that an image shows",
+        in_tables=False,
+    ),
+    "overlap_recall": _share(
+        "overlap recall",
+        "of the points seen in the image, the share said to be",
+        "everything said to be seen: 100",
+        in_tables=False,
+    ),
 }
 """All metrics by the name that results.json and TensorBoard use."""

@@ -9,6 +9,7 @@ knew mIoU and accuracy only, are read as well.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -20,7 +21,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -169,11 +170,15 @@ class Difference:
         mean: over the pairs (same seed, same draw).
         std: sample standard deviation of the paired differences; None for one pair.
         num_pairs: seeds that both have.
+        value: mean of the first initialisation over the pairs; its other seeds do not count.
+        reference: that of the other one.
     """
 
     mean: float
     std: float | None
     num_pairs: int
+    value: float
+    reference: float
 
 
 def paired_difference(result: Result, baseline: Result) -> Difference | None:
@@ -188,10 +193,17 @@ def paired_difference(result: Result, baseline: Result) -> Difference | None:
             f"{result.fingerprint} and {baseline.protocol} {baseline.fingerprint}); they cannot be paired"
         )
     other = dict(zip(baseline.seeds, baseline.values, strict=True))
-    deltas = [m - other[s] for s, m in zip(result.seeds, result.values, strict=True) if s in other]
-    if not deltas:
+    pairs = [(value, other[seed]) for seed, value in zip(result.seeds, result.values, strict=True) if seed in other]
+    if not pairs:
         return None
-    return Difference(statistics.fmean(deltas), statistics.stdev(deltas) if len(deltas) > 1 else None, len(deltas))
+    deltas = [value - reference for value, reference in pairs]
+    return Difference(
+        mean=statistics.fmean(deltas),
+        std=statistics.stdev(deltas) if len(deltas) > 1 else None,
+        num_pairs=len(deltas),
+        value=statistics.fmean(value for value, _ in pairs),
+        reference=statistics.fmean(reference for _, reference in pairs),
+    )
 
 
 def baseline_of(result: Result, results: Sequence[Result]) -> Result | None:
@@ -209,9 +221,12 @@ def fingerprint(value: Mapping[str, Any]) -> str:
 
 
 def software_versions() -> dict[str, str]:
-    """Versions that a number may depend on."""
-    names = ("tandem-pretrain", "torch", "numpy")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    """Versions that a number may depend on; Tandem's own only where it is installed, not in a bare checkout."""
+    versions = {"python": platform.python_version()}
+    for name in ("tandem-pretrain", "torch", "numpy"):
+        with contextlib.suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def describe_machine(device: torch.device | str) -> str:

@@ -1,34 +1,78 @@
-"""What a network predicts for each pixel of one sample's images, beside the truth: a picture that evaluations leave."""
+"""What a network predicts for the points or pixels of one sample, beside the truth: pictures that evaluations leave."""
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from common.files import replace_file
-from data.sample import Batch
+from data.sample import IGNORE_LABEL, Batch
 from engine.downstream.depth import DepthConfig, predicted_depth
-from launchers.drawing.canvas import RgbImage, captioned, class_colours, enlarge, enlargement, jpeg_bytes, tiled
-from launchers.drawing.scenes import depth_view
-from launchers.runs.files import EVALUATIONS, PREDICTIONS_FOLDER
+from launchers.drawing.canvas import (
+    RgbImage,
+    captioned,
+    class_colours,
+    enlarge,
+    enlargement,
+    jpeg_bytes,
+    tiled,
+    with_legend,
+)
+from launchers.drawing.scenes import birds_eye_view, class_legend, depth_view, extent_of
+from launchers.runs.files import PREDICTIONS_FOLDER
 
 _WIDTH_PX = 480
 """Images are enlarged by a whole factor towards this width."""
 
 
-def draw_predictions(batch: Batch, output: Float[Tensor, "I C H W"], limits: DepthConfig) -> RgbImage:
+_SWEEP_PX = 420
+"""Width of each of the three views of a sweep."""
+_RIGHT, _WRONG = (86, 96, 112), (255, 140, 30)
+
+
+def draw_sweep_predictions(batch: Batch, predicted: Int[np.ndarray, " N"], class_names: Sequence[str]) -> RgbImage:
+    """One sweep from above three times: true classes, predicted ones in the same colours, and where they differ.
+
+    Points without a class are left out of the last two; `predicted` has a class for each point of the batch.
+    """
+    labels = batch.need("labels", by="a picture of predictions").cpu().numpy().astype(np.uint8)
+    points, known = batch.points.cpu().numpy().astype(np.float64), labels != IGNORE_LABEL
+    range_m = extent_of(points).range_m
+    guess = np.where(known, predicted, IGNORE_LABEL).astype(np.uint8)
+    wrong = known & (guess != labels)
+    differ = np.where(wrong[:, None], np.array(_WRONG), np.array(_RIGHT)).astype(np.uint8)
+    right = 100 * float((known & ~wrong).sum()) / max(int(known.sum()), 1)
+    views = (
+        ("true classes", np.ones_like(known), class_colours(labels, len(class_names))),
+        ("predicted classes", known, class_colours(guess, len(class_names))),
+        (f"where they differ: {right:.1f} % of points right", known, differ),
+    )
+    cells = [
+        captioned(birds_eye_view(points[keep], colours[keep], range_m=range_m, size_px=_SWEEP_PX), title)
+        for title, keep, colours in views
+    ]
+    sheet = class_legend(tiled(cells, columns=3), np.concatenate([labels, guess]), class_names)
+    names = ("right", "wrong")
+    return captioned(with_legend(sheet, names, np.array([_RIGHT, _WRONG], np.uint8)), f"sweep {batch.keys[0]}")
+
+
+def draw_predictions(
+    batch: Batch, output: Float[Tensor, "I C H W"], limits: DepthConfig, class_names: Sequence[str] = ()
+) -> RgbImage:
     """A row for each image of one sample: the image, the truth, the prediction.
 
     The output is log depth (drawn within the limits) or scores of classes, whichever ground truth the batch has.
     """
     images = batch.need("images", by="a picture of predictions")
     cells = []
+    shown: list[np.ndarray] = []
     factor = enlargement((images.shape[-2], images.shape[-1]), _WIDTH_PX)
     for number, image in enumerate(images.permute(0, 2, 3, 1).numpy()):
         cells.append(captioned(enlarge(np.ascontiguousarray(image), factor), f"{batch.keys[0]}, image {number}"))
@@ -43,27 +87,37 @@ def draw_predictions(batch: Batch, output: Float[Tensor, "I C H W"], limits: Dep
             for classes, title in zip(maps, ("classes", "predicted classes"), strict=True):
                 colours = class_colours(classes.ravel(), output.shape[1]).reshape(*classes.shape, 3)
                 cells.append(captioned(enlarge(colours, factor, smooth=False), title))
-    return tiled(cells, columns=3)
+                shown.append(classes.ravel())
+    sheet = tiled(cells, columns=3)
+    return class_legend(sheet, np.concatenate(shown), class_names) if shown and class_names else sheet
 
 
 def write_predictions(folder: Path, name: str, picture: RgbImage) -> Path:
-    """Save a picture beside the results, replacing an earlier one of the same name."""
+    """Save a picture beside the results, replacing an earlier one of the same name.
+
+    `name` begins with what all initialisations have in common, so that they stand beside each other in a list.
+    """
     path = folder / PREDICTIONS_FOLDER / (re.sub(r"[^A-Za-z0-9_.-]+", "-", name) + ".jpg")
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, jpeg_bytes(picture))
     return path
 
 
-def read_predictions(run: Path) -> Mapping[str, RgbImage]:
-    """The pictures that evaluations of a run left in its folder and in those of its elements, by title.
+def read_predictions(folders: Sequence[Path]) -> dict[str, RgbImage]:
+    """The pictures that evaluations left beside their results, by title: of each protocol one after another.
 
     One that cannot be read is left out: it is no number.
     """
+    common = Path(os.path.commonpath(folders)) if folders else Path()
+    found = [(path, folder.relative_to(common)) for folder in folders for path in _pictures_in(folder)]
     pictures = {}
-    for path in sorted(run.glob(f"{PREDICTIONS_FOLDER}/*.jpg")) + sorted(
-        run.glob(f"{EVALUATIONS}/*/{PREDICTIONS_FOLDER}/*.jpg")
-    ):
+    for path, where in sorted(found, key=lambda place: (place[0].name, place[1])):
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is not None:
-            pictures[path.stem] = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
+            title = path.stem if where == Path() else f"{path.stem} ({where.as_posix()})"
+            pictures[title] = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
     return pictures
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return list(folder.glob(f"{PREDICTIONS_FOLDER}/*.jpg"))

@@ -6,6 +6,8 @@ small images are enlarged by a whole factor before anything is drawn on them.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -19,8 +21,38 @@ from launchers.drawing.canvas import RgbImage
 
 CAMERA_WIDTH_PX = 960
 """Images are enlarged up to about this width."""
-NEAR_M, FAR_M = 2.0, 60.0
-"""Ends of the depth scale."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extent:
+    """How far the pictures of a scene reach: those of all drives alike, those of a room as far as the room.
+
+    Attributes:
+        range_m: bird's-eye views, from the middle to each side.
+        near_m: red end of the depth scale.
+        far_m: blue end.
+        marks_m: depths named below pictures.
+    """
+
+    range_m: float
+    near_m: float
+    far_m: float
+    marks_m: tuple[float, ...]
+
+
+STREET = Extent(range_m=40.0, near_m=2.0, far_m=60.0, marks_m=(2.0, 5.0, 10.0, 20.0, 40.0, 60.0))
+_ROOM_M = 15.0
+"""Scans whose points lie nearer than this, all but one in fifty, are rooms."""
+
+
+def extent_of(points: Float[np.ndarray, "n 3"]) -> Extent:
+    """By the horizontal distances of a scan's points from its origin; STREET for an empty one."""
+    far = float(np.percentile(np.abs(points[:, :2]).max(axis=1), 98)) if len(points) else math.inf
+    if far > _ROOM_M:
+        return STREET
+    depth = max(1.0, math.ceil(float(np.percentile(np.linalg.norm(points, axis=1), 98))))
+    marks = tuple(mark for mark in (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0) if mark <= depth)
+    return Extent(range_m=max(1.0, math.ceil(far)), near_m=0.5, far_m=depth, marks_m=marks)
 
 
 # ---- cameras
@@ -45,6 +77,7 @@ def projection_view(
     depth_m: Float[np.ndarray, " n"],
     colours: UInt8[np.ndarray, "n 3"] | None = None,
     target_width: int = CAMERA_WIDTH_PX,
+    extent: Extent = STREET,
 ) -> RgbImage:
     """Points over the darkened image, nearer ones larger and on top.
 
@@ -54,24 +87,24 @@ def projection_view(
     factor = canvas.enlargement((image.shape[0], image.shape[1]), target_width)
     view = canvas.enlarge(canvas.dimmed(image), factor)
     order = np.argsort(-depth_m, kind="stable")
-    shown = depth_colours(depth_m) if colours is None else colours
+    shown = depth_colours(depth_m, extent) if colours is None else colours
     # Dots cover about a third of the picture however dense the LiDAR, so that the scene stays visible behind them.
     spacing_px = np.sqrt(view.shape[0] * view.shape[1] / max(len(depth_m), 1))
-    nearness = np.clip(12.0 / np.maximum(depth_m, 0.1), 0.6, 1.3)
+    nearness = np.clip(extent.far_m / 5 / np.maximum(depth_m, 0.1), 0.6, 1.3)
     radius = np.maximum(np.clip(0.3 * spacing_px, 1.0, 5.0) * nearness, 1.0)
     return canvas.paint_points(view, canvas.enlarged_uv(pixels_uv, factor)[order], shown[order], radius[order])
 
 
-def depth_colours(depth_m: Float[np.ndarray, " n"]) -> UInt8[np.ndarray, "n 3"]:
-    """Red at NEAR_M to blue at FAR_M, logarithmic: half of a street's points lie within 10 m."""
+def depth_colours(depth_m: Float[np.ndarray, " n"], extent: Extent = STREET) -> UInt8[np.ndarray, "n 3"]:
+    """Red (near) to blue (far), logarithmic: half of a street's points lie within 10 m."""
     # Minus, so that near is red, the high end.
-    return canvas.turbo(-np.log(np.maximum(depth_m, 1e-3)), -np.log(FAR_M), -np.log(NEAR_M))
+    return canvas.turbo(-np.log(np.maximum(depth_m, 1e-3)), -math.log(extent.far_m), -math.log(extent.near_m))
 
 
-def with_depth_scale(view: RgbImage) -> RgbImage:
+def with_depth_scale(view: RgbImage, extent: Extent = STREET) -> RgbImage:
     """The picture with the colours of some depths below it."""
-    marks = np.array([2.0, 5.0, 10.0, 20.0, 40.0, 60.0])
-    return canvas.with_legend(view, [f"{mark:.0f} m" for mark in marks], depth_colours(marks))
+    marks = np.array(extent.marks_m)
+    return canvas.with_legend(view, [f"{mark:g} m" for mark in marks], depth_colours(marks, extent))
 
 
 # ---- bird's-eye view
@@ -81,7 +114,7 @@ def birds_eye_view(
     points_lidar: Float[np.ndarray, "n 3"],
     colours: UInt8[np.ndarray, "n 3"],
     *,
-    range_m: float = 40.0,
+    range_m: float = STREET.range_m,
     size_px: int = 640,
     boxes: Boxes | None = None,
 ) -> RgbImage:
@@ -111,7 +144,7 @@ def birds_eye_view(
 
 
 def birds_eye_uv(
-    points_lidar: Float[np.ndarray, "n 3"], *, range_m: float = 40.0, size_px: int = 640
+    points_lidar: Float[np.ndarray, "n 3"], *, range_m: float = STREET.range_m, size_px: int = 640
 ) -> Float[np.ndarray, "n 2"]:
     """Pixel of each point in `birds_eye_view`."""
     scale, middle = size_px / (2 * range_m), (size_px - 1) / 2
@@ -236,13 +269,14 @@ def sample_views(sample: Sample, class_names: tuple[str, ...] = ()) -> dict[str,
         "cameras" (superpixels and projected LiDAR, one row a camera), "sweep" (bird's-eye views by height, intensity
         and class), "depth" and "classes" where the cameras have ground truth.
     """
-    views = {"sweep": _sweep_sheet(sample, class_names)}
+    extent = extent_of(sample.points_lidar.astype(np.float64))
+    views = {"sweep": _sweep_sheet(sample, class_names, extent)}
     with_image = [c for c, camera in enumerate(sample.cameras) if camera.image is not None]
     if with_image:
-        views["cameras"] = _camera_sheet(sample, with_image, class_names)
+        views["cameras"] = _camera_sheet(sample, with_image, class_names, extent)
     depths = [camera for camera in sample.cameras if camera.depth_m is not None]
     if depths:
-        maps = [canvas.captioned(depth_view(np.asarray(c.depth_m)), f"{c.name}: depth") for c in depths]
+        maps = [canvas.captioned(depth_view(np.asarray(c.depth_m), extent=extent), f"{c.name}: depth") for c in depths]
         views["depth"] = canvas.tiled(maps, columns=3)
     labelled = [camera for camera in sample.cameras if camera.labels is not None]
     if labelled and class_names:
@@ -250,7 +284,7 @@ def sample_views(sample: Sample, class_names: tuple[str, ...] = ()) -> dict[str,
     return views
 
 
-def _camera_sheet(sample: Sample, cameras: list[int], class_names: tuple[str, ...]) -> RgbImage:
+def _camera_sheet(sample: Sample, cameras: list[int], class_names: tuple[str, ...], extent: Extent) -> RgbImage:
     cells = []
     for c in cameras:
         camera = sample.cameras[c]
@@ -266,37 +300,38 @@ def _camera_sheet(sample: Sample, cameras: list[int], class_names: tuple[str, ..
         else:
             enlarged = canvas.enlarge(camera.image, canvas.enlargement(camera.image_size, width))
             cells.append(canvas.captioned(enlarged, f"{camera.name}: no superpixels"))
-        view = projection_view(camera.image, pairs.uv, depth_m, target_width=width)
-        cells.append(canvas.captioned(with_depth_scale(view), f"{camera.name}: {len(pairs)} points by depth"))
+        view = projection_view(camera.image, pairs.uv, depth_m, target_width=width, extent=extent)
+        cells.append(canvas.captioned(with_depth_scale(view, extent), f"{camera.name}: {len(pairs)} points by depth"))
         if sample.labels is not None and class_names:
             colours = canvas.class_colours(sample.labels[pairs.point], len(class_names))
-            view = projection_view(camera.image, pairs.uv, depth_m, colours, target_width=width)
-            legend = _class_legend(view, sample.labels[pairs.point], class_names)
+            view = projection_view(camera.image, pairs.uv, depth_m, colours, width, extent)
+            legend = class_legend(view, sample.labels[pairs.point], class_names)
             cells.append(canvas.captioned(legend, f"{camera.name}: points by class"))
     labelled = sample.labels is not None and bool(class_names)
     # Wide pictures of a single camera stand one below the other.
     return canvas.tiled(cells, columns=(1 if len(cameras) == 1 else 3 if labelled else 2))
 
 
-def _sweep_sheet(sample: Sample, class_names: tuple[str, ...]) -> RgbImage:
-    points = sample.points_lidar.astype(np.float64)
+def _sweep_sheet(sample: Sample, class_names: tuple[str, ...], extent: Extent) -> RgbImage:
+    points, range_m = sample.points_lidar.astype(np.float64), extent.range_m
     by_height, low, high = spread_colours(points[:, 2])
-    view = canvas.with_scale(birds_eye_view(points, by_height), low, high, "m")
+    view = canvas.with_scale(birds_eye_view(points, by_height, range_m=range_m), low, high, "m")
     cells = [canvas.captioned(view, "height above the sensor")]
     by_intensity, low, high = spread_colours(sample.intensity.astype(np.float64))
-    view = canvas.with_scale(birds_eye_view(points, by_intensity), low, high, "")
+    view = canvas.with_scale(birds_eye_view(points, by_intensity, range_m=range_m), low, high, "")
     cells.append(canvas.captioned(view, "intensity"))
     if sample.labels is not None and class_names:
-        view = birds_eye_view(points, canvas.class_colours(sample.labels, len(class_names)), boxes=sample.boxes)
+        colours = canvas.class_colours(sample.labels, len(class_names))
+        view = birds_eye_view(points, colours, range_m=range_m, boxes=sample.boxes)
         title = "class" if sample.boxes is None else f"class, {len(sample.boxes.classes)} boxes"
-        cells.append(canvas.captioned(_class_legend(view, sample.labels, class_names), title))
+        cells.append(canvas.captioned(class_legend(view, sample.labels, class_names), title))
     elif sample.boxes is not None:
-        view = birds_eye_view(points, by_height, boxes=sample.boxes)
+        view = birds_eye_view(points, by_height, range_m=range_m, boxes=sample.boxes)
         cells.append(canvas.captioned(view, f"{len(sample.boxes.classes)} boxes"))
     return canvas.tiled(cells, columns=3)
 
 
-def _class_legend(view: RgbImage, labels: UInt8[np.ndarray, " n"], class_names: tuple[str, ...]) -> RgbImage:
+def class_legend(view: RgbImage, labels: UInt8[np.ndarray, " n"], class_names: Sequence[str]) -> RgbImage:
     """Only the classes that are there."""
     present = [c for c in np.unique(labels).tolist() if c != IGNORE_LABEL]
     names = [class_names[c] for c in present] + ["unlabelled"] * bool((labels == IGNORE_LABEL).any())
@@ -308,13 +343,13 @@ def _class_map(camera: CameraView, class_names: tuple[str, ...]) -> RgbImage:
     labels = np.asarray(camera.labels)
     view = canvas.class_colours(labels.ravel(), len(class_names)).reshape(*labels.shape, 3)
     view = canvas.enlarge(view, canvas.enlargement(labels.shape, 640), smooth=False)
-    return canvas.captioned(_class_legend(view, labels.ravel(), class_names), f"{camera.name}: class")
+    return canvas.captioned(class_legend(view, labels.ravel(), class_names), f"{camera.name}: class")
 
 
-def depth_view(depth_m: Float[np.ndarray, "height width"], width: int = 640) -> RgbImage:
+def depth_view(depth_m: Float[np.ndarray, "height width"], width: int = 640, extent: Extent = STREET) -> RgbImage:
     """A depth map in colours with its scale, enlarged towards `width`; unknown depth (0) is background."""
     known = depth_m.ravel() > 0
-    colours = depth_colours(depth_m.ravel().astype(np.float64))
+    colours = depth_colours(depth_m.ravel().astype(np.float64), extent)
     colours[~known] = canvas.BACKGROUND
     view = colours.reshape(*depth_m.shape, 3)
-    return with_depth_scale(canvas.enlarge(view, canvas.enlargement(depth_m.shape, width), smooth=False))
+    return with_depth_scale(canvas.enlarge(view, canvas.enlargement(depth_m.shape, width), smooth=False), extent)

@@ -158,6 +158,10 @@ def _numpy(tensor: Tensor) -> np.ndarray:
     return np.asarray(tensor.detach().cpu().numpy())
 
 
+def _extent(sample: Batch) -> scenes.Extent:
+    return scenes.extent_of(_numpy(sample.points).astype(np.float64))
+
+
 def _images(sample: Batch) -> list[RgbImage]:
     if sample.images is None:
         return []
@@ -174,7 +178,7 @@ def _pairs_of(sample: Batch, image: int) -> tuple[np.ndarray, Float[np.ndarray, 
 
 
 def _input_pictures(sample: Batch) -> dict[str, RgbImage]:
-    images, pictures = _images(sample), {}
+    images, pictures, extent = _images(sample), {}, _extent(sample)
     if images and sample.superpixels is not None and sample.superpixels.of_pixel is not None:
         ids = _numpy(sample.superpixels.of_pixel)
         cells = [scenes.superpixel_view(image, ids[i], _WIDTH_PX) for i, image in enumerate(images)]
@@ -183,10 +187,10 @@ def _input_pictures(sample: Batch) -> dict[str, RgbImage]:
         cells = []
         for i, image in enumerate(images):
             _, uv, range_m = _pairs_of(sample, i)
-            view = scenes.projection_view(image, uv, range_m, target_width=_WIDTH_PX)
+            view = scenes.projection_view(image, uv, range_m, target_width=_WIDTH_PX, extent=extent)
             cells.append(captioned(view, f"{len(uv)} pairs"))
         title = f"LiDAR over the images of {sample.keys[0]}, by distance"
-        pictures["lidar_depth"] = captioned(scenes.with_depth_scale(tiled(cells, _COLUMNS)), title)
+        pictures["lidar_depth"] = captioned(scenes.with_depth_scale(tiled(cells, _COLUMNS), extent), title)
     return pictures
 
 
@@ -225,8 +229,9 @@ def _similarity_pictures(sample: Batch, embedded: _Embedded, step: int) -> dict[
     to_points = scenes.similarity_to(embedded.points[query], embedded.points).astype(np.float64)
     low, high = _ends(to_points)
     points = _numpy(sample.points).astype(np.float64)
-    above = scenes.birds_eye_view(points, turbo(to_points, low, high))
-    u, v = scenes.birds_eye_uv(points[query : query + 1])[0]
+    range_m = _extent(sample).range_m
+    above = scenes.birds_eye_view(points, turbo(to_points, low, high), range_m=range_m)
+    u, v = scenes.birds_eye_uv(points[query : query + 1], range_m=range_m)[0]
     title = f"step {step}: similarity of one point (cross) to all points, {sample.keys[0]}"
     pictures = {"similarity_points": captioned(with_scale(cross(above, (float(u), float(v))), low, high, ""), title)}
     if embedded.pixels is None:
@@ -260,16 +265,16 @@ def _ends(similarity: Float[np.ndarray, " n"]) -> tuple[float, float]:
 
 def _component_pictures(sample: Batch, embedded: _Embedded, step: int) -> dict[str, RgbImage]:
     fitted = scenes.principal_colours(embedded.points)
-    points = _numpy(sample.points).astype(np.float64)
+    points, extent = _numpy(sample.points).astype(np.float64), _extent(sample)
     title = f"step {step}: first three principal components of the points' features, {sample.keys[0]}"
     colours = fitted.colours(embedded.points)
-    sheet = scenes.birds_eye_view(points, colours)
+    sheet = scenes.birds_eye_view(points, colours, range_m=extent.range_m)
     images = _images(sample)
     if images and sample.pairs is not None:
         cells = []
         for i, image in enumerate(images):
             point, uv, range_m = _pairs_of(sample, i)
-            cells.append(scenes.projection_view(image, uv, range_m, colours[point], target_width=_WIDTH_PX))
+            cells.append(scenes.projection_view(image, uv, range_m, colours[point], _WIDTH_PX, extent))
         overlay = tiled(cells, columns=1 if len(images) <= 3 else 2)
         # One wide image goes above the square, several small ones beside it.
         sheet = tiled([overlay, sheet], columns=1) if len(images) == 1 else tiled([sheet, overlay], columns=2)

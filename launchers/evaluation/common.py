@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,14 @@ from jaxtyping import Int
 from configs.load import ConfigError, dump
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
 from data.loading.fractions import FractionConfig, select, write_list
-from data.sample import IGNORE_LABEL
+from data.sample import IGNORE_LABEL, Batch
 from data.storage.manifest import Manifest
+from data.storage.reader import SampleError
 from data.storage.shard import ShardError
-from engine.downstream.common import LabelDraws, Samples, SegmentationTask, Splits, hold_out, thin
+from engine.downstream.common import LabelDraws, Samples, SegmentationTask, Splits, Truth, hold_out, thin
 from engine.downstream.runner import Tower
+
+logger = logging.getLogger("tandem.evaluate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +67,19 @@ _LONG_PASS = 64
 def workers_for(samples: Samples, config: EvaluateConfig) -> int:
     """Processes that read these samples ahead."""
     return config.data.num_workers if len(samples.indices) >= _LONG_PASS else 0
+
+
+def drawn_sample(read: Callable[[Samples], Iterator[Batch]], splits: Splits, truth: Truth) -> Batch | None:
+    """The sample in the middle of the test split, for pictures: the same one for all initialisations.
+
+    None where it is damaged, which is counted where it is measured: a picture must not end an evaluation.
+    """
+    middle = splits.test[len(splits.test) // 2]
+    try:
+        return next(iter(read(Samples([int(middle)], truth=truth))), None)
+    except (ShardError, SampleError) as error:
+        logger.warning("no picture of predictions: %s", error)
+        return None
 
 
 @contextmanager

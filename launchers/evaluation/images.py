@@ -18,7 +18,7 @@ from engine.downstream.common import LabelDraws, Samples, Splits
 from engine.downstream.dense import DenseNetwork, ImageParts
 from engine.downstream.protocols import PROTOCOLS
 from launchers.drawing.predictions import draw_predictions, write_predictions
-from launchers.evaluation.common import Evaluation, workers_for
+from launchers.evaluation.common import Evaluation, drawn_sample, workers_for
 from models.image.decoder import UNetDecoder
 from models.pairing import upsample_to_pixels
 
@@ -31,13 +31,19 @@ def image_parts(evaluation: Evaluation, splits: Splits, draws: Mapping[str, Labe
     read = LabelledImages(evaluation.manifest, evaluation.config, evaluation.image_size)
 
     def keep(init: str, protocol: str, network: DenseNetwork) -> None:
+<<<<<<< HEAD
         # Of the first sample that can be used.
         batch = next(iter(read(Samples(splits.test[:_TRIED].tolist(), truth=PROTOCOLS[protocol].truth))))
+=======
+        batch = drawn_sample(read, splits, PROTOCOLS[protocol].truth)
+        if batch is None:
+            return
+>>>>>>> d18af1e (Report: gains as the figures show them, doubts named, measures explained, predictions beside the truth)
         images = batch.need("images", by="a network of images")
         with torch.inference_mode():
             output = network.eval()(images.to(evaluation.device)).float().cpu()
-        picture = draw_predictions(batch, output, evaluation.config.depth)
-        write_predictions(evaluation.folder, f"{init} {protocol} {draws[protocol].text}", picture)
+        picture = draw_predictions(batch, output, evaluation.config.depth, evaluation.manifest.class_names)
+        write_predictions(evaluation.folder, f"{protocol} {draws[protocol].text} {init}", picture)
 
     return ImageParts(read=read, decoder=make_decoder, resample=upsample_to_pixels, keep=keep)
 

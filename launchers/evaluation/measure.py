@@ -142,7 +142,7 @@ def job_of(evaluation: Evaluation, tower: Tower) -> Job[Any]:
         write_lists(evaluation.folder, manifest, draws[name], recipe.seeds, recipe.tune_seeds, protocol=name)
     parts: Parts[Any]
     if tower == "backbone":
-        parts = sweep_parts(evaluation)
+        parts = sweep_parts(evaluation, splits, draws)
     else:
         parts = image_parts(evaluation, splits, draws) if tower == "image_backbone" else pose_parts(evaluation)
     return Job(

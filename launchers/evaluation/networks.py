@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import nn
@@ -42,14 +42,14 @@ class Source:
         config: of the run.
         method: its name.
         identity: run, step and beginning of the weights' sha256.
-        steps: updates of pre-training.
+        steps: updates of pre-training, and of how many where the run has not got to its end.
     """
 
     checkpoint: Path
     config: PretrainConfig
     method: str
     identity: str
-    steps: int
+    steps: str
 
 
 def open_source(path: Path) -> Source:
@@ -64,8 +64,13 @@ def open_source(path: Path) -> Source:
         config=load_run_config(folder),
         method=str(json.loads((folder / CHECKPOINT_CONFIG).read_text())["method"]["name"]),
         identity=identity_of(folder),
-        steps=int(read_state(folder)["step"]),
+        steps=_steps_text(read_state(folder)),
     )
+
+
+def _steps_text(state: Mapping[str, Any]) -> str:
+    step, total = int(state["step"]), state.get("num_steps")
+    return f"{step} of {total}" if isinstance(total, int) and step < total else str(step)
 
 
 def identity_of(checkpoint: Path) -> str:
@@ -119,7 +124,7 @@ def pretrained_initialisation(sources: Sequence[Source], tower: Tower, chosen: t
     first = sources[0]
     teacher, leak = describe_origin(first.config.method)
     seeds = tuple(s.config.seed for s in sources)
-    steps = "/".join(sorted({str(s.steps) for s in sources}))
+    steps = "/".join(sorted({s.steps for s in sources}))
     settings = {setting_of(s.config) for s in sources}
     return Initialisation(
         name=first.method,

@@ -35,6 +35,7 @@ class ReportSources:
         labels: setting of pre-training -> text that tells it from others.
         chosen: how the best checkpoint was chosen, by run, where it was.
         trouble: what is missing, and why.
+        evaluated: folders that hold results; pictures of predictions lie beside them.
     """
 
     results: Sequence[Result]
@@ -43,6 +44,7 @@ class ReportSources:
     labels: Mapping[str, str] = field(default_factory=dict)
     chosen: Mapping[str, Selection] = field(default_factory=dict)
     trouble: Sequence[Trouble] = ()
+    evaluated: Sequence[Path] = ()
 
 
 def collect(folders: Sequence[Path]) -> ReportSources:
@@ -68,7 +70,15 @@ def collect(folders: Sequence[Path]) -> ReportSources:
         labels=labels({setting_of_tree(config): config for config in configs.values() if config}),
         chosen={name: made for name, folder in runs.items() if (made := read_selection(folder)) is not None},
         trouble=troubles(runs),
+        evaluated=evaluated(folders, runs),
     )
+
+
+def evaluated(folders: Sequence[Path], runs: Mapping[str, Path]) -> list[Path]:
+    """Folders of results below some folders, and of the baselines beside the runs, each once."""
+    files = [path for folder in folders for path in ([folder] if folder.is_file() else _search(folder))]
+    files += [path for run in runs.values() for path in (run.parent / BASELINES).glob(f"*/{RESULTS_FILE}")]
+    return list(dict.fromkeys(path.resolve().parent for path in files if path.is_file()))
 
 
 def gather(folders: Sequence[Path]) -> tuple[list[Result], dict[str, Path]]:

@@ -66,8 +66,16 @@ def _gain(result: Result, results: Sequence[Result]) -> Difference | None:
 def _mean_gain(gains: Sequence[Difference]) -> Difference | None:
     if len(gains) == 1:
         return gains[0]
+    if not gains:
+        return None
     means = [gain.mean for gain in gains]
-    return Difference(statistics.fmean(means), statistics.stdev(means), len(means)) if means else None
+    return Difference(
+        mean=statistics.fmean(means),
+        std=statistics.stdev(means),
+        num_pairs=len(means),
+        value=statistics.fmean(gain.value for gain in gains),
+        reference=statistics.fmean(gain.reference for gain in gains),
+    )
 
 
 def _merged(runs: Sequence[Result]) -> Result:

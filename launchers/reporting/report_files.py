@@ -13,6 +13,7 @@ from common.files import replace_file
 from configs.load import ConfigError
 from data.storage.shard import ShardError
 from engine.errors import CheckpointError
+from launchers.cli import VERBS
 from launchers.drawing.canvas import RgbImage
 from launchers.drawing.predictions import read_predictions
 from launchers.drawing.recall import recall_pictures
@@ -23,6 +24,7 @@ from launchers.reporting.report_text import text_report
 from launchers.reporting.run_pictures import run_pictures
 from launchers.runs.files import ENVIRONMENT_FILE, REPORT_PAGE, is_run, read_metrics
 from launchers.runs.provenance import describe_environment
+from launchers.runs.run_status import read_files, run_status
 
 
 def write_report(folders: Sequence[Path], out: Path, *, title: str, pictures: int = 1) -> None:
@@ -44,7 +46,8 @@ def write_files(
     html.parent.mkdir(parents=True, exist_ok=True)
     text = html.with_suffix(".md")
     reports = [describe_run(name, folder, pictures) for name, folder in sources.runs.items()]
-    replace_file(html, page(sources, reports, title, made).encode())
+    predictions = read_predictions(sources.evaluated)
+    replace_file(html, page(sources, reports, title, made, predictions).encode())
     replace_file(text, text_report(sources, reports, title, made).encode())
     return html, text
 
@@ -82,9 +85,8 @@ def describe_run(name: str, folder: Path, num_pictures: int) -> RunReport:
             curves[metric] = ([float(line["step"]) for line in have], values)
             if finite := [value for value in values if math.isfinite(value)]:
                 last[title] = finite[-1]
-    facts = _facts(folder)
+    facts = {"state": state_text(folder)} | _facts(folder)
     if lines:
-        facts["updates"] = str(lines[-1]["step"])
         minutes = (float(lines[-1]["time"]) - float(lines[0]["time"])) / 60
         facts["time"] = f"{minutes:.1f} min from the first log line to the last"
     pictures: dict[str, RgbImage] = {}
@@ -94,7 +96,7 @@ def describe_run(name: str, folder: Path, num_pictures: int) -> RunReport:
             pictures, remark = run_pictures(folder, num_pictures)
         except (CheckpointError, ShardError, ConfigError) as error:
             remark = f"no pictures: {error}"
-    pictures = {**pictures, **recall_pictures(folder), **read_predictions(folder)}
+    pictures = {**pictures, **recall_pictures(folder)}
     return RunReport(name=name, facts=facts, curves=curves, pictures=pictures, remark=remark, last=last)
 
 
@@ -106,8 +108,26 @@ def _facts(folder: Path) -> dict[str, str]:
         tree = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path}: not readable as JSON ({error})") from error
-    facts = {"date": str(tree.get("date", "")), "command": shlex.join(map(str, tree.get("command", [])))}
+    facts = {"date": str(tree.get("date", "")), "command": command_text(tree.get("command"))}
     return facts | _machine(tree)
+
+
+def command_text(argv: object) -> str:
+    """A recorded command line as a user would type it, whatever file Python was started with."""
+    if not isinstance(argv, list) or not argv:
+        return "unknown"
+    program, *arguments = map(str, argv)
+    name = Path(program).stem
+    verb = [name] if name in VERBS else []  # `python -m launchers.pretrain`, as srun and torchrun start it
+    known = verb or name in {"tandem", "cli"}
+    return shlex.join(["tandem", *verb, *arguments] if known else [program, *arguments])
+
+
+def state_text(folder: Path) -> str:
+    """How a run ended, or how far it is: a run that was stopped on the way is not shown as one that is over."""
+    status = run_status(read_files(folder), {})
+    total = "" if status.num_steps is None else f" of {status.num_steps}"
+    return status.state if status.step is None else f"{status.state}, {status.step}{total} updates"
 
 
 def made_by(arguments: Sequence[str]) -> dict[str, str]:

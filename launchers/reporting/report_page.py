@@ -18,10 +18,12 @@ from launchers.drawing.canvas import RgbImage
 from launchers.drawing.curves import Chart, RunCurve, chart, line_style
 from launchers.drawing.page import embedded, template
 from launchers.reporting.collect import ReportSources
-from launchers.reporting.table import Group, groups, notes
+from launchers.reporting.table import MEASURES_HEADER, Group, groups, measures, notes
 from launchers.reporting.troubles import choice_rows
 
 _PICTURE_WIDTH_PX = 1280
+_MOST_PREDICTIONS = 24
+"""Pictures of predictions on the page, some 100 kB each."""
 
 CURVES = (
     ("train/loss", "loss"),
@@ -60,8 +62,23 @@ class RunReport:
 _TEMPLATE = template(Path(__file__).with_name("report.html.j2"))
 
 
-def page(sources: ReportSources, runs: Sequence[RunReport], title: str, made: Mapping[str, str]) -> str:
-    """The report as HTML; `made` says how it came about (label -> text: date, command, machine)."""
+def page(
+    sources: ReportSources,
+    runs: Sequence[RunReport],
+    title: str,
+    made: Mapping[str, str],
+    predictions: Mapping[str, RgbImage] | None = None,
+) -> str:
+    """The report as HTML.
+
+    Args:
+        sources: results.
+        runs: pre-training runs.
+        title: heading.
+        made: how it came about, label -> text: date, command, machine.
+        predictions: pictures of what evaluated networks predict, by title.
+    """
+    predicted = list((predictions or {}).items())
     grouped = groups(sources.results, sources.labels)
     colours = {run.name: number for number, run in enumerate(runs)}
     return _TEMPLATE.render(
@@ -72,6 +89,8 @@ def page(sources: ReportSources, runs: Sequence[RunReport], title: str, made: Ma
         tiles=_tiles(grouped),
         tables=[list(same) for _, same in itertools.groupby(grouped, key=lambda group: group.header)],
         remarks=notes(sources.results),
+        measures=measures(sources.results),
+        measures_header=MEASURES_HEADER,
         choices=[row[:-1] for row in choice_rows(sources.chosen)],  # a page has no room for the dates
         charts=_charts(runs, colours),
         legend=[(name, line_style(number)) for name, number in colours.items()],
@@ -80,6 +99,8 @@ def page(sources: ReportSources, runs: Sequence[RunReport], title: str, made: Ma
             for run in runs
             for name, image in run.pictures.items()
         ],
+        predictions=[embedded(name, image, _PICTURE_WIDTH_PX) for name, image in predicted[:_MOST_PREDICTIONS]],
+        more_predictions=max(0, len(predicted) - _MOST_PREDICTIONS),
         class_tables=_class_tables(grouped),
         evaluations=_evaluations(sources.results),
     )
@@ -89,22 +110,24 @@ def _tiles(grouped: Sequence[Group]) -> list[dict[str, str]]:
     """One a protocol: the gain of the best pre-trained network over random initialisation."""
     tiles = []
     for group in grouped:
-        pairs = [(r, g) for r, g in zip(group.results, group.gains, strict=True) if g is not None]
+        pairs = [
+            (r, g, why) for r, g, why in zip(group.results, group.gains, group.doubts, strict=True) if g is not None
+        ]
         if not pairs:
             continue
-        result, gain = pairs[-1]
+        result, gain, why = pairs[-1]
         # Of several rows the best is shown, and it was found on the numbers shown: a reader must know.
         best_of = f"; best of {len(pairs)} rows" if len(pairs) > 1 else ""
-        beyond_noise = gain.std is None or abs(gain.mean) > gain.std
         measure = result.measure
         tiles.append(
             {
                 "title": group.title,
-                "direction": ("up" if measure.sign * gain.mean > 0 else "down") if beyond_noise else "level",
-                "gain": measure.text(gain.mean, gain.std, sign=True),
-                "explanation": f"{_points(measure)} over random initialisation: {measure.text(result.mean)} against "
-                f"{measure.text(result.mean - gain.mean)}, {gain.num_pairs} paired run"
+                "direction": "level" if why else "up" if measure.sign * gain.mean > 0 else "down",
+                "gain": measure.difference_text(gain.value, gain.reference, gain.std),
+                "explanation": f"{_points(measure)} over random initialisation: {measure.text(gain.value)} against "
+                f"{measure.text(gain.reference)}, {gain.num_pairs} paired run"
                 f"{'s' if gain.num_pairs > 1 else ''} ({result.init}{best_of})",
+                "doubt": "May be chance: " + "; ".join(why) + "." if why else "",
             }
         )
     return tiles

@@ -34,10 +34,10 @@ def _trouble(trouble: Trouble) -> str:
 def _runs(runs: Sequence[RunReport]) -> str:
     names = list(dict.fromkeys(name for run in runs for name in run.last))
     rows = [
-        (run.name, run.facts.get("updates", "–"), *(f"{run.last[n]:.4g}" if n in run.last else "–" for n in names))
+        (run.name, run.facts.get("state", "–"), *(f"{run.last[n]:.4g}" if n in run.last else "–" for n in names))
         for run in runs
     ]
-    return _table([("run", "updates", *names), *rows])
+    return _table([("run", "state", *names), *rows])
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

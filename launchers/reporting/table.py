@@ -12,7 +12,8 @@ from rich.table import Table
 
 from engine.downstream.metrics import METRICS
 from engine.downstream.protocols import PROTOCOLS, title_of
-from engine.downstream.results import Difference, Result
+from engine.downstream.results import Difference, Result, baseline_of
+from launchers.reporting.doubts import LEAST_PAIRS, LEAST_TEST_SAMPLES, doubts, test_samples
 from launchers.reporting.repetitions import rows_of
 
 LEAKS = {
@@ -26,9 +27,11 @@ LEAKS = {
 """Label-leak level -> what it means."""
 _TEXTS = ("teacher", "labels seen in pre-training")
 """Last columns of every table."""
-_NUMBERS_WIDTH = 58
+_NUMBERS_WIDTH = 61
 """Columns of the terminal that the numbers and the gaps take, with two learning rates and a mark."""
-_LEAST_NAME_WIDTH = 20
+_LEAST_NAME_WIDTH = 19
+_DOUBTFUL, _UNEQUAL = "?", "‡"
+"""Marks behind a gain: may be chance; over other seeds than the two means that stand in the table."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,12 @@ class Group:
     title: str
     results: tuple[Result, ...]
     gains: tuple[Difference | None, ...]
+
+    @property
+    def doubts(self) -> tuple[tuple[str, ...], ...]:
+        """Why each gain may be chance; () where nothing speaks for that, or there is no gain."""
+        pairs = zip(self.results, self.gains, strict=True)
+        return tuple(() if gain is None else doubts(result, gain) for result, gain in pairs)
 
     @property
     def header(self) -> tuple[str, ...]:
@@ -64,7 +73,9 @@ class Group:
     @property
     def rows(self) -> list[tuple[str, ...]]:
         """Cells in the order of `header`."""
-        return [_row(r, gain, self.metrics) for r, gain in zip(self.results, self.gains, strict=True)]
+        baseline = baseline_of(self.results[0], self.results)  # of all rows, which have one protocol and task
+        rows = zip(self.results, self.gains, self.doubts, strict=True)
+        return [_row(r, self.metrics, _gain_text(r, gain, baseline, bool(why))) for r, gain, why in rows]
 
     @property
     def best(self) -> float:
@@ -82,18 +93,32 @@ def groups(results: Sequence[Result], labels: Mapping[str, str] | None = None) -
     for r in results:
         rank = order.index(r.protocol) if r.protocol in order else len(order)
         keyed.setdefault((r.dataset, rank, r.protocol, r.labels, r.fingerprint), []).append(r)
-    return [
-        Group(f"{dataset}: {title_of(protocol)}, labels: {label}", *rows_of(members, results, labels or {}))
-        for (dataset, _, protocol, label, _), members in sorted(keyed.items())
-    ]
+    return [Group(_title(members[0]), *rows_of(members, results, labels or {})) for _, members in sorted(keyed.items())]
 
 
-def _row(result: Result, gain: Difference | None, metrics: Sequence[str]) -> tuple[str, ...]:
+def _title(result: Result) -> str:
+    """What the rows of a group have in common, with the number of frames that it was measured on."""
+    tested = test_samples(result)
+    on = "" if tested is None else f", measured on {tested[0]} {tested[1]}"
+    return f"{result.dataset}: {title_of(result.protocol)}, labels: {result.labels}{on}"
+
+
+def _gain_text(result: Result, gain: Difference | None, baseline: Result | None, doubtful: bool) -> str:
+    """The difference of the two figures as the table shows them, marked where it may be chance."""
+    if gain is None or baseline is None:
+        return "–"
+    shown = result.measure.text
+    same = (shown(gain.value), shown(gain.reference)) == (shown(result.mean), shown(baseline.mean))
+    marks = _DOUBTFUL * doubtful + _UNEQUAL * (not same)
+    return f"{result.measure.difference_text(gain.value, gain.reference, gain.std)} {marks}".rstrip()
+
+
+def _row(result: Result, metrics: Sequence[str], gain: str) -> tuple[str, ...]:
     rates = sorted(set(result.lr))
     return (
         result.init + (f" ({result.pretraining})" if result.pretraining else ""),
         result.measure.text(result.mean, result.std),
-        "–" if gain is None else result.measure.text(gain.mean, gain.std, sign=True),
+        gain,
         *(METRICS[name].text(result.mean_of(name)) for name in metrics[1:]),
         str(len(result.seeds)),
         (", ".join(f"{lr:g}" for lr in rates) or "–") + (" *" if result.lr_at_edge else ""),
@@ -104,6 +129,7 @@ def _row(result: Result, gain: Difference | None, metrics: Sequence[str]) -> tup
 
 def notes(results: Sequence[Result]) -> list[str]:
     """Remarks on how to read the table."""
+    made = groups(results)
     remarks = list(dict.fromkeys(PROTOCOLS[r.protocol].remark for r in results if r.protocol in PROTOCOLS))
     lines = [
         *remarks,
@@ -113,7 +139,18 @@ def notes(results: Sequence[Result]) -> list[str]:
     errors = dict.fromkeys(r.measure.title for r in results if not r.measure.higher_is_better)
     if errors:
         lines.append(f"{', '.join(errors)}: lower is better, so a difference below 0 is a gain.")
-    if any(len(r.pretrain_seeds) > 1 for group in groups(results) for r in group.results):
+    gains = [row[2] for group in made for row in group.rows]
+    if any(_DOUBTFUL in gain for gain in gains):
+        lines.append(
+            f"{_DOUBTFUL} may be chance: fewer than {LEAST_TEST_SAMPLES} test (or labelled) frames, fewer than "
+            f"{LEAST_PAIRS} paired runs, or a 95 % interval (Student's t over the pairs) that contains 0."
+        )
+        lines += [f"{_DOUBTFUL} {group.title}: {why}." for group in made if (why := _all_doubts(group))]
+    if any(_UNEQUAL in gain for gain in gains):
+        lines.append(f"{_UNEQUAL} over the seeds that both rows have, so not the difference of the two means shown.")
+    if any(r.pretrained and len(r.pretrain_seeds) == 1 for group in made for r in group.results):
+        lines.append("Rows of one pre-training run: ± does not contain what another seed of pre-training would give.")
+    if any(len(r.pretrain_seeds) > 1 for group in made for r in group.results):
         lines.append(
             "Several runs in one row: each run counts once, with the mean over its protocol's seeds; ± is over "
             "pre-training runs. They share the rows of random initialisation."
@@ -128,6 +165,23 @@ def notes(results: Sequence[Result]) -> list[str]:
     return lines
 
 
+def _all_doubts(group: Group) -> str:
+    return "; ".join(dict.fromkeys(why for reasons in group.doubts for why in reasons))
+
+
+MEASURES_HEADER = ("measure", "better", "best value", "what it is", "what guessing gives")
+
+
+def measures(results: Sequence[Result]) -> list[tuple[str, ...]]:
+    """What the measures of the tables mean, a row each in their order; columns as in `MEASURES_HEADER`."""
+    names = dict.fromkeys(name for group in groups(results) for name in group.metrics)
+    rows: list[tuple[str, ...]] = []
+    for metric in (METRICS[name] for name in names):
+        better = "higher" if metric.higher_is_better else "lower"
+        rows.append((metric.heading, better, metric.perfect, metric.meaning, metric.guess))
+    return rows
+
+
 def print_table(results: Sequence[Result], console: Console, labels: Mapping[str, str] | None = None) -> None:
     """Print to the terminal: one table a group, narrow enough for 80 columns."""
     made = groups(results, labels)
@@ -139,12 +193,14 @@ def print_table(results: Sequence[Result], console: Console, labels: Mapping[str
     for group in made:
         table = Table(title=escape(group.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         table.add_column("initialisation", overflow="fold", width=width)
-        for name, least in ((group.header[1], 11), ("over random", 11), ("runs", 4), ("rate", 6)):
+        for name, least in ((group.header[1], 11), ("over random", 13), ("seeds", 5), ("rate", 6)):
             table.add_column(name, justify="right", no_wrap=True, min_width=least)
         for result, row in zip(group.results, group.rows, strict=True):
             cells = (_name(result), row[1], row[2], *row[-2 - len(_TEXTS) : -len(_TEXTS)])
             table.add_row(*map(escape, cells), style="bold" if result.goodness == group.best else "")
         console.print(table)
+    for metric in dict.fromkeys(result.measure for result in results):
+        console.print(escape(f"{metric.title}: {metric.meaning}. Guessing gives: {metric.guess}."), style="dim")
     for line in notes(results):
         console.print(escape(line), style="dim")
 
@@ -161,7 +217,8 @@ def markdown(results: Sequence[Result], labels: Mapping[str, str] | None = None)
         lines = [f"**{plain(group.title)}**", "", *(table_line(cells) for cells in (group.header, rule, *group.rows))]
         blocks.append("\n".join(lines))
     remarks = ("- " + line.replace("*", "\\*") for line in notes(results))  # a bare star would start a list
-    return "\n\n".join([*blocks, "\n".join(remarks)]) + "\n"
+    explained = [table_line(cells) for cells in (MEASURES_HEADER, ["---"] * len(MEASURES_HEADER), *measures(results))]
+    return "\n\n".join([*blocks, "\n".join(remarks), "\n".join(explained)]) + "\n"
 
 
 def table_line(cells: Sequence[str]) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,8 @@ import pytest
 from configs.load import load
 from configs.schema import EvaluateConfig
 from launchers.cli import VERBS
-from launchers.demo import FULL, NORMAL, SHORT, DemoSize, commands, main
+from launchers.demo import FULL, NORMAL, SHORT, DemoSize, commands, main, time_left
+from launchers.reporting.report_files import command_text
 from launchers.training.train import load_run
 
 
@@ -35,11 +38,21 @@ def test_every_stage_is_a_valid_command(tmp_path: Path, size: DemoSize) -> None:
 
 def test_the_first_failure_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     called: list[str] = []
+    before = sys.argv
 
     def failing(argv: tuple[str, ...]) -> int:
         called.append(argv[0])
+        assert command_text(sys.argv) == shlex.join(["tandem", *argv])  # as a run records it
         return 0 if argv[0] == "prepare" else 3
 
     monkeypatch.setattr("launchers.demo.tandem", failing)
     assert main(["--short", "--root", str(tmp_path)]) == 3
     assert called == ["prepare", "pretrain"]
+    assert sys.argv is before
+
+
+def test_the_time_left_follows_the_plan_and_then_the_machine() -> None:
+    assert time_left(10.0, 0.0, 0.0) == "about 10 min"
+    assert time_left(10.0, 0.1, 2.0) == "about 13 min"  # 0.9 * (0.4 * 20 + 0.6 * 10)
+    assert time_left(10.0, 0.5, 20.0) == "about 20 min"
+    assert time_left(2.0, 0.98, 2.0) == "under a minute"

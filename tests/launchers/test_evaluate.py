@@ -18,6 +18,7 @@ from engine.downstream.protocols import PROTOCOLS
 from engine.downstream.results import read_results
 from engine.downstream.runner import Initialisation, Job, Measured, Protocol, segmentation_measured
 from launchers.cli import main as tandem
+from launchers.drawing.predictions import read_predictions
 from launchers.evaluation import measure, networks
 from tests.helpers.image_networks import teacher_config, write_checkpoint
 from tests.helpers.run_folder import run_config, write_toy_run
@@ -78,13 +79,24 @@ def test_all_protocols_from_checkpoint_to_results(run: Path, shards: str, tmp_pa
     first = results[0]
     assert first.teacher == "efficientnet_lite0 (random)"
     assert first.leak == "none"
-    assert first.pretraining == "12 steps, seed 0"
+    assert first.pretraining == "12 of 50 steps, seed 0"
     assert first.checkpoint[0].startswith("slidr-seed0/step_00000012 ")
     assert results[0].fingerprint == results[3].fingerprint
     manifest = load_manifest(shards)
     drawn = [read_list(run / "labelled" / f"toy-1-frame_run{seed}.txt", manifest) for seed in (0, 1)]
     train = manifest.indices("train")
     assert all(len(d) == 1 and d[0] in train for d in drawn)
+
+    # Each leaves a picture of what it predicts for the test sweep in the middle; the report shows them.
+    pictures = read_predictions([run])
+    assert list(pictures) == [
+        f"{protocol}-{init}"
+        for protocol in ("finetune-1-frame", "knn-all", "linear_probe-all")
+        for init in ("random", "slidr")
+    ]
+    assert all(image.std() > 5 for image in pictures.values())
+    assert tandem(["report", str(run), "--out", str(tmp_path / "report.html"), "--pictures", "0"]) == 0
+    assert (tmp_path / "report.html").read_text().count('alt="true and predicted: ') == 6
 
     # A second call measures nothing again: the file stays as it is, dates and seconds included.
     before = (run / "results.json").read_text()
@@ -157,7 +169,7 @@ def test_several_checkpoints_are_repetitions(run: Path, tmp_path: Path) -> None:
     results = measure.evaluate_runs([run, other], config)
     assert len(results) == 1
     assert [c.split("/")[0] for c in results[0].checkpoint] == ["slidr-seed0", "slidr-seed1"]
-    assert results[0].pretraining == "12 steps, seeds 0, 0"
+    assert results[0].pretraining == "12 of 50 steps, seeds 0, 0"
 
 
 def test_pretrained_weights_arrive_and_random_ones_differ_by_seed_only(run: Path, shards: str) -> None:

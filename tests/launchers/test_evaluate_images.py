@@ -98,7 +98,7 @@ def test_tables_page_and_hparams_show_each_metric_in_its_direction(evaluated: Pa
     assert "lower is better, so a difference below 0 is a gain" in text
     assert "| mIoU % |" in text
     html = page(ReportSources(results=results), [], "title", {})
-    assert '<b class="level">-0.100</b>' in html or '<b class="up">-0.100</b>' in html
+    assert '<b class="level">-0.100</b>' in html  # one pair: no matter how large, it may be chance
     ours = metrics_of([r for r in results if r.pretrained], results)
     assert ours["eval/toy/depth/1_frame/rmse_log"] == pytest.approx(0.2)
     assert ours["eval/toy/depth/1_frame/gain"] == pytest.approx(-0.1)
@@ -106,16 +106,16 @@ def test_tables_page_and_hparams_show_each_metric_in_its_direction(evaluated: Pa
 
 
 def test_pictures_of_predictions_lie_beside_the_results_and_go_into_the_report(evaluated: Path, tmp_path: Path) -> None:
-    pictures = read_predictions(evaluated)
+    pictures = read_predictions([evaluated])
     assert set(pictures) == {
-        f"{init}-{protocol}-1-frame"
+        f"{protocol}-1-frame-{init}"
         for init in ("moco", "random")
         for protocol in ("depth", "depth_frozen", "image_finetune")
     }
     assert min(image.std() for image in pictures.values()) > 10
     out = tmp_path / "report.html"
     assert tandem(["report", str(evaluated), "--out", str(out), "--pictures", "0"]) == 0
-    assert "moco-depth_frozen-1-frame" in out.read_text()
+    assert "depth_frozen-1-frame-moco" in out.read_text()
 
 
 def test_pretrained_weights_arrive_and_random_ones_forget_what_the_network_was_filled_with(

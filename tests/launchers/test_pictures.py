@@ -21,6 +21,7 @@ from data.views.pairs import point_pixel_pairs
 from data.views.view import ViewConfig
 from launchers.drawing import canvas as drawing
 from launchers.drawing import scenes
+from launchers.drawing.predictions import draw_sweep_predictions
 from launchers.drawing.training_pictures import pictures_of, pictures_of_set, query_point, training_pictures
 from tests.helpers.run_folder import run_config
 from tests.helpers.samples import CLASS_NAMES, make_sample, write_toy_set
@@ -225,6 +226,55 @@ def test_sample_views_follow_what_the_sample_has() -> None:
     )
     assert sorted(scenes.sample_views(blind)) == ["sweep"]
     assert scenes.sample_views(sample, CLASS_NAMES)["sweep"].shape[1] > scenes.sample_views(blind)["sweep"].shape[1]
+
+
+# ---- rooms and streets
+
+
+def test_rooms_are_drawn_as_far_as_they_reach_and_drives_all_alike() -> None:
+    rng = np.random.default_rng(8)
+    room = rng.uniform(-1, 1, (2000, 3)) * np.array([4.2, 2.0, 1.3])
+    extent = scenes.extent_of(room)
+    assert extent.range_m == 5.0
+    assert (extent.far_m, extent.marks_m) == (5.0, (0.5, 1.0, 2.0, 3.0, 5.0))
+    stray = np.concatenate([room, np.full((20, 3), 80.0)])  # one in a hundred: through the window
+    assert scenes.extent_of(stray) == extent
+    assert scenes.extent_of(room * 20) == scenes.STREET
+    assert scenes.extent_of(np.zeros((0, 3))) == scenes.STREET
+    assert scenes.extent_of(np.zeros((5, 3))).range_m == 1.0
+    # The same points in the colours of a room and of a street.
+    depth = np.array([1.0, 2.0, 4.0])
+    assert len(np.unique(scenes.depth_colours(depth, extent), axis=0)) == 3
+    sample = make_sample(rng)
+    small = dataclasses.replace(sample, points_lidar=room[: len(sample.points_lidar)].astype(np.float32))
+    used = [drawing.BACKGROUND, (58, 61, 70)]
+    sheet = scenes.sample_views(dataclasses.replace(small, boxes=None))["sweep"][24:664, :640]
+    drawn = np.argwhere(~np.isin(sheet, used).all(axis=2))
+    assert np.ptp(drawn[:, 0]) > 400  # 8.4 of 10 m; at the range of drives the room would be 67 of 640 pixels
+
+
+def test_predictions_of_a_sweep_stand_beside_the_truth_in_the_same_colours(batch: Batch) -> None:
+    labelled = first_sample(with_labels(batch))
+    labels = labelled.labels.numpy()  # type: ignore[union-attr]
+    known = labels != IGNORE_LABEL
+    num = len(CLASS_NAMES)
+    right = draw_sweep_predictions(labelled, np.where(known, labels, 0), CLASS_NAMES)
+    wrong = draw_sweep_predictions(labelled, np.where(known, (labels + 1) % num, 0), CLASS_NAMES)
+    true, same, differ = (right[48:468, at : at + 420] for at in (0, 426, 852))
+    palette = drawing.class_palette(num)
+    for colour in palette[np.unique(labels[known])]:
+        assert (true == colour).all(axis=2).any()
+        assert (same == colour).all(axis=2).any()
+    assert not (differ == np.array([255, 140, 30])).all(axis=2).any()
+    assert (wrong[48:468, 852:1272] == np.array([255, 140, 30])).all(axis=2).any()
+    assert np.array_equal(wrong[48:468, :420], true)
+
+
+def with_labels(batch: Batch) -> Batch:
+    rng = np.random.default_rng(9)
+    labels = rng.integers(0, len(CLASS_NAMES), batch.num_points).astype(np.uint8)
+    labels[::7] = IGNORE_LABEL
+    return dataclasses.replace(batch, labels=torch.from_numpy(labels))
 
 
 # ---- similarity and components

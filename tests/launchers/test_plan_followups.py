@@ -217,8 +217,8 @@ def test_best_and_last_are_measured_where_they_differ(
     job()
     results = read_results(job.folder / "results.json")
     assert sorted((r.pretraining, r.chosen) for r in results) == [
-        ("10 steps, seed 0", ("last",)),
-        ("8 steps, seed 0", ("best",)),
+        ("10 of 50 steps, seed 0", ("last",)),
+        ("8 of 50 steps, seed 0", ("best",)),
     ]
     assert job.done()
     ReportJob(root=str(run), run_dirs=(str(run),))()

@@ -15,18 +15,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
 from engine.distributed import free_port
+from engine.downstream.confusion import ConfusionMatrix
+from engine.downstream.metrics import METRICS
 from engine.downstream.results import Result, paired_difference, write_results
 from engine.errors import CheckpointError
 from launchers.cli import main as tandem
 from launchers.drawing.curves import MAX_POINTS, RunCurve, chart, thinned, tick_labels, ticks
 from launchers.evaluation.selection import Selection
 from launchers.reporting.collect import ReportSources, gather
-from launchers.reporting.report_files import write_report
-from launchers.reporting.report_page import RunReport, page
+from launchers.reporting.report_files import command_text, write_report
+from launchers.reporting.report_page import RunReport, _tiles, page
 from launchers.reporting.table import groups, markdown, print_table
 from launchers.reporting.troubles import Trouble
 from launchers.runs.attempts import begin
@@ -105,7 +108,11 @@ def test_everything_from_files_is_escaped() -> None:
     assert all(address.startswith("data:image/") for address in parsed.addresses)
     assert "".join(parsed.text).count(evil) > 20
     assert "<img" not in markdown([result])
-    assert all(line.count("|") - line.count("\\|") == 9 for line in markdown([result]).splitlines() if line[:1] == "|")
+    rows, explained = (
+        {line.count("|") - line.count("\\|") for line in block.splitlines() if line[:1] == "|"}
+        for block in markdown([result]).split("\n- mIoU")
+    )
+    assert (rows, explained) == ({9}, {6})
 
 
 def test_groups_hold_only_what_may_be_compared() -> None:
@@ -115,6 +122,111 @@ def test_groups_hold_only_what_may_be_compared() -> None:
     assert made[1].gains == (None,)
     assert [row[2] for row in made[0].rows] == ["–", "+5.0 ± 1.0"]
     assert [row[1] for row in made[0].rows] == ["20.0 ± 10.0", "25.0 ± 9.5"]
+
+
+def of_one_class(*miou: float, **changes: Any) -> Result:
+    values = {"miou": miou, "accuracy": miou, "seeds": tuple(range(len(miou))), **changes}
+    return make(**values)
+
+
+def test_a_gain_shown_is_the_difference_of_the_figures_shown() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(200):
+        ours, base = (of_one_class(*rng.uniform(10, 40, 2), pretrained=p, init=str(p)) for p in (True, False))
+        (group,) = groups([ours, base])
+        below, above = ([float(cell.split(" ±")[0]) for cell in row[1:3] if cell != "–"] for row in group.rows)
+        assert round(above[0] - below[0], 1) == above[1]
+        (tile,) = _tiles([group])
+        assert f"{tile['gain'].split()[0]}" == f"{above[0] - below[0]:+.1f}"
+        assert f"{above[0]:.1f} against {below[0]:.1f}" in tile["explanation"]
+    assert METRICS["rmse"].difference_text(0.1234, 0.12341) == "+0.000"
+
+
+def test_a_gain_over_some_of_the_seeds_is_marked() -> None:
+    (group,) = groups([OURS, of_one_class(20.0, pretrained=False, init="random")])
+    assert group.rows[1][2] == "+4.0 ?‡"  # 24 - 20 of seed 0; the row's mean is 25
+    assert "not the difference of the two means shown" in markdown(list(group.results))
+
+
+@pytest.mark.parametrize(
+    ("gains", "settings", "labels", "expected"),
+    [
+        ((5.0, 5.5, 6.0), {"test_sweeps": 20, "train_sweeps": 20}, "all", ()),
+        ((5.0, 5.5, 6.0), {"test_sweeps": 19, "train_sweeps": 20}, "all", ("only 19 sweeps in the test split",)),
+        ((5.0, 5.5, 6.0), {"test_samples": 1, "train_samples": 9}, "1 frame", ("only 1 sample in the test split",)),
+        ((5.0, 5.5, 6.0), {"test_sweeps": 99, "train_sweeps": 3}, "all", ("only 3 sweeps with labels",)),
+        ((5.0, 5.5), {"test_sweeps": 99}, "all", ("only 2 paired runs",)),
+        ((5.0,), {}, "all", ("only 1 paired run",)),
+        # Student's t for 2 degrees of freedom, 95 %: 4.3027; mean 1, standard deviation 1: ± 2.484 contains 0.
+        ((0.0, 1.0, 2.0), {}, "all", ("the 95 % interval over 3 paired runs, ± 2.5, contains 0",)),
+        ((-2.0, -2.1, -2.2), {}, "all", ()),
+    ],
+)
+def test_a_gain_that_may_be_chance_says_why(
+    gains: tuple[float, ...], settings: dict[str, int], labels: str, expected: tuple[str, ...]
+) -> None:
+    base = of_one_class(*(20.0 for _ in gains), pretrained=False, settings=settings, labels=labels, init="random")
+    ours = of_one_class(*(20.0 + gain for gain in gains), settings=settings, labels=labels)
+    (group,) = groups([ours, base])
+    assert group.doubts == ((), expected)
+    text = markdown([ours, base])
+    assert ("may be chance" in text) == (" ? |" in text) == bool(expected)
+    (tile,) = _tiles([group])
+    assert tile["direction"] == ("level" if expected else "up" if gains[0] > 0 else "down")
+    assert all(why in text and why in tile["doubt"] for why in expected)
+
+
+def test_every_measure_says_what_it_means_and_what_guessing_gives() -> None:
+    for metric in METRICS.values():
+        assert metric.meaning
+        assert metric.guess
+    sources = ReportSources(results=[OURS, RANDOM])
+    for text in (markdown([OURS, RANDOM]), page(sources, [], "t", {})):
+        assert METRICS["miou"].guess in text
+        assert METRICS["accuracy"].meaning in text
+        assert METRICS["rmse"].meaning not in text
+
+
+def test_what_guessing_gives_is_true() -> None:
+    """By simulation: classes at random and always the commonest, on 8 classes of uneven size."""
+    rng = np.random.default_rng(6)
+    shares = np.array([0.4, 0.2, 0.1, 0.1, 0.1, 0.05, 0.03, 0.02])
+    true = torch.from_numpy(rng.choice(8, 100_000, p=shares))
+    for guess, low, high in (
+        (torch.from_numpy(rng.integers(0, 8, 100_000)), 4.0, 100 / 15),
+        (torch.zeros(100_000, dtype=torch.int64), 4.9, 5.1),  # 40 % / 8
+    ):
+        matrix = ConfusionMatrix(8, 255)
+        matrix.update(guess, true)
+        assert low < 100 * matrix.miou() <= high
+    turns = np.abs((rng.uniform(-180, 180, 100_001) - rng.uniform(-180, 180, 100_001) + 180) % 360 - 180)
+    assert abs(float(np.median(turns)) - 90) < 1.5
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["/env/bin/tandem", "pretrain", "a b.yaml", "seed=1"], "tandem pretrain 'a b.yaml' seed=1"),
+        (["/code/launchers/cli.py", "pretrain", "a.yaml"], "tandem pretrain a.yaml"),
+        (["/code/launchers/pretrain.py", "a.yaml"], "tandem pretrain a.yaml"),
+        (["/home/me/sweep_all.py", "a.yaml"], "/home/me/sweep_all.py a.yaml"),
+        (None, "unknown"),
+        ("tandem", "unknown"),
+    ],
+)
+def test_a_runs_command_is_one_that_a_user_can_type(argv: object, expected: str) -> None:
+    assert command_text(argv) == expected
+
+
+@pytest.mark.parametrize("status", ["preempted", "failed", "finished"])
+def test_a_run_that_was_stopped_is_not_shown_as_finished(tmp_path: Path, status: Any) -> None:
+    write_toy_run(tmp_path / "run", str(tmp_path / "gone"))
+    begin(tmp_path / "run", 1).end(status, step=12)
+    assert tandem(["report", str(tmp_path), "--out-dir", str(tmp_path / "out"), "--pictures", "0"]) == 0
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert f"{status}, 12 of " in text
+        assert ("finished" in text) == (status == "finished")
 
 
 def test_best_rate_at_the_grids_end_is_marked_and_explained() -> None:
