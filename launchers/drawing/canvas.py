@@ -39,10 +39,24 @@ def turbo(values: Float[np.ndarray, " n"], low: float, high: float) -> UInt8[np.
     return np.asarray(table[np.round(26 + level * 229).astype(np.int64)], dtype=np.uint8)
 
 
+_CLASS_COLOURS = (
+    *((86, 180, 233), (0, 255, 0), (135, 15, 255), (195, 30, 0), (60, 255, 195), (105, 105, 225), (195, 195, 105)),
+    *((180, 30, 150), (180, 105, 75), (210, 135, 0), (105, 180, 150), (0, 240, 255), (165, 255, 105), (180, 120, 165)),
+    *((75, 120, 195), (195, 15, 90), (150, 225, 150), (120, 60, 225), (0, 120, 15), (0, 195, 45), (255, 105, 120)),
+    *((255, 180, 210), (195, 135, 255), (45, 165, 105)),
+)
+"""Chosen one after another, each as far as can be (CIELAB) from those before it, from BACKGROUND and from UNLABELLED,
+for normal vision and for people who see no red or no green."""
+
+
 def class_palette(num_classes: int) -> UInt8[np.ndarray, "classes 3"]:
-    """Colours that are told apart: golden-ratio steps of hue, three alternating brightnesses. Stable by index."""
+    """Colours that are told apart, also by the red-green blind as far as that goes. Stable by index.
+
+    From the 25th on: golden-ratio steps of hue, three alternating brightnesses.
+    """
     palette = np.zeros((num_classes, 3), dtype=np.uint8)
-    for c in range(num_classes):
+    palette[: len(_CLASS_COLOURS)] = _CLASS_COLOURS[:num_classes]
+    for c in range(len(_CLASS_COLOURS), num_classes):
         # Golden ratio: neighbours in index lie far apart in hue.
         hue, value = (0.61803398875 * c + 0.58) % 1.0, (1.0, 0.72, 0.88)[c % 3]
         palette[c] = np.round(np.array(colorsys.hsv_to_rgb(hue, (0.75, 0.55, 0.9)[c % 3], value)) * 255)

@@ -57,11 +57,33 @@ def template(path: Path) -> Template:
     return environment.get_template(path.name)
 
 
+EXPLAINED = {
+    "sweep": "The scan from above, the sensor in the middle and its x axis up, coloured by what stands over each view.",
+    "cameras": "Superpixels of each image, and the points that it sees, in colours of their depth and class.",
+    "depth": "True depth of the pixels; dark where it is unknown.",
+    "classes": "True class of the pixels.",
+    "calibration": "Where depth jumps in the scan (coloured) and where the image has edges (bright): they should meet.",
+    "superpixels": "Borders of the superpixels over the images as the network sees them.",
+    "lidar_depth": "The points that each image sees, coloured by distance.",
+    "similarity_points": "How alike the network finds each point and the one at the cross: blue unlike, red alike.",
+    "similarity_pixels": "How alike the network finds each pixel and the point at the cross: blue unlike, red alike.",
+    "point_features": "Features of the points as colours: what has one colour is alike to the network.",
+    "pixel_features": "Images, and below them the features of their pixels in the colours of the points.",
+}
+"""Last word of a picture's title -> what it shows."""
+
+
+def explanation(title: str) -> str:
+    """What a picture shows, by the last word of its title; "" for one that explains itself."""
+    return EXPLAINED.get(title.replace(".", " ").split(" ")[-1], "")
+
+
 def embedded(title: str, image: RgbImage, width: int) -> dict[str, str | int]:
-    """A picture as templates take it: shrunk to at most `width` pixels, compressed, and in base64."""
+    """A picture as templates take it: shrunk to at most `width` pixels, compressed, in base64, and what it shows."""
     small = fit_width(image, width)
     jpeg = base64.b64encode(jpeg_bytes(small)).decode()
-    return {"title": title, "width": small.shape[1], "height": small.shape[0], "jpeg": jpeg}
+    size = {"width": small.shape[1], "height": small.shape[0]}
+    return {"title": title, "shows": explanation(title), **size, "jpeg": jpeg}
 
 
 _TEMPLATE = template(Path(__file__).with_name("inspect.html.j2"))

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from common.files import replace_file
 from data.sample import IGNORE_LABEL, Batch
+from engine.downstream.common import point_labels
 from engine.downstream.depth import DepthConfig, predicted_depth
 from launchers.drawing.canvas import (
     RgbImage,
@@ -42,7 +43,7 @@ def draw_sweep_predictions(batch: Batch, predicted: Int[np.ndarray, " N"], class
 
     Points without a class are left out of the last two; `predicted` has a class for each point of the batch.
     """
-    labels = batch.need("labels", by="a picture of predictions").cpu().numpy().astype(np.uint8)
+    labels = point_labels(batch).cpu().numpy().astype(np.uint8)
     points, known = batch.points.cpu().numpy().astype(np.float64), labels != IGNORE_LABEL
     range_m = extent_of(points).range_m
     guess = np.where(known, predicted, IGNORE_LABEL).astype(np.uint8)

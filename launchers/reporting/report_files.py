@@ -78,7 +78,7 @@ def describe_run(name: str, folder: Path, num_pictures: int) -> RunReport:
     """
     lines = read_metrics(folder)
     curves, last = {}, dict[str, float]()
-    for metric, title in CURVES:
+    for metric, title, _ in CURVES:
         have = [line for line in lines if metric in line]
         if have:
             values = [math.nan if line[metric] is None else float(line[metric]) for line in have]

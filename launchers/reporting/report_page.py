@@ -26,16 +26,16 @@ _MOST_PREDICTIONS = 24
 """Pictures of predictions on the page, some 100 kB each."""
 
 CURVES = (
-    ("train/loss", "loss"),
-    ("watch/contrastive_accuracy", "contrastive accuracy"),
-    ("watch/alignment", "alignment (mean cosine of positives)"),
-    ("watch/effective_rank", "effective rank of the features"),
-    ("optim/lr", "learning rate"),
-    ("optim/grad_norm", "gradient norm"),
-    ("perf/samples_per_s", "samples a second"),
-    ("perf/data_wait_share", "share of time waiting for data"),
+    ("train/loss", "loss", "falls; says nothing of other temperatures, batches or methods"),
+    ("watch/contrastive_accuracy", "contrastive accuracy", "share whose partner is the most similar; rises, up to 1"),
+    ("watch/alignment", "alignment", "mean cosine of partners, -1 to 1; rises"),
+    ("watch/effective_rank", "effective rank", "directions that the features use; near 1: collapsed"),
+    ("optim/lr", "learning rate", "as the schedule has it"),
+    ("optim/grad_norm", "gradient norm", "before clipping; steady, or slowly falling"),
+    ("perf/samples_per_s", "samples a second", "of all processes together; steady"),
+    ("perf/data_wait_share", "waiting for data", "share of the time; above 0.1: more workers, or faster storage"),
 )
-"""Metric -> title, in the order of the page."""
+"""Metric, title, and how it reads, in the order of the page."""
 
 
 @dataclass(frozen=True)
@@ -137,12 +137,13 @@ def _points(measure: Metric) -> str:
     return f"{measure.title} points" if measure.unit == "%" else measure.heading
 
 
-def _charts(runs: Sequence[RunReport], colours: Mapping[str, int]) -> list[Chart]:
+def _charts(runs: Sequence[RunReport], colours: Mapping[str, int]) -> list[tuple[Chart, str]]:
+    """Charts, and how each reads."""
     charts = (
-        chart(title, [RunCurve(run.name, *run.curves[metric]) for run in runs if metric in run.curves], colours)
-        for metric, title in CURVES
+        (chart(title, [RunCurve(r.name, *r.curves[metric]) for r in runs if metric in r.curves], colours), reading)
+        for metric, title, reading in CURVES
     )
-    return [drawn for drawn in charts if drawn is not None]
+    return [(drawn, reading) for drawn, reading in charts if drawn is not None]
 
 
 def _class_tables(grouped: Sequence[Group]) -> list[dict[str, object]]:

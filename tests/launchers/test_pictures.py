@@ -23,6 +23,7 @@ from launchers.drawing import canvas as drawing
 from launchers.drawing import scenes
 from launchers.drawing.predictions import draw_sweep_predictions
 from launchers.drawing.training_pictures import pictures_of, pictures_of_set, query_point, training_pictures
+from tests.helpers.colour_vision import least_distances
 from tests.helpers.run_folder import run_config
 from tests.helpers.samples import CLASS_NAMES, make_sample, write_toy_set
 from tests.helpers.toy_batches import with_changed
@@ -154,6 +155,15 @@ def test_class_colours_differ_and_refuse_unknown_labels() -> None:
     assert np.array_equal(grey[0], drawing.class_palette(20)[3])
     with pytest.raises(ValueError, match="label 4 found, expected ids below 4"):
         drawing.class_colours(np.array([4], np.uint8), 4)
+
+
+def test_classes_are_told_apart_by_the_red_green_blind_too() -> None:
+    """Golden-ratio steps of hue alone would leave 1.3 between two of 16 classes, which nobody sees."""
+    seen = np.array([drawing.BACKGROUND, drawing.UNLABELLED])
+    for num, least in ((8, 24.0), (12, 20.0), (16, 16.0), (24, 12.0)):
+        assert min(least_distances(np.concatenate([drawing.class_palette(num), seen])).values()) > least
+    assert np.array_equal(drawing.class_palette(40)[:24], drawing.class_palette(24))
+    assert len(np.unique(drawing.class_palette(40), axis=0)) == 40
 
 
 def test_tiles_lie_in_rows_and_captions_are_cut_to_width() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import math
+import re
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from engine.errors import CheckpointError
 from launchers.cli import main as tandem
 from launchers.drawing.curves import MAX_POINTS, RunCurve, chart, thinned, tick_labels, ticks
 from launchers.evaluation.selection import Selection
+from launchers.reporting import report_page
 from launchers.reporting.collect import ReportSources, gather
 from launchers.reporting.report_files import command_text, write_report
 from launchers.reporting.report_page import RunReport, _tiles, page
@@ -37,6 +39,7 @@ from launchers.runs.files import read_config, read_metrics
 from launchers.runs.job_record import Jobs, write_jobs
 from launchers.runs.settings import labels, setting_of, setting_of_tree
 from tests.engine.downstream.test_results import make
+from tests.helpers.colour_vision import least_distances
 from tests.helpers.run_folder import run_config, write_toy_run
 from tests.helpers.samples import write_toy_set
 
@@ -315,6 +318,14 @@ def test_chart_breaks_the_line_where_a_value_is_missing() -> None:
     assert chart("loss", [RunCurve("run", [1.0], [math.nan])], {"run": 0}) is None
     run = RunReport("run", curves={"train/loss": ([1.0], [math.nan])})
     assert "<svg" not in page(ReportSources(results=[]), [run], "t", {})
+
+
+def test_curves_of_runs_are_told_apart_by_the_red_green_blind_too() -> None:
+    css = Path(report_page.__file__).with_name("report.html.j2").read_text()
+    found = [bytes.fromhex(value) for value in re.findall(r"--c\d: #([0-9a-f]{6})", css)]
+    light, dark = (np.array([list(colour) for colour in found[at : at + 8]]) for at in (0, 8))
+    assert len(found) == 16
+    assert min(*least_distances(light).values(), *least_distances(dark).values()) > 18
 
 
 def test_long_curves_are_averaged_not_sampled() -> None:
