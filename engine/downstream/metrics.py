@@ -44,9 +44,10 @@ class Metric:
         return 1 if self.higher_is_better else -1
 
     @property
-    def perfect(self) -> str:
-        """The best value that there is: errors go down to 0, shares up to 100."""
-        return f"{self.high if self.higher_is_better else 0:g} {self.unit}".rstrip()
+    def explanation(self) -> str:
+        """What it is, which way is better and how far that goes, and what guessing gives."""
+        better = f"higher is better, up to {self.high:g}" if self.higher_is_better else "lower is better, down to 0"
+        return f"{self.meaning} ({better}). Guessing gives: {self.guess}."
 
     def text(self, mean: float | None, std: float | None = None, *, sign: bool = False) -> str:
         """E.g. "31.2 ± 1.4", or the mean alone where there is one measurement; a dash where there is none."""

@@ -22,7 +22,7 @@ _SIDE_COLOUR = (70, 220, 255)
 _TOP_COLOUR = (255, 170, 50)
 _EDGE_COLOUR = (235, 235, 235)
 _WIDTH_PX = 960
-_CURVE_SIZE = (150, 480)
+_CURVE_SIZE = (180, 640)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -107,7 +107,10 @@ def calibration_view(sample: Sample, report: CalibrationReport) -> RgbImage | No
             moved = _borders_over_edges(sample, camera, verdict.shift_px)
             cells.append(canvas.captioned(moved, f"{camera.name}: moved by {u:+.1f}, {v:+.1f} px, as fits better"))
         cells.append(
-            canvas.captioned(_curves(report.check.profiles(camera.name)), f"{camera.name}: score over the shift")
+            canvas.captioned(
+                _curves(report.check.profiles(camera.name)),
+                f"{camera.name}: score over a shift to the side (u) and up or down (v), best at 0",
+            )
         )
     return canvas.tiled(cells, columns=1) if cells else None
 
@@ -136,7 +139,7 @@ def _curves(profiles: dict[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray,
         return chart
     most = max(float(score.max()) for _, score in profiles.values()) or 1.0  # all scores may be 0
     reach = max(float(np.abs(axis).max()) for axis, _ in profiles.values())
-    left, right, bottom, top = 34, width - 10, height - 22, 10
+    left, right, bottom, top = 40, width - 10, height - 24, 10
 
     def at(axis: Float[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> np.ndarray:
         u = left + (axis + reach) / (2 * reach) * (right - left)
@@ -151,8 +154,8 @@ def _curves(profiles: dict[str, tuple[Float[np.ndarray, " n"], Float[np.ndarray,
         cv2.polylines(chart, [points], False, colour, 1, cv2.LINE_AA)
         end = -1 if name == "u" else 0
         canvas.put_text(chart, name, int(points[end, 0]) - 4, int(points[end, 1]) - 6, scale=0.4, colour=colour)
-    for value, u in ((-reach, left), (0.0, middle), (reach, right - 30)):
-        canvas.put_text(chart, f"{value:.0f} px", u, height - 6, scale=0.35, colour=canvas.FOREGROUND)
-    canvas.put_text(chart, f"{most:.1f}", 4, top + 8, scale=0.35)
-    canvas.put_text(chart, "0", 4, bottom, scale=0.35)
+    for value, u in ((-reach, left), (0.0, middle), (reach, right - 44)):
+        canvas.put_text(chart, f"{value:.0f} px", u, height - 6, scale=0.45, colour=canvas.FOREGROUND)
+    canvas.put_text(chart, f"{most:.1f}", 4, top + 8, scale=0.45)
+    canvas.put_text(chart, "0", 4, bottom, scale=0.45)
     return chart

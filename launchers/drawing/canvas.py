@@ -189,15 +189,31 @@ def put_text(
 
 
 def captioned(image: RgbImage, text: str) -> RgbImage:
-    """The image with a line of text above it, cut with '...' where it is longer than the image is wide."""
+    """The image with text above it, on as many lines as it needs; at most 3, what is longer is cut with '...'."""
     room = image.shape[1] - 12
-    if text_width(text) > room:
-        while text and text_width(text + "...") > room:
-            text = text[:-1]
-        text += "..."
-    bar = np.full((24, image.shape[1], 3), BACKGROUND, dtype=np.uint8)
-    put_text(bar, text, 6, 17)
+    lines = [""]
+    for word in text.split(" "):
+        longer = f"{lines[-1]} {word}".lstrip()
+        if lines[-1] and text_width(longer) > room and len(lines) < _CAPTION_LINES:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    lines = [_cut(line, room) for line in lines]
+    bar = np.full((4 + 20 * len(lines), image.shape[1], 3), BACKGROUND, dtype=np.uint8)
+    for number, line in enumerate(lines):
+        put_text(bar, line, 6, 17 + 20 * number)
     return np.concatenate([bar, image])
+
+
+_CAPTION_LINES = 3
+
+
+def _cut(text: str, room: int) -> str:
+    if text_width(text) <= room:
+        return text
+    while text and text_width(text + "...") > room:
+        text = text[:-1]
+    return text + "..."
 
 
 def with_scale(image: RgbImage, low: float, high: float, unit: str) -> RgbImage:

@@ -24,6 +24,8 @@ ERRORS_FILE, PICTURE_FILE = "errors.json", "recall.png"
 
 _PANELS = (("rte_m", "RTE below, m", RTE_LIMIT_M), ("rre_deg", "RRE (geodesic) below, degrees", RRE_LIMIT_DEG))
 _STEPS = 200
+_COLOURS = ("#2a78d6", "#2da500", "#d20f69", "#5a3c00", "#00a5b4", "#780087", "#78964b", "#004b3c")
+"""As the report's curves on a light page."""
 
 
 def recall_figure(errors: Mapping[str, Mapping[str, Sequence[float | None]]]) -> bytes:
@@ -39,6 +41,7 @@ def recall_figure(errors: Mapping[str, Mapping[str, Sequence[float | None]]]) ->
         finite = [value for column in columns.values() for value in column.tolist() if math.isfinite(value)]
         longest = max(2 * limit, float(np.quantile(finite, 0.95)) if finite else 0.0)
         thresholds = np.linspace(0.0, longest, _STEPS + 1)[1:].tolist()
+        axes.set_prop_cycle(color=_COLOURS)
         for name, column in columns.items():
             axes.plot(thresholds, (100 * recall_curve(column, thresholds)).tolist(), label=name)
         axes.axvline(limit, color="grey", linewidth=0.8, linestyle=":")

