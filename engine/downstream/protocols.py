@@ -48,21 +48,42 @@ _pixels = partial(
 )
 
 PROTOCOLS: dict[str, Protocol] = {
-    "linear_probe": _frozen_points(title="linear probe", section="linear_probe"),
-    "knn": _frozen_points(title="kNN", section="knn"),
-    "finetune": _points(
-        title="fine-tuning", section="finetune", drawn=True, measure=finetune.measure_finetune, work=drawn_work
+    "linear_probe": _frozen_points(
+        title="linear probe",
+        idea="The network stays as it is; one linear layer learns the classes from its features, with all labels.",
+        section="linear_probe",
     ),
-    "depth": _depth(title="depth of images", measure=depth.measure_depth),
-    "depth_frozen": _depth(title="depth of images, network frozen", measure=partial(depth.measure_depth, frozen=True)),
+    "knn": _frozen_points(
+        title="kNN",
+        idea="Nothing is trained: a voxel gets the class of its nearest labelled neighbours in feature space.",
+        section="knn",
+    ),
+    "finetune": _points(
+        title="fine-tuning",
+        idea="The whole network learns the classes, from the labelled sweeps named in the title alone.",
+        section="finetune",
+        drawn=True,
+        measure=finetune.measure_finetune,
+        work=drawn_work,
+    ),
+    "depth": _depth(
+        title="depth of images", idea="The image network and a decoder learn depth.", measure=depth.measure_depth
+    ),
+    "depth_frozen": _depth(
+        title="depth of images, network frozen",
+        idea="The image network stays as it is; a decoder learns depth from its features.",
+        measure=partial(depth.measure_depth, frozen=True),
+    ),
     "image_linear_probe": _pixels(
         title="classes of pixels, linear probe",
+        idea="The image network stays as it is; one linear layer learns the classes from its features.",
         section="image_linear_probe",
         measure=image_segmentation.measure_image_probe,
         work=image_segmentation.image_probe_work,
     ),
     "image_finetune": _pixels(
         title="classes of pixels, fine-tuning",
+        idea="The image network and a decoder learn the classes, from the labelled samples named in the title alone.",
         section="image_finetune",
         drawn=True,
         measure=image_segmentation.measure_image_finetune,

@@ -200,6 +200,7 @@ class Protocol:
     Attributes:
         title: in tables and reports.
         remark: what its main metric is taken over, below tables.
+        idea: what is trained on what, for people who do not know it; "" where the remark says it.
         tower: what it measures.
         metric: the main metric.
         truth: the ground truth that it reads; a pose comes from the calibration and is no label.
@@ -221,6 +222,7 @@ class Protocol:
     section: str
     measure: MeasuringFunction
     work: WorkEstimate
+    idea: str = ""
     drawn: bool = False
     shared: tuple[str, ...] = ()
     describe: Callable[[Any, str], tuple[dict[str, Any], list[Any]]] = described

@@ -183,8 +183,11 @@ def put_text(
     *,
     scale: float = 0.5,
     colour: tuple[int, int, int] = FOREGROUND,
+    rim: bool = False,
 ) -> None:
-    """Write into `image` (in place)."""
+    """Write into `image` (in place); with a dark rim, it can be read on points."""
+    if rim:
+        cv2.putText(image, ascii_text(text), (left, baseline), _FONT, scale, BACKGROUND, 3, cv2.LINE_AA)
     cv2.putText(image, ascii_text(text), (left, baseline), _FONT, scale, colour, 1, cv2.LINE_AA)
 
 

@@ -127,9 +127,9 @@ def birds_eye_view(
     scale, middle = size_px / (2 * range_m), (size_px - 1) / 2
     u = round(middle)
     every = 10.0 if range_m > 12.0 else 1.0
-    for ring in np.arange(every, range_m, every):
+    rings = np.arange(every, range_m, every).tolist()
+    for ring in rings:
         cv2.circle(view, (u, u), round(ring * scale), (58, 61, 70), 1, cv2.LINE_AA)
-        canvas.put_text(view, f"{ring:.0f} m", u + 3, round(middle - ring * scale) - 3, scale=0.4)
     order = np.argsort(points_lidar[:, 2], kind="stable")
     at = birds_eye_uv(points_lidar, range_m=range_m, size_px=size_px)[order]
     near = np.abs(points_lidar[order, :2]).max(axis=1) <= range_m if len(order) else np.zeros(0, dtype=bool)
@@ -138,6 +138,8 @@ def birds_eye_view(
     for outline in [] if boxes is None else _footprints(boxes):
         corners = birds_eye_uv(outline, range_m=range_m, size_px=size_px)
         cv2.polylines(view, [np.round(corners).astype(np.int32)], False, (255, 255, 255), 1, cv2.LINE_AA)
+    for ring in rings:
+        canvas.put_text(view, f"{ring:.0f} m", u + 4, round(middle - ring * scale) - 4, scale=0.4, rim=True)
     # The sensor, pointing forward.
     cv2.fillConvexPoly(view, np.array([[u, u - 7], [u - 5, u + 6], [u + 5, u + 6]], np.int32), canvas.FOREGROUND)
     return view

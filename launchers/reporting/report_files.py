@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from common.files import replace_file
 from configs.load import ConfigError
 from data.storage.shard import ShardError
 from engine.errors import CheckpointError
-from launchers.cli import VERBS
 from launchers.drawing.canvas import RgbImage
 from launchers.drawing.predictions import read_predictions
 from launchers.drawing.recall import recall_pictures
@@ -21,10 +18,10 @@ from launchers.reporting.collect import ReportSources, collect, gather
 from launchers.reporting.hparams import HparamRun, metrics_of, write_hparams
 from launchers.reporting.report_page import CURVES, RunReport, page
 from launchers.reporting.report_text import text_report
+from launchers.reporting.run_facts import machine_facts, run_facts
 from launchers.reporting.run_pictures import run_pictures
-from launchers.runs.files import ENVIRONMENT_FILE, REPORT_PAGE, is_run, read_metrics
+from launchers.runs.files import REPORT_PAGE, is_run, read_metrics
 from launchers.runs.provenance import describe_environment
-from launchers.runs.run_status import read_files, run_status
 
 
 def write_report(folders: Sequence[Path], out: Path, *, title: str, pictures: int = 1) -> None:
@@ -85,7 +82,7 @@ def describe_run(name: str, folder: Path, num_pictures: int) -> RunReport:
             curves[metric] = ([float(line["step"]) for line in have], values)
             if finite := [value for value in values if math.isfinite(value)]:
                 last[title] = finite[-1]
-    facts = {"state": state_text(folder)} | _facts(folder)
+    facts = run_facts(folder)
     if lines:
         minutes = (float(lines[-1]["time"]) - float(lines[0]["time"])) / 60
         facts["time"] = f"{minutes:.1f} min from the first log line to the last"
@@ -100,51 +97,8 @@ def describe_run(name: str, folder: Path, num_pictures: int) -> RunReport:
     return RunReport(name=name, facts=facts, curves=curves, pictures=pictures, remark=remark, last=last)
 
 
-def _facts(folder: Path) -> dict[str, str]:
-    path = folder / ENVIRONMENT_FILE
-    if not path.is_file():
-        return {}
-    try:
-        tree = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path}: not readable as JSON ({error})") from error
-    facts = {"date": str(tree.get("date", "")), "command": command_text(tree.get("command"))}
-    return facts | _machine(tree)
-
-
-def command_text(argv: object) -> str:
-    """A recorded command line as a user would type it, whatever file Python was started with."""
-    if not isinstance(argv, list) or not argv:
-        return "unknown"
-    program, *arguments = map(str, argv)
-    name = Path(program).stem
-    verb = [name] if name in VERBS else []  # `python -m launchers.pretrain`, as srun and torchrun start it
-    known = verb or name in {"tandem", "cli"}
-    return shlex.join(["tandem", *verb, *arguments] if known else [program, *arguments])
-
-
-def state_text(folder: Path) -> str:
-    """How a run ended, or how far it is: a run that was stopped on the way is not shown as one that is over."""
-    status = run_status(read_files(folder), {})
-    total = "" if status.num_steps is None else f" of {status.num_steps}"
-    return status.state if status.step is None else f"{status.state}, {status.step}{total} updates"
-
-
 def made_by(arguments: Sequence[str]) -> dict[str, str]:
     """How a report came about: date, command, commit, machine, software."""
     environment = describe_environment()
     made = {"date": str(environment["date"]), "command": shlex.join(["tandem", *arguments])}
-    return made | _machine(environment)
-
-
-def _machine(tree: dict[str, Any]) -> dict[str, str]:
-    git = tree.get("git")
-    commit = f"{git['commit'][:12]}{' with changes' if git['dirty'] else ''}" if isinstance(git, dict) else "unknown"
-    machine = f"{tree.get('processor')}, {tree.get('cores')} cores, {tree.get('memory_gib')} GiB"
-    gpus = ", ".join(map(str, tree.get("gpus", [])))
-    packages = ", ".join(f"{name} {v}" for name, v in dict(tree.get("packages", {})).items())
-    return {
-        "commit": commit,
-        "machine": machine + (f", {gpus}" if gpus else ""),
-        "software": f"python {tree.get('python')}, {packages}",
-    }
+    return made | machine_facts(environment)

@@ -18,7 +18,7 @@ from launchers.drawing.canvas import RgbImage
 from launchers.drawing.curves import Chart, RunCurve, chart, line_style
 from launchers.drawing.page import embedded, template
 from launchers.reporting.collect import ReportSources
-from launchers.reporting.table import Group, groups, measures, notes
+from launchers.reporting.table import Group, explanations, groups, notes
 from launchers.reporting.troubles import choice_rows
 
 _PICTURE_WIDTH_PX = 1280
@@ -89,7 +89,7 @@ def page(
         tiles=_tiles(grouped),
         tables=[list(same) for _, same in itertools.groupby(grouped, key=lambda group: group.header)],
         remarks=notes(sources.results),
-        measures=measures(sources.results),
+        explanations=explanations(sources.results),
         choices=[row[:-1] for row in choice_rows(sources.chosen)],  # a page has no room for the dates
         charts=_charts(runs, colours),
         legend=[(name, line_style(number)) for name, number in colours.items()],

@@ -12,12 +12,14 @@ from common.trees import flat
 from engine.checkpoint import read_state
 from launchers.drawing.page import TextTable
 from launchers.drawing.set_tables import human_bytes
+from launchers.reporting.run_facts import run_facts
 from launchers.runs.files import read_config, read_metrics
 
 
 def run_tables(run_dir: Path) -> list[TextTable]:
-    """Config, first and last metrics, checkpoints and skipped samples of a run."""
-    tables = [_checkpoints(run_dir), *_metrics(run_dir)]
+    """State and origin, checkpoints, first and last metrics, config of a run."""
+    facts = TextTable(title="run", rows=tuple(run_facts(run_dir).items()))
+    tables = [facts, _checkpoints(run_dir), *_metrics(run_dir)]
     config = read_config(run_dir, strict=True)
     return [*tables, _config(config)] if config else tables
 

@@ -170,10 +170,13 @@ def notes(results: Sequence[Result]) -> list[str]:
     return lines
 
 
-def measures(results: Sequence[Result]) -> dict[str, str]:
-    """What the measures of the tables mean, by their headings in the tables' order."""
-    names = dict.fromkeys(name for group in groups(results) for name in group.metrics)
-    return {METRICS[name].heading: METRICS[name].explanation for name in names}
+def explanations(results: Sequence[Result]) -> dict[str, str]:
+    """What the protocols and measures of the tables mean, by their titles in the tables' order."""
+    made = groups(results)
+    protocols = (PROTOCOLS[group.results[0].protocol] for group in made if group.results[0].protocol in PROTOCOLS)
+    names = dict.fromkeys(name for group in made for name in group.metrics)
+    ideas = {protocol.title: protocol.idea for protocol in protocols if protocol.idea}
+    return ideas | {METRICS[name].heading: METRICS[name].explanation for name in names}
 
 
 def print_table(results: Sequence[Result], console: Console, labels: Mapping[str, str] | None = None) -> None:
@@ -211,8 +214,8 @@ def markdown(results: Sequence[Result], labels: Mapping[str, str] | None = None)
         lines = [f"**{plain(group.title)}**", "", *(table_line(cells) for cells in (group.header, rule, *group.rows))]
         blocks.append("\n".join(lines))
     remarks = ("- " + line.replace("*", "\\*") for line in notes(results))  # a bare star would start a list
-    explained = [f"- {plain(name)}: {plain(text)}" for name, text in measures(results).items()]
-    return "\n\n".join([*blocks, "\n".join(remarks), "What the measures mean:", "\n".join(explained)]) + "\n"
+    explained = [f"- {plain(name)}: {plain(text)}" for name, text in explanations(results).items()]
+    return "\n\n".join([*blocks, "\n".join(remarks), "What protocols and measures mean:", "\n".join(explained)]) + "\n"
 
 
 def table_line(cells: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ from configs.load import load
 from configs.schema import EvaluateConfig
 from launchers.cli import VERBS
 from launchers.demo import FULL, NORMAL, SHORT, DemoSize, commands, main, time_left
-from launchers.reporting.report_files import command_text
+from launchers.reporting.run_facts import command_text
 from launchers.training.train import load_run
 
 

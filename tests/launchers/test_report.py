@@ -30,8 +30,9 @@ from launchers.drawing.curves import MAX_POINTS, RunCurve, chart, thinned, tick_
 from launchers.evaluation.selection import Selection
 from launchers.reporting import report_page
 from launchers.reporting.collect import ReportSources, gather
-from launchers.reporting.report_files import command_text, write_report
+from launchers.reporting.report_files import write_report
 from launchers.reporting.report_page import RunReport, _tiles, page
+from launchers.reporting.run_facts import command_text
 from launchers.reporting.table import groups, markdown, print_table
 from launchers.reporting.troubles import Trouble
 from launchers.runs.attempts import begin
