@@ -21,6 +21,8 @@ from launchers.drawing.canvas import RgbImage
 
 CAMERA_WIDTH_PX = 960
 """Images are enlarged up to about this width."""
+_SHEET_PX = 1500
+"""Large images are shrunk until their sheet is about this wide: shrunk by a browser, its captions could not be read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,36 +290,38 @@ def sample_views(sample: Sample, class_names: tuple[str, ...] = ()) -> dict[str,
 
 def _camera_sheet(sample: Sample, cameras: list[int], class_names: tuple[str, ...], extent: Extent) -> RgbImage:
     cells = []
+    labelled = sample.labels is not None and bool(class_names)
+    # Wide pictures of a single camera stand one below the other.
+    columns = 1 if len(cameras) == 1 else 3 if labelled else 2
     for c in cameras:
         camera = sample.cameras[c]
         assert camera.image is not None
         pairs = point_pixel_pairs(sample, (c,))
         points_cam = sample.points_lidar[pairs.point] @ sample.T_cam_lidar(camera)[:3, :3].T
         depth_m = (points_cam + sample.T_cam_lidar(camera)[:3, 3])[:, 2]
-        width = CAMERA_WIDTH_PX if len(cameras) == 1 else 640
+        width, most = (CAMERA_WIDTH_PX, _SHEET_PX) if len(cameras) == 1 else (640, _SHEET_PX // columns)
         if camera.superpixels is not None:
             count = int(camera.superpixels.max()) + 1
-            view = superpixel_view(camera.image, camera.superpixels, width)
+            view = canvas.fit_width(superpixel_view(camera.image, camera.superpixels, width), most)
             cells.append(canvas.captioned(view, f"{camera.name}: {count} superpixels"))
         else:
             enlarged = canvas.enlarge(camera.image, canvas.enlargement(camera.image_size, width))
-            cells.append(canvas.captioned(enlarged, f"{camera.name}: no superpixels"))
+            cells.append(canvas.captioned(canvas.fit_width(enlarged, most), f"{camera.name}: no superpixels"))
         view = projection_view(camera.image, pairs.uv, depth_m, target_width=width, extent=extent)
+        view = canvas.fit_width(view, most)
         cells.append(canvas.captioned(with_depth_scale(view, extent), f"{camera.name}: {len(pairs)} points by depth"))
         if sample.labels is not None and class_names:
             colours = canvas.class_colours(sample.labels[pairs.point], len(class_names))
             view = projection_view(camera.image, pairs.uv, depth_m, colours, width, extent)
-            legend = class_legend(view, sample.labels[pairs.point], class_names)
+            legend = class_legend(canvas.fit_width(view, most), sample.labels[pairs.point], class_names)
             cells.append(canvas.captioned(legend, f"{camera.name}: points by class"))
-    labelled = sample.labels is not None and bool(class_names)
-    # Wide pictures of a single camera stand one below the other.
-    return canvas.tiled(cells, columns=(1 if len(cameras) == 1 else 3 if labelled else 2))
+    return canvas.tiled(cells, columns=columns)
 
 
 def _sweep_sheet(sample: Sample, class_names: tuple[str, ...], extent: Extent) -> RgbImage:
     points, range_m = sample.points_lidar.astype(np.float64), extent.range_m
-    by_height, low, high = spread_colours(points[:, 2])
-    view = canvas.with_scale(birds_eye_view(points, by_height, range_m=range_m), low, high, "m")
+    heights, lowest, highest = spread_colours(points[:, 2])
+    view = canvas.with_scale(birds_eye_view(points, heights, range_m=range_m), lowest, highest, "m")
     cells = [canvas.captioned(view, "height above the sensor")]
     by_intensity, low, high = spread_colours(sample.intensity.astype(np.float64))
     view = canvas.with_scale(birds_eye_view(points, by_intensity, range_m=range_m), low, high, "")
@@ -325,11 +329,12 @@ def _sweep_sheet(sample: Sample, class_names: tuple[str, ...], extent: Extent) -
     if sample.labels is not None and class_names:
         colours = canvas.class_colours(sample.labels, len(class_names))
         view = birds_eye_view(points, colours, range_m=range_m, boxes=sample.boxes)
-        title = "class" if sample.boxes is None else f"class, {len(sample.boxes.classes)} boxes"
+        title = "class" if sample.boxes is None else f"class, {len(sample.boxes.classes)} boxes (white)"
         cells.append(canvas.captioned(class_legend(view, sample.labels, class_names), title))
     elif sample.boxes is not None:
-        view = birds_eye_view(points, by_height, range_m=range_m, boxes=sample.boxes)
-        cells.append(canvas.captioned(view, f"{len(sample.boxes.classes)} boxes"))
+        view = birds_eye_view(points, heights, range_m=range_m, boxes=sample.boxes)
+        view = canvas.with_scale(view, lowest, highest, "m")
+        cells.append(canvas.captioned(view, f"{len(sample.boxes.classes)} boxes (white) over height"))
     return canvas.tiled(cells, columns=3)
 
 
@@ -344,14 +349,15 @@ def class_legend(view: RgbImage, labels: UInt8[np.ndarray, " n"], class_names: S
 def _class_map(camera: CameraView, class_names: tuple[str, ...]) -> RgbImage:
     labels = np.asarray(camera.labels)
     view = canvas.class_colours(labels.ravel(), len(class_names)).reshape(*labels.shape, 3)
-    view = canvas.enlarge(view, canvas.enlargement(labels.shape, 640), smooth=False)
+    view = canvas.fit_width(canvas.enlarge(view, canvas.enlargement(labels.shape, 640), smooth=False), 640)
     return canvas.captioned(class_legend(view, labels.ravel(), class_names), f"{camera.name}: class")
 
 
 def depth_view(depth_m: Float[np.ndarray, "height width"], width: int = 640, extent: Extent = STREET) -> RgbImage:
-    """A depth map in colours with its scale, enlarged towards `width`; unknown depth (0) is background."""
+    """A depth map in colours with its scale, brought close to `width`; unknown depth (0) is background."""
     known = depth_m.ravel() > 0
     colours = depth_colours(depth_m.ravel().astype(np.float64), extent)
     colours[~known] = canvas.BACKGROUND
     view = colours.reshape(*depth_m.shape, 3)
-    return with_depth_scale(canvas.enlarge(view, canvas.enlargement(depth_m.shape, width), smooth=False), extent)
+    view = canvas.enlarge(view, canvas.enlargement(depth_m.shape, width), smooth=False)
+    return with_depth_scale(canvas.fit_width(view, width), extent)

@@ -246,6 +246,25 @@ def test_sample_views_follow_what_the_sample_has() -> None:
     assert scenes.sample_views(sample, CLASS_NAMES)["sweep"].shape[1] > scenes.sample_views(blind)["sweep"].shape[1]
 
 
+def test_sheets_of_large_images_are_no_wider_than_a_page() -> None:
+    """Six cameras of 1600 x 900 pixels made a sheet of 3200 pixels, whose captions no browser could show."""
+    rng = np.random.default_rng(3)
+    sample = make_sample(rng)
+    camera = sample.cameras[0]
+    factor = 2000 // camera.image_size[1]
+    assert camera.image is not None
+    large = dataclasses.replace(
+        camera,
+        image=drawing.enlarge(camera.image, factor),
+        image_size=(camera.image_size[0] * factor, camera.image_size[1] * factor),
+        superpixels=np.kron(camera.superpixels, np.ones((factor, factor), camera.superpixels.dtype)),  # type: ignore[union-attr, arg-type]
+        depth_m=None,
+    )
+    for cameras, labels in (((large,), None), ((large, large), None), ((large, large), sample.labels)):
+        views = scenes.sample_views(dataclasses.replace(sample, cameras=cameras, labels=labels), CLASS_NAMES)
+        assert 1400 < views["cameras"].shape[1] < 1520
+
+
 # ---- rooms and streets
 
 
