@@ -8,6 +8,7 @@ drawn on an enlarged image. Text is drawn in ASCII, the only alphabet of OpenCV'
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -225,8 +226,10 @@ def with_scale(image: RgbImage, low: float, high: float, unit: str) -> RgbImage:
     bar = np.full((30, width, 3), BACKGROUND, dtype=np.uint8)
     left, right = 6, max(width - 7, 7)
     bar[4:12, left : right + 1] = turbo(np.linspace(0.0, 1.0, right - left + 1), 0.0, 1.0)[None]
+    # As many digits as three labels of this span need: 0.00117 between -1.23 and 1.23 is 0.00.
+    digits = 2 - math.floor(math.log10(high - low)) if high > low else 2
     for value, share in ((low, 0.0), ((low + high) / 2, 0.5), (high, 1.0)):
-        text = f"{value:.3g} {unit}".strip()
+        text = (f"{value:.{max(digits, 0)}f} {unit}" if digits <= 5 else f"{value:.3g} {unit}").strip()
         middle = left + share * (right - left)
         at = int(np.clip(middle - text_width(text, 0.4) / 2, left, max(right - text_width(text, 0.4), left)))
         put_text(bar, text, at, 25, scale=0.4)
