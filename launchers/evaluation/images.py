@@ -22,23 +22,15 @@ from launchers.evaluation.common import Evaluation, drawn_sample, workers_for
 from models.image.decoder import UNetDecoder
 from models.pairing import upsample_to_pixels
 
-_TRIED = 8
-"""Test samples from which one is taken for a picture."""
-
 
 def image_parts(evaluation: Evaluation, splits: Splits, draws: Mapping[str, LabelDraws]) -> ImageParts:
     """For the protocols of `tower="image_backbone"`; each leaves a picture of its predictions for a test sample."""
     read = LabelledImages(evaluation.manifest, evaluation.config, evaluation.image_size)
 
     def keep(init: str, protocol: str, network: DenseNetwork) -> None:
-<<<<<<< HEAD
-        # Of the first sample that can be used.
-        batch = next(iter(read(Samples(splits.test[:_TRIED].tolist(), truth=PROTOCOLS[protocol].truth))))
-=======
         batch = drawn_sample(read, splits, PROTOCOLS[protocol].truth)
         if batch is None:
             return
->>>>>>> d18af1e (Report: gains as the figures show them, doubts named, measures explained, predictions beside the truth)
         images = batch.need("images", by="a network of images")
         with torch.inference_mode():
             output = network.eval()(images.to(evaluation.device)).float().cpu()
