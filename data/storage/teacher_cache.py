@@ -2,29 +2,35 @@
 
 `<root>/teacher_cache/<key>/` holds parts, each a pair of files, and `cache.json`, which is written last:
 
-    part-00000.npy         float16 [rows, dim]
-    part-00000.index.npz   sample int64 [k], num_segments int32 [k, V], sha256 of the .npy: whose rows these are
-    cache.json             dim, number of cameras, fingerprint of the shard set, the parts with sizes and checksums
+    part-<digest>.npy         float16 [rows, dim]
+    part-<digest>.index.npz   sample int64 [k], key uint64 [k], num_segments int32 [k, V], sha256 of the .npy
+    cache.json                dim, number of cameras, fingerprint of the shard set, the parts with sizes and checksums
+    build.lock                held by the one process that builds; names it and how far it is
 
-The rows of a sample are its cameras' superpixels, camera after camera in the set's order. A build that was
-interrupted continues after the last finished part.
+The rows of a sample are its cameras' superpixels, camera after camera in the set's order. Several runs may want the
+same cache: one builds, the others wait, and who comes later reads. Parts are named by their content and never change,
+so whoever reads keeps what it has opened. The index says whose rows a part has: by the sample's row in the set, and by
+a digest of its key, against which every read is checked. What a killed build finished is kept.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from common.file_lock import FileLock
 from common.files import file_sha256, replace_file, replacing
 from common.retry import RETRY_MIN, StorageAwayError
 from data.storage.manifest import Manifest
@@ -35,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _ITEM_BYTES = 2  # float16
 _VERSION = 1
+_LOCK = "build.lock"
 _PIXELS = 2
 """Raised when the same stored image gives a teacher other pixels than before; 1: all were decoded at full size."""
 _PART_BYTES = 256 << 20
@@ -52,6 +59,10 @@ class _Part:
     file: str
     num_bytes: int
     sha256: str
+
+
+class CacheBusyError(RuntimeError):
+    """Another process builds this cache; the message says who and how far it is."""
 
 
 def _folder(root: str, key: str) -> Path:
@@ -79,9 +90,13 @@ class TeacherCache:
         self._part = np.full(num_samples, -1, dtype=np.int32)
         self._row = np.zeros(num_samples, dtype=np.int64)
         self._counts = np.zeros((num_samples, num_cameras), dtype=np.int32)
+        self._keys = np.zeros(num_samples, dtype=np.uint64)
         self._starts: list[int] = []
         for number, part in enumerate(self._parts):
-            samples, counts, _ = _read_index(path / part.file)
+            samples, keys, counts, sha256 = _read_index(path / part.file)
+            if sha256 != part.sha256:  # two builds of a version without a lock: rows of other samples
+                raise ValueError(f"{_index_path(path / part.file).name} is the index of another part")
+            self._keys[samples] = keys
             self._starts.append(part.num_bytes - int(counts.sum()) * self.dim * _ITEM_BYTES)  # behind the .npy header
             self._part[samples] = number
             self._row[samples] = np.cumsum(counts.sum(axis=1)) - counts.sum(axis=1)
@@ -113,7 +128,7 @@ class TeacherCache:
                 if verify and file_sha256(file) != part.sha256:
                     raise ShardError(f"{file} does not have the checksum of cache.json; {remedy}")
             return TeacherCache(path, content)
-        except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, OSError, MemoryError, OverflowError) as error:
             raise ShardError(f"{path} is damaged ({error!r}); {remedy}") from error
 
     def __contains__(self, index: int) -> bool:
@@ -124,16 +139,21 @@ class TeacherCache:
         """First row of each camera within the sample's features; the last entry is their number."""
         return np.concatenate(([0], np.cumsum(self._counts[index], dtype=np.int64)))
 
-    def features(self, index: int) -> Float[np.ndarray, "S D"]:
-        """float16 features of a sample's superpixels.
+    def features(self, index: int, key: str) -> Float[np.ndarray, "S D"]:
+        """float16 features of the superpixels of the sample in a row of the set, whose key it has.
 
         Raises:
             KeyError: the sample is not in the cache.
-            ShardError: they cannot be read.
+            ShardError: they cannot be read, or are those of a sample with another key.
         """
         part = int(self._part[index])
         if part < 0:
             raise KeyError(f"sample {index} is not in the teacher cache {self.path}")
+        if self._keys[index] not in (_NO_KEY, _digest(key)):
+            raise ShardError(
+                f"{self.path / self._parts[part].file}: row {index} of the set is sample {key}, and the features there "
+                f"are those of another one; delete {self.path} and build the teacher cache again"
+            )
         row_bytes, rows = self.dim * _ITEM_BYTES, int(self._counts[index].sum())
         start = self._starts[part] + int(self._row[index]) * row_bytes
         # Not mapped: where storage goes away, touching a map kills the process, while a read can be tried again.
@@ -150,42 +170,79 @@ def _index_path(part: Path) -> Path:
     return part.with_name(part.stem + ".index.npz")
 
 
-def _read_index(part: Path) -> tuple[np.ndarray, np.ndarray, str]:
-    """Samples, superpixels of each camera, checksum of the part.
+_NO_KEY = np.uint64(0)
+"""In place of a key's digest: parts of earlier versions have none."""
+
+
+def _digest(key: str) -> np.uint64:
+    """Of a sample's key, never `_NO_KEY`."""
+    return np.uint64(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") or 1)
+
+
+def _read_index(part: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """Samples, digests of their keys, superpixels of each camera, checksum of the part.
 
     Raises:
         ValueError: missing or damaged.
     """
     try:
         with np.load(_index_path(part), allow_pickle=False) as archive:
-            return archive["sample"], archive["num_segments"], str(archive["sha256"])
-    except (ValueError, KeyError, EOFError, OSError, zipfile.BadZipFile) as error:
+            samples = archive["sample"]
+            keys = archive["key"] if "key" in archive.files else np.full(len(samples), _NO_KEY)
+            return samples, keys, archive["num_segments"], str(archive["sha256"])
+    except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{_index_path(part).name} cannot be read: {error!r}") from error
 
 
 class TeacherCacheWriter:
     """Builds a cache part by part; what earlier, interrupted builds finished is kept.
 
-    One process writes. Typical use:
+    One process at a time, on any machine, holds it, from the constructor to `finish` or the end of a `with` block:
 
-        writer = TeacherCacheWriter(root, key, dim, manifest)
-        for index in writer.missing(indices): writer.add(index, features, counts)
-        cache = writer.finish()
+        with TeacherCacheWriter(root, key, dim, manifest) as writer:
+            for index in writer.missing(indices): writer.add(index, features, counts)
+            cache = writer.finish()
     """
 
     def __init__(self, root: str, key: str, dim: int, manifest: Manifest, *, part_bytes: int = _PART_BYTES) -> None:
+        """Take the lock, and look at what is there.
+
+        Raises:
+            CacheBusyError: another process builds it.
+            ShardError: the folder cannot be written.
+        """
         self._root, self._key, self._dim, self._manifest = root, key, dim, manifest
         self._rows_per_part = max(part_bytes // (_ITEM_BYTES * dim), 1)
         self._path = _folder(root, key)
-        self._path.mkdir(parents=True, exist_ok=True)
         self._done = np.zeros(len(manifest), dtype=bool)
-        self._parts: list[_Part] = []
+        self._parts: dict[str, _Part] = {}
         self._buffer: list[tuple[int, np.ndarray, tuple[int, ...]]] = []
-        self._recover()
+        self._lock = FileLock(self._path / _LOCK)
+        with self._writing():
+            self._path.mkdir(parents=True, exist_ok=True)
+            if not self._lock.take():
+                raise CacheBusyError(f"{self._path} is being built by {self._lock.holder}")
+        try:
+            with self._writing():
+                self._recover()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> TeacherCacheWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Let others build; what is not flushed is lost."""
+        self._lock.release()
 
     def missing(self, indices: Int[np.ndarray, " n"]) -> Int[np.ndarray, " k"]:
         """Those of the samples that still have to be added."""
         return np.asarray(indices[~self._done[indices]])
+
+    def note(self, how_far: str) -> None:
+        """Tell those who wait."""
+        self._lock.note(how_far)
 
     def add(self, index: int, features: Float[np.ndarray, "S D"], num_segments: Sequence[int]) -> None:
         """Take the features of a sample's superpixels, camera after camera; `num_segments`: how many each camera has.
@@ -211,28 +268,49 @@ class TeacherCacheWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added since the last part as a part of its own."""
-        if not self._buffer:
-            return
-        part = self._path / f"part-{len(self._parts):05d}.npy"
+        """Write what was added since the last part as a part of its own.
+
+        Raises:
+            ShardError: it cannot be written.
+        """
+        if self._buffer:
+            with self._writing():
+                self._write_part()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ShardError(
+                f"{self._path} cannot be written: {error}; what is finished is kept: when the cause is removed, start "
+                "again"
+            ) from error
+
+    def _write_part(self) -> None:
+        samples = np.array([index for index, _, _ in self._buffer], dtype=np.int64)
+        rows = np.concatenate([rows for _, rows, _ in self._buffer])
+        # Whose rows they are is part of the name: two samples may look the same.
+        part = self._path / f"part-{hashlib.sha256(samples.tobytes() + rows.tobytes()).hexdigest()[:20]}.npy"
         with replacing(part, durable=True) as temporary:
             with temporary.open("wb") as file:
-                np.save(file, np.concatenate([rows for _, rows, _ in self._buffer]), allow_pickle=False)
+                np.save(file, rows, allow_pickle=False)
             sha256 = file_sha256(temporary)
         assert sha256 is not None
         # The index makes the part count; it comes last, so a part is there whole or not at all.
         with replacing(_index_path(part), durable=True) as temporary, temporary.open("wb") as file:
             np.savez(
                 file,
-                sample=np.array([index for index, _, _ in self._buffer], dtype=np.int64),
+                sample=samples,
+                key=np.array([_digest(self._manifest.key(index)) for index, _, _ in self._buffer], dtype=np.uint64),
                 num_segments=np.array([counts for _, _, counts in self._buffer], dtype=np.int32),
                 sha256=np.array(sha256),
             )
-        self._parts.append(_Part(file=part.name, num_bytes=part.stat().st_size, sha256=sha256))
+        self._parts[part.name] = _Part(file=part.name, num_bytes=part.stat().st_size, sha256=sha256)
         self._buffer = []
 
     def finish(self) -> TeacherCache:
-        """Write the rest and open the cache. Samples that were never added are not in it."""
+        """Write the rest, let others build, and open the cache. Samples that were never added are not in it."""
         self.flush()
         content = {
             "version": _VERSION,
@@ -240,34 +318,32 @@ class TeacherCacheWriter:
             "num_samples": len(self._manifest),
             "num_cameras": len(self._manifest.camera_names),
             "manifest_fingerprint": self._manifest.fingerprint(),
-            "parts": [asdict(part) for part in self._parts],
+            "parts": [asdict(self._parts[name]) for name in sorted(self._parts)],
         }
-        replace_file(self._path / "cache.json", (json.dumps(content, indent=1) + "\n").encode())
+        with self._writing():
+            replace_file(self._path / "cache.json", (json.dumps(content, indent=1) + "\n").encode())
         cache = TeacherCache.open(self._root, self._key, verify=False)
         assert cache is not None
+        self._lock.release()
         return cache
 
     def _recover(self) -> None:
-        """Count the finished parts of an earlier build; drop leftovers and, from the first damaged one on, the rest."""
-        for leftover in self._path.glob("*.tmp"):
+        """Count the finished parts of earlier builds, and remove what they left unfinished or damaged."""
+        for leftover in self._path.glob("*.tmp"):  # we hold the lock: nobody writes them any more
             leftover.unlink()
-        files = sorted(_index_path(file) for file in self._path.glob("part-*.npy"))
-        for number, index_path in enumerate(files):
-            part = self._path / f"part-{number:05d}.npy"
-            if index_path != _index_path(part) or not index_path.is_file():  # a gap, or a part never finished
-                break
-            try:
-                samples, _, sha256 = _read_index(part)
-            except ValueError as error:
-                logger.warning("%s: %s; building from there on again", self._path, error)
-                break
-            if file_sha256(part) != sha256:
-                logger.warning("%s: %s has another checksum; building from there on again", self._path, part.name)
-                break
-            self._done[samples] = True
-            self._parts.append(_Part(file=part.name, num_bytes=part.stat().st_size, sha256=sha256))
-        whole = {part.file for part in self._parts}
-        for file in self._path.glob("part-*.npy"):
-            if file.name not in whole:
-                _index_path(file).unlink(missing_ok=True)
-                file.unlink()
+        for part in sorted(self._path.glob("part-*.npy")):
+            problem = None
+            if _index_path(part).is_file():  # else a part never finished, which is nothing to tell
+                try:
+                    samples, _, _, sha256 = _read_index(part)
+                    if file_sha256(part) == sha256:
+                        self._done[samples] = True
+                        self._parts[part.name] = _Part(file=part.name, num_bytes=part.stat().st_size, sha256=sha256)
+                        continue
+                    problem = f"{part.name} has another checksum"
+                except (ValueError, IndexError) as error:
+                    problem = str(error)
+            if problem is not None:
+                logger.warning("%s: %s; its samples are built again", self._path, problem)
+            _index_path(part).unlink(missing_ok=True)
+            part.unlink()

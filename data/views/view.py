@@ -169,9 +169,9 @@ def _cached_features(cache: TeacherCache, index: int, sample: Sample) -> list[np
     """Teacher features of each camera.
 
     Raises:
-        ShardError: the cache was built with other superpixels.
+        ShardError: the cache was built with other superpixels, or has another sample's features there.
     """
-    offsets, rows = cache.offsets(index), cache.features(index)
+    offsets, rows = cache.offsets(index), cache.features(index, sample.key)
     for number, view in enumerate(sample.cameras):
         stored = 0 if view.superpixels is None else int(view.superpixels.max()) + 1
         if stored != offsets[number + 1] - offsets[number]:

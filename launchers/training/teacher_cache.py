@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 
 from jaxtyping import Float
@@ -14,11 +15,12 @@ from data.batch_spec import BatchSpec
 from data.loading.evaluation import image_batches
 from data.loading.loader import DataConfig
 from data.sample import Batch
-from data.storage.manifest import load_manifest
+from data.storage.manifest import Manifest, load_manifest
 from data.storage.mixture import open_set
 from data.storage.reader import SampleReader
+from data.storage.shard import ShardError
 from data.storage.store import is_url
-from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter, teacher_cache_key
+from data.storage.teacher_cache import CacheBusyError, TeacherCache, TeacherCacheWriter, teacher_cache_key
 from engine.distributed import World, agree_any, agree_signal
 from engine.errors import StopRequested
 from engine.preempt import StopSignals
@@ -31,6 +33,9 @@ _SAMPLES_AT_A_TIME = 4
 _PIXELS = BatchSpec(superpixels=True)
 _FLUSH_EVERY_S = 60.0
 """What a killed build loses at most."""
+_POLL_S = 1.0
+_TELL_EVERY_S = 60.0
+"""How often a run that waits says for whom."""
 _AGREE_EVERY_S = 5.0
 
 
@@ -73,39 +78,63 @@ def open_or_build(
 ) -> TeacherCache:
     """The finished cache of this teacher and this set; rank 0 builds what is missing while the others wait.
 
-    An interrupted build continues where it stopped. Several runs that build the same cache at once write the same
-    bytes, one after the other's rename. The wait may be longer than the time limit of a collective: rank 0 tells the
-    others every few seconds that it still builds, and hears whether one of them got a stop signal. All processes of
-    the run call it.
+    An interrupted build continues where it stopped, and a damaged part is built again. Of several runs that want the
+    same cache one builds; the others wait for it, and go on themselves if it dies. The wait may be longer than the time
+    limit of a collective: rank 0 tells the others every few seconds that it still builds or waits, and hears whether
+    one of them got a stop signal. All processes of the run call it.
 
     Raises:
-        ShardError: damaged samples beyond `config.max_skip_share`, or a damaged cache.
+        ShardError: damaged samples beyond `config.max_skip_share`, or a cache that cannot be read or written.
         ConfigError: see `cache_root`.
         StopRequested: before the cache was finished, on all ranks.
     """
     manifest, root = open_set(config, config.cache), cache_root(config)
     key = teacher_cache_key(objective.teacher.fingerprint(), manifest, config.image_size)
-    cache = TeacherCache.open(root, key)
     indices = manifest.indices(config.split)[: config.limit].tolist()
     signals = signals or StopSignals()  # one that is not in a `with` block hears nothing
-    building = world.is_main and (cache is None or any(index not in cache for index in indices))
     stopped = False
-    if building:
-        stopped = _build(objective, config, key, world, signals)
-        cache = None
+    if world.is_main:
+        try:
+            cache = TeacherCache.open(root, key)
+        except ShardError as error:
+            logger.warning("%s; its damaged parts are built again now", error)
+            cache = None
+        if cache is None or any(index not in cache for index in indices):
+            stopped = _build_or_wait(objective, config, key, world, signals)
     while not stopped and any(flags := agree_any([False, signals.number > 0], world)):
         stopped = flags[1]
     if stopped:
         raise StopRequested(str(agree_signal(signals, world)))
-    cache = cache or TeacherCache.open(root, key)
-    assert cache is not None  # rank 0 has just finished it
+    cache = TeacherCache.open(root, key, verify=False)  # rank 0 has just seen that it is whole
+    assert cache is not None
     return cache
 
 
-def _build(objective: PoolsTeacher, config: DataConfig, key: str, world: World, signals: StopSignals) -> bool:
+def _build_or_wait(objective: PoolsTeacher, config: DataConfig, key: str, world: World, signals: StopSignals) -> bool:
+    """Add what is missing once no other run builds; True if some rank got a stop signal before the end."""
+    manifest, told_at = load_manifest(config.shards, config.cache), -math.inf
+    while True:
+        try:
+            with TeacherCacheWriter(cache_root(config), key, objective.teacher.num_features, manifest) as writer:
+                return _build(objective, config, writer, manifest, world, signals)
+        except CacheBusyError as busy:
+            if time.monotonic() - told_at >= _TELL_EVERY_S:
+                logger.info("waiting for the teacher cache: %s", busy)
+                told_at = time.monotonic()
+        if agree_any([True, signals.number > 0], world)[1]:
+            return True
+        time.sleep(_POLL_S)
+
+
+def _build(
+    objective: PoolsTeacher,
+    config: DataConfig,
+    writer: TeacherCacheWriter,
+    manifest: Manifest,
+    world: World,
+    signals: StopSignals,
+) -> bool:
     """Add what is missing; True if some rank got a stop signal before the end."""
-    manifest = load_manifest(config.shards, config.cache)
-    writer = TeacherCacheWriter(cache_root(config), key, objective.teacher.num_features, manifest)
     missing = writer.missing(manifest.indices(config.split)[: config.limit])
     teacher_was_on = next(objective.teacher.parameters()).device
     objective.teacher.to(world.device)
@@ -113,13 +142,14 @@ def _build(objective: PoolsTeacher, config: DataConfig, key: str, world: World, 
     flushed = agreed_at = time.monotonic()
     try:
         with Progress(*columns) as progress:
-            task = progress.add_task("teacher features", total=len(missing))
+            task, done = progress.add_task("teacher features", total=len(missing)), 0
             batches = image_batches(
                 SampleReader(manifest), missing, config, spec=_PIXELS, batch_size=_SAMPLES_AT_A_TIME
             )
             for indices, batch in batches:
                 _add(writer, indices, batch, objective.pool_teacher(batch.to(world.device)).cpu())
                 progress.advance(task, len(indices))
+                done += len(indices)
                 if time.monotonic() - flushed >= _FLUSH_EVERY_S:
                     writer.flush()
                     flushed = time.monotonic()
@@ -127,6 +157,7 @@ def _build(objective: PoolsTeacher, config: DataConfig, key: str, world: World, 
                     if agree_any([True, signals.number > 0], world)[1]:
                         return True
                     agreed_at = time.monotonic()
+                    writer.note(f"{done} of {len(missing)} samples")
     finally:
         writer.flush()  # an interrupted build keeps what it has
     writer.finish()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +17,10 @@ from data.loading.evaluation import load_batch
 from data.sample import Batch
 from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
-from data.storage.teacher_cache import TeacherCache, teacher_cache_key
+from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter, teacher_cache_key
 from engine.distributed import World
+from engine.errors import StopRequested
+from engine.preempt import StopSignals
 from launchers.training import teacher_cache as builder
 from launchers.training.train import load_run
 from models.methods.slidr import Slidr
@@ -85,7 +90,7 @@ def test_what_is_cached_is_what_the_teacher_gives(shards: str, world: World) -> 
         batch = load_batch(reader, [index], config.data, config.method.batch_spec())
         assert batch.superpixels is not None
         expected = objective.pool_teacher(batch).numpy()
-        stored = cache.features(index)
+        stored = cache.features(index, manifest.key(index))
         assert stored.dtype == np.float16
         assert cache.offsets(index).tolist() == [0, *np.cumsum(batch.superpixels.per_image.tolist()).tolist()]
         np.testing.assert_allclose(stored.astype(np.float32), expected, rtol=2**-11, atol=1e-6)
@@ -147,7 +152,9 @@ def test_an_interrupted_build_goes_on(
     expected = objective.pool_teacher(
         load_batch(SampleReader(manifest), [last], config.data, config.method.batch_spec())
     ).numpy()
-    np.testing.assert_allclose(cache.features(last).astype(np.float32), expected, rtol=2**-11, atol=1e-6)
+    np.testing.assert_allclose(
+        cache.features(last, manifest.key(last)).astype(np.float32), expected, rtol=2**-11, atol=1e-6
+    )
 
 
 def test_a_killed_build_loses_little(
@@ -195,3 +202,66 @@ def test_more_samples_are_added_to_a_cache(shards: str, pooled: list[str], world
         builder.open_or_build(objective, config.data, world)
         assert len(pooled) == seen
     assert len(caches(shards)) == 1
+
+
+class Waits:
+    """Another run holds the cache; each pause of the one that waits is a chance to do something."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, shards: str, key: str, then: Callable[[], None]) -> None:
+        manifest = load_manifest(shards)
+        self.other = TeacherCacheWriter(shards, key, 4, manifest)
+        self.other.note("3 of 9 samples")
+        self.pauses = 0
+        self._then = then
+        monkeypatch.setattr(builder.time, "sleep", self._pause)
+
+    def _pause(self, seconds: float) -> None:
+        self.pauses += 1
+        if self.pauses == 3:
+            self._then()
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_waits_for_another_that_builds(
+    shards: str,
+    pooled: list[str],
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stopped: bool,
+) -> None:
+    """It says for whom, builds itself when the other one has died, and hears a stop signal meanwhile."""
+    caplog.set_level(logging.INFO)
+    config, objective = built(shards, RANDOM)
+    key = teacher_cache_key(objective.teacher.fingerprint(), load_manifest(shards), config.data.image_size)
+    with StopSignals() as signals:
+        then = (
+            (lambda: os.kill(os.getpid(), signal.SIGUSR1)) if stopped else (lambda: waits.other.__exit__(*[None] * 3))
+        )
+        waits = Waits(monkeypatch, shards, key, then)
+        if stopped:
+            with pytest.raises(StopRequested, match="SIGUSR1"):
+                builder.open_or_build(objective, config.data, world, signals)
+        else:
+            builder.open_or_build(objective, config.data, world, signals)
+    assert len(pooled) == (0 if stopped else 9)
+    assert waits.pauses == 3
+    told = [record.getMessage() for record in caplog.records if "waiting for the teacher cache" in record.getMessage()]
+    assert len(told) == 1
+    assert f"process {os.getpid()} on" in told[0]
+    assert told[0].endswith("3 of 9 samples")
+
+
+def test_a_damaged_cache_is_built_again_with_a_word(
+    shards: str, pooled: list[str], world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    config, objective = built(shards, RANDOM)
+    builder.open_or_build(objective, config.data, world)
+    part = next(Path(shards).glob("teacher_cache/*/part-*.npy"))
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    cache = builder.open_or_build(objective, config.data, world)
+    assert "does not have the checksum" in caplog.text
+    assert len(pooled) == 18
+    assert all(index in cache for index in load_manifest(shards).indices("train").tolist())

@@ -311,7 +311,7 @@ def test_cached_features_take_the_place_of_images(root: str) -> None:
         assert batch.superpixels.num == with_images.superpixels.num == len(batch.superpixels.features) == 108
         assert batch.superpixels.features.dtype == torch.float32
         for sample, key in enumerate(batch.keys):
-            expected = torch.from_numpy(np.array(cache.features(index[key]))).float()
+            expected = torch.from_numpy(np.array(cache.features(index[key], key))).float()
             assert torch.equal(batch.superpixels.features[36 * sample : 36 * sample + 36], expected)
 
 

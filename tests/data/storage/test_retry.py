@@ -135,9 +135,9 @@ def test_a_teacher_cache_that_is_away_for_a_while(root: str) -> None:
     writer.add(5, features, counts)
     cache = writer.finish()
     timer = away_for(root, 1.0)
-    assert np.array_equal(cache.features(5), features)
+    assert np.array_equal(cache.features(5, manifest.key(5)), features)
     timer.join()
     os.remove(next(Path(root).glob("teacher_cache/*/part-*.npy")))
     again = TeacherCache(cache.path, json.loads((cache.path / "cache.json").read_text()))
     with pytest.raises(ShardError, match="cannot be read"):
-        again.features(5)
+        again.features(5, manifest.key(5))
