@@ -221,7 +221,7 @@ class Waits:
             self._then()
 
 
-@pytest.mark.parametrize("stopped", [False, True])
+@pytest.mark.parametrize("stopped", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_waits_for_another_that_builds(
     shards: str,
     pooled: list[str],
@@ -252,6 +252,7 @@ def test_a_run_waits_for_another_that_builds(
     assert told[0].endswith("3 of 9 samples")
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_is_built_again_with_a_word(
     shards: str, pooled: list[str], world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
