@@ -149,7 +149,7 @@ class TeacherCache:
         part = int(self._part[index])
         if part < 0:
             raise KeyError(f"sample {index} is not in the teacher cache {self.path}")
-        if self._keys[index] not in (_NO_KEY, _digest(key)):
+        if int(self._keys[index]) not in (_NO_KEY, _digest(key)):
             raise ShardError(
                 f"{self.path / self._parts[part].file}: row {index} of the set is sample {key}, and the features there "
                 f"are those of another one; delete {self.path} and build the teacher cache again"
@@ -170,13 +170,13 @@ def _index_path(part: Path) -> Path:
     return part.with_name(part.stem + ".index.npz")
 
 
-_NO_KEY = np.uint64(0)
+_NO_KEY = 0
 """In place of a key's digest: parts of earlier versions have none."""
 
 
-def _digest(key: str) -> np.uint64:
+def _digest(key: str) -> int:
     """Of a sample's key, never `_NO_KEY`."""
-    return np.uint64(int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") or 1)
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") or 1
 
 
 def _read_index(part: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
@@ -188,7 +188,7 @@ def _read_index(part: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
     try:
         with np.load(_index_path(part), allow_pickle=False) as archive:
             samples = archive["sample"]
-            keys = archive["key"] if "key" in archive.files else np.full(len(samples), _NO_KEY)
+            keys = archive["key"] if "key" in archive.files else np.full(len(samples), _NO_KEY, dtype=np.uint64)
             return samples, keys, archive["num_segments"], str(archive["sha256"])
     except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise ValueError(f"{_index_path(part).name} cannot be read: {error!r}") from error
