@@ -24,8 +24,8 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
-from common.ranges import at_least, positive, some_of
-from data.convert.base import FrameConverter
+from common.ranges import at_least, positive
+from data.convert.base import NO_CAMERA, FrameConverter, check_cameras, unique_logs
 from data.convert.box_labels import labels_from_boxes
 from data.convert.feather import Kind, Table, read_feather
 from data.convert.intensity import scaled_intensity
@@ -79,7 +79,8 @@ class Argoverse2Converter(FrameConverter):
 
     Attributes:
         source: folder that holds `train`, `val`, `test` (some of them).
-        cameras: which of the seven ring and two stereo cameras (these are monochrome), in this order; () for none.
+        cameras: which of the seven ring and two stereo cameras (these are monochrome), in this order; () or ("none",)
+            for none.
         max_image_gap_ms: sweeps that lack an image nearer than that are left out. An image is nearer than 25 ms unless
             some were lost in recording.
         every_sweep: every n-th sweep of a log is used; sweeps are 0.1 s apart.
@@ -94,7 +95,7 @@ class Argoverse2Converter(FrameConverter):
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
     def __post_init__(self) -> None:
-        some_of(self, cameras=(*RING_CAMERAS, *STEREO_CAMERAS))
+        check_cameras(self, *RING_CAMERAS, *STEREO_CAMERAS)
         positive(self, "max_image_gap_ms")
         at_least(self, every_sweep=1)
 
@@ -102,18 +103,18 @@ class Argoverse2Converter(FrameConverter):
     def _logs(self) -> dict[str, tuple[str, Path]]:
         """Split and folder of each log."""
         root = Path(self.source)
-        logs = {
-            path.name: (split, path)
+        logs = unique_logs(
+            (path.name, path, (split, path))
             for split in SPLITS
             for path in sorted((root / split).glob("*"))
             if (path / "sensors" / "lidar").is_dir()
-        }
+        )
         if not logs:
             expected = "{train,val,test}/<log>/sensors/lidar (the sensor data set)"
             raise layout_error(self.source, "Argoverse 2", expected)
         first = {split: path for split, path in reversed(logs.values())}  # what others lack is said frame by frame
         for path in first.values():
-            for camera in self.cameras:
+            for camera in self.camera_names():
                 folder = path / "sensors" / "cameras"
                 if not (folder / camera).is_dir():
                     raise layout_error(self.source, "Argoverse 2", f"images of {camera}", folder)
@@ -121,7 +122,7 @@ class Argoverse2Converter(FrameConverter):
 
     def camera_names(self) -> tuple[str, ...]:
         """The cameras that are read."""
-        return self.cameras
+        return () if self.cameras == NO_CAMERA else self.cameras
 
     def split_of(self, log: str) -> str:
         """The folder that the log is in."""
@@ -133,13 +134,22 @@ class Argoverse2Converter(FrameConverter):
 
     def _reader(self, log: str) -> Callable[[int], Sample]:
         split, folder = self._logs[log]
-        return _LogReader(self, log, folder, labelled=split != "test").read  # labels of test are not published
+        labelled = split != "test" and bool(self._annotated)  # labels of test are not published
+        return _LogReader(self, log, folder, labelled=labelled).read
+
+    @cached_property
+    def _annotated(self) -> tuple[str, ...]:
+        """Logs with labels; where none has any (the sweeps alone were fetched), none are asked for."""
+        return tuple(log for log, (_, folder) in self._logs.items() if (folder / "annotations.feather").is_file())
 
     def notes(self) -> tuple[str, ...]:
-        """Nothing has to be assumed; splits that are not there are named."""
+        """Splits and labels that are not there."""
         present = {split for split, _ in self._logs.values()}
         absent = [split for split in SPLITS if split not in present]
-        return (f"no logs of {', '.join(absent)} in the source",) if absent else ()
+        notes = [f"no logs of {', '.join(absent)} in the source"] if absent else []
+        if not self._annotated and present != {"test"}:
+            notes.append("no log has annotations.feather: sweeps without labels and boxes")
+        return tuple(notes)
 
 
 def _times_ns(folder: Path, ending: str) -> list[int]:
@@ -181,7 +191,7 @@ class _LogReader:
                 T_cam_ego=np.linalg.inv(T_ego_sensor(name)),
                 times_ns=np.array(_times_ns(folder / "sensors" / "cameras" / name, "jpg"), dtype=np.int64),
             )
-            for name in settings.cameras
+            for name in settings.camera_names()
         }
         self._poses_path = folder / "city_SE3_egovehicle.feather"
         self._poses = read_feather(self._poses_path, {"timestamp_ns": "integer", **_POSE_COLUMNS})

@@ -7,10 +7,11 @@ import functools
 import logging
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from common.ranges import some_of
 from data.sample import Sample
 from data.storage.encode import DamagedError
 from data.storage.shard import ShardError
@@ -18,6 +19,7 @@ from data.storage.shard import ShardError
 logger = logging.getLogger(__name__)
 
 Read = TypeVar("Read")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,35 @@ def unforeseen(error: Exception, key: str, log: str = "") -> Skipped:
     return Skipped.of(DamagedError.of(error), key, log)
 
 
+NO_CAMERA = ("none",)
+"""Setting `cameras` of every set of recordings that asks for sweeps only."""
+
+
+def check_cameras(converter: Any, *known: str) -> None:
+    """The setting `cameras` names some of these, or ("none",) alone.
+
+    Raises:
+        RangeError: it does not.
+    """
+    if converter.cameras != NO_CAMERA:
+        some_of(converter, "or none alone", cameras=known)
+
+
+def unique_logs(logs: Iterable[tuple[str, Path, Value]]) -> dict[str, Value]:
+    """Name, folder and what is kept of each log, by name: in two places, one of the two would be lost without a word.
+
+    Raises:
+        ShardError: two logs have one name.
+    """
+    folders: dict[str, Path] = {}
+    kept: dict[str, Value] = {}
+    for name, folder, value in logs:
+        if name in folders:
+            raise ShardError(f"log {name} is there twice, as {folders[name]} and as {folder}; keep one of them")
+        folders[name], kept[name] = folder, value
+    return kept
+
+
 @dataclass(frozen=True, kw_only=True)
 class Converter(ABC):
     """One data set's on-disk layout as samples. Picklable: each worker process gets a copy.
@@ -74,6 +105,9 @@ class Converter(ABC):
 
     set_name: ClassVar[str]
     """Name in `data.convert.sets.SETTINGS`."""
+
+    _later: ClassVar[tuple[str, ...]] = ()
+    """Settings that earlier versions did not have: folders that were begun by those do not name their defaults."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -87,7 +121,9 @@ class Converter(ABC):
 
     def settings(self) -> dict[str, Any]:
         """The fields as plain values: a prepared folder can tell by them that it is continued with others."""
-        return dataclasses.asdict(self)
+        defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in self._later}
+        values = dataclasses.asdict(self)
+        return {name: value for name, value in values.items() if name not in defaults or value != defaults[name]}
 
     @abstractmethod
     def camera_names(self) -> tuple[str, ...]:
@@ -120,10 +156,6 @@ class Converter(ABC):
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed about this source, for the summary and the manifest."""
         return ()
-
-
-NO_CAMERA = ("none",)
-"""Setting `cameras` of every set that asks for sweeps only."""
 
 
 @dataclass(frozen=True, kw_only=True)

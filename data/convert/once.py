@@ -27,8 +27,8 @@ import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from common.ranges import positive, some_of
-from data.convert.base import FrameConverter
+from common.ranges import positive
+from data.convert.base import NO_CAMERA, FrameConverter, check_cameras
 from data.convert.box_labels import boxes_from_rows, labels_from_boxes
 from data.convert.intensity import scaled_intensity
 from data.convert.poses import looks_forward, pose
@@ -66,7 +66,7 @@ class OnceConverter(FrameConverter):
         source: folder that holds `data` and `ImageSets`.
         raw: which unlabelled sequences become the split "raw": those of ImageSets/raw_small.txt; of that and
             raw_medium.txt; of these and raw_large.txt; all that are in the source and in no other split; or none.
-        cameras: which of the seven, in this order; () for none.
+        cameras: which of the seven, in this order; () or ("none",) for none.
         undistort: False stores the images as published (distorted: projections are off by some pixels).
         intensity_max: reflectance that becomes intensity 1; larger ones are clipped.
         without_pose: what becomes of frames whose pose the set does not know: left out, or kept with the identity.
@@ -83,7 +83,7 @@ class OnceConverter(FrameConverter):
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
     def __post_init__(self) -> None:
-        some_of(self, cameras=CAMERAS)
+        check_cameras(self, *CAMERAS)
         positive(self, "intensity_max")
 
     # ---- sequences
@@ -116,7 +116,7 @@ class OnceConverter(FrameConverter):
         for name in splits:
             if not (folder / name / f"{name}.json").is_file():
                 raise layout_error(self.source, "ONCE", f"{name}.json (poses and calibration)", folder / name)
-        for camera in self.cameras:
+        for camera in self.camera_names():
             lacking = next((name for name in splits if not (folder / name / camera).is_dir()), None)
             if lacking:
                 raise layout_error(self.source, "ONCE", f"images of {camera}", folder / lacking)
@@ -124,7 +124,7 @@ class OnceConverter(FrameConverter):
 
     def camera_names(self) -> tuple[str, ...]:
         """The cameras that are read."""
-        return self.cameras
+        return () if self.cameras == NO_CAMERA else self.cameras
 
     def split_of(self, log: str) -> str:
         """As published: "train", "val", "test" or "raw"."""
@@ -150,7 +150,7 @@ class OnceConverter(FrameConverter):
         absent = [name for name, split in self._listed.items() if name not in self._logs]
         if absent:
             notes.append(f"{len(absent)} of {len(self._listed)} listed sequences are not in the source")
-        front = next((name for name in self.cameras if name in CAMERAS[:2]), None)
+        front = next((name for name in self.camera_names() if name in CAMERAS[:2]), None)
         if front is not None:
             log = next(iter(self._logs))
             try:
@@ -270,7 +270,7 @@ class _Reader:
             ),
             T_ego_lidar=np.eye(4),
             T_world_ego=T_world_ego,
-            cameras=tuple(self._view(camera, name, time_us, T_world_ego) for camera in self._settings.cameras),
+            cameras=tuple(self._view(camera, name, time_us, T_world_ego) for camera in self._settings.camera_names()),
             labels=labels,
             instances=instances,
             boxes=boxes,

@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from pyarrow import csv
 
 from common.ranges import at_least, below, some_of
-from data.convert.base import FrameConverter
+from data.convert.base import FrameConverter, check_cameras
 from data.convert.raw_files import layout_error, read_bytes
 from data.convert.rgbd import luminance
 from data.geometry import rigid
@@ -54,19 +54,23 @@ class S3disConverter(FrameConverter):
     Attributes:
         source: folder of the areas.
         grid_m: one point a cell of this side is kept; 0 keeps all.
+        cameras: () or ("none",): there are none.
         val_areas: areas of the split "val"; the other ones are "train".
     """
 
     source: str
     grid_m: float = 0.02
     val_areas: tuple[int, ...] = (5,)
+    cameras: tuple[str, ...] = ()
 
     set_name: ClassVar[str] = "s3dis"
+    _later: ClassVar[tuple[str, ...]] = ("cameras",)
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
     def __post_init__(self) -> None:
         at_least(self, "0: keep all", grid_m=0)
         below(self, grid_m=10)
+        check_cameras(self)
         some_of(self, val_areas=range(1, 7))
 
     @cached_property

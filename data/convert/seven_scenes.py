@@ -21,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from common.ranges import at_least, positive
-from data.convert.base import FrameConverter
+from data.convert.base import NO_CAMERA, FrameConverter, check_cameras, unique_logs
 from data.convert.poses import nearest_rotation
 from data.convert.raw_files import read_image
 from data.convert.rgbd import T_CAM_LIDAR, depth_points, read_depth
@@ -46,16 +46,20 @@ class SevenScenesConverter(FrameConverter):
         focal_px: focal length of the 640 x 480 camera; its principal point is (320, 240).
         every_pixel: points are made of every n-th row and column: 2 gives up to 76,800 a frame.
         max_depth_m: deeper points are left out.
+        cameras: () or ("color",), or ("none",) for points only.
     """
 
     source: str
     focal_px: float = 585.0
     every_pixel: int = 2
     max_depth_m: float = 10.0
+    cameras: tuple[str, ...] = ()
 
     set_name: ClassVar[str] = "7scenes"
+    _later: ClassVar[tuple[str, ...]] = ("cameras",)
 
     def __post_init__(self) -> None:
+        check_cameras(self, _CAMERA)
         at_least(self, every_pixel=1)
         positive(self, "focal_px", "max_depth_m")
 
@@ -67,7 +71,7 @@ class SevenScenesConverter(FrameConverter):
                 f"{self.source} holds no 7-Scenes sequence: expected <scene>/seq-NN/frame-NNNNNN.depth.png (each "
                 "scene's seq-NN.zip unpacked beside its split files)"
             )
-        return {f"{path.parent.name}_{path.name}": path for path in folders}
+        return unique_logs((f"{path.parent.name}_{path.name}", path, path) for path in folders)
 
     @cached_property
     def _splits(self) -> dict[str, str]:
@@ -83,7 +87,7 @@ class SevenScenesConverter(FrameConverter):
 
     def camera_names(self) -> tuple[str, ...]:
         """The colour camera."""
-        return (_CAMERA,)
+        return () if self.cameras == NO_CAMERA else (_CAMERA,)
 
     def split_of(self, log: str) -> str:
         """As the split files say, else "train"."""
@@ -139,7 +143,7 @@ class SevenScenesConverter(FrameConverter):
             intensity=intensity,
             T_ego_lidar=np.eye(4),
             T_world_ego=T_world_ego,
-            cameras=(view,),
+            cameras=(view,) if self.camera_names() else (),
         )
 
 

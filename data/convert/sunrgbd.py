@@ -28,7 +28,7 @@ from jaxtyping import Float
 from scipy.io.matlab import MatReadError
 
 from common.ranges import at_least
-from data.convert.base import FrameConverter
+from data.convert.base import NO_CAMERA, FrameConverter, check_cameras
 from data.convert.box_labels import boxes_from_rows, labels_from_boxes
 from data.convert.poses import nearest_rotation
 from data.convert.raw_files import check_image_fits, read_bytes, read_image
@@ -72,16 +72,20 @@ class SunRgbdConverter(FrameConverter):
 
     Attributes:
         source: VoteNet's folder `sunrgbd_trainval`.
+        cameras: () or ("image",), or ("none",) for points only.
         every_point: every n-th point of a frame is kept: 4 leaves some 65,000.
     """
 
     source: str
     every_point: int = 4
+    cameras: tuple[str, ...] = ()
 
     set_name: ClassVar[str] = "sunrgbd"
+    _later: ClassVar[tuple[str, ...]] = ("cameras",)
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
     def __post_init__(self) -> None:
+        check_cameras(self, _CAMERA)
         at_least(self, every_point=1)
 
     @cached_property
@@ -98,7 +102,7 @@ class SunRgbdConverter(FrameConverter):
 
     def camera_names(self) -> tuple[str, ...]:
         """The colour camera."""
-        return (_CAMERA,)
+        return () if self.cameras == NO_CAMERA else (_CAMERA,)
 
     def split_of(self, log: str) -> str:
         """Ids up to 5050 are the set's test frames, here "val"."""
@@ -137,7 +141,7 @@ class SunRgbdConverter(FrameConverter):
             intensity=luminance(table[:, 3:6].astype(np.float64)),
             T_ego_lidar=np.eye(4),
             T_world_ego=np.eye(4),
-            cameras=(view,),
+            cameras=(view,) if self.camera_names() else (),
             labels=labels,
             instances=instances,
             boxes=boxes,

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -68,17 +68,12 @@ class CustomConverter(FrameConverter):
     columns: tuple[str, ...] = formats.COLUMNS
 
     set_name: ClassVar[str] = "custom"
+    _later: ClassVar[tuple[str, ...]] = ("columns",)
 
     def __post_init__(self) -> None:
         positive(self, "max_image_gap_ms", "max_pose_gap_ms")
         once = all(self.columns.count(name) == 1 for name in ("x", "y", "z")) and self.columns.count("intensity") < 2
         expect(self, "columns", once, "x, y, z once each, and what else a row holds, in order")
-
-    def settings(self) -> dict[str, Any]:
-        """The fields; the usual columns are not named, as folders begun by earlier versions do not."""
-        return {
-            name: value for name, value in super().settings().items() if (name, value) != ("columns", formats.COLUMNS)
-        }
 
     # ---- what is there
     @cached_property

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from data.convert.base import NO_CAMERA
 from data.convert.raw_files import FrameLines, read_bytes, read_frame_lines, read_records
 from data.geometry import rigid
 from data.storage.encode import DamagedError
@@ -97,10 +98,6 @@ def inverse(name: str, T: Float[np.ndarray, "4 4"]) -> Float[np.ndarray, "4 4"]:
     if not np.isfinite(T).all() or abs(np.linalg.det(T)) < 0.5:
         raise DamagedError("calibration-singular", f"{name}: {T.tolist()}")
     return np.linalg.inv(T)
-
-
-NO_CAMERA = ("none",)
-"""Setting of `cameras` that asks for sweeps only."""
 
 
 def camera_names(

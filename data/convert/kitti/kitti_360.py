@@ -28,8 +28,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from common.ranges import some_of
-from data.convert.base import FrameConverter
+from data.convert.base import FrameConverter, check_cameras
 from data.convert.intensity import scaled_intensity
 from data.convert.kitti import common as kitti
 from data.convert.raw_files import layout_error, numbers_of, read_bytes, read_numbers, read_view
@@ -61,8 +60,7 @@ class Kitti360Converter(FrameConverter):
     set_name: ClassVar[str] = "kitti-360"
 
     def __post_init__(self) -> None:
-        if self.cameras != kitti.NO_CAMERA:
-            some_of(self, "or none alone", cameras=_CAMERAS)
+        check_cameras(self, *_CAMERAS)
 
     @property
     def _root(self) -> Path:

@@ -6,6 +6,8 @@ Points get labels from the 3D boxes: background, Car, Pedestrian, Cyclist. Ignor
 - in boxes of Van, Truck, Tram, Misc and Person_sitting: neither background nor one of the three;
 - that project into a DontCare rectangle and lie in no box of the three: far or crowded objects without boxes.
 
+Without a folder `label_2`, frames have no labels.
+
 Each frame is a log of its own, as frames come shuffled from many drives, and has no known time or ego pose.
 
 Splits: the 3712/3769 lists that papers use are not shipped. Give them as `train_list` and `val_list`; otherwise every
@@ -27,7 +29,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from common.ranges import at_least
-from data.convert.base import FrameConverter
+from data.convert.base import NO_CAMERA, FrameConverter, check_cameras
 from data.convert.box_labels import boxes_from_rows, labels_from_boxes
 from data.convert.intensity import check_intensity
 from data.convert.kitti import common as kitti
@@ -52,17 +54,21 @@ class KittiObjectConverter(FrameConverter):
             frames in neither are left out.
         val_list: as `train_list`.
         val_every: without lists, frames whose id is a multiple of it are "val"; 0 puts all into "train".
+        cameras: () or ("image_2",), or ("none",) for sweeps only; labels need the image's size all the same.
     """
 
     source: str
     train_list: str | None = None
     val_list: str | None = None
     val_every: int = 5
+    cameras: tuple[str, ...] = ()
 
     set_name: ClassVar[str] = "kitti-object"
+    _later: ClassVar[tuple[str, ...]] = ("cameras",)
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
     def __post_init__(self) -> None:
+        check_cameras(self, _CAMERA)
         at_least(self, val_every=0)
         if (self.train_list is None) != (self.val_list is None):
             raise ValueError("train_list and val_list must be given together")
@@ -74,8 +80,8 @@ class KittiObjectConverter(FrameConverter):
     @cached_property
     def _logs(self) -> dict[str, str]:
         """Split of each frame in use."""
-        files = [*(self._folder / "velodyne").glob("*.bin"), *(self._folder / _CAMERA).glob("*.png")]
-        names = kitti.numbered(files)
+        images = [self._folder / _CAMERA] if self.camera_names() else []
+        names = kitti.recorded(self._folder / "velodyne", images)
         if not names:
             raise layout_error(self.source, "KITTI object", "training/{velodyne,image_2,calib,label_2}/NNNNNN.*")
         if self.train_list is None or self.val_list is None:
@@ -90,7 +96,7 @@ class KittiObjectConverter(FrameConverter):
 
     def camera_names(self) -> tuple[str, ...]:
         """The left colour camera."""
-        return (_CAMERA,)
+        return () if self.cameras == NO_CAMERA else (_CAMERA,)
 
     def split_of(self, log: str) -> str:
         """Split of a frame by list or rule."""
@@ -99,6 +105,8 @@ class KittiObjectConverter(FrameConverter):
     def notes(self) -> tuple[str, ...]:
         """How the frames were split."""
         notes = ["frames have no times and no ego poses"]
+        if not self._labelled:
+            notes.append("no label_2: sweeps without labels and boxes")
         if self.train_list is None:
             notes.append(f"no split lists: every {self.val_every}th frame is val" if self.val_every else "no val split")
         else:
@@ -108,7 +116,11 @@ class KittiObjectConverter(FrameConverter):
         return tuple(notes)
 
     def _reader(self, log: str) -> Callable[[str], Sample]:
-        return functools.partial(_read_frame, self._folder)
+        return functools.partial(_read_frame, self._folder, bool(self.camera_names()), self._labelled)
+
+    @property
+    def _labelled(self) -> bool:
+        return (self._folder / "label_2").is_dir()
 
 
 def _read_list(path: str) -> list[str]:
@@ -197,18 +209,24 @@ def _box_row(values: list[float], T_lidar_rect0: Float[np.ndarray, "4 4"]) -> li
     return [*center.tolist(), length, width, height, float(np.arctan2(heading[1], heading[0]))]
 
 
-def _read_frame(folder: Path, name: str) -> Sample:
+def _read_frame(folder: Path, pictured: bool, labelled: bool, name: str) -> Sample:
+    """A frame; with its image in it if `pictured`, with labels and boxes if `labelled`."""
     calibration = _read_calibration(folder / "calib" / f"{name}.txt")
     path = folder / "velodyne" / f"{name}.bin"
     sweep = kitti.read_sweep(path)
     check_intensity(sweep[:, 3], 1.0, str(path))
     T_cam_ego = calibration.T_cam_lidar @ np.linalg.inv(calibration.T_ego_lidar)
-    view = read_view(_CAMERA, folder / _CAMERA / f"{name}.png", calibration.K, T_cam_ego, np.eye(4), 0)
-    truth = read_labels(folder / "label_2" / f"{name}.txt", calibration.T_rect0_lidar)
+    views, boxes, labels, instances = [], None, None, None
     points = np.ascontiguousarray(sweep[:, :3])
-    labels, instances = labels_from_boxes(points, truth.boxes, CLASS_NAMES.index("background"))
-    objects = (labels > 0) & (labels != IGNORE_LABEL)
-    labels[_unlabelled(points, calibration, view.image_size, truth.dont_care_px, objects)] = IGNORE_LABEL
+    if pictured or labelled:  # labels say nothing beyond the image
+        image = kitti.image_file(folder / _CAMERA, name)
+        views = [read_view(_CAMERA, image, calibration.K, T_cam_ego, np.eye(4), 0)]
+    if labelled:
+        truth = read_labels(folder / "label_2" / f"{name}.txt", calibration.T_rect0_lidar)
+        boxes = truth.boxes
+        labels, instances = labels_from_boxes(points, boxes, CLASS_NAMES.index("background"))
+        objects = (labels > 0) & (labels != IGNORE_LABEL)
+        labels[_unlabelled(points, calibration, views[0].image_size, truth.dont_care_px, objects)] = IGNORE_LABEL
     return Sample(
         key=name,
         log=name,
@@ -217,10 +235,10 @@ def _read_frame(folder: Path, name: str) -> Sample:
         intensity=np.ascontiguousarray(sweep[:, 3]),
         T_ego_lidar=calibration.T_ego_lidar,
         T_world_ego=np.eye(4),
-        cameras=(view,),
+        cameras=tuple(views) if pictured else (),
         labels=labels,
         instances=instances,
-        boxes=truth.boxes,
+        boxes=boxes,
     )
 
 

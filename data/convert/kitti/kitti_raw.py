@@ -18,8 +18,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from common.ranges import some_of
-from data.convert.base import FrameConverter
+from data.convert.base import NO_CAMERA, FrameConverter, check_cameras, unique_logs
 from data.convert.intensity import check_intensity
 from data.convert.kitti import common as kitti
 from data.convert.raw_files import layout_error, read_bytes, read_view
@@ -40,7 +39,8 @@ class KittiRawConverter(FrameConverter):
 
     Attributes:
         source: folder that holds the dates' folders.
-        cameras: which of image_02 (left colour) and image_03 (right colour); () for those that every drive has.
+        cameras: which of image_02 (left colour) and image_03 (right colour); () for those that every drive has;
+            ("none",) for sweeps only.
         val_logs: drives of the split "val", e.g. 2011_09_26_drive_0005_sync; all others are "train".
     """
 
@@ -51,7 +51,7 @@ class KittiRawConverter(FrameConverter):
     set_name: ClassVar[str] = "kitti-raw"
 
     def __post_init__(self) -> None:
-        some_of(self, cameras=_COLOUR_CAMERAS)
+        check_cameras(self, *_COLOUR_CAMERAS)
 
     @cached_property
     def _logs(self) -> dict[str, Path]:
@@ -63,7 +63,7 @@ class KittiRawConverter(FrameConverter):
         unknown = sorted(set(self.val_logs) - {path.name for path in drives})
         if unknown:
             raise ShardError(f"val_logs names {unknown[0]!r}, which is not in {self.source}")
-        return {path.name: path for path in drives}
+        return unique_logs((path.name, path, path) for path in drives)
 
     @cached_property
     def _camera_names(self) -> tuple[str, ...]:
@@ -74,9 +74,9 @@ class KittiRawConverter(FrameConverter):
             lambda camera: (drive / camera for drive in drives),
             lambda folder: layout_error(self.source, _NAME, f"{folder.name}/data/*.png or *.jpg", folder.parent),
         )
-        if not names:
+        if not names and self.cameras != NO_CAMERA:
             poorest = min(drives, key=lambda drive: sum((drive / name).is_dir() for name in _COLOUR_CAMERAS))
-            expected = "a colour camera that every drive has (choose: cameras=[image_02])"
+            expected = "a colour camera that every drive has (choose: cameras=[image_02], or [none] for sweeps only)"
             raise layout_error(self.source, _NAME, expected, poorest)
         return names
 

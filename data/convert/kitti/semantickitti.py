@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
-from common.ranges import some_of
+from data.convert.base import check_cameras
 from data.convert.kitti import common as kitti
 from data.convert.kitti.sequences import SequenceCalibration, SequenceConverter, class_table, poses_file
 from data.convert.raw_files import layout_error
@@ -71,8 +71,7 @@ class SemanticKittiConverter(SequenceConverter):
     _label_table: ClassVar[Int[np.ndarray, " words"]] = class_table(CLASS_WORDS, IGNORED_WORDS)
 
     def __post_init__(self) -> None:
-        if self.cameras != kitti.NO_CAMERA:
-            some_of(self, "or none alone", cameras=_PROJECTIONS)
+        check_cameras(self, *_PROJECTIONS)
 
     @cached_property
     def _camera_names(self) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Int
 
 from common.ranges import some_of
+from data.convert.base import check_cameras
 from data.convert.kitti import common as kitti
 from data.convert.kitti.sequences import SequenceCalibration, SequenceConverter, class_table, poses_file
 
@@ -48,12 +49,15 @@ class SemanticPossConverter(SequenceConverter):
 
     Attributes:
         source: folder that holds `dataset/sequences` (or `sequences`).
+        cameras: () or ("none",): there are none.
         val_sequences: numbers of the sequences of the split "val"; all others are "train".
     """
 
     val_sequences: tuple[int, ...] = (2,)
+    cameras: tuple[str, ...] = ()
 
     set_name: ClassVar[str] = "semanticposs"
+    _later: ClassVar[tuple[str, ...]] = ("cameras",)
     class_names: ClassVar[tuple[str, ...]] = tuple(CLASS_WORDS)
     _data_set: ClassVar[str] = "SemanticPOSS"
     _last_sequence: ClassVar[int] = _LAST
@@ -61,6 +65,7 @@ class SemanticPossConverter(SequenceConverter):
     _max_intensity: ClassVar[float] = 255.0
 
     def __post_init__(self) -> None:
+        check_cameras(self)
         some_of(self, val_sequences=range(_LAST + 1))
 
     def split_of(self, log: str) -> str:

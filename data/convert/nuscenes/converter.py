@@ -25,8 +25,8 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
-from common.ranges import different, positive, some_of
-from data.convert.base import FrameConverter
+from common.ranges import different, positive
+from data.convert.base import NO_CAMERA, FrameConverter, check_cameras, unique_logs
 from data.convert.intensity import scaled_intensity
 from data.convert.nuscenes.index import LIDAR, NuscenesIndex, rotations
 from data.convert.nuscenes.names import CAMERAS, CATEGORIES, CLASS_OF, CLASSES, MINI, OFFICIAL, OTHER, SLIDR, split_of
@@ -38,7 +38,6 @@ from data.storage.encode import DamagedError
 from data.storage.shard import ShardError
 from data.storage.untrusted import ZIP_ERRORS, parse_npy
 
-_NO_CAMERA = ("none",)
 _VERSIONS = ("v1.0-trainval", "v1.0-mini", "v1.0-test")
 _T_THEIRS_OURS = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
 """LiDAR frame with x forward to nuScenes' with y forward."""
@@ -78,8 +77,7 @@ class NuscenesConverter(FrameConverter):
     class_names: ClassVar[tuple[str, ...]] = tuple(CLASSES)
 
     def __post_init__(self) -> None:
-        if self.cameras != _NO_CAMERA:
-            some_of(self, "or none alone", cameras=CAMERAS)
+        check_cameras(self, *CAMERAS)
         different(self, "cameras")
         positive(self, "max_camera_gap_s")
 
@@ -116,7 +114,7 @@ class NuscenesConverter(FrameConverter):
         rows = read_table(self._tables, "scene", "name", "token")
         if not rows:
             raise layout_error(self.source, "nuScenes", "scenes in scene.json", self._tables)
-        return dict(rows)
+        return unique_logs((name, self._tables / "scene.json", token) for name, token in rows)
 
     @cached_property
     def _index(self) -> NuscenesIndex:
@@ -125,7 +123,7 @@ class NuscenesConverter(FrameConverter):
 
     def camera_names(self) -> tuple[str, ...]:
         """The cameras that are read."""
-        return () if self.cameras == _NO_CAMERA else self.cameras or CAMERAS
+        return () if self.cameras == NO_CAMERA else self.cameras or CAMERAS
 
     def split_of(self, log: str) -> str:
         """Split of a scene in the chosen scheme; "other" if it is in no official list."""

@@ -25,8 +25,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Shaped, UInt8
 
-from common.ranges import some_of
-from data.convert.base import FrameConverter
+from data.convert.base import NO_CAMERA, FrameConverter, check_cameras
 from data.convert.box_labels import labels_from_boxes
 from data.convert.intensity import scaled_intensity
 from data.convert.pandaset.classes import (
@@ -64,7 +63,7 @@ class PandasetConverter(FrameConverter):
     Attributes:
         source: folder that holds the sequences (001, 002, ...).
         sensor: the turning Pandar64, the forward-looking PandarGT, or both in one cloud.
-        cameras: which of the six, in this order; () for none.
+        cameras: which of the six, in this order; () or ("none",) for none.
         split: "scalr": sequences with point labels north of 37.6 degrees are "train", south of it "val", those without
             point labels "unlabelled". "openpcdet": its lists of train, val and test.
         lidar_height_m: of our LiDAR frame above the vehicle poses' origin.
@@ -80,7 +79,7 @@ class PandasetConverter(FrameConverter):
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
     def __post_init__(self) -> None:
-        some_of(self, cameras=CAMERAS)
+        check_cameras(self, *CAMERAS)
 
     # ---- sequences
     @cached_property
@@ -90,7 +89,7 @@ class PandasetConverter(FrameConverter):
         folders = sorted(path.parent for path in root.glob("*/lidar") if path.parent.name.isdecimal())
         if not folders:
             raise layout_error(self.source, "PandaSet", "<sequence>/lidar, such as 001/lidar")
-        for camera in self.cameras:
+        for camera in self.camera_names():
             lacking = next((folder for folder in folders if not (folder / "camera" / camera).is_dir()), None)
             if lacking:
                 raise layout_error(self.source, "PandaSet", f"images of {camera}", lacking / "camera")
@@ -113,7 +112,7 @@ class PandasetConverter(FrameConverter):
 
     def camera_names(self) -> tuple[str, ...]:
         """The cameras that are read."""
-        return self.cameras
+        return () if self.cameras == NO_CAMERA else self.cameras
 
     def split_of(self, log: str) -> str:
         """By the rule that `split` names."""
@@ -134,7 +133,7 @@ class PandasetConverter(FrameConverter):
         if bare:
             notes.append(f"{len(bare)} of {len(self._logs)} sequences have no point labels")
         front = CAMERAS[0]
-        if front in self.cameras:
+        if front in self.camera_names():
             try:
                 reader = _Reader(self, next(iter(self._logs)))
                 if not looks_forward(reader.T_cam_ego(front, 0)):
@@ -229,8 +228,8 @@ class _Reader:
         self._folder = Path(settings.source) / log
         self._sweeps = _read_track(self._folder / "lidar")
         self._sweep_times_s = _filled([_time_of(entry) for entry in self._sweeps.measured])
-        self._views = {name: _read_track(self._folder / "camera" / name) for name in settings.cameras}
-        self._K = {name: _read_intrinsics(self._folder / "camera" / name) for name in settings.cameras}
+        self._views = {name: _read_track(self._folder / "camera" / name) for name in settings.camera_names()}
+        self._K = {name: _read_intrinsics(self._folder / "camera" / name) for name in settings.camera_names()}
         self._semseg = _has_semseg(self._folder)
 
     def read(self, name: str) -> Sample:
@@ -251,7 +250,7 @@ class _Reader:
             intensity=scaled_intensity(sweep[:, 3], _INTENSITY_MAX, f"{self._folder}/lidar/{name}.pkl.gz"),
             T_ego_lidar=T_ego_lidar,
             T_world_ego=T_world_ego,
-            cameras=tuple(self._view(camera, name) for camera in self._settings.cameras),
+            cameras=tuple(self._view(camera, name) for camera in self._settings.camera_names()),
             labels=self._labels(name, of_sensor.size)[of_sensor] if self._semseg else None,
             instances=instances,
             boxes=boxes,

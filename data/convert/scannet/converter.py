@@ -34,7 +34,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from common.ranges import at_least, positive
-from data.convert.base import FrameConverter
+from data.convert.base import NO_CAMERA, FrameConverter, check_cameras
 from data.convert.poses import nearest_rotation
 from data.convert.raw_files import check_image_fits, layout_error, read_image, read_numbers, read_plane
 from data.convert.rgbd import T_CAM_LIDAR, depth_points, measured, read_depth
@@ -64,17 +64,21 @@ class ScanNetConverter(FrameConverter):
         every_frame: frames: of 30 a second, those whose numbers are at least this far apart are used.
         every_pixel: frames: points are made of every n-th row and column: 2 gives up to 76,800 a frame.
         max_depth_m: frames: deeper points are left out.
+        cameras: frames: () or ("color",), or ("none",) for points only.
     """
 
     source: str
     every_frame: int = 20
     every_pixel: int = 2
     max_depth_m: float = 10.0
+    cameras: tuple[str, ...] = ()
 
     set_name: ClassVar[str] = "scannet"
+    _later: ClassVar[tuple[str, ...]] = ("cameras",)
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 
     def __post_init__(self) -> None:
+        check_cameras(self, _CAMERA)
         at_least(self, every_frame=1, every_pixel=1)
         positive(self, "max_depth_m")
 
@@ -116,7 +120,7 @@ class ScanNetConverter(FrameConverter):
 
     def camera_names(self) -> tuple[str, ...]:
         """The colour camera; none in whole scans."""
-        return (_CAMERA,) if self._folders else ()
+        return (_CAMERA,) if self._folders and self.cameras != NO_CAMERA else ()
 
     def split_of(self, log: str) -> str:
         """The official one."""
@@ -177,7 +181,7 @@ class ScanNetConverter(FrameConverter):
             intensity=intensity,
             T_ego_lidar=np.eye(4),
             T_world_ego=T_world_ego,
-            cameras=(view,),
+            cameras=(view,) if self.camera_names() else (),
             labels=None if labels is None else labels[v, u],
         )
 

@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float
 
 from common.ranges import at_least, different, expect, some_of
-from data.convert.base import Converter, Skipped, read_or_skip
+from data.convert.base import NO_CAMERA, Converter, Skipped, check_cameras, read_or_skip
 from data.convert.box_labels import labels_from_boxes
 from data.convert.raw_files import layout_error
 from data.convert.waymo.frame import CAMERAS, LASERS, CameraCalibration, RawCamera, RawFrame, WaymoParts
@@ -61,7 +61,7 @@ class WaymoConverter(Converter):
         format: "tfrecord" or "parquet" where a folder holds both; "auto" takes what is there.
         lasers: whose points make a sweep, in this order.
         returns: "both" returns of each laser, or only the "first".
-        cameras: which, in this order; () for sweeps only.
+        cameras: which, in this order; () or ("none",) for sweeps only.
         labels: "segmentation": 22 classes from the top laser's labels, where a frame has them; points of other lasers
             are ignored. "boxes": points inside labelled boxes, for detection; points in no-label zones are ignored.
         labelled_only: leave out frames whose points have no classes (about six of seven): for downstream sets.
@@ -83,7 +83,8 @@ class WaymoConverter(Converter):
     set_name: ClassVar[str] = "waymo"
 
     def __post_init__(self) -> None:
-        some_of(self, lasers=LASERS, cameras=CAMERAS)
+        check_cameras(self, *CAMERAS)
+        some_of(self, lasers=LASERS)
         different(self, "lasers", "cameras")
         expect(self, "lasers", bool(self.lasers), f"some of {', '.join(LASERS)}")
         at_least(self, every_frame=1)
@@ -150,7 +151,7 @@ class WaymoConverter(Converter):
 
     def camera_names(self) -> tuple[str, ...]:
         """As the setting."""
-        return self.cameras
+        return () if self.cameras == NO_CAMERA else self.cameras
 
     def split_of(self, log: str) -> str:
         """Of the folder; "train" without folders."""
@@ -163,7 +164,7 @@ class WaymoConverter(Converter):
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed."""
         notes = ["poses of the sweep are of the middle of the turn, its time is that of its beginning"]
-        if self.cameras:
+        if self.camera_names():
             notes.append("rolling shutter" + ("" if self.undistort else " and lens distortion") + " not modelled")
         if not any((Path(self.source) / folder).is_dir() for folder in _SPLITS):
             notes.append(f"no {'/, '.join(_SPLITS)}/ folders: all segments are train")
@@ -177,7 +178,7 @@ class WaymoConverter(Converter):
         parts = WaymoParts(
             lasers=self.lasers,
             num_returns=2 if self.returns == "both" else 1,
-            cameras=self.cameras,
+            cameras=self.camera_names(),
             segmentation=self.labels == "segmentation" and split != "test",
         )
         for index, frame in zip(indices, segment.frames(indices, parts), strict=True):
@@ -209,7 +210,7 @@ class WaymoConverter(Converter):
             intensity=scale_intensity(cloud.intensity, what),
             T_ego_lidar=T_ego_lidar,
             T_world_ego=frame.T_world_vehicle,
-            cameras=tuple(self._camera(name, frame, what) for name in self.cameras),
+            cameras=tuple(self._camera(name, frame, what) for name in self.camera_names()),
             labels=labels,
             instances=instances,
             boxes=boxes,

@@ -208,8 +208,19 @@ def test_damaged_tables_are_named(small, table, change, reason, text):
 
 
 def test_missing_labels_are_named(small):
-    (small / "train" / LOG / "annotations.feather").unlink()
-    items = frames_of(Argoverse2Converter(source=str(small)))
+    path = small / "train" / LOG / "annotations.feather"
+    data = path.read_bytes()
+    path.unlink()
+    converter = Argoverse2Converter(source=str(small))
+    assert "no log has annotations.feather: sweeps without labels and boxes" in converter.notes()
+    items = frames_of(converter)
+    assert all(isinstance(item, Sample) for item in items), "fetched for pre-training"
+    assert (items[0].labels, items[0].boxes) == (None, None)
+    # Where others have them, a log without lost them.
+    other = small / "val" / "other"
+    (other / "sensors" / "lidar").mkdir(parents=True)
+    (other / "annotations.feather").write_bytes(data)
+    items = list(Argoverse2Converter(source=str(small), cameras=()).frames(LOG, 0, 9))
     assert {item.reason for item in items} == {"member-missing"}
     assert "annotations.feather" in items[0].detail
 

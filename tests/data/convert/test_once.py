@@ -238,10 +238,10 @@ def test_one_damaged_entry_is_one_frames_loss(small):
         first, second, *others = content["frames"]
         content["frames"] = [{**first, "frame_id": "noon"}, second, {**others[0], "pose": None}, *others, second]
 
-    whole = frames_of(OnceConverter(source=str(small), raw="none", cameras=()))
+    whole = frames_of(OnceConverter(source=str(small), raw="none", cameras=()), TRAIN)
     change_json(small, damage)
     converter = OnceConverter(source=str(small), raw="none", cameras=())
-    items = frames_of(converter)
+    items = frames_of(converter, TRAIN)
     assert len(items) == converter.num_frames(TRAIN) == len(whole)
     details = [item.detail for item in items if isinstance(item, Skipped)]
     assert len(details) == 2, "an entry that is there twice is whole"
