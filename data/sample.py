@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Bool, Float, Int, Integer, Shaped, UInt8
 from torch import Tensor
 
+from common.constants import MIN_DEPTH_M
+
 T = TypeVar("T")
 
 IGNORE_LABEL = 255
@@ -41,6 +43,8 @@ class CameraView:
         T_cam_ego: extrinsics.
         T_world_ego: ego pose when the image was taken.
         timestamp_us: when the image was taken.
+        min_depth_m: points nearer to the camera's plane make no pair with its pixels: near the vehicle, a scanner sees
+            past what hides them from a camera beside it. Depth cameras see their points themselves.
         superpixels: segment id of each pixel, consecutive from 0; None before they are made.
         depth_m: ground-truth depth along the optical axis, 0 where unknown; None where the set has none.
         labels: ground-truth class of each pixel, IGNORE_LABEL where unlabelled; None where the set has none.
@@ -52,6 +56,7 @@ class CameraView:
     T_cam_ego: Float[np.ndarray, "4 4"]
     T_world_ego: Float[np.ndarray, "4 4"]
     timestamp_us: int
+    min_depth_m: float = MIN_DEPTH_M
     image: UInt8[np.ndarray, "H W 3"] | None = None
     jpeg: bytes | None = None
     superpixels: Integer[np.ndarray, "H W"] | None = None

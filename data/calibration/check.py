@@ -31,7 +31,6 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 from scipy.spatial.transform import Rotation
 
-from common.constants import MIN_DEPTH_M
 from data.calibration.depth_edges import DepthEdges, depth_edges, edge_strength
 from data.calibration.heading import wrong_way
 from data.geometry import project, rigid, transform
@@ -120,7 +119,7 @@ def _near_image(
     height, width = camera.image_size
     with np.errstate(invalid="ignore"):
         near = ((uv > -margin_px) & (uv < np.array([width, height]) + margin_px)).all(axis=1)
-    return np.asarray(near & (depth > MIN_DEPTH_M))
+    return np.asarray(near & (depth > camera.min_depth_m))
 
 
 # ---- verdicts

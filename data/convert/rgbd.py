@@ -18,6 +18,9 @@ from data.geometry import rigid
 T_CAM_LIDAR = rigid(np.array([[0.0, -1, 0], [0, 0, -1], [1, 0, 0]]), np.zeros(3))
 """Axes of a camera (x right, y down, z forward) from those of our LiDAR frame."""
 
+MIN_DEPTH_M = 0.1
+"""Of pairs: nearer than any depth camera measures, as each of its points was seen by it."""
+
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
 """Weights of red, green and blue (ITU-R BT.601)."""
 

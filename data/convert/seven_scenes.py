@@ -24,7 +24,7 @@ from common.ranges import at_least, positive
 from data.convert.base import NO_CAMERA, FrameConverter, check_cameras, unique_logs
 from data.convert.poses import nearest_rotation
 from data.convert.raw_files import read_image
-from data.convert.rgbd import T_CAM_LIDAR, depth_points, read_depth
+from data.convert.rgbd import MIN_DEPTH_M, T_CAM_LIDAR, depth_points, read_depth
 from data.sample import CameraView, Sample
 from data.storage.encode import DamagedError
 from data.storage.shard import ShardError
@@ -127,6 +127,7 @@ class SevenScenesConverter(FrameConverter):
         timestamp_us = int(name.removeprefix("frame-")) * _FRAME_PERIOD_US
         view = CameraView(
             name=_CAMERA,
+            min_depth_m=MIN_DEPTH_M,
             image_size=(height, width),
             K=K,
             T_cam_ego=T_CAM_LIDAR,

@@ -32,7 +32,7 @@ from data.convert.base import NO_CAMERA, FrameConverter, check_cameras
 from data.convert.box_labels import boxes_from_rows, labels_from_boxes
 from data.convert.poses import nearest_rotation
 from data.convert.raw_files import check_image_fits, read_bytes, read_image
-from data.convert.rgbd import luminance
+from data.convert.rgbd import MIN_DEPTH_M, luminance
 from data.geometry import rigid
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.storage.encode import DamagedError
@@ -126,6 +126,7 @@ class SunRgbdConverter(FrameConverter):
         labels, instances = labels_from_boxes(points, boxes, CLASS_NAMES.index("background"))
         view = CameraView(
             name=_CAMERA,
+            min_depth_m=MIN_DEPTH_M,
             image_size=(image.shape[0], image.shape[1]),
             K=K,
             T_cam_ego=T_cam_lidar,

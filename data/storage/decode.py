@@ -16,6 +16,7 @@ import numpy as np
 import simplejpeg
 from jaxtyping import Float, Int, Integer, UInt8
 
+from common.constants import MIN_DEPTH_M
 from data.sample import Boxes, CameraView, Sample
 from data.storage.encode import (
     ABSENT_DETAIL,
@@ -32,6 +33,7 @@ from data.storage.encode import (
 from data.storage.run_lengths import SizeError, decode_runs
 from data.storage.untrusted import parse_json, parse_npy
 
+_MOST_MIN_DEPTH_M = 1000
 _MAX_META_BYTES = 1 << 20
 """Far above any calibration."""
 
@@ -160,12 +162,19 @@ def _decode_camera(entry: Mapping[str, Any], members: Mapping[str, bytes], parts
         T_cam_ego=_matrix(entry, "T_cam_ego", 4),
         T_world_ego=_matrix(entry, "T_world_ego", 4),
         timestamp_us=entry["timestamp_us"],
+        min_depth_m=_min_depth(name, entry.get("min_depth_m", MIN_DEPTH_M)),
         image=image,
         jpeg=jpeg,
         superpixels=superpixels,
         depth_m=depth_m,
         labels=labels,
     )
+
+
+def _min_depth(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST_MIN_DEPTH_M:
+        raise DamagedError("meta-broken", f"{name}: min_depth_m is {value!r}, expected 0 to {_MOST_MIN_DEPTH_M}")
+    return float(value)
 
 
 def _decode_superpixels(

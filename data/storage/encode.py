@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Int, Integer
 
+from common.constants import MIN_DEPTH_M
 from common.ranges import between
 from data.geometry import project, transform, visible
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
@@ -303,11 +304,11 @@ def _check_rigid(name: str, T: Float[np.ndarray, "..."], max_m: float) -> None:
 
 
 def count_pairs(sample: Sample) -> int:
-    """Number of (point, camera) pairs with the default visibility rule; a point seen twice counts twice."""
+    """Number of (point, camera) pairs, one pixel inside the image; a point seen twice counts twice."""
     total = 0
     for camera in sample.cameras:
         uv, depth = project(camera.K, transform(sample.T_cam_lidar(camera), sample.points_lidar))
-        total += int(visible(uv, depth, camera.image_size).sum())
+        total += int(visible(uv, depth, camera.image_size, min_depth_m=camera.min_depth_m).sum())
     return total
 
 
@@ -410,6 +411,8 @@ def _encode_meta(sample: Sample, members: list[str]) -> bytes:
                 "T_cam_ego": camera.T_cam_ego.tolist(),
                 "T_world_ego": camera.T_world_ego.tolist(),
                 "timestamp_us": int(camera.timestamp_us),
+                # Only where it is another: sets of vehicles keep their bytes.
+                **({} if camera.min_depth_m == MIN_DEPTH_M else {"min_depth_m": camera.min_depth_m}),
             }
             for camera in sample.cameras
         ],

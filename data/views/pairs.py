@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from common.constants import MIN_DEPTH_M
 from data.geometry import visible
 from data.sample import Sample
 
@@ -60,13 +59,14 @@ def point_pixel_pairs(
     sample: Sample,
     cameras: tuple[int, ...] | None = None,
     *,
-    min_depth_m: float = MIN_DEPTH_M,
+    min_depth_m: float | None = None,
     border_px: float = 1.0,
 ) -> Pairs:
     """All pairs of a sample; a point that several cameras see is in several.
 
-    Each camera uses the ego pose of its own time (see `Sample.T_cam_lidar`). Occlusion is not tested. `cameras` are
-    positions in `sample.cameras`, all by default; `Pairs.camera` counts within this choice. See `visible` for the rest.
+    Each camera uses the ego pose of its own time (see `Sample.T_cam_lidar`) and its own `min_depth_m`, unless one is
+    given. Occlusion is not tested. `cameras` are positions in `sample.cameras`, all by default; `Pairs.camera` counts
+    within this choice. See `visible` for the rest.
 
     Source: Sautier et al., SLidR (CVPR 2022), section 3 and the released data loader (1 m, 1 px).
     """
@@ -76,14 +76,15 @@ def point_pixel_pairs(
     for number, camera in enumerate(range(len(sample.cameras)) if cameras is None else cameras):
         view = sample.cameras[camera]
         T_cam_lidar = sample.T_cam_lidar(view)
+        least_m = view.min_depth_m if min_depth_m is None else min_depth_m
         # Rows that give u * depth, v * depth and depth.
         projection = np.concatenate((view.K[:2] @ T_cam_lidar[:3], T_cam_lidar[2:3]))
         scaled = projection[:, :3] @ recorded + projection[:, 3:]
         # Most points are behind any one camera: they need no division.
-        ahead = np.flatnonzero(scaled[2] > min_depth_m)
+        ahead = np.flatnonzero(scaled[2] > least_m)
         depth = scaled[2].take(ahead)
         uv = np.stack((scaled[0].take(ahead) / depth, scaled[1].take(ahead) / depth)).T
-        seen = np.flatnonzero(visible(uv, depth, view.image_size, min_depth_m=min_depth_m, border_px=border_px))
+        seen = np.flatnonzero(visible(uv, depth, view.image_size, min_depth_m=least_m, border_px=border_px))
         points.append(ahead.take(seen))
         numbers.append(np.full(len(seen), number, dtype=np.int64))
         uvs.append(uv[seen])

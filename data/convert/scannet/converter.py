@@ -37,7 +37,7 @@ from common.ranges import at_least, positive
 from data.convert.base import NO_CAMERA, FrameConverter, check_cameras
 from data.convert.poses import nearest_rotation
 from data.convert.raw_files import check_image_fits, layout_error, read_image, read_numbers, read_plane
-from data.convert.rgbd import T_CAM_LIDAR, depth_points, measured, read_depth
+from data.convert.rgbd import MIN_DEPTH_M, T_CAM_LIDAR, depth_points, measured, read_depth
 from data.convert.scannet.classes import CLASS_NAMES, SCAN, evaluated_classes, split_of
 from data.convert.scannet.scans import read_scan, scan_files
 from data.geometry import rigid
@@ -164,6 +164,7 @@ class ScanNetConverter(FrameConverter):
         v, u = measured(depth, every=self.every_pixel, max_depth_m=self.max_depth_m)
         view = CameraView(
             name=_CAMERA,
+            min_depth_m=MIN_DEPTH_M,
             image_size=(depth.shape[0], depth.shape[1]),
             K=K_depth,
             T_cam_ego=T_CAM_LIDAR,

@@ -15,8 +15,11 @@ from data.convert.seven_scenes import SevenScenesConverter
 from data.convert.sunrgbd import CLASS_NAMES, SunRgbdConverter
 from data.geometry import project, transform, visible
 from data.sample import IGNORE_LABEL, Sample
-from data.storage.encode import CodecConfig, encode_sample
+from data.storage.decode import DecodeSpec, decode_sample
+from data.storage.encode import CodecConfig, DamagedError, count_pairs, encode_sample
 from data.storage.shard import ShardError
+from data.views.pairs import point_pixel_pairs
+from tests.helpers.samples import make_sample
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data"
 needs_scenes = pytest.mark.skipif(not (REAL / "7scenes").is_dir(), reason=f"no real 7-Scenes frames in {REAL}")
@@ -45,6 +48,34 @@ def write_scene(root: Path, frames: int = 2) -> np.ndarray:
         cv2.imwrite(str(folder / f"frame-{number:06d}.depth.png"), depth)
         np.savetxt(folder / f"frame-{number:06d}.pose.txt", POSE)
     return depth
+
+
+@needs_scenes
+def test_points_nearer_than_a_metre_make_pairs(tmp_path):
+    """Each of the points comes from a pixel; without its border of one pixel all are pairs, also after storing."""
+    converter = SevenScenesConverter(source=str(REAL / "7scenes"))
+    log = converter.logs()[0]
+    samples = [item for item in converter.frames(log, 0, 12) if isinstance(item, Sample)]
+    near = [float((sample.points_lidar[:, 0] < 1).mean()) for sample in samples]
+    nearest = samples[int(np.argmax(near))]
+    assert max(near) > 0.02
+    stored = decode_sample(nearest.key, encode_sample(nearest, CodecConfig()), DecodeSpec())
+    for sample in (nearest, stored):
+        pairs = point_pixel_pairs(sample)
+        assert len(pairs) == count_pairs(sample) > 0.98 * len(sample.points_lidar)
+        assert (sample.points_lidar[pairs.point, 0] < 1).any()
+    assert b"min_depth_m" in encode_sample(nearest, CodecConfig())["meta.json"]
+
+
+def test_outdoor_cameras_keep_their_bytes_and_their_metre():
+    sample = make_sample(np.random.default_rng(0))
+    meta = encode_sample(sample, CodecConfig())["meta.json"]
+    assert b"min_depth_m" not in meta
+    assert decode_sample(sample.key, encode_sample(sample, CodecConfig()), DecodeSpec()).cameras[0].min_depth_m == 1.0
+    broken = {**encode_sample(sample, CodecConfig())}
+    broken["meta.json"] = meta.replace(b'"timestamp_us": 1010000', b'"min_depth_m": "x", "timestamp_us": 1010000')
+    with pytest.raises(DamagedError, match="min_depth_m is 'x'"):
+        decode_sample(sample.key, broken, DecodeSpec())
 
 
 def test_seven_scenes_lifts_each_pixel_to_its_depth(tmp_path):
