@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -28,13 +28,15 @@ from data.storage.manifest import load_manifest
 from data.storage.reader import SampleError, SampleReader
 from data.storage.shard import ShardError
 from launchers.drawing import scenes
-from launchers.drawing.canvas import RgbImage, captioned, cross, tiled, turbo, with_scale
+from launchers.drawing.canvas import RgbImage, captioned, cross, fit_width, tiled, turbo, with_scale
 from launchers.drawing.sketches import Sketcher, draw
 
 logger = logging.getLogger(__name__)
 
 _COLUMNS = 3
 _WIDTH_PX = 640
+_SHEET_PX = 1280
+"""As wide as the report shows pictures."""
 
 
 @runtime_checkable
@@ -158,6 +160,11 @@ def _numpy(tensor: Tensor) -> np.ndarray:
     return np.asarray(tensor.detach().cpu().numpy())
 
 
+def _cell(view: RgbImage, images: Sequence[RgbImage]) -> RgbImage:
+    """A view of one of the images, no wider than its part of a sheet: shrunk later, its texts could not be read."""
+    return fit_width(view, _SHEET_PX // min(len(images), _COLUMNS))
+
+
 def _extent(sample: Batch) -> scenes.Extent:
     return scenes.extent_of(_numpy(sample.points).astype(np.float64))
 
@@ -181,14 +188,14 @@ def _input_pictures(sample: Batch) -> dict[str, RgbImage]:
     images, pictures, extent = _images(sample), {}, _extent(sample)
     if images and sample.superpixels is not None and sample.superpixels.of_pixel is not None:
         ids = _numpy(sample.superpixels.of_pixel)
-        cells = [scenes.superpixel_view(image, ids[i], _WIDTH_PX) for i, image in enumerate(images)]
+        cells = [_cell(scenes.superpixel_view(image, ids[i], _WIDTH_PX), images) for i, image in enumerate(images)]
         pictures["superpixels"] = captioned(tiled(cells, _COLUMNS), f"superpixels of {sample.keys[0]}")
     if images and sample.pairs is not None:
         cells = []
         for i, image in enumerate(images):
             _, uv, range_m = _pairs_of(sample, i)
             view = scenes.projection_view(image, uv, range_m, target_width=_WIDTH_PX, extent=extent)
-            cells.append(captioned(view, f"{len(uv)} pairs"))
+            cells.append(captioned(_cell(view, images), f"{len(uv)} pairs"))
         title = f"LiDAR over the images of {sample.keys[0]}, by distance"
         pictures["lidar_depth"] = captioned(scenes.with_depth_scale(tiled(cells, _COLUMNS), extent), title)
     return pictures
@@ -242,9 +249,10 @@ def _similarity_pictures(sample: Batch, embedded: _Embedded, step: int) -> dict[
     to_pixels = scenes.similarity_to(embedded.points[query], embedded.pixels).astype(np.float64)
     low, high = _ends(to_pixels.ravel())
     cells = []
-    for i, image in enumerate(_images(sample)):
+    for i, image in enumerate(images := _images(sample)):
         uv = _query_uv(sample, i, query)
-        cells.append(scenes.similarity_view(image, to_pixels[i], low, high, query_uv=uv, target_width=_WIDTH_PX))
+        view = scenes.similarity_view(image, to_pixels[i], low, high, query_uv=uv, target_width=_WIDTH_PX)
+        cells.append(_cell(view, images))
     title = f"step {step}: similarity of one point (cross) to all pixels, {sample.keys[0]}"
     pictures["similarity_pixels"] = captioned(with_scale(tiled(cells, _COLUMNS), low, high, ""), title)
     return pictures
