@@ -41,10 +41,11 @@ _RIGHT, _WRONG = (86, 96, 112), (255, 140, 30)
 def draw_sweep_predictions(batch: Batch, predicted: Int[np.ndarray, " N"], class_names: Sequence[str]) -> RgbImage:
     """One sweep from above three times: true classes, predicted ones in the same colours, and where they differ.
 
-    Points without a class are left out of the last two; `predicted` has a class for each point of the batch.
+    `predicted` has a class for each point of the batch, negative where none was asked for (kNN looks at some voxels of
+    a sweep). Those points, and points without a true class, are left out of the last two.
     """
     labels = point_labels(batch).cpu().numpy().astype(np.uint8)
-    points, known = batch.points.cpu().numpy().astype(np.float64), labels != IGNORE_LABEL
+    points, known = batch.points.cpu().numpy().astype(np.float64), (labels != IGNORE_LABEL) & (predicted >= 0)
     range_m = extent_of(points).range_m
     guess = np.where(known, predicted, IGNORE_LABEL).astype(np.uint8)
     wrong = known & (guess != labels)
@@ -53,7 +54,7 @@ def draw_sweep_predictions(batch: Batch, predicted: Int[np.ndarray, " N"], class
     views = (
         ("true classes", np.ones_like(known), class_colours(labels, len(class_names))),
         ("predicted classes", known, class_colours(guess, len(class_names))),
-        (f"where they differ: {right:.1f} % of points right", known, differ),
+        (f"where they differ: {right:.1f} % of {int(known.sum())} right", known, differ),
     )
     cells = [
         captioned(birds_eye_view(points[keep], colours[keep], range_m=range_m, size_px=_SWEEP_PX), title)

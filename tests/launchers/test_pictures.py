@@ -305,6 +305,11 @@ def test_predictions_of_a_sweep_stand_beside_the_truth_in_the_same_colours(batch
     assert not (differ == np.array([255, 140, 30])).all(axis=2).any()
     assert (wrong[48:468, 852:1272] == np.array([255, 140, 30])).all(axis=2).any()
     assert np.array_equal(wrong[48:468, :420], true)
+    # kNN predicts some voxels of a sweep; the others are neither right nor wrong.
+    some = np.where(known, labels, 0)
+    some[::2] = -1
+    differ = draw_sweep_predictions(labelled, some, CLASS_NAMES)[48:468, 852:1272]
+    assert not (differ == np.array([255, 140, 30])).all(axis=2).any()
 
 
 def with_labels(batch: Batch) -> Batch:
