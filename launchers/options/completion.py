@@ -23,6 +23,9 @@ def complete(verbs: Iterable[str]) -> int:
     words = line[:point].split(" ")
     typed = [word for word in words[int(os.environ[_SKIP]) :] if word]
     finished = typed if words[-1] == "" else typed[:-1]  # the last word is being typed
+    if finished[:1] == ["help"]:
+        os.environ[_SKIP] = str(int(os.environ[_SKIP]) + 1)
+        finished = finished[1:]
     if finished and finished[0] in verbs:
         os.environ[_SKIP] = str(int(os.environ[_SKIP]) + 1)
         parser = parser_of(finished[0], finished[1:])

@@ -111,6 +111,8 @@ def test_overrides_and_show_config_stand_anywhere() -> None:
     ("line", "offered"),
     [
         ("tandem pre", {"prepare", "pretrain"}),
+        ("tandem help eva", {"evaluate"}),
+        ("tandem help prepare sem", {"semantickitti", "semanticposs", "semantickitti_nclr"}),
         ("tandem pretrain slidr_st", {"slidr_street"}),
         ("tandem pretrain x.yaml --sh", {"--show-config"}),
         ("tandem prepare kitti-", {"kitti-raw", "kitti-object", "kitti-360"}),
