@@ -128,7 +128,7 @@ def _full_name(override: str) -> str:
     return override if section or "=" not in override else f"set.{override}"
 
 
-def _without_pairs(manifest: Manifest) -> str:
+def without_pairs(manifest: Manifest) -> str:
     """How many samples have no point in an image, and the logs that have no other samples."""
     without = manifest.num_pairs == 0
     whole = [log for number, log in enumerate(manifest.logs) if without[manifest.sample_log == number].all()]
@@ -168,7 +168,7 @@ def print_summary(summary: PrepareSummary, console: Console) -> None:
         ("seconds", f"{summary.seconds:.1f}"),
     ]
     if cameras and (pairs == 0).any():
-        rows.insert(3, ("without pairs", _without_pairs(manifest)))
+        rows.insert(3, ("without pairs", without_pairs(manifest)))
     skipped = [(f"skipped: {reason}", f"{len(keys)}, e.g. {keys[0]}") for reason, keys in manifest.skipped.items()]
     rows += [*(skipped or [("skipped", "none")]), *(("note", note) for note in manifest.notes)]
     for name, value in rows:

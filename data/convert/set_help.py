@@ -9,11 +9,11 @@ HELP: dict[str, tuple[str, str]] = {
     ),
     "kitti-raw": (
         "KITTI raw, synced+rectified: SRC holds <date>/<date>_drive_<number>_sync",
-        "cameras=[image_02,image_03], val_logs=[<drive>,...]",
+        "cameras=[image_02,image_03] or [none], val_logs=[<drive>,...]",
     ),
     "kitti-object": (
         "KITTI object detection: SRC holds training/{velodyne,image_2,calib,label_2}",
-        "train_list=FILE val_list=FILE (split lists), or val_every=5",
+        "train_list=FILE val_list=FILE (split lists), or val_every=5; cameras=[none]",
     ),
     "semantickitti": (
         "SemanticKITTI: SRC holds dataset/sequences/NN/{velodyne,labels,calib.txt,poses.txt}; images if there",

@@ -12,7 +12,7 @@ from data.preparing.shard_task import RECORDS
 from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
 from launchers.cli import guarded
-from launchers.prepare import main
+from launchers.prepare import main, without_pairs
 from tests.data.convert.test_kitti import write_object, write_raw
 from tests.helpers.fuzz_targets import SOURCES
 
@@ -41,6 +41,27 @@ def test_kitti_raw_end_to_end(tmp_path, capsys):
     message = capsys.readouterr().err
     assert "was begun with" in message
     assert "Traceback" not in message
+
+
+def test_the_summary_counts_samples_without_pairs(tmp_path):
+    source, out = write_raw(tmp_path / "raw", drives=2), tmp_path / "shards"
+    assert main(["kitti-raw", str(source), str(out), "--workers", "1", "--no-superpixels"]) == 0
+    manifest = load_manifest(str(out))
+    pairs = manifest.num_pairs.copy()
+    pairs[manifest.sample_log == 1] = 0
+    few = without_pairs(dataclasses.replace(manifest, num_pairs=pairs))
+    assert few == "3 of 6 samples have no point in an image; all of 1 logs, such as 2011_09_26_drive_0001_sync"
+
+
+def test_a_folder_in_which_nothing_was_written_takes_other_settings(tmp_path, capsys):
+    """As the message advises that refuses the first try."""
+    source, out = write_raw(tmp_path / "raw", drives=2), tmp_path / "shards"
+    (source / "2011_09_26" / "2011_09_26_drive_0001_sync" / "image_02").rename(tmp_path / "images")
+    command = ["kitti-raw", str(source), str(out), "--workers", "1", "--no-superpixels"]
+    assert guarded(main, command) == 1
+    assert "cameras=[image_02], or [none] for sweeps only" in " ".join(capsys.readouterr().err.split())
+    assert main([*command, "cameras=[none]"]) == 0
+    assert load_manifest(str(out)).camera_names == ()
 
 
 def test_settings_may_stand_before_and_after_flags(tmp_path):

@@ -125,7 +125,7 @@ class KittiObjectConverter(FrameConverter):
 
 def _read_list(path: str) -> list[str]:
     try:
-        return Path(path).read_text(encoding="utf-8").split()
+        return Path(path).read_text(encoding="utf-8", errors="replace").split()
     except OSError as error:
         raise ShardError(f"cannot read the split list {path}: {error}") from error
 
