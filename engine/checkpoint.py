@@ -237,23 +237,23 @@ def read_rank_state(checkpoint: Path, rank: int, *, mapped: bool = False) -> dic
     return loaded
 
 
+def newest_records(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """state.json and config.json of the newest checkpoint that has both, unchecked; None where there is none."""
+    for checkpoint in list_checkpoints(run_dir):
+        with suppress(OSError, ValueError):  # damaged: `find_checkpoint` warns of it
+            state, config = (json.loads((checkpoint / name).read_text()) for name in (STATE_FILE, CHECKPOINT_CONFIG))
+            if isinstance(state, dict) and isinstance(config, dict):
+                return state, config
+    return None
+
+
 def peek(run_dir: Path, world: World) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """state.json and config.json of the newest checkpoint, unchecked; None where there is none to read.
 
     For what has to be known before the run is built; `find_checkpoint` says later which one is whole. All ranks call
     it, rank 0 reads.
     """
-    answer: list[tuple[dict[str, Any], dict[str, Any]] | None] = [None]
-    if world.is_main:
-        for checkpoint in list_checkpoints(run_dir):
-            try:
-                state, config = (
-                    json.loads((checkpoint / name).read_text()) for name in (STATE_FILE, CHECKPOINT_CONFIG)
-                )
-            except (OSError, ValueError):
-                continue  # damaged: `find_checkpoint` warns of it
-            answer = [(state, config)]
-            break
+    answer = [newest_records(run_dir) if world.is_main else None]
     if world.world_size > 1:
         dist.broadcast_object_list(answer, src=0, device=world.device)
     return answer[0]

@@ -67,7 +67,7 @@ class PretrainSummary:
         step: updates done in all.
         num_steps: updates of the whole run.
         skipped: updates skipped because loss, running statistics or gradient were not finite.
-        loss: mean of the last update that was applied in this call; NaN if there was none.
+        loss: mean of the last update that was applied, in this call or an earlier one; NaN if there was none.
         seconds: wall time of this call.
         peak_rss_gib: largest resident memory of this process (without workers).
         checkpoint: folder of the last checkpoint; its weights.safetensors is what evaluation reads.
@@ -133,7 +133,7 @@ class _Run:
         nonfinite_in_a_row: skipped updates up to now that are a sign of divergence.
         warned_trivial: whether `_warn_if_trivial` has warned.
         window: scalars since the last log line; this rank's, so it is part of the rank's state.
-        loss: mean of the last applied update; not part of checkpoints.
+        loss: mean of the last applied update; NaN before one, and in checkpoints of versions before 0.3.
     """
 
     step: int = 0
@@ -146,16 +146,19 @@ class _Run:
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> _Run:
         """As a checkpoint's state.json has it; the window is `_load_rank`'s."""
+        loss = state.get("loss")
         return cls(
             step=int(state["step"]),
             skipped=int(state["skipped"]),
             nonfinite_in_a_row=int(state["nonfinite_in_a_row"]),
             warned_trivial=bool(state["warned_trivial"]),
+            loss=math.nan if loss is None else float(loss),
         )
 
     def state(self) -> dict[str, Any]:
         """For state.json, which has the step already."""
-        return {name: getattr(self, name) for name in ("skipped", "nonfinite_in_a_row", "warned_trivial")}
+        counts = {name: getattr(self, name) for name in ("skipped", "nonfinite_in_a_row", "warned_trivial")}
+        return {**counts, "loss": self.loss if math.isfinite(self.loss) else None}  # JSON has no NaN
 
     def apply(self, scalars: Mapping[str, float], update: Update) -> None:
         """Count an update that changed the weights."""
@@ -189,7 +192,7 @@ def pretrain(
     resolved_config: Mapping[str, Any],
     pictures: Pictures | None = None,
     watchdog: Watchdog | None = None,
-    on_resume: Callable[[int], None] | None = None,
+    on_begin: Callable[[int], None] | None = None,
 ) -> PretrainSummary:
     """Train an objective to the end of its schedule, or to a stop signal; returns how that went.
 
@@ -203,7 +206,8 @@ def pretrain(
         resolved_config: JSON values written into every checkpoint.
         pictures: makes pictures from the batch at hand, see `Pictures`.
         watchdog: already watching; None: one of our own.
-        on_resume: called on rank 0 with the updates done before, when the run continues from a checkpoint.
+        on_begin: called on rank 0 with the updates done before, when nothing speaks against the first one any more: the
+            checkpoint is this run's, and the dry batch went through.
 
     Raises:
         ValueError: settings that do not fit together, the machine or the objective.
@@ -227,7 +231,7 @@ def pretrain(
         run = _Run()
         seed_everything(settings.seed, world.rank)
     else:
-        run = _continued(saved, objective, source, plan, fingerprint, on_resume if world.is_main else None)
+        run = _continued(saved, objective, source, plan, fingerprint)
         if run.step >= plan.num_steps:
             return _summary(run, plan, saved, None, began)
 
@@ -237,6 +241,8 @@ def pretrain(
         stopwatch, checkpoints = Stopwatch(), _Checkpoints(run_dir, settings.checkpoint, plan, engine, newest=saved)
         stream = _timed(source.batches(run.step * plan.accumulation_steps), world, stopwatch)
         first = _first_batch(stream, engine, settings.engine, plan, run, watch)
+        if on_begin is not None and world.is_main:
+            on_begin(run.step)
         monitor = Monitor(run_dir, settings.monitor, world, step=run.step, num_steps=plan.num_steps)
         batches, buffers, signal = chain([first], stream), None, None
         del first  # its memory is needed
@@ -303,6 +309,12 @@ def pretrain(
     return _summary(run, plan, checkpoints.newest, signal, began)
 
 
+def software_versions() -> dict[str, str]:
+    """Of the packages that a run's numbers come from; checkpoints hold them."""
+    packages = ("torch", "deepspeed", "numpy", "safetensors")
+    return {name: version(name) for name in packages} | {"python": platform.python_version()}
+
+
 # ---- parts of `pretrain`, in the order of their use
 
 
@@ -319,7 +331,6 @@ def _continued(
     source: BatchSource[BatchLike],
     plan: _Plan,
     fingerprint: Mapping[str, Any],
-    on_resume: Callable[[int], None] | None,
 ) -> _Run:
     """The run as a checkpoint left it, with the objective's weights; optimizer and random states are `_load_rank`'s.
 
@@ -328,8 +339,6 @@ def _continued(
     """
     state = ckpt.read_state(saved)
     run = _Run.from_state(state)
-    if on_resume is not None:
-        on_resume(run.step)
     ckpt.check_same(state["fingerprint"], fingerprint, saved)
     if run.step < plan.num_steps:  # else it is finished, and nothing has to fit any more
         check_continuable(state, plan.parallelism, saved)
@@ -578,7 +587,6 @@ class _Checkpoints:
         self._saved_at = time.monotonic()
 
     def _state(self, run: _Run) -> dict[str, Any]:
-        packages = ("torch", "deepspeed", "numpy", "safetensors")
         return run.state() | {
             "num_steps": self._plan.num_steps,
             "loss_scale": self._engine.loss_scale.state(),
@@ -586,7 +594,7 @@ class _Checkpoints:
             "parameters": self._engine.layout.record(),
             # As it would be on a single process, for a run that continues on another number of them.
             "window": {"sums": mean_of_each(run.window.sums, self._engine.world), "count": run.window.count},
-            "versions": {name: version(name) for name in packages} | {"python": platform.python_version()},
+            "versions": software_versions(),
         }
 
 

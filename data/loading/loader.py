@@ -271,6 +271,16 @@ def check_suits(manifest: Manifest, indices: Int[np.ndarray, " n"], spec: BatchS
     )
 
 
+def samples_fingerprint(config: DataConfig) -> str:
+    """What `ShardLoader.state` says of the samples of these sets, without a loader.
+
+    Raises:
+        ShardError: no prepared set, no such split or no samples.
+    """
+    opened = open_sets(config.sets, config.cache, retry_min=config.retry_min, warn=False)
+    return _fingerprint(opened.reader.manifest, opened.indices, opened.stretches)
+
+
 def build_loader(
     config: DataConfig,
     *,

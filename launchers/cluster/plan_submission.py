@@ -8,25 +8,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import yaml
-
-from configs.load import ConfigError, dump
-from configs.schema import PRETRAIN_CHOICES, PretrainConfig, SlurmConfig
+from configs.load import ConfigError
+from configs.schema import PretrainConfig, SlurmConfig
+from engine.checkpoint import newest_records
 from engine.run_lock import holder
 from launchers.cluster.dry_check import check_cluster, check_folder, check_options, check_runs, check_spelling
 from launchers.cluster.evaluation_jobs import BaselineJob, EvaluationJob, SelectBestJob
 from launchers.cluster.plan_followups import baseline_jobs, evaluation_jobs, selection_job
 from launchers.runs import slurm
 from launchers.runs.attempts import is_finished
-from launchers.runs.files import CONFIG_FILE, JOBS_FILE
+from launchers.runs.changes import changes, check_samples, listed, saved_config
+from launchers.runs.files import JOBS_FILE
 from launchers.runs.job_record import Jobs, read_jobs
-from launchers.runs.settings import flat
-from launchers.training.stages import first_stage
+from launchers.training.stages import check_first_stage, first_stage, is_trained
 
 Where = Literal["slurm", "local", "debug"]
-
-_SAME_NUMBERS = frozenset({"data.num_workers", "data.prefetch", "data.start_method", "engine.timeout_min"})
-"""Settings that may differ from those of a finished run without making it another one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +32,13 @@ class Point:
     Attributes:
         overrides: as written, for the record.
         after: folder of another point that must be trained before.
+        is_first: another point builds on it.
     """
 
     config: PretrainConfig
     overrides: tuple[str, ...] = ()
     after: Path | None = None
+    is_first: bool = False
 
     @property
     def run_dir(self) -> Path:
@@ -61,7 +59,7 @@ def with_first_stages(points: Iterable[Point]) -> tuple[Point, ...]:
         if config is None or point.config.first is None:
             own.append(point)
             continue
-        first = Point(config=config, overrides=point.config.first.overrides)
+        first = Point(config=config, overrides=point.config.first.overrides, is_first=True)
         if firsts.setdefault(first.run_dir, first).config != config:
             raise ConfigError(
                 f"first.run_dir: {first.run_dir} is requested with different settings; give each its own folder"
@@ -193,7 +191,7 @@ def _requested_run(point: Point, request: SubmitRequest, active: frozenset[str])
     return RequestedRun(
         point=point,
         jobs=jobs,
-        finished=is_finished(point.run_dir) and not (request.train and _continues(point)),
+        finished=_needs_no_training(point) if request.train else is_finished(point.run_dir),
         training=request.after or (jobs.pretrain if jobs.pretrain in active else None),
         # Made here for their errors: a mistake in a downstream file must not show when training is queued already.
         select=selection_job(point.run_dir, point.config) if follow else None,
@@ -202,31 +200,27 @@ def _requested_run(point: Point, request: SubmitRequest, active: frozenset[str])
     )
 
 
-def _continues(point: Point) -> bool:
-    """Whether a finished run is requested with another schedule, so that it continues.
+def _needs_no_training(point: Point) -> bool:
+    """Whether a run is finished as it is requested; one that goes on with another schedule is not.
 
     Raises:
-        ConfigError: with other settings: it would be another run in the same folder.
+        ConfigError: its folder holds a run that cannot go on like this, or a finished one with other settings.
+        CheckpointError, ShardError: it was trained on other samples, or with another first stage, or cannot be read.
     """
-    changed = _changes(point)
-    if all(line.startswith("schedule.") for line in changed):
-        return bool(changed)
-    raise ConfigError(
-        f"{point.run_dir} holds a finished run with other settings: {'; '.join(changed[:3])}. Choose another "
-        "run_dir or root, or remove the folder"
-    )
-
-
-def _changes(point: Point) -> list[str]:
-    """Settings that differ from those that the folder's run had, as `name: was -> is`."""
-    path = point.run_dir / CONFIG_FILE
-    if not path.is_file():
-        return []
-    was = yaml.safe_load(path.read_text(encoding="utf-8"))
-    now = yaml.safe_load(dump(point.config, choices=PRETRAIN_CHOICES))
-    before, after = {"seed": was.get("seed"), **flat(was)}, {"seed": now["seed"], **flat(now)}
-    return [
-        f"{name}: {before.get(name)} -> {after.get(name)}"
-        for name in sorted(set(before) | set(after))
-        if before.get(name) != after.get(name) and name not in _SAME_NUMBERS
-    ]
+    if point.is_first and is_trained(point.config):
+        return True
+    records = newest_records(point.run_dir)
+    if records is None:  # a first stage must have weights; of another run the results may be all that was kept
+        return not point.is_first and is_finished(point.run_dir)
+    state, resolved = records
+    before = saved_config(resolved, point.run_dir)
+    found, finished = changes(before, point.config), is_finished(point.run_dir)
+    goes_on = not finished or any(change.name.startswith("schedule.") for change in found)
+    if wrong := [change for change in found if change.kind == "refused" or not goes_on]:
+        raise ConfigError(
+            f"{point.run_dir} holds a {'finished ' if finished else ''}run with other settings:{listed(wrong)}\nundo "
+            "the change, choose another run_dir or root, or remove the folder"
+        )
+    check_samples(before, point.config, state, point.run_dir)
+    check_first_stage(point.config, state)
+    return not goes_on

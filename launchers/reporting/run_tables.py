@@ -13,13 +13,14 @@ from engine.checkpoint import read_state
 from launchers.drawing.page import TextTable
 from launchers.drawing.set_tables import human_bytes
 from launchers.reporting.run_facts import run_facts
+from launchers.runs.attempts import read_attempts
 from launchers.runs.files import read_config, read_metrics
 
 
 def run_tables(run_dir: Path) -> list[TextTable]:
-    """State and origin, checkpoints, first and last metrics, config of a run."""
+    """State and origin, checkpoints, first and last metrics, config of a run and what changed of it on the way."""
     facts = TextTable(title="run", rows=tuple(run_facts(run_dir).items()))
-    tables = [facts, _checkpoints(run_dir), *_metrics(run_dir)]
+    tables = [facts, _checkpoints(run_dir), *_metrics(run_dir), *_changes(run_dir)]
     config = read_config(run_dir, strict=True)
     return [*tables, _config(config)] if config else tables
 
@@ -62,6 +63,17 @@ def _metrics(run_dir: Path) -> list[TextTable]:
     rows = tuple((name, _number(first.get(name)), _number(last[name])) for name in names)
     header = ("metric", f"step {first.get('step')}", f"step {last.get('step')}")
     return [TextTable(title="metrics, first and last line", header=header, rows=rows, numeric=(1, 2))]
+
+
+def _changes(run_dir: Path) -> list[TextTable]:
+    """With what else the run went on when it was continued; none where nothing changed."""
+    rows = tuple(
+        (str(attempt.resumed), name, json.dumps(before), json.dumps(now))
+        for attempt in read_attempts(run_dir)
+        for name, (before, now) in attempt.changes.items()
+    )
+    header = ("after update", "changed", "before", "from then on")
+    return [TextTable(title="went on with", header=header, rows=rows, numeric=(0,))] if rows else []
 
 
 def _number(value: object) -> str:

@@ -1,5 +1,7 @@
 """What became of each attempt at a run: `<run>/attempts.jsonl`, one line an event, written by rank 0.
 
+Beside it, `attempts/0001/` and so on hold what each was started with, also where it was refused or had nothing to do.
+
 A run that is pre-empted, dies and is queued again has several attempts. Each begins with one line and ends with one,
 unless it died too suddenly to write it. The order of the lines counts, never their clocks: the next attempt may run on
 a machine whose clock is an hour off. Reading needs neither torch nor the rest of the run's folder.
@@ -13,13 +15,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from common.files import replace_file
 from common.run_files import json_lines
-from launchers.runs.files import ATTEMPTS_FILE
+from launchers.runs.files import ATTEMPTS_FILE, ATTEMPTS_FOLDER
 
 logger = logging.getLogger("tandem.pretrain")
 
@@ -39,7 +42,8 @@ class Attempt:
         pid: of rank 0 on that host.
         nodes: SLURM's list of nodes, or the host.
         began: when, seconds since 1970 by the clock of rank 0.
-        resumed: updates that were done when it began; None if it did not come so far as to know.
+        resumed: updates that were done when it began to train; None if it did not come so far.
+        changes: what it went on with that the run did not have: name -> value before and now.
         ended: when; None while it runs, or if it died.
         status: "running" until an end is seen; "died" if another attempt began without one.
         step: updates done in all when it ended.
@@ -54,6 +58,7 @@ class Attempt:
     nodes: str | None
     began: float
     resumed: int | None = None
+    changes: Mapping[str, tuple[object, object]] = field(default_factory=dict)
     ended: float | None = None
     status: Status = "running"
     step: int | None = None
@@ -64,14 +69,23 @@ class Attempt:
 class AttemptRecord:
     """Writes one attempt's events. A line that cannot be written is a warning, never the end of a run."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, folder: Path) -> None:
+        self._path, self._folder = path, folder
         self._ended = False
         self._lock = threading.Lock()
 
-    def resumed(self, step: int) -> None:
-        """The run continues."""
-        self._write({"event": "resumed", "time": time.time(), "step": step})
+    def keep(self, name: str, text: str) -> None:
+        """Keep a file of this attempt."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            replace_file(self._folder / name, text.encode(), durable=False)
+        except OSError as error:
+            logger.warning("%s: cannot be written (%s)", self._folder / name, error)
+
+    def resumed(self, step: int, changes: Mapping[str, tuple[object, object]] | None = None) -> None:
+        """The attempt begins to train, after `step` updates, with these changes (name -> value before and now)."""
+        event = {"event": "resumed", "time": time.time(), "step": step}
+        self._write({**event, "changes": dict(changes)} if changes else event)
 
     def end(
         self,
@@ -107,8 +121,8 @@ class AttemptRecord:
 
 def begin(run_dir: str | Path, world_size: int, *, job: str | None = None, nodes: str | None = None) -> AttemptRecord:
     """Note that an attempt begins. Rank 0 calls it, holding the run's lock; the run's folder is made if need be."""
-    host = socket.gethostname()
-    record = AttemptRecord(Path(run_dir) / ATTEMPTS_FILE)
+    host, number = socket.gethostname(), len(read_attempts(run_dir)) + 1
+    record = AttemptRecord(Path(run_dir) / ATTEMPTS_FILE, Path(run_dir) / ATTEMPTS_FOLDER / f"{number:04d}")
     place = {"job": job, "host": host, "pid": os.getpid(), "world_size": world_size, "nodes": nodes or host}
     record._write({"event": "begin", "time": time.time(), **place})
     return record
@@ -146,9 +160,22 @@ def read_attempts(run_dir: str | Path) -> list[Attempt]:
 
 
 def is_finished(run_dir: str | Path) -> bool:
-    """Whether the last attempt at a run got to the end of its schedule."""
-    attempts = read_attempts(run_dir)
-    return bool(attempts) and attempts[-1].status == "finished"
+    """Whether the last attempt that trained got to the end of its schedule."""
+    last = last_that_trained(read_attempts(run_dir))
+    return last is not None and last.status == "finished"
+
+
+def last_that_trained(attempts: Sequence[Attempt]) -> Attempt | None:
+    """The attempt that says how a run stands: the last one, but for those behind a finished one that did not train.
+
+    A finished run stays finished when it is started again and refused or stopped before it found nothing to do.
+    """
+    for attempt in reversed(attempts):
+        if attempt.status == "finished":
+            return attempt
+        if attempt.resumed is not None or attempt.status == "running":
+            break
+    return attempts[-1] if attempts else None
 
 
 def _begun(event: Mapping[str, Any]) -> Attempt:
@@ -164,7 +191,10 @@ def _begun(event: Mapping[str, Any]) -> Attempt:
 
 def _continued(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
     if event.get("event") == "resumed":
-        return replace(attempt, resumed=event.get("step"))
+        given = event.get("changes")
+        pairs = given.items() if isinstance(given, dict) else ()
+        changes = {name: (pair[0], pair[1]) for name, pair in pairs if isinstance(pair, list) and len(pair) == 2}
+        return replace(attempt, resumed=event.get("step"), changes=changes)
     if event.get("event") == "end":
         known: dict[str, Any] = {name: event.get(name) for name in ("step", "signal", "reason")}
         return replace(attempt, status=event.get("status", "failed"), ended=event.get("time"), **known)

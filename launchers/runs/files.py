@@ -1,8 +1,9 @@
 """A run's folder: the name of everything in it, what makes a folder a run's, and the readers that verbs share. Light.
 
 <run>/
-config.yaml, environment.json   what it runs with, written when training begins
+config.yaml, environment.json   what it was trained with last, written when an attempt begins to train
 attempts.jsonl                  what became of each attempt (`launchers.runs.attempts`)
+attempts/<number>/              config.yaml and environment.json that each was started with, also where it was refused
 metrics.jsonl, tensorboard/, checkpoints/, run.lock     written by the engine (`common.run_files`)
 jobs.json                       SLURM jobs that work for it (`launchers.runs.job_record`)
 requeues.jsonl                  why its batch script queued it again, or did not
@@ -41,6 +42,7 @@ from engine.errors import CheckpointError
 CONFIG_FILE = "config.yaml"
 ENVIRONMENT_FILE = "environment.json"
 ATTEMPTS_FILE = "attempts.jsonl"
+ATTEMPTS_FOLDER = "attempts"
 JOBS_FILE = "jobs.json"
 REQUEUES_FILE = "requeues.jsonl"
 
@@ -109,7 +111,8 @@ def find_runs(root: Path) -> Iterator[Path]:
 def read_config(folder: Path, *, strict: bool = False) -> dict[str, Any]:
     """The resolved config as it was written, also where this version could not load it; {} if there is none.
 
-    The run's own, before its start the submission's, else the newest checkpoint's. A damaged file counts as none.
+    The run's own, before its start the submission's, else the newest checkpoint's, else what it was last tried with. A
+    damaged file counts as none.
 
     Raises:
         ConfigError: a damaged file, if `strict`.
@@ -118,7 +121,8 @@ def read_config(folder: Path, *, strict: bool = False) -> dict[str, Any]:
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is 10 times as fast
     first = (folder / CONFIG_FILE, folder / SUBMISSION_FOLDER / CONFIG_FILE)
-    for path in itertools.chain(first, (c / CHECKPOINT_CONFIG for c in list_checkpoints(folder))):
+    tried = sorted((folder / ATTEMPTS_FOLDER).glob(f"*/{CONFIG_FILE}"))[-1:]
+    for path in itertools.chain(first, (c / CHECKPOINT_CONFIG for c in list_checkpoints(folder)), tried):
         try:
             tree = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
         except OSError:

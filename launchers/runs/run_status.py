@@ -18,7 +18,7 @@ from common.files import process_exists
 from common.run_files import METRICS_FILE
 from engine import metric_names as names
 from engine.errors import CheckpointError
-from launchers.runs.attempts import Attempt, read_attempts
+from launchers.runs.attempts import Attempt, last_that_trained, read_attempts
 from launchers.runs.files import mtime, newest_metrics, newest_state, read_config
 from launchers.runs.job_record import Jobs, read_jobs
 from launchers.runs.run_trouble import SLURM_ENDS, RunFiles, ended_badly, evaluations
@@ -49,6 +49,7 @@ class RunStatus:
         checkpoint_age_s: since it was written.
         evaluations_done: elements with results.
         evaluations: elements known, done or not.
+        changes: settings and software that the run went on with and did not have before, a line each.
         why: lines that explain what went wrong.
     """
 
@@ -68,6 +69,7 @@ class RunStatus:
     checkpoint_age_s: float | None
     evaluations_done: int
     evaluations: int
+    changes: tuple[str, ...]
     why: tuple[str, ...]
 
 
@@ -92,7 +94,7 @@ def run_status(files: RunFiles, queue: Mapping[str, JobInfo]) -> RunStatus:
     num_steps = total_steps(read_config(folder), state_json, last_line)
     job = files.job(queue)
     info = queue.get(job) if job is not None else None
-    last = files.attempts[-1] if files.attempts else None
+    last = last_that_trained(files.attempts)
     where = ""
     if info is not None and info.active:
         where = info.reason if info.state == "PENDING" else info.nodes
@@ -115,6 +117,11 @@ def run_status(files: RunFiles, queue: Mapping[str, JobInfo]) -> RunStatus:
         checkpoint_age_s=max(0.0, now - written) if written else None,
         evaluations_done=done,
         evaluations=known,
+        changes=tuple(
+            f"after update {attempt.resumed}: {name}: {before} -> {changed}"
+            for attempt in files.attempts
+            for name, (before, changed) in attempt.changes.items()
+        ),
         why=(*reasons(files, state, info), *_silence(folder, state, lines, now), *trouble),
     )
 

@@ -95,9 +95,14 @@ def ended_badly(info: JobInfo) -> bool:
 def why(files: RunFiles, state: str, info: JobInfo | None) -> list[str]:
     """Lines that explain a run's state (of `run_status.state_of`); [] where nothing is wrong."""
     lines = [files.damage] if files.damage else []
+    last = files.attempts[-1] if files.attempts else None
+    if last is not None and state == "finished" and last.status == "failed":
+        lines.append(f"started again after its end: {last.reason}")
+    if last is not None and state == "preempted":
+        done = "" if last.step is None else f" after {last.step} updates"
+        lines.append(f"stopped by {last.signal or 'a signal'}{done}; the same command again continues it")
     if state not in BAD:
         return lines
-    last = files.attempts[-1] if files.attempts else None
     if last is not None and last.reason:
         lines.append(last.reason)
     elif last is not None and state == "died":

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from configs.load import ConfigError
 from configs.schema import PretrainConfig
-from engine.checkpoint import peek
 from engine.distributed import World
 from engine.reshard import global_batch
+from launchers.training.continuing import Continued
 
 logger = logging.getLogger("tandem.pretrain")
 
@@ -23,18 +22,15 @@ _LISTED = 8
 """Numbers of processes that a message lists, those nearest to the one that does not work."""
 
 
-def fit_micro_batch(config: PretrainConfig, world: World) -> int:
+def fit_micro_batch(config: PretrainConfig, world: World, run: Continued | None) -> int:
     """Samples that a process takes in a forward pass, and a line in the log where that is not the run's setting.
-
-    All processes of the run call it.
 
     Raises:
         ConfigError: the run's global batch cannot be kept on this number of processes, or not with these settings.
     """
-    checkpoint = peek(Path(config.run_dir), world)
-    if checkpoint is None or "engine" not in checkpoint[0]:
+    if run is None or "engine" not in run.state:
         return config.data.micro_batch_size
-    before, resolved = checkpoint[0]["engine"], checkpoint[1]
+    before, resolved = run.state["engine"], run.resolved
     setting = (resolved["data"]["micro_batch_size"], resolved["engine"]["accumulation_steps"])
     now = {
         "micro_batch_size": config.data.micro_batch_size,

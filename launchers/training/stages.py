@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from common.run_files import SUMS_FILE, WEIGHTS_FILE
 from configs.load import ConfigError, load
 from configs.schema import FIRST_STAGE, PRETRAIN_CHOICES, PretrainConfig
 from data.storage.store import is_url
+from engine.checkpoint import newest_intact, newest_records
+from engine.errors import CheckpointError
 from launchers.runs.attempts import is_finished
+from launchers.runs.changes import changes, check_samples, listed, saved_config
 from models.methods.base import MethodConfig
 
 T = TypeVar("T")
@@ -56,13 +60,62 @@ def stages(config: PretrainConfig) -> list[PretrainConfig]:
     """What is to be trained, in order: the first stage, unless it is finished, and the run itself.
 
     Raises:
-        ConfigError: see `first_stage`.
+        ConfigError: see `first_stage` and `is_trained`.
     """
-    if config.first is None or is_finished(first_folder(config)):
-        return [config]
     first = first_stage(config)
-    assert first is not None
-    return [first, config]
+    return [config] if first is None or is_trained(first) else [first, config]
+
+
+def is_trained(first: PretrainConfig) -> bool:
+    """Whether a first stage is finished, as it is asked for: with these settings, on these samples.
+
+    Raises:
+        ConfigError: it is finished with others, also with such as may change while a run goes on: names them.
+        CheckpointError, ShardError: what its folder says cannot be read, or the set cannot.
+    """
+    folder = Path(first.run_dir)
+    records = newest_records(folder) if is_finished(folder) else None
+    if records is None:
+        return False
+    state, resolved = records
+    before = saved_config(resolved, folder)
+    if found := changes(before, first):
+        raise ConfigError(
+            f"first: {folder} holds a finished first stage with other settings:{listed(found)}\nundo the change, name "
+            "another folder in first.run_dir, or remove that one to train the stage again"
+        )
+    try:
+        check_samples(before, first, state, folder)
+    except CheckpointError as error:
+        raise ConfigError(f"first: {error}") from error
+    return True
+
+
+def first_weights(config: PretrainConfig) -> str | None:
+    """SHA-256 of the weights that the first stage ended with; None where there is none, or it has none yet."""
+    if config.first is None or (checkpoint := newest_intact(first_folder(config))) is None:
+        return None
+    sums = json.loads((checkpoint / SUMS_FILE).read_text())
+    return str(sums[WEIGHTS_FILE]["sha256"])
+
+
+def check_first_stage(config: PretrainConfig, state: Mapping[str, Any]) -> None:
+    """Refuse to go on with a run whose first stage has other weights than it was built with.
+
+    Args:
+        config: of the run.
+        state: state.json of its checkpoint.
+
+    Raises:
+        CheckpointError: names both.
+    """
+    trained_with = (state.get("fingerprint") or {}).get("first")  # of versions before 0.3: unknown
+    if trained_with is not None and (there := first_weights(config)) != trained_with:
+        raise CheckpointError(
+            f"{config.run_dir} was built with another network of its first stage than there is now: that stage was "
+            f"trained again (sha256 of its weights {trained_with[:12]} then, {(there or 'none')[:12]} now). Put the "
+            "first stage back, or start this one in another run folder"
+        )
 
 
 def method_to_build(config: PretrainConfig) -> MethodConfig:

@@ -42,11 +42,6 @@ class Supervised:
     record: attempts.AttemptRecord | None
     summary: PretrainSummary | None = None
 
-    def resumed(self, step: int) -> None:
-        """Note that the run continues from a checkpoint."""
-        if self.record is not None:
-            self.record.resumed(step)
-
     def stop_if_signalled(self) -> None:
         """Leave on all ranks when one got a stop signal, at a moment when nothing has to be saved.
 

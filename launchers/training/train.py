@@ -8,14 +8,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 import yaml
 from rich.console import Console
 
+from common.files import replace_file
 from configs.load import dump, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from data.loading.loader import ShardLoader, build_loader
@@ -25,8 +26,9 @@ from engine.pretrain import PretrainSummary, pretrain
 from launchers.drawing.training_pictures import pictures_of_set
 from launchers.runs.files import CONFIG_FILE, ENVIRONMENT_FILE
 from launchers.runs.provenance import describe_environment
+from launchers.training.continuing import continued, finished_before, warn_of
 from launchers.training.micro_batch import fit_micro_batch
-from launchers.training.stages import method_to_build
+from launchers.training.stages import first_weights, method_to_build
 from launchers.training.supervision import supervised
 from launchers.training.teacher_cache import teacher_cache
 
@@ -57,46 +59,81 @@ def train(config: PretrainConfig) -> PretrainSummary:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with supervised(config) as run:
         world, spec, resolved = run.world, config.method.batch_spec(), yaml.safe_load(resolved_yaml(config))
+        provenance = _provenance(config) if run.record is not None else {}
+        if run.record is not None:
+            for name, text in provenance.items():
+                run.record.keep(name, text)
+        # Before anything is built from a config that may be another run's.
+        before = continued(config, world)
+        if before is not None and (done := finished_before(config, before, world)) is not None:
+            run.summary = done
+            if world.is_main:
+                _print_nothing_to_do(done)
+            return done
+        if before is not None and world.is_main:
+            warn_of(before)
         # The config stays as it is: on another number of processes the next start derives from it again.
-        data = dataclasses.replace(config.data, micro_batch_size=fit_micro_batch(config, world))
+        data = dataclasses.replace(config.data, micro_batch_size=fit_micro_batch(config, world, before))
         torch.manual_seed(config.seed)  # initial weights are the same on every rank
         objective = method_to_build(config).build()
         cache = teacher_cache(objective, config.method, data, run)
         source = build_loader(
             data, spec=spec, seed=config.seed, rank=world.rank, world_size=world.world_size, teacher_cache=cache
         )
-        if world.is_main:
-            _write_provenance(config, resolved)
+        fingerprint = {"method": resolved["method"], "voxel": resolved["data"]["voxel"]}
+        if config.first is not None and (before is None or "first" in before.state.get("fingerprint", {})):
+            fingerprint["first"] = first_weights(config)  # runs of versions before 0.3 go on without
+
+        def begin(step: int) -> None:
+            """Note on rank 0 that the run is this config's from here on."""
+            _write_provenance(Path(config.run_dir), provenance)
+            if run.record is not None:
+                run.record.resumed(step, {c.name: (c.before, c.now) for c in (before.changes if before else ())})
+
         run.summary = pretrain(
             objective,
             source,
             config,
             config.run_dir,
             micro_batch_size=data.micro_batch_size,
-            fingerprint={"method": resolved["method"], "voxel": resolved["data"]["voxel"]},
+            fingerprint=fingerprint,
             resolved_config=resolved,
             # At ZeRO-3 a forward pass needs all ranks, so all of them draw.
             pictures=pictures_of_set(config.data, spec) if world.is_main or config.engine.zero_stage == 3 else None,
             watchdog=run.watchdog,
-            on_resume=run.resumed,
+            on_begin=begin,
         )
         if world.is_main:
             _print_summary(run.summary, source, world)
     return run.summary
 
 
-def _write_provenance(config: PretrainConfig, resolved: dict[str, Any]) -> None:
-    """What is needed to run it again: the resolved config, the git commit, the environment."""
-    folder = Path(config.run_dir)
+def _provenance(config: PretrainConfig) -> dict[str, str]:
+    """What is needed to run it again, by file: the resolved config, the git commit and the environment."""
+    return {
+        CONFIG_FILE: resolved_yaml(config),
+        ENVIRONMENT_FILE: json.dumps(describe_environment(), indent=1) + "\n",
+    }
+
+
+def _write_provenance(folder: Path, texts: Mapping[str, str]) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG_FILE).write_text(resolved_yaml(config))
-        (folder / ENVIRONMENT_FILE).write_text(json.dumps(describe_environment(), indent=1) + "\n")
+        for name, text in texts.items():
+            replace_file(folder / name, text.encode(), durable=False)
     except OSError as error:
         raise CheckpointError(
             f"the run's folder {folder} cannot be written: {error}; free disk space, repair its permissions, or choose "
             "another run_dir"
         ) from error
+
+
+def _print_nothing_to_do(summary: PretrainSummary) -> None:
+    console = Console(highlight=False)
+    with suppress(OSError):
+        console.print(
+            f"nothing to do: finished before, at step {summary.step} of {summary.num_steps}, loss {summary.loss:.4f}\n"
+            f"checkpoint: {summary.checkpoint}"
+        )
 
 
 def _print_summary(summary: PretrainSummary, source: ShardLoader, world: World) -> None:
@@ -106,6 +143,8 @@ def _print_summary(summary: PretrainSummary, source: ShardLoader, world: World) 
             f"{summary.status} at step {summary.step} of {summary.num_steps} on {world.world_size} process(es) after "
             f"{summary.seconds / 60:.1f} min, peak memory {summary.peak_rss_gib:.2f} GiB, loss {summary.loss:.4f}"
         )
+        if summary.status == "preempted":
+            console.print(f"stopped by {summary.signal} before its end; the same command again continues it")
         if source.counters or summary.skipped:
             console.print(f"skipped: {summary.skipped} updates, samples {source.counters}")
         console.print(f"checkpoint: {summary.checkpoint}")

@@ -41,14 +41,18 @@ def run_config(run_dir: Path, shards: str) -> PretrainConfig:
     )
 
 
-def write_toy_run(run_dir: Path, shards: str, *, step: int = STEP) -> Objective:
-    """Writes the folder; returns the objective whose weights are in it."""
+def write_toy_run(run_dir: Path, shards: str, *, step: int = STEP, records: PretrainConfig | None = None) -> Objective:
+    """Writes the folder; returns the objective whose weights are in it.
+
+    `records`: config that its files state, in place of that of the toy networks.
+    """
     config = run_config(run_dir, shards)
     torch.manual_seed(3)
     objective = config.method.build().eval()
-    resolved = yaml.safe_load(dump(config, choices=PRETRAIN_CHOICES))
+    text = dump(records or config, choices=PRETRAIN_CHOICES)
+    resolved = yaml.safe_load(text)
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(dump(config, choices=PRETRAIN_CHOICES))
+    (run_dir / "config.yaml").write_text(text)
     lines = [{"step": s, "time": 0.0, "train/loss": 5.0 - 0.1 * s, "train/skipped": 1.0} for s in (1, step)]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     save_checkpoint(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from launchers.runs import attempts
-from launchers.runs.attempts import begin, read_attempts
+from launchers.runs.attempts import begin, is_finished, read_attempts
 from launchers.runs.files import ATTEMPTS_FILE
 
 
@@ -27,6 +27,24 @@ def test_a_run_with_several_attempts(tmp_path: Path) -> None:
     assert (two.status, two.ended, two.nodes) == ("died", None, two.host)
     assert (three.status, three.world_size, three.resumed) == ("failed", 3, 5)
     assert three.reason == "ShardError: too many damaged samples"
+
+
+def test_a_finished_run_stays_finished_when_a_later_start_does_nothing(tmp_path: Path) -> None:
+    begin(tmp_path, 1).end("finished", step=5)
+    refused = begin(tmp_path, 1)
+    refused.keep("config.yaml", "seed: 5")
+    refused.end("failed", reason="CheckpointError: other settings")
+    begin(tmp_path, 1).end("preempted", signal="SIGTERM")
+    assert is_finished(tmp_path)
+    assert (tmp_path / "attempts" / "0002" / "config.yaml").read_text() == "seed: 5"
+    longer = begin(tmp_path, 1)
+    longer.resumed(5, {"schedule.steps": (5, 9)})
+    assert not is_finished(tmp_path)
+    longer.end("preempted", step=7)
+    assert not is_finished(tmp_path)
+    assert read_attempts(tmp_path)[-1].changes == {"schedule.steps": (5, 9)}
+    begin(tmp_path, 1).end("failed", reason="refused")
+    assert not is_finished(tmp_path)
 
 
 def test_no_attempt_yet(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import subprocess
 import time
 from pathlib import Path
@@ -10,8 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.run_files import list_checkpoints
 from engine.distributed import World
-from tests.helpers.pretrain_run import UNCACHED, arguments, child, pretrain_here
+from engine.errors import CheckpointError
+from launchers.runs.attempts import is_finished, read_attempts
+from tests.helpers.pretrain_run import CONFIGS, UNCACHED, arguments, child, pretrain_here
 from tests.helpers.toy_run import losses, metrics, weights
 
 STEPS, EVERY = 12, 4
@@ -79,14 +84,63 @@ def test_another_number_of_workers_is_the_same_run(
     assert runs[0] == runs[1] == runs[2]
 
 
-def test_a_changed_model_or_stream_is_refused(toy_set: str, world: World, tmp_path: Path) -> None:
-    """By the launcher as by the engine: exit code 1 or 2, the field named, the checkpoint left alone."""
-    from launchers.cli import guarded
-    from launchers.training.train import load_run, train
+def test_what_a_run_is_survives_whatever_is_tried(
+    toy_set: str,
+    world: World,
+    one_thread: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Another run is refused before anything is built, a finished one is left alone, what may change is recorded."""
+    run_dir = tmp_path / "run"
+    first = pretrain_here(run_dir, toy_set, *UNCACHED, "schedule.steps=2")
+    ours = ("config.yaml", "environment.json", "metrics.jsonl")
+    files = {name: (run_dir / name).read_bytes() for name in ours}
 
-    pretrain_here(tmp_path, toy_set, *UNCACHED, "schedule.steps=2")
-    before = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
-    for override, code in (("method.embedding_dim=32", 1), ("data.voxel.reduce=first", 1), ("seed=5", 2)):
-        path, *rest = arguments(tmp_path, toy_set, *UNCACHED, "schedule.steps=4", override)
-        assert guarded(lambda argv: int(train(load_run(argv[0], argv[1:])) is None), [path, *rest]) == code, override
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == before
+    def nothing_is_built(*_: object, **__: object) -> None:
+        pytest.fail("built from a config that is not the run's, or for nothing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("launchers.training.train.build_loader", nothing_is_built)
+        patched.setattr("launchers.training.train.method_to_build", nothing_is_built)
+        for override, name in (
+            ("method.temperature=0.5", "method.temperature: 0.07 in the run, 0.5 now"),
+            ("data.voxel.reduce=first", "data.voxel.reduce"),
+            ("seed=5", "seed: 0 in the run, 5 now"),
+            ("data.image_size=[64,96]", "data.image_size"),
+            ("data.augment.points.rotate=false", "data.augment.points.rotate"),
+            ("data.augment.image.enabled=false", "data.augment.image.enabled"),
+            ("engine.clip_norm=0.1", "engine.clip_norm"),
+            ("engine.sync_bn=false", "engine.sync_bn"),
+        ):
+            given = [o for o in UNCACHED if not o.startswith(override.partition("=")[0])]
+            with pytest.raises(CheckpointError, match=re.escape(name)):
+                pretrain_here(run_dir, toy_set, *given, "schedule.steps=4", override)
+        with pytest.raises(CheckpointError, match=r"other settings:\n  method.name: 'slidr' in the run, 'ppkt' now"):
+            pretrain_here(run_dir, toy_set, "schedule.steps=4", config=CONFIGS / "ppkt_street.yaml")
+        capsys.readouterr()
+        again = pretrain_here(run_dir, toy_set, *UNCACHED, "schedule.steps=2", "optim.lr=0.125")
+        assert again.loss == first.loss == losses(run_dir)[-1]
+        out = " ".join(capsys.readouterr().out.split())
+        assert f"nothing to do: finished before, at step 2 of 2, loss {first.loss:.4f}" in out
+        assert "nothing of this has an effect: optim.lr" in caplog.text
+        state = list_checkpoints(run_dir)[0] / "state.json"
+        older = {name: value for name, value in json.loads(state.read_text()).items() if name != "loss"}
+        (list_checkpoints(run_dir)[0] / "files.json").write_text("{}")  # nothing is checked
+        state.write_text(json.dumps(older | {"versions": {**older["versions"], "torch": "2.0.0"}}))
+        assert pretrain_here(run_dir, toy_set, *UNCACHED, "schedule.steps=2").loss == first.loss
+    assert {name: (run_dir / name).read_bytes() for name in ours} == files
+    assert is_finished(run_dir), "a start that was refused does not make it an unfinished one"
+    assert "seed: 5" in (run_dir / "attempts" / "0004" / "config.yaml").read_text()
+
+    pretrain_here(run_dir, toy_set, *UNCACHED, "schedule.steps=3", "optim.lr=0.125")
+    assert "lr: 0.125" in (run_dir / "config.yaml").read_text()
+    trained = read_attempts(run_dir)[-1]
+    assert trained.resumed == 2
+    assert trained.changes["schedule.steps"] == (2, 3)
+    assert trained.changes["optim.lr"][1] == 0.125
+    assert trained.changes["software.torch"] == ("2.0.0", torch.__version__)
+    assert "other software than its checkpoint was written with: torch: 2.0.0 -> " in caplog.text
+    assert read_attempts(run_dir)[0].resumed == 0

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
-from common.run_files import list_checkpoints
-from configs.load import ConfigError
-from configs.schema import PretrainConfig
-from engine.checkpoint import find_checkpoint, load_weights
+from common.files import file_sha256
+from common.run_files import checkpoint_folder, list_checkpoints
+from configs.load import ConfigError, dump
+from configs.schema import PRETRAIN_CHOICES, PretrainConfig
+from data.loading.loader import samples_fingerprint
+from engine.checkpoint import find_checkpoint, load_weights, read_state
 from engine.distributed import World
+from engine.errors import CheckpointError
 from launchers import inspect, pretrain
 from launchers.cluster.plan_submission import Point, with_first_stages
 from launchers.runs import attempts
 from launchers.runs.attempts import is_finished
 from launchers.runs.settings import setting_of
-from launchers.training.stages import first_folder, method_to_build, method_without_weights, stages
+from launchers.training.stages import (
+    check_first_stage,
+    first_folder,
+    first_weights,
+    method_to_build,
+    method_without_weights,
+    stages,
+)
 from launchers.training.train import load_run
 from models.methods.pixel_to_point import PixelToPointConfig
 from tests.helpers.pretrain_run import CONFIGS, SMALL
@@ -31,10 +45,23 @@ def two_stages(run_dir: Path, *overrides: str) -> PretrainConfig:
     return load_run(str(TWO), [f"run_dir={run_dir}", *overrides])
 
 
-def _finish(folder: Path) -> None:
-    folder.mkdir(parents=True)
-    record = attempts.begin(str(folder), 1, job=None, nodes=None)
-    record.end("finished", step=2)
+def _finish(config: PretrainConfig) -> None:
+    """As if it had been trained: its record, and what a checkpoint says of it."""
+    folder = Path(config.run_dir)
+    attempts.begin(folder, 1).end("finished", step=2)
+    checkpoint = checkpoint_folder(folder, 2)
+    checkpoint.mkdir(parents=True)
+    files = {"state.json": {"step": 2}, "config.json": resolved(config), "weights.safetensors": config.seed}
+    for name, content in files.items():
+        (checkpoint / name).write_text(json.dumps(content))
+    sums = {
+        name: {"bytes": (checkpoint / name).stat().st_size, "sha256": file_sha256(checkpoint / name)} for name in files
+    }
+    (checkpoint / "files.json").write_text(json.dumps(sums))
+
+
+def resolved(config: PretrainConfig) -> Any:
+    return yaml.safe_load(dump(config, choices=PRETRAIN_CHOICES))
 
 
 def test_the_first_stage_comes_first_and_is_not_trained_again(tmp_path: Path) -> None:
@@ -48,9 +75,47 @@ def test_the_first_stage_comes_first_and_is_not_trained_again(tmp_path: Path) ->
         "elsewhere",
     )
     assert not is_finished(first.run_dir)
-    _finish(tmp_path / "run-first")
+    _finish(first)
     assert is_finished(first.run_dir)
     assert stages(config) == [config]
+    for name, now in (("seed", "8"), ("optim.lr", "0.0625"), ("schedule.steps", "300"), ("data.limit", "3")):
+        given = f"{name}={now}" if name == "seed" else f"first.overrides=[{name}={now}]"
+        with pytest.raises(
+            ConfigError, match=rf"(?s)first: .*run-first .*{name}: \S+ in the run, {now} now.*first.run_dir"
+        ):
+            stages(two_stages(tmp_path / "run", "seed=7", "data.shards=elsewhere", given))
+    shutil.rmtree(tmp_path / "run-first" / "checkpoints")
+    assert stages(config) == [first, config], "what has no checkpoint is trained, whatever its record says"
+
+
+def test_a_finished_first_stage_of_another_set_is_not_taken(toy_set: str, tmp_path: Path) -> None:
+    config = two_stages(tmp_path / "run", f"data.shards={toy_set}")
+    (first, _) = stages(config)
+    _finish(first)
+    state = list_checkpoints(tmp_path / "run-first")[0] / "state.json"
+    samples = samples_fingerprint(first.data)
+    shutil.copytree(toy_set, tmp_path / "moved")
+    moved = two_stages(tmp_path / "run", f"data.shards={tmp_path / 'moved'}")
+    state.write_text(json.dumps({"step": 2, "source": {"samples": samples}}))
+    assert stages(moved) == [moved]
+    state.write_text(json.dumps({"step": 2, "source": {"samples": "of another set"}}))
+    assert stages(config) == [config], "the same place is not looked at"
+    with pytest.raises(ConfigError, match=r"first: .*data.shards: the run was trained on .*holds other samples"):
+        stages(moved)
+
+
+def test_a_second_stage_knows_the_weights_of_its_first(tmp_path: Path) -> None:
+    config = two_stages(tmp_path / "run")
+    assert first_weights(config) is None
+    (first, _) = stages(config)
+    _finish(first)
+    state = {"fingerprint": {"first": first_weights(config)}}
+    check_first_stage(config, state)
+    check_first_stage(config, {"fingerprint": {}})  # of an older version
+    shutil.rmtree(tmp_path / "run-first")
+    _finish(dataclasses.replace(first, seed=5))
+    with pytest.raises(CheckpointError, match=r"that stage was trained again \(sha256 of its weights \w{12} then"):
+        check_first_stage(config, state)
 
 
 def test_overrides_are_stronger_than_what_the_run_hands_on(tmp_path: Path) -> None:
@@ -120,5 +185,6 @@ def test_one_command_trains_both(toy_set: str, world: World, tmp_path: Path, mon
     assert pretrain.main(command) == 0
     assert list_checkpoints(tmp_path / "run-first")[-1].stat().st_mtime_ns == first_files
     assert len(attempts.read_attempts(tmp_path / "run-first")) == 1
+    assert read_state(list_checkpoints(run_dir)[0])["fingerprint"]["first"] == first_weights(load_run(TWO, command[1:]))
     assert inspect.main([str(run_dir), "--num", "1", "--out", str(tmp_path / "look")]) == 0
     assert list((tmp_path / "look").glob("*sketch*.png")), "its networks are built again, the first stage's too"

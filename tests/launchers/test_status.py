@@ -251,6 +251,8 @@ def test_a_controller_that_is_down_is_a_remark(tmp_path: Path, monkeypatch: pyte
     write_run(tmp_path / "run", events=[begin("3"), end("preempted")])
     text = shown(tmp_path, 120)
     assert "preempted" in text
+    assert "stopped by a signal" in text
+    assert "the same command again continues it" in text
     assert "Unable to contact slurm controller" in text
 
 

@@ -114,8 +114,7 @@ def order(root: Path, *points: Point, **changes: Any) -> SubmitRequest:
 
 def finish(one: Point) -> None:
     """As if the run had been trained."""
-    write_toy_run(one.run_dir, one.config.data.shards)
-    (one.run_dir / "config.yaml").write_text(dump(one.config, choices=PRETRAIN_CHOICES))
+    write_toy_run(one.run_dir, one.config.data.shards, records=one.config)
     attempts.begin(one.run_dir, 1).end("finished", step=12)
 
 
@@ -137,10 +136,13 @@ def test_a_second_stage_waits_for_its_first_one(fake: FakeSlurm, tmp_path: Path,
     assert [after for _, _, after in fake.last.arrays] == [After(succeeded=(one,))]
     # The first one is done: nothing to wait for.
     fake.states = {}
-    attempts.begin(first.run_dir, 1).end("finished", step=2)
-    (first.run_dir / "config.yaml").write_text(dump(first.config, choices=PRETRAIN_CHOICES))
+    finish(first)
     submit(order(tmp_path / "run", first, second, evaluate=False))
     assert [(len(ids), after) for _, ids, after in fake.last.arrays] == [(1, AT_ONCE)]
+    # ... and asked for with other settings it is not taken for the one that is there.
+    other = Point(config=load_run(str(CONFIGS / "pixel_to_point_street.yaml"), [*overrides, "seed=5"]))
+    with pytest.raises(ConfigError, match=r"(?s)finished first stage with other settings:.*seed: 0 in the run, 5 now"):
+        submit(order(tmp_path / "run", *with_first_stages([other]), evaluate=False))
 
 
 def test_evaluations_wait_for_their_own_run_and_the_report_for_all(
@@ -552,7 +554,11 @@ def test_a_finished_run_with_other_settings_is_not_overwritten(fake: FakeSlurm, 
     run = point(tmp_path / "a", toy_set)
     finish(run)
     other = replace(run, config=replace(run.config, optim=replace(run.config.optim, lr=0.125)))
-    with pytest.raises(ConfigError, match=r"a finished run with other settings: optim.lr: \S+ -> 0.125"):
+    with pytest.raises(ConfigError, match=r"a finished run with other settings:\s+optim.lr: \S+ in the run, 0.125"):
+        submit(order(tmp_path, other))
+    longer = replace(run.config.schedule, epochs=99)
+    other = replace(run, config=replace(run.config, schedule=longer, seed=5))
+    with pytest.raises(ConfigError, match=r"with other settings:\s+seed: 0 in the run, 5 now\nundo"):
         submit(order(tmp_path, other))
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.distributed import World, free_port
-from engine.errors import CheckpointError, RunLockedError
+from engine.errors import CheckpointError, DivergenceError, RunLockedError
 from engine.run_lock import RunLock
 from launchers.runs.attempts import read_attempts
 from tests.helpers.pretrain_run import UNCACHED, arguments, child, pretrain_here
@@ -46,6 +46,20 @@ def test_attempts_are_noted(toy_set: str, world: World, one_thread: None, tmp_pa
     assert failed.reason is not None
     assert failed.reason.startswith("CheckpointError: the run's folder")
     assert (finished.step, finished.pid, finished.world_size) == (1, os.getpid(), 1)
+
+
+@pytest.mark.slow
+def test_a_diverging_run_ends_with_its_own_error(
+    toy_set: str, world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also when it is started again: updates are skipped and counted, and what watches them gives no error first."""
+    options = (*UNCACHED, "schedule.steps=20", "optim.lr=1e30", "engine.max_nonfinite_in_a_row=4")
+    for _ in range(2):
+        caplog.clear()
+        with pytest.raises(DivergenceError, match="in 4 updates in a row"):
+            pretrain_here(tmp_path, toy_set, *options)
+        assert caplog.text.count("update skipped") == 4
+    assert read_attempts(tmp_path)[-1].reason.startswith("DivergenceError: ")  # type: ignore[union-attr]
 
 
 # ---- two jobs in one folder

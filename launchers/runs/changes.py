@@ -1,0 +1,176 @@
+"""What may change when a run goes on: its checkpoint's resolved config against the one that it is started with.
+
+Every checkpoint has the resolved config beside it, so runs of older versions are compared too: a setting that did not
+exist then counts as its default. Paths of sets are compared by what they hold (`check_samples`), as the loader does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from common.trees import flat
+from configs.load import ConfigError, dump, load
+from configs.schema import PRETRAIN_CHOICES, PretrainConfig
+from data.loading.loader import samples_fingerprint
+from engine.errors import CheckpointError
+
+Kind = Literal["free", "recorded", "refused"]
+
+KINDS: Mapping[str, Kind] = {
+    # Where things lie. Sets are compared by their samples; a first stage by its own settings and its weights.
+    "run_dir": "free",
+    "data.shards": "free",
+    "data.more.*.shards": "free",
+    "data.cache": "free",
+    "first": "free",
+    # How batches reach the network, what is logged and kept, what is measured afterwards: no number of the run.
+    "data.num_workers": "free",
+    "data.prefetch": "free",
+    "data.start_method": "free",
+    "monitor": "free",
+    "checkpoint": "free",
+    "evaluate": "free",
+    # What ends a run, or stops it before it begins, and shapes no update.
+    "data.expected_superpixels": "free",
+    "data.more.*.expected_superpixels": "free",
+    "data.max_skip_share": "free",
+    "data.retry_min": "free",
+    "engine.dry_batch": "free",
+    "engine.max_nonfinite_in_a_row": "free",
+    "engine.timeout_min": "free",
+    "engine.heartbeat_s": "free",
+    "engine.stall_min": "free",
+    # The same updates to rounding.
+    "engine.device": "recorded",
+    "engine.zero_stage": "recorded",
+    "engine.zero3_persistent_numel": "recorded",
+    # How an update's samples are shared out. Their number is another matter: the engine refuses another one.
+    "engine.accumulation_steps": "recorded",
+    "data.micro_batch_size": "recorded",
+    # Numbers of the schedule and of the optimizer, which whoever watches a run adjusts, and which hold from there on.
+    # Not clipping, and not which parameters decay or at what share of the rate: that is how the run is built.
+    "schedule": "recorded",
+    **{
+        f"optim.{section}{name}": "recorded"
+        for section in ("", "towers.*.")
+        for name in ("lr", "momentum", "dampening", "betas", "eps", "weight_decay")
+    },
+    "optim.reference_batch_size": "recorded",
+}
+"""Dotted name of a setting or section, "*" for any one name -> what a change of it means when a run goes on.
+
+The longest that fits decides. "recorded": a warning, and a record in the run. What is not named is refused, a setting
+of tomorrow included: another seed, precision, image size, augmentation, voxel, method or network is another run.
+"""
+
+_SHOWN = 8
+"""Differing settings that a message lists."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A setting that differs.
+
+    Attributes:
+        name: dotted.
+        before: in the run's checkpoint.
+        now: in the config that it is started with.
+    """
+
+    name: str
+    before: object
+    now: object
+    kind: Kind
+
+    def __str__(self) -> str:
+        """E.g. "optim.lr: 0.1 -> 0.2"."""
+        return f"{self.name}: {self.before} -> {self.now}"
+
+
+def kind_of(name: str) -> Kind:
+    """What a change of a setting means, by its dotted name."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        for pattern, kind in KINDS.items():
+            wanted = pattern.split(".")
+            if len(wanted) == length and all(map(fnmatchcase, parts, wanted)):
+                return kind
+    return "refused"
+
+
+def saved_config(resolved: Mapping[str, Any], where: Path) -> PretrainConfig:
+    """The config that a checkpoint was written with, as this version reads it.
+
+    Args:
+        resolved: content of the checkpoint's config.json.
+        where: the checkpoint or run, for the message.
+
+    Raises:
+        CheckpointError: it does not fit this version; names the field.
+    """
+    try:
+        return load(PretrainConfig, None, choices=PRETRAIN_CHOICES, defaults=resolved)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{where}: the config of its checkpoint cannot be read by this version ({error}); continue with the "
+            "version that wrote it, see state.json"
+        ) from error
+
+
+def changes(before: PretrainConfig, now: PretrainConfig) -> list[Change]:
+    """The settings that differ, names of methods and networks first, without those that are free to."""
+    was, is_now = flat_config(before), flat_config(now)
+    absent = object()
+    differing = [n for n in was.keys() | is_now.keys() if was.get(n, absent) != is_now.get(n, absent)]
+    found = [Change(name, was.get(name, "absent"), is_now.get(name, "absent"), kind_of(name)) for name in differing]
+    order = sorted(found, key=lambda c: (not c.name.endswith(".name"), c.name.count("."), c.name))
+    return [change for change in order if change.kind != "free"]
+
+
+def flat_config(config: PretrainConfig) -> dict[str, Any]:
+    """Dotted name -> value of all settings, those of entries in lists included (`data.more.0.weight`)."""
+    return flat(_numbered(yaml.safe_load(dump(config, choices=PRETRAIN_CHOICES))))
+
+
+def _numbered(tree: Any) -> Any:
+    """Lists of sections as sections by number."""
+    if isinstance(tree, list) and any(isinstance(item, dict) for item in tree):
+        tree = {str(number): item for number, item in enumerate(tree)}
+    return {key: _numbered(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+def check_samples(before: PretrainConfig, now: PretrainConfig, state: Mapping[str, Any], where: Path) -> None:
+    """Refuse sets that lie elsewhere than they did and hold other samples; sets in the same place are not looked at.
+
+    Args:
+        before: config of the checkpoint.
+        now: config that the run is started with.
+        state: state.json of the checkpoint.
+        where: the run, for the message.
+
+    Raises:
+        CheckpointError: other samples.
+        ShardError: no prepared set there.
+    """
+    places = [[one.shards for one in config.data.sets] for config in (before, now)]
+    if places[0] == places[1]:
+        return
+    trained_on = (state.get("source") or {}).get("samples")
+    if trained_on != samples_fingerprint(now.data):
+        raise CheckpointError(
+            f"{where}: data.shards: the run was trained on {', '.join(places[0])}, and {', '.join(places[1])} holds "
+            "other samples; name the same set, or start in another run folder"
+        )
+
+
+def listed(found: Iterable[Change]) -> str:
+    """Differing settings, a line each, for a message."""
+    lines: Sequence[str] = [f"\n  {c.name}: {c.before!r} in the run, {c.now!r} now" for c in found]
+    more = f"\n  and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
+    return "".join(lines[:_SHOWN]) + more
