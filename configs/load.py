@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -81,15 +82,26 @@ def load(
     given = OmegaConf.merge(*sources)
     assert isinstance(given, DictConfig)
     try:
-        schema = OmegaConf.merge(schema, given)
-    except OmegaConfBaseException as error:
-        raise _explain(error, schema, given, choices or {}) from error
-    missing = sorted(OmegaConf.missing_keys(schema) | asked_for)
-    if missing:
-        hint = f". {HELP}" if missing[0].endswith(".weights") else ""
-        raise ConfigError(f"{missing[0]}: no value given and there is no default (add `{missing[0]}=...`){hint}")
-    instance: T = _instantiate(schema, "")
+        try:
+            schema = OmegaConf.merge(schema, given)
+        except OmegaConfBaseException as error:
+            raise _explain(error, schema, given, choices or {}) from error
+        missing = sorted(OmegaConf.missing_keys(schema) | asked_for)
+        if missing:
+            hint = f". {HELP}" if missing[0].endswith(".weights") else ""
+            raise ConfigError(f"{missing[0]}: no value given and there is no default (add `{missing[0]}=...`){hint}")
+        instance: T = _instantiate(schema, "")
+    except ConfigError as error:
+        if found is None or not _is_about(error, sources[1]) or any(_is_about(error, s) for s in sources[2:]):
+            raise
+        raise ConfigError(f"{error} (in {found})") from error
     return instance
+
+
+def _is_about(error: ConfigError, source: DictConfig) -> bool:
+    """Whether a source has the setting that a message begins with."""
+    name = str(error).partition(":")[0]
+    return re.fullmatch(r"[\w.-]+", name) is not None and _gives(source, name)
 
 
 _RETIRED: Mapping[str, object] = {"data.superpixels": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -226,3 +227,15 @@ def test_the_second_clouds_own_augmentation_is_a_section_that_may_be_absent(tmp_
     assert config.data.augment.second_points == PointAugmentConfig(translate_m=(1.0, 2.0, 0.0))
     path.write_text(dump(config, choices=PRETRAIN_CHOICES))
     assert load(PretrainConfig, path, choices=PRETRAIN_CHOICES) == config
+
+
+def test_a_mistake_in_the_file_names_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("engine: {clip_norm: -1}\nseed: 1\n")
+    with pytest.raises(ConfigError, match=rf"^engine\.clip_norm: got -1.* \(in {re.escape(str(file))}\)$"):
+        load(PretrainConfig, file, ["data.shards=x", "run_dir=y"], choices=PRETRAIN_CHOICES)
+    with pytest.raises(ConfigError, match=r"^engine\.clip_norm: got -2[^(]*(\([^/]*\))?$"):
+        load(PretrainConfig, file, ["data.shards=x", "run_dir=y", "engine.clip_norm=-2"], choices=PRETRAIN_CHOICES)
+    file.write_text("optim: {lrr: 1}\n")
+    with pytest.raises(ConfigError, match=r"^optim\.lrr: unknown name.* \(in .*a\.yaml\)$"):
+        load(PretrainConfig, file, ["data.shards=x", "run_dir=y"], choices=PRETRAIN_CHOICES)
