@@ -18,7 +18,7 @@ from launchers.runs.files import BASELINES, holds_runs, is_run, read_config
 from launchers.runs.settings import labels, setting_of_tree
 
 _NOT_SEARCHED = {
-    *(CHECKPOINTS_FOLDER, EVENTS_FOLDER, files.SUBMISSION_FOLDER),
+    *(CHECKPOINTS_FOLDER, EVENTS_FOLDER, files.SUBMISSION_FOLDER, files.ATTEMPTS_FOLDER),
     *(files.CODE_FOLDER, files.LABELLED_FOLDER, files.HPARAMS_FOLDER),
 }
 """Folders without results of their own."""

@@ -67,8 +67,8 @@ HPARAMS_FOLDER = "hparams"
 REPORT_PAGE = "report.html"
 
 _MARKS = (METRICS_FILE, ATTEMPTS_FILE, JOBS_FILE, SUBMISSION_FOLDER, CHECKPOINTS_FOLDER)
-"""Each of these makes a folder a run's; config.yaml does, too, unless it is that of an evaluation."""
-_NO_RUNS = frozenset({BASELINES, CODE_FOLDER, EVALUATIONS, SELECTION, EVENTS_FOLDER})
+"""Each of these makes a folder a run's; config.yaml does, too, unless it is that of an evaluation or of one start."""
+_NO_RUNS = frozenset({BASELINES, CODE_FOLDER, EVALUATIONS, SELECTION, EVENTS_FOLDER, ATTEMPTS_FOLDER})
 """Folders beside or in runs that hold none."""
 _MAX_DEPTH = 4
 _MOST_ENTRIES = 500
@@ -83,8 +83,8 @@ def is_run(folder: Path) -> bool:
     """Whether a folder is a run's, begun or only queued."""
     if any((folder / mark).exists() for mark in _MARKS):
         return True
-    of_evaluation = {folder.parent.name, folder.parent.parent.name} & {EVALUATIONS, BASELINES, SELECTION}
-    return not of_evaluation and (folder / CONFIG_FILE).is_file()
+    of_another = {folder.parent.name, folder.parent.parent.name} & {EVALUATIONS, BASELINES, SELECTION, ATTEMPTS_FOLDER}
+    return not of_another and (folder / CONFIG_FILE).is_file()
 
 
 def holds_runs(folder: Path) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from launchers.runs import attempts
 from launchers.runs.attempts import begin, is_finished, read_attempts
-from launchers.runs.files import ATTEMPTS_FILE
+from launchers.runs.files import ATTEMPTS_FILE, is_run
 
 
 def test_a_run_with_several_attempts(tmp_path: Path) -> None:
@@ -37,6 +37,7 @@ def test_a_finished_run_stays_finished_when_a_later_start_does_nothing(tmp_path:
     begin(tmp_path, 1).end("preempted", signal="SIGTERM")
     assert is_finished(tmp_path)
     assert (tmp_path / "attempts" / "0002" / "config.yaml").read_text() == "seed: 5"
+    assert not is_run(tmp_path / "attempts" / "0002"), "it has a config.yaml, and is none"
     longer = begin(tmp_path, 1)
     longer.resumed(5, {"schedule.steps": (5, 9)})
     assert not is_finished(tmp_path)
