@@ -95,7 +95,7 @@ def find_config(text: str | Path, folder: str | None) -> Path:
     if given.is_file():
         return given
     if given.is_dir() and str(text) not in config_names(folder):
-        raise IsADirectoryError(f"{text}: is a folder, expected a YAML file{_instead_of(given)}")
+        raise IsADirectoryError(f"{text}: is a folder, expected a YAML file{_instead_of(given, folder)}")
     if "=" in given.name:
         raise FileNotFoundError(f"{text}: no such config file; the config comes first, settings behind it")
     bare = given.suffix not in SUFFIXES
@@ -120,11 +120,13 @@ def elsewhere(name: str, folder: str | None) -> str:
     return f"; {name} is the config of {others[0].title}, which goes to {others[0].use}" if others else ""
 
 
-def _instead_of(folder: Path) -> str:
-    """What a folder that was given for a config file has to offer."""
-    inside = sorted(folder.glob("*.yaml"))
-    if (folder / "config.yaml") in inside:
-        return f"; did you mean {folder / 'config.yaml'}, the config of that run?"
+def _instead_of(given: Path, folder: str | None) -> str:
+    """What may be meant by a folder that was given for a config file."""
+    inside = sorted(given.glob("*.yaml"))
+    if given / "config.yaml" in inside and folder != "pretrain":
+        return f" or one of {', '.join(config_names(folder))}; that is the folder of a run"
+    if given / "config.yaml" in inside:
+        return f"; did you mean {given / 'config.yaml'}, the config of that run?"
     return f"; did you mean one of {', '.join(map(str, inside[:3]))}?" if inside else ""
 
 
