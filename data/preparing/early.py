@@ -91,12 +91,13 @@ def grouped(skipped: Iterable[Skipped], shown: int = _SHOWN) -> list[str]:
     """What was skipped, one line for each reason and log, the largest groups first; the rest is counted."""
     groups: dict[tuple[str, str], list[Skipped]] = {}
     for skip in skipped:
-        groups.setdefault((skip.reason, skip.log), []).append(skip)
+        log = "" if skip.log == skip.key else skip.log  # where each frame is a log of its own, they are one group
+        groups.setdefault((skip.reason, log), []).append(skip)
     ordered = sorted(groups.items(), key=lambda item: -len(item[1]))
     lines = []
     for (reason, log), members in ordered[:shown]:
         frames = f"{len(members)} frames" if len(members) > 1 else "1 frame"
-        of_log = f" of {log}" if log and log != members[0].key else ""
+        of_log = f" of {log}" if log else ""
         lines.append(f"{reason}: {frames}{of_log}, e.g. {members[0].key} ({members[0].detail})")
     if ordered[shown:]:
         rest = sum(len(members) for _, members in ordered[shown:])

@@ -135,3 +135,8 @@ def test_a_streak_is_broken_by_what_succeeds():
         tally.check(allowed=0)
     assert tally.num_frames == 60
     assert np.sum(list(tally.skipped.values())) == 57
+
+
+def test_frames_that_are_logs_of_their_own_are_one_group() -> None:
+    skips = [Skipped(reason="intensity-range", key=f"{n:06d}", detail="bytes", log=f"{n:06d}") for n in range(20)]
+    assert grouped(skips) == ["intensity-range: 20 frames, e.g. 000000 (bytes)"]
