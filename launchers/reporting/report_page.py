@@ -133,7 +133,8 @@ def _tiles(grouped: Sequence[Group]) -> list[dict[str, str]]:
 
 
 def _points(measure: Metric) -> str:
-    return f"{measure.title} points" if measure.unit == "%" else measure.heading
+    text = f"{measure.title} points" if measure.unit == "%" else measure.heading
+    return text if measure.higher_is_better else f"{text} (lower is better)"  # not by the colour alone
 
 
 def _charts(runs: Sequence[RunReport], colours: Mapping[str, int]) -> list[tuple[Chart, str]]:
