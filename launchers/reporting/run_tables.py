@@ -12,9 +12,23 @@ from common.trees import flat
 from engine.checkpoint import read_state
 from launchers.drawing.page import TextTable
 from launchers.drawing.set_tables import human_bytes
+from launchers.reporting.report_page import CURVES
 from launchers.reporting.run_facts import run_facts
 from launchers.runs.attempts import read_attempts
 from launchers.runs.files import read_config, read_metrics
+
+_READINGS = {metric: reading for metric, _, reading in CURVES} | {
+    "watch/uniformity": "0: all features are alike; about -4: spread evenly",
+    "time/step_s": "seconds an update",
+    "time/data_s": "seconds of these that waited for data",
+    "perf/points_per_s": "of all processes together",
+    "mem/rss_gib": "memory of the process, GiB; does not grow without end",
+    "mem/cuda_gib": "most memory of the GPU so far, GiB",
+    "train/skipped": "updates left out because they were not finite; a handful at most",
+    "train/epoch": "passes over the set",
+    "data/skipped": "samples that could not be used",
+}
+"""Metric -> how it reads; docs/monitoring.md says when to worry."""
 
 
 def run_tables(run_dir: Path) -> list[TextTable]:
@@ -60,8 +74,8 @@ def _metrics(run_dir: Path) -> list[TextTable]:
         return [TextTable(title="metrics", rows=((f"no whole line in {METRICS_FILE} yet",),))]
     first, last = lines[0], lines[-1]
     names = [name for name in last if name not in {"step", "time"}]
-    rows = tuple((name, _number(first.get(name)), _number(last[name])) for name in names)
-    header = ("metric", f"step {first.get('step')}", f"step {last.get('step')}")
+    rows = tuple((name, _number(first.get(name)), _number(last[name]), _READINGS.get(name, "")) for name in names)
+    header = ("metric", f"step {first.get('step')}", f"step {last.get('step')}", "how it reads")
     return [TextTable(title="metrics, first and last line", header=header, rows=rows, numeric=(1, 2))]
 
 

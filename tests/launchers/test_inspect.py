@@ -219,7 +219,8 @@ def test_run_summary_has_metrics_checkpoints_and_config(run_dir: Path, capsys: p
     assert main([str(run_dir)]) == 0
     text = capsys.readouterr().out
     assert re.search(rf"step_{STEP:08d} +[\d.]+ MiB +step {STEP} of 50, 1 updates skipped", text)
-    assert re.search(r"train/loss +4.9 +3.8", text)
+    assert re.search(r"train/loss +4.9 +3.8 +falls", text)
+    assert re.search(rf"state +\w+, {STEP} of \d+ updates", text)
     assert re.search(r"method.backbone.preset +res16unet_tiny", text)
 
 
@@ -248,7 +249,9 @@ def test_a_run_that_has_just_begun_or_was_cut_short(tmp_path: Path) -> None:
     assert titles["config"] == (("seed", "1"),)
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1, "train/loss": 2.0}) + '\n{"step": 2, "tra')
     titles = {table.title: table.rows for table in run_tables(tmp_path)}
-    assert titles["metrics, first and last line"] == (("train/loss", "2", "2"),)
+    assert titles["metrics, first and last line"] == (
+        ("train/loss", "2", "2", "falls; says nothing of other temperatures, batches or methods"),
+    )
     (tmp_path / "metrics.jsonl").write_text('nonsense\n{"step": 2}\n')
     with pytest.raises(CheckpointError, match=r"metrics.jsonl, line 1"):
         run_tables(tmp_path)
