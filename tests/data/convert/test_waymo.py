@@ -309,7 +309,7 @@ def test_intensity(both: Path, written: Written) -> None:
     np.testing.assert_allclose(sample.intensity, np.tanh(truth.intensity), atol=1e-6)
     assert max(truth.intensity) > 10  # reflectors
     assert sample.intensity.max() <= 1
-    assert scale_intensity(np.array([-1.0, 0.0, 20000.0])).tolist() == [0, 0, 1]
+    assert scale_intensity(np.array([-1.0, 0.0, 20000.0]), "frame").tolist() == [0, 0, 1]
 
 
 # ---- frames, splits, what is read
