@@ -16,11 +16,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from common.files import file_sha256
+from common.small_files import Kind
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -33,6 +34,10 @@ WEIGHTS_FILE = "weights.safetensors"
 STATE_FILE = "state.json"
 CHECKPOINT_CONFIG = "config.json"
 SUMS_FILE = "files.json"
+
+STATE_FIELDS: Mapping[str, Kind] = {"step": "count"}
+STATE_OPTIONAL: Mapping[str, Kind] = {"num_steps": "count", "skipped": "count", "versions": "mapping"}
+"""What of state.json is used without its checkpoint being loaded, and may be missing."""
 
 _NAME = re.compile(r"step_([0-9]+)")
 
@@ -88,7 +93,7 @@ def damage(checkpoint: Path, names: Collection[str] | None = None) -> str | None
                 return f"{name} has {path.stat().st_size} bytes, expected {expected['bytes']}"
             if file_sha256(path) != expected["sha256"]:
                 return f"{name} does not match its sha256"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         return f"{SUMS_FILE} cannot be used ({type(e).__name__}: {e})"
     return None
 
@@ -101,7 +106,7 @@ def json_lines(texts: Iterable[str]) -> Iterator[dict[str, Any]]:
     for text in texts:
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict):
             yield line

@@ -25,7 +25,9 @@ from common.ranges import at_least
 from common.run_files import (
     CHECKPOINT_CONFIG,
     CHECKPOINTS_FOLDER,
+    STATE_FIELDS,
     STATE_FILE,
+    STATE_OPTIONAL,
     SUMS_FILE,
     WEIGHTS_FILE,
     checkpoint_folder,
@@ -33,6 +35,7 @@ from common.run_files import (
     list_checkpoints,
     step_of,
 )
+from common.small_files import DamagedFileError, read_json
 from common.trees import flat
 from engine.distributed import World, agree_any
 from engine.errors import CheckpointError
@@ -219,9 +222,14 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     """state.json of a checkpoint.
 
     Raises:
-        CheckpointError: written in another format.
+        CheckpointError: missing, damaged, or written in another format.
     """
-    state: dict[str, Any] = json.loads((checkpoint / STATE_FILE).read_text())
+    try:
+        state: dict[str, Any] | None = read_json(checkpoint / STATE_FILE, STATE_FIELDS, optional=STATE_OPTIONAL)
+    except DamagedFileError as error:
+        raise CheckpointError(f"{error}; name another checkpoint or the run's folder") from error
+    if state is None:
+        raise CheckpointError(f"{checkpoint / STATE_FILE} is missing; name another checkpoint or the run's folder")
     if state.get("format") != FORMAT:
         raise CheckpointError(
             f"{checkpoint}: checkpoint format {state.get('format')}, this version reads {FORMAT}; "
@@ -240,7 +248,7 @@ def read_rank_state(checkpoint: Path, rank: int, *, mapped: bool = False) -> dic
 def newest_records(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """state.json and config.json of the newest checkpoint that has both, unchecked; None where there is none."""
     for checkpoint in list_checkpoints(run_dir):
-        with suppress(OSError, ValueError):  # damaged: `find_checkpoint` warns of it
+        with suppress(OSError, ValueError, RecursionError):  # damaged: `find_checkpoint` warns of it
             state, config = (json.loads((checkpoint / name).read_text()) for name in (STATE_FILE, CHECKPOINT_CONFIG))
             if isinstance(state, dict) and isinstance(config, dict):
                 return state, config

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import errno
 import importlib
+import logging
 import os
 import re
 import sys
@@ -16,6 +17,7 @@ from typing import NoReturn
 
 from common.interrupt import INTERRUPTED, interruptible, kill_children, tell
 from common.nearby import nearest
+from common.printable import PrintableRecord, printable
 
 VERBS = {
     "prepare": "raw logs -> WebDataset shards, with superpixels",
@@ -128,6 +130,7 @@ def guarded(verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
         The verb's own code; 2 for a mistake in config or arguments, 1 for a named failure, 70 for a run that lost one
         of its processes, 75 for one that got a stop signal before it had begun, 130 after Ctrl-C.
     """
+    logging.setLogRecordFactory(PrintableRecord)
     try:
         with interruptible():
             return verb_main(argv)
@@ -143,6 +146,10 @@ def guarded(verb_main: Callable[[list[str]], int], argv: list[str]) -> int:
         return _print_error(error)
 
 
+def _tell(text: str) -> None:
+    print(printable(text), file=sys.stderr)
+
+
 def _print_error(error: Exception) -> int:
     """One line for an expected error; any other is raised again, with its traceback."""
     # Imported here, so that verbs that only look at files do not wait for torch.
@@ -151,13 +158,13 @@ def _print_error(error: Exception) -> int:
     from launchers.runs.slurm import SlurmError
 
     if isinstance(error, ConfigError):
-        print(f"config error: {error}", file=sys.stderr)
+        _tell(f"config error: {error}")
         return USAGE_ERROR
     if isinstance(error, errors.StopRequested):
-        print(error, file=sys.stderr)
+        _tell(str(error))
         return TRY_AGAIN
     if isinstance(error, errors.PeerLostError):
-        print(f"PeerLostError: {error}", file=sys.stderr)
+        _tell(f"PeerLostError: {error}")
         return PEER_LOST
     named: list[type[Exception]] = [errors.CheckpointError, errors.DivergenceError, errors.DryBatchError]
     named += [errors.RunLockedError, errors.PeerFailedError, SlurmError]
@@ -172,11 +179,11 @@ def _print_error(error: Exception) -> int:
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         # Not only of writing: what cannot be read for want of a right needs the same remedy.
         where = error.filename2 or error.filename or "a file, or the output itself"
-        print(f"file error: {where}: {error.strerror}; {_REMEDIES[error.errno]}", file=sys.stderr)
+        _tell(f"file error: {where}: {error.strerror}; {_REMEDIES[error.errno]}")
         return FAILURE
     if not isinstance(error, tuple(named)):
         raise error
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    _tell(f"{type(error).__name__}: {error}")
     return FAILURE
 
 

@@ -6,8 +6,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from configs.find import SUFFIXES, config_names
 from configs.load import ConfigError, dump, load
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
@@ -16,6 +14,7 @@ from launchers.evaluation.measure import evaluate_random, evaluate_runs, results
 from launchers.options.evaluate import parse
 from launchers.reporting.table import print_table
 from launchers.runs.files import CONFIG_FILE
+from launchers.runs.terminal import terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.show_config:
         print(dump(config), end="")
         return 0
-    console = Console(highlight=False)
+    console = terminal()
     paths = [Path(c) for c in options.checkpoints]
     with shown_progress(console) as progress:
         if options.random_only:

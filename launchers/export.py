@@ -17,7 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from common.files import replace_file
+from common.printable import printable
 from common.run_files import CHECKPOINT_CONFIG
+from common.small_files import checked, read_json
 from engine.checkpoint import read_state
 from engine.errors import CheckpointError
 from launchers.cli import guarded
@@ -54,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         report, difference = check(out, file_format, network, inputs)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint} could not be exported as {options.format}: {error}") from error
-    print(f"exported {checkpoint}\n{report.text()}")
+    print(printable(f"exported {checkpoint}\n{report.text()}"))
     for name in sorted(metadata):
-        print(f"  {name}: {metadata[name]}")
+        print(printable(f"  {name}: {metadata[name]}"))
     print(f"read back: features on a random input differ by at most {difference:g}")
     print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
     return 0
@@ -67,10 +69,20 @@ def describe(checkpoint: Path) -> dict[str, str]:
 
     "method", "backbone" and "voxel" are the run's own settings (the latter two as JSON), "in_channels" the features of
     an input voxel, "run" and "step" say which weights these are.
+
+    Raises:
+        CheckpointError: the checkpoint's config is missing or damaged.
     """
-    config: dict[str, Any] = json.loads((checkpoint / CHECKPOINT_CONFIG).read_text(encoding="utf-8"))
+    path = checkpoint / CHECKPOINT_CONFIG
+    try:
+        config = read_json(path, {"run_dir": "text", "method": "mapping", "data": "mapping"})
+        checked(config["method"], {"name": "text", "backbone": "mapping"}, {})
+        checked(config["data"], {"voxel": "mapping"}, {})
+        checked(config["method"]["backbone"], {"in_channels": "count"}, {})
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be used ({error}); name another checkpoint") from error
     return {
-        "method": str(config["method"]["name"]),
+        "method": config["method"]["name"],
         "backbone": json.dumps(config["method"]["backbone"]),
         "voxel": json.dumps(config["data"]["voxel"]),
         "in_channels": str(config["method"]["backbone"]["in_channels"]),

@@ -13,6 +13,7 @@ import numpy as np
 
 from common.files import replace_file
 from common.nearby import nearby
+from common.printable import printable
 from data.storage.manifest import Manifest, load_manifest
 from data.storage.reader import SampleError, SampleReader, blamed_on
 from data.storage.shard import ShardError
@@ -150,7 +151,7 @@ def _inspect_run(run_dir: Path, options: argparse.Namespace) -> int:
 
 
 def _show(title: str, subtitle: str, tables: list[TextTable], pictures: dict[str, RgbImage], out: str | None) -> None:
-    print(f"{title}\n{subtitle}\n")
+    print(printable(f"{title}\n{subtitle}\n"))
     print("\n\n".join(table.text() for table in tables))
     if out is None:
         print("\npictures: add --out FOLDER")

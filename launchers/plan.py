@@ -32,6 +32,7 @@ from launchers.planning.figures import Plan, StepTime
 from launchers.planning.measure import measured_writing, step_here, step_of_run
 from launchers.planning.tables import sections
 from launchers.planning.warnings import warnings
+from launchers.runs.terminal import terminal
 from launchers.training.train import load_run, resolved_yaml
 from models.methods.base import Objective
 
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         figures = {name: {row.name: row.value for row in rows} for name, rows in sections(plan).items()}
         print(json.dumps(figures | {"warnings": warnings(plan)}, indent=1))
     else:
-        show(plan, Console(highlight=False))
+        show(plan, terminal())
     return 0
 
 

@@ -34,6 +34,7 @@ from data.storage.manifest import Manifest
 from data.storage.store import MANIFEST_NAME, is_url
 from launchers import verify
 from launchers.options.prepare import parse, verifies_only
+from launchers.runs.terminal import terminal
 from launchers.verify import progress
 
 _CHOICES: Choices = {"set": SETTINGS}
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if arguments.workers < 1:
         raise ConfigError(f"--workers: got {arguments.workers}, expected at least 1")
-    console = Console()
+    console = terminal(highlight=True)
     if arguments.join:
         print_summary(join_shares(config.set, arguments.out, config.writing, verify=arguments.verify), console)
         return 0

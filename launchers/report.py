@@ -6,8 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from common.printable import printable
 from configs.load import ConfigError
 from launchers.cli import guarded
 from launchers.options.report import parser
@@ -16,6 +15,7 @@ from launchers.reporting.hparams import write_hparams
 from launchers.reporting.report_files import hparam_runs, made_by, write_files
 from launchers.reporting.table import markdown, print_table
 from launchers.runs.files import REPORT_PAGE
+from launchers.runs.terminal import terminal
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError(f"{page}: expected folders of runs; the page to write is given as --out {page}")
     sources = collect([Path(folder) for folder in options.folders])
     # A pipe has no width of its own; a table squeezed to 80 columns is of no use in a file.
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console = terminal(width=160)
     if options.markdown:
-        print(markdown(sources.results, sources.labels), end="")
+        print(printable(markdown(sources.results, sources.labels)), end="")
     else:
         print_table(sources.results, console, sources.labels)
         for trouble in sources.trouble:

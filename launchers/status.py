@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from common.nearby import nearby
+from common.printable import printable_line
 from configs.load import ConfigError
 from launchers.cli import guarded
 from launchers.options.status import parser
@@ -23,6 +24,7 @@ from launchers.runs import slurm
 from launchers.runs.files import find_runs, holds_runs
 from launchers.runs.run_status import RunStatus, read_files, run_status
 from launchers.runs.run_trouble import BAD
+from launchers.runs.terminal import terminal
 
 PIPE_WIDTH = 240
 """Columns where the output is no terminal: nothing is folded there."""
@@ -49,7 +51,7 @@ class StatusColumn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; 0 unless there is nothing to show."""
     options = parser().parse_args(argv)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    console = terminal(width=PIPE_WIDTH)
     while True:
         statuses, remark = gather([Path(root) for root in options.roots])
         if options.json:
@@ -118,7 +120,7 @@ def show(found: Sequence[RunStatus], remark: str, console: Console) -> None:
         if status.why:
             console.print(escape(f"\n{_name(status, base)}: {status.state}"), style="bold", soft_wrap=True)
             for line in status.why:
-                console.print(escape(f"  {_printable(line)}"), soft_wrap=True)
+                console.print(escape(f"  {printable_line(line)}"), soft_wrap=True)
     if remark:
         console.print(escape(f"\n{remark}"), style="yellow", soft_wrap=True)
 
@@ -135,12 +137,7 @@ def fitting(columns: Sequence[StatusColumn], found: Sequence[RunStatus], width: 
 
 
 def _name(status: RunStatus, base: Path) -> str:
-    return _printable(os.path.relpath(Path(status.run).absolute(), base))
-
-
-def _printable(text: str) -> str:
-    """The text without control characters: names and log lines come from files, and the terminal must not obey them."""
-    return "".join(c if c.isprintable() else "?" for c in text.expandtabs(4))
+    return printable_line(os.path.relpath(Path(status.run).absolute(), base))
 
 
 def _steps(status: RunStatus) -> str:

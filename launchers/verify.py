@@ -16,6 +16,7 @@ from data.preparing.pool import Progress as ShowProgress
 from data.preparing.repair import Repaired, repair, undo_half
 from data.preparing.verify import VerifyReport, examples, save_report, verify
 from launchers.options.verify import parser
+from launchers.runs.terminal import terminal
 
 _EXAMPLES = 3
 
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if options.workers < 1:
         raise ConfigError(f"--workers: got {options.workers}, expected at least 1")
-    console = Console()
+    console = terminal(highlight=True)
     if options.repair and undo_half(options.out):
         console.print("an earlier repair was interrupted; its half-written table is undone")
     verdict = _verify(options.out, options.workers, console)

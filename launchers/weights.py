@@ -27,14 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _print_list() -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from launchers.runs.terminal import terminal
 
     table = Table(*(title.strip("`") for title in HEADER))
     for row in rows():
         table.add_row(*row)
     # Where the output is no terminal nothing is folded: names can be searched and copied.
-    Console(highlight=False, width=None if sys.stdout.isatty() else 260).print(table)
+    terminal(width=260).print(table)
     print("where to get them:")
     for one in PUBLISHED:
         print(f"  {one.file:<34} {one.address}")

@@ -28,6 +28,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from common.files import replacing
+from common.small_files import DamagedFileError, Kind, checked, is_kind, parse_json, read_text, shown
 from engine.downstream.metrics import METRICS, Metric
 
 SCHEMA_VERSION = 2
@@ -272,9 +273,14 @@ def read_results(path: str | Path) -> list[Result]:
         ResultsError: no such file, no JSON, another schema, or a record that makes no sense.
     """
     try:
-        tree = json.loads(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ResultsError(f"{path}: not readable as JSON ({error})") from error
+        text = read_text(Path(path))
+        if text is None:
+            raise ValueError(f"{path}: no such file")
+        tree = parse_json(text)
+    except DamagedFileError as error:
+        raise ResultsError(str(error)) from error
+    except ValueError as error:
+        raise ResultsError(f"{path}: {error}") from error
     version = tree.get("schema_version") if isinstance(tree, dict) else None
     if version not in _READABLE:
         raise ResultsError(
@@ -297,17 +303,42 @@ def _from_json(record: object, where: str) -> Result:
     if not isinstance(record, dict):
         raise ResultsError(f"{where}: expected an object, got {type(record).__name__}")
     names = {f.name for f in dataclasses.fields(Result)}
-    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items() if k in names}
+    known = {name: value for name, value in record.items() if name in names and value is not None}
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
     if "metrics" not in values:  # schema version 1
         values["metrics"] = {name: record.get(name) for name in ("miou", "accuracy")}
-    kinds = {"protocol": str, "dataset": str, "labels": str, "init": str, "pretrained": bool, "metrics": dict}
-    for name, kind in kinds.items():
-        if not isinstance(values.get(name), kind):
-            raise ResultsError(f"{where}: {name} is {values.get(name)!r}, expected {kind.__name__}")
     try:
-        values["metrics"] = {name: tuple(v) for name, v in values["metrics"].items()}
-        if not all(v is None or math.isfinite(v) for column in values["metrics"].values() for v in column):
-            raise ResultsError(f"metrics {values['metrics']} are not finite")
-        return Result(**values)
+        checked(values, _FIELDS, _OPTIONAL)
+        for name, kind in _ITEMS.items():
+            items = values.get(name, ())
+            items = items.values() if isinstance(items, dict) else items
+            bad = [v for v in items if not is_kind(v, kind) and not (v is None and name in _WITH_GAPS)]
+            if not isinstance(values.get(name, ()), dict if name in _WITH_GAPS else tuple) or bad:
+                raise ValueError(f"{name}: got {shown(bad[0] if bad else values[name])} in place of a {kind}")
+        metrics = {name: tuple(column) for name, column in values["metrics"].items()}
+        if not all(v is None or (is_kind(v, "number") and math.isfinite(v)) for c in metrics.values() for v in c):
+            raise ValueError(f"metrics {shown(metrics)} are not finite numbers")
+        return Result(**{**values, "metrics": metrics})
     except (KeyError, TypeError, ValueError) as error:
         raise ResultsError(f"{where}: {error}") from error
+
+
+_FIELDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("protocol", "dataset", "labels", "init"), "text"),
+    "pretrained": "flag",
+    "metrics": "mapping",
+}
+_OPTIONAL: Mapping[str, Kind] = {
+    **dict.fromkeys(("teacher", "leak", "pretraining", "setting", "metric", "fingerprint", "machine", "date"), "text"),
+    **dict.fromkeys(("class_iou", "tuning", "settings", "versions"), "mapping"),
+    "lr_at_edge": "flag",
+    "seconds": "number",
+}
+_ITEMS: Mapping[str, Kind] = {
+    **dict.fromkeys(("seeds", "pretrain_seeds"), "count"),
+    **dict.fromkeys(("chosen", "checkpoint"), "text"),
+    **dict.fromkeys(("lr", "class_iou", "tuning"), "number"),
+}
+"""What the entries of lists and mappings are."""
+_WITH_GAPS = ("class_iou", "tuning")
+"""Mappings whose values may be null."""

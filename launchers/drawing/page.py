@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
+from common.printable import printable
 from launchers.drawing.canvas import RgbImage, fit_width, jpeg_bytes
 
 _PAGE_WIDTH_PX = 1500
@@ -32,7 +33,7 @@ class TextTable:
 
     def text(self) -> str:
         """The table for a terminal."""
-        lines = [*([self.header] if self.header else []), *self.rows]
+        lines = [[printable(cell) for cell in line] for line in (*([self.header] if self.header else []), *self.rows)]
         columns = max((len(line) for line in lines), default=0)
         widths = [max(len(line[c]) for line in lines if c < len(line)) for c in range(columns)]
         shown = [self.title]

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from common.run_files import CHECKPOINT_CONFIG, CHECKPOINTS_FOLDER, SUMS_FILE, WEIGHTS_FILE
+from common.small_files import DamagedFileError, Kind, read_json, shown
 from configs.load import ConfigError
 from configs.schema import EvaluateConfig, PretrainConfig
 from engine.checkpoint import load_weights, read_state
@@ -62,7 +63,7 @@ def open_source(path: Path) -> Source:
     return Source(
         checkpoint=folder,
         config=load_run_config(folder),
-        method=str(json.loads((folder / CHECKPOINT_CONFIG).read_text())["method"]["name"]),
+        method=method_name(folder),
         identity=identity_of(folder),
         steps=_steps_text(read_state(folder)),
     )
@@ -73,9 +74,38 @@ def _steps_text(state: Mapping[str, Any]) -> str:
     return f"{step} of {total}" if isinstance(total, int) and step < total else str(step)
 
 
+def method_name(checkpoint: Path) -> str:
+    """Name of the method that a checkpoint was written by.
+
+    Raises:
+        CheckpointError: its config is missing or damaged.
+    """
+    tree = _small_file(checkpoint / CHECKPOINT_CONFIG, {"method": "mapping"})
+    name = tree["method"].get("name")
+    if not isinstance(name, str):
+        raise CheckpointError(f"{checkpoint / CHECKPOINT_CONFIG}: method.name is {shown(name)}, expected a text")
+    return name
+
+
+def _small_file(path: Path, fields: dict[str, Kind]) -> dict[str, Any]:
+    try:
+        tree = read_json(path, fields)
+    except DamagedFileError as error:
+        raise CheckpointError(f"{error}; name another checkpoint or the run's folder") from error
+    if tree is None:
+        raise CheckpointError(f"{path} is missing; name another checkpoint or the run's folder")
+    return dict(tree)
+
+
 def identity_of(checkpoint: Path) -> str:
-    """Name of a checkpoint's weights in results, see `Source.identity`; the weights are not read."""
-    sha256 = json.loads((checkpoint / SUMS_FILE).read_text())[WEIGHTS_FILE]["sha256"]
+    """Name of a checkpoint's weights in results, see `Source.identity`; the weights are not read.
+
+    Raises:
+        CheckpointError: its list of files is missing or damaged.
+    """
+    sha256 = _small_file(checkpoint / SUMS_FILE, {WEIGHTS_FILE: "mapping"})[WEIGHTS_FILE].get("sha256")
+    if not isinstance(sha256, str):
+        raise CheckpointError(f"{checkpoint / SUMS_FILE}: no sha256 of {WEIGHTS_FILE}; name another checkpoint")
     return f"{run_folder_of(checkpoint).name}/{checkpoint.name} {sha256[:12]}"
 
 

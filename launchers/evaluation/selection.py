@@ -16,6 +16,7 @@ from statistics import fmean
 
 from common.files import replace_file
 from common.run_files import list_checkpoints, step_of
+from common.small_files import Kind, is_kind, read_json
 from configs.load import ConfigError
 from configs.schema import EvaluateConfig
 from data.storage.manifest import load_manifest
@@ -71,13 +72,20 @@ def read_selection(run_dir: Path) -> Selection | None:
         ConfigError: the file is damaged.
     """
     path = run_dir / SELECTION / _OUTCOME
+    texts: dict[str, Kind] = dict.fromkeys(("last", "by", "split", "settings"), "text")
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json(
+            path, {"step": "count", "scores": "mapping", **texts}, optional={"metric": "text", "date": "text"}
+        )
+        if tree is None:
+            return None
+        if not all(is_kind(score, "number") for score in tree["scores"].values()):
+            raise ValueError("scores: expected numbers")
+        if tree.get("metric", "miou") not in METRICS:
+            raise ValueError(f"metric: got {tree['metric']!r}, expected one of {', '.join(METRICS)}")
         scores = {int(step): float(score) for step, score in tree["scores"].items()}
-        return Selection(**{**tree, "scores": scores})
-    except FileNotFoundError:
-        return None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        return Selection(**{**{name: value for name, value in tree.items() if value is not None}, "scores": scores})
+    except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: not the outcome of a selection ({error}); remove it and select again") from error
 
 

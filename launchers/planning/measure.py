@@ -62,8 +62,11 @@ def step_of_run(folder: Path, config: PretrainConfig) -> StepTime:
         hint = nearby(folder, _has_metrics) or "; name the folder of a run that has trained"
         raise ConfigError(f"{folder}: no metrics.jsonl with {names.STEP_S}{hint}")
     counted = lines[len(lines) // 4 :]  # the first ones compile, fill caches and start workers
-    tree = read_config(folder)
-    there = int(tree["data"]["micro_batch_size"]) * int(tree["engine"]["accumulation_steps"])
+    tree = read_config(folder, strict=True)
+    try:
+        there = int(tree["data"]["micro_batch_size"]) * int(tree["engine"]["accumulation_steps"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder}: its config has no data.micro_batch_size and engine.accumulation_steps") from error
     here = config.data.micro_batch_size * config.engine.accumulation_steps
     seconds = median([float(line[names.STEP_S]) for line in counted])
     scaled = "" if there == here else f", {there} -> {here} samples per process"

@@ -14,7 +14,7 @@ from engine.downstream.results import Result, ResultsError, read_results
 from launchers.evaluation.selection import Selection, read_selection
 from launchers.reporting.troubles import Trouble, troubles
 from launchers.runs import files
-from launchers.runs.files import BASELINES, holds_runs, is_run, read_config
+from launchers.runs.files import BASELINES, folders_below, holds_runs, is_run, read_config
 from launchers.runs.settings import labels, setting_of_tree
 
 _NOT_SEARCHED = {
@@ -53,11 +53,11 @@ def collect(folders: Sequence[Path]) -> ReportSources:
     Raises:
         ConfigError: nothing to report, or a damaged file.
     """
-    try:
-        results, runs = gather(folders)
-    except ResultsError as error:
-        raise ConfigError(f"{error}; repair or remove the file") from error
+    damaged: dict[Path, str] = {}
+    results, runs = gather(folders, damaged)
     if not results and not runs:
+        if damaged:
+            raise ConfigError("; ".join(damaged.values()))
         raise ConfigError(
             f"{', '.join(map(str, folders))}: found neither {RESULTS_FILE} nor {METRICS_FILE}; expected folders that "
             f"`tandem pretrain` or `tandem evaluate` wrote{nearby(folders[0], is_run)}"
@@ -68,8 +68,8 @@ def collect(folders: Sequence[Path]) -> ReportSources:
         runs=runs,
         configs=configs,
         labels=labels({setting_of_tree(config): config for config in configs.values() if config}),
-        chosen={name: made for name, folder in runs.items() if (made := read_selection(folder)) is not None},
-        trouble=troubles(runs),
+        chosen=_chosen(runs, damaged),
+        trouble=troubles(runs, damaged),
         evaluated=evaluated(folders, runs),
     )
 
@@ -81,18 +81,35 @@ def evaluated(folders: Sequence[Path], runs: Mapping[str, Path]) -> list[Path]:
     return list(dict.fromkeys(path.resolve().parent for path in files if path.is_file()))
 
 
-def gather(folders: Sequence[Path]) -> tuple[list[Result], dict[str, Path]]:
+def _chosen(runs: Mapping[str, Path], damaged: dict[Path, str]) -> dict[str, Selection]:
+    found = {}
+    for name, folder in runs.items():
+        try:
+            made = read_selection(folder)
+        except ConfigError as error:
+            damaged[folder / files.SELECTION] = str(error)
+            continue
+        if made is not None:
+            found[name] = made
+    return found
+
+
+def gather(folders: Sequence[Path], damaged: dict[Path, str] | None = None) -> tuple[list[Result], dict[str, Path]]:
     """All results (each once) and all pre-training runs below some folders, with the baselines beside the runs.
 
     Of rows in a folder `baselines`, shared by all runs around it, those count that a result here is compared with.
+
+    Args:
+        folders: of runs, or that hold runs; or files of results.
+        damaged: files of results that cannot be read are noted here, with what is wrong.
 
     Returns:
         Results; run folders by the shortest name that tells them apart.
 
     Raises:
         ConfigError: a folder does not exist.
-        ResultsError: a damaged results file.
     """
+    noted = {} if damaged is None else damaged
     results: dict[tuple[object, ...], Result] = {}
     shared: dict[tuple[object, ...], Result] = {}
     runs: dict[Path, None] = {}
@@ -104,10 +121,10 @@ def gather(folders: Sequence[Path]) -> tuple[list[Result], dict[str, Path]]:
                 runs[path.resolve()] = None
             else:
                 # A baseline is baselines/<key>/results.json.
-                _take(results if BASELINES not in path.parts[-3:-1] else shared, read_results(path))
+                _take(results if BASELINES not in path.parts[-3:-1] else shared, _read(path, noted))
     for folder in dict.fromkeys(run.parent / BASELINES for run in runs):
         for path in sorted(folder.glob(f"*/{RESULTS_FILE}")):
-            _take(shared, read_results(path))
+            _take(shared, _read(path, noted))
     # Empty where only baselines were asked for: then all of them count.
     compared = {(r.protocol, r.fingerprint) for r in results.values() if r.pretrained}
     _take(results, [r for r in shared.values() if not compared or (r.protocol, r.fingerprint) in compared])
@@ -115,6 +132,14 @@ def gather(folders: Sequence[Path]) -> tuple[list[Result], dict[str, Path]]:
     # The shortest name that tells a run apart.
     named = {run.name if names.count(run.name) == 1 else f"{run.parent.name}/{run.name}": run for run in runs}
     return list(results.values()), named
+
+
+def _read(path: Path, damaged: dict[Path, str]) -> list[Result]:
+    try:
+        return read_results(path)
+    except ResultsError as error:
+        damaged[path] = f"{error}; repair or remove the file"
+        return []
 
 
 def _take(results: dict[tuple[object, ...], Result], more: Sequence[Result]) -> None:
@@ -126,11 +151,9 @@ def _take(results: dict[tuple[object, ...], Result], more: Sequence[Result]) -> 
 
 
 def _search(folder: Path) -> Iterator[Path]:
-    """Runs and results files at or below a folder."""
-    if is_run(folder):
-        yield folder
-    if (folder / RESULTS_FILE).is_file():
-        yield folder / RESULTS_FILE
-    for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.is_symlink() and child.name not in _NOT_SEARCHED:  # a link may lead back up
-            yield from _search(child)
+    """Runs and results files at or below a folder, each once."""
+    for below in folders_below(folder, lambda one, depth: True, skip=_NOT_SEARCHED):
+        if is_run(below):
+            yield below
+        if (below / RESULTS_FILE).exists():
+            yield below / RESULTS_FILE

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.files import replace_file
+from common.printable import printable
 from configs.load import ConfigError
 from data.storage.shard import ShardError
 from engine.errors import CheckpointError
@@ -44,8 +45,9 @@ def write_files(
     text = html.with_suffix(".md")
     reports = [describe_run(name, folder, pictures) for name, folder in sources.runs.items()]
     predictions = read_predictions(sources.evaluated)
-    replace_file(html, page(sources, reports, title, made, predictions).encode())
-    replace_file(text, text_report(sources, reports, title, made).encode())
+    # Whoever prints the files is as safe as a browser is, and what UTF-8 has no code for is gone, too.
+    replace_file(html, printable(page(sources, reports, title, made, predictions)).encode())
+    replace_file(text, printable(text_report(sources, reports, title, made)).encode())
     return html, text
 
 
@@ -73,7 +75,8 @@ def describe_run(name: str, folder: Path, num_pictures: int) -> RunReport:
 
     A run whose networks or shards are gone is reported without pictures, and says why.
     """
-    lines = read_metrics(folder)
+    notes: list[str] = []
+    lines = read_metrics(folder, notes)
     curves, last = {}, dict[str, float]()
     for metric, title, _ in CURVES:
         have = [line for line in lines if metric in line]
@@ -82,19 +85,23 @@ def describe_run(name: str, folder: Path, num_pictures: int) -> RunReport:
             curves[metric] = ([float(line["step"]) for line in have], values)
             if finite := [value for value in values if math.isfinite(value)]:
                 last[title] = finite[-1]
-    facts = run_facts(folder)
-    if lines:
-        minutes = (float(lines[-1]["time"]) - float(lines[0]["time"])) / 60
+    facts = run_facts(folder, notes)
+    times = [line["time"] for line in (*lines[:1], *lines[-1:]) if line.get("time") is not None]
+    if len(times) == 2:
+        minutes = (times[1] - times[0]) / 60
         facts["time"] = f"{minutes:.1f} min from the first log line to the last"
     pictures: dict[str, RgbImage] = {}
-    remark = ""
     if num_pictures > 0 and is_run(folder):
         try:
-            pictures, remark = run_pictures(folder, num_pictures)
+            pictures, why_not = run_pictures(folder, num_pictures)
+            notes += [why_not] if why_not else []
         except (CheckpointError, ShardError, ConfigError) as error:
-            remark = f"no pictures: {error}"
-    pictures = {**pictures, **recall_pictures(folder)}
-    return RunReport(name=name, facts=facts, curves=curves, pictures=pictures, remark=remark, last=last)
+            notes.append(f"no pictures: {error}")
+    try:
+        pictures = {**pictures, **recall_pictures(folder)}
+    except ConfigError as error:
+        notes.append(str(error))
+    return RunReport(name=name, facts=facts, curves=curves, pictures=pictures, remark="; ".join(notes), last=last)
 
 
 def made_by(arguments: Sequence[str]) -> dict[str, str]:

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from configs.load import ConfigError
+from common.small_files import DamagedFileError
 from launchers.cli import VERBS
-from launchers.runs.files import ENVIRONMENT_FILE
+from launchers.runs.files import read_environment
 from launchers.runs.run_status import read_files, run_status
 
 
-def run_facts(folder: Path) -> dict[str, str]:
+def run_facts(folder: Path, trouble: list[str]) -> dict[str, str]:
     """State, and as far as it was recorded: date, command, commit, machine, software.
 
-    Raises:
-        ConfigError: a damaged environment.json.
+    What is wrong with a damaged environment.json is added to `trouble`.
     """
     state = {"state": state_text(folder)}
-    path = folder / ENVIRONMENT_FILE
-    if not path.is_file():
-        return state
     try:
-        tree = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path}: not readable as JSON ({error})") from error
+        tree = read_environment(folder)
+    except DamagedFileError as error:
+        trouble.append(str(error))
+        return state
+    if tree is None:
+        return state
     facts = {"date": str(tree.get("date", "")), "command": command_text(tree.get("command"))}
     return state | facts | machine_facts(tree)
 
@@ -53,10 +51,10 @@ def state_text(folder: Path) -> str:
 def machine_facts(tree: Mapping[str, Any]) -> dict[str, str]:
     """Commit, machine and software of a description by `launchers.runs.provenance`."""
     git = tree.get("git")
-    commit = f"{git['commit'][:12]}{' with changes' if git['dirty'] else ''}" if isinstance(git, dict) else "unknown"
+    commit = str((git or {}).get("commit") or "unknown")[:12] + (" with changes" if (git or {}).get("dirty") else "")
     machine = f"{tree.get('processor')}, {tree.get('cores')} cores, {tree.get('memory_gib')} GiB"
-    gpus = ", ".join(map(str, tree.get("gpus", [])))
-    packages = ", ".join(f"{name} {v}" for name, v in dict(tree.get("packages", {})).items())
+    gpus = ", ".join(map(str, tree.get("gpus") or []))
+    packages = ", ".join(f"{name} {v}" for name, v in (tree.get("packages") or {}).items())
     return {
         "commit": commit,
         "machine": machine + (f", {gpus}" if gpus else ""),

@@ -33,7 +33,8 @@ _READINGS = {metric: reading for metric, _, reading in CURVES} | {
 
 def run_tables(run_dir: Path) -> list[TextTable]:
     """State and origin, checkpoints, first and last metrics, config of a run and what changed of it on the way."""
-    facts = TextTable(title="run", rows=tuple(run_facts(run_dir).items()))
+    notes: list[str] = []
+    facts = TextTable(title="run", rows=(*run_facts(run_dir, notes).items(), *(("damaged", note) for note in notes)))
     tables = [facts, _checkpoints(run_dir), *_metrics(run_dir), *_changes(run_dir)]
     config = read_config(run_dir, strict=True)
     return [*tables, _config(config)] if config else tables

@@ -33,12 +33,12 @@ class Trouble:
     why: tuple[str, ...]
 
 
-def troubles(runs: Mapping[str, Path]) -> list[Trouble]:
-    """Runs that failed, or of which elements failed; what still waits or runs is none.
+def troubles(runs: Mapping[str, Path], damaged: Mapping[Path, str]) -> list[Trouble]:
+    """Runs that failed, or of which elements failed or files are damaged; what still waits or runs is none.
 
-    Raises:
-        CheckpointError: a damaged jobs.json.
+    `damaged` says of files, those of runs and others, what is wrong with them.
     """
+    elsewhere = dict(damaged)
     files = {name: read_files(folder) for name, folder in runs.items()}
     known: dict[str, JobInfo] = {}
     try:
@@ -54,9 +54,12 @@ def troubles(runs: Mapping[str, Path]) -> list[Trouble]:
         if status.state in BAD and status.evaluations_done < status.evaluations:
             left = status.evaluations - status.evaluations_done
             why.append(f"{left} of {status.evaluations} evaluations did not run: they wait for the end of pre-training")
+        own = [path for path in elsewhere if folder in path.resolve().parents]
+        why += [elsewhere.pop(path) for path in own]
         if why:
             lines = tuple(line.strip() for line in why)
             found.append(Trouble(name, status.state, status.evaluations_done, status.evaluations, lines))
+    found += [Trouble(str(path), "damaged", done=0, elements=0, why=(text,)) for path, text in elsewhere.items()]
     baselines = dict.fromkeys(folder.parent / BASELINES for folder in runs.values())
     for folder in sorted(path.parent for parent in baselines for path in parent.glob(f"*/{ERROR_FILE}")):
         reason = read_error(folder) or "unknown"

@@ -22,12 +22,14 @@ from typing import Any, Literal
 
 from common.files import replace_file
 from common.run_files import json_lines
+from common.small_files import DamagedFileError, Kind, checked, read_text
 from launchers.runs.files import ATTEMPTS_FILE, ATTEMPTS_FOLDER
 
 logger = logging.getLogger("tandem.pretrain")
 
 Status = Literal["running", "finished", "preempted", "failed", "died"]
 
+_ENDS = ("finished", "preempted", "failed")
 _WRITE_DELAYS_S = (0.5, 1.0, 2.0)
 """Waits between tries to write a line: a short failure of the storage should not lose why a run ended."""
 
@@ -141,15 +143,29 @@ def _append(path: Path, event: Mapping[str, Any]) -> None:
         os.fsync(file.fileno())
 
 
-def read_attempts(run_dir: str | Path) -> list[Attempt]:
-    """Attempts at a run, oldest first; [] if there was none."""
+def read_attempts(run_dir: str | Path, trouble: list[str] | None = None) -> list[Attempt]:
+    """Attempts at a run, oldest first; [] if there was none.
+
+    What a damaged line would have said shows in those around it, so that it is passed over.
+
+    Args:
+        run_dir: folder of the run.
+        trouble: what is wrong with the file is added here.
+    """
     path = Path(run_dir) / ATTEMPTS_FILE
+    noted = [] if trouble is None else trouble
     try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
+        lines = (read_text(path, errors="replace") or "").splitlines()
+    except DamagedFileError as error:
+        noted.append(str(error))
+        lines = []
     attempts: list[Attempt] = []
-    for event in json_lines(lines):  # what a line that was cut short would have said shows in those around it
+    for event in json_lines(lines):
+        try:
+            checked(event, {"event": "text"}, _KINDS)
+        except ValueError as error:
+            noted.append(f"{path}: a line is damaged: {error}")
+            continue
         if event.get("event") == "begin":
             if attempts and attempts[-1].status == "running":
                 attempts[-1] = replace(attempts[-1], status="died")
@@ -178,14 +194,22 @@ def last_that_trained(attempts: Sequence[Attempt]) -> Attempt | None:
     return attempts[-1] if attempts else None
 
 
+_KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("job", "host", "nodes", "status", "signal", "reason"), "text"),
+    **dict.fromkeys(("pid", "world_size", "step"), "count"),
+    "time": "number",
+}
+"""Of an event's fields."""
+
+
 def _begun(event: Mapping[str, Any]) -> Attempt:
     return Attempt(
         job=event.get("job"),
         host=str(event.get("host")),
-        pid=int(event.get("pid", 0)),
-        world_size=int(event.get("world_size", 1)),
+        pid=event.get("pid") or 0,
+        world_size=event.get("world_size") or 1,
         nodes=event.get("nodes"),
-        began=float(event.get("time", 0.0)),
+        began=event.get("time") or 0.0,
     )
 
 
@@ -197,5 +221,6 @@ def _continued(attempt: Attempt, event: Mapping[str, Any]) -> Attempt:
         return replace(attempt, resumed=event.get("step"), changes=changes)
     if event.get("event") == "end":
         known: dict[str, Any] = {name: event.get(name) for name in ("step", "signal", "reason")}
-        return replace(attempt, status=event.get("status", "failed"), ended=event.get("time"), **known)
+        status = event.get("status")
+        return replace(attempt, status=status if status in _ENDS else "failed", ended=event.get("time"), **known)
     return attempt

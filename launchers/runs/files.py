@@ -22,7 +22,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,13 @@ from common.run_files import (
     CHECKPOINTS_FOLDER,
     EVENTS_FOLDER,
     METRICS_FILE,
+    STATE_FIELDS,
     STATE_FILE,
+    STATE_OPTIONAL,
     json_lines,
     list_checkpoints,
 )
+from common.small_files import DamagedFileError, Kind, checked, is_kind, read_json, read_text, shown
 from engine.errors import CheckpointError
 
 CONFIG_FILE = "config.yaml"
@@ -70,6 +73,10 @@ _MARKS = (METRICS_FILE, ATTEMPTS_FILE, JOBS_FILE, SUBMISSION_FOLDER, CHECKPOINTS
 """Each of these makes a folder a run's; config.yaml does, too, unless it is that of an evaluation or of one start."""
 _NO_RUNS = frozenset({BASELINES, CODE_FOLDER, EVALUATIONS, SELECTION, EVENTS_FOLDER, ATTEMPTS_FOLDER})
 """Folders beside or in runs that hold none."""
+_SECTIONS = ("data", "method", "engine", "optim", "schedule", "checkpoint", "monitor", "first")
+"""Of a run's config, with settings in them."""
+_YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""In C it is 10 times as fast."""
 _MAX_DEPTH = 4
 _MOST_ENTRIES = 500
 _TAIL_BYTES = 32_768
@@ -80,9 +87,12 @@ _TAIL_BYTES = 32_768
 
 
 def is_run(folder: Path) -> bool:
-    """Whether a folder is a run's, begun or only queued."""
-    if any((folder / mark).exists() for mark in _MARKS):
-        return True
+    """Whether a folder is a run's, begun or only queued; or one that this user may not look into."""
+    try:
+        if any((folder / mark).exists() for mark in _MARKS):
+            return True
+    except OSError:
+        return folder.is_dir()
     of_another = {folder.parent.name, folder.parent.parent.name} & {EVALUATIONS, BASELINES, SELECTION, ATTEMPTS_FOLDER}
     return not of_another and (folder / CONFIG_FILE).is_file()
 
@@ -94,103 +104,234 @@ def holds_runs(folder: Path) -> bool:
 
 
 def find_runs(root: Path) -> Iterator[Path]:
-    """Runs at or below a folder, by name; nothing is looked for inside a run."""
-    for folder, below, _ in os.walk(root):
-        here = Path(folder)
-        if is_run(here):
-            below.clear()  # os.walk then does not enter the run
-            yield here
-        else:
-            deep = len(here.relative_to(root).parts) >= _MAX_DEPTH
-            below[:] = [] if deep else sorted(n for n in below if n not in _NO_RUNS and not n.startswith("."))
+    """Runs at or below a folder, by name; nothing is looked for inside a run. A folder that may not be read counts."""
+    for folder in folders_below(root, lambda folder, depth: depth < _MAX_DEPTH and not is_run(folder)):
+        if is_run(folder):
+            yield folder
+
+
+def folders_below(
+    root: Path, enter: Callable[[Path, int], bool], *, skip: Collection[str] = _NO_RUNS
+) -> Iterator[Path]:
+    """A folder and those in it, by name, each once however many links lead to it; links that lead in a circle end.
+
+    Args:
+        root: where to begin.
+        enter: whether to look for more inside a folder that is so many below the root.
+        skip: names of folders that are left out.
+    """
+    seen: set[str] = set()
+    waiting = [(root, 0)]
+    while waiting:
+        folder, depth = waiting.pop()
+        place = os.path.realpath(folder)
+        if place in seen:
+            continue
+        seen.add(place)
+        yield folder
+        if enter(folder, depth):
+            # Links last: a run that is also linked to keeps its own name. Sorted backwards, since the last is next.
+            inside = sorted(_inside(folder, skip), key=lambda path: (path.is_symlink(), path.name), reverse=True)
+            waiting += [(path, depth + 1) for path in inside]
+
+
+def _inside(folder: Path, skip: Collection[str]) -> list[Path]:
+    try:
+        names = os.listdir(folder)
+    except OSError:  # gone meanwhile, or not ours to read
+        return []
+    # os.path: a link that leads to itself is no folder, and no error.
+    paths = [folder / name for name in names if name not in skip and not name.startswith(".")]
+    return [path for path in paths if os.path.isdir(path)]
 
 
 # ---- readers
 
 
-def read_config(folder: Path, *, strict: bool = False) -> dict[str, Any]:
+def read_config(folder: Path, *, strict: bool = False, trouble: list[str] | None = None) -> dict[str, Any]:
     """The resolved config as it was written, also where this version could not load it; {} if there is none.
 
     The run's own, before its start the submission's, else the newest checkpoint's, else what it was last tried with. A
     damaged file counts as none.
+
+    Args:
+        folder: of the run.
+        strict: a damaged file is an error.
+        trouble: what is wrong with damaged files is added here.
 
     Raises:
         ConfigError: a damaged file, if `strict`.
     """
     from configs.load import ConfigError  # here, since jobs and batch scripts read attempts without a config
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader is 10 times as fast
     first = (folder / CONFIG_FILE, folder / SUBMISSION_FOLDER / CONFIG_FILE)
     tried = sorted((folder / ATTEMPTS_FOLDER).glob(f"*/{CONFIG_FILE}"))[-1:]
     for path in itertools.chain(first, (c / CHECKPOINT_CONFIG for c in list_checkpoints(folder)), tried):
         try:
-            tree = yaml.load(path.read_text(encoding="utf-8"), Loader=loader)
-        except OSError:
-            continue
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            tree = read_yaml(path)
+        except DamagedFileError as error:
             if strict:
-                raise ConfigError(f"{path}: not readable as YAML: {error}") from error
+                raise ConfigError(str(error)) from error
+            if trouble is not None:
+                trouble.append(str(error))
             continue
-        if isinstance(tree, dict):
+        if tree is not None:
             return tree
-        if strict:
-            raise ConfigError(f"{path}: expected a mapping of sections, got {type(tree).__name__}")
     return {}
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """All lines of a run's metrics.jsonl but a last one that is being written or was cut short; [] if there are none.
+def read_yaml(path: Path) -> dict[str, Any] | None:
+    """A resolved config: a mapping of plain values whose sections are mappings; None where there is no file.
 
     Raises:
-        CheckpointError: a line before the last is no JSON object with a step.
+        DamagedFileError: it is something else.
+    """
+    text = read_text(path)
+    if text is None:
+        return None
+    try:
+        # A few lines with aliases stand for more values than a machine can hold.
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=_YAML)):
+            raise ValueError("has an alias (*name), which no resolved config has")
+        tree = yaml.load(text, Loader=_YAML)
+        checked(tree, {}, dict.fromkeys(_SECTIONS, "mapping"))
+        if method := tree.get("method"):
+            checked(method, {}, {"name": "text", "teacher": "mapping", "backbone": "mapping"})
+        checked(tree.get("schedule") or {}, {}, {"steps": "count", "epochs": "count"})
+        _check_plain(tree)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError, AttributeError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        what = "not readable as YAML: " if isinstance(error, yaml.YAMLError) else ""
+        raise DamagedFileError(f"{path}: {what}{reason}") from error
+    return dict(tree)
+
+
+def _check_plain(tree: Any, name: str = "") -> None:
+    """Refuse what JSON has no word for: dates, bytes, sets, keys that are no texts.
+
+    Raises:
+        ValueError: names the field.
+    """
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if not isinstance(key, str):
+                raise ValueError(f"{name or 'the file'}: expected texts as names, got {shown(key)}")
+            _check_plain(value, f"{name}.{key}" if name else key)
+    elif isinstance(tree, list):
+        for value in tree:
+            _check_plain(value, name)
+    elif tree is not None and not isinstance(tree, str | bool) and not is_kind(tree, "number"):
+        raise ValueError(f"{name}: expected a number, a text or a list, got {shown(tree)}")
+
+
+_GIT: Mapping[str, Kind] = {"commit": "text", "dirty": "flag"}
+
+
+def read_environment(folder: Path) -> dict[str, Any] | None:
+    """What a run recorded of its machine and software (`launchers.runs.provenance`); None where it recorded nothing.
+
+    Raises:
+        DamagedFileError: the file is something else.
+    """
+    path = folder / ENVIRONMENT_FILE
+    tree = read_json(path, {}, optional={"command": "list", "gpus": "list", "packages": "mapping", "git": "mapping"})
+    try:
+        return tree if tree is None else {**tree, "git": tree.get("git") and checked(tree["git"], {}, _GIT)}
+    except ValueError as error:
+        raise DamagedFileError(f"{path}: git: {error}") from error
+
+
+def read_metrics(folder: Path, trouble: list[str] | None = None) -> list[dict[str, Any]]:
+    """All lines of a run's metrics.jsonl but a last one that is being written or was cut short; [] if there are none.
+
+    Args:
+        folder: of the run.
+        trouble: where a damaged file is noted; its whole lines are given then.
+
+    Raises:
+        CheckpointError: a line before the last is no JSON object of numbers with a step, if it is not to be noted.
     """
     path = folder / METRICS_FILE
-    if not path.is_file():
-        return []
-    texts = [text for text in path.read_text(encoding="utf-8").split("\n") if text.strip()]
-    lines = []
+    lines: list[dict[str, Any]] = []
+    damaged: list[str] = []
+    try:
+        texts = [text for text in (read_text(path) or "").split("\n") if text.strip()]
+    except DamagedFileError as error:
+        texts, damaged = [], [str(error)]
     for number, text in enumerate(texts, start=1):
         line = next(json_lines([text]), {})
-        if isinstance(line.get("step"), int):
+        if _is_metrics(line):
             lines.append(line)
         elif number < len(texts):
-            raise CheckpointError(f"{path}, line {number}: expected a JSON object with a step, got {text[:60]!r}")
+            damaged.append(f"{path}, line {number}: expected a JSON object of numbers with a step, got {text[:60]!r}")
+    if damaged and trouble is None:
+        raise CheckpointError(damaged[0])
+    if damaged and trouble is not None:
+        more = f" (and {len(damaged) - 1} more lines)" if len(damaged) > 1 else ""
+        trouble.append(damaged[0] + more)
     return lines
 
 
-def newest_metrics(folder: Path, most: int) -> list[dict[str, Any]]:
-    """The last whole lines of a run's metrics.jsonl, read from its end only; [] if there are none."""
-    # One more, since the first may be cut by our window and the last by the writer.
-    return list(json_lines(tail(folder / METRICS_FILE).splitlines()[-most - 1 :]))[-most:]
+def _is_metrics(line: Mapping[str, Any]) -> bool:
+    return is_kind(line.get("step"), "count") and all(v is None or is_kind(v, "number") for v in line.values())
 
 
-def newest_state(folder: Path) -> tuple[dict[str, Any], float]:
+def newest_metrics(folder: Path, most: int, trouble: list[str]) -> list[dict[str, Any]]:
+    """The last whole lines of a run's metrics.jsonl, read from its end only; [] if there are none.
+
+    What is wrong with them is added to `trouble`.
+    """
+    path = folder / METRICS_FILE
+    try:
+        # One more, since the first may be cut by our window and the last by the writer.
+        texts = tail(path).splitlines()[-most - 1 :]
+    except OSError as error:
+        trouble.append(f"{path}: cannot be read: {error.strerror}")
+        return []
+    lines = [next(json_lines([text]), {}) for text in texts]
+    between = [text for text, line in zip(texts[1:-1], lines[1:-1], strict=True) if not _is_metrics(line)]
+    if between:
+        trouble.append(f"{path}: expected JSON objects of numbers with a step, got {between[-1][:60]!r}")
+    return [line for line in lines if _is_metrics(line)][-most:]
+
+
+def newest_state(folder: Path, trouble: list[str]) -> tuple[dict[str, Any], float]:
     """state.json of a run's newest checkpoint and when it was written; ({}, 0.0) without one.
 
-    Its other files are not looked at: hashing gigabytes is not for a status line.
+    Its other files are not looked at: hashing gigabytes is not for a status line. What is wrong is added to `trouble`.
     """
-    path = next((c / STATE_FILE for c in list_checkpoints(folder) if (c / STATE_FILE).is_file()), None)
-    if path is None:
-        return {}, 0.0
-    try:
-        return next(json_lines([path.read_text(encoding="utf-8")]), {}), mtime(path)
-    except (OSError, UnicodeDecodeError):  # pruned while we looked, or damaged
-        return {}, time.time()
+    for checkpoint in list_checkpoints(folder):
+        path = checkpoint / STATE_FILE
+        try:
+            state = read_json(path, STATE_FIELDS, optional=STATE_OPTIONAL)
+        except DamagedFileError as error:
+            trouble.append(str(error))
+            return {}, mtime(path)
+        if state is not None:
+            return state, mtime(path)
+    return {}, 0.0
 
 
 def read_error(folder: Path) -> str | None:
     """Why the job of an element's folder failed, one line; None if it did not."""
     try:
-        lines = (folder / ERROR_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
+        text = read_text(folder / ERROR_FILE, errors="replace")
+    except DamagedFileError as error:
+        return str(error)
+    if text is None:
         return None
-    return next((line.strip() for line in lines if line.strip()), "no reason recorded")
+    return next((line.strip() for line in text.splitlines() if line.strip()), "no reason recorded")
 
 
 def tail(path: Path) -> str:
-    """The end of a file, some 32 kB, as text; "" if there is no such file."""
+    """The end of a file, some 32 kB, as text; "" if there is no such file.
+
+    Raises:
+        OSError: it may not be read, or is a folder.
+    """
     try:
-        with path.open("rb") as file:
+        # Not waiting: what stands here may be a pipe that nobody writes to.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - _TAIL_BYTES))
             return file.read().decode(errors="replace")
@@ -202,5 +343,5 @@ def mtime(path: Path) -> float:
     """When a file was last written; now, if it is gone."""
     try:
         return path.stat().st_mtime
-    except FileNotFoundError:  # pruned while we looked
+    except OSError:  # pruned while we looked
         return time.time()

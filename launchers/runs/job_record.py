@@ -11,8 +11,14 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from common.files import replace_file
+from common.small_files import DamagedFileError, Kind, read_json
 from engine.errors import CheckpointError
 from launchers.runs.files import JOBS_FILE
+
+_KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("pretrain", "select", "report", "logs", "cluster"), "text"),
+    **dict.fromkeys(("evaluate", "baselines"), "mapping"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,18 +56,17 @@ def read_jobs(run_dir: Path | str) -> Jobs | None:
         CheckpointError: the file is there and is not what `write_jobs` writes.
     """
     path = Path(run_dir) / JOBS_FILE
-    try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise CheckpointError(f"{path}: expected JSON: {error}; remove the file to forget the run's jobs") from error
     known = {f.name for f in fields(Jobs)}
-    if not isinstance(tree, dict) or not set(tree) <= known:
-        raise CheckpointError(
-            f"{path}: expected a mapping of {', '.join(sorted(known))}; remove the file to forget the run's jobs"
-        )
-    return Jobs(**tree)
+    try:
+        tree = read_json(path, {}, optional=_KINDS)
+        if tree is None:
+            return None
+        ids = [*(tree.get("evaluate") or {}).values(), *(tree.get("baselines") or {}).values()]
+        if not set(tree) <= known or not all(isinstance(job, str) for job in ids):
+            raise DamagedFileError(f"{path}: expected a mapping of {', '.join(sorted(known))} with texts as ids")
+    except DamagedFileError as error:
+        raise CheckpointError(f"{error}; remove the file to forget the run's jobs") from error
+    return Jobs(**{name: value for name, value in tree.items() if value is not None})
 
 
 def write_jobs(run_dir: Path | str, jobs: Jobs) -> None:

@@ -6,6 +6,7 @@ checkpoints and metrics.jsonl speak. Ages are by this machine's clock; nothing i
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import socket
 import time
@@ -73,25 +74,57 @@ class RunStatus:
     why: tuple[str, ...]
 
 
+_NOTHING_KNOWN = RunStatus(
+    run="",
+    state="unknown",
+    job=None,
+    where="",
+    attempts=0,
+    step=None,
+    num_steps=None,
+    loss=None,
+    accuracy=None,
+    samples_per_s=None,
+    data_wait_share=None,
+    eta_s=None,
+    checkpoint_step=None,
+    checkpoint_age_s=None,
+    evaluations_done=0,
+    evaluations=0,
+    changes=(),
+    why=(),
+)
+
+
 def read_files(folder: Path) -> RunFiles:
-    """Jobs and attempts of a run. A damaged jobs.json is a remark on this run: the others are still to be shown."""
-    jobs, damage = None, ""
+    """Jobs and attempts of a run. Damaged files are remarks on this run: the others are still to be shown."""
+    jobs, damage = None, list[str]()
     try:
         jobs = read_jobs(folder)
     except CheckpointError as error:
-        damage = str(error)
-    return RunFiles(folder=folder, jobs=jobs or Jobs(), attempts=tuple(read_attempts(folder)), damage=damage)
+        damage.append(str(error))
+    attempts = tuple(read_attempts(folder, damage))
+    return RunFiles(folder=folder, jobs=jobs or Jobs(), attempts=attempts, damage=tuple(damage))
 
 
 def run_status(files: RunFiles, queue: Mapping[str, JobInfo]) -> RunStatus:
-    """Status of a run."""
-    folder, now = files.folder, time.time()
-    lines = newest_metrics(folder, SPEED_LINES)
+    """Status of a run; whatever is wrong with its files is said there, and is no error."""
+    try:
+        return _status(files, queue)
+    except OSError as error:  # storage that went away, a folder that this user may not enter
+        damage = (*files.damage, f"{error.filename or files.folder}: cannot be read: {error.strerror}")
+        return dataclasses.replace(_NOTHING_KNOWN, run=str(files.folder), attempts=len(files.attempts), why=damage)
+
+
+def _status(files: RunFiles, queue: Mapping[str, JobInfo]) -> RunStatus:
+    folder, now, damage = files.folder, time.time(), list(files.damage)
+    lines = newest_metrics(folder, SPEED_LINES, damage)
     last_line: Mapping[str, Any] = lines[-1] if lines else {}
-    state_json, written = newest_state(folder)
+    state_json, written = newest_state(folder, damage)
     steps = (last_line.get("step"), state_json.get("step"))
     step = max((step for step in steps if isinstance(step, int)), default=None)
-    num_steps = total_steps(read_config(folder), state_json, last_line)
+    num_steps = total_steps(read_config(folder, trouble=damage), state_json, last_line)
+    files = dataclasses.replace(files, damage=tuple(damage))
     job = files.job(queue)
     info = queue.get(job) if job is not None else None
     last = last_that_trained(files.attempts)
@@ -180,7 +213,8 @@ def total_steps(config: Mapping[str, Any], state: Mapping[str, Any], line: Mappi
     if not epochs or not epoch or not step:
         return None
     # `train/epoch` grows by the same amount every update; the tolerance is for its rounding.
-    return math.ceil(int(epochs) * int(step) / float(epoch) - 1e-6)
+    total = int(epochs) * int(step) / float(epoch) - 1e-6
+    return math.ceil(total) if math.isfinite(total) else None
 
 
 def time_left(lines: Sequence[Mapping[str, Any]], step: int | None, num_steps: int | None) -> float | None:
@@ -188,7 +222,8 @@ def time_left(lines: Sequence[Mapping[str, Any]], step: int | None, num_steps: i
     speeds = [float(line[names.STEP_S]) for line in lines if line.get(names.STEP_S)]
     if not speeds or step is None or num_steps is None:
         return None
-    return sum(speeds) / len(speeds) * max(num_steps - step, 0)
+    left = sum(speeds) / len(speeds) * max(num_steps - step, 0)
+    return left if math.isfinite(left) else None
 
 
 def _silence(folder: Path, state: str, lines: Sequence[Mapping[str, Any]], now: float) -> list[str]:

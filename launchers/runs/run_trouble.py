@@ -37,13 +37,13 @@ class RunFiles:
     Attributes:
         jobs: its jobs; none where they cannot be read.
         attempts: oldest first.
-        damage: why they cannot be read, "" where they can.
+        damage: what is wrong with files of the run, a line each.
     """
 
     folder: Path
     jobs: Jobs
     attempts: tuple[Attempt, ...]
-    damage: str = ""
+    damage: tuple[str, ...] = ()
 
     @property
     def ids(self) -> list[str]:
@@ -94,7 +94,7 @@ def ended_badly(info: JobInfo) -> bool:
 
 def why(files: RunFiles, state: str, info: JobInfo | None) -> list[str]:
     """Lines that explain a run's state (of `run_status.state_of`); [] where nothing is wrong."""
-    lines = [files.damage] if files.damage else []
+    lines = list(files.damage)
     last = files.attempts[-1] if files.attempts else None
     if last is not None and state == "finished" and last.status == "failed":
         lines.append(f"started again after its end: {last.reason}")
@@ -111,7 +111,10 @@ def why(files: RunFiles, state: str, info: JobInfo | None) -> list[str]:
         lines.append(f"{place} left no end record: killed hard, or its machine went down")
     if info is not None and info.reason not in ("None", ""):
         lines.append(f"SLURM: {info.state}, {info.reason}")
-    return [*lines, *(stderr_end(files, info.id if info is not None else files.job({})))]
+    try:
+        return [*lines, *(stderr_end(files, info.id if info is not None else files.job({})))]
+    except OSError as error:
+        return [*lines, f"its logs cannot be read: {error}"]
 
 
 def stderr_end(files: RunFiles, job: str | None) -> list[str]:

@@ -49,9 +49,9 @@ def _parts(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             if part is not None:
                 yield key, {name: value for name, value in part.items() if name != "run_dir"}
         elif key == "data":
-            yield key, {name: value for name, value in part.items() if name not in _NO_DATA_SETTING}
+            yield key, {name: value for name, value in (part or {}).items() if name not in _NO_DATA_SETTING}
         elif key == "method":
-            yield key, _as_hashed_of_old(part)
+            yield key, _as_hashed_of_old(part or {})
         elif key not in _NO_SETTING:
             yield key, part
 
@@ -69,7 +69,7 @@ def _as_hashed_of_old(method: Mapping[str, Any]) -> Mapping[str, Any]:
         return method
     once = {"dilated": True, "levels": [4, 8, 16], "normalise_levels": True}
     once |= {name: value for name, value in json.loads(json.dumps(asdict(default))).items() if name in once}
-    return {**method, "teacher": {**once, **method["teacher"]}}
+    return {**method, "teacher": {**once, **(method["teacher"] or {})}}
 
 
 def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -110,7 +110,7 @@ def finished_before(config: PretrainConfig, before: Continued, world: World) -> 
         return None  # the newest is damaged: the run goes on from the one before
     if settings := [str(change) for change in before.changes if "." in change.name]:
         logger.warning("the run is finished, so nothing of this has an effect: %s", "; ".join(settings))
-    lines = newest_metrics(run_dir, 1)
+    lines = newest_metrics(run_dir, 1, [])
     loss = state.get("loss", lines[-1].get(names.LOSS) if lines else None)  # checkpoints before 0.3 lack it
     return PretrainSummary(
         status="finished",

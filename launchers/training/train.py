@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 import yaml
-from rich.console import Console
 
 from common.files import replace_file
 from configs.load import dump, load
@@ -26,6 +25,7 @@ from engine.pretrain import PretrainSummary, pretrain
 from launchers.drawing.training_pictures import pictures_of_set
 from launchers.runs.files import CONFIG_FILE, ENVIRONMENT_FILE
 from launchers.runs.provenance import describe_environment
+from launchers.runs.terminal import terminal
 from launchers.training.continuing import continued, finished_before, warn_of
 from launchers.training.micro_batch import fit_micro_batch
 from launchers.training.stages import first_weights, method_to_build
@@ -128,7 +128,7 @@ def _write_provenance(folder: Path, texts: Mapping[str, str]) -> None:
 
 
 def _print_nothing_to_do(summary: PretrainSummary) -> None:
-    console = Console(highlight=False)
+    console = terminal()
     with suppress(OSError):
         console.print(
             f"nothing to do: finished before, at step {summary.step} of {summary.num_steps}, loss {summary.loss:.4f}\n"
@@ -137,7 +137,7 @@ def _print_nothing_to_do(summary: PretrainSummary) -> None:
 
 
 def _print_summary(summary: PretrainSummary, source: ShardLoader, world: World) -> None:
-    console = Console(highlight=False)
+    console = terminal()
     try:
         console.print(
             f"{summary.status} at step {summary.step} of {summary.num_steps} on {world.world_size} process(es) after "

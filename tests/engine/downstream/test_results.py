@@ -89,7 +89,7 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path) -> None:
         ("{", "not readable as JSON"),
         ('{"schema_version": 9, "results": []}', "schema_version is 9"),
         ("[]", "schema_version is None"),
-        ('{"schema_version": 1, "results": [{"protocol": 3}]}', "result 0: protocol is 3"),
+        ('{"schema_version": 1, "results": [{"protocol": 3}]}', "result 0: protocol: expected a text, got 3"),
         ('{"schema_version": 1}', "no list of results"),
     ],
 )
