@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -127,6 +128,7 @@ class EventFile:
             # A new file, which hides what older ones have from a step on. After an outage that is the first step with
             # an event that was not known to be written: the events of that step which were are written again.
             first = self._pending[0][0] if self._away else self._step + 1
+            _put_before(self._folder, int(time.time()))
             self._writer = SummaryWriter(str(self._folder), purge_step=first)
             events = [event for event in self._newest if event[0] == first] + events
         for _, event in events:  # a second time for those whose first call was lost with the storage
@@ -141,6 +143,20 @@ class EventFile:
             with contextlib.suppress(OSError):
                 self._writer.close()
             self._writer = None
+
+
+def _put_before(folder: Path, now: int) -> None:
+    """Rename TensorBoard's files that are dated this second or later, by a machine whose clock was ahead of this one's.
+
+    TensorBoard reads a folder's files in the order of their names, `events.out.tfevents.<second>.<host>...`. Read last,
+    the file of an earlier attempt would hide what comes after the step at which that one began.
+    """
+    names = sorted(path.name.split(".", 4) for path in folder.glob("events.out.tfevents.*.*"))
+    for number, parts in enumerate(names):
+        if parts[3] >= f"{now:010d}":
+            # The letter puts it behind most hosts' files of that second, the number behind those renamed before.
+            new = (*parts[:3], f"{now - 1:010d}", f"z{number:04d}", parts[4])
+            (folder / ".".join(parts)).rename(folder / ".".join(new))
 
 
 def drop_lines_after(path: Path, step: int) -> None:

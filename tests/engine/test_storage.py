@@ -190,6 +190,24 @@ def test_tensorboard_gets_its_events_when_there_is_room_again(
     assert [s.value for s in scalars] == [float(step) for step in range(1, 301)]
 
 
+def test_tensorboard_of_a_run_whose_nodes_have_clocks_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files are read in the order of their names, which begin with the time: a clock set back must hide nothing."""
+
+    def attempt(resumed: int, last: int) -> None:
+        file = EventFile(tmp_path, resumed)
+        for step in range(resumed + 1, last + 1):
+            file.add(step, lambda writer, step=step: writer.add_scalar("loss", float(step), step))
+        file.close()
+
+    now = time.time()
+    for clock, resumed, last in ((now + 3600, 0, 5), (now + 7200, 3, 8), (now, 6, 9), (now, 8, 10)):
+        monkeypatch.setattr("time.time", lambda clock=clock: clock)
+        attempt(resumed, last)
+    accumulator = EventAccumulator(str(tmp_path))
+    accumulator.Reload()
+    assert [(s.step, s.value) for s in accumulator.Scalars("loss")] == [(step, float(step)) for step in range(1, 11)]
+
+
 def test_keeper_counts_and_gives_up(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(keeper_module.time, "sleep", waits.append)
