@@ -36,6 +36,10 @@ class ConfigError(ValueError):
     """A config file or an override that cannot be used; the message names the place and the remedy."""
 
 
+class ArgumentError(ConfigError):
+    """Arguments of a command that cannot be used, such as a folder that is not there: no config is at fault."""
+
+
 def load(
     kind: type[T],
     path: str | Path | None,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.nearby import nearby
-from configs.load import ConfigError
+from configs.load import ArgumentError
 from launchers.cli import guarded
 from launchers.options.cancel import parser
 from launchers.runs import slurm
@@ -33,17 +33,17 @@ def runs_below(paths: Sequence[Path]) -> list[Path]:
     """The runs at or below some folders, each once.
 
     Raises:
-        ConfigError: a path is no folder, or holds no runs.
+        ArgumentError: a path is no folder, or holds no runs.
     """
     runs: dict[Path, None] = {}
     for path in paths:
         if not path.is_dir():
             hint = nearby(path, holds_runs) or "; name a run's folder or one that holds runs"
-            raise ConfigError(f"{path}: no such folder{hint}")
+            raise ArgumentError(f"{path}: no such folder{hint}")
         below = dict.fromkeys(run.absolute() for run in find_runs(path))
         if not below:
             hint = nearby(path, holds_runs) or "; name a run's folder or one that holds runs"
-            raise ConfigError(f"{path}: no runs in it{hint}")
+            raise ArgumentError(f"{path}: no runs in it{hint}")
         runs |= below
     return list(runs)
 

@@ -153,12 +153,12 @@ def _tell(text: str) -> None:
 def _print_error(error: Exception) -> int:
     """One line for an expected error; any other is raised again, with its traceback."""
     # Imported here, so that verbs that only look at files do not wait for torch.
-    from configs.load import ConfigError
+    from configs.load import ArgumentError, ConfigError
     from engine import errors
     from launchers.runs.slurm import SlurmError
 
     if isinstance(error, ConfigError):
-        _tell(f"config error: {error}")
+        _tell(f"{'tandem' if isinstance(error, ArgumentError) else 'config error'}: {error}")
         return USAGE_ERROR
     if isinstance(error, errors.StopRequested):
         _tell(str(error))

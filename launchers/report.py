@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.printable import printable
-from configs.load import ConfigError
+from configs.load import ArgumentError
 from launchers.cli import guarded
 from launchers.options.report import parser
 from launchers.reporting.collect import collect
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     page = next((folder for folder in options.folders if folder.endswith(".html")), None)
     if page is not None:
-        raise ConfigError(f"{page}: expected folders of runs; the page to write is given as --out {page}")
+        raise ArgumentError(f"{page}: expected folders of runs; the page to write is given as --out {page}")
     sources = collect([Path(folder) for folder in options.folders])
     # A pipe has no width of its own; a table squeezed to 80 columns is of no use in a file.
     console = terminal(width=160)

@@ -17,7 +17,7 @@ from rich.table import Table
 
 from common.nearby import nearby
 from common.printable import printable_line
-from configs.load import ConfigError
+from configs.load import ArgumentError
 from launchers.cli import guarded
 from launchers.options.status import parser
 from launchers.runs import slurm
@@ -72,17 +72,17 @@ def gather(roots: Sequence[Path]) -> tuple[list[RunStatus], str]:
     """The status of all runs below the roots, and a remark on what could not be asked ("" if nothing).
 
     Raises:
-        ConfigError: a root is no folder, or there are no runs.
+        ArgumentError: a root is no folder, or there are no runs.
     """
     folders: dict[Path, None] = {}
     for root in roots:
         if not root.is_dir():
-            raise ConfigError(f"{root}: no such folder{nearby(root, holds_runs) or _WANTED}")
+            raise ArgumentError(f"{root}: no such folder{nearby(root, holds_runs) or _WANTED}")
         folders |= dict.fromkeys(find_runs(root))
     if not folders:
         shown = ", ".join(map(str, roots))
         hint = nearby(roots[0], holds_runs) or "; a run's folder has config.yaml, submission/ or checkpoints/"
-        raise ConfigError(f"no runs in {shown}{hint}")
+        raise ArgumentError(f"no runs in {shown}{hint}")
     files = [read_files(folder) for folder in folders]
     queue, remark = ask_slurm([job for one in files for job in one.ids])
     return [run_status(one, queue) for one in files], remark

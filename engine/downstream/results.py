@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import math
 import os
 import platform
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -27,11 +27,14 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from common.file_lock import FileLock
 from common.files import replacing
 from common.small_files import DamagedFileError, Kind, checked, is_kind, parse_json, read_text, shown
 from engine.downstream.metrics import METRICS, Metric
 
 SCHEMA_VERSION = 2
+_POLL_S = 0.05
+"""Between tries to get the lock of a results file, which is held for as long as a write takes."""
 _READABLE = (1, 2)
 
 LeakLevel = Literal[
@@ -256,8 +259,9 @@ def write_results(path: str | Path, results: Sequence[Result]) -> list[Result]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path.with_name(path.name + ".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(path.with_name(path.name + ".lock")) as lock:
+        while not lock.take():
+            time.sleep(_POLL_S)
         merged = {r.identity: r for r in (read_results(path) if path.exists() else [])}
         merged.update({r.identity: r for r in results})
         tree = {"schema_version": SCHEMA_VERSION, "results": [_to_json(r) for r in merged.values()]}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from common.file_lock import FileLock
 from common.run_files import RESULTS_FILE
 from configs.load import ConfigError
 from configs.schema import EvaluateConfig, PretrainConfig
@@ -32,6 +35,10 @@ from launchers.evaluation.networks import (
 )
 from launchers.evaluation.registration_task import pose_parts
 from launchers.evaluation.sweeps import sweep_parts
+
+logger = logging.getLogger("tandem.evaluate")
+
+_POLL_S = 1.0
 
 Progressing = Callable[[float, str], None]
 """Called with the share done (0 to 1) and the piece of work at hand."""
@@ -106,12 +113,15 @@ def _measure(
     answers: list[Result] = []
     try:
         for number, tower in enumerate(towers):
-            known = read_results(path) if path.exists() else []
-            listener = _part_of(progress, number, len(towers))
-            for result in measure(inits(tower), job_of(evaluation, tower), known=known, progress=listener):
-                answers.append(result)
-                if result not in known:
-                    write_results(path, [result])
+            job, together = job_of(evaluation, tower), inits(tower)
+            for place, init in enumerate(together):
+                part = _part_of(progress, number * len(together) + place, len(towers) * len(together))
+                with nullcontext() if init.pretrained else _random_rows(path):
+                    known = read_results(path) if path.exists() else []
+                    for result in measure([init], job, known=known, progress=part):
+                        answers.append(result)
+                        if result not in known:
+                            write_results(path, [result])
     except LabelError as error:
         raise ShardError(f"{manifest.root}: {error}") from error
     except UnsuitableError as error:
@@ -119,6 +129,20 @@ def _measure(
     except ResultsError as error:
         raise ConfigError(f"{error}; repair or remove the file, or give another with results=...") from error
     return answers
+
+
+@contextmanager
+def _random_rows(path: Path) -> Iterator[None]:
+    """One process at a time measures the random rows of a results file; the others wait, and find them there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(path.name + ".random.lock")) as lock:
+        told = False
+        while not lock.take():
+            if not told:
+                logger.warning("random initialisation for %s is being measured by %s; waiting", path, lock.holder)
+                told = True
+            time.sleep(_POLL_S)
+        yield
 
 
 def job_of(evaluation: Evaluation, tower: Tower) -> Job[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from common.nearby import nearby
 from common.run_files import CHECKPOINTS_FOLDER, EVENTS_FOLDER, METRICS_FILE, RESULTS_FILE
-from configs.load import ConfigError
+from configs.load import ArgumentError, ConfigError
 from engine.downstream.results import Result, ResultsError, read_results
 from launchers.evaluation.selection import Selection, read_selection
 from launchers.reporting.troubles import Trouble, troubles
@@ -58,7 +58,7 @@ def collect(folders: Sequence[Path]) -> ReportSources:
     if not results and not runs:
         if damaged:
             raise ConfigError("; ".join(damaged.values()))
-        raise ConfigError(
+        raise ArgumentError(
             f"{', '.join(map(str, folders))}: found neither {RESULTS_FILE} nor {METRICS_FILE}; expected folders that "
             f"`tandem pretrain` or `tandem evaluate` wrote{nearby(folders[0], is_run)}"
         )
@@ -115,7 +115,7 @@ def gather(folders: Sequence[Path], damaged: dict[Path, str] | None = None) -> t
     runs: dict[Path, None] = {}
     for folder in folders:
         if not folder.exists():
-            raise ConfigError(f"{folder}: no such file or folder{nearby(folder, holds_runs)}")
+            raise ArgumentError(f"{folder}: no such file or folder{nearby(folder, holds_runs)}")
         for path in [folder] if folder.is_file() else _search(folder):
             if path.is_dir():
                 runs[path.resolve()] = None

@@ -8,18 +8,21 @@ from pathlib import Path
 import pytest
 import torch
 
+from common.file_lock import FileLock
 from configs.load import load
 from configs.schema import EvaluateConfig, FollowConfig
 from data.loading.fractions import read_list
 from data.storage.manifest import load_manifest
+from engine.checkpoint import newest_intact
 from engine.downstream.common import ProgressMeter, Samples
 from engine.downstream.features import SweepParts, extract_bank, score
 from engine.downstream.protocols import PROTOCOLS
-from engine.downstream.results import read_results
+from engine.downstream.results import read_results, write_results
 from engine.downstream.runner import Initialisation, Job, Measured, Protocol, segmentation_measured
 from launchers.cli import main as tandem
 from launchers.drawing.predictions import read_predictions
 from launchers.evaluation import measure, networks
+from launchers.training.restore import load_run_config
 from tests.helpers.image_networks import teacher_config, write_checkpoint
 from tests.helpers.run_folder import run_config, write_toy_run
 from tests.helpers.samples import write_toy_set
@@ -160,6 +163,28 @@ def test_random_rows_are_shared_through_one_results_file(run: Path, tmp_path: Pa
     results = read_results(target)
     assert [r.init for r in results] == ["slidr", "random", "slidr"]
     assert results[1] == dates["random"]
+
+
+@pytest.mark.slow
+def test_random_rows_are_measured_once_by_parallel_evaluations(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another process measures them into the same file: this one waits, and takes what it then finds there."""
+    results = tmp_path / "shared.json"
+    config = load(EvaluateConfig, CONFIGS / "street.yaml", [*QUICK, "protocols=[knn]", f"results={results}"])
+    elsewhere = tmp_path / "elsewhere.json"
+    (theirs,) = measure.evaluate_random(load_run_config(newest_intact(run)), config, elsewhere)
+    other = FileLock(results.with_name("shared.json.random.lock"))
+    assert other.take()
+
+    def while_it_waits(seconds: float) -> None:
+        write_results(results, [theirs])
+        other.release()
+
+    monkeypatch.setattr(measure.time, "sleep", while_it_waits)
+    answers = measure.evaluate_runs([run], config)
+    assert "random initialisation" in caplog.text
+    assert [r for r in answers if not r.pretrained] == [theirs]
 
 
 def test_several_checkpoints_are_repetitions(run: Path, tmp_path: Path) -> None:
