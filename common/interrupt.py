@@ -7,7 +7,6 @@ while is ended.
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -54,8 +53,11 @@ def tell() -> None:
 
 def kill_children() -> None:
     """End the worker processes that `multiprocessing` knows of, without waiting for what they do."""
-    for child in multiprocessing.active_children():
-        child.kill()
+    if "multiprocessing" in sys.modules:  # not imported, it has started none; `tandem --help` does without it
+        import multiprocessing
+
+        for child in multiprocessing.active_children():
+            child.kill()
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
