@@ -213,7 +213,8 @@ def read_sweep(path: Path, columns: tuple[str, ...] = COLUMNS) -> Float32[np.nda
     for column, name in enumerate(COLUMNS):
         if name in columns:
             sweep[:, column] = table[:, columns.index(name)]
-    negative = float((sweep[:, 3] < 0).mean()) if len(sweep) else 0.0
+    measured = sweep[has_return(sweep), 3]
+    negative = float((measured < 0).mean()) if measured.size else 0.0
     if negative > _NEGATIVE_SHARE:
         likely = _likely_columns(table.reshape(-1)) if path.suffix == ".bin" else None
         fits = f"rows of {likely} numbers would fit" if likely not in (None, len(columns)) else "is it another column?"

@@ -99,8 +99,16 @@ def changed_copy(folder: Path, root: Path, change: Callable[[dict[str, Any]], ob
     ("change", "cause"),
     [
         (np.linalg.inv, "the camera's pose is the wrong way round"),
-        (lambda T: T @ rigid(CAMERA_TO_EGO.T, np.zeros(3)), "the camera's axes are a vehicle's"),
-        (lambda T: T @ np.diag([1, -1, -1, 1]), "the camera's axes are those of computer graphics"),
+        pytest.param(
+            lambda T: T @ rigid(CAMERA_TO_EGO.T, np.zeros(3)),
+            "the camera's axes are a vehicle's",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            lambda T: T @ np.diag([1, -1, -1, 1]),
+            "the camera's axes are those of computer graphics",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_extrinsics_the_wrong_way_round_end_the_preparation_with_their_cause(folder, tmp_path, change, cause):
