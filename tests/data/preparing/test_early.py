@@ -120,6 +120,11 @@ def test_groups_are_few_and_the_largest_come_first():
     assert lines[-1] == "and 7 frames in 3 more groups of log and reason"
 
 
+def test_frames_that_are_logs_are_one_group():
+    skips = [Skipped(reason="meta-broken", key=name, detail="d", log=name) for name in "abc"]
+    assert grouped(skips) == ["meta-broken: 3 frames, e.g. a (d)"]
+
+
 def test_the_bar_says_what_is_left_out():
     tally = Tally()
     assert skip_text(tally.skipped) == ""
