@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from common.printable import printable
 from launchers.cli import FAILURE, guarded
 from launchers.options.weights import parser
 from models.image.published import HEADER, PUBLISHED, PublishedWeights, markdown, rows
@@ -51,7 +52,7 @@ def _check(path: Path) -> int:
         content = read_checkpoint(file)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    print(f"{file}: {file.stat().st_size / 1e6:,.0f} MB, {_summary(content)}")
+    print(printable(f"{file}: {file.stat().st_size / 1e6:,.0f} MB, {_summary(content)}"))
     published, differs = _published(file)
     if published is not None:
         print(f"  published: {published.project}, {published.learnt}; licence {published.licence}")
@@ -71,7 +72,7 @@ def _check(path: Path) -> int:
         )
     broken = found[0].broken()
     if broken:
-        print(f"  not finite: {', '.join(broken[:5])}: the file is damaged or diverged")
+        print(printable(f"  not finite: {', '.join(broken[:5])}: the file is damaged or diverged"))
     return FAILURE if differs or broken else 0
 
 

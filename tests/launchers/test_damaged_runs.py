@@ -16,6 +16,7 @@ from common.printable import printable
 from configs.load import ConfigError
 from engine.errors import CheckpointError
 from launchers.cli import main as tandem
+from launchers.reporting import hparams
 from launchers.runs.files import find_runs, read_config
 from launchers.runs.job_record import read_jobs
 from launchers.runs.run_status import RunStatus
@@ -160,6 +161,22 @@ def test_what_results_say_is_checked(runs: Path, capsys: pytest.CaptureFixture[s
         path.write_text(json.dumps({**tree, "results": [{**tree["results"][0], name: value}]}))
         assert tandem(["report", str(runs)]) == 0
         assert f"result 0: {name}" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_two_reports_at_once_leave_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one puts its table there between this one's removal of the old table and its rename."""
+    run = hparams.HparamRun(name="a", config={"seed": 0})
+    removed = hparams.shutil.rmtree
+
+    def other_comes_first(path: Path, **options: bool) -> None:
+        removed(path, **options)
+        if path.name == hparams.HPARAMS_FOLDER:
+            (path / "other").mkdir(parents=True)
+
+    hparams.write_hparams(tmp_path, [run])
+    monkeypatch.setattr(hparams.shutil, "rmtree", other_comes_first)
+    hparams.write_hparams(tmp_path, [run])
+    assert [path.name for path in tmp_path.iterdir()] == [hparams.HPARAMS_FOLDER]
 
 
 def test_a_lock_is_one_processs(tmp_path: Path) -> None:
