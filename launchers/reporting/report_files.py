@@ -95,7 +95,7 @@ def describe_run(name: str, folder: Path, num_pictures: int) -> RunReport:
         try:
             pictures, why_not = run_pictures(folder, num_pictures)
             notes += [why_not] if why_not else []
-        except (CheckpointError, ShardError, ConfigError) as error:
+        except (CheckpointError, ShardError, ConfigError, OSError) as error:
             notes.append(f"no pictures: {error}")
     try:
         pictures = {**pictures, **recall_pictures(folder)}

@@ -92,7 +92,7 @@ def is_run(folder: Path) -> bool:
         if any((folder / mark).exists() for mark in _MARKS):
             return True
     except OSError:
-        return folder.is_dir()
+        return folder.name not in _NO_RUNS and os.path.isdir(folder)
     of_another = {folder.parent.name, folder.parent.parent.name} & {EVALUATIONS, BASELINES, SELECTION, ATTEMPTS_FOLDER}
     return not of_another and (folder / CONFIG_FILE).is_file()
 
@@ -164,16 +164,23 @@ def read_config(folder: Path, *, strict: bool = False, trouble: list[str] | None
     """
     from configs.load import ConfigError  # here, since jobs and batch scripts read attempts without a config
 
-    first = (folder / CONFIG_FILE, folder / SUBMISSION_FOLDER / CONFIG_FILE)
-    tried = sorted((folder / ATTEMPTS_FOLDER).glob(f"*/{CONFIG_FILE}"))[-1:]
-    for path in itertools.chain(first, (c / CHECKPOINT_CONFIG for c in list_checkpoints(folder)), tried):
+    def refused(problem: Exception) -> None:
+        if strict:
+            raise ConfigError(str(problem)) from problem
+        if trouble is not None:
+            trouble.append(str(problem))
+
+    places = [folder / CONFIG_FILE, folder / SUBMISSION_FOLDER / CONFIG_FILE]
+    try:
+        places += [checkpoint / CHECKPOINT_CONFIG for checkpoint in list_checkpoints(folder)]
+        places += sorted((folder / ATTEMPTS_FOLDER).glob(f"*/{CONFIG_FILE}"))[-1:]
+    except OSError as error:
+        refused(DamagedFileError(f"{error.filename}: cannot be read: {error.strerror}"))
+    for path in places:
         try:
             tree = read_yaml(path)
         except DamagedFileError as error:
-            if strict:
-                raise ConfigError(str(error)) from error
-            if trouble is not None:
-                trouble.append(str(error))
+            refused(error)
             continue
         if tree is not None:
             return tree

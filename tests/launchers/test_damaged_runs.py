@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import os
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,6 +118,35 @@ def test_a_file_that_this_user_may_not_read(
     assert rows(runs).keys() == {DAMAGED, WHOLE}
     assert tandem(["report", str(runs)]) == 0
     assert f"{DAMAGED}/{name}: cannot be read: Permission denied" in capsys.readouterr().out
+
+
+AS_NOBODY = """
+import os, sys
+import launchers.report, launchers.status
+from launchers.cli import main
+os.setgid(65534)
+os.setuid(65534)
+sys.exit(main(["status", sys.argv[1]]) or main(["report", sys.argv[1]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_files_and_folders_that_this_user_may_not_read() -> None:
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to others
+        os.chmod(place, 0o755)
+        root = Path(place) / "runs"
+        write_runs(root)
+        (root / "secret").mkdir()
+        for name in (f"{DAMAGED}/attempts.jsonl", f"{DAMAGED}/checkpoints", f"{DAMAGED}/evaluation", "secret"):
+            (root / name).chmod(0)
+        command = [sys.executable, "-c", AS_NOBODY, str(root)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = done.stdout.replace("\n", "")
+    for told in (f"{DAMAGED}/attempts.jsonl", "secret/jobs.json"):
+        assert shown.count(f"{told}: cannot be read: Permission denied") == 2  # status and report
+    assert "DivergenceError" in shown
 
 
 def test_links_to_runs_are_listed_once_and_circles_end(runs: Path, tmp_path: Path) -> None:
