@@ -197,7 +197,7 @@ def test_raw_says_what_it_looked_for(tmp_path):
         KittiRawConverter(source=str(tmp_path / "nothing")).logs()
     source = write_raw(tmp_path, drives=2)
     drive = source / "2011_09_26" / "2011_09_26_drive_0001_sync"
-    with pytest.raises(ShardError, match=r"looked for image_03/data/\*.png in .*_0000_sync, found image_02/, oxts/"):
+    with pytest.raises(ShardError, match=r"looked for image_03/data/\*.png or .* found image_02/, oxts/"):
         KittiRawConverter(source=str(source), cameras=("image_03",)).camera_names()
     (drive / "image_02").rename(drive / "image_00")  # grey
     with pytest.raises(ShardError, match=r"a colour camera that every drive has .*, found image_00/, oxts/"):

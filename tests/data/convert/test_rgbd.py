@@ -50,6 +50,13 @@ def write_scene(root: Path, frames: int = 2) -> np.ndarray:
     return depth
 
 
+def test_a_focal_length_of_another_size_is_refused(tmp_path):
+    write_scene(tmp_path)
+    items = list(SevenScenesConverter(source=str(tmp_path)).frames("kitchen_seq-03", 0, 2))
+    assert [item.reason for item in items] == ["image-size"] * 2
+    assert "is 48x64, a focal length of 585 px is that of another size" in items[0].detail
+
+
 @needs_scenes
 def test_points_nearer_than_a_metre_make_pairs(tmp_path):
     """Each of the points comes from a pixel; without its border of one pixel all are pairs, also after storing."""
@@ -111,7 +118,7 @@ def test_seven_scenes_names_what_is_wrong(tmp_path):
     (folder / "frame-000001.pose.txt").unlink()
     cv2.imwrite(str(folder / "frame-000002.depth.png"), np.zeros((48, 64), np.uint8))
     (folder / "frame-000003.color.png").unlink()
-    found = list(SevenScenesConverter(source=str(tmp_path)).frames("kitchen_seq-03", 0, 4))
+    found = list(SevenScenesConverter(source=str(tmp_path), focal_px=60.0).frames("kitchen_seq-03", 0, 4))
     assert [f.reason for f in found if isinstance(f, Skipped)] == [
         "calibration-missing",
         "calibration-missing",

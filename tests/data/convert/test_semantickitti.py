@@ -185,7 +185,7 @@ def test_a_class_of_another_set_is_refused(tmp_path: Path) -> None:
     [
         ("calib.txt", None, "calibration-missing", "calib.txt"),
         ("calib.txt", "P2: 1 2 3", "calibration-missing", "Tr: absent"),  # as the archives of images have it
-        ("poses.txt", 3 * "1 0 0 0 0 1 0 0 0 0 1\n", "meta-broken", "line 1: 11 numbers, expected 12"),
+        ("poses.txt", 3 * "1 0 0 0 0 1 0 0 0 0 1\n", "meta-broken", ": 11 numbers, expected 12"),
         ("poses.txt", 3 * "1 0 0 0 0 1 0 0 0 0 1 x\n", "meta-broken", "line 1"),
         ("poses.txt", "", "calibration-missing", "poses of 0 frames, none for frame 000000"),
         ("times.txt", "nan\n1e300\n-inf\n", "meta-broken", "nan s for frame 000000"),
