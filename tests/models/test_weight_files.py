@@ -84,7 +84,7 @@ PAGE = b"\n<!DOCTYPE html><html><head><title>Drive - Quota\nexceeded</title></he
         (POINTER, "is a Git LFS pointer for a file of 330.0 MiB, not the weights; fetch them with `git lfs pull`"),
         (b"", "is empty; download it again"),
         (b'{"error": "not found"}', 'is text, not weights: it begins with \'{"error"'),
-        (gzip.compress(b"x" * 100), "is a compressed archive; unpack it"),
+        (gzip.compress(b"x" * 100, mtime=0), "is a compressed archive; unpack it"),
         (b"\x80\x02no weights at all" * 10, "cannot be read as tensors and plain values"),
     ],
 )

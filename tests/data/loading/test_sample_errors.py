@@ -197,7 +197,7 @@ ADVICE = {
 }
 
 
-@pytest.mark.parametrize("reason", [*REASONS, *ADVICE.keys() - {"error"}])
+@pytest.mark.parametrize("reason", [*REASONS, *sorted(ADVICE.keys() - {"error"})])
 def test_each_reason_has_its_own_remedy(reason: str) -> None:
     ledger = SkipLedger(max_share=0.0, num_samples=10, root="SET")
     skips = [Skip(index=index, reason=reason, key=f"k{index}", shard="s.tar", detail="so") for index in range(10)]
