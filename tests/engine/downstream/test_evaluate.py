@@ -86,7 +86,7 @@ def test_draws_that_do_not_fit_are_refused() -> None:
     held = hold_out(splits.train, splits.train_logs, SMALL.validation_share)[1]
     bad = {
         "got none": None,
-        "one a seed: 2 and 1": dataclasses.replace(DRAWS, runs=DRAWS.runs[:1]),
+        "one for each seed: 2 and 1": dataclasses.replace(DRAWS, runs=DRAWS.runs[:1]),
         "not all of it lies in the train split": dataclasses.replace(DRAWS, runs=(DRAWS.runs[0], np.array([13]))),
         "compared on": dataclasses.replace(DRAWS, tuning=(held[:1],)),
     }
