@@ -311,13 +311,13 @@ def _decode_boxes(members: Mapping[str, bytes]) -> Boxes:
         sizes_m=table[:, 3:6],
         yaws=table[:, 6],
         velocities_mps=table[:, 7:9],
-        classes=_whole_numbers("classes", table[:, 9], 1 << 31).astype(np.int32),
-        track_ids=_whole_numbers("track ids", table[:, 10], MAX_TRACK_ID + 1),
+        classes=_whole_numbers("classes", table[:, 9], (1 << 31) - 1).astype(np.int32),
+        track_ids=_whole_numbers("track ids", table[:, 10], MAX_TRACK_ID),
         **optional,
     )
 
 
-def _whole_numbers(name: str, values: Float[np.ndarray, " boxes"], limit: int) -> Int[np.ndarray, " boxes"]:
-    if not (np.abs(values) < limit).all():  # nor NaN
-        raise DamagedError("array-broken", f"boxes.npy: {name} are no whole numbers below {limit}")
+def _whole_numbers(name: str, values: Float[np.ndarray, " boxes"], most: int) -> Int[np.ndarray, " boxes"]:
+    if not (np.abs(values) <= most).all():  # nor NaN
+        raise DamagedError("array-broken", f"boxes.npy: {name} are no whole numbers of at most {most}")
     return values.astype(np.int64)
