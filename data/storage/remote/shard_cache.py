@@ -99,8 +99,8 @@ class ShardCache:
     def open(self, shard: Shard) -> int | None:
         """Descriptor of a shard that is here, under a shared lock; give it to `release`. None: it is not here."""
         sha256 = _checked(shard)
-        if not self._is_made:
-            self._make_folder()
+        if self._is_default and not self._is_made:
+            self._make_folder()  # before anything is read from a folder that others could have made
         for suffix in ("tar", "unsound"):
             try:
                 file = os.open(self._folder / f"{sha256}.{suffix}", os.O_RDONLY | os.O_CLOEXEC)
