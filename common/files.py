@@ -34,8 +34,8 @@ def replacing(path: Path, *, durable: bool) -> Iterator[Path]:
     """
     remove_leftovers(path)
     temporary = temporary_name(path)
-    temporary.unlink(missing_ok=True)  # of a killed process that had our number
     try:
+        temporary.unlink(missing_ok=True)  # of a killed process that had our number
         with usual_permissions(temporary):
             yield temporary
         if durable:

@@ -77,14 +77,22 @@ class SequentialBatches(ABC, Generic[PartT]):
         batch = self.collate(parts) if parts else None
         return Loaded(batch=batch, num_seen=len(parts) + len(skips), skips=tuple(skips), indices=tuple(usable))
 
-    def run(self, num_workers: int, max_skip_share: float) -> Iterator[tuple[tuple[int, ...], Batch]]:
+    def run(
+        self, num_workers: int, max_skip_share: float, *, among: int | None = None
+    ) -> Iterator[tuple[tuple[int, ...], Batch]]:
         """All batches in order, each with the samples that it holds.
+
+        Args:
+            num_workers: processes that read ahead.
+            max_skip_share: of the samples, that may be unusable.
+            among: number of samples that these are what is left of; None: these are all.
 
         Raises:
             ShardError: more than that share of the samples cannot be used, or none can, or a worker died.
         """
-        root, empty = self.reader.manifest.root, True
-        ledger = SkipLedger(max_share=max_skip_share, num_samples=len(self.indices), root=root)
+        root, num_samples = self.reader.manifest.root, len(self.indices) if among is None else among
+        empty = len(self.indices) == num_samples
+        ledger = SkipLedger(max_share=max_skip_share, num_samples=num_samples, root=root)
         numbers = range(-(-len(self.indices) // self.batch_size))
         make = dataclasses.replace(self, hints=PrefetchHints(self.reader, self.indices))
         for loaded in run_workers(make, numbers, WorkerConfig(num_workers=num_workers)):
@@ -180,19 +188,21 @@ def image_batches(
     spec: BatchSpec,
     batch_size: int,
     seed: int | None = None,
+    among: Int[np.ndarray, " m"] | None = None,
 ) -> Iterator[tuple[tuple[int, ...], Batch]]:
     """Samples with labels and what else `spec` asks for, and the indices that each batch holds.
 
     Other sweeps as second views come from the same samples; the last batch may be smaller. Of `config`, the voxel grid,
     the image size, the skip share and the workers are used; with a seed also the augmentation, as a function of it and
-    the sample, and the number of cameras. Without a seed there is no augmentation, and all cameras are used.
+    the sample, and the number of cameras. Without a seed there is no augmentation, and all cameras are used. `among`
+    are the samples that these are what is left of: whether too many are unusable is judged by all of them.
 
     Raises:
         ShardError: too many damaged samples, or a worker died.
     """
     if seed is None:
         config = dataclasses.replace(config, augment=NO_AUGMENTATION, cameras_per_sample=None)
-    check_suits(reader.manifest, indices, spec, config.max_skip_share)
+    check_suits(reader.manifest, indices if among is None else among, spec, config.max_skip_share)
     views = _Views(
         reader=reader,
         indices=indices,
@@ -202,7 +212,7 @@ def image_batches(
         partners=partners_for(reader, indices, spec),
         seed=seed or 0,
     )
-    yield from views.run(config.num_workers, config.max_skip_share)
+    yield from views.run(config.num_workers, config.max_skip_share, among=None if among is None else len(among))
 
 
 def load_batch(

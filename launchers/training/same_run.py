@@ -90,7 +90,8 @@ def meet(config: PretrainConfig, refused: Exception | None, signals: Callable[[]
             refused = error if isinstance(error, ConfigError) else ConfigError(str(error))
         except Exception as error:
             refused = error
-    if refused is None and (name := signals()) is not None:
+    # A signal ends the wait for the folder's lock, too: that is no failure of the run.
+    if (refused is None or isinstance(refused, RunLockedError)) and (name := signals()) is not None:
         refused = StopRequested(name)
     own = _statement(launch, found, refused)
     meeting = None
@@ -102,7 +103,12 @@ def meet(config: PretrainConfig, refused: Exception | None, signals: Callable[[]
         refusal = judge(everybody)
     else:
         meeting = _meeting(launch, config.engine.timeout_min)
-        refusal = meeting.hold(own, stop=lambda: signals() is not None)
+        try:
+            refusal = meeting.hold(own, stop=lambda: signals() is not None)
+        except PeerLostError as lost:
+            if refused is not None:  # nobody could be told, but this rank knows its own reason
+                raise refused from lost
+            raise
     if refused is not None:
         raise refused
     if refusal is not None:

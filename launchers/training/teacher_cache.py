@@ -135,7 +135,8 @@ def _build(
     signals: StopSignals,
 ) -> bool:
     """Add what is missing; True if some rank got a stop signal before the end."""
-    missing = writer.missing(manifest.indices(config.split)[: config.limit])
+    wanted = manifest.indices(config.split)[: config.limit]
+    missing = writer.missing(wanted)  # of a finished cache those that could not be used
     teacher_was_on = next(objective.teacher.parameters()).device
     objective.teacher.to(world.device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -144,7 +145,7 @@ def _build(
         with Progress(*columns) as progress:
             task, done = progress.add_task("teacher features", total=len(missing)), 0
             batches = image_batches(
-                SampleReader(manifest), missing, config, spec=_PIXELS, batch_size=_SAMPLES_AT_A_TIME
+                SampleReader(manifest), missing, config, spec=_PIXELS, batch_size=_SAMPLES_AT_A_TIME, among=wanted
             )
             for indices, batch in batches:
                 _add(writer, indices, batch, objective.pool_teacher(batch.to(world.device)).cpu())

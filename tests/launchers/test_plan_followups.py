@@ -273,7 +273,14 @@ def test_two_jobs_at_once_damage_nothing(run: Path, shards: str, protocols: str)
     assert all(job.done() for job in jobs)
     assert [r.init for r in gather([run])[0]] == ["slidr", "random"]
     left = {p.name for folder in (run / "evaluation", run.parent / "baselines") for p in folder.rglob("*.*")}
-    assert left == {"config.yaml", "run.yaml", "results.json", "results.json.lock", "results.json.random.lock"}
+    pictures = {"knn-all-slidr.jpg", "knn-all-random.jpg"}
+    assert left == pictures | {
+        "config.yaml",
+        "run.yaml",
+        "results.json",
+        "results.json.lock",
+        "results.json.random.lock",
+    }
 
 
 # ---- what goes wrong

@@ -207,6 +207,10 @@ def test_what_keeps_a_rank_from_beginning_is_told_and_kept(
     with pytest.raises(RunLockedError, match=r"^taken$"):
         same_run.meet(config(tmp_path, toy_set), RunLockedError("taken"), lambda: None)
     assert [statement.kind for statement in told] == ["failed", "stopped", "locked"]
+    # A signal ends the wait for a lock: to be queued again, not failed.
+    with pytest.raises(StopRequested, match="SIGTERM"):
+        same_run.meet(config(tmp_path, toy_set), RunLockedError("taken"), lambda: "SIGTERM")
+    told.pop()
     monkeypatch.setattr(Meeting, "hold", lambda meeting, own, *, stop: judge([own, *others]))
     for statement, kind in zip(told, (PeerFailedError, StopRequested, RunLockedError), strict=True):
         others = [dataclasses.replace(statement, rank=0)]

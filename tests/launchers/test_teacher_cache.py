@@ -266,3 +266,17 @@ def test_a_damaged_cache_is_built_again_with_a_word(
     assert "does not have the checksum" in caplog.text
     assert len(pooled) == 18
     assert all(index in cache for index in load_manifest(shards).indices("train").tolist())
+
+
+def test_a_sample_that_cannot_be_used_is_no_reason_to_refuse_the_next_start(
+    shards: str, pooled: list[str], world: World
+) -> None:
+    shard = min(Path(shards).glob("*.tar"))
+    content = bytearray(shard.read_bytes())
+    content[600:700] = bytes(100)  # in the first sample
+    shard.write_bytes(content)
+    config, objective = built(shards, RANDOM)
+    for _ in range(2):
+        cache = builder.open_or_build(objective, config.data, world)
+        assert sum(index in cache for index in range(12)) == 8
+    assert len(pooled) == 8
