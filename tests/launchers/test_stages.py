@@ -185,6 +185,8 @@ def test_one_command_trains_both(toy_set: str, world: World, tmp_path: Path, mon
     assert pretrain.main(command) == 0
     assert list_checkpoints(tmp_path / "run-first")[-1].stat().st_mtime_ns == first_files
     assert len(attempts.read_attempts(tmp_path / "run-first")) == 1
-    assert read_state(list_checkpoints(run_dir)[0])["fingerprint"]["first"] == first_weights(load_run(TWO, command[1:]))
+    assert read_state(list_checkpoints(run_dir)[0])["fingerprint"]["first"] == first_weights(
+        load_run(str(TWO), command[1:])
+    )
     assert inspect.main([str(run_dir), "--num", "1", "--out", str(tmp_path / "look")]) == 0
     assert list((tmp_path / "look").glob("*sketch*.png")), "its networks are built again, the first stage's too"
