@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import file_sha256
-from common.small_files import Kind
+from common.small_files import Kind, read_text
 
 METRICS_FILE = "metrics.jsonl"
 EVENTS_FOLDER = "tensorboard"
@@ -84,7 +84,10 @@ def damage(checkpoint: Path, names: Collection[str] | None = None) -> str | None
         names: check these files only; None for all that it was written with.
     """
     try:
-        recorded = json.loads((checkpoint / SUMS_FILE).read_text())  # written last: absent in half a checkpoint
+        text = read_text(checkpoint / SUMS_FILE)
+        if text is None:  # it is written last: absent in half a checkpoint
+            return f"{SUMS_FILE} is missing"
+        recorded = json.loads(text)
         for name in recorded if names is None else names:
             path, expected = checkpoint / name, recorded[name]
             if not path.is_file():

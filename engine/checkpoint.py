@@ -35,7 +35,7 @@ from common.run_files import (
     list_checkpoints,
     step_of,
 )
-from common.small_files import DamagedFileError, read_json
+from common.small_files import DamagedFileError, read_json, read_text
 from common.trees import flat
 from engine.distributed import World, agree_any
 from engine.errors import CheckpointError
@@ -249,7 +249,8 @@ def newest_records(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]] | Non
     """state.json and config.json of the newest checkpoint that has both, unchecked; None where there is none."""
     for checkpoint in list_checkpoints(run_dir):
         with suppress(OSError, ValueError, RecursionError):  # damaged: `find_checkpoint` warns of it
-            state, config = (json.loads((checkpoint / name).read_text()) for name in (STATE_FILE, CHECKPOINT_CONFIG))
+            texts = (read_text(checkpoint / name) or "" for name in (STATE_FILE, CHECKPOINT_CONFIG))
+            state, config = map(json.loads, texts)
             if isinstance(state, dict) and isinstance(config, dict):
                 return state, config
     return None

@@ -1,7 +1,7 @@
 """Whatever happens to the small files of one run: it is a row with its trouble, the others are shown, no traceback.
 
 A mutation is a function of seed and number, so a failure's line names all that is needed to see it again.
-FUZZ_NUMBER=20000 FUZZ_SEED=7 pytest -m slow tests/launchers/test_fuzz_runs.py strikes more often.
+FUZZ_NUMBER=20000 FUZZ_SEED=7 pytest -m slow --timeout=0 tests/launchers/test_fuzz_runs.py strikes more often.
 """
 
 from __future__ import annotations
@@ -141,6 +141,5 @@ def test_a_few_mutations(runs: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0)
 def test_many_mutations(runs: Path) -> None:
     assert not (bad := mutations(runs, SEED + 1, range(NUMBER))), f"{len(bad)} of {NUMBER}:\n" + "\n".join(bad[:20])
