@@ -50,7 +50,8 @@ def installed_packages() -> dict[str, str]:
 def code_digest() -> str:
     """SHA-256 of the code that runs here: the same for the same content, wherever it lies and whatever git says."""
     root, digest = Path(__file__).resolve().parents[2], hashlib.sha256()
-    for path in sorted(path for package in PACKAGES for path in (root / package).rglob("*.py")):
+    files = (path for package in PACKAGES for path in (root / package).rglob("*.py"))
+    for path in sorted(filter(Path.is_file, files)):  # an editor's lock may be a link that leads nowhere
         content = path.read_bytes()
         digest.update(f"{path.relative_to(root)}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()

@@ -108,8 +108,9 @@ def finished_before(config: PretrainConfig, before: Continued, world: World) -> 
     checkpoint = find_checkpoint(run_dir, world)
     if checkpoint is None or step_of(checkpoint) != state["step"]:
         return None  # the newest is damaged: the run goes on from the one before
-    if settings := [str(change) for change in before.changes if "." in change.name]:
-        logger.warning("the run is finished, so nothing of this has an effect: %s", "; ".join(settings))
+    settings = [c for c in before.changes if "." in c.name and not c.name.startswith("software.")]
+    if settings:
+        logger.warning("the run is finished, so nothing of this has an effect: %s", "; ".join(map(str, settings)))
     lines = newest_metrics(run_dir, 1, [])
     loss = state.get("loss", lines[-1].get(names.LOSS) if lines else None)  # checkpoints before 0.3 lack it
     return PretrainSummary(
