@@ -190,7 +190,7 @@ def _read_index(part: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
             samples = archive["sample"]
             keys = archive["key"] if "key" in archive.files else np.full(len(samples), _NO_KEY, dtype=np.uint64)
             return samples, keys, archive["num_segments"], str(archive["sha256"])
-    except (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, EOFError, FileNotFoundError, zipfile.BadZipFile) as error:
         raise ValueError(f"{_index_path(part).name} cannot be read: {error!r}") from error
 
 
