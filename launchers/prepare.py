@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     share = None if arguments.share is None else Share(number=arguments.share[0], count=arguments.share[1])
     with progress(console, "frames", f"{arguments.file or arguments.set} -> {arguments.out}") as show:
         work = functools.partial(prepare_share, share=share) if share else prepare
-        how = {"workers": arguments.workers, "verify": arguments.verify}
+        how = {name: getattr(arguments, name) for name in ("workers", "verify", "retry_skipped")}
         done = work(config.set, arguments.out, config.writing, **how, on_progress=show)
     if share is not None and isinstance(done, ShareSummary):
         print_share(share, done, console)

@@ -26,6 +26,10 @@ _SHOWN = 5
 _FRAMES, _MET = 0, 1
 
 
+class StoppedEarlyError(ShardError):
+    """A preparation was ended before its end because it could only fail."""
+
+
 class Tally:
     """Frames done, skipped by reason, and tasks whose points meet images; the counts may be shared by processes."""
 
@@ -76,11 +80,11 @@ class Tally:
         """End what must fail: more frames than allowed are skipped, and the last ones failed all alike.
 
         Raises:
-            ShardError: says by what, and where.
+            StoppedEarlyError: says by what, and where.
         """
         num_skipped = sum(self.skipped.values())
         if len(self._streak) == _STREAK and num_skipped > allowed:
-            raise ShardError(
+            raise StoppedEarlyError(
                 f"stopped after {self.num_frames} frames: {num_skipped} cannot be used, {allowed} are allowed, and the "
                 f"last {_STREAK} failed alike. {'; '.join(grouped(self._streak))}. Repair the source and run the same "
                 "command again, or allow more (--max-skip-share)"

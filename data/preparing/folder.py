@@ -10,7 +10,7 @@ import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from common.files import replace_file
 from common.trees import flat
@@ -35,12 +35,29 @@ def locked(root: str, *, shared: bool = False) -> Iterator[None]:
         raise ShardError(f"{root} holds a shard set that was not prepared here; choose another folder")
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a+") as file:  # NFS gives shared locks only to who may read
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ShardError(
-                f"another process is preparing {root}; wait for it, or stop it and run this again to continue"
-            ) from None
+        with _settings_locked(folder) if shared else contextlib.nullcontext():  # shares that begin at once take turns
+            if shared and _taken(file, fcntl.LOCK_EX) and not any(folder.glob("unit-*.json")):
+                forget_if_empty(root)  # nobody is at work, and nobody was
+            if not _taken(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX):
+                raise ShardError(
+                    f"another process is preparing {root}; wait for it, or stop it and run this again to continue"
+                )
+        yield
+
+
+def _taken(file: IO[str], kind: int) -> bool:
+    """Whether a lock of this kind could be had at once; takes the place of one that is held."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _settings_locked(folder: Path) -> Iterator[None]:
+    with (folder / f"{_SETTINGS}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
@@ -83,8 +100,7 @@ def same_settings(root: str, settings: Mapping[str, Any]) -> None:
         ShardError: it was begun with others; names the first that differs.
     """
     path = Path(root) / RECORDS / _SETTINGS
-    with path.with_name(f"{_SETTINGS}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # several shares may begin at once
+    with _settings_locked(path.parent):  # several shares may begin at once
         if not path.is_file():
             replace_file(path, (json.dumps(settings, indent=1) + "\n").encode())
             return

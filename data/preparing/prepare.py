@@ -17,7 +17,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,19 @@ from common.ranges import at_least, share
 from data.calibration.heading import Heading
 from data.convert.base import Converter
 from data.preparing.defaults import MAX_SKIP_SHARE, SAMPLES_PER_SHARD
-from data.preparing.early import Tally, grouped
+from data.preparing.early import StoppedEarlyError, Tally, grouped
 from data.preparing.folder import forget_if_empty, locked, same_settings, storage_errors_named, sweep, tasks_locked
 from data.preparing.pool import Progress, run_all
-from data.preparing.shard_task import RECORDS, ShardJob, ShardRecord, ShardTask, load_record, plan_tasks, run_task
+from data.preparing.shard_task import (
+    RECORDS,
+    ShardJob,
+    ShardRecord,
+    ShardTask,
+    forget_skips,
+    load_record,
+    plan_tasks,
+    run_task,
+)
 from data.preparing.superpixels import SuperpixelConfig
 from data.storage.encode import SCHEMA_VERSION, CodecConfig
 from data.storage.manifest import Manifest, SetInfo
@@ -92,11 +101,13 @@ def prepare(
     *,
     workers: int = 1,
     verify: bool = False,
+    retry_skipped: bool = False,
     on_progress: Progress | None = None,
 ) -> PrepareSummary:
     """Write a shard set into the folder `root`, or continue one, in `workers` processes (1 works in this one).
 
-    With `verify`, shards whose checksum is wrong are made again, otherwise those that are absent or of another size.
+    With `verify`, shards whose checksum is wrong are made again, otherwise those that are absent or of another size;
+    with `retry_skipped` also those of which frames were skipped, as after a repair of the source.
 
     Raises:
         ShardError: the folder was begun with other settings or is in use, the source has another layout, too many
@@ -109,7 +120,8 @@ def prepare(
         forget_if_empty(root)
         same_settings(root, _settings(converter, config, tasks))
         sweep(root)
-        records, num_reused = _complete(root, converter, config, tasks, tasks, workers, verify, on_progress)
+        checks = {"verify": verify, "retry_skipped": retry_skipped}
+        records, num_reused = _complete(root, converter, config, tasks, tasks, workers, checks, on_progress)
         manifest = join_records(root, info, config, records)
     return PrepareSummary(
         manifest=manifest, num_reused_shards=num_reused, num_shards=len(tasks), seconds=time.monotonic() - started
@@ -165,6 +177,7 @@ def prepare_share(
     *,
     workers: int = 1,
     verify: bool = False,
+    retry_skipped: bool = False,
     on_progress: Progress | None = None,
 ) -> ShareSummary:
     """Make one share of a set; other shares may be made in the same folder at the same time. Arguments as `prepare`.
@@ -179,7 +192,8 @@ def prepare_share(
     with storage_errors_named(root), locked(root, shared=True), tasks_locked(root, tasks):
         same_settings(root, _settings(converter, config, every))
         sweep(root, tasks)
-        records, num_reused = _complete(root, converter, config, every, tasks, workers, verify, on_progress)
+        checks = {"verify": verify, "retry_skipped": retry_skipped}
+        records, num_reused = _complete(root, converter, config, every, tasks, workers, checks, on_progress)
     return ShareSummary(
         num_reused_shards=num_reused,
         num_shards=len(tasks),
@@ -223,11 +237,11 @@ def _complete(
     every: Sequence[ShardTask],
     tasks: Sequence[ShardTask],
     workers: int,
-    verify: bool,
+    checks: Mapping[str, bool],
     on_progress: Progress | None,
 ) -> tuple[list[ShardRecord], int]:
     """Make what is missing of some tasks; their records in order, and how many were there before."""
-    records = {task.number: load_record(root, task, verify=verify) for task in tasks}
+    records = {task.number: load_record(root, task, **checks) for task in tasks}
     todo = [task for task in tasks if records[task.number] is None]
     total = sum(task.num_frames for task in tasks)
     before = total - sum(task.num_frames for task in todo)
@@ -236,14 +250,18 @@ def _complete(
         converter=converter,
         superpixels=config.superpixels,
         codec=config.codec,
-        allowed_skips=_allowed(config, sum(task.num_frames for task in every)),
+        allowed_skips=allowed(config, sum(task.num_frames for task in every)),
     )
 
     def show(tally: Tally) -> None:
         if on_progress is not None:
             on_progress(before + tally.num_frames, total, tally.skipped)
 
-    made = run_all(functools.partial(run_task, job), todo, workers, show, f"preparing {root}")
+    try:
+        made = run_all(functools.partial(run_task, job), todo, workers, show, f"preparing {root}")
+    except StoppedEarlyError:
+        forget_skips(root, todo)  # the same command shall go on with a repaired source
+        raise
     records |= {task.number: record for task, record in zip(todo, made, strict=True)}
     return [record for record in records.values() if record is not None], len(tasks) - len(todo)
 
@@ -277,7 +295,7 @@ def _set_info(converter: Converter) -> SetInfo:
     )
 
 
-def _allowed(config: PrepareConfig, num_frames: int) -> int:
+def allowed(config: PrepareConfig, num_frames: int) -> int:
     """How many frames of so many may be skipped."""
     return max(int(config.max_skip_share * num_frames), 1)
 
@@ -302,16 +320,12 @@ def join_records(root: str, source: SetInfo, config: PrepareConfig, records: Seq
         skipped[skip.reason] = (*skipped.get(skip.reason, ()), skip.key)
     num_written = sum(len(table.keys) for table in tables)
     num_frames = num_written + len(skips)
-    if num_written == 0 or len(skips) > _allowed(config, num_frames):
-        what_next = (
-            "Repair the source and run the same command again"
-            if num_written == 0
-            else "Repair the source and prepare into a new folder, or allow more (--max-skip-share) and run again, "
-            "which only finishes what is there"
-        )
+    if num_written == 0 or len(skips) > allowed(config, num_frames):
         raise ShardError(
             f"{len(skips)} of {num_frames} frames cannot be used, allowed are {config.max_skip_share:.1%}. "
-            f"{'; '.join(grouped(skips)) or 'The source holds no frames'}. {what_next}"
+            f"{'; '.join(grouped(skips)) or 'The source holds no frames'}. Repair the source and run again with "
+            "--retry-skipped (shares: each of them), or allow more (--max-skip-share) and run again, which only "
+            "finishes what is there"
         )
     for line in grouped(skips):
         logger.warning("skipped, %s", line)

@@ -15,6 +15,8 @@ import collections
 import contextlib
 import dataclasses
 import multiprocessing
+import operator
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,14 +26,15 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from common.processes import leave_interrupts_to_parent
 from data.convert.base import FrameConverter, Skipped, read_or_skip
-from data.preparing.early import SampleLooks, Tally
+from data.preparing.early import SampleLooks, StoppedEarlyError, Tally
 from data.preparing.folder import forget_if_empty, locked, same_settings, sweep
-from data.preparing.prepare import PrepareConfig, PrepareSummary, join_records, plain_settings
+from data.preparing.prepare import PrepareConfig, PrepareSummary, allowed, join_records, plain_settings
 from data.preparing.shard_task import (
     FrameRange,
     ShardRecord,
     ShardTask,
     add_superpixels,
+    forget_skips,
     load_record,
     save_record,
     write_sample,
@@ -140,6 +143,7 @@ def prepare_samples(
     val_logs: tuple[str, ...] = (),
     config: PrepareConfig | None = None,
     workers: int = 1,
+    retry_skipped: bool = False,
 ) -> PrepareSummary:
     """Write, or continue, a shard set from an iterator of samples.
 
@@ -151,10 +155,12 @@ def prepare_samples(
         config: how it is written; its `limit` is that of samples taken from the iterator.
         workers: processes that cut superpixels; 1 works in this one. A script that uses more needs the usual
             ``if __name__ == "__main__":``.
+        retry_skipped: make finished shards again of which samples were skipped.
 
     Raises:
         ShardError: the folder was begun with other settings or from other samples, is in use, samples differ in their
-            cameras, or too many are damaged.
+            cameras, or too many are damaged: with 20 alike, and more than are allowed of the samples that the iterator
+            has (where it does not say: as many as were read), as soon as that is so.
     """
     if workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1")
@@ -165,7 +171,10 @@ def prepare_samples(
         own = {"source": "iterator", "class_names": class_names, "val_logs": val_logs}
         same_settings(root, plain_settings(config, "custom", own))
         sweep(root)
-        shards = closing.enter_context(_OpenShards(root, config, val_logs, len(class_names)))
+        num_samples = min(operator.length_hint(samples) or sys.maxsize, config.limit or sys.maxsize)
+        shards = closing.enter_context(
+            _OpenShards(root, config, val_logs, len(class_names), num_samples, retry_skipped=retry_skipped)
+        )
         pool = None
         if workers > 1:
             # spawn: OpenCV's and torch's threads do not survive a fork.
@@ -238,15 +247,28 @@ class _Filling:
 class _OpenShards:
     """Which shard each sample belongs to, and the shards that are open: at most one a split."""
 
-    def __init__(self, root: str, config: PrepareConfig, val_logs: tuple[str, ...], num_classes: int) -> None:
+    def __init__(
+        self,
+        root: str,
+        config: PrepareConfig,
+        val_logs: tuple[str, ...],
+        num_classes: int,
+        num_samples: int,
+        *,
+        retry_skipped: bool,
+    ) -> None:
+        """`num_samples`: at most; sys.maxsize where that is not known."""
         self._root = root
         self._config = config
+        self._num_samples = num_samples
+        self._retry_skipped = retry_skipped
         self._num_classes = num_classes
         self._val_logs = val_logs
         self._filling: dict[str, _Filling] = {}
         self._open: dict[int, _Open] = {}
         self._tally = Tally()
         self._records: dict[int, ShardRecord] = {}
+        self._made: list[ShardTask] = []
         self._num_tasks = 0
         self.num_reused = 0
         self.logs: dict[str, None] = {}
@@ -286,7 +308,7 @@ class _OpenShards:
         if split not in self._filling or self._filling[split].num_placed == size:
             task = ShardTask(number=self._num_tasks, stretches=(FrameRange(log="samples", start=0, stop=size),))
             self._num_tasks += 1
-            record = load_record(self._root, task, verify=False)
+            record = load_record(self._root, task, verify=False, retry_skipped=self._retry_skipped)
             known = None
             if record is not None:
                 known = {skip.key for skip in record.skipped} | set(record.table.keys if record.table else ())
@@ -316,9 +338,18 @@ class _OpenShards:
         else:
             shard.skipped.append(item)
             self._tally.frame(item)
+            self._check_skips()
         shard.count += 1
         if shard.count == self._config.samples_per_shard:
             self._close(shard)
+
+    def _check_skips(self) -> None:
+        known = self._num_samples < sys.maxsize
+        try:
+            self._tally.check(allowed(self._config, self._num_samples) if known else self._tally.num_frames - 1)
+        except StoppedEarlyError:
+            forget_skips(self._root, self._made)
+            raise
 
     def _close(self, shard: _Open) -> None:
         shard.looks.judge()
@@ -329,6 +360,7 @@ class _OpenShards:
             notes=shard.looks.notes,
         )
         save_record(self._root, shard.task, record)
+        self._made.append(shard.task)
         self._records[shard.task.number] = record
         del self._open[shard.task.number]
 

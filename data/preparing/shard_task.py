@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -188,10 +189,14 @@ def save_record(root: str, task: ShardTask, record: ShardRecord) -> None:
     replace_file(_record_path(root, task), json.dumps(content).encode())
 
 
-def load_record(root: str, task: ShardTask, *, verify: bool) -> ShardRecord | None:
+def load_record(root: str, task: ShardTask, *, verify: bool, retry_skipped: bool = False) -> ShardRecord | None:
     """The record of a finished task; None where it is not finished or its shard is no longer what was recorded.
 
-    `verify` compares the shard's checksum, which reads it whole; otherwise only its size is compared.
+    Args:
+        root: folder of the set.
+        task: of the record.
+        verify: compare the shard's checksum, which reads it whole; otherwise only its size is compared.
+        retry_skipped: a task that skipped frames counts as not finished.
     """
     path = _record_path(root, task)
     if not path.is_file():
@@ -204,12 +209,22 @@ def load_record(root: str, task: ShardTask, *, verify: bool) -> ShardRecord | No
     except (ValueError, KeyError, TypeError) as error:
         logger.warning("%s is damaged (%r): its shard is made again", path, error)
         return None
+    if retry_skipped and record.skipped:
+        return None
     if record.table is None:
         return record
     shard = record.table.shard
     tar = Path(root) / shard.file
     whole = tar.is_file() and os.path.getsize(tar) == shard.num_bytes
     return record if whole and not (verify and file_sha256(tar) != shard.sha256) else None
+
+
+def forget_skips(root: str, tasks: Iterable[ShardTask]) -> None:
+    """Drop those tasks' records that count skipped frames: their shards are made again, of a repaired source whole."""
+    for task in tasks:
+        record = load_record(root, task, verify=False)
+        if record is not None and record.skipped:
+            _record_path(root, task).unlink()
 
 
 def _parse_record(content: dict[str, Any]) -> ShardRecord:

@@ -75,6 +75,11 @@ def _add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--verify", action="store_true", help="compare checksums of finished shards, and make damaged ones again"
     )
+    p.add_argument(
+        "--retry-skipped",
+        action="store_true",
+        help="make finished shards again of which frames were skipped, as after a repair of the source",
+    )
     part = p.add_mutually_exclusive_group()
     part.add_argument("--share", type=_share, metavar="I/N", help="make only this share of the shards; join later")
     part.add_argument("--join", action="store_true", help="all shares are made: write the manifest")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ import pytest
 
 from data.convert.base import FrameConverter, Skipped, read_or_skip
 from data.preparing.early import Tally, grouped, skip_text
-from data.preparing.prepare import PrepareConfig, prepare
+from data.preparing.prepare import PrepareConfig, PrepareSummary, Share, join_shares, prepare, prepare_share
+from data.preparing.samples import prepare_samples
 from data.preparing.shard_task import RECORDS
 from data.sample import Sample
 from data.storage.encode import DamagedError
@@ -61,10 +63,79 @@ def test_what_may_still_succeed_goes_on(tmp_path, caplog):
 
 def test_a_folder_without_shards_is_begun_again(tmp_path):
     """Every frame of so few was skipped, which is known: the record must not outlive the repair of the source."""
-    with pytest.raises(ShardError, match=r"4 of 4 frames cannot be used.*run the same command again"):
+    with pytest.raises(ShardError, match=r"4 of 4 frames cannot be used.*Repair the source and run again with --retry"):
         prepare(BrokenFrom(frames_by_log=(4,)), str(tmp_path), PLAIN)
     assert list((tmp_path / RECORDS).glob("unit-*.json"))
     assert len(prepare(ToyConverter(frames_by_log=(4,)), str(tmp_path), PLAIN).manifest) == 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class BrokenPart(BrokenFrom):
+    """The same source before and after its repair: what is broken is none of its settings."""
+
+    first: int = dataclasses.field(default=0, compare=False)
+
+
+SMALL = dataclasses.replace(PLAIN, samples_per_shard=4)
+
+
+def test_a_repaired_source_is_read_again_after_an_early_end(tmp_path):
+    with pytest.raises(ShardError, match="stopped after 30 frames: 20 cannot be used"):
+        prepare(BrokenPart(frames_by_log=(100,), first=10), str(tmp_path), SMALL)
+    assert len(list(tmp_path.glob("*.tar"))) == 3, "the third shard has two frames that were whole"
+    summary = prepare(BrokenPart(frames_by_log=(100,), first=100), str(tmp_path), SMALL)
+    assert (len(summary.manifest), summary.num_reused_shards) == (100, 2)
+    assert summary.manifest.skipped == {}
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_shards_that_skipped_frames_are_made_again_when_told(tmp_path, shares):
+    def run(first: int, *, retry_skipped: bool) -> PrepareSummary:
+        converter = BrokenPart(frames_by_log=(12,), first=first)
+        if not shares:
+            return prepare(converter, str(tmp_path), SMALL, retry_skipped=retry_skipped)
+        for number in range(2):
+            prepare_share(converter, str(tmp_path), SMALL, Share(number=number, count=2), retry_skipped=retry_skipped)
+        return join_shares(converter, str(tmp_path), SMALL)
+
+    for retry_skipped in (False, True):
+        with pytest.raises(ShardError, match=r"3 of 12 frames cannot be used.*run again with --retry-skipped"):
+            run(9, retry_skipped=retry_skipped)
+    with pytest.raises(ShardError, match="3 of 12"):
+        run(12, retry_skipped=False)
+    assert len(run(12, retry_skipped=True).manifest) == 12
+
+
+def test_a_share_of_which_nothing_was_written_leaves_the_folder_free(tmp_path):
+    with pytest.raises(ShardError, match="stopped after 20 frames"):
+        prepare_share(BrokenFrom(frames_by_log=(100,)), str(tmp_path), SMALL, Share(number=0, count=1))
+    other = dataclasses.replace(SMALL, samples_per_shard=50)
+    share = prepare_share(ToyConverter(frames_by_log=(100,)), str(tmp_path), other, Share(number=0, count=2))
+    assert share.num_all_shards == 2
+
+
+def toy_samples(whole: int) -> list[Sample]:
+    """100 samples of which the first ones are whole."""
+    made = list(ToyConverter(frames_by_log=(100,)).frames("log-000", 0, 100))
+    for sample in made[whole:]:
+        sample.intensity[0] = np.nan
+    return made
+
+
+@pytest.mark.parametrize(
+    ("whole", "sized", "said"),
+    [
+        (15, True, "stopped after 35 frames: 20 cannot be used, 1 are allowed"),
+        (15, False, "85 of 100 frames cannot be used"),  # of one that does not say how long it is, more may be whole
+        (0, False, "stopped after 20 frames: 20 cannot be used"),
+    ],
+)
+def test_an_iterator_ends_early(tmp_path, whole, sized, said):
+    samples = toy_samples(whole)
+    with pytest.raises(ShardError, match=said):
+        prepare_samples(samples if sized else (s for s in samples), str(tmp_path), config=SMALL)
+    again = prepare_samples(toy_samples(100), str(tmp_path), config=SMALL, retry_skipped=not sized)
+    assert (len(again.manifest), again.manifest.skipped) == (100, {})
 
 
 @dataclass(frozen=True, kw_only=True)
