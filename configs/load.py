@@ -78,6 +78,7 @@ def load(
     for source in sources:
         _drop_retired(source)
         _drop_teachers_of_old(source, schema)
+        _fill_added(source, schema, (choices or {}).get("method", {}))
     asked_for: set[str] = set()
     for source in sources:
         # Merging takes `???` for "as before": a file that asks for a value would get the dataclass's default.
@@ -136,6 +137,28 @@ def _drop_teachers_of_old(source: DictConfig, schema: DictConfig) -> None:
     for name in ONCE_OF_ALL_TEACHERS:
         if chosen is not None and name not in chosen:
             del teacher[name]
+
+
+ADDED_LATER: Mapping[str, Mapping[str, object]] = {
+    "simipu": {"chunk_rows": None},
+    "contrastive_units": {"similarity": "teacher"},
+    "distill": {"only_seen": False},
+}
+"""Method -> settings that it got later, at the value that leaves all as before, whatever their default is now."""
+
+
+def _fill_added(source: DictConfig, schema: DictConfig, methods: Mapping[str, type]) -> None:
+    """Give a resolved `method` of an old run the settings that did not exist then.
+
+    Such a section holds all other settings of the method; one with only some of them was written by hand, for today.
+    """
+    method, chosen = _section(source, ("method",)), _section(schema, ("method",))
+    if method is None or chosen is None:
+        return
+    name = next((name for name, kind in methods.items() if kind is OmegaConf.get_type(chosen)), "")
+    added = ADDED_LATER.get(name, {})
+    if set(chosen) - set(added) <= set(method):
+        method.update({setting: value for setting, value in added.items() if setting not in method})
 
 
 def read_value(text: str) -> Any:

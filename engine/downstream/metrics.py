@@ -73,6 +73,8 @@ def _share(title: str, meaning: str, guess: str, *, in_tables: bool = True) -> M
 _ANY_CONSTANT = "depends on the set; compare with the row of random initialisation"
 _RANDOM_TURN = "a random turn about the vertical: 90 deg"
 _RANDOM_PIXEL = "a random pixel: a third (wide image) to a half (square image) of the image's width"
+_RIGHT_MATCH = "below 5 pixels"
+_FEW_PIXELS = "a random pixel: the share of the image that a circle of 5 pixels covers, below 1"
 _OF_REGISTERED = " over the registered images (Euler sum) alone"
 
 METRICS: dict[str, Metric] = {
@@ -197,6 +199,14 @@ METRICS: dict[str, Metric] = {
     ),
     "match_hard_kept": Metric(
         "matching error, kept", "px", "the same, over the points that the method kept", _RANDOM_PIXEL
+    ),
+    "match_soft_right": _share("right soft matches", f"share of soft matching errors {_RIGHT_MATCH}", _FEW_PIXELS),
+    "match_hard_right": _share("right matches", f"share of matching errors {_RIGHT_MATCH}", _FEW_PIXELS),
+    "match_soft_right_kept": _share(
+        "right soft matches, kept", "the same, over the points that the method kept", _FEW_PIXELS
+    ),
+    "match_hard_right_kept": _share(
+        "right matches, kept", "the same, over the points that the method kept", _FEW_PIXELS
     ),
     "overlap_precision": _share(
         "overlap precision",

@@ -14,15 +14,13 @@ from typing import Any
 import yaml
 
 from common.trees import flat as flat_names
-from configs.load import dump
+from configs.load import ADDED_LATER, dump
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from engine.downstream.results import fingerprint
 from models.methods import METHODS
 
 _NO_SETTING = frozenset({"run_dir", "seed", "checkpoint", "monitor", "evaluate"})
 _NO_DATA_SETTING = frozenset({"cache", "expected_superpixels"})  # an expectation is checked; it shapes no number
-_ADDED: Mapping[str, Mapping[str, object]] = {"simipu": {"chunk_rows": None}}
-"""Method -> settings that it got later, at the value that leaves all as before: no part of the setting then."""
 _MAX_LABEL = 72
 """Characters of a label; a longer list of differences is cut."""
 
@@ -57,11 +55,11 @@ def _parts(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _as_hashed_of_old(method: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A method's section with all settings that a teacher once had, with or without effect.
+    """A method's section without later settings that leave all as before, and with all that a teacher once had.
 
     Results hold hashes of them: repetitions from before and after each family got its own settings stay together.
     """
-    added = _ADDED.get(method.get("name", ""), {})
+    added = ADDED_LATER.get(method.get("name", ""), {})
     method = {name: value for name, value in method.items() if name not in added or value != added[name]}
     kind = METHODS.get(method.get("name", ""))
     default = None if kind is None else kind().teachers().get("teacher")

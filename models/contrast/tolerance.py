@@ -6,7 +6,8 @@ say so before anything is learnt (ST-SLidR, Mahmoud et al., CVPR 2023).
 Deviations from the released code:
 - It multiplies *logits* by the weights: a removed negative gets a logit of 0 and still adds exp(0) = 1 to the sum. Here
   an entry of weight w counts as w times itself, and a removed one not at all.
-- There a share to remove switches the weighting off; here the two are independent.
+- There a share to remove replaces the weights; here the two are independent, and the defaults remove without weighting.
+- Its share counts the row itself, ours does not.
 - There rows whose features are 0 are left out of the loss; here such a row is similar to none and keeps its weight.
 
 Cost: N x T similarities of C channels and some matrices of that size, without gradient.
@@ -29,16 +30,16 @@ from models.heads import unit
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticToleranceConfig:
-    """How the teacher's similarities soften a contrastive loss; defaults are the released code's.
+    """How the teacher's similarities soften a contrastive loss; defaults are the released configuration's.
 
     Attributes:
-        weighted: a negative counts 1 - its similarity to the anchor.
+        weighted: a negative counts 1 - its similarity to the anchor. Off: one that is not removed counts wholly.
         removed: share of each row's negatives, the most similar ones, that do not count at all; rounded down.
         balanced: rows that many others are similar to (road, buildings) count less.
         vote_threshold: of `balanced`: similarity from which another row counts as similar.
     """
 
-    weighted: bool = True
+    weighted: bool = False
     removed: float = 0.01
     balanced: bool = True
     vote_threshold: float = 0.5
@@ -69,7 +70,8 @@ def semantic_tolerance(
 
     `features` are from before any learnt layer. With `gather` columns are the rows of all ranks; every rank must call.
 
-    Source: ST-SLidR, section 3; thresholds and normalisation of the votes from its released code.
+    Source: ST-SLidR, section 3; thresholds, normalisation of the votes, and that entries are removed *or* weighted (its
+    `min_quantile`) from its released code.
     """
     with torch.autocast(features.device.type, enabled=False):
         rows = unit(features)

@@ -10,7 +10,8 @@ neighbours are then a fair choice of it, and results do not depend on the order 
 
 F-FPS samples by distance in feature space, D-FPS by distance in metres. A layer that uses both draws the second kind
 from the points that the first has left. Deviation: the released fusion sampling draws both from all points, so that
-some centres come twice; and SimIPU's, with 512 and 512 centres of 512 and 512 points, chooses nothing.
+some centres come twice; and SimIPU's, with 512 and 512 centres of 512 and 512 points, chooses nothing. SimIPU's
+released network ("simipu_released") gets no offsets: places decide about neighbourhoods alone.
 
 Source: Qi, Yi, Su, Guibas, "PointNet++", NeurIPS 2017, sections 3.2 to 3.4; Shi, Wang, Li, "PointRCNN", CVPR 2019, in
 OpenPCDet's layout (PointNet2MSG); Yang, Sun, Liu, Jia, "3DSSD", CVPR 2020, section 3.2 (F-FPS); Li et al., "SimIPU",
@@ -29,7 +30,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
-from common.ranges import one_of
+from common.ranges import at_least, one_of
 from models.lidar.base import Backbone, BackboneConfig, Centres
 from models.lidar.layers import PointLayer
 from models.lidar.neighbors import AXIS_BITS
@@ -38,7 +39,7 @@ from models.pairing import row_mask
 from models.points.neighbors import ball_query, interpolate
 from models.points.sampling import farthest_points, joint_space
 
-Preset = Literal["pointrcnn", "simipu", "pointnet2_tiny", "simipu_tiny"]
+Preset = Literal["pointrcnn", "simipu", "simipu_released", "pointnet2_tiny", "simipu_tiny"]
 Sampler = Literal["D-FPS", "F-FPS"]
 
 
@@ -58,6 +59,7 @@ class AbstractionLayout:
     samplers: tuple[tuple[Sampler, int], ...]  # (kind, number of centres a sample), in turn
     scales: tuple[Scale, ...]  # the balls
     out: int | None = None  # width of a last layer on the joined scales; None for none
+    offsets: bool = True  # a neighbour's offset to the centre is input beside its features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +81,30 @@ _TINY = (
     AbstractionLayout(samplers=(("D-FPS", 64),), scales=(Scale(2.0, 8, (64, 64)), Scale(4.0, 16, (64, 64))), out=96),
 )
 
+_SIMIPU = (
+    AbstractionLayout(
+        samplers=(("D-FPS", 4096),),
+        scales=(Scale(0.2, 32, (32, 32, 64)), Scale(0.4, 32, (32, 32, 64)), Scale(0.8, 64, (64, 64, 128))),
+        out=128,
+    ),
+    AbstractionLayout(
+        samplers=(("F-FPS", 1024), ("D-FPS", 1024)),
+        scales=(Scale(0.4, 32, (64, 64, 128)), Scale(0.8, 32, (64, 64, 128)), Scale(1.6, 64, (128, 128, 256))),
+        out=256,
+    ),
+    AbstractionLayout(
+        samplers=(("F-FPS", 512), ("D-FPS", 512)),
+        scales=(Scale(1.6, 16, (128, 128, 256)), Scale(3.2, 16, (128, 192, 256)), Scale(4.8, 16, (128, 256, 256))),
+        out=1024,
+    ),
+)
+_SIMIPU_RELEASED = (
+    Scale(1.6, 16, (128, 128, 256)),
+    Scale(3.2, 16, (128, 128, 256)),
+    Scale(4.8, 16, (256, 256, 512)),
+)
+"""Of the last layer."""
+
 _LAYOUTS: dict[str, _Layout] = {
     "pointrcnn": _Layout(
         abstraction=(
@@ -89,27 +115,10 @@ _LAYOUTS: dict[str, _Layout] = {
         ),
         propagation=((128, 128), (256, 256), (512, 512), (512, 512)),
     ),
-    "simipu": _Layout(
-        abstraction=(
-            AbstractionLayout(
-                samplers=(("D-FPS", 4096),),
-                scales=(Scale(0.2, 32, (32, 32, 64)), Scale(0.4, 32, (32, 32, 64)), Scale(0.8, 64, (64, 64, 128))),
-                out=128,
-            ),
-            AbstractionLayout(
-                samplers=(("F-FPS", 1024), ("D-FPS", 1024)),
-                scales=(Scale(0.4, 32, (64, 64, 128)), Scale(0.8, 32, (64, 64, 128)), Scale(1.6, 64, (128, 128, 256))),
-                out=256,
-            ),
-            AbstractionLayout(
-                samplers=(("F-FPS", 512), ("D-FPS", 512)),
-                scales=(
-                    Scale(1.6, 16, (128, 128, 256)),
-                    Scale(3.2, 16, (128, 192, 256)),
-                    Scale(4.8, 16, (128, 256, 256)),
-                ),
-                out=1024,
-            ),
+    "simipu": _Layout(abstraction=_SIMIPU, propagation=()),
+    "simipu_released": _Layout(
+        abstraction=tuple(
+            replace(level, offsets=False) for level in (*_SIMIPU[:2], replace(_SIMIPU[2], scales=_SIMIPU_RELEASED))
         ),
         propagation=(),
     ),
@@ -123,8 +132,9 @@ class PointNet2Config(BackboneConfig):
     """Which PointNet++.
 
     Attributes:
-        preset: "pointrcnn": four levels down and up, 3.0 M parameters; "simipu": three levels down to 1,024 centres of
-            1,024 channels, no way up (features of the other points are interpolated); "pointnet2_tiny": for the CPU;
+        preset: "pointrcnn": four levels down and up, 3.0 M parameters; "simipu_released": three levels down to 1,024
+            centres of 1,024 channels, without offsets, no way up (features of the other points are interpolated);
+            "simipu": the same with offsets and 3DSSD's widths in the last layer; "pointnet2_tiny": for the CPU;
             "simipu_tiny": the same without way up.
         in_channels: x, y, z and whatever else a point has.
     """
@@ -137,6 +147,8 @@ class PointNet2Config(BackboneConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self, preset=Preset)
+        if not _LAYOUTS[self.preset].abstraction[0].offsets:
+            at_least(self, f"x, y, z and what {self.preset} looks at, which is not offsets", in_channels=4)
 
     def toy(self) -> PointNet2Config:
         """See `BackboneConfig.toy`."""
@@ -248,6 +260,8 @@ class SetAbstraction(nn.Module):
 
         out[q] = concatenation over the scales of max over neighbours n of q of h([x_n - x_q, f_n])
 
+    or of h(f_n), without offsets.
+
     Every neighbour counts once. Deviation: released networks fill a ball of fewer than k points up with copies of its
     first, which change no maximum, but which BatchNorm counts and which cost most of the time where points are sparse.
 
@@ -258,7 +272,8 @@ class SetAbstraction(nn.Module):
         super().__init__()
         self.layout = layout
         self.networks = nn.ModuleList(
-            _layers((in_features + 3, *scale.widths), bn_momentum=bn_momentum) for scale in layout.scales
+            _layers((in_features + 3 * layout.offsets, *scale.widths), bn_momentum=bn_momentum)
+            for scale in layout.scales
         )
         self.num_features = sum(scale.widths[-1] for scale in layout.scales)
         self.joined: PointLayer | None = None
@@ -275,8 +290,11 @@ class SetAbstraction(nn.Module):
             near = ball_query(centres, counts, x.points, x.counts, scale.neighbors, radius=scale.radius_m)
             centre, slot = (near.index >= 0).nonzero(as_tuple=True)  # no ball is empty: a centre is one of the points
             point = near.index[centre, slot]
-            offsets = x.points[point] - centres[centre]
-            values: Tensor = network(torch.cat([offsets, x.features[point].to(offsets.dtype)], dim=1))
+            around = x.features[point]
+            if self.layout.offsets:
+                offsets = x.points[point] - centres[centre]
+                around = torch.cat([offsets, around.to(offsets.dtype)], dim=1)
+            values: Tensor = network(around)
             # Values are not below 0 after ReLU, so 0 is where maxima can start from.
             largest = values.new_zeros(len(centres), values.shape[1])
             scales.append(largest.scatter_reduce(0, centre[:, None].expand_as(values), values, "amax"))

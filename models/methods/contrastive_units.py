@@ -12,7 +12,9 @@ How we read what the paper leaves open:
 - A unit's feature is the mean of *raw* features over its points; each head sees the mean.
 - A pillar is the cell of a fixed grid that the sampled point lies in; two sampled points of one cell are one unit.
 - The clusters that a sampled point lies in decide which units merge; merging averages the units, not their points.
-- Negatives of a unit come from all samples of the batch, and are the same units in both directions of the loss.
+- Negatives of a unit come from all samples of the batch, and are the same units in both directions of the loss. Which
+  units are similar is said by the image side's embeddings (the paper's "final representations", after the projection
+  head); `similarity: teacher` asks the frozen network's features instead.
 - Levels of the image network are brought to equal scale before they are concatenated (`teacher.normalise_levels`), so
   that none of them decides the similarities alone.
 
@@ -56,6 +58,7 @@ from models.pairing import read_pixels, row_mask
 from models.visuals import PointSketch, Sketch
 
 Mode = Literal["cross", "single", "single_plus", "multi"]
+Similarity = Literal["head", "teacher"]
 _PAIRS_AT_A_TIME = 8192
 """Pairs whose pixels are read at once: 4 corners of 1792 channels are 235 MB."""
 
@@ -81,6 +84,8 @@ class ContrastiveUnitsConfig(RowContrastConfig):
         pillar_m: edge of a pillar.
         num_negatives: L, a unit's negatives: those of least image similarity; None, or in a mode without images:
             all others.
+        similarity: image similarity is the cosine behind the image side's projection "head" (section II-B), or of the
+            frozen "teacher"'s features.
         embedding_dim: D, dimensions of the common space.
         hidden_dim: of the MLP heads.
         single_weight: of the contrast between views in `mode: multi`.
@@ -102,6 +107,7 @@ class ContrastiveUnitsConfig(RowContrastConfig):
     num_neighbors: int = 16
     pillar_m: float = 0.5
     num_negatives: int | None = 1024
+    similarity: Similarity = "head"
     embedding_dim: int = 128
     hidden_dim: int = 256
     single_weight: float = 1.0
@@ -109,7 +115,7 @@ class ContrastiveUnitsConfig(RowContrastConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self, mode=Mode, sampling=Sampling, context=Context)
+        one_of(self, mode=Mode, sampling=Sampling, context=Context, similarity=Similarity)
         at_least(self, num_units=1, num_neighbors=1, num_negatives=1, embedding_dim=1, hidden_dim=1)
         positive(self, "pillar_m", "single_weight")
 
@@ -157,8 +163,8 @@ class ContrastiveUnits(Objective):
         """Contrast units between modalities, between views, or both.
 
             f_i, g_i = mean features of unit i in the two modalities (or views)
-            N_i = the num_negatives units j whose images are least similar to that of i (cosine); without images, all
             a_i, b_i = unit embeddings of f_i and g_i
+            N_i = the num_negatives units j of least b_i . b_j (the image side's); without images, all
             loss = mean over i of ( -log( e(a_i, b_i) / (e(a_i, b_i) + sum over j in N_i of e(a_i, b_j)) )
                                     -log( e(b_i, a_i) / (e(b_i, a_i) + sum over j in N_i of e(b_i, a_j)) ) ) / 2
             with e(x, y) = exp(x . y / temperature)
@@ -179,8 +185,9 @@ class ContrastiveUnits(Objective):
         excluded = None
         if self.config.uses_images:
             pixels = self.unit_pixels(batch, units)
-            excluded = self._excluded(pixels)
-            loss, watch = self._contrast(self.point_head(points), self.pixel_head(pixels), excluded)
+            targets = self.pixel_head(pixels)
+            excluded = self._excluded(targets.detach() if self.config.similarity == "head" else pixels)
+            loss, watch = self._contrast(self.point_head(points), targets, excluded)
             total, parts["cross"] = total + loss, loss.detach()
         if second is not None:
             views = self._second_view(batch, units, second)
@@ -263,7 +270,7 @@ class ContrastiveUnits(Objective):
         return units.mean(features, voxel)
 
     def _excluded(self, features: Float[Tensor, "U C"]) -> Bool[Tensor, "U T"] | None:
-        """Which units are no negatives of which, by the teacher's features; None: all others are negatives."""
+        """Which units are no negatives of which, by features of their images; None: all others are negatives."""
         if self.config.num_negatives is None:
             return None
         everyone, start, _ = gather_with_grad(features) if self.config.gather_negatives else (features, 0, 0)
@@ -304,9 +311,12 @@ class ContrastiveUnits(Objective):
         members = row_mask(units.member_point[units.member_unit == number], batch.num_points)
         images = self.config.uses_images
         rows, second = self._voxels(batch)
-        features = (
-            self.unit_pixels(batch, units) if second is None or images else self._second_view(batch, units, second)
-        )
+        if images:
+            features = self.unit_pixels(batch, units)
+            features = self.pixel_head(features) if self.config.similarity == "head" else features
+        else:
+            assert second is not None
+            features = self._second_view(batch, units, second)
         cosine = torch.cosine_similarity(features[number : number + 1], features, dim=1)
         negative = ~is_shown_unit
         if self.config.num_negatives is not None and images:
@@ -325,7 +335,7 @@ class ContrastiveUnits(Objective):
                 caption=f"negatives of the marked unit: {int(negative.sum())} of {len(units) - 1}",
                 marked=is_shown_unit,
             ),
-            "teacher_similarity": PointSketch(
+            "image_similarity": PointSketch(
                 points=places,
                 values=cosine.float(),
                 scale="similarity",

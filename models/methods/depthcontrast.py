@@ -11,7 +11,9 @@ Deviations from the released code:
 - Points are the centres of voxels (`models.lidar.pointnet2`) instead of 16,384 random ones.
 - On LiDAR its sparse network is OpenPCDet's UNetV2, read at the end of its encoder, so that no decoder is trained;
   here features are read where downstream tasks read them, at every voxel.
-- Its LiDAR configuration leaves the contrast across formats out (`across_weight: 0`); the paper has both.
+- Its LiDAR configuration adds the contrasts within both formats and leaves those across out; in our means this is
+  `within_weight: 2, across_weight: 0`. Its ScanNet configuration weighs all four by 1/2: our defaults. The paper has
+  all four.
 - The queue begins empty instead of with random vectors (`models.contrast.memory`); the key encoder follows after each
   update. Samples are not shuffled between ranks (`models.contrast.momentum`).
 
@@ -54,7 +56,7 @@ class DepthContrastConfig(QueueContrastConfig):
         backbone: the network that downstream tasks take over; the voxel format's, where there are both.
         point_backbone: the other network, of the point format; without effect unless `formats: both`.
         hidden_dim: width of the heads.
-        within_weight: weight of the contrast within formats (their mean).
+        within_weight: weight of the contrast within formats (their mean: 2 is the sum of two).
         across_weight: weight of the contrast across formats (mean of both directions).
     """
 

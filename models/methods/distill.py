@@ -7,6 +7,7 @@ negatives, no temperature and no superpixels.
 
 Deviations:
 - The paper's 3D network is WaffleIron; here `backbone` chooses, and points in one voxel share their feature.
+- The paper feeds the student what the camera sees and nothing else: `only_seen`, off by default.
 - Up-sampling puts cells where the image network has them, and pairs are read between pixels' centres.
 - `hidden_features` gives the two-layer head of the authors' later code.
 - Without negatives there is no contrastive accuracy to watch: alignment and effective rank are. A student that gives
@@ -45,6 +46,7 @@ class DistillConfig(MethodConfig):
         backbone: 3D network; `backbone.name` chooses.
         teacher: frozen image network. The paper's is `name: vit_large_14, weights: dinov2:<path>`, the last block's
             output without the last norm.
+        only_seen: the 3D network gets the points that an image shows alone, as in the paper; else whole sweeps.
         hidden_features: of a head of two layers with GELU between them; None: a linear head.
         watch_rows: pairs that the collapse watch looks at; few, because features are wide.
     """
@@ -53,6 +55,7 @@ class DistillConfig(MethodConfig):
     teacher: TeacherConfig = field(
         default_factory=lambda: VitTeacherConfig(name="vit_large_14", normalise_levels=False)
     )
+    only_seen: bool = False
     hidden_features: int | None = None
     watch_rows: int = 256
 
@@ -64,7 +67,7 @@ class DistillConfig(MethodConfig):
 
     def batch_spec(self) -> BatchSpec:
         """Images with pairs."""
-        return BatchSpec()
+        return BatchSpec(only_seen=self.only_seen)
 
     def build(self) -> Distill:
         """Assemble towers and head."""

@@ -13,6 +13,8 @@ Deviations from the paper:
   registries fits and is taken over as it is. A small decoder on each side joins raw and fused features.
 - Attention is over at most `tokens` voxels, drawn at random, and image cells pooled to `attention_stride`; the sum of
   all points and pixels would be thousands of times dearer. The point side is matched at the voxels' mean points.
+- The soft matching has a temperature (`match_temperature`); eq. 4 to 5 have none.
+- The learnable similarity is symmetric and positive (`LearnableAlignment`); the paper asks for a symmetric one.
 - Positions of points are encoded in the perturbed frame, the only one that is known.
 - Several images a sample: each is registered with the sample's cloud on its own. The paper takes one.
 - In training the pose comes from points and cells that truly overlap (the scores are noise at first); in
@@ -22,8 +24,9 @@ Deviations from the paper:
 
 Deviations from the released code, which is not the paper's method: it has no learnable alignment, one attention layer
 in one direction, a frozen image network with DINO's weights, equal weights of the losses, a pose loss for the last
-tenth of the run alone (`pose_start: 0.9`), Gaussian translations of 4 m. Its InfoNCE on raw beside fused features is
-`contrast_on: both`, its soft matching at temperature 0.01 is `match_temperature: 0.01`.
+tenth of the run alone (`pose_start: 0.9`), Gaussian translations of 4 m. Its soft matching at temperature 0.01 is
+`match_temperature: 0.01`. It contrasts raw and fused features, as `contrast_on: both` does, but in one direction alone
+and among the matched pairs of the whole batch. Its networks get intensity alone (`data.voxel.features: intensity`).
 
 Letters: I images, M voxels, K tokens (sampled voxels), R contrasted tokens, P matched tokens, C cells of an image,
 D embedding, H W pixels, h w cells.
@@ -74,7 +77,8 @@ class NclrConfig(MethodConfig):
         image_backbone: image network, trained too.
         embedding_dim: D, of both sides (the released code's 64).
         temperature: of the similarity.
-        match_temperature: of the soft matching; null: `temperature`, as eq. 4 has it.
+        match_temperature: of the soft matching; null: `temperature`. Eq. 4 to 5 have none: similarities of unit rows
+            as they are lie too close together, and every point would be matched to the middle of the image.
         alignment: "learnable": p W q with a symmetric positive W; "identity": cosine, as in the released code.
         contrast_on: features that are contrasted: "fused" (decoded after fusion, which also match and make the pose),
             or "both": mean of that loss and the one on the raw features before fusion.

@@ -14,8 +14,9 @@ augmented on its own, with the points that both kept, and which points lie on th
 
 What the paper leaves open is as in the released code: farthest points in the bird's-eye view, sizes of encoder and
 heads, epsilon and iterations of Sinkhorn. Deviations:
-- The released code weighs the second loss by 0.005 (and looks it up under a key that it was not stored under, so that
-  the released training step cannot run); here the weight is an option, 1 by default, the mean of both directions.
+- The released code weighs the second loss, the sum of both directions, by 0.005 (and looks it up under a key that it
+  was not stored under, so that the released training step cannot run). Here it is their mean, so 0.005 is
+  `cluster_weight: 0.01` and the plain sum `cluster_weight: 2`; the default of 1 is ours.
 - Prototypes have unit length where they are used; the released code overwrites the weights before each use.
 - The released InfoNCE also takes the other proposals of the same view as negatives: option `within_view`.
 - Neighbours are drawn from the points off the ground of the whole cloud; the released code draws from 65,536 points of
@@ -74,7 +75,7 @@ class ProposalContrastConfig(RowContrastConfig):
         num_prototypes: clusters.
         temperature: of both losses.
         proposal_weight: of inter-proposal discrimination.
-        cluster_weight: of inter-cluster separation.
+        cluster_weight: of inter-cluster separation, the mean of both directions (2: their sum).
         epsilon: of Sinkhorn; the smaller, the harder the assignment.
         iterations: of Sinkhorn.
         within_view: other proposals of the same view are negatives too; not with `gather_negatives`.

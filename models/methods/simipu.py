@@ -65,8 +65,8 @@ class SimipuConfig(RowContrastConfig):
     """Settings of SimIPU; defaults are the paper's. See `RowContrastConfig` for the rest.
 
     Attributes:
-        backbone: point network. A PointNet++ without way up (presets simipu, simipu_tiny) samples centres itself; of
-            another network's voxels `num_centres` are sampled.
+        backbone: point network. A PointNet++ without way up (presets `simipu...`) samples centres itself; of another
+            network's voxels `num_centres` are sampled.
         image_backbone: image network; features are read bilinearly from its map (a ResNet's last stage, stride 32).
         num_centres: centres a cloud, for networks that do not sample them themselves.
         embedding_dim: D, dimensions that are compared.
@@ -79,7 +79,7 @@ class SimipuConfig(RowContrastConfig):
         symmetric: both losses in both directions.
     """
 
-    backbone: BackboneConfig = field(default_factory=lambda: PointNet2Config(preset="simipu"))
+    backbone: BackboneConfig = field(default_factory=lambda: PointNet2Config(preset="simipu_released"))
     image_backbone: ImageEncoderConfig = field(default_factory=ResNetEncoderConfig)
     num_centres: int = 1024
     embedding_dim: int = 128

@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 
+from configs.schema import PretrainConfig
 from launchers.training.train import load_run
 from models.image.resnet_encoder import ResNetEncoderConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.voxelnet import VoxelNetConfig
+from tests.helpers.pretrain_run import CONFIGS
 
 # Grids with limits, in the cells of 0.5 m that toy runs have.
 _BOUNDED = {
@@ -34,6 +36,12 @@ def missing_values(path: Path) -> tuple[str, ...]:
         assert name == "data.shards" or name.endswith(".weights"), f"{path.name}: no toy value known for {name}"
         found.append(f"{name}={'a' if name == 'data.shards' else 'random'}")
     return tuple(found)
+
+
+def paper_config(name: str) -> PretrainConfig:
+    """A config that comes with Tandem, by name, with what it asks for filled in."""
+    path = CONFIGS / f"{name}.yaml"
+    return load_run(str(path), missing_values(path))
 
 
 def toy_overrides(path: Path) -> tuple[str, ...]:

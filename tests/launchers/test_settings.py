@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import pytest
 import yaml
 
-from configs.load import dump
+from configs.load import ADDED_LATER, dump
 from configs.schema import PRETRAIN_CHOICES
+from launchers.runs.changes import changes, saved_config
 from launchers.runs.settings import setting_of, setting_of_tree
 from launchers.training.train import load_run
 from tests.helpers.pretrain_run import CONFIGS
 
 
-def test_a_setting_added_later_makes_no_new_setting_unless_it_is_used() -> None:
-    config = load_run(str(CONFIGS / "simipu_street.yaml"))
-    before = yaml.safe_load(dump(config, choices=PRETRAIN_CHOICES))
-    assert before["method"].pop("chunk_rows") is None
-    assert setting_of_tree(before) == setting_of(config)
-    assert setting_of(load_run(str(CONFIGS / "simipu_street.yaml"), ["method.chunk_rows=64"])) != setting_of(config)
-    assert setting_of(load_run(str(CONFIGS / "simipu_street.yaml"), ["optim.lr=0.5"])) != setting_of(config)
+@pytest.mark.parametrize("method", sorted(ADDED_LATER))
+def test_a_setting_added_later_makes_no_new_setting_unless_it_is_used(method: str) -> None:
+    """A run of before is read with what was done then, whatever the default is now, and remains its own repetition."""
+    added = ADDED_LATER[method]
+    file = str(CONFIGS / f"{method}_street.yaml")
+    as_before = load_run(file, [f"method.{name}={json.dumps(value)}" for name, value in added.items()])
+    before = yaml.safe_load(dump(as_before, choices=PRETRAIN_CHOICES))
+    assert {name: before["method"].pop(name) for name in added} == added
+    assert setting_of_tree(before) == setting_of(as_before)
+    assert changes(saved_config(before, Path("run")), as_before) == []
+    now = load_run(file)
+    changed = {name for name, value in added.items() if getattr(now.method, name) != value}
+    assert {c.name for c in changes(saved_config(before, Path("run")), now)} == {f"method.{name}" for name in changed}
+    assert (setting_of(now) == setting_of(as_before)) == (not changed)
+    assert setting_of(load_run(file, ["optim.lr=0.5"])) != setting_of(now)
+
+
+def test_a_setting_added_later_counts_where_it_is_used() -> None:
+    simipu = str(CONFIGS / "simipu_street.yaml")
+    assert setting_of(load_run(simipu, ["method.chunk_rows=64"])) != setting_of(load_run(simipu))

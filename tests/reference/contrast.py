@@ -29,6 +29,23 @@ def info_nce_loop(
     return sum(w * loss for w, loss in zip(row_weights, losses, strict=True)) / row_weights.sum()
 
 
+def tolerance_loop(features: Tensor, removed: float, vote_threshold: float) -> tuple[Tensor, Tensor, Tensor]:
+    """ST-SLidR, entry by entry: weights of entries, most similar entries of each row, weights of rows."""
+    rows = len(features)
+    similarity = torch.zeros(rows, rows, dtype=features.dtype)
+    for i in range(rows):
+        for j in range(rows):
+            cosine = torch.dot(features[i], features[j]) / (features[i].norm() * features[j].norm())
+            similarity[i, j] = max(float(cosine), 0.0)
+    weights, most_similar = 1 - similarity.clamp(max=1), torch.zeros(rows, rows, dtype=torch.bool)
+    weights.fill_diagonal_(1)
+    for i in range(rows):
+        others = sorted((j for j in range(rows) if j != i), key=lambda j: -similarity[i, j])
+        most_similar[i, others[: int(removed * (rows - 1))]] = True
+    votes = torch.stack([sum(s for s in row if s >= vote_threshold) for row in similarity])
+    return weights, most_similar, 1 - (votes - votes.min()) / (votes.max() - votes.min())
+
+
 def segment_mean_loop(features: Tensor, index: Tensor, num_segments: int) -> tuple[Tensor, Tensor]:
     """Segment by segment."""
     means, counts = [], []

@@ -60,9 +60,12 @@ def pillar_vectors(
 
 
 def set_abstraction(
-    points: Tensor, features: Tensor, sample: Tensor, centres: list[int], scales: list[tuple]
+    points: Tensor, features: Tensor, sample: Tensor, centres: list[int], scales: list[tuple], *, offsets: bool = True
 ) -> Tensor:
-    """Multi-scale grouping: for each centre and each (radius, k, network), maxima over the ball's first k points."""
+    """Multi-scale grouping: for each centre and each (radius, k, network), maxima over the ball's first k points.
+
+    The network sees a point's offset to the centre and its features; without `offsets` its features alone.
+    """
     rows = []
     for q in centres:
         parts = []
@@ -72,7 +75,8 @@ def set_abstraction(
                 for n in range(len(points))
                 if sample[n] == sample[q] and float((points[n] - points[q]).detach().norm()) < radius
             ][:k]
-            values = [network(torch.cat([points[n] - points[q], features[n]])[None])[0] for n in ball]
+            seen = [torch.cat([points[n] - points[q], features[n]]) if offsets else features[n] for n in ball]
+            values = [network(row[None])[0] for row in seen]
             parts.append(torch.stack(values).max(0).values)
         rows.append(torch.cat(parts))
     return torch.stack(rows)

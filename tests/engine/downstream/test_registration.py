@@ -105,6 +105,9 @@ def test_known_errors():
     assert done["recall"] == done["found"] == 100.0
     assert (done["match_soft"], done["match_soft_kept"]) == pytest.approx((3.0, 3.0), abs=1e-3)
     assert done["match_hard"] == pytest.approx(5.0, abs=1e-3)
+    assert done["match_soft_right"] == done["match_soft_right_kept"] == 100.0
+    far = register(Oracle(shift_px=3.1), TEST, RegistrationConfig()).metrics()  # the best cell is 5.06 px off
+    assert (far["match_soft_right"], far["match_hard_right"], far["match_hard_right_kept"]) == (100.0, 0.0, 0.0)
     assert done["overlap_precision"] == 100.0
     assert done["overlap_recall"] == pytest.approx(50.0, abs=2.0)
 

@@ -6,9 +6,9 @@ import torch
 from models.contrast.losses import info_nce
 from models.contrast.tolerance import SemanticToleranceConfig, semantic_tolerance
 from tests.helpers.distributed import run_distributed
-from tests.reference.contrast import info_nce_loop
+from tests.reference.contrast import info_nce_loop, tolerance_loop
 
-ALL = SemanticToleranceConfig(removed=0.25)
+ALL = SemanticToleranceConfig(weighted=True, removed=0.25)
 
 
 def _features(rows: int = 9) -> torch.Tensor:
@@ -18,26 +18,9 @@ def _features(rows: int = 9) -> torch.Tensor:
     return features
 
 
-def _loop(features: torch.Tensor, config: SemanticToleranceConfig) -> tuple[torch.Tensor, ...]:
-    """Weights of entries, removed entries, weights of rows: entry by entry."""
-    rows = len(features)
-    similarity = torch.zeros(rows, rows, dtype=torch.float64)
-    for i in range(rows):
-        for j in range(rows):
-            cosine = torch.dot(features[i], features[j]) / (features[i].norm() * features[j].norm())
-            similarity[i, j] = max(float(cosine), 0.0)
-    weights, removed = 1 - similarity.clamp(max=1), torch.zeros(rows, rows, dtype=torch.bool)
-    weights.fill_diagonal_(1)
-    for i in range(rows):
-        others = sorted((j for j in range(rows) if j != i), key=lambda j: -similarity[i, j])
-        removed[i, others[: int(config.removed * (rows - 1))]] = True
-    votes = torch.stack([sum(s for s in row if s >= config.vote_threshold) for row in similarity])
-    return weights, removed, 1 - (votes - votes.min()) / (votes.max() - votes.min())
-
-
 def test_equals_the_loop() -> None:
     features = _features()
-    weights, removed, rows = _loop(features, ALL)
+    weights, removed, rows = tolerance_loop(features, ALL.removed, ALL.vote_threshold)
     got = semantic_tolerance(features, ALL)
     assert got.log_weights is not None
     assert got.excluded is not None
@@ -64,7 +47,7 @@ def test_what_is_off_is_none() -> None:
 
 
 def test_the_same_look_is_no_negative_at_all() -> None:
-    got = semantic_tolerance(_features(), SemanticToleranceConfig(removed=0.0))
+    got = semantic_tolerance(_features(), SemanticToleranceConfig(weighted=True, removed=0.0))
     assert got.log_weights is not None
     assert got.log_weights[0, 1] < -30
 

@@ -20,7 +20,7 @@ SETTINGS: dict[str, dict[str, object]] = {
 }
 """Small maps about the cloud, for speed; a network that is not named is built with its own defaults."""
 
-OTHER_PRESETS = [("pillars", "centerpoint"), ("pointnet2", "simipu"), ("voxelnet", "voxelbackbone8x")]
+OTHER_PRESETS = [("pillars", "centerpoint"), ("pointnet2", "simipu_released"), ("voxelnet", "voxelbackbone8x")]
 """Of another structure than the tiny ones."""
 
 SUMS_IN_ANOTHER_ORDER = {"pillars"}

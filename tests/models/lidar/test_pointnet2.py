@@ -50,10 +50,13 @@ def settled(module: nn.Module) -> nn.Module:
 # ---- layers
 
 
-@pytest.mark.parametrize("counts", [(30, 0, 20), (1,), (3, 2)])
-def test_set_abstraction_equals_loops(counts: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(
+    ("counts", "offsets"), [((30, 0, 20), True), ((30, 0, 20), False), ((1,), True), ((3, 2), True)]
+)
+def test_set_abstraction_equals_loops(counts: tuple[int, ...], offsets: bool) -> None:
     torch.manual_seed(0)
-    layer = settled(SetAbstraction(2, AbstractionLayout(samplers=(("D-FPS", 6),), scales=SCALES), bn_momentum=0.1))
+    layout = AbstractionLayout(samplers=(("D-FPS", 6),), scales=SCALES, offsets=offsets)
+    layer = settled(SetAbstraction(2, layout, bn_momentum=0.1))
     x, sample = point_set(counts)
     out = layer(x)
     assert out.counts.tolist() == [min(6, n) for n in counts]
@@ -63,9 +66,9 @@ def test_set_abstraction_equals_loops(counts: tuple[int, ...]) -> None:
         start += n
     assert torch.equal(out.points, x.points[chosen])
     scales = [(s.radius_m, s.neighbors, network) for s, network in zip(SCALES, layer.networks, strict=True)]
-    expected = towers.set_abstraction(x.points, x.features, sample, chosen, scales)
+    expected = towers.set_abstraction(x.points, x.features, sample, chosen, scales, offsets=offsets)
     weights = [p for p in layer.parameters() if p.ndim == 2]
-    leaves = [x.features, *weights] if sum(counts) == 1 else [x.points, x.features, *weights]
+    leaves = [x.features, *weights] if sum(counts) == 1 or not offsets else [x.points, x.features, *weights]
     assert_same_gradients(out.features, expected, leaves)
 
 
@@ -147,9 +150,30 @@ def test_published_layout() -> None:
     assert net.num_features == 128
 
 
+def test_simipus_released_layout() -> None:
+    """Widths of its configuration, `use_xyz=False`: the first layer sees intensity alone."""
+    balls = [
+        [(1, 32, 32, 64), (1, 32, 32, 64), (1, 64, 64, 128)],
+        [(128, 64, 64, 128), (128, 64, 64, 128), (128, 128, 128, 256)],
+        [(256, 128, 128, 256), (256, 128, 128, 256), (256, 256, 256, 512)],
+    ]
+    chains = [chain for level in balls for chain in level] + [(256, 128), (512, 256), (1024, 1024)]
+    with torch.device("meta"):
+        net = build("simipu_released")
+    numbers = sum(a * b + 2 * b for chain in chains for a, b in itertools.pairwise(chain))
+    assert sum(p.numel() for p in net.parameters()) == numbers
+    found = [
+        tuple(layer.linear.in_features for layer in chain) for level in net.abstraction for chain in level.networks
+    ]
+    assert found == [chain[:-1] for level in balls for chain in level]
+    with pytest.raises(ValueError, match=r"in_channels: got 3, expected at least 4 .*simipu_released looks at"):
+        PointNet2Config(preset="simipu_released", in_channels=3)
+
+
 @pytest.mark.slow
-def test_simipu_ends_in_1024_centres_of_1024_channels() -> None:
-    net = build("simipu").eval()
+@pytest.mark.parametrize("preset", ["simipu", "simipu_released"])
+def test_simipu_ends_in_1024_centres_of_1024_channels(preset: str) -> None:
+    net = build(preset).eval()
     _, features, _ = cloud((2100,))
     with torch.no_grad():
         levels = net.encode(PointSet(features[:, :3], features[:, 3:], torch.tensor([2100])))

@@ -62,9 +62,11 @@ def _wanted(model: ContrastiveUnits, batch: Batch) -> Tensor:
     if config.uses_images:
         maps = model.teacher(batch.images)
         pixels = unit_mean(units, pixel_features_loop(batch, maps, model.teacher.stride, model.teacher.origin_px))
+        targets = _head(model.pixel_head, pixels)
         if config.num_negatives is not None:
-            excluded = excluded_loop(pixels, config.num_negatives)
-        total = loss_loop(_head(model.point_head, first), _head(model.pixel_head, pixels), config.temperature, excluded)
+            compared = targets.detach() if config.similarity == "head" else pixels
+            excluded = excluded_loop(compared, config.num_negatives)
+        total = loss_loop(_head(model.point_head, first), targets, config.temperature, excluded)
     if config.uses_views:
         rows = model.backbone(batch.second.voxel_coords, batch.second.voxel_features, batch.num_samples)
         partner = dict(zip(batch.matches.first.tolist(), batch.matches.second.tolist(), strict=True))
@@ -81,6 +83,7 @@ def test_registry_and_defaults():
     config = ContrastiveUnitsConfig()
     assert (config.mode, config.context, config.sampling, config.instances) == ("cross", "knn", "fps", True)
     assert (config.teacher.name, config.teacher.levels) == ("resnet50_levels", (4, 8, 16))
+    assert config.similarity == "head", "s_ij is of the representations after the projection head (section II-B)"
     assert config.batch_spec().ground.kind == "lines"
     assert config.batch_spec().clusters.kind == "radius"
 
@@ -97,9 +100,11 @@ def test_what_each_mode_wants():
 
 CASES = [
     {"teacher": LITE},
+    {"teacher": LITE, "similarity": "teacher"},
     {"mode": "single"},
     {"mode": "single_plus"},
     {"mode": "multi", "single_weight": 0.3},
+    {"mode": "multi", "similarity": "teacher"},
     {"context": "pillar"},
     {"context": "none", "mode": "multi"},
     {"ground_removal": False},
@@ -263,7 +268,7 @@ def test_sketches(mode: str, sampling: str):
     with torch.no_grad():
         sketches = model.sketches(batch)
     assert torch.equal(state, torch.get_rng_state())  # pictures do not change what a run draws
-    assert set(sketches) == {"ground", "units", "negatives", "teacher_similarity", "similarity"}
+    assert set(sketches) == {"ground", "units", "negatives", "image_similarity", "similarity"}
     for name, sketch in sketches.items():
         assert isinstance(sketch, PointSketch)
         assert len(sketch.points) == len(sketch.values), name

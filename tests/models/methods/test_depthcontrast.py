@@ -20,6 +20,7 @@ from models.visuals import PointSketch
 from tests.helpers.distributed import run_distributed
 from tests.helpers.momentum_run import built, train, train_as_one, train_as_rank, two_clouds
 from tests.helpers.toy_batches import PointwiseConfig
+from tests.helpers.toy_settings import paper_config
 from tests.reference.memory import queue_contrast_loop, queue_loop
 
 POINTS = PointNet2Config(preset="pointnet2_tiny", in_channels=4)
@@ -54,9 +55,21 @@ def test_registry_and_the_papers_values() -> None:
     assert list(dataclasses.replace(config, formats="voxel").point_networks()) == ["backbone"]
 
 
-@pytest.mark.parametrize(("within", "across"), [(1.0, 1.0), (0.3, 0.9), (1.0, 0.0)])
-def test_loss_and_queues_equal_the_slow_reference(within: float, across: float) -> None:
-    objective: Any = depthcontrast(within_weight=within, across_weight=across)
+LIDAR, SCANNET = (paper_config(f"depthcontrast_{name}").method for name in ("waymo", "scannet"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "within", "across"),
+    [
+        ({"within_weight": 0.3, "across_weight": 0.9}, 0.15, 0.45),
+        (dataclasses.replace(LIDAR, **SMALL), 1.0, 0.0),
+        (dataclasses.replace(SCANNET, **SMALL), 0.5, 0.5),
+    ],
+    ids=["weights", "released on LiDAR", "released on ScanNet"],
+)
+def test_loss_and_queues_equal_the_slow_reference(settings: Any, within: float, across: float) -> None:
+    """`within` and `across` weigh each of the four contrasts, which are added, as in the released code."""
+    objective: Any = depthcontrast(**settings) if isinstance(settings, dict) else built(settings).double()
     networks = {"voxel": objective.backbone, "point": objective.point_backbone}
     entered: dict[str, list[Tensor]] = {"voxel": [], "point": []}
     for step, samples in enumerate(([0, 1], [2, 3, 4], [5, 6])):
@@ -73,7 +86,7 @@ def test_loss_and_queues_equal_the_slow_reference(within: float, across: float) 
                 negatives = queue_loop(entered[g], 5)
                 stacked = torch.stack(negatives) if negatives else keys[g][:0]
                 one = queue_contrast_loop(queries[f], keys[g], stacked, 0.1)
-                wanted = wanted + 0.5 * (within if f == g else across) * one
+                wanted = wanted + (within if f == g else across) * one
         terms = objective(batch)
         torch.testing.assert_close(terms.total.double(), wanted)
         learnt = [p for p in objective.parameters() if p.requires_grad]

@@ -18,6 +18,7 @@ from tests.helpers.distributed import run_distributed
 from tests.helpers.image_networks import RecordedTeacher, teacher_config
 from tests.helpers.learning import assert_mean_of_ranks, learn_by_heart
 from tests.helpers.toy_batches import PointwiseConfig, toy_batch, with_changed
+from tests.helpers.toy_settings import paper_config
 from tests.reference.contrast import bilinear_at
 
 LITE = teacher_config(name="efficientnet_lite0", weights="imagenet")
@@ -26,6 +27,12 @@ LITE = teacher_config(name="efficientnet_lite0", weights="imagenet")
 def _distill(**settings) -> Distill:
     torch.manual_seed(0)
     return DistillConfig(**({"backbone": PointwiseConfig(in_channels=3), "teacher": LITE} | settings)).build()
+
+
+def test_scalrs_config_shows_the_student_what_one_camera_sees() -> None:
+    config = paper_config("distill_nuscenes")
+    assert config.method.batch_spec().only_seen
+    assert config.data.cameras_per_sample == 1
 
 
 def _kept(batch: Batch, pairs: slice) -> Batch:
@@ -41,6 +48,7 @@ def test_registry_and_the_papers_values():
         None,
     )
     assert not config.batch_spec().superpixels
+    assert [DistillConfig(only_seen=only).batch_spec().only_seen for only in (False, True)] == [False, True]
 
 
 @pytest.mark.parametrize("hidden", [None, 10])

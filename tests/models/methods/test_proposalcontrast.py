@@ -17,6 +17,7 @@ from tests.helpers.degenerate_batches import degenerate_batches, with_matches
 from tests.helpers.distributed import run_distributed
 from tests.helpers.learning import assert_mean_of_ranks, learn_by_heart
 from tests.helpers.toy_batches import PointwiseConfig, toy_points
+from tests.helpers.toy_settings import paper_config
 from tests.reference.contrast import info_nce_loop
 from tests.reference.point_contrast import sinkhorn_loop
 
@@ -136,7 +137,9 @@ def test_encoder_equals_loops_in_value_and_gradient():
 
 @pytest.mark.parametrize("within_view", [False, True])
 def test_loss_and_gradient_equal_the_slow_reference(within_view: bool):
-    model = _model(within_view=within_view, proposal_weight=0.5, cluster_weight=2.0).double()
+    """With the weight of the paper's run, the cluster loss is the sum of both directions."""
+    weight = paper_config("proposalcontrast_waymo").method.cluster_weight
+    model = _model(within_view=within_view, proposal_weight=0.5, cluster_weight=weight).double()
     batch = _double(_batch([0, 1]))
     terms = model(batch)
 
@@ -170,10 +173,10 @@ def test_loss_and_gradient_equal_the_slow_reference(within_view: bool):
     for mine, other in ((scores[:n], scores[n:]), (scores[n:], scores[:n])):
         q = sinkhorn_loop(other.detach(), 0.03, 3)
         for i in range(n):
-            clusters = clusters - (q[i] * torch.log(torch.softmax(mine[i] / 0.1, dim=0))).sum() / (2 * n)
-    wanted = 0.5 * proposals + 2 * clusters
+            clusters = clusters - (q[i] * torch.log(torch.softmax(mine[i] / 0.1, dim=0))).sum() / n
+    wanted = 0.5 * proposals + clusters
     torch.testing.assert_close(terms.parts["proposals"], proposals.detach(), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(terms.parts["clusters"].double(), clusters.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(2 * terms.parts["clusters"].double(), clusters.detach(), rtol=1e-4, atol=1e-4)
     parameters = list(model.parameters())
     for got, want in zip(
         torch.autograd.grad(terms.total, parameters), torch.autograd.grad(wanted, parameters), strict=True

@@ -65,7 +65,7 @@ def test_registry_and_the_papers_values():
     assert (spec.images, spec.only_seen, spec.second_cloud) == (True, True, SecondCloud(source="same"))
     assert (config.temperature, config.embedding_dim, config.intra_weight, config.inter_weight) == (0.07, 128, 1.0, 1.0)
     assert (config.backbone.preset, config.image_backbone.preset, config.matching) == (
-        "simipu",
+        "simipu_released",
         "resnet50",
         "hungarian",
     )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from data.sample import Batch, first_sample
-from models.contrast.tolerance import SemanticToleranceConfig, semantic_tolerance
+from models.contrast.tolerance import SemanticToleranceConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods import METHODS
 from models.methods.slidr import Slidr, SlidrConfig
@@ -18,7 +18,7 @@ from tests.helpers.distributed import run_distributed
 from tests.helpers.image_networks import teacher_config
 from tests.helpers.learning import assert_mean_of_ranks, learn_by_heart
 from tests.helpers.toy_batches import PointwiseConfig, toy_batch, with_changed
-from tests.reference.contrast import info_nce_loop, segment_mean_loop, upsample_loop
+from tests.reference.contrast import info_nce_loop, segment_mean_loop, tolerance_loop, upsample_loop
 
 LITE = teacher_config(name="efficientnet_lite0", weights="imagenet")
 
@@ -259,26 +259,33 @@ def test_tolerance_that_is_off_changes_no_bit():
     assert torch.equal(_slidr(tolerant=OFF)(batch).total, _slidr()(batch).total)
 
 
-@pytest.mark.parametrize("cached", [False, True])
-def test_tolerant_loss_weighs_by_the_teachers_similarities(cached: bool):
-    config = SemanticToleranceConfig(removed=0.1)
-    model, batch = _slidr(tolerant=config), toy_batch([0, 1])
+@pytest.mark.parametrize(
+    ("cached", "settings"),
+    [(False, {}), (False, {"removed": 0.1}), (True, {"removed": 0.1}), (True, {"removed": 0.1, "weighted": True})],
+    ids=str,
+)
+def test_tolerant_loss_and_gradient_equal_the_slow_reference(cached: bool, settings: dict):
+    """By default as released: the share to remove replaces the weights (here by 0 and 1), rows are balanced."""
+    model, batch = _slidr(tolerant=SemanticToleranceConfig(**settings)).double(), toy_batch([0, 1], dtype=torch.float64)
     batch = _cached(model, batch) if cached else batch
     features = batch.superpixels.features if cached else model.pool_teacher(batch)
     points = model.point_embeddings(batch)[batch.point_voxel[batch.pairs.point]]
     superpoints, counts = segment_mean_loop(points, batch.superpixels.of_pair, batch.superpixels.num)
     seen = counts > 0
     if cached:
-        superpixels = F.normalize(model.pixel_head.linear(features), dim=1)
+        superpixels = F.normalize(model.pixel_head.linear(features.double()), dim=1)
     else:
         flat = model.pixel_embeddings(batch.images).movedim(1, -1).reshape(-1, 8)
         superpixels, _ = segment_mean_loop(flat, batch.superpixels.of_pixel.flatten(), batch.superpixels.num)
-    got = semantic_tolerance(features[seen], config)
-    wanted = info_nce_loop(
-        superpoints[seen], superpixels[seen], 0.07, got.excluded, got.log_weights.exp(), got.row_weights
-    )
-    torch.testing.assert_close(model(batch).total, wanted, rtol=1e-4, atol=1e-5)
-    assert not torch.isclose(wanted, _slidr()(batch).total, rtol=1e-3)
+    weights, removed, rows = tolerance_loop(features[seen].double(), settings.get("removed", 0.01), 0.5)
+    entries = weights if settings.get("weighted") else None
+    wanted = info_nce_loop(superpoints[seen], superpixels[seen], 0.07, removed, entries, rows)
+    got = model(batch).total
+    torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-6)
+    assert not torch.isclose(wanted, _slidr().double()(batch).total, rtol=1e-3)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    for mine, theirs in zip(torch.autograd.grad(got, parameters), torch.autograd.grad(wanted, parameters), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_sketch_of_negatives():
@@ -312,7 +319,7 @@ def test_every_degenerate_batch_gives_a_finite_loss_and_gradient(tolerant: Seman
 # ---- two processes
 
 
-CASES: list[dict] = [{}, {"symmetric": True}, {"tolerant": SemanticToleranceConfig(removed=0.1)}]
+CASES: list[dict] = [{}, {"symmetric": True}, {"tolerant": SemanticToleranceConfig(weighted=True, removed=0.1)}]
 
 
 def _rank_steps(rank: int, world_size: int, shares: list[list[int]]) -> list[tuple]:
