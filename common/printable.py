@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
+import unicodedata
 
 
 def printable(text: str) -> str:
-    """The text with "?" for each control character but the line break, tabs as blanks."""
+    """The text with "?" for each control character but the line break, tabs as blanks. Spaces of any width stay."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text.expandtabs(4))
+    # Different characters only: pages of reports have millions.
+    hidden = {c for c in {*text} if not c.isprintable() and c not in "\n\t" and unicodedata.category(c) != "Zs"}
+    return text.expandtabs(4).translate(dict.fromkeys(map(ord, hidden), "?"))
 
 
 def printable_line(text: str) -> str:
     """The same on one line."""
     return printable(text).replace("\n", "?")
+
+
+def say(text: str) -> None:
+    """Print a text with names from files, command lines or other programs in it."""
+    print(printable(text))
 
 
 class PrintableRecord(logging.LogRecord):

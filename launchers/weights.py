@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from common.printable import printable
+from common.printable import say
 from launchers.cli import FAILURE, guarded
 from launchers.options.weights import parser
 from models.image.published import HEADER, PUBLISHED, PublishedWeights, markdown, rows
@@ -43,28 +43,31 @@ def _print_list() -> None:
 
 
 def _check(path: Path) -> int:
-    from configs.load import ConfigError
+    from common.nearby import nearest
+    from configs.load import ArgumentError, ConfigError
     from models.image.recognise import fits
     from models.weights import own_weights_file, read_checkpoint
 
+    if not path.exists():
+        beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ArgumentError(f"{path}: no such file{nearest(path.name, beside)}")
     try:
         file = own_weights_file(path) if path.is_dir() else path
         content = read_checkpoint(file)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    print(printable(f"{file}: {file.stat().st_size / 1e6:,.0f} MB, {_summary(content)}"))
-    published, differs = _published(file)
+    say(f"{file}: {file.stat().st_size / 1e6:,.0f} MB, {_summary(content)}")
+    published, agrees, verdict = _published(file)
     if published is not None:
-        print(f"  published: {published.project}, {published.learnt}; licence {published.licence}")
-    if differs:
-        print(f"  {differs}")
+        print(f"  {verdict}")
+        print(f"  {published.file}: {published.project}, {published.learnt}; licence {published.licence}")
     found = fits(content, prefer=published.file_format if published is not None else "")
     if not found:
         print("  fills no image network that Tandem has (`tandem weights list` names those it has)")
         return FAILURE
     for fit in (fit for fit in found if fit.merit == found[0].merit):
         matched, total = len(fit.report.matched), len(fit.report.matched) + len(fit.report.missing)
-        print(
+        say(
             f"  method.teacher.name={fit.network} method.teacher.weights={fit.file_format}"
             f"{'' if fit.file_format == 'imagenet' else f':{path}'}"
             f"    {matched} of {total} tensors; of the file {len(fit.report.unused)} unused, "
@@ -72,8 +75,8 @@ def _check(path: Path) -> int:
         )
     broken = found[0].broken()
     if broken:
-        print(printable(f"  not finite: {', '.join(broken[:5])}: the file is damaged or diverged"))
-    return FAILURE if differs or broken else 0
+        say(f"  not finite: {', '.join(broken[:5])}: the file is damaged or diverged")
+    return 0 if agrees and not broken else FAILURE
 
 
 def _summary(content: Mapping[str, object]) -> str:
@@ -95,8 +98,8 @@ def _summary(content: Mapping[str, object]) -> str:
     return f"{sum(tensors.values())} tensors in {', '.join(parts[:8])}{more}"
 
 
-def _published(file: Path) -> tuple[PublishedWeights | None, str]:
-    """The table's entry for a file, by its checksum or else by its name, and what speaks against it."""
+def _published(file: Path) -> tuple[PublishedWeights | None, bool, str]:
+    """The table's entry for a file, by its checksum or else by its name; whether it may be that; what speaks for it."""
     digests = {"md5": hashlib.md5(usedforsecurity=False), "sha256": hashlib.sha256()}
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
@@ -106,17 +109,17 @@ def _published(file: Path) -> tuple[PublishedWeights | None, str]:
     for one in PUBLISHED:
         kind, _, digits = one.checksum.partition(" ")
         if digits and digests[kind].hexdigest().startswith(digits):
-            return one, ""
+            return one, True, f"the published file: its {kind} begins with {digits}, as the publisher states"
         if one.file == file.name:
             named = one
-    if named is None or not named.checksum:
-        return named, ""
+    if named is None:
+        return None, True, ""
+    if not named.checksum:
+        return named, True, "has the name of a published file; the publisher states no checksum to compare with"
     kind, _, digits = named.checksum.partition(" ")
     got = digests[kind].hexdigest()[: len(digits)]
-    return (
-        named,
-        f"{kind} begins with {got}, published: {digits}. The file is damaged or another one: download it again",
-    )
+    differs = f"{kind} begins with {got}, published: {digits}. The file is damaged or another one: download it again"
+    return named, False, f"has the name of a published file and is not it: {differs}"
 
 
 if __name__ == "__main__":

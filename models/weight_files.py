@@ -12,12 +12,11 @@ import math
 import pickle
 import re
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from models.image.published import HELP
@@ -33,29 +32,26 @@ def read_checkpoint(path: str | Path) -> dict[str, object]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"weights: {path} is not a file. Give the path of a downloaded checkpoint; {HELP}")
-    other = _what_else(path)
+    try:
+        other = _what_else(path)
+        content = None if other else _content(path)
+    except PermissionError:
+        raise
+    except Exception as error:  # a damaged file fails in any way: archive, lengths, nesting, memory
+        raise ValueError(f"weights: {path} {_refusal(path, error)}") from error
     if other:
         raise ValueError(f"weights: {path} {other}")
-    try:
-        if _is_safetensors(path):
-            return dict(load_file(path))
-        # A file object: torch.load goes by the name, too.
-        with torch.serialization.safe_globals([*_STAND_INS]), path.open("rb") as file:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    # A damaged pickle can fail in any of these ways.
-    except (
-        pickle.UnpicklingError,
-        SafetensorError,
-        RuntimeError,
-        EOFError,
-        LookupError,
-        ValueError,
-        TypeError,
-    ) as error:
-        raise ValueError(f"weights: {path} {_refusal(path, error)}") from error
-    if not isinstance(content, Mapping):
+    if not isinstance(content, dict):
         raise ValueError(f"weights: {path} holds a {type(content).__name__}, expected a dictionary")
-    return {str(key): _settled(value) for key, value in content.items()}
+    return {str(key): value for key, value in content.items()}
+
+
+def _content(path: Path) -> object:
+    if _is_safetensors(path):
+        return load_file(path)
+    # A file object: torch.load goes by the name, too.
+    with torch.serialization.safe_globals([*_STAND_INS]), path.open("rb") as file:
+        return _settled(torch.load(file, map_location="cpu", weights_only=True))
 
 
 # ---- files that are no weights
@@ -132,7 +128,7 @@ def _foreign_names(path: Path) -> list[str]:
     try:
         with torch.serialization.safe_globals([*_STAND_INS]):
             return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except (ValueError, RuntimeError, OSError, pickle.UnpicklingError):  # an older layout, or damaged as well
+    except Exception:  # an older layout, or damaged as well
         return []
 
 
@@ -161,11 +157,14 @@ class _NumpyDtype:
     def tensor(self, data: object, shape: tuple[int, ...]) -> torch.Tensor | None:
         """The numbers in some bytes; None for types that torch lacks (texts, dates, objects)."""
         dtype = _DTYPES.get(self.code.lstrip("<=|"))
-        if dtype is None or self.order == ">" or not isinstance(data, bytes) or not data:
+        if dtype is None or self.order == ">" or not isinstance(data, bytes):
             return None
         if len(data) != math.prod(shape) * dtype.itemsize:
             raise ValueError(f"an array of shape {shape} with {len(data)} bytes")
-        return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
+        # An empty buffer is none for torch.
+        return (
+            torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+        )
 
 
 class _NumpyArray:
@@ -189,6 +188,11 @@ def _numpy_number(dtype: object, data: object = b"") -> float | int | bool | Non
     return None if read is None else read.item()
 
 
+def _empty_bytes() -> bytes:
+    """Pickle's protocol 2 calls `bytes` for empty ones alone; with a number it would take that much memory."""
+    return b""
+
+
 def _plain_mapping(*_: object) -> dict[object, object]:
     """Of a mapping with defaults, its entries."""
     return {}
@@ -210,6 +214,7 @@ _STAND_INS: tuple[type | tuple[Callable[..., Any], str], ...] = (
         for kind in (dict, list, int, float)
         for module in ("builtins", "__builtin__")
     ),
+    *((_empty_bytes, f"{module}.bytes") for module in ("builtins", "__builtin__")),
     *((_numpy_number, f"{module}.scalar") for module in _NUMPY),
     *((_numpy_array, f"{module}._reconstruct") for module in _NUMPY),
     (_NumpyArray, "numpy.ndarray"),

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from models.weight_files import read_checkpoint
+from tests.helpers.mutations import mutate
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)
 
@@ -32,6 +33,7 @@ def test_containers_of_training_scripts_are_read_as_data(tmp_path: Path, protoco
         "best": np.float64(0.75),
         "epoch": np.int64(7),
         "flags": np.array([True, False]),
+        "empty": np.zeros((0, 3), dtype=np.float32),
         "names": np.array(["a", "b"]),
         "counts": counts,
         "args": argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("/x")),
@@ -50,6 +52,7 @@ def test_containers_of_training_scripts_are_read_as_data(tmp_path: Path, protoco
     assert torch.equal(read["as_array"], WEIGHT)  # type: ignore[arg-type]
     assert torch.equal(read["half"], torch.arange(4, dtype=torch.float16))  # type: ignore[arg-type]
     assert torch.equal(read["flags"], torch.tensor([True, False]))  # type: ignore[arg-type]
+    assert torch.equal(read["empty"], torch.zeros(0, 3))  # type: ignore[arg-type]
     assert (read["best"], read["epoch"], read["names"], read["counts"]) == (0.75, 7, None, {"seen": [1]})
     assert type(read["counts"]) is dict
     assert read["args"].lr == 0.1  # type: ignore[attr-defined]
@@ -109,6 +112,34 @@ def test_archives_are_told_from_checkpoints(tmp_path: Path) -> None:
         archive.writestr("readme.txt", json.dumps({}))
     with pytest.raises(ValueError, match=r"is a ZIP archive that torch\.save did not write"):
         read_checkpoint(tmp_path / "a.pth")
+
+
+def test_a_damaged_file_is_refused_whatever_reading_it_raises(tmp_path: Path) -> None:
+    content = {"w": WEIGHT, "array": WEIGHT.numpy(), "nested": {"a": [1.0, "b"]}}
+    files = {}
+    for name, zipped in (("zip.pth", True), ("old.pth", False)):
+        torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
+        files[name] = (tmp_path / name).read_bytes()
+    save_file({"w": WEIGHT}, tmp_path / "a.safetensors")
+    files["a.safetensors"] = (tmp_path / "a.safetensors").read_bytes()
+    refused = collections.Counter[str]()
+    for number in range(600):
+        rng = np.random.default_rng([0, number])
+        name = list(files)[number % len(files)]
+        label, damaged = mutate(rng, "file", files[name], str(tmp_path / "canary"))
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            read_checkpoint(tmp_path / name)
+        except ValueError as error:
+            assert str(error).startswith(f"weights: {tmp_path / name} "), f"{number}: {label}"  # noqa: PT017
+            refused[name] += 1
+    assert all(refused[name] > 60 for name in files), refused
+    assert not (tmp_path / "canary").exists()
+    endless: dict[str, object] = {}
+    endless["itself"] = endless
+    torch.save(endless, tmp_path / "endless.pth")
+    with pytest.raises(ValueError, match=r"endless\.pth cannot be read .*recursion"):
+        read_checkpoint(tmp_path / "endless.pth")
 
 
 def test_the_content_decides_and_not_the_name(tmp_path: Path) -> None:
