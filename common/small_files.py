@@ -26,7 +26,7 @@ class DamagedFileError(ValueError):
 
 
 def read_text(path: Path, *, errors: str = "strict") -> str | None:
-    """The text of a file; None where there is none.
+    """The text of a file, without the byte order mark that some editors put before it; None where there is none.
 
     Raises:
         DamagedFileError: it is no file, a link that leads nowhere, too long, no UTF-8 (unless `errors` says "replace"),
@@ -39,7 +39,7 @@ def read_text(path: Path, *, errors: str = "strict") -> str | None:
             raise DamagedFileError(f"{path}: expected a file, got {what}")
         if state.st_size > MOST_BYTES:
             raise DamagedFileError(f"{path}: {state.st_size >> 20} MiB, expected {MOST_BYTES >> 20} at most")
-        return path.read_bytes().decode(errors=errors)
+        return path.read_bytes().decode(errors=errors).removeprefix("\ufeff")
     except (FileNotFoundError, NotADirectoryError):
         if path.is_symlink():
             raise DamagedFileError(f"{path}: a link to {os.readlink(path)}, which is not there") from None
@@ -47,7 +47,10 @@ def read_text(path: Path, *, errors: str = "strict") -> str | None:
     except OSError as error:
         raise DamagedFileError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise DamagedFileError(f"{path}: no text in UTF-8 (byte {error.start})") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise DamagedFileError(
+            f"{path}, line {line}: no text in UTF-8 (byte {error.object[error.start]:#x}); save it in that encoding"
+        ) from error
 
 
 def read_json(path: Path, fields: Mapping[str, Kind], *, optional: Mapping[str, Kind] | None = None) -> Any:

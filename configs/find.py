@@ -14,6 +14,8 @@ from common.nearby import nearest
 
 PACKAGED = Path(__file__).resolve().parent
 SUFFIXES = (".yaml", ".yml")
+_MOST_NAMES = 5
+"""Of the files in a folder, in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +112,20 @@ def find_config(text: str | Path, folder: str | None) -> Path:
     hint = f"; did you mean {' or '.join(longer)}?" if longer else ""
     hint = hint or nearest(str(text), [*beside, *(config_names(folder) if bare else ())], cutoff=0.4)
     hint = hint or nearest(given.stem, config_names(folder), cutoff=0.4)
-    known = "" if hint or folder is None else f"; expected a path, or one of {', '.join(config_names(folder))}"
-    raise FileNotFoundError(f"{text}: no such config file{elsewhere(given.stem, folder) or f'{hint}{known}'}")
+    known = "" if folder is None else f"; expected a path, or one of {', '.join(config_names(folder))}"
+    hint = hint or (known if given.parent == Path(".") else _around(given))
+    raise FileNotFoundError(f"{text}: no such config file{elsewhere(given.stem, folder) or hint}")
+
+
+def _around(given: Path) -> str:
+    """What there is where a file with its folder was expected."""
+    if given.parent.is_dir():
+        beside = sorted(path.name for path in given.parent.glob("*.yaml"))
+        more = ", ..." if len(beside) > _MOST_NAMES else ""
+        return f"; {given.parent} has {', '.join(beside[:_MOST_NAMES]) or 'no YAML file'}{more}"
+    absent = next(folder for folder in reversed([given.parent, *given.parent.parents]) if not folder.is_dir())
+    folders = [str(folder) for folder in absent.parent.iterdir() if folder.is_dir()]
+    return f"; there is no folder {absent}{nearest(str(absent), folders)}"
 
 
 def elsewhere(name: str, folder: str | None) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import io
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.nearby import nearest
 from common.ranges import RangeError
+from common.small_files import DamagedFileError, read_text
 from common.trees import leaves
 from configs.find import KINDS, find_config, kind_of
 from configs.text import TextDumper, keep_text
@@ -60,6 +62,19 @@ def load(
     Raises:
         ConfigError: unreadable file, unknown key, wrong type or a value out of range.
     """
+    try:
+        return _load(kind, path, overrides, choices, defaults)
+    except OmegaConfBaseException as error:  # of a reference: values are looked at in many places
+        raise _unresolved(error) from error
+
+
+def _load(
+    kind: type[T],
+    path: str | Path | None,
+    overrides: Sequence[str],
+    choices: Choices | None,
+    defaults: Mapping[str, object] | None,
+) -> T:
     found = None if path is None else _find(path, kind)
     sources = [
         OmegaConf.create(dict(defaults or {})),
@@ -71,7 +86,7 @@ def load(
     for section, table in (choices or {}).items():
         _choose(schema, section, table, sources)
     if found is not None:
-        keep_text(sources[1], found.read_text(encoding="utf-8"), schema)
+        keep_text(sources[1], read_text(found) or "", schema)
     for source, override in zip(sources[2:], overrides, strict=True):
         name, _, value = override.partition("=")
         keep_text(source, value, schema, path=tuple(name.split(".")))
@@ -93,14 +108,27 @@ def load(
             raise _explain(error, schema, given, choices or {}) from error
         missing = sorted(OmegaConf.missing_keys(schema) | asked_for)
         if missing:
-            hint = f". {HELP}" if missing[0].endswith(".weights") else ""
-            raise ConfigError(f"{missing[0]}: no value given and there is no default (add `{missing[0]}=...`){hint}")
+            others = f", nor for {', '.join(missing[1:])}" if missing[1:] else ""
+            remedy = " ".join(f"{name}=..." for name in missing)
+            hint = f". {HELP}" if any(name.endswith(".weights") for name in missing) else ""
+            raise ConfigError(f"{missing[0]}: no value given and there is no default{others} (add `{remedy}`){hint}")
         instance: T = _instantiate(schema, "")
     except ConfigError as error:
         if found is None or not _is_about(error, sources[1]) or any(_is_about(error, s) for s in sources[2:]):
             raise
         raise ConfigError(f"{error} (in {found})") from error
     return instance
+
+
+def _unresolved(error: OmegaConfBaseException) -> ConfigError:
+    """A value with `${...}` in it that stands for nothing."""
+    text, name = str(error).splitlines()[0], error.full_key or "config"
+    if setting := re.search(r"Interpolation key '(.+)' not found", text):
+        remedy = f"a variable of the shell is written ${{oc.env:{setting[1]}}}"
+        return ConfigError(f"{name}: refers to ${{{setting[1]}}}, and there is no such setting; {remedy}")
+    if variable := re.search(r"Environment variable '(.+)' not found", text):
+        return ConfigError(f"{name}: the environment variable {variable[1]} is not set")
+    return ConfigError(f"{name}: {text}")
 
 
 def _is_about(error: ConfigError, source: DictConfig) -> bool:
@@ -244,8 +272,10 @@ def _read_file(path: Path | None, kind: type) -> DictConfig:
     if path is None:
         return OmegaConf.create({})
     try:
-        tree = OmegaConf.load(path)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        tree = OmegaConf.load(io.StringIO(read_text(path) or ""))
+    except DamagedFileError as error:
+        raise ConfigError(str(error)) from error
+    except (yaml.YAMLError, OSError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {_one_line(error)}") from error
     if not isinstance(tree, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of sections, got a list")

@@ -16,6 +16,7 @@ from jaxtyping import Int
 
 from common.files import replace_file
 from common.ranges import at_least, expect
+from common.small_files import DamagedFileError, read_text
 from data.storage.manifest import Manifest
 from data.storage.shard import ShardError
 
@@ -129,9 +130,12 @@ def read_list(path: str | os.PathLike[str], manifest: Manifest) -> Int[np.ndarra
         ShardError: the file cannot be read, a key is not in the set or occurs twice, or the list is empty.
     """
     try:
-        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise ShardError(f"cannot read the list {path}: {error}; expected one key a line") from error
+        text = read_text(Path(path))
+    except DamagedFileError as error:
+        raise ShardError(f"cannot read the list {error}; expected one key a line") from error
+    if text is None:
+        raise ShardError(f"cannot read the list {path}: no such file; expected one key a line")
+    lines = [line.strip() for line in text.splitlines()]
     keys = np.array([line.encode() for line in lines if line and not line.startswith("#")], dtype="S")
     if len(keys) == 0:
         raise ShardError(f"{path} names no samples, expected one key a line")

@@ -35,12 +35,19 @@ def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("configs/pretrain/slidr_stret.yaml", "pretrain", "did you mean 'slidr_street'?"),
         ("semantic_kitti", "downstream", "did you mean 'semantickitti'?"),
         ("zzz", "cluster", "expected a path, or one of cpu, example"),
+        ("nowhere/deep/zzz.yaml", "pretrain", "nowhere/deep/zzz.yaml: no such config file; there is no folder nowhere"),
+        ("shelf/dep/zzz.yaml", "pretrain", "there is no folder shelf/dep; did you mean 'shelf/deep'?"),
+        ("shelf/deep/zzz.yaml", "pretrain", "shelf/deep has no YAML file"),
+        ("shelf/qwertyuiopqwertyuiopqwerty", "pretrain", "shelf has 0_.yaml, 1_.yaml, 2_.yaml, 3_.yaml, 4_.yaml, ..."),
     ],
 )
 def test_what_is_not_there_names_the_nearest(
     text: str, folder: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    Path("shelf", "deep").mkdir(parents=True)
+    for number in range(6):
+        Path("shelf", f"{number}_.yaml").touch()
     with pytest.raises(FileNotFoundError, match="no such config file") as caught:
         find_config(text, folder)
     assert str(caught.value).startswith(f"{text}: ")

@@ -178,6 +178,41 @@ def test_a_missing_value_is_named() -> None:
         load(Outer, None, choices=CHOICES)
 
 
+def test_all_missing_values_are_named_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text('optim: {every: "???"}\n')
+    message = r"optim\.every: no value given .*, nor for run_dir \(add `optim\.every=\.\.\. run_dir=\.\.\.`\)"
+    with pytest.raises(ConfigError, match=message):
+        load(Outer, file, choices=CHOICES)
+
+
+@pytest.mark.parametrize("where", ["file", "override"])
+def test_a_name_that_stands_for_nothing_is_told(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell's variable in a file, or in single quotes, reaches us as it was typed."""
+    file = tmp_path / "a.yaml"
+
+    def loaded(value: str) -> Outer:
+        file.write_text(f"run_dir: {value}\n" if where == "file" else "")
+        return load(Outer, file, [] if where == "file" else [f"run_dir={value}"], choices=CHOICES)
+
+    with pytest.raises(ConfigError, match=r"run_dir: refers to \$\{SHARDS\}, and .* is written \$\{oc\.env:SHARDS\}"):
+        loaded("${SHARDS}/a")
+    with pytest.raises(ConfigError, match="run_dir: the environment variable SHARDS is not set"):
+        loaded("${oc.env:SHARDS}/a")
+    monkeypatch.setenv("SHARDS", "/disk")
+    assert loaded("${oc.env:SHARDS}/a").run_dir == "/disk/a"
+
+
+def test_a_byte_order_mark_is_passed_over_and_another_encoding_is_told_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_bytes("\ufeffrun_dir: Straße\noptim: {lr: 0.25}\n".encode())
+    config = load(Outer, file, choices=CHOICES)
+    assert (config.run_dir, config.optim.lr) == ("Straße", 0.25)
+    file.write_bytes("optim: {lr: 0.25}\nrun_dir: Straße\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"a\.yaml, line 2: no text in UTF-8 \(byte 0xdf\)"):
+        load(Outer, file, choices=CHOICES)
+
+
 def test_a_missing_file_offers_its_neighbour(tmp_path: Path) -> None:
     (tmp_path / "slidr_kitti.yaml").write_text("{}")
     with pytest.raises(ConfigError, match=r"did you mean .*slidr_kitti.yaml"):

@@ -67,7 +67,11 @@ FAULTS: dict[str, tuple[str, Callable[[Path], object], str]] = {
         "got a giant number",
     ),
     "an unknown job": ("jobs.json", lambda path: path.write_text('{"pretrain": 3}'), "pretrain: expected a text"),
-    "no UTF-8": ("config.yaml", lambda path: path.write_bytes(b"\xff\xfe"), "no text in UTF-8"),
+    "no UTF-8": (
+        "config.yaml",
+        lambda path: path.write_bytes(b"a: 1\nb: Stra\xdfe\n"),
+        "line 2: no text in UTF-8 (byte 0xdf)",
+    ),
     "a folder": ("config.yaml", folder_in_place, "expected a file, got a folder"),
     "a dangling link": (
         "jobs.json",
@@ -184,6 +188,7 @@ def test_the_console_styles_and_does_not_obey() -> None:
     made.print("a\x1b[31mb\tc", markup=False)
     assert made.file.getvalue() == "a?[31mb  c\n"
     assert printable("π\x9b\u202e\ud800\n") == "π???\n"
+    assert printable("12\xa0m\u3000\t\x9b") == "12\xa0m\u3000   ?"  # spaces are harmless
 
 
 def test_what_results_say_is_checked(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

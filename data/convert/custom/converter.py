@@ -28,6 +28,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from common.ranges import expect, positive
+from common.small_files import DamagedFileError, read_text
 from data.convert.base import NO_CAMERA, FrameConverter
 from data.convert.custom import formats
 from data.convert.custom.pose_track import read_pose_track
@@ -123,9 +124,12 @@ class CustomConverter(FrameConverter):
     @cached_property
     def _class_names(self) -> tuple[str, ...]:
         path = Path(self.source) / "classes.txt"
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-            names = tuple(line.strip() for line in lines if line.strip())
+        try:
+            text = read_text(path)
+        except DamagedFileError as error:
+            raise ShardError(str(error)) from error
+        if text is not None:
+            names = tuple(line.strip() for line in text.splitlines() if line.strip())
             if len(set(names)) != len(names) or not 0 < len(names) < 255:
                 raise ShardError(f"{path}: expected 1 to 254 different class names, one on each line")
             return names

@@ -430,6 +430,9 @@ def test_wrong_names_say_what_was_expected(source, truth):
     shutil.rmtree(source / log / "cameras" / "rear")
     with pytest.raises(ShardError, match=rf"expected \['front'\] as in {log}; choose with cameras="):
         CustomConverter(source=str(source)).camera_names()
+    (source / "classes.txt").write_bytes("car\nFußgänger\n".encode("latin-1"))
+    with pytest.raises(ShardError, match=r"classes\.txt, line 2: no text in UTF-8 \(byte 0xdf\)"):
+        _ = CustomConverter(source=str(source)).class_names
     (source / "classes.txt").unlink()
     with pytest.raises(ShardError, match=r"holds labels, but .*classes\.txt is missing: one class name a line"):
         _ = CustomConverter(source=str(source)).class_names

@@ -82,6 +82,8 @@ def test_a_list_chooses_among_the_samples_asked_for(manifest: Manifest, tmp_path
     config = FractionConfig(kind="list", file=str(path))
     assert select(manifest, train, config).tolist() == train[[2, 5]].tolist()
     assert select(manifest, train[:3], config).tolist() == [train[2]]
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().partition(b"\n")[2])  # as some editors write UTF-8
+    assert select(manifest, train, config).tolist() == train[[2, 5]].tolist()
     with pytest.raises(ValueError, match="names none of the 2 samples"):
         select(manifest, train[:2], config)
     with pytest.raises(ValueError, match=r"file: got .*kind is list"):
