@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import yaml
@@ -17,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
+from common.trees import leaves
 from configs.find import find_config
 from configs.load import ConfigError
 from configs.schema import PretrainConfig
@@ -33,6 +33,7 @@ from launchers.planning.measure import measured_writing, step_here, step_of_run
 from launchers.planning.tables import sections
 from launchers.planning.warnings import warnings
 from launchers.runs.terminal import terminal
+from launchers.training.stages import method_without_files
 from launchers.training.train import load_run, resolved_yaml
 from models.methods.base import Objective
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.show_config:
         print(resolved_yaml(config), end="")
         return 0
-    objective = without_weight_files(config).method.build()
+    objective = method_without_files(config).build()
     plan = make_plan(config, objective, options)
     if options.json:
         figures = {name: {row.name: row.value for row in rows} for name, rows in sections(plan).items()}
@@ -60,22 +61,12 @@ def blanks(options: argparse.Namespace) -> list[str]:
         tree = yaml.safe_load(find_config(options.config, "pretrain").read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError):
         return []  # `load_run` says it better
-    stand_ins = []
-    for name, stand_in in (("data.shards", "none"), ("method.teacher.weights", "random")):
-        node: Any = tree
-        for key in name.split("."):
-            node = node.get(key) if isinstance(node, dict) else None
-        # "???" is how OmegaConf marks a value that the user must give.
-        if node == "???" and (name != "data.shards" or options.samples is not None):
-            stand_ins.append(f"{name}={stand_in}")
-    return stand_ins
-
-
-def without_weight_files(config: PretrainConfig) -> PretrainConfig:
-    """The config with random weights instead of those in files: sizes are the same, and the file may be elsewhere."""
-    teachers = config.method.teachers().items()
-    random = {name: dataclasses.replace(t, weights="random") for name, t in teachers if ":" in t.weights}
-    return dataclasses.replace(config, method=dataclasses.replace(config.method, **random))
+    # "???" is how OmegaConf marks a value that the user must give.
+    asked = [".".join(path) for path, value in leaves(tree) if value == "???"]
+    stand_ins = {name: "random" for name in asked if name.endswith(".weights")}
+    if options.samples is not None and "data.shards" in asked:
+        stand_ins["data.shards"] = "none"
+    return [f"{name}={stand_in}" for name, stand_in in stand_ins.items()]
 
 
 # ---- sizes

@@ -120,23 +120,32 @@ def check_first_stage(config: PretrainConfig, state: Mapping[str, Any]) -> None:
 
 def method_to_build(config: PretrainConfig) -> MethodConfig:
     """The method with the first stage's folder in place of its name."""
-    return _replaced(config.method, lambda: f"tandem:{first_folder(config)}")
+    return _replaced(config.method, _is_first, lambda: f"tandem:{first_folder(config)}")
 
 
 def method_without_weights(config: PretrainConfig) -> MethodConfig:
     """The method with random weights in place of the first stage's, to try it before that stage is trained."""
-    return _replaced(config.method, lambda: "random")
+    return _replaced(config.method, _is_first, lambda: "random")
 
 
-def _replaced(section: T, value: Callable[[], str]) -> T:
-    """A section in which the first stage's name has given way to a value, in nested sections too."""
+def method_without_files(config: PretrainConfig) -> MethodConfig:
+    """The method with random weights in place of all that lie in files: sizes are the same, files may be elsewhere."""
+    return _replaced(config.method, lambda text: ":" in text, lambda: "random")
+
+
+def _is_first(weights: str) -> bool:
+    return weights == FIRST_STAGE
+
+
+def _replaced(section: T, is_meant: Callable[[str], bool], value: Callable[[], str]) -> T:
+    """A section in which names of weights that are meant have given way to a value, in nested sections too."""
     changes: dict[str, Any] = {}
     for field in dataclasses.fields(section):  # type: ignore[arg-type]
         old = getattr(section, field.name)
-        if old == FIRST_STAGE:
+        if field.name == "weights" and is_meant(old):
             changes[field.name] = value()
         elif dataclasses.is_dataclass(old):
-            new = _replaced(old, value)
+            new = _replaced(old, is_meant, value)
             if new is not old:
                 changes[field.name] = new
     return dataclasses.replace(section, **changes) if changes else section  # type: ignore[type-var]

@@ -264,6 +264,9 @@ def test_a_plan_without_a_set_or_weights(capsys: pytest.CaptureFixture[str]) -> 
     assert 30e6 < figures["memory a process"]["trainable parameters"] < 50e6  # SLidR's network has 38 million
     assert figures["time"]["GPU-hours"] == pytest.approx(10989 * 0.5 / 3600 * 32, rel=1e-3)
     assert any("without warm-up" in line for line in figures["warnings"])
+    for given in ([], ["method.image_backbone.weights=torchvision:/absent/resnet18.pth"]):
+        assert tandem(["plan", "pixel_contrast_scannet", *numbers, *given, "--json"]) == 0
+        assert "memory a process" in json.loads(capsys.readouterr().out)
 
 
 def test_a_plan_of_a_prepared_set_from_a_run(
