@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 import cv2
@@ -105,21 +106,26 @@ def write_predictions(folder: Path, name: str, picture: RgbImage) -> Path:
     return path
 
 
-def read_predictions(folders: Sequence[Path]) -> dict[str, RgbImage]:
-    """The pictures that evaluations left beside their results, by title: of each protocol one after another.
+def read_predictions(folders: Sequence[Path], most: int) -> tuple[dict[str, RgbImage], int]:
+    """The pictures that evaluations left beside their results, of each protocol one after another.
 
-    One that cannot be read is left out: it is no number.
+    Args:
+        folders: of results.
+        most: so many are read, of all protocols equally many as far as there are.
+
+    Returns:
+        Pictures by title, and how many more there are. One that cannot be read is left out: it is no number.
     """
     common = Path(os.path.commonpath(folders)) if folders else Path()
-    found = [(path, folder.relative_to(common)) for folder in folders for path in _pictures_in(folder)]
+    by_protocol: dict[str, list[tuple[Path, Path]]] = {}
+    for folder in sorted(folders):
+        for path in sorted(folder.glob(f"{PREDICTIONS_FOLDER}/*.jpg")):
+            by_protocol.setdefault(path.name.partition("-")[0], []).append((path, folder.relative_to(common)))
+    turns = [place for turn in zip_longest(*by_protocol.values()) for place in turn if place is not None]
     pictures = {}
-    for path, where in sorted(found, key=lambda place: (place[0].name, place[1])):
+    for path, where in sorted(turns[:most], key=lambda place: (place[0].name, place[1])):
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is not None:
             title = path.stem if where == Path() else f"{path.stem} ({where.as_posix()})"
             pictures[title] = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB))
-    return pictures
-
-
-def _pictures_in(folder: Path) -> list[Path]:
-    return list(folder.glob(f"{PREDICTIONS_FOLDER}/*.jpg"))
+    return pictures, len(turns[most:])

@@ -17,7 +17,7 @@ from launchers.drawing.predictions import read_predictions
 from launchers.drawing.recall import recall_pictures
 from launchers.reporting.collect import ReportSources, collect, gather
 from launchers.reporting.hparams import HparamRun, metrics_of, write_hparams
-from launchers.reporting.report_page import CURVES, RunReport, page
+from launchers.reporting.report_page import CURVES, MOST_PREDICTIONS, RunReport, page
 from launchers.reporting.report_text import text_report
 from launchers.reporting.run_facts import machine_facts, run_facts
 from launchers.reporting.run_pictures import run_pictures
@@ -44,9 +44,9 @@ def write_files(
     html.parent.mkdir(parents=True, exist_ok=True)
     text = html.with_suffix(".md")
     reports = [describe_run(name, folder, pictures) for name, folder in sources.runs.items()]
-    predictions = read_predictions(sources.evaluated)
+    predicted = read_predictions(sources.evaluated, MOST_PREDICTIONS)
     # Whoever prints the files is as safe as a browser is, and what UTF-8 has no code for is gone, too.
-    replace_file(html, printable(page(sources, reports, title, made, predictions)).encode())
+    replace_file(html, printable(page(sources, reports, title, made, *predicted)).encode())
     replace_file(text, printable(text_report(sources, reports, title, made)).encode())
     return html, text
 

@@ -22,7 +22,7 @@ from launchers.reporting.table import Group, explanations, groups, notes
 from launchers.reporting.troubles import choice_rows
 
 _PICTURE_WIDTH_PX = 1280
-_MOST_PREDICTIONS = 24
+MOST_PREDICTIONS = 24
 """Pictures of predictions on the page, some 100 kB each."""
 
 CURVES = (
@@ -68,6 +68,7 @@ def page(
     title: str,
     made: Mapping[str, str],
     predictions: Mapping[str, RgbImage] | None = None,
+    more_predictions: int = 0,
 ) -> str:
     """The report as HTML.
 
@@ -77,8 +78,8 @@ def page(
         title: heading.
         made: how it came about, label -> text: date, command, machine.
         predictions: pictures of what evaluated networks predict, by title.
+        more_predictions: pictures that are not on the page.
     """
-    predicted = list((predictions or {}).items())
     grouped = groups(sources.results, sources.labels)
     colours = {run.name: number for number, run in enumerate(runs)}
     return _TEMPLATE.render(
@@ -98,8 +99,8 @@ def page(
             for run in runs
             for name, image in run.pictures.items()
         ],
-        predictions=[embedded(name, image, _PICTURE_WIDTH_PX) for name, image in predicted[:_MOST_PREDICTIONS]],
-        more_predictions=max(0, len(predicted) - _MOST_PREDICTIONS),
+        predictions=[embedded(name, image, _PICTURE_WIDTH_PX) for name, image in (predictions or {}).items()],
+        more_predictions=more_predictions,
         class_tables=_class_tables(grouped),
         evaluations=_evaluations(sources.results),
     )

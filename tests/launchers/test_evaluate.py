@@ -91,7 +91,8 @@ def test_all_protocols_from_checkpoint_to_results(run: Path, shards: str, tmp_pa
     assert all(len(d) == 1 and d[0] in train for d in drawn)
 
     # Each leaves a picture of what it predicts for the test sweep in the middle; the report shows them.
-    pictures = read_predictions([run])
+    pictures, more = read_predictions([run], 6)
+    assert more == 0
     assert list(pictures) == [
         f"{protocol}-{init}"
         for protocol in ("finetune-1-frame", "knn-all", "linear_probe-all")

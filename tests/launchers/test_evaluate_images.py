@@ -106,7 +106,7 @@ def test_tables_page_and_hparams_show_each_metric_in_its_direction(evaluated: Pa
 
 
 def test_pictures_of_predictions_lie_beside_the_results_and_go_into_the_report(evaluated: Path, tmp_path: Path) -> None:
-    pictures = read_predictions([evaluated])
+    pictures, _ = read_predictions([evaluated], 6)
     assert set(pictures) == {
         f"{protocol}-1-frame-{init}"
         for init in ("moco", "random")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ from data.views.view import ViewConfig
 from launchers.drawing import canvas as drawing
 from launchers.drawing import scenes
 from launchers.drawing.page import explanation
-from launchers.drawing.predictions import draw_sweep_predictions
+from launchers.drawing.predictions import draw_sweep_predictions, read_predictions, write_predictions
 from launchers.drawing.training_pictures import pictures_of, pictures_of_set, query_point, training_pictures
 from tests.helpers.colour_vision import least_distances
 from tests.helpers.run_folder import run_config
@@ -310,6 +311,26 @@ def test_predictions_of_a_sweep_stand_beside_the_truth_in_the_same_colours(batch
     some[::2] = -1
     differ = draw_sweep_predictions(labelled, some, CLASS_NAMES)[48:468, 852:1272]
     assert not (differ == np.array([255, 140, 30])).all(axis=2).any()
+
+
+def test_few_pictures_of_predictions_are_read_and_of_every_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = np.zeros((4, 6, 3), np.uint8)
+    for run in "abcd":
+        for name in ("finetune 1 frame", "knn all", "linear_probe all"):
+            for init in ("random", "slidr"):
+                write_predictions(tmp_path / run, f"{name} {init}", image)
+    (tmp_path / "a" / "predictions" / "knn-all-slidr.jpg").write_bytes(b"damaged")
+    real, opened = cv2.imread, []
+    monkeypatch.setattr(cv2, "imread", lambda path, kind: opened.append(path) or real(path, kind))
+    pictures, more = read_predictions([tmp_path / run for run in "abcd"], 7)
+    assert len(opened) == 7
+    assert more == 4 * 6 - 7
+    assert list(pictures) == [
+        *("finetune-1-frame-random (a)", "finetune-1-frame-random (b)", "finetune-1-frame-slidr (a)"),
+        *("knn-all-random (a)", "linear_probe-all-random (a)", "linear_probe-all-slidr (a)"),
+    ]
 
 
 def with_labels(batch: Batch) -> Batch:
