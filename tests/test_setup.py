@@ -15,7 +15,8 @@ case "$*" in
   *'print("%d.%d"'*) echo "{version}" ;;
   *'sys.exit(sys.version_info'*) exit {too_old} ;;
   *'import venv'*) exit {no_venv} ;;
-  '-m venv '*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$(dirname "$0")/pip" "$3/bin/pip" ;;
+  '-m venv '*) [ ! -L "$3" ] || exit 1
+    mkdir -p "$3/bin" && cp "$0" "$3/bin/python" && cp "$(dirname "$0")/pip" "$3/bin/pip" ;;
 esac
 """
 
@@ -28,7 +29,11 @@ def set_up(folder: Path, *, pip: str = "exit 0", **python: object) -> subprocess
         (folder / name).chmod(0o755)
     command = ["bash", str(SCRIPT), str(folder / "python"), str(folder / "venv"), "constraints.txt", "dev"]
     return subprocess.run(
-        command, cwd=folder, env={**os.environ, "TMPDIR": str(folder)}, capture_output=True, text=True
+        command,
+        cwd=folder,
+        env={**os.environ, "TMPDIR": str(folder), "PATH": f"{folder}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
     )
 
 
@@ -45,6 +50,22 @@ def test_it_says_what_it_installs(tmp_path: Path) -> None:
     calls = (tmp_path / "calls").read_text()
     assert "-e .[dev]" in calls
     assert calls.count("-c constraints.txt") == 3
+
+
+def test_a_link_to_a_larger_disk_is_the_remedy_for_a_full_one(tmp_path: Path) -> None:
+    big, df = tmp_path / "big", tmp_path / "df"
+    df.write_text(
+        f"#!/bin/sh\necho header\ncase $2 in {big}) free=9000000 ;; *) free=1000000 ;; esac; echo x 0 0 $free\n"
+    )
+    df.chmod(0o755)
+    done = set_up(tmp_path)
+    assert done.returncode == 1
+    remedy = f"mkdir /big/venv && ln -s /big/venv {tmp_path / 'venv'}"
+    assert remedy in done.stderr
+    subprocess.run(remedy.replace("/big/venv", str(big)), shell=True, check=True)
+    done = set_up(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (big / "bin" / "pip").exists()
 
 
 @pytest.mark.parametrize(
