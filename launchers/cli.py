@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from common.interrupt import INTERRUPTED, interruptible, kill_children, tell
 from common.nearby import nearest
@@ -63,9 +63,21 @@ _REMEDIES: dict[int | None, str] = {
 class VerbParser(argparse.ArgumentParser):
     """Names the nearest option or value where one is not known."""
 
+    _given: Sequence[str] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As ever; remembers the words for `error`."""
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and leave with code 2."""
         wrong, known = [], [*self._option_string_actions]
+        options = [word.partition("=")[0] for word in self._given if word.startswith("--")]
+        unknown = [word for word in options if not any(option.startswith(word) for option in known)]
+        if unknown and message.startswith("the following arguments are required:"):
+            # What is missing is the lesser mistake: `--helpp` needs no CONFIG.
+            message = f"unrecognized arguments: {' '.join(unknown)}"
         if message.startswith("unrecognized arguments:"):
             wrong = [word.partition("=")[0] for word in message.split() if word.startswith("-")]
         elif choice := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):

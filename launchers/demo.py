@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
 from rich.rule import Rule
 
 from launchers.cli import main as tandem
 from launchers.options.demo import parser
+from launchers.runs.terminal import terminal
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -24,7 +24,7 @@ class DemoCommand:
 
     Attributes:
         about: what it does and what it leaves, one line.
-        share: its share of the demo's time on the reference machine (2 CPU cores), for the estimate.
+        share: its share of the demo's time, for the estimate.
     """
 
     title: str
@@ -43,6 +43,7 @@ class DemoSize:
         seeds: pre-training runs with different seeds.
         controls: also pre-train with a teacher of random weights.
         minutes: what it takes on 2 CPU cores, for the first estimate.
+        shares: of that time, all of preparing, pre-training, evaluating and reporting.
         evaluate: overrides of the downstream protocols.
     """
 
@@ -52,21 +53,35 @@ class DemoSize:
     seeds: int
     controls: bool
     minutes: float
+    shares: tuple[float, float, float, float]
     evaluate: tuple[str, ...] = ()
 
 
-NORMAL = DemoSize(logs=50, frames=6, steps=400, seeds=1, controls=False, minutes=10.0)
-FULL = DemoSize(logs=50, frames=6, steps=400, seeds=3, controls=True, minutes=35.0)
+_TRAINED_LONG = (0.1, 0.5, 0.38, 0.02)
+
+
+NORMAL = DemoSize(logs=50, frames=6, steps=400, seeds=1, controls=False, minutes=10.0, shares=_TRAINED_LONG)
+FULL = DemoSize(logs=50, frames=6, steps=400, seeds=3, controls=True, minutes=35.0, shares=_TRAINED_LONG)
 _FEW_STEPS = ("finetune.steps=10", "finetune.lrs=[0.003]", "finetune.seeds=[0]")
-SHORT = DemoSize(logs=8, frames=3, steps=30, seeds=1, controls=False, minutes=2.0, evaluate=_FEW_STEPS)
+SHORT = DemoSize(
+    logs=8,
+    frames=3,
+    steps=30,
+    seeds=1,
+    controls=False,
+    minutes=2.0,
+    shares=(0.14, 0.34, 0.47, 0.05),
+    evaluate=_FEW_STEPS,
+)
 
 
 def commands(root: Path, size: DemoSize) -> list[DemoCommand]:
     """The commands of a demo, in order."""
     shards = str(root / "shards")
+    preparing, training, evaluating, reporting = size.shares
     world = ("prepare", "synthetic", "-", shards, f"num_logs={size.logs}", f"frames_per_log={size.frames}")
     about = f"drives {size.logs} logs of {size.frames} sweeps through the built-in world, into {shards}"
-    made = [DemoCommand("street world to shards", about, world, share=0.1)]
+    made = [DemoCommand("street world to shards", about, world, share=preparing)]
     # Probes on frozen features take one network each, so their seeds are those of pre-training.
     seeds = str(list(range(size.seeds))).replace(" ", "")
     evaluation = (
@@ -86,13 +101,13 @@ def commands(root: Path, size: DemoSize) -> list[DemoCommand]:
                 *(f"schedule.steps={size.steps}", *overrides),
             )
             about = f"{size.steps} updates without labels; the loss should fall; checkpoints in {run}"
-            share = 0.5 / (len(runs) * len(methods))
+            share = training / (len(runs) * len(methods))
             made.append(DemoCommand(f"pre-train {Path(run).name}", about, argv, share=share))
         about = "linear probe, kNN and fine-tuning on one labelled sweep, from these weights and from random ones"
         argv = ("evaluate", *runs, *evaluation)
-        made.append(DemoCommand(f"evaluate {name} beside random", about, argv, share=0.38 / len(methods)))
+        made.append(DemoCommand(f"evaluate {name} beside random", about, argv, share=evaluating / len(methods)))
     argv = ("report", str(root), "--out", str(root / "report.html"))
-    made.append(DemoCommand("report", "tables, curves and pictures in one file", argv, share=0.02))
+    made.append(DemoCommand("report", "tables, curves and pictures in one file", argv, share=reporting))
     return made
 
 
@@ -115,15 +130,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     size = FULL if options.full else SHORT if options.short else NORMAL
     root = Path(options.root)
-    console = Console()
+    console = terminal()
     todo = commands(root, size)
     start, finished, typed = time.monotonic(), 0.0, sys.argv
     for number, stage in enumerate(todo, 1):
         began = time.monotonic()
         left = time_left(size.minutes, finished, (began - start) / 60)
         console.print(Rule(f"[bold]{number}/{len(todo)} {stage.title}[/] · {left} left", align="left"))
-        console.print(stage.about, highlight=False)
-        console.print(f"$ tandem {shlex.join(stage.argv)}", style="dim", highlight=False, soft_wrap=True)
+        console.print(stage.about, markup=False)
+        console.print(f"$ tandem {shlex.join(stage.argv)}", style="dim", markup=False, soft_wrap=True)
         sys.argv = ["tandem", *stage.argv]  # what a run records as its command: one that a user can type
         try:
             code = tandem(stage.argv)
@@ -131,11 +146,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.argv = typed
         if code != 0:
             return code
-        console.print(f"took {time.monotonic() - began:.0f} s", style="dim", highlight=False)
+        console.print(f"took {time.monotonic() - began:.0f} s", style="dim")
         finished += stage.share
     page = (root / "report.html").resolve()
-    console.print(f"done in {(time.monotonic() - start) / 60:.1f} min · open {page} in a browser", soft_wrap=True)
-    console.print(f"curves and pictures: tensorboard --logdir {root}", highlight=False)
+    console.print(
+        f"done in {(time.monotonic() - start) / 60:.1f} min · open {page} in a browser", markup=False, soft_wrap=True
+    )
+    console.print(f"curves and pictures: tensorboard --logdir {root}", markup=False, soft_wrap=True)
     return 0
 
 

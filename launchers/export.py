@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from common.files import replace_file
-from common.printable import printable
+from common.printable import say
 from common.run_files import CHECKPOINT_CONFIG
 from common.small_files import checked, read_json
 from engine.checkpoint import read_state
@@ -56,11 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         report, difference = check(out, file_format, network, inputs)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint} could not be exported as {options.format}: {error}") from error
-    print(printable(f"exported {checkpoint}\n{report.text()}"))
+    say(f"exported {checkpoint}\n{report.text()}")
     for name in sorted(metadata):
-        print(printable(f"  {name}: {metadata[name]}"))
+        say(f"  {name}: {metadata[name]}")
     print(f"read back: features on a random input differ by at most {difference:g}")
-    print(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
+    say(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
     return 0
 
 

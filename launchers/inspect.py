@@ -13,7 +13,7 @@ import numpy as np
 
 from common.files import replace_file
 from common.nearby import nearby
-from common.printable import printable
+from common.printable import say
 from data.storage.manifest import Manifest, load_manifest
 from data.storage.reader import SampleError, SampleReader, blamed_on
 from data.storage.shard import ShardError
@@ -151,7 +151,7 @@ def _inspect_run(run_dir: Path, options: argparse.Namespace) -> int:
 
 
 def _show(title: str, subtitle: str, tables: list[TextTable], pictures: dict[str, RgbImage], out: str | None) -> None:
-    print(printable(f"{title}\n{subtitle}\n"))
+    say(f"{title}\n{subtitle}\n")
     print("\n\n".join(table.text() for table in tables))
     if out is None:
         print("\npictures: add --out FOLDER")
@@ -164,7 +164,7 @@ def _show(title: str, subtitle: str, tables: list[TextTable], pictures: dict[str
         replace_file(folder / f"{file_name}.png", png_bytes(picture), durable=False)
     sheet = folder / "inspect.html"
     replace_file(sheet, page(title, subtitle, tables, pictures).encode(), durable=False)
-    print(f"\n{len(pictures)} pictures and {sheet}")
+    say(f"\n{len(pictures)} pictures and {sheet}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.printable import printable
+from common.printable import say
 from configs.load import ConfigError, load
 from launchers.cancel import runs_below
 from launchers.cli import guarded
@@ -31,11 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         last = one.attempts[-1].status if one.attempts else None
         if info is not None and info.state == "RUNNING":
             slurm.send_signal(info.id, STOP_SIGNAL)
-            print(printable(f"{one.folder.name}: {info.id} writes a checkpoint and is queued again"))
+            say(f"{one.folder.name}: {info.id} writes a checkpoint and is queued again")
         elif info is not None and info.active:
-            print(printable(f"{one.folder.name}: {info.id} is {info.state.lower()} already"))
+            say(f"{one.folder.name}: {info.id} is {info.state.lower()} already")
         elif last == "finished" and not (one.folder / SUBMISSION_FOLDER).is_dir():
-            print(printable(f"{one.folder.name}: finished"))
+            say(f"{one.folder.name}: finished")
         else:
             ended.append(one.folder)  # of a finished one, the evaluations that are not done
     if ended:

@@ -16,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from common.printable import printable
 from configs.load import ConfigError, dump, load, read_value
 from configs.schema import SweepConfig
 from configs.text import TextDumper
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     made = points(sweep, of_run(options.overrides))
     if options.show_config:
         runs = "".join(f"# {point.run_dir.name}: {' '.join(point.overrides)}\n" for point in made)
-        print(dump(sweep) + runs + commented("cluster", cluster), end="")
+        print(dump(sweep) + printable(runs) + commented("cluster", cluster), end="")
         return 0
     request = SubmitRequest(
         points=with_first_stages(made),

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from rich.console import Console
 
 from common.files import replace_file
 from common.run_files import RESULTS_FILE, SUMS_FILE, list_checkpoints, step_of
@@ -30,6 +29,7 @@ from launchers.evaluation.networks import identity_of
 from launchers.evaluation.selection import read_selection, select_best
 from launchers.reporting.report_files import write_report
 from launchers.runs.files import CONFIG_FILE, ERROR_FILE, EVALUATIONS, SELECTION
+from launchers.runs.terminal import terminal
 
 _PICTURED_RUNS = 8
 """A report of more runs has no pictures: each needs the run's networks."""
@@ -75,7 +75,7 @@ class EvaluationJob:
         with _failures_noted(self.folder):
             config = _settings_in(self.folder, self.settings)
             for checkpoint, chosen in self._checkpoints():
-                with shown_progress(Console(highlight=False)) as progress:
+                with shown_progress(terminal()) as progress:
                     evaluate_runs([checkpoint], config, chosen=chosen, progress=progress)
 
     def _checkpoints(self) -> list[tuple[Path, tuple[str, ...]]]:
@@ -140,7 +140,7 @@ class SelectBestJob:
         with _failures_noted(self.folder):
             configs = [_settings_in(self.folder / str(n), settings) for n, settings in enumerate(self.settings)]
             run_dir, identity = Path(self.run_dir), self._identity
-            with shown_progress(Console(highlight=False)) as progress:
+            with shown_progress(terminal()) as progress:
                 outcome = select_best(
                     run_dir, configs, every=self.every, by=self.by, settings=identity, progress=progress
                 )
@@ -182,7 +182,7 @@ class BaselineJob:
             config = _settings_in(folder, self.settings)
             replace_file(folder / "run.yaml", self.run.encode())
             run = load(PretrainConfig, folder / "run.yaml", choices=PRETRAIN_CHOICES)
-            with shown_progress(Console(highlight=False)) as progress:
+            with shown_progress(terminal()) as progress:
                 evaluate_random(run, config, folder / RESULTS_FILE, progress=progress)
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from common.printable import say
 from configs.load import dump
 from configs.schema import PRETRAIN_CHOICES
 from launchers.cluster.evaluation_jobs import ReportJob
@@ -45,7 +46,7 @@ def submit(request: SubmitRequest, *, dry_run: bool = False) -> bool:
     runs = _train(plan, request, queue, code)
     if request.evaluate:
         _FollowUps(request=request, queue=queue, active=plan.active).submit(runs)
-    print(f"watch: tandem status {request.root}")
+    say(f"watch: tandem status {request.root}")
     return not queue.failed
 
 
@@ -112,13 +113,13 @@ class _FollowUps:
     def submit(self, runs: Sequence[RequestedRun]) -> None:
         evaluated = [run for run in runs if run.elements]
         if not evaluated:
-            print("no evaluations: evaluate.configs is empty")
+            say("no evaluations: evaluate.configs is empty")
             return
         pending = [job for run in evaluated for job in self._evaluations(run)]
         pending += self._baselines(evaluated)
         pending += [run.training for run in runs if run.training is not None]
         if not pending:
-            print(f"nothing left to do; `tandem report {self.request.root}` writes the report again")
+            say(f"nothing left to do; `tandem report {self.request.root}` writes the report again")
             return
         self._report(evaluated, pending)
 
@@ -192,25 +193,25 @@ def _array(job: str) -> str:
 
 def _print_queued(queue: Queue, what: str, job: str) -> None:
     if queue.cluster is not None:  # elsewhere it is over by now, and the queue has said how it went
-        print(f"{what} queued as {job}")
+        say(f"{what} queued as {job}")
 
 
 def _print_status(run: RequestedRun, request: SubmitRequest) -> None:
     if run.finished:
-        print(f"{run.name}: finished before")
+        say(f"{run.name}: finished before")
     elif run.training is not None:
-        print(f"{run.name}: is in the queue as {run.training}")
+        say(f"{run.name}: is in the queue as {run.training}")
     elif not request.train:
-        print(f"{run.name}: is not finished; what follows sees its newest checkpoint")
+        say(f"{run.name}: is not finished; what follows sees its newest checkpoint")
 
 
 def _print_plan(request: SubmitRequest, plan: SubmissionPlan) -> None:
     asked = request.cluster
     counts = f"{len(plan.to_train)} of {len(plan.runs)} runs"
-    print(f"would train {counts}, each on {asked.nodes} x {asked.tasks} process(es):")
+    say(f"would train {counts}, each on {asked.nodes} x {asked.tasks} process(es):")
     for run in plan.to_train:
-        print(f"  {run.point.run_dir}")
+        say(f"  {run.point.run_dir}")
     elements = sum(len(run.elements) for run in plan.runs)
     if elements:
-        print(f"then {elements} evaluations, random initialisation beside them, and a report in {request.root}")
-    print("nothing was queued (--dry-run)")
+        say(f"then {elements} evaluations, random initialisation beside them, and a report in {request.root}")
+    say("nothing was queued (--dry-run)")

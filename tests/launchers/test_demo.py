@@ -36,7 +36,9 @@ def test_every_stage_is_a_valid_command(tmp_path: Path, size: DemoSize) -> None:
             assert evaluation.linear_probe.seeds == tuple(range(size.seeds))
 
 
-def test_the_first_failure_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_failure_ends_the_demo(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     called: list[str] = []
     before = sys.argv
 
@@ -46,7 +48,10 @@ def test_the_first_failure_ends_the_demo(tmp_path: Path, monkeypatch: pytest.Mon
         return 0 if argv[0] == "prepare" else 3
 
     monkeypatch.setattr("launchers.demo.tandem", failing)
-    assert main(["--short", "--root", str(tmp_path)]) == 3
+    assert main(["--short", "--root", str(tmp_path / "a[red]b\x1b[31m")]) == 3
+    said = capsys.readouterr().out
+    assert "a[red]b?[31m" in said  # neither a style nor an order to the terminal
+    assert "\x1b" not in said
     assert called == ["prepare", "pretrain"]
     assert sys.argv is before
 

@@ -79,6 +79,8 @@ def test_near_misses_are_named(capsys: pytest.CaptureFixture[str]) -> None:
         capsys, "pretrain", "x.yaml", "--lr", "1"
     )
     assert told(capsys, "evaluate").endswith("the following arguments are required: CHECKPOINT, CONFIG\n")
+    assert "unrecognized arguments: --helpp; did you mean '--help'?" in told(capsys, "pretrain", "--helpp")
+    assert "unrecognized arguments: --dryrun; did you mean '--dry-run'?" in told(capsys, "submit", "--dryrun")
     with pytest.raises(SystemExit):
         prepare.parse(["kitty-raw", "SRC", "OUT"])
     assert "no data set 'kitty-raw'; did you mean 'kitti-raw'?" in capsys.readouterr().err
