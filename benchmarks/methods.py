@@ -1,7 +1,8 @@
 """All methods of a sweep under one protocol: trains, evaluates, and writes one table.
 
     python -m benchmarks.methods --shards runs/street/shards                  # a night on two CPU cores
-    python -m benchmarks.methods --shards runs/street/shards --short          # under an hour
+    python -m benchmarks.methods --shards runs/street/shards --short          # one seed of pre-training tells no gain
+    python -m benchmarks.methods --shards runs/street/shards --short --seeds 0 1 2
     python -m benchmarks.methods --shards runs/street/shards --sweep configs/sweep/modalities.yaml
     python -m benchmarks.methods --shards runs/street/shards --sweep configs/sweep/image_methods.yaml
 
@@ -11,9 +12,14 @@ Without --shards a small set is made in the sweep's folder first. The table goes
 terminal.
 
 Columns: the main metric of each protocol on the test split, where none is named mIoU in percent; mean and standard
-deviation over the pre-training seeds (of random initialisation: over its own); medians of the time of an update, data
-wait included; highest resident memory of the training process; collapse watch, mean over the last tenth of the run,
-which says how easy a method's own task has become and cannot be compared between tasks.
+deviation over the pre-training seeds, each with the mean over its protocol's own (of random initialisation: over its
+own); medians of the time of an update, data wait included; highest resident memory of the training process; collapse
+watch, mean over the last tenth of the run, which says how easy a method's own task has become and cannot be compared
+between tasks.
+
+A second table has the differences to random initialisation: each run on each draw of labels against a random network on
+the same draw, mean and standard deviation over all of them. Bold: beyond chance, by the rule that reports use
+(`launchers.reporting.doubts`). Only those are gains.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,6 +44,8 @@ from engine.metric_names import RSS_GIB, STEP_S, WATCH
 from launchers.cli import FAILURE
 from launchers.cluster.plan_submission import SubmitRequest, with_first_stages
 from launchers.cluster.submission import submit
+from launchers.reporting.doubts import doubts
+from launchers.reporting.repetitions import gain_of
 from launchers.runs.files import BASELINES, EVALUATIONS, read_metrics
 from launchers.submit import load_cluster
 from launchers.sweep import points
@@ -49,10 +57,10 @@ SHORT_RUNS = (
     "schedule.steps=120",
     "schedule.warmup_steps=10",
     "evaluate.fractions=[1,10]",
-    'evaluate.overrides=["linear_probe.seeds=[0]","knn.seeds=[0]","finetune.seeds=[0]","finetune.tune_seeds=[0]",'
+    'evaluate.overrides=["linear_probe.seeds=[0,1,2]","knn.seeds=[0,1,2]","finetune.tune_seeds=[0]",'
     '"finetune.lrs=[0.003,0.01]","finetune.steps=40","data.limit_train=96","data.limit_test=24"]',
 )
-"""One seed, fewer updates and sweeps; a tenth of 96 sweeps is 10."""
+"""Fewer updates and sweeps; a tenth of 96 sweeps is 10."""
 SHORT_FIRST = 'first.overrides=["schedule.steps=120","evaluate.configs=[]"]'
 """For runs of two stages."""
 WATCHED = ("contrastive_accuracy", "alignment", "effective_rank")
@@ -104,11 +112,13 @@ class Row:
     Attributes:
         name: of the method or its variant.
         scores: column -> value of each pre-training seed.
+        gains: column -> the same over random initialisation; empty for random initialisation itself.
         training: one a run; () for random initialisation.
     """
 
     name: str
     scores: Mapping[Column, tuple[float, ...]]
+    gains: Mapping[Column, str] = field(default_factory=dict)
     training: tuple[TrainingFigures, ...] = ()
 
 
@@ -132,14 +142,23 @@ def column_of(result: Result) -> Column:
     return Column(result.protocol, result.labels, result.metric)
 
 
-def scores_of(results: Iterable[Result]) -> dict[Column, float]:
-    """Column -> mean over a record's own seeds; of records that replace each other, the newest."""
-    newest: dict[Column, Result] = {}
+def newest(results: Iterable[Result]) -> dict[Column, Result]:
+    """Of records that replace each other, the newest."""
+    found: dict[Column, Result] = {}
     for result in results:
         column = column_of(result)
-        if column not in newest or result.date >= newest[column].date:
-            newest[column] = result
-    return {column: result.mean for column, result in newest.items()}
+        if column not in found or result.date >= found[column].date:
+            found[column] = result
+    return found
+
+
+def gain_text(runs: Sequence[Result], baselines: Sequence[Result]) -> str:
+    """Mean and spread of the paired differences to random initialisation, bold beyond chance; "" without a baseline."""
+    gain = gain_of(runs, baselines)
+    if gain is None:
+        return ""
+    text = runs[0].measure.difference_text(gain.value, gain.reference, gain.std)
+    return text if doubts(runs[0], gain) else f"**{text}**"
 
 
 def rows_of(sweep: SweepConfig, run_dirs: Sequence[Path]) -> list[Row]:
@@ -147,20 +166,23 @@ def rows_of(sweep: SweepConfig, run_dirs: Sequence[Path]) -> list[Row]:
     runs: dict[str, list[Path]] = defaultdict(list)
     for folder in run_dirs:
         runs[folder.name.rpartition("-seed_")[0] or folder.name].append(folder)
+    baselines = _results_in(Path(sweep.root) / BASELINES)
     rows: list[Row] = []
     measured: dict[str, list[Result]] = {}
     for name, folders in runs.items():
-        scores: dict[Column, list[float]] = defaultdict(list)
+        records: dict[Column, list[Result]] = defaultdict(list)
         measured[name] = []
         for folder in folders:
             results = _results_in(folder / EVALUATIONS)
             measured[name] += results
-            for column, value in scores_of(results).items():
-                scores[column].append(value)
+            for column, result in newest(results).items():
+                records[column].append(result)
         training = tuple(found for folder in folders if (found := training_figures(folder)) is not None)
-        if scores or training:
-            rows.append(Row(name=name, scores={c: tuple(v) for c, v in scores.items()}, training=training))
-    return [*_random_rows(measured, _results_in(Path(sweep.root) / BASELINES)), *rows]
+        if records or training:
+            scores = {column: tuple(r.mean for r in of_runs) for column, of_runs in records.items()}
+            gains = {column: gain_text(of_runs, baselines) for column, of_runs in records.items()}
+            rows.append(Row(name=name, scores=scores, gains=gains, training=training))
+    return [*_random_rows(measured, baselines), *rows]
 
 
 def _random_rows(measured: Mapping[str, Sequence[Result]], baselines: Sequence[Result]) -> list[Row]:
@@ -206,6 +228,13 @@ def table_of(rows: Sequence[Row]) -> str:
     return markdown(header, lines)
 
 
+def gains_table(rows: Sequence[Row]) -> str:
+    """Differences to random initialisation; "" where there are none."""
+    columns = sorted({column for row in rows for column in row.gains}, key=lambda column: column.place)
+    lines = [[row.name, *(row.gains.get(column, "") for column in columns)] for row in rows if row.gains]
+    return markdown(["over random initialisation", *(column.title for column in columns)], lines) if lines else ""
+
+
 def _mean(values: Sequence[float], form: str) -> str:
     return form.format(statistics.fmean(values)) if values else ""
 
@@ -224,7 +253,7 @@ def main() -> int:
     parser.add_argument("--shards", help="a prepared set of the street world (without: 48 sweeps are made)")
     parser.add_argument("--root", help="folder of the sweep instead of the file's")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="these runs of the sweep")
-    parser.add_argument("--short", action="store_true", help="one seed, fewer updates and sweeps")
+    parser.add_argument("--short", action="store_true", help="fewer updates and sweeps, one seed of pre-training")
     parser.add_argument("--seeds", nargs="+", type=int, metavar="N", help="of pre-training, instead of the sweep's")
     parser.add_argument("--table", action="store_true", help="train nothing, read what is there")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="for all runs")
@@ -251,7 +280,8 @@ def main() -> int:
         cluster = load_cluster(None, (), nodes=None, where="local")  # one run at a time
         done = submit(SubmitRequest(points=with_first_stages(made), root=root, cluster=cluster, where="local"))
     text = f"{setting(0)}; {len(sweep.grid.get('seed', ()))} seed(s), {made[0].config.schedule.steps} updates\n\n"
-    text += table_of(rows_of(sweep, [point.run_dir for point in made])) + "\n"
+    rows = rows_of(sweep, [point.run_dir for point in made])
+    text += f"{table_of(rows)}\n\n{gains_table(rows)}\n"
     (root / TABLE).write_text(text)
     print(text)
     return 0 if done else FAILURE

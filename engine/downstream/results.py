@@ -171,18 +171,34 @@ class Difference:
     """Main metric of one initialisation minus that of another under the same budget, in the metric's unit.
 
     Attributes:
-        mean: over the pairs (same seed, same draw).
-        std: sample standard deviation of the paired differences; None for one pair.
-        num_pairs: seeds that both have.
+        deltas: of each pair (same seed, same draw); where several pre-training runs are one initialisation, those of
+            one run after those of the other.
+        independent: how many of the pairs say something of their own. Pairs of one run share its weights, and pairs of
+            one seed their draw and their random network, so it is the number of runs or of seeds, whichever is
+            smaller.
         value: mean of the first initialisation over the pairs; its other seeds do not count.
         reference: that of the other one.
     """
 
-    mean: float
-    std: float | None
-    num_pairs: int
+    deltas: tuple[float, ...]
+    independent: int
     value: float
     reference: float
+
+    @property
+    def num_pairs(self) -> int:
+        """How many pairs there are, independent or not."""
+        return len(self.deltas)
+
+    @property
+    def mean(self) -> float:
+        """Mean over the pairs."""
+        return statistics.fmean(self.deltas)
+
+    @property
+    def std(self) -> float | None:
+        """Sample standard deviation of the paired differences; None for one pair."""
+        return statistics.stdev(self.deltas) if len(self.deltas) > 1 else None
 
 
 def paired_difference(result: Result, baseline: Result) -> Difference | None:
@@ -200,13 +216,22 @@ def paired_difference(result: Result, baseline: Result) -> Difference | None:
     pairs = [(value, other[seed]) for seed, value in zip(result.seeds, result.values, strict=True) if seed in other]
     if not pairs:
         return None
-    deltas = [value - reference for value, reference in pairs]
     return Difference(
-        mean=statistics.fmean(deltas),
-        std=statistics.stdev(deltas) if len(deltas) > 1 else None,
-        num_pairs=len(deltas),
+        deltas=tuple(value - reference for value, reference in pairs),
+        independent=len(pairs),
         value=statistics.fmean(value for value, _ in pairs),
         reference=statistics.fmean(reference for _, reference in pairs),
+    )
+
+
+def mean_difference(differences: Sequence[Difference]) -> Difference:
+    """Of several runs of one initialisation, each paired with the same baseline."""
+    independent = [d.independent for d in differences]
+    return Difference(
+        deltas=tuple(delta for difference in differences for delta in difference.deltas),
+        independent=min(*independent, len(differences)) if len(differences) > 1 else independent[0],
+        value=statistics.fmean(d.value for d in differences),
+        reference=statistics.fmean(d.reference for d in differences),
     )
 
 

@@ -1,8 +1,7 @@
 """Runs that differ in their pre-training seed alone, taken together: one row with mean and spread over the runs.
 
 Each run counts once, with the mean over its protocol's own seeds (label draws, probe initialisations). The gain is the
-mean of the runs' paired differences to random initialisation, whose rows all runs share: its spread is that of
-pre-training, not of the baseline.
+mean of the paired differences to random initialisation over all runs and all seeds, and so is its spread.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
 
-from engine.downstream.results import Difference, Result, baseline_of, paired_difference
+from engine.downstream.results import Difference, Result, baseline_of, mean_difference, paired_difference
 
 _CHOICES = {("best",): "best step", ("last",): "last step", ("best", "last"): "best and last step"}
 """How the checkpoint was chosen -> for tables."""
@@ -27,11 +26,10 @@ def rows_of(
     """
     rows: list[tuple[Result, Difference | None]] = []
     for choice, runs in _repetitions(members):
-        gains = [gain for run in runs if (gain := _gain(run, results)) is not None]
         row = runs[0] if len(runs) == 1 else _merged(runs)
         parts = (row.init, labels.get(row.setting, ""), _CHOICES.get(choice, ""))
         name = ", ".join(part for part in parts if part)
-        rows.append((dataclasses.replace(row, init=name), _mean_gain(gains) if len(gains) == len(runs) else None))
+        rows.append((dataclasses.replace(row, init=name), gain_of(runs, results)))
     rows.sort(key=lambda row: (row[0].pretrained, row[0].goodness))
     return tuple(record for record, _ in rows), tuple(gain for _, gain in rows)
 
@@ -58,24 +56,16 @@ def _repetitions(members: Sequence[Result]) -> list[tuple[tuple[str, ...], list[
     return [*alone, *merged.values()]
 
 
-def _gain(result: Result, results: Sequence[Result]) -> Difference | None:
-    baseline = baseline_of(result, results) if result.pretrained else None
-    return paired_difference(result, baseline) if baseline is not None else None
-
-
-def _mean_gain(gains: Sequence[Difference]) -> Difference | None:
-    if len(gains) == 1:
-        return gains[0]
-    if not gains:
-        return None
-    means = [gain.mean for gain in gains]
-    return Difference(
-        mean=statistics.fmean(means),
-        std=statistics.stdev(means),
-        num_pairs=len(means),
-        value=statistics.fmean(gain.value for gain in gains),
-        reference=statistics.fmean(gain.reference for gain in gains),
-    )
+def gain_of(runs: Sequence[Result], results: Sequence[Result]) -> Difference | None:
+    """Over random initialisation, whose records are looked for in `results`; None where a run has none to pair with."""
+    gains = []
+    for run in runs:
+        baseline = baseline_of(run, results) if run.pretrained else None
+        gain = paired_difference(run, baseline) if baseline is not None else None
+        if gain is None:
+            return None
+        gains.append(gain)
+    return mean_difference(gains)
 
 
 def _merged(runs: Sequence[Result]) -> Result:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from engine.downstream.metrics import METRICS
 from engine.downstream.protocols import PROTOCOLS, title_of
-from engine.downstream.results import Difference, Result, baseline_of
+from engine.downstream.results import Difference, Result, baseline_of, paired_difference
 from launchers.reporting.doubts import LEAST_PAIRS, LEAST_TEST_SAMPLES, doubts, test_samples
 from launchers.reporting.repetitions import rows_of
 
@@ -78,9 +78,23 @@ class Group:
         return [_row(r, self.metrics, _gain_text(r, gain, baseline, bool(why))) for r, gain, why in rows]
 
     @property
-    def best(self) -> float:
-        """Goodness of the best result."""
-        return max(r.goodness for r in self.results)
+    def leader(self) -> Result | None:
+        """The best result, if it is better than every other by more than chance; else no result stands out."""
+        if len(self.results) < 2:
+            return None
+        best = max(range(len(self.results)), key=lambda row: self.results[row].goodness)
+        result, gain = self.results[best], self.gains[best]
+        if gain is None or self.doubts[best]:
+            return None
+        rivals = [other for other in self.results if other.pretrained and other is not result]
+        return result if all(_beyond(result, rival) for rival in rivals) else None
+
+
+def _beyond(better: Result, other: Result) -> bool:
+    """Whether two pre-trained networks can be paired, and differ by more than chance."""
+    repeated = [r.seeds == r.pretrain_seeds for r in (better, other)]  # seeds of pre-training, or of the protocol
+    difference = paired_difference(better, other) if repeated[0] == repeated[1] else None
+    return difference is not None and not doubts(better, difference)
 
 
 def groups(results: Sequence[Result], labels: Mapping[str, str] | None = None) -> list[Group]:
@@ -139,6 +153,8 @@ def notes(results: Sequence[Result]) -> list[str]:
     errors = dict.fromkeys(r.measure.title for r in results if not r.measure.higher_is_better)
     if errors:
         lines.append(f"{', '.join(errors)}: lower is better, so a difference below 0 is a gain.")
+    if any(group.leader for group in made):
+        lines.append("Bold: better than every other row of its group by more than chance.")
     gains = [row[2] for group in made for row in group.rows]
     if any(_DOUBTFUL in gain for gain in gains):
         lines.append(
@@ -158,7 +174,7 @@ def notes(results: Sequence[Result]) -> list[str]:
     if any(len(r.pretrain_seeds) > 1 for group in made for r in group.results):
         lines.append(
             "Several runs in one row: each run counts once, with the mean over its protocol's seeds; ± is over "
-            "pre-training runs. They share the rows of random initialisation."
+            "pre-training runs. Over random: each run on each draw against random initialisation on the same draw."
         )
     if any(r.chosen for r in results):
         lines.append("best step: chosen on logs held out from the train split; the test split had no say in it.")
@@ -194,7 +210,7 @@ def print_table(results: Sequence[Result], console: Console, labels: Mapping[str
             table.add_column(name, justify="right", no_wrap=True, min_width=least)
         for result, row in zip(group.results, group.rows, strict=True):
             cells = (_name(result), row[1], row[2], *row[-2 - len(_TEXTS) : -len(_TEXTS)])
-            table.add_row(*map(escape, cells), style="bold" if result.goodness == group.best else "")
+            table.add_row(*map(escape, cells), style="bold" if result is group.leader else "")
         console.print(table)
     for metric in dict.fromkeys(result.measure for result in results):
         console.print(escape(f"{metric.heading}: {metric.explanation}"), style="dim")

@@ -360,14 +360,40 @@ def test_repetitions_become_one_row_with_the_spread_over_runs() -> None:
     (group,) = groups([*runs, RANDOM, of_run("b", 0, 400, (20.0, 30.0, 11.5))], SETTINGS)
     assert [r.init for r in group.results] == ["random", "slidr, temperature=0.1", "slidr, temperature=0.07"]
     merged, gain = group.results[2], group.gains[2]
-    # By hand: means of the runs 25, 25.33, 25.67; random 20; gains of the runs 5, 5.33, 5.67.
+    # By hand: means of the runs 25, 25.33, 25.67; random 20, 30, 10, so gains of 4, 6, 5; 5, 6, 5; 6, 6, 5.
     assert merged.values == pytest.approx((25.0, 25.0 + 1 / 3, 25.0 + 2 / 3))
     assert gain is not None
-    assert (gain.mean, gain.std, gain.num_pairs) == (pytest.approx(5 + 1 / 3), pytest.approx(1 / 3), 3)
+    assert gain.deltas == pytest.approx((4, 6, 5, 5, 6, 5, 6, 6, 5))
+    assert (gain.independent, gain.std) == (3, pytest.approx(0.7071, abs=1e-4))
     assert merged.pretraining == "400 steps, 3 runs, seeds 0, 1, 2"
     assert group.gains[1] == paired_difference(of_run("b", 0, 400, (20.0, 30.0, 11.5)), RANDOM)
     assert "pre-training runs" in markdown([*runs, RANDOM])
     assert "pre-training runs" not in markdown([runs[0], RANDOM])
+
+
+def test_runs_on_one_draw_are_not_independent_of_it() -> None:
+    """Three runs of pre-training against one random network on one labelled frame."""
+    settings = {"setting": "a", "seeds": (0,), "accuracy": (50.0,)}
+    runs = [make(**settings, miou=(24.0 + n / 9,), pretrain_seeds=(n,), checkpoint=(f"{n}",)) for n in range(3)]
+    (group,) = groups([*runs, of_one_class(20.0, pretrained=False, init="random")])
+    assert group.doubts[1] == ("only 1 paired run",)
+
+
+@pytest.mark.parametrize(
+    ("others", "leads"),
+    [
+        ({}, True),
+        ({"other": (23.0, 34.0, 15.2)}, True),  # 1.0, 1.0, 0.8 below
+        ({"other": (20.0, 37.0, 14.0)}, False),  # worse in the mean, by less than the spread of the differences
+        ({"other": (24.0, 35.0, 16.0)}, False),
+    ],
+)
+def test_a_row_is_bold_only_beyond_the_spread(others: dict[str, tuple[float, ...]], leads: bool) -> None:
+    rows = [make(init=name, miou=miou, checkpoint=(name,)) for name, miou in others.items()]
+    (group,) = groups([make(miou=(24.0, 35.0, 16.0), checkpoint=("a",)), *rows, RANDOM])
+    assert (group.leader is not None) == leads
+    doubtful = make(miou=(19.0, 36.0, 12.0), checkpoint=("a",))
+    assert groups([doubtful, RANDOM])[0].leader is None
 
 
 def test_best_and_last_steps_have_rows_of_their_own() -> None:
