@@ -38,6 +38,7 @@ WRITTEN = {"report.md"}
 
 _FENCE = re.compile(r"^```.*?^```", re.M | re.S)
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+_IMAGE = re.compile(r"!\[([^\]]*)\]\(")
 _CODE = re.compile(r"`([^`\n]+(?:\n[^`\n]+)?)`")
 _PATH = re.compile(
     rf"(?<![\w./-])(?:{'|'.join(map(re.escape, FOLDERS))})/[\w./{{}},-]*(?:\.(?:py|md|ya?ml|txt|sh|jpg|png|svg)\b|/)"
@@ -70,6 +71,9 @@ def anchors(page: Path) -> frozenset[str]:
 
 
 def broken_links(page: Path) -> Iterator[str]:
+    for words in _IMAGE.findall(text_of(page)):
+        if len(words.split()) < 4:
+            yield f"image {words!r}: expected what it shows, in words"
     for groups in _LINK.findall(_FENCE.sub("", text_of(page))):
         target = next(filter(None, groups))
         if re.match(r"[a-z]+:", target):
@@ -216,6 +220,7 @@ def test_the_checker_sees_what_is_broken(tmp_path, monkeypatch):
         "from data.order import batch, gone\n```\n"
     )
     assert [line.split(":")[0] for line in broken_links(page)] == [
+        "image 'd'",
         "link to #nowhere",
         "link to gone.md",
         "link to gone.png",

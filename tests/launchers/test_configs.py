@@ -23,7 +23,7 @@ from tests.helpers.toy_settings import missing_values, toy_overrides
 PRETRAIN = sorted(CONFIGS.glob("*.yaml"))
 DOWNSTREAM = sorted((CONFIGS.parent / "downstream").glob("*.yaml"))
 PAPERS = [path for path in PRETRAIN if not path.stem.endswith("_street") or path == STREET]
-"""The street runs of all methods take their steps in test_methods.py."""
+"""The street runs of all methods take their steps in test_resume_methods.py."""
 ASKING = [path for path in PRETRAIN if missing_values(path)]
 
 

@@ -1,40 +1,21 @@
-"""What holds for all methods in whole runs: each street config trains, shows pictures, and ranks never wait in vain."""
+"""What holds for all methods on several ranks: none waits in vain. Whole runs are in test_resume_methods.py."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from engine.distributed import World
 from engine.interfaces import FollowsUpdates
 from engine.sync_bn import convert_sync_batchnorm
-from launchers.training.train import train
 from models.methods import METHODS
 from tests.helpers.degenerate_batches import degenerate_batches
 from tests.helpers.distributed import run_distributed
 from tests.helpers.street_run import street_batch, street_config, street_objective
-from tests.helpers.toy_run import losses
 
 NAMES = sorted(METHODS)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
-def test_the_street_run_takes_two_steps(
-    name: str, street_set: str, world: World, one_thread: None, tmp_path: Path
-) -> None:
-    """As its users start it: from YAML through loader, teacher cache and engine, a picture of each kind at the end."""
-    steps = ("schedule.steps=2", "monitor.picture_every=2", "monitor.tensorboard=true")
-    summary = train(street_config(name, street_set, f"run_dir={tmp_path}", *steps))
-    assert (summary.status, summary.step, summary.skipped) == ("finished", 2, 0)
-    values = losses(tmp_path)
-    assert all(math.isfinite(value) for value in values)
-    assert values[0] != values[1]  # the first is 0 where a queue of negatives is still empty
 
 
 Buffers = dict[str, torch.Tensor]
