@@ -5,6 +5,7 @@
     python -m benchmarks.methods --shards runs/street/shards --short --seeds 0 1 2
     python -m benchmarks.methods --shards runs/street/shards --sweep configs/sweep/modalities.yaml
     python -m benchmarks.methods --shards runs/street/shards --sweep configs/sweep/image_methods.yaml
+    python -m benchmarks.methods --shards runs/street/shards --sweep configs/sweep/teachers.yaml
 
 Runs `tandem sweep` on this machine, one run at a time, then reads what the runs left: results.json of evaluations and
 of random initialisation, metrics.jsonl of training. Stopped and called again it continues; `--table` only reads.
