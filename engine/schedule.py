@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from common.ranges import at_least, below, share
+from common.ranges import above, at_least, below, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,14 +17,15 @@ class ScheduleConfig:
     """How long a run is and how its learning rate moves.
 
     Attributes:
-        kind: "cosine" falls along half a cosine to `final_lr_scale`; "constant" stays.
+        kind: "cosine" falls along half a cosine to `final_lr_scale`, "exponential" by the same share in each update;
+            "constant" stays.
         steps: updates of the whole run; where null, `epochs` decides.
         epochs: passes over the data, rounded up to whole updates.
         warmup_steps: updates over which the rate rises linearly to its peak.
-        final_lr_scale: share of the peak rate that a cosine ends at.
+        final_lr_scale: share of the peak rate at the end; for "exponential" above 0.
     """
 
-    kind: Literal["constant", "cosine"] = "cosine"
+    kind: Literal["constant", "cosine", "exponential"] = "cosine"
     steps: int | None = None
     epochs: int = 50
     warmup_steps: int = 0
@@ -36,6 +37,8 @@ class ScheduleConfig:
         if self.steps is not None:
             below(self, "steps", warmup_steps=self.steps)
         share(self, "final_lr_scale")
+        if self.kind == "exponential":
+            above(self, final_lr_scale=0)
 
 
 def total_steps(config: ScheduleConfig, *, samples_per_epoch: int, global_batch_size: int) -> int:
@@ -62,14 +65,17 @@ def lr_scale(step: int, num_steps: int, config: ScheduleConfig) -> float:
 
         s < warmup:  (s + 1) / warmup
         cosine:      f + (1 - f) (1 + cos(pi (s - warmup) / (num_steps - warmup))) / 2
+        exponential: f ^ ((s - warmup) / (num_steps - warmup))
 
-    Source: SGDR, Loshchilov & Hutter 2017, eq. 5, one period; per update instead of per epoch.
+    Source: of the cosine: SGDR, Loshchilov & Hutter 2017, eq. 5, one period; per update instead of per epoch.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.kind == "constant":
         return 1.0
     progress = (step - config.warmup_steps) / (num_steps - config.warmup_steps)
+    if config.kind == "exponential":
+        return float(config.final_lr_scale**progress)
     return config.final_lr_scale + (1 - config.final_lr_scale) * (1 + math.cos(math.pi * progress)) / 2
 
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# SLidR on nuScenes as in its paper: 4 GPUs, batch 16.
+# SLidR on nuScenes on 4 GPUs, batch 16, rate 2, as in its paper's runs for detection; its table 2 is from one GPU, batch 4,
+# rate 0.5: --ntasks-per-node=1 --gpus-per-node=1.
 #   bash slurm/pretrain_nuscenes.sh [--nodes=N ...] [section.field=value ...]      checks, then queues itself
 #   sbatch [--nodes=N ...] slurm/pretrain_nuscenes.sh [section.field=value ...]    from the repository's root
 #SBATCH --job-name=nuscenes

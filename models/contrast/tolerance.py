@@ -3,12 +3,7 @@
 Two patches of road are negatives of each other only because they come from two superpixels. The teacher's features
 say so before anything is learnt (ST-SLidR, Mahmoud et al., CVPR 2023).
 
-Deviations from the released code:
-- It multiplies *logits* by the weights: a removed negative gets a logit of 0 and still adds exp(0) = 1 to the sum. Here
-  an entry of weight w counts as w times itself, and a removed one not at all.
-- There a share to remove replaces the weights; here the two are independent, and the defaults remove without weighting.
-- Its share counts the row itself, ours does not.
-- There rows whose features are 0 are left out of the loss; here such a row is similar to none and keeps its weight.
+Deviations from the released code: `docs/methods/slidr.md`.
 
 Cost: N x T similarities of C channels and some matrices of that size, without gradient.
 

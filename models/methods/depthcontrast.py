@@ -6,16 +6,7 @@ images, no poses, no correspondences: a whole sweep is one vector. Each network 
 (`models.contrast.momentum`), each format a queue of past keys (`models.contrast.memory`). A query is compared with
 keys of its own format and of the other one.
 
-Deviations from the released code:
-- Both formats get the same two augmentations; there each of the four inputs is augmented on its own.
-- Points are the centres of voxels (`models.lidar.pointnet2`) instead of 16,384 random ones.
-- On LiDAR its sparse network is OpenPCDet's UNetV2, read at the end of its encoder, so that no decoder is trained;
-  here features are read where downstream tasks read them, at every voxel.
-- Its LiDAR configuration adds the contrasts within both formats and leaves those across out; in our means this is
-  `within_weight: 2, across_weight: 0`. Its ScanNet configuration weighs all four by 1/2: our defaults. The paper has
-  all four.
-- The queue begins empty instead of with random vectors (`models.contrast.memory`); the key encoder follows after each
-  update. Samples are not shuffled between ranks (`models.contrast.momentum`).
+Deviations from the released code: `docs/methods/depthcontrast.md`.
 
 Letters: B samples, S samples with voxels in both views, M voxels, R filled rows of a queue, C channels, D embedding.
 """

@@ -5,14 +5,7 @@ Learnt: the 3D network and a head to the width of the image network's features. 
 voxels, images, point-pixel pairs; one random camera a sweep and step is `data.cameras_per_sample: 1`. There are no
 negatives, no temperature and no superpixels.
 
-Deviations:
-- The paper's 3D network is WaffleIron; here `backbone` chooses, and points in one voxel share their feature.
-- The paper feeds the student what the camera sees and nothing else: `only_seen`, off by default.
-- Up-sampling puts cells where the image network has them, and pairs are read between pixels' centres.
-- `hidden_features` gives the two-layer head of the authors' later code.
-- Without negatives there is no contrastive accuracy to watch: alignment and effective rank are. A student that gives
-  every point the teacher's mean feature has a high alignment (teachers' features share a strong mean) and an effective
-  rank near 1.
+Deviations from the paper and its released code: `docs/methods/distill.md`.
 
 Letters: I images, M voxels, P pairs, C channels of the image network, H W pixels.
 """

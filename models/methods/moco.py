@@ -6,14 +6,7 @@ images, each augmented twice. No points, no labels. The key encoder is a momentu
 negatives are a queue of past keys (`models.contrast.memory`). Here it is the image-only baseline of SimIPU, and the
 way to make a teacher where no weights are at hand.
 
-Deviations:
-- Samples are not shuffled between ranks before the key encoder: BatchNorm has the statistics of all ranks. What leaks
-  through them, and `momentum.norms: running` against it: `models.contrast.momentum`.
-- The queue begins empty instead of with random vectors (`models.contrast.memory`).
-- The key encoder follows after each update, not before each forward pass: the same copies, and also right when an
-  update has several micro-batches.
-- Every camera of a sweep is an image of its own. Cameras of one sweep overlap little, the same camera a moment later
-  much: the queue holds near copies of an image where a batch's samples come from few drives.
+Deviations from the paper: `docs/methods/moco.md`.
 
 Letters: I images of this rank, R filled rows of the queue, C channels, D embedding, H W pixels, h w cells.
 """

@@ -8,25 +8,7 @@ In: voxels of a cloud that the loader turned about z and moved, one image or mor
 The loader does the perturbation (eq. 8): `data.augment.points` with `max_rotation_rad` and `translate_m`, without
 flips, scaling and dropped cuboids. Mirrored clouds or images are refused, for no rigid pose explains them.
 
-Deviations from the paper:
-- The fusion layers stand behind the two encoder-decoder networks, not in their middle, so that any backbone of the
-  registries fits and is taken over as it is. A small decoder on each side joins raw and fused features.
-- Attention is over at most `tokens` voxels, drawn at random, and image cells pooled to `attention_stride`; the sum of
-  all points and pixels would be thousands of times dearer. The point side is matched at the voxels' mean points.
-- The soft matching has a temperature (`match_temperature`); eq. 4 to 5 have none.
-- The learnable similarity is symmetric and positive (`LearnableAlignment`); the paper asks for a symmetric one.
-- Positions of points are encoded in the perturbed frame, the only one that is known.
-- Several images a sample: each is registered with the sample's cloud on its own. The paper takes one.
-- In training the pose comes from points and cells that truly overlap (the scores are noise at first); in
-  `estimate_pose` from those that score above the threshold, and from the best where few do (as the released code).
-- Losses weigh images alike: mean over each image, then over images.
-- Number of layers and heads, embedding, r_p and r_n are our choice; the material that we had does not state them.
-
-Deviations from the released code, which is not the paper's method: it has no learnable alignment, one attention layer
-in one direction, a frozen image network with DINO's weights, equal weights of the losses, a pose loss for the last
-tenth of the run alone (`pose_start: 0.9`), Gaussian translations of 4 m. Its soft matching at temperature 0.01 is
-`match_temperature: 0.01`. It contrasts raw and fused features, as `contrast_on: both` does, but in one direction alone
-and among the matched pairs of the whole batch. Its networks get intensity alone (`data.voxel.features: intensity`).
+Deviations from the paper and its released code: `docs/methods/nclr.md`.
 
 Letters: I images, M voxels, K tokens (sampled voxels), R contrasted tokens, P matched tokens, C cells of an image,
 D embedding, H W pixels, h w cells.

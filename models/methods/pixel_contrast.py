@@ -9,14 +9,7 @@ no head, since the features themselves are what the second stage uses. In: image
     for each image: draw places in the part that both views show
     positives: the features of one place in both views; negatives: those of all other drawn places of the batch
 
-Deviations:
-- No code was published. Temperature, number of places, rate and schedule are not in the paper: 0.07 as in its second
-  stage's relatives, 256 places an image.
-- "All other pixels of the batch" are all other *drawn* pixels, of both views (`negatives: both_views`, SimCLR's rule)
-  or of the other view alone. Contrasting all pixels of one 160 x 320 image takes 51,200 x 51,200 similarities.
-- Places are drawn evenly over the common part and read between the centres of pixels, so that both views are read
-  equally sharply.
-- Where two cameras see the same thing, its two pixels count as negatives of each other.
+Deviations from the paper: `docs/methods/pixel_contrast.md`.
 
 Letters: I images, K places an image, P places, D features of a pixel, H W pixels.
 """

@@ -6,13 +6,7 @@ with a section `first` runs both (`configs/pretrain/pixel_to_point_street.yaml`)
 Learnt: the 3D network and a linear layer to the width of the image network's features. The image network stays as it
 is, and there is no head on its side: points learn to speak its language. In: one sweep and its images with pairs.
 
-Deviations:
-- No code was published, and temperature, number of pairs and schedule are not in the paper: the values here are those
-  of the paper's relatives (temperature 0.07 and 4,096 pairs, as PointContrast and PPKT).
-- The paper samples negatives; here the negatives of a point are the pixels of all other sampled pairs, so that drawing
-  the pairs draws the negatives too.
-- A point that several cameras see has several pairs; drawing pairs evenly gives it more weight.
-- Colour as an input of the points is for RGB-D sets whose voxels carry it (`data.voxel.features`).
+Deviations from the paper: `docs/methods/pixel_to_point.md`.
 
 Letters: I images, M voxels, P pairs, K sampled pairs, D embedding.
 """

@@ -7,18 +7,7 @@ own, and which points of the two lie at the same place. No images. Nothing is fr
 Two losses: PointInfoNCE, and the hardest-contrastive loss of FCGF (Choy, Park, Koltun, ICCV 2019), which works with
 margins and the nearest wrong partner.
 
-Deviations:
-- Points share voxels, so a pair of voxels can come many times, and a voxel can have several partners. The released code
-  keeps one partner of each anchor; here a voxel occurs at most once on *each* side, because a voxel that is the partner
-  of two anchors would be positive and negative at once.
-- Hardest-contrastive: the paper squares both hinges, the released code takes the positive one from squared distances
-  without squaring it again. Ours is the paper's. The released code looks for the nearest wrong partner among 256 random
-  voxels per sample, here among the partners of the other pairs.
-- Both sweeps go through the network in one pass, so that BatchNorm sees both together; the released code runs it on
-  one after the other.
-- The temperature is 0.07, the released default; its launch scripts set 0.4.
-- `symmetric` and `gather_negatives` are options that the paper does not have. Hardest-contrastive takes both directions
-  anyway.
+Deviations from the paper and its released code: `docs/methods/pointcontrast.md`.
 
 Letters: M N voxels of the two clouds, Q matches, R pairs, T pairs of all ranks, D embedding.
 """

@@ -7,13 +7,7 @@ stays as it is. In: voxels, images, point-pixel pairs; no superpixels.
 
 With `teacher.dilated=true` it is SLidR's ablation "without superpixels".
 
-Deviations:
-- The head of the image side is applied where the pairs' pixels are, instead of to the whole map before it is
-  up-sampled: the same numbers (both are linear, up-sampling weights sum to one), without 64 values for each of 90,000
-  pixels an image. Cells stay where the network put them; the released code stretches the map to aligned corners, by up
-  to 15 pixels at stride 32.
-- Pairs lie between pixels' centres and are read there; the released code rounds them to whole pixels.
-- A batch means one rank's batch, as in the released code; `gather_negatives` is an option that the paper does not have.
+Deviations from the paper and its released code: `docs/methods/ppkt.md`.
 
 Letters: I images, M voxels, P pairs, K drawn pairs, C channels, D embedding, H W pixels.
 """

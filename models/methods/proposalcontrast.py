@@ -13,14 +13,9 @@ augmented on its own, with the points that both kept, and which points lie on th
   assignment of the other one (swapped prediction, SwAV).
 
 What the paper leaves open is as in the released code: farthest points in the bird's-eye view, sizes of encoder and
-heads, epsilon and iterations of Sinkhorn. Deviations:
-- The released code weighs the second loss, the sum of both directions, by 0.005 (and looks it up under a key that it
-  was not stored under, so that the released training step cannot run). Here it is their mean, so 0.005 is
-  `cluster_weight: 0.01` and the plain sum `cluster_weight: 2`; the default of 1 is ours.
-- Prototypes have unit length where they are used; the released code overwrites the weights before each use.
-- The released InfoNCE also takes the other proposals of the same view as negatives: option `within_view`.
-- Neighbours are drawn from the points off the ground of the whole cloud; the released code draws from 65,536 points of
-  it, ground included. Missing neighbours are left out instead of repeated.
+heads, epsilon and iterations of Sinkhorn.
+
+Deviations from the paper and its released code: `docs/methods/proposalcontrast.md`.
 
 Letters: N points, Q matches, R proposals, K neighbours, M voxels, C channels, A inner channels, D embedding.
 """

@@ -5,14 +5,7 @@ self-supervised segment discrimination", RA-L 2022. Learnt: the 3D network with 
 sweep, and segments: what is left of the sweep without its ground, clustered by density. No images. The key encoder is a
 momentum copy (`models.contrast.momentum`), the negatives are a queue of past segments (`models.contrast.memory`).
 
-Deviations from the released code:
-- It looks for segments that both views have by dropping the first of the common ids, which is meant to be that of "no
-  segment" and is a real one where one view has no such point. Here common segments are exactly that.
-- Its limit of 50 segments a sweep counts points before augmentation, here after it, in the view that has fewer.
-- It feeds 20,000 random points of a view in voxels of 5 cm; how many points stay is the loader's choice here.
-- The queue begins empty instead of with random vectors (`models.contrast.memory`); the key encoder follows after each
-  update.
-- Its SGD has Nesterov momentum, ours has not.
+Deviations from the released code: `docs/methods/segcontrast.md`.
 
 Letters: N points, M voxels, S segments of all samples, T segments that both views have, C channels, D embedding.
 """

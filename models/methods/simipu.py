@@ -14,16 +14,7 @@ rotation, scaling and mirroring. Nothing is frozen; starting the image network f
 The first cloud is meant to be as recorded and the second augmented (`data.augment.points.enabled=false` and
 `data.augment.second_points`), but any two augmentations work.
 
-Deviations:
-- The gradient is cut *before* the point head of the inter-modal loss, so that this head learns. The released code cuts
-  it after the head, which stays as it was initialised: `train_point_head=false`. (The paper's text fits both.)
-- Heads have two layers, the second without BatchNorm; the released ones three, BatchNorm after each. The hidden layer
-  is as wide as the network's features (1,024 and 2,048 for the paper's networks), as released.
-- A centre outside of the image, or nearer than 1 m, has no pair; the released code reads zeros there. Of several
-  cameras that see a centre the first counts.
-- All voxels enter the point network; the released code draws 16,384 points. 0.05 m voxels keep nearly all.
-- `detach_targets` is how the released code computes the intra-modal loss (gradient on one side only); `symmetric` and
-  `gather_negatives` are options that neither has.
+Deviations from the paper and its released code: `docs/methods/simipu.md`.
 
 Letters: B samples, I images, M voxels, Q centres of all samples, P centres that an image sees, C channels, D embedding.
 """

@@ -5,19 +5,10 @@ Learnt: the 3D network with its linear head, and the linear head on the image ne
 stays as it is. In: voxels, point-pixel pairs, and either images with superpixels or the teacher's features pooled over
 superpixels beforehand (`Superpixels.features`).
 
-Deviations:
-- The released code counts empty superpoints out by a threshold and adds 1e-6 to the counts; here they drop out exactly.
-- Its ids of superpixels collide for two images when one has more than 150; ours are unique over the batch.
-- It up-samples with aligned corners, which stretches the map by up to 3/4 of a cell; here each cell stays in place.
-- With cached teacher features the pixel head sees each superpixel's mean: its output is normalised after pooling
-  instead of before. The head is linear and up-sampling sums to one, so the *directions* of the two targets differ only
-  by how unequal the lengths of a superpixel's pixels are. The cached target has length 1, the other one is shorter (the
-  more, the less its pixels agree), which acts like a higher temperature for mixed superpixels. Measured figures:
-  `tests/models/methods/test_slidr.py::test_pooling_before_or_after_the_norm`.
-- `symmetric` and `gather_negatives` are options that the paper does not have.
+Deviations from the paper and its released code: `docs/methods/slidr.md`.
 
 Option `tolerant`: negatives that look to the teacher like the anchor's own superpixel count less (ST-SLidR, Mahmoud et
-al., CVPR 2023; see `models.contrast.tolerance` for what is done otherwise than in its released code).
+al., CVPR 2023).
 
 Letters: I images, M voxels, P pairs, S superpixels, C channels, D embedding, H W pixels, h w cells.
 """

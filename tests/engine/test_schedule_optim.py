@@ -36,6 +36,21 @@ def test_warmup_then_cosine_to_a_floor() -> None:
     assert lr_scale(3, 14, ScheduleConfig(kind="constant", steps=14)) == 1.0
 
 
+def test_exponential_is_torchs_but_for_its_steps() -> None:
+    """PointContrast's: 0.99 every 250 of 60,000 updates. Between its steps ours falls on, by less than 1 %."""
+    config = ScheduleConfig(kind="exponential", steps=60_000, final_lr_scale=0.99**240)
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    torchs = torch.optim.lr_scheduler.ExponentialLR(sgd, gamma=0.99)
+    for period in range(240):
+        theirs = sgd.param_groups[0]["lr"]
+        assert lr_scale(250 * period, 60_000, config) == pytest.approx(theirs)
+        assert 0.99 * theirs < lr_scale(250 * period + 249, 60_000, config) < theirs
+        sgd.step()
+        torchs.step()
+    with pytest.raises(ValueError, match=r"final_lr_scale: got 0.0, expected above 0"):
+        ScheduleConfig(kind="exponential")
+
+
 def test_total_steps_shows_every_sample_often_enough() -> None:
     config = ScheduleConfig(epochs=3)
     assert total_steps(config, samples_per_epoch=10, global_batch_size=4) == 8  # 32 >= 30 > 28

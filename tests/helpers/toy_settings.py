@@ -8,14 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from configs.schema import PretrainConfig
+from benchmarks.fidelity import missing_values
 from launchers.training.train import load_run
 from models.image.resnet_encoder import ResNetEncoderConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.voxelnet import VoxelNetConfig
-from tests.helpers.pretrain_run import CONFIGS
 
 # Grids with limits, in the cells of 0.5 m that toy runs have.
 _BOUNDED = {
@@ -27,21 +24,6 @@ _BOUNDED = {
 _SMALL_TEACHER = "resnet18"
 _SMALL_QUEUE = 64
 _SMALL_CLUSTER = 3
-
-
-def missing_values(path: Path) -> tuple[str, ...]:
-    """Overrides for all that the file asks for with `???`: any shards, random weights."""
-    found = []
-    for name in _asked_for(yaml.safe_load(path.read_text(encoding="utf-8")), ""):
-        assert name == "data.shards" or name.endswith(".weights"), f"{path.name}: no toy value known for {name}"
-        found.append(f"{name}={'a' if name == 'data.shards' else 'random'}")
-    return tuple(found)
-
-
-def paper_config(name: str) -> PretrainConfig:
-    """A config that comes with Tandem, by name, with what it asks for filled in."""
-    path = CONFIGS / f"{name}.yaml"
-    return load_run(str(path), missing_values(path))
 
 
 def toy_overrides(path: Path) -> tuple[str, ...]:
@@ -71,14 +53,6 @@ def toy_overrides(path: Path) -> tuple[str, ...]:
         found["first.overrides"] = [f"{name}={value}" for name, value in both.items()]
     asked = (override for override in missing_values(path) if not override.startswith("data.shards"))
     return (*asked, *(f"{name}={json.dumps(value)}" for name, value in found.items()))
-
-
-def _asked_for(tree: Any, name: str) -> Iterator[str]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _asked_for(value, f"{name}.{key}" if name else str(key))
-    elif tree == "???":
-        yield name
 
 
 def _shrunk(section: Any, name: str) -> Iterator[tuple[str, Any]]:

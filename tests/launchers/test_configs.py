@@ -8,17 +8,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.fidelity import missing_values
 from configs.load import ConfigError, load
 from configs.schema import EvaluateConfig
 from engine.distributed import World
 from launchers.cli import main as tandem
 from launchers.training.stages import stages
 from launchers.training.train import load_run, train
-from models.lidar.voxelnet import VoxelNetConfig
-from models.methods.slidr import SlidrConfig
 from tests.helpers.pretrain_run import CONFIGS, SMALL, STREET, pretrain_here
 from tests.helpers.toy_run import losses, weights
-from tests.helpers.toy_settings import missing_values, toy_overrides
+from tests.helpers.toy_settings import toy_overrides
 
 PRETRAIN = sorted(CONFIGS.glob("*.yaml"))
 DOWNSTREAM = sorted((CONFIGS.parent / "downstream").glob("*.yaml"))
@@ -103,24 +102,6 @@ def test_a_mistake_is_told_from_the_files_own_sections(path: Path) -> None:
     """Also in files that fill a section which is null by default (`first`, `data.expected_superpixels`)."""
     with pytest.raises(ConfigError, match=r"optim\.lr: got 'fast', expected a number"):
         load_run(str(path), [*missing_values(path), "optim.lr=fast"])
-
-
-def test_the_papers_recipe_is_in_its_config() -> None:
-    config = load_run(str(CONFIGS / "slidr_nuscenes.yaml"), missing_values(CONFIGS / "slidr_nuscenes.yaml"))
-    assert (config.optim.name, config.optim.lr, config.optim.momentum) == ("sgd", 0.5, 0.9)
-    assert (config.optim.dampening, config.optim.weight_decay) == (0.1, 1e-4)
-    assert (config.data.voxel.kind, config.data.voxel.size) == ("cylindrical", (0.1, 1.0, 0.1))
-    assert (config.data.image_size, config.schedule.epochs, config.schedule.kind) == ((224, 416), 50, "cosine")
-    assert config.data.micro_batch_size * 4 == 16
-
-
-def test_slidrs_voxelnet_as_its_paper_has_it() -> None:
-    config = load_run(
-        str(CONFIGS / "slidr_voxelnet_nuscenes.yaml"), missing_values(CONFIGS / "slidr_voxelnet_nuscenes.yaml")
-    )
-    assert isinstance(config.method, SlidrConfig)
-    assert config.method.backbone == VoxelNetConfig(preset="voxelbackbone8x", in_channels=4)
-    assert (config.optim.lr, config.data.micro_batch_size, config.schedule.epochs) == (0.01, 6, 50)
 
 
 def test_the_street_config_is_complete() -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.fidelity import paper_config
 from data.sample import Batch
 from models.contrast.momentum import MomentumConfig
 from models.lidar.pointnet2 import PointNet2Config
@@ -20,7 +21,6 @@ from models.visuals import PointSketch
 from tests.helpers.distributed import run_distributed
 from tests.helpers.momentum_run import built, train, train_as_one, train_as_rank, two_clouds
 from tests.helpers.toy_batches import PointwiseConfig
-from tests.helpers.toy_settings import paper_config
 from tests.reference.memory import queue_contrast_loop, queue_loop
 
 POINTS = PointNet2Config(preset="pointnet2_tiny", in_channels=4)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.fidelity import paper_config
 from data.sample import Batch
 from models.image.base import DenseNetwork
 from models.methods import METHODS
@@ -18,7 +19,6 @@ from tests.helpers.distributed import run_distributed
 from tests.helpers.image_networks import RecordedTeacher, teacher_config
 from tests.helpers.learning import assert_mean_of_ranks, learn_by_heart
 from tests.helpers.toy_batches import PointwiseConfig, toy_batch, with_changed
-from tests.helpers.toy_settings import paper_config
 from tests.reference.contrast import bilinear_at
 
 LITE = teacher_config(name="efficientnet_lite0", weights="imagenet")

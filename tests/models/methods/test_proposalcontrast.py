@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.fidelity import paper_config
 from data.sample import Batch
 from engine.sync_bn import convert_sync_batchnorm
 from models.lidar.res16unet import Res16UNetConfig
@@ -17,7 +18,6 @@ from tests.helpers.degenerate_batches import degenerate_batches, with_matches
 from tests.helpers.distributed import run_distributed
 from tests.helpers.learning import assert_mean_of_ranks, learn_by_heart
 from tests.helpers.toy_batches import PointwiseConfig, toy_points
-from tests.helpers.toy_settings import paper_config
 from tests.reference.contrast import info_nce_loop
 from tests.reference.point_contrast import sinkhorn_loop
 

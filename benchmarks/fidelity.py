@@ -1,0 +1,195 @@
+"""What the papers say and what happens here, side by side.
+
+    python -m benchmarks.fidelity recipes                      # all runs of configs/pretrain that stand for a paper's
+    python -m benchmarks.fidelity recipes slidr_nuscenes       # one of them
+
+`recipes`: each setting that a paper (or its released code) gives, the config's value, and why they differ where they
+do. The papers' values are in `benchmarks/papers.yaml`, the reasons in the section "Deviations" of the method's page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.common import REPOSITORY
+from configs.schema import PretrainConfig
+from engine.optim import peak_lr
+from launchers.training.train import load_run
+from models.methods import METHODS
+
+PAPERS = REPOSITORY / "benchmarks" / "papers.yaml"
+CONFIGS = REPOSITORY / "configs" / "pretrain"
+_ROUNDING = 1e-3
+"""Relative difference of numbers that are the same but for the digits that are printed."""
+
+
+@dataclass(frozen=True)
+class Value:
+    """One setting of a paper's run.
+
+    Attributes:
+        name: dotted; or "gpus", "batch", "rate" of the command in the config's header.
+        paper: what the paper or its released code says; text where our setting cannot say it.
+        here: the config's.
+    """
+
+    name: str
+    paper: object
+    here: object
+
+    @property
+    def deviates(self) -> bool:
+        """Whether the two differ by more than rounding."""
+        return not _same(self.paper, self.here)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A config and what its paper says of that run.
+
+    Attributes:
+        config: its name in configs/pretrain.
+        method: name of the method.
+        header: the comment that the file begins with.
+        source: where the values are from.
+        table: of the paper, where `figures` stand; "" where that is not known.
+        figures: what the run was published with.
+        values: setting by setting.
+    """
+
+    config: str
+    method: str
+    header: str
+    source: str
+    table: str
+    figures: Mapping[str, float]
+    values: tuple[Value, ...]
+
+
+def recipes() -> dict[str, Recipe]:
+    """Config -> what its paper says.
+
+    Raises:
+        AttributeError, KeyError: a name in `PAPERS` is no setting of the config.
+    """
+    return {name: _recipe(name, paper) for name, paper in yaml.safe_load(PAPERS.read_text(encoding="utf-8")).items()}
+
+
+def paper_config(name: str) -> PretrainConfig:
+    """A config of configs/pretrain by name; what it asks for is filled in as by `missing_values`."""
+    path = CONFIGS / f"{name}.yaml"
+    return load_run(str(path), missing_values(path))
+
+
+def missing_values(path: Path) -> tuple[str, ...]:
+    """Overrides for all that a file asks for with `???`: any shards, random weights."""
+    asked = _asked_for(yaml.safe_load(path.read_text(encoding="utf-8")), "")
+    return tuple(f"{name}={'a' if name == 'data.shards' else 'random'}" for name in asked)
+
+
+def reasons(method: str) -> dict[str, str]:
+    """Setting -> why it differs from the paper's, from the table in the section "Deviations" of the method's page."""
+    page = (REPOSITORY / "docs" / "methods" / f"{method}.md").read_text(encoding="utf-8")
+    _, _, section = page.partition("\n## Deviations\n")
+    rows = re.findall(r"^\| (`.*?) \| (.*) \|$", section.partition("\n## ")[0], re.M)
+    return {name: why for names, why in rows for name in re.findall(r"`([\w.]+)`", names)}
+
+
+def _recipe(name: str, paper: Mapping[str, Any]) -> Recipe:
+    config, text = paper_config(name), (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+    header = "\n".join(line for line in text[: text.index("\ndata:")].splitlines() if line.startswith("#"))
+    gpus = math.prod(int(n) for n in re.findall(r"--(?:nnodes|nproc-per-node) (\d+)", header))
+    batch = gpus * config.data.micro_batch_size * config.engine.accumulation_steps
+    update = {"gpus": gpus, "batch": batch, "rate": peak_lr(config.optim, batch)}
+    values = (
+        Value(setting, value, update[setting] if setting in update else _setting(config, setting))
+        for setting, value in paper["values"].items()
+    )
+    return Recipe(
+        config=name,
+        method=next(method for method, kind in METHODS.items() if type(config.method) is kind),
+        header=header,
+        source=paper["source"],
+        table=paper.get("table", ""),
+        figures=paper.get("figures", {}),
+        values=tuple(values),
+    )
+
+
+def _setting(config: PretrainConfig, dotted: str) -> object:
+    """Its value; None in a section that is null."""
+    found: Any = config
+    for part in dotted.split("."):
+        if found is not None:
+            found = found[part] if isinstance(found, Mapping) else getattr(found, part)
+    return found
+
+
+def _same(paper: object, here: object) -> bool:
+    if isinstance(paper, list | tuple) and isinstance(here, list | tuple):
+        return len(paper) == len(here) and all(map(_same, paper, here))
+    if all(isinstance(x, int | float) and not isinstance(x, bool) for x in (paper, here)):
+        return math.isclose(paper, here, rel_tol=_ROUNDING)  # type: ignore[arg-type]
+    return type(paper) is type(here) and paper == here
+
+
+def _asked_for(tree: Any, name: str) -> Iterator[str]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            yield from _asked_for(value, f"{name}.{key}" if name else str(key))
+    elif tree == "???":
+        yield name
+
+
+def _text(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return f"{value:.4g}" if isinstance(value, float) else "none" if value is None else str(value)
+
+
+def recipe_tables(names: Sequence[str]) -> str:
+    """The tables of `recipes`, as markdown; all of them without names.
+
+    Raises:
+        KeyError: a name is that of no paper's run.
+    """
+    known = recipes()
+    parts = []
+    for recipe in (known[name] for name in names or known):
+        why = reasons(recipe.method)
+        figures = ", ".join(f"{name} {value:g}" for name, value in recipe.figures.items())
+        parts += [f"## {recipe.config}\n", recipe.source]
+        parts += [f"Published: {figures}{f' ({recipe.table})' if recipe.table else ''}"] if figures else []
+        parts += ["\n| setting | paper | here | deviation |", "|---|---|---|---|"]
+        for value in recipe.values:
+            reason = why.get(value.name, "NOT JUSTIFIED") if value.deviates else ""
+            parts.append(f"| `{value.name}` | {_text(value.paper)} | {_text(value.here)} | {reason} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print what is asked for."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.fidelity", description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("recipes", help="settings of the papers' runs: paper, here, and why they differ")
+    command.add_argument("configs", nargs="*", help="names in configs/pretrain; all by default")
+    given = parser.parse_args(argv)
+    unknown = sorted(set(given.configs) - set(recipes()))
+    if unknown:
+        parser.error(f"{unknown[0]}: no paper's run; expected one of {', '.join(recipes())}")
+    print(recipe_tables(given.configs))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
