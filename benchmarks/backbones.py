@@ -55,7 +55,7 @@ RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("pillars", {"preset": "centerpoint"}),
     ("pointnet2", {"preset": "pointnet2_tiny"}),
     ("pointnet2", {"preset": "pointrcnn"}),
-    ("pointnet2", {"preset": "simipu"}),
+    ("pointnet2", {"preset": "simipu_released"}),
 )
 
 
