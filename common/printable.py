@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
+from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
@@ -23,6 +24,11 @@ def printable_line(text: str) -> str:
 def say(text: str) -> None:
     """Print a text with names from files, command lines or other programs in it."""
     print(printable(text))
+
+
+def listed(names: Sequence[str], shown: int = 3) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 class PrintableRecord(logging.LogRecord):

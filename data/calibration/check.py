@@ -32,7 +32,7 @@ from jaxtyping import Float, Float32, Int
 from scipy.spatial.transform import Rotation
 
 from data.calibration.depth_edges import DepthEdges, depth_edges, edge_strength
-from data.calibration.heading import wrong_way
+from data.calibration.heading import Heading, troubles
 from data.geometry import project, rigid, transform
 from data.sample import CameraView, Sample
 
@@ -129,8 +129,8 @@ class CalibrationVerdict:
 
     Attributes:
         camera: name.
-        status: "fits", "shift", "time", "heading" (the vehicle does not drive the way that it looks, so nothing is said
-            about times) or "undecided".
+        status: "fits", "shift", "time", "heading" (a time, but the vehicle does not drive the way that it looks, so
+            nothing is said about times) or "undecided".
         num_samples: that had this camera.
         num_edges: borders at the side of objects, and on top.
         score: mean edge strength under the borders as projected; 1 is the image's own mean.
@@ -142,7 +142,7 @@ class CalibrationVerdict:
         sure: share of resamplings in which the shift is beyond the tolerance, the same way.
         time_offset_ms: how much later than stated the image seems to be taken; None where motion is not known.
         time_sure: as `sure`, of the time.
-        heading: what is wrong with the vehicle's direction of travel; "" where nothing is.
+        heading: what is wrong with the vehicle's direction of travel, of which logs; "" where nothing is.
     """
 
     camera: str
@@ -171,7 +171,8 @@ class CalibrationVerdict:
             )
         if self.status == "fits":
             within = "{:.1f} px in u, {:.1f} px in v".format(*self.tolerance_px)
-            return f"{self.camera}: fits within {within}, score {self.score:.2f} ({edges})"
+            but = f"; {self.heading}; or it really drove so" if self.heading else ""
+            return f"{self.camera}: fits within {within}, score {self.score:.2f} ({edges}){but}"
         if self.status == "heading":
             return f"{self.camera}: {self.heading}, so images of another time than the sweep's are moved the wrong way"
         if self.status == "time":
@@ -211,7 +212,7 @@ class CalibrationCheck:
     def __init__(self, config: CheckConfig | None = None) -> None:
         self.config = config or CheckConfig()
         self._evidence: dict[str, _Evidence] = {}
-        self._ways: list[Float[np.ndarray, " 3"]] = []
+        self._headings: dict[str, Heading] = {}
         reach, coarse = self.config.reach_px, self.config.coarse_px
         self._shifts = np.arange(-reach, reach + 1)
         self._coarse = np.arange(-(reach // coarse) * coarse, reach + 1, coarse)
@@ -221,7 +222,8 @@ class CalibrationCheck:
     def add(self, sample: Sample, motion: Motion | None = None) -> None:
         """Take the cameras of a sample that have an image; the ego's motion at its time is what times are judged by."""
         if motion is not None and np.linalg.norm(motion.velocity_mps) >= self.config.least_speed_mps:
-            self._ways.append(motion.velocity_mps / np.linalg.norm(motion.velocity_mps))
+            heading = self._headings.setdefault(sample.log, Heading())
+            heading.add_way(motion.velocity_mps / np.linalg.norm(motion.velocity_mps))
         for camera in sample.cameras:
             if camera.image is not None:
                 factor = math.ceil(camera.image_size[1] / self.config.max_width)
@@ -273,7 +275,7 @@ class CalibrationCheck:
     # ---- judging
     def verdicts(self) -> tuple[CalibrationVerdict, ...]:
         """What the samples so far say, camera by camera; the same samples give the same verdict."""
-        heading = wrong_way(np.array(self._ways).reshape(-1, 3)) or ""
+        heading = "; ".join(troubles(self._headings))
         return tuple(self._judge(name, evidence, heading) for name, evidence in self._evidence.items())
 
     def profiles(self, camera: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -313,7 +315,7 @@ class CalibrationCheck:
         time_ms, time_sure, time_gain = self._judge_time(evidence, rng)
         if status != "undecided" and time_sure >= config.min_sure and time_gain >= max(config.min_gain, gain):
             status = "time"
-        if heading and status in ("time", "fits"):
+        if heading and status == "time":  # images that fit although the vehicle moves tell that it really drove so
             status, time_ms = "heading", None
         error = resampled.std(axis=0)
         settled = bool((~beyond & ((np.abs(resampled) <= tolerance).mean(axis=0) >= config.min_settled)).all())

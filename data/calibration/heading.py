@@ -7,13 +7,14 @@ the wrong way between its own time and the sweep's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
+from common.printable import listed
 from data.geometry import rigid, yaw_rotation
 from data.sample import Sample
 
@@ -75,7 +76,7 @@ _SIDES = (
 
 
 class Heading:
-    """Takes the samples of a set, each log in order of time, and adds up the directions of travel.
+    """Takes the samples of a log in order of time, and adds up the directions of travel.
 
     Attributes:
         steps: between two samples that were fast enough.
@@ -85,7 +86,7 @@ class Heading:
     def __init__(self, steps: int = 0, sums: Float[np.ndarray, "readings 3"] | None = None) -> None:
         self.steps = steps
         self.sums = np.zeros((len(_READINGS), 3)) if sums is None else sums
-        self._last: dict[str, Sample] = {}
+        self._last: Sample | None = None
 
     @property
     def record(self) -> tuple[float, ...]:
@@ -104,13 +105,17 @@ class Heading:
         return cls(round(float(table[0])), table[1:].reshape(-1, 3))
 
     def add(self, sample: Sample) -> None:
-        """Take the step from the sample before it in its log."""
-        before, self._last[sample.log] = self._last.get(sample.log), _without_data(sample)
+        """Take the step from the sample before it."""
+        before, self._last = self._last, _without_data(sample)
         if before is not None:
-            self.add_step(before, sample)
+            self._add_step(before, sample)
 
-    def add_step(self, before: Sample, after: Sample) -> None:
-        """Take a step of one log."""
+    def add_way(self, direction: Float[np.ndarray, " 3"]) -> None:
+        """Take a direction of travel as a unit vector in the ego frame; what else the poses may mean stays open."""
+        self.sums[0] += direction
+        self.steps += 1
+
+    def _add_step(self, before: Sample, after: Sample) -> None:
         seconds = (after.timestamp_us - before.timestamp_us) / 1e6
         if not 0 < seconds <= _LONGEST_S:
             return
@@ -124,7 +129,7 @@ class Heading:
         self.steps += 1
 
     def trouble(self) -> str | None:
-        """What is wrong with the poses, in one line; None where nothing is, or too little was driven to tell."""
+        """What is wrong with the poses, in words; None where nothing is, or too little was driven to tell."""
         if self.steps < _LEAST_STEPS:
             return None
         means = self.sums / self.steps
@@ -136,15 +141,26 @@ class Heading:
             return None
         moves = steady or "does not move the way that it looks; x of the ego frame must look forward"
         causes = f": {'; or '.join(fitting)}" if fitting else ""
-        return f"by its poses ({self.steps} steps) the vehicle {moves}{causes}"
+        return f"the vehicle {moves}{causes}"
 
 
-def wrong_way(directions: Float[np.ndarray, "steps 3"]) -> str | None:
-    """Where a vehicle with these directions of travel (unit vectors, ego frame) moves, if that is not forward."""
-    if len(directions) < _LEAST_STEPS or directions[:, 0].mean() > _FORWARD:
-        return None
-    side = _steady_side(directions.mean(axis=0))
-    return None if side is None else f"by its poses ({len(directions)} steps) the vehicle {side}"
+def troubles(headings: Mapping[str, Heading]) -> tuple[str, ...]:
+    """What is wrong with the poses of which logs, one line for each kind of trouble.
+
+    Each log is judged alone, since the mean of many hides a single one; those of too few steps are judged together.
+    """
+    short = {log: heading for log, heading in headings.items() if heading.steps < _LEAST_STEPS}
+    parts: list[tuple[tuple[str, ...], Heading]] = [
+        ((log,), heading) for log, heading in headings.items() if log not in short
+    ]
+    parts.append((tuple(short), Heading.of_records([heading.record for heading in short.values()])))
+    found: dict[str, tuple[list[str], int]] = {}
+    for logs, heading in parts:
+        trouble = heading.trouble()
+        if trouble is not None:
+            names, steps = found.get(trouble, ([], 0))
+            found[trouble] = [*names, *logs], steps + heading.steps
+    return tuple(f"by the poses of {listed(logs)} ({steps} steps) {what}" for what, (logs, steps) in found.items())
 
 
 def _steady_side(mean: Float[np.ndarray, " 3"]) -> str | None:

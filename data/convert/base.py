@@ -120,6 +120,11 @@ class Converter(ABC):
         """True where a frame costs as much as all before it in its log, so that logs are not cut between workers."""
         return False
 
+    @property
+    def drives_forward(self) -> bool:
+        """Whether poses by which a vehicle drives backwards or sideways are refused; else they are a note."""
+        return False
+
     def settings(self) -> dict[str, Any]:
         """The fields as plain values: a prepared folder can tell by them that it is continued with others."""
         defaults = {field.name: field.default for field in dataclasses.fields(self) if field.name in self._later}

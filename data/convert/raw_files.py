@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 from jaxtyping import Float, Shaped, UInt8
 
+from common.printable import listed
 from data.sample import CameraView
 from data.storage.decode import PNG_MARK, decode_jpeg, jpeg_size, png_size
 from data.storage.encode import DamagedError, check_image_size
@@ -57,7 +58,7 @@ def _contents(folder: Path) -> str:
         names = sorted(entry.name + ("/" if os.path.isdir(entry.path) else "") for entry in entries)
     if not names:
         return "an empty folder"
-    return ", ".join(names[:_LISTED]) + (f" and {len(names) - _LISTED} more" if len(names) > _LISTED else "")
+    return listed(names, _LISTED)
 
 
 def read_bytes(path: Path) -> bytes:

@@ -6,13 +6,14 @@ Counts are those of all processes; what is judged is what this process saw.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from multiprocessing.sharedctypes import SynchronizedArray
 from typing import Any
 
+from common.printable import listed
 from data.calibration.conventions import explain, points_meet_images, stands_upright
-from data.calibration.heading import Heading
+from data.calibration.heading import Heading, troubles
 from data.convert.base import Skipped
 from data.sample import Sample
 from data.storage.encode import REASONS
@@ -119,46 +120,74 @@ class SampleLooks:
     """What is asked of the samples of a task together: do their points meet the images, does the vehicle drive forward?
 
     Attributes:
-        heading: directions of travel.
-        notes: what looks odd.
+        headings: directions of travel, by log.
+        notes: what looks odd, by log.
     """
 
-    def __init__(self, tally: Tally, *, first_task: bool) -> None:
-        """For a task; one that is the first of its set also says whether images stand upright."""
-        self.heading = Heading()
-        self.notes: tuple[str, ...] = ()
+    def __init__(self, tally: Tally, *, drives_forward: bool) -> None:
+        """For a task; `drives_forward`: poses by which a vehicle does not are refused."""
+        self.headings: dict[str, Heading] = {}
+        self.notes: dict[str, str] = {}
         self._tally = tally
-        self._first_task = first_task
-        self._first: list[Sample] | None = []  # None: judged
+        self._drives_forward = drives_forward
+        self._met = False
+        self._judged: set[str] = set()  # logs
+        self._first: list[Sample] = []  # of logs that are not judged yet
 
     def add(self, sample: Sample) -> None:
-        """Take a sample; judge the first ones when there are enough.
+        """Take a sample; judge the first ones of a log when there are enough.
 
         Raises:
-            ShardError: as `judge`.
+            StoppedEarlyError: as `judge`.
         """
-        self.heading.add(sample)
-        if self._first is not None and sample.cameras:
-            self._first.append(sample)
+        self.headings.setdefault(sample.log, Heading()).add(sample)
+        if sample.log not in self._judged and sample.cameras:
+            self._first.append(sample)  # logs that are shorter are judged together
             if len(self._first) == _JUDGED:
-                self.judge()
+                self._judge_first()
 
     def judge(self) -> None:
-        """Judge what there is of the first samples, once.
+        """Judge what is left at the end of a task.
 
         Raises:
-            ShardError: hardly a point of them lies in an image, and no task before this one had any that did.
+            StoppedEarlyError: hardly a point of a log's first samples lies in an image, and no log before it had any
+                that did; or the vehicle must drive forward, and does not by its poses.
         """
-        first, self._first = self._first, None
+        self._judge_first()
+        if self._drives_forward:
+            refuse(troubles(self.headings))
+
+    def _judge_first(self) -> None:
+        first, self._first = self._first, []
         if not first:
             return
-        if points_meet_images(first) is not False:
+        logs = list(dict.fromkeys(sample.log for sample in first))
+        self._judged.update(logs)
+        meet = points_meet_images(first) is not False
+        if meet and not self._met:
+            self._met = True
             self._tally.met()
-            if self._first_task and not any(stands_upright(view) for view in first[0].cameras):
-                self.notes = (f"no image of {first[0].log} is upright in the ego frame (z up): {explain(first)}",)
-        elif self._tally.num_met == 0:
-            raise ShardError(
-                f"log {first[0].log}: hardly a point of the first {len(first)} samples lies in an image "
-                f"(from {first[0].key} on), so there is nothing to train on: {explain(first)}. For sweeps only: "
-                "cameras=[none]"
+        if meet and any(stands_upright(view) for sample in first for view in sample.cameras):
+            return
+        # Once a task: each mistake is tried on each image.
+        why = explain(first) if not self.notes else "see the log before it"
+        if not meet and self._tally.num_met == 0:
+            raise StoppedEarlyError(
+                f"log {logs[0]}: hardly a point of the first {len(first)} samples lies in an image "
+                f"(from {first[0].key} on), so there is nothing to train on: {why}. For sweeps only: cameras=[none]"
             )
+        wrong = "no image is upright in the ego frame (z up)" if meet else "hardly a point lies in an image"
+        self.notes |= dict.fromkeys(logs, f"{wrong} in the first samples of {listed(logs)}: {why}")
+
+
+def refuse(trouble: Sequence[str]) -> None:
+    """End a preparation by whose poses a vehicle does not drive forward.
+
+    Raises:
+        StoppedEarlyError: there is such trouble.
+    """
+    if trouble:
+        raise StoppedEarlyError(
+            f"{'; '.join(trouble)}. Images would be moved the wrong way between their own time and the sweep's: "
+            "correct the poses, or set drives_forward=false where a vehicle really drives so"
+        )

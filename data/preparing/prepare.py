@@ -22,11 +22,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.printable import listed
 from common.ranges import at_least, share
-from data.calibration.heading import Heading
+from data.calibration.heading import Heading, troubles
 from data.convert.base import Converter
 from data.preparing.defaults import MAX_SKIP_SHARE, SAMPLES_PER_SHARD
-from data.preparing.early import StoppedEarlyError, Tally, grouped
+from data.preparing.early import StoppedEarlyError, Tally, grouped, refuse
 from data.preparing.folder import forget_if_empty, locked, same_settings, storage_errors_named, sweep, tasks_locked
 from data.preparing.pool import Progress, run_all
 from data.preparing.shard_task import (
@@ -48,7 +49,7 @@ from data.storage.shard_writer import join_manifest
 logger = logging.getLogger(__name__)
 
 _MAX_NOTES = 3
-"""About how single tasks look, where many look odd."""
+"""About how single logs look, where many look odd."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ def prepare(
         sweep(root)
         checks = {"verify": verify, "retry_skipped": retry_skipped}
         records, num_reused = _complete(root, converter, config, tasks, tasks, workers, checks, on_progress)
-        manifest = join_records(root, info, config, records)
+        manifest = join_records(root, info, config, records, drives_forward=converter.drives_forward)
     return PrepareSummary(
         manifest=manifest, num_reused_shards=num_reused, num_shards=len(tasks), seconds=time.monotonic() - started
     )
@@ -224,7 +225,7 @@ def join_shares(converter: Converter, root: str, config: PrepareConfig, *, verif
                 f"is {tasks[records.index(None)].shard_name}); run their shares again, or prepare without --share and "
                 "--join, which makes what is missing"
             )
-        manifest = join_records(root, _set_info(converter), config, made)
+        manifest = join_records(root, _set_info(converter), config, made, drives_forward=converter.drives_forward)
     return PrepareSummary(
         manifest=manifest, num_reused_shards=len(tasks), num_shards=len(tasks), seconds=time.monotonic() - started
     )
@@ -301,17 +302,21 @@ def allowed(config: PrepareConfig, num_frames: int) -> int:
 
 
 def _looks(records: Sequence[ShardRecord]) -> tuple[str, ...]:
-    """What looks odd about the samples taken together; each thing once."""
-    notes = list(dict.fromkeys(note for record in records for note in record.notes))[:_MAX_NOTES]
-    trouble = Heading.of_records([record.heading for record in records if record.heading is not None]).trouble()
-    return tuple(notes if trouble is None else [*notes, trouble])
+    """What looks odd about the samples of single logs."""
+    by_log = {log: note for record in reversed(records) for log, note in record.notes.items()}  # of a log's first task
+    notes = list(dict.fromkeys(by_log[log] for log in sorted(by_log)))
+    rest = sorted(log for log, note in by_log.items() if note in notes[_MAX_NOTES:])
+    return (*notes[:_MAX_NOTES], *([f"{listed(rest, 20)} look odd as well"] if rest else []))
 
 
-def join_records(root: str, source: SetInfo, config: PrepareConfig, records: Sequence[ShardRecord]) -> Manifest:
+def join_records(
+    root: str, source: SetInfo, config: PrepareConfig, records: Sequence[ShardRecord], *, drives_forward: bool
+) -> Manifest:
     """Write the manifest of finished tasks, without the source's logs of which nothing was written.
 
     Raises:
-        ShardError: nothing was written, or more frames were skipped than the config allows.
+        ShardError: nothing was written, more frames were skipped than the config allows, or a vehicle that must drive
+            forward (`Converter.drives_forward`) does not by its poses.
     """
     tables = [record.table for record in records if record.table is not None]
     skips = [skip for record in records for skip in record.skipped]
@@ -327,6 +332,13 @@ def join_records(root: str, source: SetInfo, config: PrepareConfig, records: Seq
             "--retry-skipped (shares: each of them), or allow more (--max-skip-share) and run again, which only "
             "finishes what is there"
         )
+    of_logs: dict[str, list[tuple[float, ...]]] = {}
+    for record in records:
+        for log, heading in record.headings.items():
+            of_logs.setdefault(log, []).append(heading)
+    wrong_ways = troubles({log: Heading.of_records(parts) for log, parts in of_logs.items()})
+    if drives_forward:
+        refuse(wrong_ways)
     for line in grouped(skips):
         logger.warning("skipped, %s", line)
     used = {log for table in tables for log in table.logs}
@@ -337,6 +349,6 @@ def join_records(root: str, source: SetInfo, config: PrepareConfig, records: Seq
         splits=tuple(splits.values()),
         skipped=skipped,
         superpixels=config.superpixels.record() if config.superpixels and source.camera_names else None,
-        notes=(*source.notes, *_looks(records)),
+        notes=(*source.notes, *_looks(records), *wrong_ways),
     )
     return join_manifest(root, info, tables)

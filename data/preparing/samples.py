@@ -74,12 +74,14 @@ class SourceConverter(FrameConverter):
         cameras: names in the order of `Sample.cameras`.
         classes: of labels and boxes, () if unlabelled.
         val_logs: logs of the split "val"; all others are "train".
+        drives_forward: as in `Converter`; False for vehicles that really drive another way than they look.
     """
 
     frames_of: FrameSource
     cameras: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     val_logs: tuple[str, ...] = ()
+    drives_forward: bool = True
 
     set_name: ClassVar[str] = "custom"
 
@@ -144,6 +146,7 @@ def prepare_samples(
     config: PrepareConfig | None = None,
     workers: int = 1,
     retry_skipped: bool = False,
+    drives_forward: bool = True,
 ) -> PrepareSummary:
     """Write, or continue, a shard set from an iterator of samples.
 
@@ -156,6 +159,7 @@ def prepare_samples(
         workers: processes that cut superpixels; 1 works in this one. A script that uses more needs the usual
             ``if __name__ == "__main__":``.
         retry_skipped: make finished shards again of which samples were skipped.
+        drives_forward: as of `SourceConverter`.
 
     Raises:
         ShardError: the folder was begun with other settings or from other samples, is in use, samples differ in their
@@ -173,7 +177,7 @@ def prepare_samples(
         sweep(root)
         num_samples = min(operator.length_hint(samples) or sys.maxsize, config.limit or sys.maxsize)
         shards = closing.enter_context(
-            _OpenShards(root, config, val_logs, len(class_names), num_samples, retry_skipped=retry_skipped)
+            _OpenShards(root, config, val_logs, len(class_names), num_samples, retry_skipped, drives_forward)
         )
         pool = None
         if workers > 1:
@@ -190,7 +194,7 @@ def prepare_samples(
             logs=tuple(shards.logs),
             splits=tuple(_split_of(log, val_logs) for log in shards.logs),
         )
-        manifest = join_records(root, info, config, records)
+        manifest = join_records(root, info, config, records, drives_forward=drives_forward)
     return PrepareSummary(
         manifest=manifest,
         num_reused_shards=shards.num_reused,
@@ -254,14 +258,15 @@ class _OpenShards:
         val_logs: tuple[str, ...],
         num_classes: int,
         num_samples: int,
-        *,
         retry_skipped: bool,
+        drives_forward: bool,
     ) -> None:
         """`num_samples`: at most; sys.maxsize where that is not known."""
         self._root = root
         self._config = config
         self._num_samples = num_samples
         self._retry_skipped = retry_skipped
+        self._drives_forward = drives_forward
         self._num_classes = num_classes
         self._val_logs = val_logs
         self._filling: dict[str, _Filling] = {}
@@ -327,7 +332,7 @@ class _OpenShards:
             self._open[task.number] = _Open(
                 task=task,
                 writer=ShardWriter(path, self._config.codec, bounds),
-                looks=SampleLooks(self._tally, first_task=task.number == 0),
+                looks=SampleLooks(self._tally, drives_forward=self._drives_forward),
             )
         shard = self._open[task.number]
         if isinstance(item, Sample):
@@ -353,12 +358,7 @@ class _OpenShards:
 
     def _close(self, shard: _Open) -> None:
         shard.looks.judge()
-        record = ShardRecord(
-            table=shard.writer.finish_or_discard(),
-            skipped=tuple(shard.skipped),
-            heading=shard.looks.heading.record,
-            notes=shard.looks.notes,
-        )
+        record = ShardRecord.of(shard.writer.finish_or_discard(), shard.skipped, shard.looks)
         save_record(self._root, shard.task, record)
         self._made.append(shard.task)
         self._records[shard.task.number] = record

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,14 +72,20 @@ class ShardRecord:
     Attributes:
         table: its shard and rows, None where every frame was skipped.
         skipped: what was left out.
-        heading: how the vehicle drove, `data.calibration.heading.Heading.record`; None in records that do not say.
-        notes: what looks odd about its samples.
+        headings: how the vehicle drove, `data.calibration.heading.Heading.record` by log.
+        notes: what looks odd about its samples, by log.
     """
 
     table: ShardTable | None
     skipped: tuple[Skipped, ...]
-    heading: tuple[float, ...] | None = None
-    notes: tuple[str, ...] = ()
+    headings: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    @staticmethod
+    def of(table: ShardTable | None, skipped: Sequence[Skipped], looks: SampleLooks) -> ShardRecord:
+        """Of what a task made, left out and saw."""
+        headings = {log: heading.record for log, heading in looks.headings.items()}
+        return ShardRecord(table=table, skipped=tuple(skipped), headings=headings, notes=looks.notes)
 
 
 def plan_tasks(converter: Converter, samples_per_shard: int, limit: int | None) -> list[ShardTask]:
@@ -129,7 +135,7 @@ def run_task(job: ShardJob, task: ShardTask, tally: Tally) -> ShardRecord:
         ShardError: the set cannot be made; see `data.preparing.early`.
     """
     skipped: list[Skipped] = []
-    looks = SampleLooks(tally, first_task=task.number == 0)
+    looks = SampleLooks(tally, drives_forward=job.converter.drives_forward)
     bounds = SetBounds(camera_names=job.converter.camera_names(), num_classes=len(job.converter.class_names) or None)
     with ShardWriter(Path(job.root) / task.shard_name, job.codec, bounds) as writer:
         for part in task.stretches:
@@ -144,7 +150,7 @@ def run_task(job: ShardJob, task: ShardTask, tally: Tally) -> ShardRecord:
                     tally.frame()
         looks.judge()
         table = writer.finish_or_discard()
-    record = ShardRecord(table=table, skipped=tuple(skipped), heading=looks.heading.record, notes=looks.notes)
+    record = ShardRecord.of(table, skipped, looks)
     save_record(job.root, task, record)
     return record
 
@@ -232,23 +238,23 @@ def _parse_record(content: dict[str, Any]) -> ShardRecord:
     skipped = tuple(Skipped(**entry) for entry in content["skipped"])
     stored = content["table"]
     texts = [text for skip in skipped for text in (skip.reason, skip.key, skip.detail, skip.log)]
-    notes = tuple(content.get("notes", ()))  # records of earlier versions have neither these nor a heading
-    heading = None if content.get("heading") is None else tuple(float(number) for number in content["heading"])
-    _require(heading is None or Heading.is_record(heading), "heading")
+    notes, headings = ({**(content.get(name) or {})} for name in ("notes", "headings"))  # earlier versions had neither
+    headings = {log: tuple(float(number) for number in record) for log, record in headings.items()}
+    _require(all(Heading.is_record(record) for record in headings.values()), "headings")
     if stored is None:
-        _require(all(isinstance(text, str) for text in (*texts, *notes)), "skipped")
-        return ShardRecord(table=None, skipped=skipped, heading=heading, notes=notes)
+        _require(all(isinstance(text, str) for text in (*texts, *notes.values())), "skipped")
+        return ShardRecord(table=None, skipped=skipped, headings=headings, notes=notes)
     shard = Shard(**stored["shard"])
     _require(is_plain_name(shard.file) and isinstance(shard.sha256, str), "shard")
     _require(all(type(number) is int for number in (shard.num_samples, shard.num_bytes)), "shard")
     keys, logs = tuple(stored["keys"]), tuple(stored["logs"])
-    _require(all(isinstance(text, str) for text in (*texts, *notes, *keys, *logs)), "a text")
+    _require(all(isinstance(text, str) for text in (*texts, *notes.values(), *keys, *logs)), "a text")
     columns = {name: tuple(stored["columns"][name]) for name in COUNTED_COLUMNS}
     _require(all(len(values) == len(keys) for values in (logs, *columns.values())), "the length of a column")
     whole = (type(value) is int and abs(value) < 1 << 63 for values in columns.values() for value in values)
     _require(len(keys) > 0 and all(whole), "a number")
     table = ShardTable(shard=shard, keys=keys, logs=logs, columns=columns)
-    return ShardRecord(table=table, skipped=skipped, heading=heading, notes=notes)
+    return ShardRecord(table=table, skipped=skipped, headings=headings, notes=notes)
 
 
 def _require(right: bool, what: str) -> None:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Float32, Int
@@ -57,6 +57,8 @@ class CustomConverter(FrameConverter):
         val_logs: logs of the split "val"; all others are "train".
         max_image_gap_ms: a sweep whose nearest image of any camera is further away in time is skipped.
         max_pose_gap_ms: poses further apart are not interpolated between.
+        drives_forward: poses by which a log's vehicle drives backwards or sideways are refused; False where one really
+            does.
         columns: what a row of a sweep holds, in order: x, y, z, intensity, and any other names for what is not read;
             without "intensity" it is 0 everywhere.
     """
@@ -66,6 +68,7 @@ class CustomConverter(FrameConverter):
     val_logs: tuple[str, ...] = ()
     max_image_gap_ms: float = 60.0
     max_pose_gap_ms: float = 1000.0
+    drives_forward: bool = True
     columns: tuple[str, ...] = formats.COLUMNS
 
     set_name: ClassVar[str] = "custom"
@@ -75,6 +78,10 @@ class CustomConverter(FrameConverter):
         positive(self, "max_image_gap_ms", "max_pose_gap_ms")
         once = all(self.columns.count(name) == 1 for name in ("x", "y", "z")) and self.columns.count("intensity") < 2
         expect(self, "columns", once, "x, y, z once each, and what else a row holds, in order")
+
+    def settings(self) -> dict[str, Any]:
+        """Those that the samples depend on: a refused preparation may go on with another `drives_forward`."""
+        return {name: value for name, value in super().settings().items() if name != "drives_forward"}
 
     # ---- what is there
     @cached_property

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from data.calibration.heading import Heading, rolled_quaternion, turned
+from data.calibration.heading import Heading, rolled_quaternion, troubles, turned
 from data.geometry import rigid, yaw_rotation
 from data.sample import Sample
 
@@ -76,6 +76,19 @@ def test_each_wrong_reading_is_named(wrong: Callable[[np.ndarray], np.ndarray], 
     trouble = heading_of([wrong(T) for T in drive(8.0, 0.4)]).trouble()
     assert trouble is not None
     assert said in trouble
+
+
+def test_one_reversed_log_among_many_is_named():
+    right, reversed_ = drive(8.0, 0.1), [turned(T, T[:3, :3] @ yaw_rotation(np.pi)) for T in drive(8.0, 0.1)]
+    headings = {f"drive-{number}": heading_of(reversed_ if number == 7 else right) for number in range(10)}
+    (trouble,) = troubles(headings)
+    assert trouble.startswith("by the poses of drive-7 (39 steps) the vehicle moves backwards: its heading is turned")
+    headings |= dict.fromkeys(("drive-a", "drive-b", "drive-c"), headings["drive-7"])
+    assert "the poses of drive-7, drive-a, drive-b and 1 more (156 steps)" in troubles(headings)[0]
+    # Logs of too few steps are judged together.
+    short = {f"drive-{number}": heading_of(reversed_[:8]) for number in range(2)}
+    assert troubles({"drive-0": short["drive-0"]}) == ()
+    assert "drive-0, drive-1 (14 steps)" in troubles(short)[0]
 
 
 def test_records_of_shards_add_up():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data.calibration.check import check_samples
+from data.calibration.check import CalibrationCheck, check_samples, motion_between
 from data.convert.custom.converter import CustomConverter
 from data.geometry import rigid
 from data.preparing.prepare import PrepareConfig, prepare
@@ -126,17 +127,35 @@ def test_extrinsics_the_wrong_way_round_end_the_preparation_with_their_cause(fol
     assert len(prepare(sweeps, str(tmp_path / "set"), PLAIN).manifest) == 20
 
 
-def test_a_vehicle_that_drives_backwards_is_named(folder, tmp_path):
+def test_a_vehicle_that_drives_backwards_is_refused_unless_it_really_does(folder, tmp_path):
     shutil.copytree(folder / "fleet", tmp_path / "fleet")
     path = tmp_path / "fleet" / "drive-0001" / "poses.csv"
     header, *lines = path.read_text().splitlines()
     path.write_text("\n".join([header, *(line.removesuffix("1,0,0,0") + "0,0,0,1" for line in lines)]) + "\n")
-    manifest = prepare(CustomConverter(source=str(tmp_path / "fleet")), str(tmp_path / "set"), PLAIN).manifest
+    backwards = r"drive-0001 \(1[79] steps\) the vehicle moves backwards: its heading is turned by 180 degrees"
+    converter = CustomConverter(source=str(tmp_path / "fleet"))
+    with pytest.raises(ShardError, match=backwards + r".* set drives_forward=false"):
+        prepare(converter, str(tmp_path / "set"), PLAIN)
+    small = dataclasses.replace(PLAIN, samples_per_shard=8)  # no shard has steps enough: all together do
+    with pytest.raises(ShardError, match=backwards):
+        prepare(converter, str(tmp_path / "small"), small)
+    converter = dataclasses.replace(converter, drives_forward=False)
+    manifest = prepare(converter, str(tmp_path / "small"), small).manifest
     (note,) = manifest.notes
-    assert "(19 steps) the vehicle moves backwards: its heading is turned by 180 degrees" in note
+    assert re.search(backwards, note)
     verdict = check_set(manifest, SampleReader(manifest), range(12)).verdicts[0]
     assert verdict.status == "heading", verdict.message()
     assert "moves backwards" in verdict.message()
+    # A vehicle that really reverses: it was further back, not further ahead, when each image was taken.
+    check, reader = CalibrationCheck(), SampleReader(manifest)
+    for sample, after in itertools.pairwise(map(reader.read, range(13))):
+        (view,) = sample.cameras
+        back = rigid(np.eye(3), -2 * (view.T_world_ego - sample.T_world_ego)[:3, 3]) @ view.T_world_ego
+        cameras = (dataclasses.replace(view, T_world_ego=back),)
+        check.add(dataclasses.replace(sample, cameras=cameras), motion_between(sample, after))
+    verdict = check.verdicts()[0]
+    assert verdict.status == "fits", verdict.message()
+    assert verdict.message().endswith("or it really drove so")
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
+from data.calibration.conventions import with_cameras
 from data.convert.base import FrameConverter, Skipped, read_or_skip
 from data.preparing.early import Tally, grouped, skip_text
 from data.preparing.prepare import PrepareConfig, PrepareSummary, Share, join_shares, prepare, prepare_share
@@ -136,6 +137,30 @@ def test_an_iterator_ends_early(tmp_path, whole, sized, said):
         prepare_samples(samples if sized else (s for s in samples), str(tmp_path), config=SMALL)
     again = prepare_samples(toy_samples(100), str(tmp_path), config=SMALL, retry_skipped=not sized)
     assert (len(again.manifest), again.manifest.skipped) == (100, {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneLogInverted(ToyConverter):
+    """The cameras' poses of one log are the wrong way round."""
+
+    wrong: str
+
+    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        for item in super().frames(log, start, stop):
+            assert isinstance(item, Sample)
+            yield with_cameras(item, np.linalg.inv) if log == self.wrong else item
+
+
+@pytest.mark.parametrize("samples_per_shard", [2, 64])
+def test_a_log_with_other_extrinsics_than_the_rest_is_named(tmp_path, samples_per_shard):
+    converter = OneLogInverted(frames_by_log=(4,) * 10, wrong="log-006")
+    config = dataclasses.replace(PLAIN, samples_per_shard=samples_per_shard)
+    notes = prepare(converter, str(tmp_path), config).manifest.notes
+    assert [note.split(": likely, ")[0] for note in notes] == [
+        "made up",
+        "no image is upright in the ego frame (z up) in the first samples of log-006",
+    ]
+    assert "the camera's pose is the wrong way round" in notes[1]
 
 
 @dataclass(frozen=True, kw_only=True)
