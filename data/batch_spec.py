@@ -28,12 +28,15 @@ class VoxelConfig:
         reduce: how the points of a cell make its features: "first" (lowest point index) or "mean".
         range_min: lower limits along the cell's axes, in the units of `size`; None: unlimited.
         range_max: upper limits (exclusive).
+        intensity_offset: added to intensity where it is a feature: 1 is what SLidR's code feeds on SemanticKITTI. It
+            cannot be part of a network's weights, see `models.lidar.inputs`.
 
     With limits, the pre-training loader drops the points outside (`inside_range`), while `voxelize` itself puts
     them into the nearest cell inside, because at evaluation every point needs a voxel's prediction.
 
     Source: Sautier et al., SLidR (CVPR 2022): cylindrical, 0.1 m, 1 degree, 0.1 m. The paper feeds occupancy, its
-    released code the intensity of the first point of a voxel; here intensity is 0 to 1 in every data set.
+    released code the intensity of the first point of a voxel, 0 to 255 on nuScenes; here intensity is 0 to 1 in every
+    data set, and files of weights are converted.
     """
 
     kind: Literal["cartesian", "cylindrical"] = "cylindrical"
@@ -42,9 +45,11 @@ class VoxelConfig:
     reduce: Literal["first", "mean"] = "first"
     range_min: tuple[float, float, float] | None = None
     range_max: tuple[float, float, float] | None = None
+    intensity_offset: float = 0.0
 
     def __post_init__(self) -> None:
         positive(self, "size")
+        expect(self, "intensity_offset", math.isfinite(self.intensity_offset), "a finite number")
         below(self, size=math.inf)
         if (self.range_min is None) != (self.range_max is None):
             raise ValueError("range_min and range_max must be given together or not at all")

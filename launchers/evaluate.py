@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from common.run_files import RESULTS_FILE
 from configs.find import SUFFIXES, config_names
 from configs.load import ConfigError, dump, load
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
 from launchers.cli import guarded
-from launchers.evaluation.measure import evaluate_random, evaluate_runs, results_file, shown_progress
+from launchers.evaluation.measure import evaluate_file, evaluate_random, evaluate_runs, results_file, shown_progress
+from launchers.evaluation.weight_file import StatedByHand, WeightFile, open_weight_file
 from launchers.options.evaluate import parse
 from launchers.reporting.table import print_table
 from launchers.runs.files import CONFIG_FILE
@@ -20,20 +24,26 @@ from launchers.runs.terminal import terminal
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; 0 when all results are written."""
     options = parse(sys.argv[1:] if argv is None else argv)
-    first = options.checkpoints[0]
+    first = next(iter(options.checkpoints), "")
     if Path(options.config).is_dir() and (first.endswith(SUFFIXES) or first in config_names("downstream")):
         raise ConfigError(
             f"{options.config} is a folder and {first} a config: the run comes first, then the protocols; did you mean "
             f"tandem evaluate {options.config} {first}?"
         )
     config = load(EvaluateConfig, options.config, options.overrides)
+    if options.out is not None:
+        config = dataclasses.replace(config, results=str(Path(options.out) / RESULTS_FILE))
     if options.show_config:
         print(dump(config), end="")
         return 0
     console = terminal()
     paths = [Path(c) for c in options.checkpoints]
+    file = None if options.weights is None else _file_of(options, config)
     with shown_progress(console) as progress:
-        if options.random_only:
+        if file is not None:
+            path = results_file(file.path, config)
+            results = evaluate_file(file, config, path, progress=progress)
+        elif options.random_only:
             path = results_file(_run_of(paths), config)
             results = evaluate_random(_config_of(paths[0]), config, path, progress=progress)
         else:
@@ -42,6 +52,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_table(results, console)
     console.print(f"results: {path}", soft_wrap=True)
     return 0
+
+
+def _file_of(options: argparse.Namespace, config: EvaluateConfig) -> WeightFile:
+    """The file that `--weights` names."""
+    by_hand = StatedByHand(
+        preset=options.backbone,
+        leak=options.leak,
+        intensity_scale=options.intensity_scale,
+        intensity_offset=options.intensity_offset,
+    )
+    return open_weight_file(Path(options.weights), options.layout, config, by_hand)
 
 
 def _run_of(paths: Sequence[Path]) -> Path:

@@ -20,13 +20,17 @@ from common.files import replace_file
 from common.printable import say
 from common.run_files import CHECKPOINT_CONFIG
 from common.small_files import checked, read_json
+from configs.schema import PretrainConfig
 from engine.checkpoint import read_state
 from engine.errors import CheckpointError
 from launchers.cli import guarded
+from launchers.evaluation.networks import describe_origin
 from launchers.options.export import SUFFIXES, parser
 from launchers.training.restore import build_objective, find_checkpoint_folder, load_run_config
+from models.image.base import describe_input
 from models.image.resnet import ResNet
 from models.image.resnet_encoder import ResNetEncoder
+from models.lidar.inputs import SLIDR_INPUT, PointInput
 from models.lidar.minkowski import to_minkowski
 from models.lidar.res16unet import Res16UNet
 from models.methods.base import Objective
@@ -45,12 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error(f"OUT is {options.out!r}, expected a name that ends in {suffix} for {options.format}")
     if out.exists() and not options.force:
         p.error(f"{out} exists; choose another name or add --force")
+    if options.intensity_scale is not None and options.format != SLIDR:
+        p.error(f"--intensity-scale is for --format {SLIDR}; {options.format} takes the input that the run had")
     file_format = FORMATS[options.format]
     checkpoint = find_checkpoint_folder(Path(options.source))
-    objective = build_objective(checkpoint, load_run_config(checkpoint))
+    config = load_run_config(checkpoint)
+    objective = build_objective(checkpoint, config)
     try:
         network = file_format.network(objective)
-        metadata = {} if options.format == IMAGES else describe(checkpoint)
+        metadata = {} if options.format == IMAGES else describe(checkpoint, config)
+        if options.format == SLIDR:
+            scale = options.intensity_scale or SLIDR_INPUT.intensity_scale
+            metadata["input"] = PointInput.of(config.data.voxel).scaled(scale).to_text()
         file_format.write(out, objective, metadata)
         inputs = _random_image() if options.format == IMAGES else random_voxels(int(metadata["in_channels"]))
         report, difference = check(out, file_format, network, inputs)
@@ -59,16 +69,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     say(f"exported {checkpoint}\n{report.text()}")
     for name in sorted(metadata):
         say(f"  {name}: {metadata[name]}")
+    fed = describe_input(_resnet_of(objective)) if options.format == IMAGES else PointInput.from_text(metadata["input"])
+    say(f"input: {fed}")
     print(f"read back: features on a random input differ by at most {difference:g}")
     say(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
     return 0
 
 
-def describe(checkpoint: Path) -> dict[str, str]:
+def describe(checkpoint: Path, run: PretrainConfig) -> dict[str, str]:
     """What a reader of the file needs to know, as strings: how to build the network, what to feed it, where it is from.
 
     "method", "backbone" and "voxel" are the run's own settings (the latter two as JSON), "in_channels" the features of
-    an input voxel, "run" and "step" say which weights these are.
+    an input voxel, "input" what they mean (`models.lidar.inputs.PointInput`), "run" and "step" say which weights these
+    are, "teacher" and "leak" what they learnt from beside the data. `run` is the checkpoint's config as it was loaded.
 
     Raises:
         CheckpointError: the checkpoint's config is missing or damaged.
@@ -81,7 +94,11 @@ def describe(checkpoint: Path) -> dict[str, str]:
         checked(config["method"]["backbone"], {"in_channels": "count"}, {})
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be used ({error}); name another checkpoint") from error
+    teacher, leak = describe_origin(run.method)
     return {
+        "teacher": teacher,
+        "leak": leak,
+        "input": PointInput.of(run.data.voxel).to_text(),
         "method": config["method"]["name"],
         "backbone": json.dumps(config["method"]["backbone"]),
         "voxel": json.dumps(config["data"]["voxel"]),
@@ -104,12 +121,15 @@ class Format:
         network: the network of a method that the file holds.
         write: (path, objective, metadata) writes the file, whole or not at all.
         read: (path, network) fills a network of the same shape from the file.
+        tolerance: how far features read back may be from the run's, over the largest of them: 0 where tensors are
+            written as they are, rounding where a scale is folded in and out again.
     """
 
     suffix: str
     network: Callable[[Objective], nn.Module]
     write: Callable[[Path, Objective, dict[str, str]], None]
     read: Callable[[Path, nn.Module], LoadReport]
+    tolerance: float = 0.0
 
 
 def _backbone_of(objective: Objective) -> nn.Module:
@@ -144,7 +164,8 @@ def _write_slidr(path: Path, objective: Objective, metadata: dict[str, str]) -> 
             f"the backbone is a {type(objective.backbone).__name__}; SLidR's layout is for a Res16UNet; use --format "
             "tandem"
         )
-    state = to_minkowski(objective.backbone.state_dict(), _linear_head(objective))
+    fed = PointInput.from_text(metadata["input"])
+    state = to_minkowski(objective.backbone.state_dict(), _linear_head(objective), fed=fed)
     _save(path, {"model_points": _plain(state), "config": metadata})
 
 
@@ -190,10 +211,12 @@ def _linear_head(objective: Objective) -> tuple[Float[Tensor, "D C"], Float[Tens
 
 IMAGES = "torchvision"
 """The format of image networks."""
+SLIDR = "slidr"
+"""The layout whose input has another scale."""
 
 FORMATS = {
     "tandem": Format(SUFFIXES["tandem"], _backbone_of, _write_tandem, _read_tandem),
-    "slidr": Format(SUFFIXES["slidr"], _backbone_of, _write_slidr, _read_slidr),
+    SLIDR: Format(SUFFIXES[SLIDR], _backbone_of, _write_slidr, _read_slidr, tolerance=1e-5),
     IMAGES: Format(SUFFIXES[IMAGES], _resnet_of, _write_images, _read_images),
 }
 
@@ -205,10 +228,10 @@ def check(path: Path, file_format: Format, network: nn.Module, inputs: tuple[Any
     """Fill a copy with scrambled weights from the file, and compare it with the original.
 
     Returns:
-        The report of the load, and the largest difference of the features: 0.
+        The report of the load, and the largest difference of the features.
 
     Raises:
-        CheckpointError: there is a difference; the file is removed.
+        CheckpointError: the difference is larger than the format's rounding; the file is removed.
     """
     copied = copy.deepcopy(network)
     with torch.no_grad():
@@ -216,8 +239,9 @@ def check(path: Path, file_format: Format, network: nn.Module, inputs: tuple[Any
             tensor.fill_(1)  # whatever the file does not fill will show
     report = file_format.read(path, copied)
     with torch.no_grad():
-        difference = float((network.eval()(*inputs) - copied.eval()(*inputs)).abs().max())
-    if difference != 0.0:  # true of NaN, too
+        features = network.eval()(*inputs)
+        difference = float((features - copied.eval()(*inputs)).abs().max())
+    if not difference <= file_format.tolerance * float(features.abs().max()):  # true of NaN, too
         path.unlink()
         raise CheckpointError(
             f"{path}: read back, its features differ by {difference} from the run's; the file was removed"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from common.files import replace_file
 from common.nearby import nearby
 from common.run_files import WEIGHTS_FILE, damage, list_checkpoints
+from models.lidar.inputs import SLIDR_INPUT, PointInput
 from models.lidar.minkowski import from_minkowski
 from models.weight_files import read_checkpoint as read_checkpoint
 
@@ -269,24 +270,61 @@ def own_weights_file(path: Path) -> Path:
 # ---- SLidR's own checkpoints
 
 
-def load_slidr_backbone(
-    path: str | Path, backbone: nn.Module, *, head: nn.Linear | None = None, min_match: float = MIN_MATCH
-) -> LoadReport:
-    """Fill a `Res16UNet` from a checkpoint of the SLidR family (`model_points`, or a Lightning file).
-
-    `backbone` has the same preset and number of input channels. `head` is a linear point head to fill from their last
-    layer; None drops it, as downstream tasks do.
-
-    Raises:
-        ValueError: see `read_checkpoint` and `load_state`; or their last layer does not fit `head`.
-    """
-    content = read_checkpoint(path)
+def slidr_points(content: Mapping[str, object]) -> dict[str, Tensor]:
+    """The 3D network's tensors in the content of a checkpoint of the SLidR family, by their names."""
     inner = content.get("model_points")
     if not isinstance(inner, Mapping):
         rule = KeyRule(containers=("state_dict",), prefix=r"model_points\.", drop=r"(?!)")
         inner = rule.select(content)[0] or content
-    theirs = {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
-    state, others = from_minkowski(theirs, backbone.state_dict())
+    return {str(key): value for key, value in inner.items() if isinstance(value, Tensor)}
+
+
+def slidr_metadata(content: Mapping[str, object]) -> dict[str, str]:
+    """What `tandem export` states in a file of that layout; empty for files from elsewhere."""
+    stated = content.get("config")
+    if not isinstance(stated, Mapping) or "tandem_version" not in stated:
+        return {}
+    return {str(key): str(value) for key, value in stated.items()}
+
+
+def slidr_input(content: Mapping[str, object]) -> PointInput:
+    """What the network in such a file was fed, or expects.
+
+    Raises:
+        ValueError: the file's statement cannot be read.
+    """
+    stated = slidr_metadata(content)
+    if "input" in stated:
+        return PointInput.from_text(stated["input"])
+    return PointInput() if stated else SLIDR_INPUT  # exports of versions before 0.3 were not converted
+
+
+def load_slidr_backbone(
+    path: str | Path,
+    backbone: nn.Module,
+    *,
+    head: nn.Linear | None = None,
+    min_match: float = MIN_MATCH,
+    fed: PointInput | None = None,
+) -> LoadReport:
+    """Fill a `Res16UNet` from a checkpoint of the SLidR family (`model_points`, or a Lightning file).
+
+    The scale of the intensity that it was fed goes into the first layer: the network here takes 0 to 1. An offset does
+    not: it is `VoxelConfig.intensity_offset`, in units of the intensity here (`PointInput.scaled`).
+
+    Args:
+        path: the file.
+        backbone: has the same preset and number of input channels.
+        head: a linear point head to fill from their last layer; None drops it, as downstream tasks do.
+        min_match: share of the network's tensors that the file must fill.
+        fed: the network's input; None: as the file states it, 0 to 255 for a published one, which states nothing.
+
+    Raises:
+        ValueError: see `read_checkpoint`, `slidr_input` and `load_state`; or their last layer does not fit `head`.
+    """
+    content = read_checkpoint(path)
+    theirs = slidr_points(content)
+    state, others = from_minkowski(theirs, backbone.state_dict(), fed=fed or slidr_input(content))
     last = ("final.kernel", "final.bias")
     unknown = {key: theirs[key] for key in others if key not in last}
     dropped = tuple(key for key in others if key in last)

@@ -132,6 +132,7 @@ def _point_features(
 ) -> Float[np.ndarray, "N F"]:
     if config.features == "occupancy":
         return np.ones((len(points), 1), dtype=np.float32)
+    intensity = intensity + config.intensity_offset
     if config.features == "intensity":
         return intensity.astype(np.float32)[:, None]
     return np.concatenate((points, intensity[:, None]), axis=1).astype(np.float32)

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from common.ranges import expect
-from engine.downstream.confusion import LabelError, check_class_range
+from engine.downstream.confusion import AbsentClass, ConfusionMatrix, LabelError, check_class_range
 from engine.errors import DivergenceError
 from engine.interfaces import BatchLike, PointBatch
 
@@ -30,11 +30,13 @@ class SegmentationTask:
         dataset: name of the set, for the results.
         class_names: name of class 0, 1, ...
         ignore_label: label of points that no loss and no metric counts.
+        absent_class: see `engine.downstream.runner.SharedConfig`, "benchmark" resolved.
     """
 
     dataset: str
     class_names: tuple[str, ...]
     ignore_label: int
+    absent_class: AbsentClass = "left-out"
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
@@ -47,6 +49,10 @@ class SegmentationTask:
     def num_classes(self) -> int:
         """K."""
         return len(self.class_names)
+
+    def confusion(self) -> ConfusionMatrix:
+        """An empty measurement."""
+        return ConfusionMatrix(self.num_classes, self.ignore_label, absent=self.absent_class)
 
 
 Truth = Literal["labels", "depth", "pose"]

@@ -5,9 +5,16 @@ Letters: K classes, N points.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+AbsentClass = Literal["left-out", "zero", "one"]
+"""What a class counts as in the mean that neither the ground truth nor the predictions have anywhere."""
+
+_ABSENT_IOU: dict[AbsentClass, float] = {"left-out": float("nan"), "zero": 0.0, "one": 1.0}
 
 
 class LabelError(ValueError):
@@ -20,15 +27,17 @@ class ConfusionMatrix:
     Attributes:
         counts: row = true class, column = predicted class.
         ignore_label: points with this true label are not counted.
+        absent: see `AbsentClass`.
     """
 
     counts: Int[Tensor, "K K"]
 
-    def __init__(self, num_classes: int, ignore_label: int) -> None:
+    def __init__(self, num_classes: int, ignore_label: int, *, absent: AbsentClass = "left-out") -> None:
         if num_classes < 2:
             raise ValueError(f"num_classes = {num_classes}: a segmentation metric needs at least 2 classes")
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
         self.ignore_label = ignore_label
+        self.absent = absent
 
     @property
     def num_classes(self) -> int:
@@ -53,18 +62,18 @@ class ConfusionMatrix:
         self.counts += flat.view_as(self.counts).cpu()
 
     def iou(self) -> Float[Tensor, " K"]:
-        """Intersection over union of each class, 0 to 1; NaN for classes that never occur in the ground truth."""
+        """Intersection over union of each class, 0 to 1.
+
+        A class that is predicted but never true has 0, as in the official tools of nuScenes and SemanticKITTI and in
+        SLidR's code; for one that is neither, they differ: `absent` decides, "left-out" as NaN.
+        """
         counts = self.counts.double()
         intersection = counts.diagonal()
-        true, predicted = counts.sum(1), counts.sum(0)
-        iou = intersection / (true + predicted - intersection)
-        return torch.where(true > 0, iou, torch.nan)
+        union = counts.sum(0) + counts.sum(1) - intersection
+        return torch.where(union > 0, intersection / union, _ABSENT_IOU[self.absent])
 
     def miou(self) -> float:
-        """Mean IoU over the classes that occur in the ground truth, 0 to 1.
-
-        Classes that are only predicted have no row of their own: their false positives already cost the classes
-        that they were taken from. (Averaging them in as zeros would make the number depend on unused outputs.)
+        """Mean of `iou` over the classes that are not left out, 0 to 1.
 
         Raises:
             LabelError: no labelled point was counted.

@@ -138,7 +138,7 @@ def score(
         LabelError: unlabelled sweeps, or labels that are no class of the task.
     """
     backbone.eval()
-    matrices = {name: ConfusionMatrix(task.num_classes, task.ignore_label) for name in predictors}
+    matrices = {name: task.confusion() for name in predictors}
     for batch in batches:
         labels = point_labels(batch).long()
         on_device = batch.to(device)

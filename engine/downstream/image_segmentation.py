@@ -106,7 +106,7 @@ class PixelConfusion:
     """Confusion of classes over pixels."""
 
     def __init__(self, task: SegmentationTask) -> None:
-        self.matrix = ConfusionMatrix(task.num_classes, task.ignore_label)
+        self.matrix = task.confusion()
 
     def update(self, output: Float[Tensor, "I K H W"], batch: ImageBatch) -> None:
         """Take in a batch."""

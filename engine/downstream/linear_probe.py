@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from common.ranges import at_least
 from engine.downstream.common import SegmentationTask, Tuned, check_rates, check_seeds, tune_rate
-from engine.downstream.confusion import ConfusionMatrix
 from engine.downstream.features import FeatureBank
 from engine.downstream.losses import SegmentationLossConfig, class_weights, segmentation_loss
 from engine.errors import DivergenceError
@@ -127,7 +126,7 @@ def tune_linear(
 
     def validation_miou(lr: float) -> float:
         head = fit_linear(fit, task, config, lr=lr, seed=seed, device=device)
-        matrix = ConfusionMatrix(task.num_classes, task.ignore_label)
+        matrix = task.confusion()
         with torch.inference_mode():
             matrix.update(head.predict(held_features), held.labels.to(device))
         return matrix.miou()

@@ -70,8 +70,8 @@ class Result:
         metrics: value of each seed by metric, names as in `METRICS`, the main one among them; None where one of the
             others is not defined.
         metric: the main one.
-        class_iou: by class name, mean over the seeds, percent; None for classes without a test point; empty where no
-            classes are predicted.
+        class_iou: by class name, mean over the seeds, percent; None for classes that no test point has and none is
+            predicted as; empty where no classes are predicted.
         lr: the tuned learning rate of each seed's network; empty where nothing is trained.
         tuning: the main metric on validation data (None = diverged) by learning rate, averaged over networks; empty if
             untuned.

@@ -39,7 +39,7 @@ from engine.downstream.common import (
     thin,
     tune_rate,
 )
-from engine.downstream.confusion import ConfusionMatrix
+from engine.downstream.confusion import AbsentClass, ConfusionMatrix
 from engine.downstream.results import LeakLevel, Result, describe_machine, fingerprint, now, software_versions
 
 Tower = Literal["backbone", "image_backbone", "objective"]
@@ -65,6 +65,8 @@ class SharedConfig:
         voxels_per_sweep: labelled voxels of each train sweep in the feature bank, at random; null for all.
         calibration_sweeps: train sweeps that BatchNorm statistics are estimated on again, for every initialisation; 0
             leaves them alone.
+        absent_class: what a class counts as in mIoU that neither the true nor the predicted classes of the test split
+            have; "benchmark": as in the set's own tool (`absent_class_of`); "one" is what SLidR's code does.
     """
 
     protocols: tuple[str, ...] = ("linear_probe", "knn", "finetune")
@@ -72,12 +74,23 @@ class SharedConfig:
     tune_sweeps: int = 12
     voxels_per_sweep: int | None = 800
     calibration_sweeps: int = 32
+    absent_class: Literal["benchmark", AbsentClass] = "benchmark"
 
     def __post_init__(self) -> None:
         positive(self, "validation_share")
         at_most(self, validation_share=0.5)
         at_least(self, tune_sweeps=1, calibration_sweeps=0)
         at_least(self, "null: all", voxels_per_sweep=1)
+
+    def absent_class_of(self, dataset: str) -> AbsentClass:
+        """The choice for a set by its name.
+
+        Sources: nuscenes-devkit leaves an absent class out of the mean, semantic-kitti-api counts it as 0. Sets
+        without an official tool leave it out.
+        """
+        if self.absent_class != "benchmark":
+            return self.absent_class
+        return "zero" if dataset == "semantickitti" else "left-out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +191,10 @@ def described(job: Job[Any], name: str) -> tuple[dict[str, Any], list[Any]]:
     settings |= {f"train_{unit}": len(job.splits.train), f"test_{unit}": len(job.splits.test)}
     if protocol.drawn:
         settings["draws"] = dict(job.draws[name].settings)
-    classes = list(job.task().class_names) if protocol.truth == "labels" else []
+    classes: list[str] = []
+    if protocol.truth == "labels":
+        classes = list(job.task().class_names)
+        settings["absent_class"] = job.task().absent_class
     return settings, [job.dataset, classes, job.splits.train.tolist(), job.splits.test.tolist()]
 
 
@@ -483,6 +499,6 @@ def segmentation_measured(
         },
         tuned=tuned,
         scale=scale,
-        # NaN: no test point has this class.
+        # NaN: no test point has this class, and none is predicted.
         class_iou={n: None if math.isnan(v) else v for n, v in zip(task.class_names, per_class, strict=True)},
     )

@@ -25,6 +25,7 @@ from data.storage.reader import SampleError
 from data.storage.shard import ShardError
 from engine.downstream.common import LabelDraws, Samples, SegmentationTask, Splits, Truth, hold_out, thin
 from engine.downstream.runner import Tower
+from launchers.runs.settings import voxel_identity
 
 logger = logging.getLogger("tandem.evaluate")
 
@@ -97,7 +98,7 @@ def fitting(manifest: Manifest) -> Iterator[None]:
         raise ConfigError(f"{error} ({manifest.root})") from error
 
 
-def task_of(manifest: Manifest) -> SegmentationTask:
+def task_of(manifest: Manifest, config: EvaluateConfig) -> SegmentationTask:
     """The set's classes.
 
     Raises:
@@ -108,7 +109,12 @@ def task_of(manifest: Manifest) -> SegmentationTask:
             f"{manifest.root} ({manifest.set_name}) has no point labels, so nothing can be evaluated on it; give a "
             "labelled set with data.shards=..."
         )
-    return SegmentationTask(dataset=manifest.set_name, class_names=manifest.class_names, ignore_label=IGNORE_LABEL)
+    return SegmentationTask(
+        dataset=manifest.set_name,
+        class_names=manifest.class_names,
+        ignore_label=IGNORE_LABEL,
+        absent_class=config.absent_class_of(manifest.set_name),
+    )
 
 
 def splits_of(manifest: Manifest, config: EvaluateConfig, tower: Tower) -> Splits:
@@ -206,7 +212,7 @@ def measured_on(manifest: Manifest, resolved: Mapping[str, Any], tower: Tower) -
         return towers[0] | towers[1]
     network = resolved["method"].get(tower)
     if tower == "backbone":
-        return {"data": manifest.fingerprint(), "voxel": resolved["data"]["voxel"], "backbone": network}
+        return {"data": manifest.fingerprint(), "voxel": voxel_identity(resolved["data"]["voxel"]), "backbone": network}
     # What the network was filled from before pre-training does not shape random ones.
     plain = {k: v for k, v in (network or {}).items() if k not in {"weights", "min_match"}}
     return {"data": manifest.fingerprint(), "image_size": resolved["data"]["image_size"], tower: plain}

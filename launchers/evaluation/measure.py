@@ -35,6 +35,7 @@ from launchers.evaluation.networks import (
 )
 from launchers.evaluation.registration_task import pose_parts
 from launchers.evaluation.sweeps import sweep_parts
+from launchers.evaluation.weight_file import WeightFile
 
 logger = logging.getLogger("tandem.evaluate")
 
@@ -76,6 +77,24 @@ def evaluate_runs(
         return [pretrained_initialisation(sources, tower, chosen), *random]
 
     return _measure(of_tower, sources[0].config, config, results_file(checkpoints[0], config), progress)
+
+
+def evaluate_file(
+    file: WeightFile, config: EvaluateConfig, path: Path, *, progress: Progressing | None = None
+) -> list[Result]:
+    """Measure the network of a file and random initialisation under the same budget into the results file `path`.
+
+    Returns:
+        The results that answer this call, measured now or before.
+
+    Raises:
+        ConfigError, ShardError, DivergenceError: as `evaluate_runs`.
+    """
+
+    def of_tower(tower: Tower) -> list[Initialisation]:
+        return [file.initialisation(), *([random_initialisation(file.run, config, tower)] if config.random else [])]
+
+    return _measure(of_tower, file.run, config, path, progress)
 
 
 def evaluate_random(
@@ -156,7 +175,7 @@ def job_of(evaluation: Evaluation, tower: Tower) -> Job[Any]:
     protocols = of_tower(config.protocols, tower)
     drawn = {name: getattr(config, p.section) for name, p in protocols.items() if p.drawn}
     with fitting(manifest):
-        classes = task_of(manifest) if any(p.truth == "labels" for p in protocols.values()) else None
+        classes = task_of(manifest, config) if any(p.truth == "labels" for p in protocols.values()) else None
         splits = splits_of(manifest, config, tower)
         draws = {
             name: draws_of(manifest, splits, config, tower, recipe.seeds, recipe.tune_seeds)

@@ -28,6 +28,14 @@ def add_show_config(p: argparse.ArgumentParser) -> None:
     p.add_argument("--show-config", action="store_true", help="print the resolved config and stop")
 
 
+def positive_number(text: str) -> float:
+    """The type of an option that is a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise ValueError(text)
+    return value
+
+
 # ---- what Tab offers: argcomplete calls these with the beginning of the word
 
 

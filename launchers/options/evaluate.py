@@ -7,10 +7,20 @@ there already is not measured again. The lists of labelled sweeps that fine-tuni
 With --random-only no checkpoint is needed: CHECKPOINT is a run's folder or config.yaml, and only random initialisation
 of its networks is measured. data.holdout=true measures on logs held out from the train split.
 
+With --weights a network from a file is measured, a published one for example, without a run's folder:
+
+    tandem evaluate --weights FILE --layout LAYOUT --out FOLDER CONFIG data.shards=... [section.field=value ...]
+
+Layouts:
+    tandem      what `tandem export` writes.
+    slidr       checkpoints of the SLidR family, and what `tandem export --format slidr` writes.
+    torchvision, moco_v1, moco_v2, moco_v3, dino    ResNets, for the protocols of image networks.
+
 Examples:
     tandem evaluate runs/slidr_street street
     tandem evaluate runs/seed0 runs/seed1 runs/seed2 street finetune.seeds=[0,1,2] protocols=[knn,finetune]
     tandem evaluate runs/slidr_nuscenes nuscenes data.shards=/data/nuscenes/shards --show-config
+    tandem evaluate --weights model.pt --layout slidr --out runs/published nuscenes data.shards=/data/nuscenes/shards
 """
 
 from __future__ import annotations
@@ -20,28 +30,81 @@ import re
 from collections.abc import Sequence
 
 from launchers.cli import verb_parser
-from launchers.options.common import add_config, add_overrides, add_show_config, completed, offer_runs
+from launchers.options.common import (
+    add_config,
+    add_overrides,
+    add_show_config,
+    completed,
+    offer_paths,
+    offer_runs,
+    positive_number,
+)
 
 _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 
+LAYOUTS = ("tandem", "slidr", "torchvision", "moco_v1", "moco_v2", "moco_v3", "dino")
+"""Of files of weights."""
+LEAKS = ("none", "ssl-teacher", "supervised-teacher", "class-agnostic-masks", "class-name-prompts", "unknown")
+"""The words of `engine.downstream.results.LeakLevel`, which is slow to import."""
 
-def parser() -> argparse.ArgumentParser:
-    """Options of the verb."""
+
+def parser(*, from_file: bool = False) -> argparse.ArgumentParser:
+    """Options of the verb; with --weights (`from_file`) no checkpoint is named."""
     p = verb_parser("tandem evaluate", __doc__)
-    checkpoints = p.add_argument(
-        "checkpoints", nargs="+", metavar="CHECKPOINT", help="folder of a run or of a checkpoint"
-    )
-    completed(checkpoints, offer_runs)
+    if from_file:
+        p.set_defaults(checkpoints=[])
+    else:
+        checkpoints = p.add_argument(
+            "checkpoints", nargs="+", metavar="CHECKPOINT", help="folder of a run or of a checkpoint"
+        )
+        completed(checkpoints, offer_runs)
     add_config(p, "downstream", "YAML file of the protocols, or its name in configs/downstream, for example street")
     add_overrides(p, "settings, for example finetune.steps=500")
     p.add_argument("--random-only", action="store_true", help="random initialisation of the run's network alone")
+    p.add_argument("--out", metavar="FOLDER", help="folder of results.json (default: the run's own)")
+    file = p.add_argument_group("a file of weights in place of CHECKPOINT")
+    completed(file.add_argument("--weights", metavar="FILE", help="file of weights"), offer_paths)
+    file.add_argument("--layout", choices=LAYOUTS, help="how its tensors are named, see above")
+    file.add_argument(
+        "--backbone", metavar="PRESET", help="its network, for example res16unet34c or resnet50 (default: as it fits)"
+    )
+    file.add_argument(
+        "--leak", choices=LEAKS, help="labels that reached its training (default: as it says, or unknown)"
+    )
+    file.add_argument(
+        "--intensity-scale",
+        type=positive_number,
+        metavar="MAX",
+        help="of slidr: the largest intensity that it was fed (default: as it says, or 255)",
+    )
+    file.add_argument(
+        "--intensity-offset",
+        type=float,
+        metavar="N",
+        help="of slidr: what was added to intensity; 1 for SLidR's runs on SemanticKITTI (default: as it says, or 0)",
+    )
     add_show_config(p)
     return p
+
+
+def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser for the words behind the verb."""
+    return parser(from_file=any(word.partition("=")[0] == "--weights" for word in words))
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Overrides may stand anywhere; argparse cannot tell them from checkpoints."""
     overrides = [word for word in argv if _OVERRIDE.match(word)]
-    options = parser().parse_intermixed_args([word for word in argv if word not in overrides])
+    p = parser_for(argv)
+    options = p.parse_intermixed_args([word for word in argv if word not in overrides])
     options.overrides = overrides
+    if options.weights is not None and (options.layout is None or options.out is None or options.random_only):
+        p.error("--weights needs --layout and --out, and goes without --random-only")
+    given = [
+        option
+        for option in ("layout", "backbone", "leak", "intensity_scale", "intensity_offset")
+        if getattr(options, option) is not None
+    ]
+    if options.weights is None and given:
+        p.error(f"--{given[0].replace('_', '-')} is for a file of weights: expected --weights FILE")
     return options

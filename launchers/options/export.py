@@ -7,7 +7,8 @@
 Formats:
     tandem       the 3D network; safetensors, metadata says how to build it and how its input was made.
     slidr        the 3D network in the layout of SLidR's published checkpoints (MinkowskiEngine names, with the linear
-                 point head as `final`), written by torch.save; loads with weights_only=True.
+                 point head as `final`), written by torch.save; loads with weights_only=True. Its first layer is
+                 scaled for intensities of 0 to 255, which SLidR's code feeds on nuScenes.
     torchvision  the ResNet of the image network with torchvision's names, without classifier or a decoder of ours,
                  likewise. `torchvision.models.resnet50(weights=None).load_state_dict(..., strict=False)` loads it (its
                  `fc` stays as it was), and so does our own `weights: torchvision:<path>`. Images are RGB from 0 to 1,
@@ -22,7 +23,7 @@ from __future__ import annotations
 import argparse
 
 from launchers.cli import verb_parser
-from launchers.options.common import completed, offer_runs
+from launchers.options.common import completed, offer_runs, positive_number
 
 SUFFIXES = {"tandem": ".safetensors", "slidr": ".pt", "torchvision": ".pth"}
 """Format -> how the name of its file ends."""
@@ -39,5 +40,11 @@ def parser() -> argparse.ArgumentParser:
     completed(source, offer_runs)
     p.add_argument("out", metavar="OUT", help="file to write")
     p.add_argument("--format", choices=sorted(SUFFIXES), default="tandem", help="see above (default: %(default)s)")
+    p.add_argument(
+        "--intensity-scale",
+        type=positive_number,
+        metavar="MAX",
+        help="of slidr: the largest intensity that the other code feeds; 1 for code that feeds 0 to 1 (default: 255)",
+    )
     p.add_argument("--force", action="store_true", help="replace OUT if it exists")
     return p

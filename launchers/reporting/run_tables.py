@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from common.run_files import METRICS_FILE, damage, list_checkpoints
 from common.trees import flat
+from configs.load import ConfigError, load
+from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from engine.checkpoint import read_state
 from launchers.drawing.page import TextTable
 from launchers.drawing.set_tables import human_bytes
@@ -16,6 +19,7 @@ from launchers.reporting.report_page import CURVES
 from launchers.reporting.run_facts import run_facts
 from launchers.runs.attempts import read_attempts
 from launchers.runs.files import read_config, read_metrics
+from models.lidar.inputs import PointInput
 
 _READINGS = {metric: reading for metric, _, reading in CURVES} | {
     "watch/uniformity": "0: all features are alike; about -4: spread evenly",
@@ -37,7 +41,17 @@ def run_tables(run_dir: Path) -> list[TextTable]:
     facts = TextTable(title="run", rows=(*run_facts(run_dir, notes).items(), *(("damaged", note) for note in notes)))
     tables = [facts, _checkpoints(run_dir), *_metrics(run_dir), *_changes(run_dir)]
     config = read_config(run_dir, strict=True)
-    return [*tables, _config(config)] if config else tables
+    return [*tables, *_input(config), _config(config)] if config else tables
+
+
+def _input(config: Mapping[str, Any]) -> list[TextTable]:
+    """What the run's 3D networks are fed; none where its config is not one that this version reads."""
+    with contextlib.suppress(ConfigError):
+        run = load(PretrainConfig, None, choices=PRETRAIN_CHOICES, defaults=config)
+        fed = str(PointInput.of(run.data.voxel))
+        rows = tuple((f"method.{name}", fed) for name in run.method.point_networks())
+        return [TextTable(title="input of a voxel", rows=rows)] if rows else []
+    return []
 
 
 def _config(config: Mapping[str, Any]) -> TextTable:

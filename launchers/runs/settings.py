@@ -21,6 +21,8 @@ from models.methods import METHODS
 
 _NO_SETTING = frozenset({"run_dir", "seed", "checkpoint", "monitor", "evaluate"})
 _NO_DATA_SETTING = frozenset({"cache", "expected_superpixels"})  # an expectation is checked; it shapes no number
+_VOXEL_ADDED: Mapping[str, object] = {"intensity_offset": 0.0}
+"""Settings that `data.voxel` got later, at the value that leaves all as before: no part of the setting then."""
 _MAX_LABEL = 72
 """Characters of a label; a longer list of differences is cut."""
 
@@ -47,11 +49,17 @@ def _parts(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             if part is not None:
                 yield key, {name: value for name, value in part.items() if name != "run_dir"}
         elif key == "data":
-            yield key, {name: value for name, value in (part or {}).items() if name not in _NO_DATA_SETTING}
+            data = {name: value for name, value in (part or {}).items() if name not in _NO_DATA_SETTING}
+            yield key, data | ({"voxel": voxel_identity(data["voxel"])} if data.get("voxel") else {})
         elif key == "method":
             yield key, _as_hashed_of_old(part or {})
         elif key not in _NO_SETTING:
             yield key, part
+
+
+def voxel_identity(voxel: Mapping[str, Any]) -> dict[str, Any]:
+    """A section `data.voxel` without what a later version added and what is not used: as it counts into identities."""
+    return {name: value for name, value in voxel.items() if name not in _VOXEL_ADDED or value != _VOXEL_ADDED[name]}
 
 
 def _as_hashed_of_old(method: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -35,6 +35,15 @@ class DenseNetwork(nn.Module):
         return FeatureMap(self(images), self.stride, self.origin_px)
 
 
+def describe_input(network: DenseNetwork) -> str:
+    """What an image network here is fed and where its cells lie, for whoever runs its weights in other code."""
+    mean, std = ("/".join(f"{value:g}" for value in values) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (
+        f"RGB from 0 to 1, minus {mean}, over {std}; cell i of the map lies at pixel {network.stride} i"
+        f"{f' + {network.origin_px:g}' if network.origin_px else ''} (corners not aligned)"
+    )
+
+
 class ImageEncoder(DenseNetwork, ABC):
     """An image network that takes images as they are stored and applies its own normalisation.
 

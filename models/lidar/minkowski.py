@@ -1,8 +1,9 @@
 """Res16UNet weights in the layout of MinkowskiEngine code bases (SLidR and its relatives), and back.
 
-A renaming, no arithmetic: kernels are [offsets, in, out] in both, offsets with the first axis fastest, odd kernels
-centred, even ones at offsets 0 and 1; only 1 x 1 kernels lose the axis of offsets. MinkowskiEngine puts a BatchNorm
-into a wrapper, hence `norm1.bn.weight`. Their network has its linear head inside, as `final`.
+A renaming, and the scale of intensity in the first kernel (`models.lidar.inputs`): kernels are [offsets, in, out] in
+both, offsets with the first axis fastest, odd kernels centred, even ones at offsets 0 and 1; only 1 x 1 kernels lose
+the axis of offsets. MinkowskiEngine puts a BatchNorm into a wrapper, hence `norm1.bn.weight`. Their network has its
+linear head inside, as `final`.
 
 Not checked against MinkowskiEngine itself, which cannot be built for present versions of torch: the order of kernel
 offsets is the documented one (see `models.lidar.neighbors.kernel_offsets`).
@@ -17,6 +18,8 @@ from collections.abc import Mapping
 
 from jaxtyping import Shaped
 from torch import Tensor
+
+from models.lidar.inputs import PointInput
 
 _STATE = Mapping[str, Shaped[Tensor, "..."]]
 
@@ -58,26 +61,43 @@ def minkowski_key(key: str) -> str:
     raise ValueError(f"weights: {key!r} is no tensor of a Res16UNet")
 
 
+STEM = "stem.weight"
+"""Our name of the first kernel, the only one that sees the input."""
+
+
 def to_minkowski(
-    backbone: _STATE, head: tuple[Shaped[Tensor, "out in"], Shaped[Tensor, " out"]] | None = None
+    backbone: _STATE,
+    head: tuple[Shaped[Tensor, "out in"], Shaped[Tensor, " out"]] | None = None,
+    *,
+    fed: PointInput | None = None,
 ) -> dict[str, Tensor]:
     """State dict of a `Res16UNet` -> theirs.
 
-    `head`: weight and bias of the linear point head; their `final`, left out if None.
+    Args:
+        backbone: takes intensity from 0 to 1.
+        head: weight and bias of the linear point head; their `final`, left out if None.
+        fed: what the other code will feed; None: the same as here.
 
     Raises:
         ValueError: a tensor that no Res16UNet has.
     """
     state = {minkowski_key(key): value.squeeze(0) if _pointwise(key) else value for key, value in backbone.items()}
+    if fed is not None:
+        state["conv0p1s1.kernel"] = fed.fold(backbone[STEM], 1 / fed.intensity_scale)
     if head is not None:
         state |= {"final.kernel": head[0].T.contiguous(), "final.bias": head[1][None].contiguous()}
     return state
 
 
-def from_minkowski(theirs: _STATE, ours: _STATE) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """Their state dict -> tensors by our names.
+def from_minkowski(
+    theirs: _STATE, ours: _STATE, *, fed: PointInput | None = None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """Their state dict -> tensors by our names, of a network that takes intensity from 0 to 1.
 
-    `theirs` is a file's `model_points`; `ours`, the state of the network to fill, says which names there are.
+    Args:
+        theirs: a file's `model_points`.
+        ours: state of the network to fill, which says which names there are.
+        fed: what theirs was fed; None: the same as here.
 
     Returns:
         What was found of our names, to be handed to `models.weights.load_state`; and their keys without a place here
@@ -89,6 +109,8 @@ def from_minkowski(theirs: _STATE, ours: _STATE) -> tuple[dict[str, Tensor], tup
         for key, value in theirs.items()
         if key in names
     }
+    if fed is not None and STEM in state:
+        state[STEM] = fed.fold(state[STEM], fed.intensity_scale)
     return state, tuple(key for key in theirs if key not in names)
 
 

@@ -15,10 +15,11 @@ from engine.checkpoint import load_weights
 from engine.errors import CheckpointError
 from launchers import export
 from launchers.export import FORMATS, check, main, random_voxels
+from models.lidar.inputs import SLIDR_INPUT, PointInput
 from models.lidar.minkowski import from_minkowski, minkowski_key, to_minkowski
 from models.lidar.res16unet import Res16UNet, Res16UNetConfig
 from models.methods.base import Objective
-from models.weights import load_backbone, load_state
+from models.weights import load_backbone, load_slidr_backbone
 from tests.helpers.run_folder import STEP, write_toy_run
 
 
@@ -53,6 +54,8 @@ def test_an_exported_backbone_gives_the_runs_features(
     assert metadata["step"] == str(STEP)
     assert metadata["run"] == run[0].name
     assert json.loads(metadata["voxel"])["kind"] == "cartesian"
+    assert PointInput.from_text(metadata["input"]) == PointInput()
+    assert (metadata["teacher"], metadata["leak"]) == ("efficientnet_lite0 (random)", "none")
     torch.manual_seed(99)
     fresh = config.build()
     assert not torch.equal(features(fresh), features(run[1].backbone))
@@ -60,7 +63,9 @@ def test_an_exported_backbone_gives_the_runs_features(
     assert torch.equal(features(fresh), features(run[1].backbone))
 
 
-def test_slidr_layout_round_trip(run: tuple[Path, Objective], tmp_path: Path) -> None:
+def test_slidr_layout_round_trip(
+    run: tuple[Path, Objective], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "model.pt"
     checkpoint = next((run[0] / "checkpoints").iterdir())
     assert main([str(checkpoint), str(out), "--format", "slidr"]) == 0
@@ -70,9 +75,16 @@ def test_slidr_layout_round_trip(run: tuple[Path, Objective], tmp_path: Path) ->
     assert torch.equal(points["final.kernel"], head["weight"].T)
     assert torch.equal(points["final.bias"], head["bias"][None])
     fresh = Res16UNetConfig(preset="res16unet_tiny", backend="torch").build()
-    state, without_place = from_minkowski(points, fresh.state_dict())
+    without_place = from_minkowski(points, fresh.state_dict())[1]
     assert without_place == ("final.kernel", "final.bias")
-    load_state(fresh, state, source="test", min_match=1.0)
+    assert PointInput.from_text(content["config"]["input"]) == SLIDR_INPUT
+    assert "input: intensity from 0 to 255, of the first point of a voxel" in capsys.readouterr().out
+    load_slidr_backbone(out, fresh, min_match=1.0)
+    torch.testing.assert_close(features(fresh), features(run[1].backbone), rtol=1e-5, atol=1e-5)
+
+    assert main([str(checkpoint), str(out), "--format", "slidr", "--intensity-scale", "1", "--force"]) == 0
+    assert "differ by at most 0\n" in capsys.readouterr().out
+    load_slidr_backbone(out, fresh, min_match=1.0)
     assert torch.equal(features(fresh), features(run[1].backbone))
 
 
@@ -168,7 +180,12 @@ def test_a_diverged_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_mistakes_are_answered_with_code_2(run: tuple[Path, Objective], tmp_path: Path) -> None:
     there = tmp_path / "there.safetensors"
     there.write_bytes(b"precious")
-    for arguments in (["x.pth"], [str(there)], ["x.pt", "--format", "onnx"]):
+    for arguments in (
+        ["x.pth"],
+        [str(there)],
+        ["x.pt", "--format", "onnx"],
+        ["x.safetensors", "--intensity-scale", "255"],
+    ):
         with pytest.raises(SystemExit) as stop:
             main([str(run[0]), *arguments])
         assert stop.value.code == 2

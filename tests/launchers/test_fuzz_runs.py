@@ -33,6 +33,7 @@ from launchers.reporting.table import markdown, print_table
 from launchers.runs.files import find_runs
 from launchers.runs.run_status import read_files
 from launchers.status import gather, show
+from launchers.training.restore import load_run_config
 from tests.helpers.damaged_runs import DAMAGED, STEP, WHOLE, rng_of, strike, write_runs
 from tests.helpers.run_folder import run_config
 
@@ -88,7 +89,7 @@ def of_one_run(root: Path) -> str:
     verbs: tuple[Callable[[], object], ...] = (
         lambda: [table.text() for table in run_tables(run)],
         lambda: open_source(run),
-        lambda: describe(run / "checkpoints" / f"step_{STEP:08d}"),
+        lambda: describe(checkpoint := run / "checkpoints" / f"step_{STEP:08d}", load_run_config(checkpoint)),
         lambda: step_of_run(run, run_config(run, "shards")),
         lambda: own_jobs([run]),
         lambda: read_files(next(iter(find_runs(run)))).jobs.logs,

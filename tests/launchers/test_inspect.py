@@ -222,6 +222,7 @@ def test_run_summary_has_metrics_checkpoints_and_config(run_dir: Path, capsys: p
     assert re.search(r"train/loss +4.9 +3.8 +falls", text)
     assert re.search(rf"state +\w+, {STEP} of \d+ updates", text)
     assert re.search(r"method.backbone.preset +res16unet_tiny", text)
+    assert re.search(r"method.backbone +intensity from 0 to 1, of the first point of a voxel", text)
 
 
 def test_run_pictures_come_from_its_weights_and_shards(run_dir: Path, tmp_path: Path) -> None:

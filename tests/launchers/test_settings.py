@@ -36,3 +36,12 @@ def test_a_setting_added_later_makes_no_new_setting_unless_it_is_used(method: st
 def test_a_setting_added_later_counts_where_it_is_used() -> None:
     simipu = str(CONFIGS / "simipu_street.yaml")
     assert setting_of(load_run(simipu, ["method.chunk_rows=64"])) != setting_of(load_run(simipu))
+    assert setting_of(load_run(simipu, ["data.voxel.intensity_offset=1"])) != setting_of(load_run(simipu))
+
+
+def test_an_input_without_an_offset_is_that_of_before() -> None:
+    config = load_run(str(CONFIGS / "simipu_street.yaml"))
+    before = yaml.safe_load(dump(config, choices=PRETRAIN_CHOICES))
+    assert before["data"]["voxel"].pop("intensity_offset") == 0
+    assert setting_of_tree(before) == setting_of(config)
+    assert changes(saved_config(before, Path("run")), config) == []

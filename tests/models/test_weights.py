@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from launchers.export import random_voxels
 from models.image.resnet import ResNet
+from models.lidar.inputs import SLIDR_INPUT, PointInput
 from models.lidar.minkowski import to_minkowski
 from models.lidar.res16unet import Res16UNet, Res16UNetConfig
 from models.lidar.sparse import sparse_tensor
@@ -233,8 +235,56 @@ def test_slidr_checkpoints(tmp_path: Path, layout: str):
     assert report.unused == ()
     assert set(report.dropped) == {"final.kernel", "final.bias"}
     for key, value in source.state_dict().items():
+        if key == "stem.weight":  # was fed intensities of 0 to 255, the last channel
+            value = value * torch.tensor([1.0, 255.0])[:, None]
         assert torch.equal(value, target.state_dict()[key]), key
     assert torch.equal(source_head.weight, target_head.weight)
+
+
+def _fed(network: Res16UNet, cells: Tensor, intensity: Tensor, fed: PointInput) -> Tensor:
+    """Features of a network in evaluation mode, whose loader makes `fed` of intensities from 0 to 1."""
+    with torch.no_grad():
+        return network(cells, fed.intensity_offset + fed.intensity_scale * intensity, 2)
+
+
+@pytest.mark.parametrize(
+    "fed", [SLIDR_INPUT, PointInput(intensity_scale=2.0, intensity_offset=1.0)], ids=["scale", "offset"]
+)
+def test_statistics_of_another_scale_of_intensity_go_with_it_in_both_directions(tmp_path: Path, fed: PointInput):
+    """Without the scale the features are others (SLidR's BatchNorm holds statistics of 0 to 255)."""
+    torch.manual_seed(2)
+    cells, intensity, _ = random_voxels(1)
+    config = Res16UNetConfig(preset="res16unet_tiny", in_channels=1, backend="torch")
+    theirs, here, there = (config.build() for _ in range(3))
+    for _ in range(20):
+        _fed(theirs.train(), cells, torch.rand(len(cells), 1), fed)
+    expected = _fed(theirs.eval(), cells, intensity, fed)
+    scale = float(expected.abs().max())
+
+    torch.save({"model_points": to_minkowski(theirs.state_dict())}, tmp_path / "theirs.pt")
+    load_slidr_backbone(tmp_path / "theirs.pt", here, fed=None if fed == SLIDR_INPUT else fed)
+    as_here = fed.scaled(1 / fed.intensity_scale)
+    assert as_here.intensity_scale == 1
+    torch.testing.assert_close(_fed(here.eval(), cells, intensity, as_here), expected, rtol=0, atol=1e-5 * scale)
+
+    # What the file said until now: read by a version that knew of no scale.
+    as_before = {"model_points": to_minkowski(theirs.state_dict()), "config": {"tandem_version": "0.2.0"}}
+    torch.save(as_before, tmp_path / "before.pt")
+    load_slidr_backbone(tmp_path / "before.pt", there)
+    assert torch.equal(there.stem.weight, theirs.stem.weight)
+    assert float((_fed(there.eval(), cells, intensity, as_here) - expected).abs().max()) > 0.1 * scale
+
+    torch.save({"model_points": to_minkowski(here.state_dict(), fed=fed)}, tmp_path / "ours.pt")
+    load_slidr_backbone(tmp_path / "ours.pt", there, fed=PointInput())  # SLidR's code reads tensors as they are
+    torch.testing.assert_close(_fed(there, cells, intensity, fed), expected, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"intensity_scale": 0, "intensity_offset": 0}', '{"features": "colour"}'])
+def test_a_statement_of_the_input_that_makes_no_sense_is_refused(tmp_path: Path, text: str):
+    points = _slidr_file(_tiny(), nn.Linear(48, 64))
+    torch.save({"model_points": points, "config": {"tandem_version": "0.3.0", "input": text}}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="the statement of the input"):
+        load_slidr_backbone(tmp_path / "model.pt", _tiny())
 
 
 def test_a_slidr_checkpoint_of_another_size_is_refused(tmp_path: Path):
@@ -255,7 +305,7 @@ def test_impulses_meet_the_kernels_of_a_slidr_file_in_their_order(tmp_path: Path
     points = _slidr_file(_tiny(), nn.Linear(48, 64))
     torch.save({"model_points": points}, tmp_path / "model.pt")
     network = _tiny()
-    load_slidr_backbone(tmp_path / "model.pt", network)
+    load_slidr_backbone(tmp_path / "model.pt", network, fed=PointInput())
     cells = torch.cartesian_prod(*[torch.arange(-2, 3)] * 3)
     coords = torch.cat([torch.zeros(len(cells), 1, dtype=torch.long), cells], dim=1)
     row = {tuple(cell): index for index, cell in enumerate(cells.tolist())}

@@ -7,12 +7,12 @@ from torch import Tensor
 
 
 def iou_by_sets(predicted: list[int], labels: list[int], num_classes: int, ignore: int) -> dict[int, float]:
-    """IoU of each class in the ground truth, from sets of point numbers."""
+    """IoU of each class that is true or predicted anywhere, from sets of point numbers."""
     ious = {}
     for c in range(num_classes):
         true = {i for i, y in enumerate(labels) if y == c}
         guess = {i for i, p in enumerate(predicted) if p == c and labels[i] != ignore}
-        if true:
+        if true | guess:
             ious[c] = len(true & guess) / len(true | guess)
     return ious
 

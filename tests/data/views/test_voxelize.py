@@ -28,11 +28,8 @@ def slow_voxelize(
     for cell in coords:
         values = []
         for number in members[cell]:
-            full = {
-                "occupancy": [1.0],
-                "intensity": [float(intensity[number])],
-                "xyz_intensity": [*map(float, points[number]), float(intensity[number])],
-            }
+            fed = float(intensity[number]) + config.intensity_offset
+            full = {"occupancy": [1.0], "intensity": [fed], "xyz_intensity": [*map(float, points[number]), fed]}
             values.append(full[config.features])
         rows.append(values[0] if config.reduce == "first" else np.mean(values, axis=0).tolist())
     return coords, rows, [coords.index(cell) for cell in cells]
@@ -46,7 +43,7 @@ def test_equals_the_slow_way(kind: str, reduce: str, features: str) -> None:
     points = rng.normal(0, 3, (500, 3)).astype(np.float32)
     intensity = rng.random(500).astype(np.float32)
     size = (0.7, 0.9, 1.1) if kind == "cartesian" else (0.8, 20.0, 1.1)
-    config = VoxelConfig(kind=kind, size=size, reduce=reduce, features=features)  # type: ignore[arg-type]
+    config = VoxelConfig(kind=kind, size=size, reduce=reduce, features=features, intensity_offset=0.5)  # type: ignore[arg-type]
     coords, rows, point_voxel = voxelize(points, intensity, config)
     want_coords, want_rows, want_point_voxel = slow_voxelize(points, intensity, config)
     assert len(want_coords) < 450  # some cells do hold several points

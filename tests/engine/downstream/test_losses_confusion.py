@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from engine.downstream.confusion import ConfusionMatrix
 from engine.downstream.losses import SegmentationLossConfig, class_weights, lovasz_softmax, segmentation_loss
+from engine.downstream.runner import SharedConfig
 from tests.reference.segmentation import iou_by_sets, lovasz_by_loop
 
 
@@ -90,6 +91,35 @@ def test_iou_agrees_with_sets_of_points(pairs: list[tuple[int, int]]) -> None:
         assert matrix.accuracy() == pytest.approx(
             sum(p == y for p, y in asked if y != 255) / sum(y != 255 for _, y in asked)
         )
+
+
+def ring(correct: int, confused: int, said_to_be_last: int) -> torch.Tensor:
+    """Counts of 16 classes, the last never true: of each other one, some points are taken for the next, or the last."""
+    counts = torch.zeros(16, 16, dtype=torch.int64)
+    for c in range(15):
+        counts[c, c], counts[c, (c + 1) % 15], counts[c, 15] = correct, confused, said_to_be_last
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("dataset", "setting", "nowhere"),
+    [
+        ("nuscenes", "benchmark", 45.151),
+        ("semantickitti", "benchmark", 42.329),
+        ("synthetic", "benchmark", 45.151),
+        ("nuscenes", "one", 48.579),
+        ("semantickitti", "left-out", 45.151),
+    ],
+)
+def test_a_class_that_is_not_there_counts_as_in_the_set_s_own_tool(dataset: str, setting: str, nowhere: float) -> None:
+    """The values are those that the official tools gave for 16 classes with these IoUs, the last one absent."""
+    config = SharedConfig(absent_class=setting)  # type: ignore[arg-type]
+    matrix = ConfusionMatrix(16, 255, absent=config.absent_class_of(dataset))
+    matrix.counts = ring(90302, 54849, 0)  # IoU of each class 0.45151
+    assert 100 * matrix.miou() == pytest.approx(nowhere, abs=1e-3)
+    matrix.counts = ring(91404, 54000, 596)  # 0.45702, and the last class is predicted
+    assert 100 * matrix.miou() == pytest.approx(42.846, abs=1e-3)
+    assert matrix.iou()[15] == 0
 
 
 def test_metric_refuses_labels_that_are_no_class() -> None:

@@ -1,0 +1,287 @@
+"""A network from a file of weights alone, without a run's folder: what it is, what it is fed, how it is filled."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from common.files import file_sha256
+from configs.load import ConfigError, load
+from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
+from engine.downstream.protocols import PROTOCOLS, of_tower
+from engine.downstream.results import LeakLevel
+from engine.downstream.runner import TOWER_TITLES, Initialisation, Tower
+from launchers.evaluation.networks import describe_origin, random_network
+from models.image.resnet import NETWORK_PREFIX, ResNetName
+from models.lidar.inputs import SLIDR_VOXELS
+from models.lidar.minkowski import from_minkowski
+from models.lidar.res16unet import Preset
+from models.weights import (
+    IMAGE_FORMATS,
+    compare,
+    load_state,
+    read_backbone_metadata,
+    read_checkpoint,
+    slidr_input,
+    slidr_metadata,
+    slidr_points,
+)
+
+_State = Callable[[nn.Module], Mapping[str, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatedByHand:
+    """What the caller knows of a file; None: as the file says, or as is usual for its layout.
+
+    Attributes:
+        preset: of the network; None where the file does not say it: the one that it fits.
+        leak: how much human labelling the weights brought along.
+        intensity_scale: of layout slidr, see `models.lidar.inputs.PointInput`.
+        intensity_offset: the same.
+    """
+
+    preset: str | None = None
+    leak: LeakLevel | None = None
+    intensity_scale: float | None = None
+    intensity_offset: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightFile:
+    """A file and the network in it.
+
+    Attributes:
+        path: of the file.
+        tower: what its network is.
+        run: settings in the place of a run's: the set, the voxels that the network is fed, and the network, as a method
+            with such a tower has it; nothing else of them is looked at.
+        state: the file's tensors by the names of a given network; those without a place keep their own names.
+        teacher: see `Result`.
+        leak: see `Result`.
+        origin: what is known of the pre-training, for tables.
+    """
+
+    path: Path
+    tower: Tower
+    run: PretrainConfig
+    state: _State
+    teacher: str
+    leak: LeakLevel
+    origin: str
+
+    def initialisation(self) -> Initialisation:
+        """The network for the protocols; its identity is the file's name and the beginning of its sha256."""
+
+        def build() -> nn.Module:
+            network = random_network(self.run, self.tower, 0)
+            load_state(network, self.state(network), source=str(self.path), min_match=1.0)
+            return network
+
+        return Initialisation(
+            name=self.path.name,
+            pretrained=True,
+            networks=(build,),
+            checkpoint=(f"{self.path.name} {(file_sha256(self.path) or '')[:12]}",),
+            teacher=self.teacher,
+            leak=self.leak,
+            pretraining=self.origin,
+        )
+
+
+def open_weight_file(path: Path, layout: str, config: EvaluateConfig, by_hand: StatedByHand) -> WeightFile:
+    """Recognise a file, and check that its network can be filled and measured.
+
+    Args:
+        path: the file.
+        layout: how its tensors are named: "tandem", "slidr", or one of `models.weights.IMAGE_FORMATS`.
+        config: names the set and the protocols.
+        by_hand: what the file does not say.
+
+    Raises:
+        ConfigError: no set is named; the file is missing, unreadable, or its tensors are not those of the preset, which
+            is answered with the nearest one; protocols that measure something else.
+    """
+    if config.data.shards is None:
+        raise ConfigError("data.shards: got null, and a file of weights names no set; expected a prepared set")
+    if not path.is_file():
+        raise ConfigError(f"--weights: {path} is not a file; expected a file of weights")
+    readers = {"tandem": _tandem, "slidr": _slidr}
+    try:
+        read = readers.get(layout, _images)(path, layout, by_hand)
+        preset = _fitting_preset(path, read, by_hand.preset or read.preset, config.data.shards)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    unfit = [name for name in config.protocols if PROTOCOLS[name].tower != read.tower]
+    if unfit:
+        raise ConfigError(
+            f"protocols: {', '.join(unfit)} cannot measure {path}, because it holds no more than one "
+            f"{TOWER_TITLES[read.tower]}; expected any of {', '.join(of_tower(PROTOCOLS, read.tower))}"
+        )
+    run = read.run(preset, config.data.shards)
+    teacher, leak = (read.metadata.get("teacher", ""), read.metadata.get("leak", "unknown"))
+    if read.tower == "image_backbone":
+        teacher, leak = describe_origin(run.method)
+    known = [f"{name} {read.metadata[name]}" for name in ("run", "step") if name in read.metadata]
+    return WeightFile(
+        path=path,
+        tower=read.tower,
+        run=run,
+        state=read.state,
+        teacher=teacher,
+        leak=by_hand.leak or (leak if leak in get_args(LeakLevel) else "unknown"),  # type: ignore[arg-type]
+        origin=", ".join((f"a file of layout {layout}", *known)),
+    )
+
+
+# ---- layouts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Read:
+    """What a layout's reader found.
+
+    Attributes:
+        tower: what the network is.
+        method: section `method` of a run that has such a tower, without the preset.
+        voxels: section `data.voxel`.
+        preset: that the file states; None: none.
+        presets: that the layout can hold.
+        state: see `WeightFile`.
+        metadata: that the file states.
+    """
+
+    tower: Tower
+    method: Mapping[str, Any]
+    voxels: Mapping[str, Any]
+    preset: str | None
+    presets: tuple[str, ...]
+    state: _State
+    metadata: Mapping[str, str]
+
+    def run(self, preset: str, shards: str) -> PretrainConfig:
+        """Settings in the place of a run's."""
+        method = {**self.method, self.tower: {**self.method[self.tower], "preset": preset}}
+        tree = {"run_dir": "none", "data": {"shards": shards, "voxel": dict(self.voxels)}, "method": method}
+        return load(PretrainConfig, None, choices=PRETRAIN_CHOICES, defaults=tree)
+
+
+def _tandem(path: Path, layout: str, by_hand: StatedByHand) -> _Read:
+    _refuse_scale(layout, by_hand)
+    metadata = read_backbone_metadata(path)
+    backbone = _section(path, metadata, "backbone")
+    preset = backbone.get("preset")
+    if not isinstance(preset, str):
+        raise ValueError(f"weights: {path}: its metadata names no preset of the network; export it again")
+    tensors = load_file(str(path))
+    return _Read(
+        tower="backbone",
+        method={"name": "slidr", "backbone": backbone},  # any method with a 3D network would do
+        voxels=_section(path, metadata, "voxel"),
+        preset=preset,
+        presets=tuple(dict.fromkeys((by_hand.preset or preset, preset))),
+        state=lambda network: tensors,
+        metadata=metadata,
+    )
+
+
+def _slidr(path: Path, layout: str, by_hand: StatedByHand) -> _Read:
+    content = read_checkpoint(path)
+    metadata, theirs = slidr_metadata(content), slidr_points(content)
+    stem = theirs.get("conv0p1s1.kernel")
+    if stem is None or stem.ndim != 3:
+        raise ValueError(
+            f"weights: {path} has no conv0p1s1.kernel of shape [offsets, in, out], so it is not in SLidR's layout; its "
+            f"tensors: {', '.join([*theirs][:3]) or 'none'}"
+        )
+    fed = slidr_input(content)
+    scale, offset = by_hand.intensity_scale, by_hand.intensity_offset
+    fed = dataclasses.replace(
+        fed,
+        intensity_scale=fed.intensity_scale if scale is None else scale,
+        intensity_offset=fed.intensity_offset if offset is None else offset,
+    )
+    if metadata:
+        backbone, voxels = _section(path, metadata, "backbone"), _section(path, metadata, "voxel")
+    else:
+        backbone = {"name": "res16unet", "in_channels": stem.shape[1]}
+        voxels = json.loads(json.dumps(dataclasses.asdict(SLIDR_VOXELS)))
+
+    def state(network: nn.Module) -> dict[str, Tensor]:
+        found, others = from_minkowski(theirs, network.state_dict(), fed=fed)
+        return found | {key: theirs[key] for key in others if not key.startswith("final.")}
+
+    return _Read(
+        tower="backbone",
+        method={"name": "slidr", "backbone": backbone},
+        voxels={**voxels, "intensity_offset": fed.scaled(1 / fed.intensity_scale).intensity_offset},
+        preset=backbone.get("preset"),
+        presets=tuple(name for name in get_args(Preset) if name.startswith("res16unet")),  # one convolution as stem
+        state=state,
+        metadata=metadata,
+    )
+
+
+def _images(path: Path, layout: str, by_hand: StatedByHand) -> _Read:
+    _refuse_scale(layout, by_hand)
+    tensors = {
+        NETWORK_PREFIX + key: value for key, value in IMAGE_FORMATS[layout].select(read_checkpoint(path))[0].items()
+    }
+    return _Read(
+        tower="image_backbone",
+        method={"name": "moco", "image_backbone": {"name": "resnet", "weights": f"{layout}:{path}"}},
+        voxels={},
+        preset=None,
+        presets=get_args(ResNetName),
+        state=lambda network: tensors,
+        metadata={},
+    )
+
+
+def _refuse_scale(layout: str, by_hand: StatedByHand) -> None:
+    if (by_hand.intensity_scale, by_hand.intensity_offset) != (None, None):
+        raise ValueError(f"--intensity-scale and --intensity-offset are for layout slidr, got layout {layout}")
+
+
+def _section(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]:
+    """A section of a config in a file's metadata."""
+    try:
+        tree = json.loads(metadata[name])
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"weights: {path}: its metadata has no readable {name!r} ({error}); export it again"
+        ) from error
+    if not isinstance(tree, dict):
+        raise ValueError(f"weights: {path}: {name!r} in its metadata is no mapping; export it again")
+    return tree
+
+
+def _fitting_preset(path: Path, read: _Read, asked: str | None, shards: str) -> str:
+    """The preset asked for, or the first that the file fills wholly.
+
+    Raises:
+        ValueError: the file does not fill it; names the tensors that do not fit, and the nearest preset.
+    """
+    if asked is not None and asked not in read.presets:
+        raise ValueError(f"--backbone: got {asked!r}, expected one of {', '.join(read.presets)} for {path}")
+    reports = {}
+    for preset in (asked, *read.presets) if asked is not None else read.presets:
+        with torch.device("meta"):
+            network = random_network(read.run(preset, shards), read.tower, 0)
+        reports[preset] = compare(network, read.state(network), source=f"{path} as {preset}")
+        if reports[preset].share == 1 and not reports[preset].unused:
+            if asked in (None, preset):
+                return preset
+            break
+    nearest = max(reports, key=lambda name: (reports[name].share, -len(reports[name].unused)))
+    shown = reports[asked or nearest]
+    hint = f"; nearest is --backbone {nearest} ({reports[nearest].share:.0%} match)" if nearest != asked else ""
+    raise ValueError(f"--backbone {asked or 'of any preset'}: the file has other tensors{hint}\n{shown.text()}")

@@ -1,0 +1,162 @@
+"""`tandem evaluate --weights`: a network from a file gets the numbers that its run gets."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from engine.downstream.results import LeakLevel, Result, read_results
+from launchers.cli import main as tandem
+from launchers.options.evaluate import LAYOUTS, LEAKS
+from models.lidar.minkowski import to_minkowski
+from models.lidar.res16unet import Res16UNetConfig
+from models.weights import IMAGE_FORMATS
+from tests.helpers.image_run import write_image_run
+from tests.helpers.run_folder import write_toy_run
+from tests.helpers.samples import write_toy_set
+
+POINTS = (
+    "protocols=[linear_probe,knn,finetune]",
+    "linear_probe={steps: 5, lrs: [0.03]}",
+    "knn.bank_size=100",
+    "finetune={steps: 2, lrs: [0.001], seeds: [0]}",
+    "fraction={kind: random, count: 1}",
+    "calibration_sweeps=2",
+    "voxels_per_sweep=50",
+    "device=cpu",
+)
+IMAGES = (
+    "protocols=[image_linear_probe]",
+    "image_linear_probe={steps: 5, lrs: [0.1], pixels_per_image: 50}",
+    "images.size=[48,96]",
+    "calibration_sweeps=1",
+    "device=cpu",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A labelled set, a run of each kind with its results, and the files that its network is exported to."""
+    root = tmp_path_factory.mktemp("here")
+    shards = write_toy_set(root / "set", num_logs=4, frames_per_log=1, image_labels=True)
+    (root / "protocols.yaml").write_text("")
+    write_toy_run(root / "points", shards)
+    write_image_run(root / "images", shards)
+    for run, settings in (("points", POINTS), ("images", IMAGES)):
+        assert tandem(["evaluate", str(root / run), str(root / "protocols.yaml"), *settings]) == 0
+    for name, run, layout in (
+        ("tandem.safetensors", "points", "tandem"),
+        ("slidr.pt", "points", "slidr"),
+        ("torchvision.pth", "images", "torchvision"),
+    ):
+        assert tandem(["export", str(root / run), str(root / name), "--format", layout]) == 0
+    return root
+
+
+def evaluate(folder: Path, file: Path, layout: str, out: Path, *more: str) -> int:
+    shards = f"data.shards={folder / 'set'}"
+    arguments = ["--weights", str(file), "--layout", layout, "--out", str(out), str(folder / "protocols.yaml"), shards]
+    return tandem(["evaluate", *arguments, *more])
+
+
+def numbers(results: list[Result], *, pretrained: bool) -> list[tuple[str, str, tuple[float, ...]]]:
+    return [(r.protocol, r.fingerprint, r.values) for r in results if r.pretrained == pretrained]
+
+
+@pytest.mark.parametrize(
+    ("name", "run", "leak"),
+    [
+        ("tandem.safetensors", "points", "none"),
+        ("slidr.pt", "points", "none"),
+        ("torchvision.pth", "images", "supervised-teacher"),  # as far as the layout says
+    ],
+    ids=["tandem", "slidr", "torchvision"],
+)
+def test_a_file_gives_the_numbers_of_its_run(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, run: str, leak: str
+) -> None:
+    file, settings = folder / name, POINTS if run == "points" else IMAGES
+    assert evaluate(folder, file, file.stem, tmp_path, *settings) == 0
+    ours, theirs = read_results(tmp_path / "results.json"), read_results(folder / run / "results.json")
+    assert numbers(ours, pretrained=False) == numbers(theirs, pretrained=False)
+    for mine, its in zip(numbers(ours, pretrained=True), numbers(theirs, pretrained=True), strict=True):
+        assert mine[:2] == its[:2]
+        # SLidR's layout has intensity from 0 to 255: the first layer is equal but for rounding.
+        assert mine[2] == pytest.approx(its[2], abs=1.0 if name == "slidr.pt" else 0)
+    first = ours[0]
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert (first.init, first.checkpoint, first.leak) == (name, (f"{name} {sha256[:12]}",), leak)
+    if run == "points":
+        assert first.teacher == "efficientnet_lite0 (random)"
+        assert first.pretraining == f"a file of layout {file.stem}, run points, step 12"
+
+    # One block a protocol in the report: the file beside the run and random initialisation.
+    capsys.readouterr()
+    assert (
+        tandem(["report", str(tmp_path), str(folder / run), "--out", str(tmp_path / "r.html"), "--pictures", "0"]) == 0
+    )
+    table = (tmp_path / "r.md").read_text()
+    assert table.count("| random ") == len({r.protocol for r in ours})
+    assert table.count(f"| {name}") == len({r.protocol for r in ours})
+
+
+def test_a_published_file_states_nothing_and_is_recognised(folder: Path, tmp_path: Path) -> None:
+    """Without a preset the one that fits is taken; its grid is SLidR's, its intensities are those of nuScenes."""
+    torch.manual_seed(0)
+    backbone = Res16UNetConfig(preset="res16unet_tiny", backend="torch").build()
+    head = (torch.randn(64, 48), torch.zeros(64))
+    torch.save({"model_points": to_minkowski(backbone.state_dict(), head), "epoch": 50}, tmp_path / "model.pt")
+    quick = (*POINTS, "protocols=[knn]", "random=false")
+    assert evaluate(folder, tmp_path / "model.pt", "slidr", tmp_path / "as_is", *quick) == 0
+    (as_is,) = read_results(tmp_path / "as_is" / "results.json")
+    assert (as_is.leak, as_is.pretraining) == ("unknown", "a file of layout slidr")
+
+    options = ("--leak", "ssl-teacher", "--intensity-scale", "1", "--intensity-offset", "1")
+    assert evaluate(folder, tmp_path / "model.pt", "slidr", tmp_path / "kitti", *quick, *options) == 0
+    (kitti,) = read_results(tmp_path / "kitti" / "results.json")
+    assert kitti.leak == "ssl-teacher"
+    assert kitti.fingerprint != as_is.fingerprint  # 1 + intensity is another input, and another random network
+
+
+def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slidr, images = folder / "slidr.pt", folder / "torchvision.pth"
+
+    def refused(file: Path, layout: str, *more: str) -> str:
+        capsys.readouterr()
+        assert evaluate(folder, file, layout, tmp_path, *more) == 2
+        return capsys.readouterr().err
+
+    text = refused(slidr, "slidr", *POINTS, "--backbone", "res16unet18")
+    assert (
+        "--backbone res16unet18: the file has other tensors; nearest is --backbone res16unet_tiny (100% match)" in text
+    )
+    assert "encoder.0.blocks.1.conv1.weight" in text
+    assert "got 'minkunet18', expected one of res16unet34c" in refused(
+        slidr, "slidr", *POINTS, "--backbone", "minkunet18"
+    )
+    assert "has no conv0p1s1.kernel" in refused(images, "slidr", *POINTS)
+    assert "none.pt is not a file" in refused(tmp_path / "none.pt", "tandem", *POINTS)
+    assert "cannot be read as safetensors" in refused(slidr, "tandem", *POINTS)
+    assert "network.bn1.running_mean (network (64,), file (16,))" in refused(
+        images, "torchvision", *IMAGES, "--backbone", "resnet50"
+    )
+    assert "depth cannot measure" in refused(slidr, "slidr", "protocols=[knn,depth]")
+    assert "are for layout slidr, got layout tandem" in refused(
+        folder / "tandem.safetensors", "tandem", *POINTS, "--intensity-scale", "255"
+    )
+    assert "data.shards: got null" in refused(slidr, "slidr", *POINTS, "data.shards=null")
+    for words in (["--layout", "slidr"], ["--weights", str(slidr)], ["--weights", str(slidr), "--layout", "onnx"]):
+        with pytest.raises(SystemExit) as stop:
+            tandem(["evaluate", *words, "--out", str(tmp_path), str(folder / "protocols.yaml")])
+        assert stop.value.code == 2
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_the_words_of_options_are_those_of_the_code() -> None:
+    """They are written out, because the command line must not wait for torch."""
+    assert get_args(LeakLevel) == LEAKS
+    assert ("tandem", "slidr", *IMAGE_FORMATS) == LAYOUTS
