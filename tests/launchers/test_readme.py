@@ -1,10 +1,12 @@
 """The list of README, "From raw logs to a report", line by line in a fresh clone: on KITTI's frames where they are.
 
-Only the amount is cut (see `FEWER`); commands, paths and order are README's. The lines for GPUs are resolved, not run.
+One process runs all lines, as importing everything for each would take longer than most of them. Only the amount is
+cut (see `FEWER`); commands, paths and order are README's. The lines for GPUs are resolved, not run.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -24,6 +26,16 @@ FEWER = {
     "pretrain": ["schedule.steps=4", "schedule.warmup_steps=1", "monitor.picture_every=0"],
     "evaluate": ["linear_probe.steps=10", "linear_probe.lrs=[0.01]", "knn.queries_per_sweep=100", "data.limit_train=4"],
 }
+
+ALL_LINES = """
+import json, shlex, sys
+from launchers.cli import main
+if __name__ == "__main__":  # data workers import this, too
+    for words in json.loads(sys.argv[1]):
+        print("$ tandem", shlex.join(words), flush=True)
+        if code := main(words):
+            sys.exit(code)
+"""
 
 
 def commands() -> tuple[list[list[str]], list[list[str]]]:
@@ -58,19 +70,15 @@ def test_the_list_of_readme_runs_in_a_fresh_clone(tmp_path: Path) -> None:
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
     env = {**os.environ, "PYTHONPATH": str(clone), "OMP_NUM_THREADS": "1"}
     folders = {"/data/kitti_raw": str(raw), "/data/kitti_object": str(labelled)}
-
-    def run(words: list[str]) -> str:
-        command = [sys.executable, "-m", "launchers.cli", *(folders.get(word, word) for word in words[1:])]
-        done = subprocess.run(command, cwd=clone, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}"
-        return done.stdout
-
     cpu, gpu = commands()
-    for words in cpu[1:]:
-        run([*words, *FEWER.get(words[1], [])])
+    lines = [[*words, *FEWER.get(words[1], [])] for words in cpu[1:]] + [[*gpu[0], "--show-config"]]
+    lines = [[folders.get(word, word) for word in words[1:]] for words in lines]
+    command = [sys.executable, "-c", ALL_LINES, json.dumps(lines)]
+    done = subprocess.run(command, cwd=clone, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, done.stdout
     for name in ("look/inspect.html", "report.html", "backbone.safetensors"):
         assert (clone / name).is_file(), name
     results = read_results(clone / "runs/slidr_kitti_cpu/results.json")
     assert {result.protocol for result in results} == {"linear_probe", "knn"}
     assert {result.pretrained for result in results} == {True, False}
-    assert "resnet50" in run([*gpu[0], "--show-config"])
+    assert "resnet50" in done.stdout.rpartition("$ tandem")[2]
