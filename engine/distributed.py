@@ -12,6 +12,7 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -69,6 +70,7 @@ class Launch:
         local_rank: on this machine.
         master_addr: host of rank 0.
         master_port: TCP port of the rendezvous on that host; 0 = any free one, which only a process alone can take.
+        run: the launcher's name of this run, the same for its processes only; "" where it gives none.
     """
 
     launcher: Literal["torchrun", "srun", "alone"]
@@ -77,6 +79,7 @@ class Launch:
     local_rank: int
     master_addr: str
     master_port: int
+    run: str = ""
 
     def __post_init__(self) -> None:
         if self.rank >= self.world_size:
@@ -107,6 +110,7 @@ def read_launch(env: Mapping[str, str]) -> Launch:
             local_rank=_number(env, "LOCAL_RANK"),
             master_addr=env["MASTER_ADDR"],
             master_port=_number(env, "MASTER_PORT"),
+            run=env.get("TORCHELASTIC_RUN_ID", ""),
         )
     if int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return Launch(
@@ -118,6 +122,7 @@ def read_launch(env: Mapping[str, str]) -> Launch:
             master_port=slurm_port(
                 int(env["SLURM_JOB_ID"]), int(env.get("SLURM_STEP_ID", "0")), int(env.get("SLURM_RESTART_COUNT", "0"))
             ),
+            run=f"job {env['SLURM_JOB_ID']}, step {env.get('SLURM_STEP_ID', '0')}",
         )
     return Launch(launcher="alone", rank=0, world_size=1, local_rank=0, master_addr="127.0.0.1", master_port=0)
 
@@ -176,23 +181,32 @@ def address(node: str) -> str:
 def separate_caches(env: MutableMapping[str, str]) -> None:
     """Point the compile caches in `env` to folders that only this user can write, unless the user has set some.
 
-    Of a SLURM job, each attempt gets its own. Elsewhere Triton and torch keep theirs in the user's home, all but one.
+    Of a SLURM job, each attempt gets its own. Elsewhere Triton and torch keep theirs in the user's home, all but one; a
+    user without a home gets them all below TMPDIR.
 
     Raises:
         OSError: the folder cannot be made, or is in others' hands.
     """
-    if "SLURM_JOB_ID" not in env:
-        cache = Path(env.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if "SLURM_JOB_ID" not in env and (cache := _user_cache(env)) is not None:
         env.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache / "tandem" / CACHES["TORCHINDUCTOR_CACHE_DIR"]))
         return
     if all(name in env for name in CACHES):
         return
     # Elements of an array start at the same moment, often on one machine, and would find each other's half-built files;
     # a job that was killed leaves lock files behind that its next attempt would wait for.
-    attempt = f"{env['SLURM_JOB_ID']}_{env.get('SLURM_RESTART_COUNT', '0')}"
+    attempt = f"{env.get('SLURM_JOB_ID', 'alone')}_{env.get('SLURM_RESTART_COUNT', '0')}"
     root = private_folder(Path(env.get("TMPDIR", tempfile.gettempdir())) / f"tandem_{os.getuid()}_{attempt}")
     for name, folder in CACHES.items():
         env.setdefault(name, str(root / folder))
+
+
+def _user_cache(env: Mapping[str, str]) -> Path | None:
+    """The user's folder of caches; None for one without a home, as in containers that run under a bare number."""
+    if given := env.get("XDG_CACHE_HOME"):
+        return Path(given)
+    with suppress(RuntimeError):
+        return Path.home() / ".cache"
+    return None
 
 
 def free_port() -> int:

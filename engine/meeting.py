@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import socket
 import threading
@@ -32,15 +33,23 @@ Kind = Literal["differ", "absent", "config", "locked", "stopped", "failed"]
 """Why a run cannot begin: ranks that differ or never came; or what one of them has met: a mistake in its config, a
 folder that is taken, a stop signal, another error."""
 
-_LATE_S = 20.0
-"""How long the first trouble waits for ranks that are still on their way, so that they hear of it."""
+_GATHER_S = 20.0
+"""How long rank 0 goes on listening after the first trouble, so that its answer quotes all that have some."""
+_STAY_S = 110.0
+"""How long it then stays for ranks that are still on their way. srun kills what is left 120 s after the first rank has
+gone (`--wait` of our batch scripts), and a killed rank would make a mistake in the config a reason to requeue."""
 _ANSWER_S = 60.0
 """A rendezvous that accepts a connection answers in milliseconds; this is for one whose process is suspended."""
 _HEARD_S = 10.0
+"""For an answer that is there to be fetched, and for how long a rank that is told to stop waits for one."""
+_TELL_EVERY_S = 60.0
 _POLL_S = 0.05
+_RUN_KEY = "tandem_run"
 _SHOWN = 8
 """Differing facts that a message lists."""
 _STORE_ERRORS = (RuntimeError, OSError)
+
+logger = logging.getLogger("tandem.pretrain")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,19 +131,24 @@ def differences(statements: Sequence[Statement]) -> list[str]:
 def _who(statements: Sequence[Statement]) -> str:
     if len(statements) == 1:
         return str(statements[0])
+    return f"ranks {_ranges([statement.rank for statement in statements])}"
+
+
+def _ranges(ranks: Sequence[int]) -> str:
+    """E.g. "0-2, 5"."""
     ranges: list[list[int]] = []
-    for rank in sorted(statement.rank for statement in statements):
+    for rank in sorted(ranks):
         if ranges and rank == ranges[-1][-1] + 1:
             ranges[-1][1:] = [rank]
         else:
             ranges.append([rank])
-    return "ranks " + ", ".join("-".join(map(str, ends)) for ends in ranges)
+    return ", ".join("-".join(map(str, ends)) for ends in ranges)
 
 
 class Meeting:
     """The ranks' meeting at their rendezvous; keeps it open (on rank 0) as long as the object lives."""
 
-    def __init__(self, *, host: str, port: int, world_size: int, timeout_s: float) -> None:
+    def __init__(self, *, host: str, port: int, world_size: int, timeout_s: float, run: str = "") -> None:
         """Nothing is opened yet.
 
         Args:
@@ -142,18 +156,19 @@ class Meeting:
             port: there.
             world_size: ranks that are expected.
             timeout_s: how long to wait for all of them, seconds.
+            run: what the launcher calls this run, the same on its ranks only; "" where it has no name.
         """
         self._host, self._port, self._world_size = host, port, world_size
-        self._timeout_s = timeout_s
+        self._timeout_s, self._run = timeout_s, run
         self._opening = False
         self._clients: list[Any] = []
 
-    def hold(self, own: Statement, *, stop: Callable[[], bool] = lambda: False) -> Refusal | None:
-        """State, and hear whether all may run.
+    def hold(self, own: Statement, *, stop: Callable[[], str | None] = lambda: None) -> Refusal | None:
+        """State, and hear whether all may run. An error of this rank is logged first: the others may keep it waiting.
 
         Args:
             own: this rank's statement.
-            stop: asked while waiting; True ends the wait.
+            stop: asked while waiting; the name of a signal takes back that this rank can run, and ends the wait.
 
         Returns:
             None if the run may begin, with all ranks there.
@@ -161,19 +176,21 @@ class Meeting:
         Raises:
             PeerLostError: not all came, or something else answers (or does not) at the rendezvous.
         """
+        if own.kind not in (None, "stopped"):
+            logger.error("%s cannot begin, the other ranks are told: %s", own, own.error)
         answer: Future[Refusal | None] = Future()
-        threading.Thread(target=self._run, args=(own, answer), name="meeting", daemon=True).start()
-        limit = time.monotonic() + self._timeout_s + 2 * _HEARD_S
+        threading.Thread(target=self._answer, args=(own, stop, answer), name="meeting", daemon=True).start()
+        limit = time.monotonic() + self._timeout_s + _STAY_S + 2 * _HEARD_S
         opening_since = stopped_since = float("inf")
         while not answer.done():
             wait([answer], timeout=_POLL_S)
-            now = time.monotonic()
+            now, signal = time.monotonic(), stop()
             opening_since = min(opening_since, now) if self._opening else float("inf")
-            stopped_since = min(stopped_since, now) if stop() else float("inf")
+            stopped_since = min(stopped_since, now) if signal else float("inf")
             if not answer.done() and (now - opening_since > min(_ANSWER_S, self._timeout_s) or now > limit):
                 raise PeerLostError(self._silent())
-            if not answer.done() and now - stopped_since > _HEARD_S:
-                return Refusal(kind="stopped", text="")  # until then the others might still come, and all leave alike
+            if not answer.done() and signal and now - stopped_since > _HEARD_S:
+                return Refusal(kind="stopped", text=signal)
         try:
             return answer.result()
         except PeerLostError:
@@ -187,17 +204,17 @@ class Meeting:
 
     # --- in the thread
 
-    def _run(self, own: Statement, answer: Future[Refusal | None]) -> None:
+    def _answer(self, own: Statement, stop: Callable[[], str | None], answer: Future[Refusal | None]) -> None:
         try:
-            answer.set_result(self._talk(own))
+            answer.set_result(self._talk(own, stop))
         except BaseException as error:
             answer.set_exception(error)
 
-    def _talk(self, own: Statement) -> Refusal | None:
+    def _talk(self, own: Statement, stop: Callable[[], str | None]) -> Refusal | None:
         deadline = time.monotonic() + self._timeout_s
         serves = own.rank == 0 and not _agent_serves()
         if not serves:
-            self._await_listener(deadline)
+            self._await_listener(deadline, tells=own.rank == 1)
         self._opening = True
         store = self._open(serves=serves, own=own, deadline=deadline)
         came = store.add(f"came{own.rank}", 1)
@@ -212,19 +229,17 @@ class Meeting:
         # By content: what all ranks state alike is kept, and read, once.
         store.set(f"facts{digest}", facts)
         store.set(f"rank{own.rank}", json.dumps(asdict(own) | {"facts": digest}))
-        if own.rank == 0:
-            refusal = self._gather(store, deadline)
-            store.set("answer", json.dumps(None if refusal is None else asdict(refusal)))
-            if refusal is not None:  # this process is about to end, and the store with it
-                self._await_heard(store)
-            return refusal
-        self._await_answer(store, max(deadline - time.monotonic(), 0.0) + _HEARD_S)
-        answer = json.loads(store.get("answer"))
-        store.set(f"heard{own.rank}", "")
-        return None if answer is None else Refusal(**answer)
+        if own.rank != 0:
+            return self._hear(store, own.rank, deadline, stop)
+        refusal = self._judge(store, deadline, stop)
+        store.set("answer", json.dumps(None if refusal is None else asdict(refusal)))
+        if refusal is not None:  # this process is about to end, and the store with it
+            self._stay(store, refusal)
+        return refusal
 
-    def _await_listener(self, deadline: float) -> None:
+    def _await_listener(self, deadline: float, *, tells: bool) -> None:
         """Until somebody listens at the rendezvous."""
+        tell_at = time.monotonic() + _TELL_EVERY_S if tells else float("inf")
         while True:
             try:
                 socket.create_connection((self._host, self._port), timeout=5.0).close()
@@ -236,6 +251,9 @@ class Meeting:
                         f"({_short(error)}): rank 0 was never started there, has ended, or cannot be reached from "
                         f"{socket.gethostname()}; its output says more"
                     ) from error
+                if time.monotonic() > tell_at:
+                    tell_at += _TELL_EVERY_S
+                    logger.warning("waiting for rank 0: nobody listens at %s:%d yet", self._host, self._port)
                 time.sleep(4 * _POLL_S)
 
     def _open(self, *, serves: bool, own: Statement, deadline: float) -> Any:
@@ -258,47 +276,73 @@ class Meeting:
                 ) from error
             raise
         self._clients.append(client)
+        if own.rank == 0:
+            client.set(_RUN_KEY, self._run)
         # torchrun's agent keeps its store when it starts the ranks again.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-        return dist.PrefixStore(f"tandem_meeting/{attempt}", client)  # type: ignore[attr-defined]
+        return dist.PrefixStore(f"tandem_meeting/{self._run}/{attempt}", client)  # type: ignore[attr-defined]
 
-    def _gather(self, store: Any, deadline: float) -> Refusal | None:
-        """Rank 0's judgement, when all have come or the time is over; soon after the first trouble."""
+    def _judge(self, store: Any, deadline: float, stop: Callable[[], str | None]) -> Refusal | None:
+        """Rank 0's answer: when all have come or the time is over, soon after the first trouble, at once to a stop."""
         came: dict[int, Statement] = {}
         trouble: Refusal | None = None
-        while len(came) < self._world_size and time.monotonic() < deadline:
-            away = (rank for rank in range(self._world_size) if rank not in came)
+        tell_at = time.monotonic() + _TELL_EVERY_S
+        while True:
+            if signal := stop() or (store.get("stopped").decode() if store.check(["stopped"]) else None):
+                return Refusal(kind="stopped", text=signal)
+            away = [rank for rank in range(self._world_size) if rank not in came]
             new = {rank: _read(store, rank) for rank in away if store.check([f"rank{rank}"])}
-            if not new:
-                time.sleep(_POLL_S)
-                continue
-            came |= new
-            trouble = judge([came[rank] for rank in sorted(came)])
-            if trouble is not None:
-                deadline = min(deadline, time.monotonic() + _LATE_S)
-        missing = [str(rank) for rank in range(self._world_size) if rank not in came]
-        if trouble is not None or not missing:
+            now = time.monotonic()
+            if new:
+                came |= new
+                away = [rank for rank in away if rank not in new]
+                trouble = judge([came[rank] for rank in sorted(came)])
+                if trouble is not None:
+                    deadline = min(deadline, now + _GATHER_S)
+            if not away or now > deadline or (trouble is not None and trouble.kind == "stopped"):
+                break
+            if now > tell_at:
+                tell_at += _TELL_EVERY_S
+                logger.warning("waiting at %s:%d for %s", self._host, self._port, self._named(away))
+            time.sleep(0 if new else _POLL_S)
+        if trouble is not None or not away:
             return trouble
         text = (
-            f"{'rank' if len(missing) == 1 else 'ranks'} {', '.join(missing)} of {self._world_size} never came to "
-            f"{self._host}:{self._port} within {_minutes(self._timeout_s)} (engine.timeout_min): not started, ended "
-            "before, or cut off; their output says more"
+            f"{self._named(away)} never came to {self._host}:{self._port} within {_minutes(self._timeout_s)} "
+            "(engine.timeout_min): not started, ended before, or cut off; their output says more"
         )
         return Refusal(kind="absent", text=text)
 
-    def _await_answer(self, store: Any, limit_s: float) -> None:
+    def _named(self, ranks: Sequence[int]) -> str:
+        return f"{'rank' if len(ranks) == 1 else 'ranks'} {_ranges(ranks)} of {self._world_size}"
+
+    def _hear(self, store: Any, rank: int, deadline: float, stop: Callable[[], str | None]) -> Refusal | None:
+        """Another rank's way to rank 0's answer."""
+        client = self._clients[-1]
+        limit_s = max(deadline - time.monotonic(), 0.0) + _HEARD_S
         for delay in growing_delays(_POLL_S, 10 * _POLL_S, limit_s):
             if store.check(["answer"]):
-                return
+                answer = json.loads(store.get("answer"))
+                store.set(f"heard{rank}", "")
+                return None if answer is None else Refusal(**answer)
+            if client.check([_RUN_KEY]) and (theirs := client.get(_RUN_KEY).decode()) != self._run:
+                raise PeerLostError(
+                    f"{self._host}:{self._port} is where another run meets ({theirs or 'without a name'}, this one is "
+                    f"{self._run or 'without a name'}); choose another port (MASTER_PORT, torchrun's --master-port)"
+                )
+            if signal := stop():
+                store.set("stopped", signal)
             time.sleep(delay)
         raise PeerLostError(
             f"rank 0 gave no answer at {self._host}:{self._port} within {_minutes(self._timeout_s)} "
             "(engine.timeout_min); its output says why"
         )
 
-    def _await_heard(self, store: Any) -> None:
-        deadline = time.monotonic() + _HEARD_S
-        waiting = [rank for rank in range(1, self._world_size) if store.check([f"rank{rank}"])]
+    def _stay(self, store: Any, refusal: Refusal) -> None:
+        """Until all ranks have heard; for those who did not come in all the time that there was, nobody waits on."""
+        absent = refusal.kind == "absent"
+        waiting = [rank for rank in range(1, self._world_size) if not absent or store.check([f"rank{rank}"])]
+        deadline = time.monotonic() + (_HEARD_S if absent else min(_STAY_S, self._timeout_s))
         while waiting and time.monotonic() < deadline:
             waiting = [rank for rank in waiting if not store.check([f"heard{rank}"])]
             time.sleep(_POLL_S)

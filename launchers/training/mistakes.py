@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 _LAUNCHED = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
-"""Variables of the launchers that start several processes."""
+"""Variables of the launchers that start several processes: how many."""
 
 
 @contextmanager
@@ -17,7 +17,7 @@ def mistakes_told() -> Iterator[None]:
         yield
     except (Exception, SystemExit) as error:
         mistake = not isinstance(error, SystemExit) or error.code not in (0, None)
-        if mistake and any(name in os.environ for name in _LAUNCHED):
+        if mistake and any(os.environ.get(name, "1") != "1" for name in _LAUNCHED):
             from configs.load import ConfigError
             from launchers.training.same_run import tell_mistake
 

@@ -10,11 +10,13 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 import yaml
 
+from common.files import file_sha256
 from common.trees import flat
 from configs.load import ConfigError, dump
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
@@ -23,7 +25,11 @@ from engine.deepspeed_config import EngineConfig
 from engine.distributed import Launch, address, choose_device, read_launch, separate_caches
 from engine.errors import PeerFailedError, PeerLostError, RunLockedError, StopRequested
 from engine.meeting import Kind, Meeting, Refusal, Statement, judge
+from engine.preempt import StopSignals
 from launchers.runs.provenance import code_digest, installed_packages
+from launchers.training.stages import method_to_build
+from models.image.base import ImageEncoderConfig
+from models.image.teacher import TeacherConfig
 
 OF_THIS_MACHINE = ("data.shards", "data.cache", "data.num_workers", "data.prefetch", "data.start_method")
 """Settings, and sections of them, that may differ between ranks: where a set lies on this machine (the set itself is
@@ -31,7 +37,7 @@ compared), and how the machine reads it."""
 
 
 def facts(config: PretrainConfig, launch: Launch) -> dict[str, str]:
-    """Name -> value of all that must be the same on all ranks: settings, sets, code, versions, kind of device.
+    """Name -> value of all that must be the same on all ranks: settings, sets, weights, code, versions, kind of device.
 
     Raises:
         ShardError: a set that cannot be opened.
@@ -43,6 +49,12 @@ def facts(config: PretrainConfig, launch: Launch) -> dict[str, str]:
         manifest = open_set(data_set, config.data.cache)
         name = "data.shards" if number == 0 else f"data.more[{number - 1}].shards"
         found[name] = f"set {manifest.fingerprint()[:12]} of {len(manifest)} samples"
+    method = method_to_build(config)
+    networks: dict[str, TeacherConfig | ImageEncoderConfig] = {**method.teachers(), **method.image_networks()}
+    for name, network in networks.items():
+        path = Path(network.weights.partition(":")[2])
+        if path.is_file():  # of what is not there, or a run's folder, the building says more
+            found[f"content of method.{name}.weights"] = str(file_sha256(path))[:12]
     found["kind of device"] = choose_device(config.engine.device, launch.local_rank).type
     return found | environment()
 
@@ -104,7 +116,7 @@ def meet(config: PretrainConfig, refused: Exception | None, signals: Callable[[]
     else:
         meeting = _meeting(launch, config.engine.timeout_min)
         try:
-            refusal = meeting.hold(own, stop=lambda: signals() is not None)
+            refusal = meeting.hold(own, stop=signals)
         except PeerLostError as lost:
             if refused is not None:  # nobody could be told, but this rank knows its own reason
                 raise refused from lost
@@ -112,7 +124,7 @@ def meet(config: PretrainConfig, refused: Exception | None, signals: Callable[[]
     if refused is not None:
         raise refused
     if refusal is not None:
-        raise _error(refusal, signals())
+        raise _error(refusal)
     return meeting
 
 
@@ -123,13 +135,20 @@ def tell_mistake(error: Exception) -> None:
     except ValueError:
         return  # an environment that names no peers either
     if launch.world_size > 1 and not dist.is_initialized():
-        with suppress(PeerLostError):  # nobody came who could be told
-            _meeting(launch, EngineConfig().timeout_min).hold(_statement(launch, {}, error))
+        with suppress(PeerLostError), StopSignals() as signals:  # nobody came who could be told
+            own = _statement(launch, {}, error)
+            _meeting(launch, EngineConfig().timeout_min).hold(own, stop=lambda: signals.received)
 
 
 def _meeting(launch: Launch, timeout_min: float) -> Meeting:
     host = address(launch.master_addr) if launch.launcher == "srun" else launch.master_addr
-    return Meeting(host=host, port=launch.master_port, world_size=launch.world_size, timeout_s=60 * timeout_min)
+    return Meeting(
+        host=host,
+        port=launch.master_port,
+        world_size=launch.world_size,
+        timeout_s=60 * timeout_min,
+        run=launch.run,
+    )
 
 
 def _statement(launch: Launch, found: Mapping[str, str], error: Exception | None) -> Statement:
@@ -143,11 +162,11 @@ def _statement(launch: Launch, found: Mapping[str, str], error: Exception | None
     return Statement(rank=launch.rank, kind=kind, error=f"{type(error).__name__}: {' '.join(str(error).split())}")
 
 
-def _error(refusal: Refusal, signal: str | None) -> Exception:
+def _error(refusal: Refusal) -> Exception:
     if refusal.kind in ("differ", "config"):
         return ConfigError(refusal.text)
     if refusal.kind == "locked":
         return RunLockedError(refusal.text)
     if refusal.kind == "stopped":
-        return StopRequested(refusal.text or signal or "a signal")
+        return StopRequested(refusal.text)
     return PeerLostError(refusal.text) if refusal.kind == "absent" else PeerFailedError(refusal.text)

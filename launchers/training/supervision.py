@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from configs.load import ConfigError
-from configs.schema import PretrainConfig
+from configs.load import ConfigError, dump
+from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from engine.distributed import Launch, World, agree_signal, init_distributed, read_launch
 from engine.errors import CheckpointError, PeerFailedError, PeerLostError, RunLockedError, StopRequested
 from engine.preempt import StopSignals
@@ -22,6 +22,7 @@ from engine.pretrain import PretrainSummary
 from engine.run_lock import RunLock
 from engine.watchdog import Watchdog
 from launchers.runs import attempts, slurm
+from launchers.runs.files import CONFIG_FILE
 from launchers.training.same_run import meet
 
 _CLEAN_UP_S = 30
@@ -74,6 +75,7 @@ def supervised(config: PretrainConfig) -> Iterator[Supervised]:
                 wait_s = config.checkpoint.lock_wait_s
                 held.enter_context(RunLock(config.run_dir, wait_s=wait_s, job=job, stop=lambda: signals.number > 0))
                 record = attempts.begin(config.run_dir, launch.world_size, job=job, nodes=nodes)
+                record.keep(CONFIG_FILE, dump(config, choices=PRETRAIN_CHOICES))
             except RunLockedError as error:
                 refused = error  # raised below on all ranks: the others would wait for rank 0
             except OSError as error:

@@ -10,6 +10,7 @@ import torch
 
 from engine.deepspeed_config import EngineConfig, check_precision, deepspeed_dict
 from engine.distributed import (
+    CACHES,
     World,
     address,
     agree_any,
@@ -43,6 +44,7 @@ def test_launchers_are_told_apart() -> None:
     launch = read_launch(srun)
     assert (launch.launcher, launch.rank, launch.world_size, launch.master_addr) == ("srun", 5, 8, "gpu07")
     assert read_launch(srun | {"SLURM_JOB_ID": "1234568"}).master_port != launch.master_port
+    assert (launch.run, read_launch(torchrun | {"TORCHELASTIC_RUN_ID": "a"}).run) == ("job 1234567, step 0", "a")
     # A batch script's own shell has SLURM variables but no peers.
     assert read_launch({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "8", "SLURM_PROCID": "0"}).launcher == "alone"
 
@@ -193,6 +195,16 @@ def test_outside_slurm_no_compile_cache_lies_where_others_write(tmp_path: Path) 
     separate_caches(env)
     assert env.pop("TORCHINDUCTOR_CACHE_DIR") == str(tmp_path / "tandem" / "torch_inductor")
     assert env == {"XDG_CACHE_HOME": str(tmp_path)}  # the others' defaults lie in the user's home
+
+
+def test_a_user_without_a_home_gets_caches_below_tmpdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    env = {"TMPDIR": str(tmp_path)}
+    separate_caches(env)
+    assert {Path(env[name]).parent for name in CACHES} == {tmp_path / f"tandem_{os.getuid()}_alone_0"}
 
 
 def test_a_compile_cache_that_others_may_write_is_refused(tmp_path: Path) -> None:

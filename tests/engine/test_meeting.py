@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -65,14 +67,28 @@ def test_an_error_goes_before_a_difference() -> None:
 # ---- over a store
 
 
-def hold(statements: list[Statement], *, world_size: int, timeout_s: float = 30.0) -> list[Any]:
-    """What each rank hears: None, a refusal, or the error."""
-    port = free_port()
-    held = [Meeting(host="127.0.0.1", port=port, world_size=world_size, timeout_s=timeout_s) for _ in statements]
+def hold(
+    statements: list[Statement],
+    *,
+    world_size: int,
+    timeout_s: float = 30.0,
+    late_s: Mapping[int, float] = MappingProxyType({}),
+    stopped_s: Mapping[int, float] = MappingProxyType({}),
+    runs: Mapping[int, str] = MappingProxyType({}),
+) -> list[Any]:
+    """What each rank hears: None, a refusal, or the error.
+
+    By rank: the seconds after which it comes, the seconds after which it gets a signal, the name of its run.
+    """
+    port, began = free_port(), time.monotonic()
+    common: Any = {"host": "127.0.0.1", "port": port, "world_size": world_size, "timeout_s": timeout_s}
+    held = [Meeting(**common, run=runs.get(n, "")) for n in range(len(statements))]
 
     def one(n: int) -> Any:
+        time.sleep(late_s.get(n, 0.0))
         try:
-            return held[n].hold(statements[n])
+            signalled = began + stopped_s.get(n, float("inf"))
+            return held[n].hold(statements[n], stop=lambda: "SIGTERM" if time.monotonic() > signalled else None)
         except PeerLostError as error:
             return error
 
@@ -88,17 +104,48 @@ def test_all_ranks_hear_the_same() -> None:
 
 
 def test_a_mistake_is_heard_at_once_though_a_rank_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(meeting, "_LATE_S", 0.2)
+    monkeypatch.setattr(meeting, "_GATHER_S", 0.2)
+    monkeypatch.setattr(meeting, "_STAY_S", 0.5)
     began = time.monotonic()
     heard = hold([said(0), failed(1, "config", "ConfigError: no such file")], world_size=3)
     assert time.monotonic() - began < 5
     assert [refusal.kind for refusal in heard] == ["config", "config"]
 
 
+def test_a_rank_that_comes_after_the_answer_hears_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(meeting, "_GATHER_S", 0.1)
+    monkeypatch.setattr(meeting, "_TELL_EVERY_S", 0.05)
+    heard = hold([failed(0, "config", "ConfigError: lr"), said(1), said(2)], world_size=3, late_s={2: 1.5})
+    assert heard == [Refusal(kind="config", text="rank 0 (process 10 on n0): ConfigError: lr")] * 3
+    first, *_ = caplog.messages
+    assert first == "rank 0 (process 10 on n0) cannot begin, the other ranks are told: ConfigError: lr"
+    assert any(re.fullmatch(r"waiting at 127\.0\.0\.1:\d+ for ranks? .*2 of 3", text) for text in caplog.messages)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_gets_a_signal_takes_its_word_back(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Having stated that it can run: the others do not begin without it, and need not wait for the last one."""
+    monkeypatch.setattr(meeting, "_STAY_S", 0.5)
+    began = time.monotonic()
+    assert (
+        hold([said(0), said(1), said(2)], world_size=4, stopped_s={rank: 0.5})
+        == [Refusal(kind="stopped", text="SIGTERM")] * 3
+    )
+    assert time.monotonic() - began < 5
+
+
+def test_two_runs_at_one_port_do_not_meet() -> None:
+    heard = hold([said(0), said(1), said(1)], world_size=2, runs={0: "a", 1: "a", 2: "b"}, late_s={2: 0.1})
+    assert heard[:2] == [None, None]
+    assert "is where another run meets (a, this one is b); choose another port" in str(heard[2])
+
+
 def test_a_rank_that_never_comes_is_named() -> None:
     heard = hold([said(0), said(1)], world_size=4, timeout_s=0.5)
     assert [refusal.kind for refusal in heard] == ["absent", "absent"]
-    assert "ranks 2, 3 of 4 never came" in heard[0].text
+    assert "ranks 2-3 of 4 never came" in heard[0].text
     (alone,) = hold([said(1)], world_size=2, timeout_s=0.5)
     assert isinstance(alone, PeerLostError)
     assert "rank 0 was never started" in str(alone)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from engine.errors import PeerFailedError, RunLockedError, StopRequested
 from engine.meeting import Meeting, Refusal, Statement, judge
 from launchers.runs import provenance
 from launchers.runs.attempts import read_attempts
-from launchers.training import same_run
+from launchers.training import same_run, supervision
 from launchers.training.train import load_run
 from tests.helpers.pretrain_run import UNCACHED, arguments, child
 from tests.helpers.samples import write_toy_set
@@ -82,6 +83,31 @@ def test_another_set_is_named_and_the_same_one_elsewhere_is_not(toy_set: str, tm
     )
     assert first == same
     assert "data.more[0].shards: set " in refusal(first, another)
+
+
+def test_weights_of_other_content_are_named(toy_set: str, tmp_path: Path) -> None:
+    file = tmp_path / "teacher.pth"
+    teacher = f"method.teacher={{name: resnet18, weights: 'torchvision:{file}'}}"
+    found = []
+    for content in ("one", "other"):
+        file.write_text(content)
+        found.append(facts(tmp_path, toy_set, teacher))
+    assert "content of method.teacher.weights: " in refusal(*found)
+    assert refusal(found[0], found[0]) == ""
+
+
+def test_a_start_that_is_refused_keeps_its_config(
+    toy_set: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PeerFailedError("rank 1 cannot begin")
+
+    monkeypatch.setattr(supervision, "meet", refuse)
+    asked = config(tmp_path / "run", toy_set)
+    with pytest.raises(PeerFailedError), supervision.supervised(asked):
+        pass
+    signal.alarm(0)
+    assert load_run(str(tmp_path / "run" / "attempts" / "0001" / "config.yaml")) == asked
 
 
 def test_how_a_machine_reads_is_its_own_affair(toy_set: str, tmp_path: Path) -> None:
