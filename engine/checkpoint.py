@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -35,10 +35,12 @@ from common.run_files import (
     list_checkpoints,
     step_of,
 )
-from common.small_files import DamagedFileError, read_json, read_text
+from common.small_files import DamagedFileError, read_json
 from common.trees import flat
 from engine.distributed import World, agree_any
 from engine.errors import CheckpointError
+
+T = TypeVar("T")
 
 FORMAT = 1
 logger = logging.getLogger("tandem.checkpoint")
@@ -248,10 +250,10 @@ def read_rank_state(checkpoint: Path, rank: int, *, mapped: bool = False) -> dic
 def newest_records(run_dir: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
     """state.json and config.json of the newest checkpoint that has both, unchecked; None where there is none."""
     for checkpoint in list_checkpoints(run_dir):
-        with suppress(OSError, ValueError, RecursionError):  # damaged: `find_checkpoint` warns of it
-            texts = (read_text(checkpoint / name) or "" for name in (STATE_FILE, CHECKPOINT_CONFIG))
-            state, config = map(json.loads, texts)
-            if isinstance(state, dict) and isinstance(config, dict):
+        with suppress(DamagedFileError):  # `find_checkpoint` warns of it
+            state = read_json(checkpoint / STATE_FILE, STATE_FIELDS, optional=STATE_OPTIONAL)
+            config = read_json(checkpoint / CHECKPOINT_CONFIG, {})
+            if state is not None and config is not None:
                 return state, config
     return None
 
@@ -262,10 +264,7 @@ def peek(run_dir: Path, world: World) -> tuple[dict[str, Any], dict[str, Any]] |
     For what has to be known before the run is built; `find_checkpoint` says later which one is whole. All ranks call
     it, rank 0 reads.
     """
-    answer = [newest_records(run_dir) if world.is_main else None]
-    if world.world_size > 1:
-        dist.broadcast_object_list(answer, src=0, device=world.device)
-    return answer[0]
+    return told_by_main(lambda: newest_records(run_dir), world)
 
 
 def load_weights(path: Path, *, prefix: str = "") -> dict[str, Tensor]:
@@ -334,16 +333,26 @@ def find_checkpoint(run_dir: Path, world: World) -> Path | None:
     Raises:
         CheckpointError: on all ranks, see `newest_intact`.
     """
-    answer: list[str | None] = [None, None]
+    found = told_by_main(lambda: newest_intact(run_dir), world)
+    return run_dir / CHECKPOINTS_FOLDER / found.name if found is not None else None
+
+
+def told_by_main(read: Callable[[], T], world: World) -> T:
+    """What rank 0 reads, on all ranks, which all call it.
+
+    Raises:
+        CheckpointError: on all ranks, where it is raised on rank 0.
+    """
+    answer: list[Any] = [None, None]
     if world.is_main:
         try:
-            found = newest_intact(run_dir)
-            answer = [found.name if found else None, None]
-        except CheckpointError as e:
-            answer = [None, str(e)]
+            answer[0] = read()
+        except CheckpointError as error:
+            answer[1] = str(error)
     if world.world_size > 1:
         dist.broadcast_object_list(answer, src=0, device=world.device)
-    name, error = answer
-    if error is not None:
-        raise CheckpointError(error)
-    return run_dir / CHECKPOINTS_FOLDER / name if name is not None else None
+    value, problem = answer
+    if problem is not None:
+        raise CheckpointError(problem)
+    told: T = value
+    return told

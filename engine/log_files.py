@@ -172,11 +172,11 @@ def drop_lines_after(path: Path, step: int) -> None:
     kept = []
     for line in before.splitlines():
         try:
-            record = json.loads(line)
-        except ValueError:
-            logger.warning("%s: dropped a line that is cut short: %.40r", path, line)
+            keep = json.loads(line)["step"] <= step
+        except (ValueError, KeyError, TypeError, RecursionError):
+            logger.warning("%s: dropped a line that is cut short or damaged: %.40r", path, line)
             continue
-        if record["step"] <= step:
+        if keep:
             kept.append(line)
     after = "".join(f"{line}\n" for line in kept)
     if after == before:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from common.run_files import list_checkpoints
 from configs.load import ConfigError
 from configs.schema import PretrainConfig, SlurmConfig
 from engine.checkpoint import newest_records
@@ -20,7 +21,7 @@ from launchers.runs.attempts import is_finished
 from launchers.runs.changes import changes, check_samples, listed, saved_config
 from launchers.runs.files import JOBS_FILE
 from launchers.runs.job_record import Jobs, read_jobs
-from launchers.training.stages import check_first_stage, first_stage, is_trained
+from launchers.training.stages import check_first_stage, first_stage, first_weights, has_begun, is_trained
 
 Where = Literal["slurm", "local", "debug"]
 
@@ -56,7 +57,8 @@ def with_first_stages(points: Iterable[Point]) -> tuple[Point, ...]:
     own: list[Point] = []
     for point in points:
         config = first_stage(point.config)
-        if config is None or point.config.first is None:
+        gone = config is not None and not list_checkpoints(Path(config.run_dir))
+        if config is None or point.config.first is None or (gone and has_begun(point.config)):
             own.append(point)
             continue
         first = Point(config=config, overrides=point.config.first.overrides, is_first=True)
@@ -222,5 +224,5 @@ def _needs_no_training(point: Point) -> bool:
             "the change, choose another run_dir or root, or remove the folder"
         )
     check_samples(before, point.config, state, point.run_dir)
-    check_first_stage(point.config, state)
+    check_first_stage(point.config, state, first_weights(point.config))
     return not goes_on

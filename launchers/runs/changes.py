@@ -19,6 +19,7 @@ from common.trees import flat
 from configs.load import ConfigError, dump, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from data.loading.loader import samples_fingerprint
+from data.storage.shard import ShardError
 from engine.errors import CheckpointError
 
 Kind = Literal["free", "recorded", "refused"]
@@ -97,6 +98,8 @@ class Change:
 def kind_of(name: str) -> Kind:
     """What a change of a setting means, by its dotted name."""
     parts = name.split(".")
+    if name.startswith("optim.towers.") and len(parts) > 4:  # a tower's name may have dots itself
+        parts[2:-1] = [".".join(parts[2:-1])]
     for length in range(len(parts), 0, -1):
         for pattern, kind in KINDS.items():
             wanted = pattern.split(".")
@@ -146,27 +149,38 @@ def _numbered(tree: Any) -> Any:
     return {key: _numbered(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
 
 
-def check_samples(before: PretrainConfig, now: PretrainConfig, state: Mapping[str, Any], where: Path) -> None:
-    """Refuse sets that lie elsewhere than they did and hold other samples; sets in the same place are not looked at.
+def check_samples(
+    before: PretrainConfig, now: PretrainConfig, state: Mapping[str, Any], where: Path, *, made_again: bool = False
+) -> None:
+    """Refuse sets that lie elsewhere than they did and hold other samples.
 
     Args:
         before: config of the checkpoint.
         now: config that the run is started with.
         state: state.json of the checkpoint.
         where: the run, for the message.
+        made_again: look at sets in the same place as well. Of a run that goes on the loader does; one whose weights
+            are taken over reads no data. What has been removed since, or was never recorded, cannot be compared.
 
     Raises:
         CheckpointError: other samples.
         ShardError: no prepared set there.
     """
     places = [[one.shards for one in config.data.sets] for config in (before, now)]
-    if places[0] == places[1]:
+    same_place, trained_on = places[0] == places[1], (state.get("source") or {}).get("samples")
+    if same_place and not (made_again and trained_on):
         return
-    trained_on = (state.get("source") or {}).get("samples")
-    if trained_on != samples_fingerprint(now.data):
+    try:
+        there = samples_fingerprint(now.data)
+    except ShardError:
+        if same_place:
+            return
+        raise
+    if trained_on != there:
+        now_there = "which now holds" if same_place else f"and {', '.join(places[1])} holds"
         raise CheckpointError(
-            f"{where}: data.shards: the run was trained on {', '.join(places[0])}, and {', '.join(places[1])} holds "
-            "other samples; name the same set, or start in another run folder"
+            f"{where}: data.shards: the run was trained on {', '.join(places[0])}, {now_there} other samples; name the "
+            "same set, or start in another run folder"
         )
 
 

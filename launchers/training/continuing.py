@@ -24,7 +24,6 @@ from engine.reshard import global_batch
 from engine.schedule import total_steps
 from launchers.runs.changes import Change, changes, check_samples, listed, saved_config
 from launchers.runs.files import newest_metrics
-from launchers.training.stages import check_first_stage
 
 logger = logging.getLogger("tandem.pretrain")
 
@@ -63,7 +62,6 @@ def continued(config: PretrainConfig, world: World) -> Continued | None:
             "folder"
         )
     check_samples(before, config, state, run_dir)
-    check_first_stage(config, state)
     now: dict[str, object] = {"processes": world.world_size}
     now |= {f"software.{name}": version for name, version in software_versions().items()}
     was: dict[str, object] = {"processes": (state.get("engine") or {}).get("world_size")}

@@ -10,7 +10,7 @@ from configs.load import ConfigError, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from engine.checkpoint import load_weights, newest_intact
 from engine.errors import CheckpointError
-from launchers.training.stages import method_to_build
+from launchers.training.stages import method_without_files
 from models.methods.base import Objective
 
 
@@ -60,7 +60,7 @@ def build_objective(checkpoint: Path, config: PretrainConfig) -> Objective:
     Raises:
         CheckpointError: the weights are not those of the config's method.
     """
-    objective = method_to_build(config).build()
+    objective = method_without_files(config).build()
     try:
         objective.load_state_dict(load_weights(checkpoint / WEIGHTS_FILE), strict=True)
     except RuntimeError as error:

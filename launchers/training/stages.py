@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.run_files import SUMS_FILE, WEIGHTS_FILE
+from common.run_files import SUMS_FILE, WEIGHTS_FILE, list_checkpoints
 from configs.load import ConfigError, load
 from configs.schema import FIRST_STAGE, PRETRAIN_CHOICES, PretrainConfig
 from data.storage.store import is_url
-from engine.checkpoint import newest_intact, newest_records
+from engine.checkpoint import newest_records
 from engine.errors import CheckpointError
 from launchers.runs.attempts import is_finished
 from launchers.runs.changes import changes, check_samples, listed, saved_config
 from models.methods.base import MethodConfig
+from models.weights import own_weights_file
 
 T = TypeVar("T")
+
+logger = logging.getLogger("tandem.pretrain")
 
 
 def first_stage(config: PretrainConfig) -> PretrainConfig | None:
@@ -57,13 +61,18 @@ def first_folder(config: PretrainConfig) -> Path:
 
 
 def stages(config: PretrainConfig) -> list[PretrainConfig]:
-    """What is to be trained, in order: the first stage, unless it is finished, and the run itself.
+    """What is to be trained, in order: the first stage, unless it is finished or needed no more, and the run itself.
 
     Raises:
         ConfigError: see `first_stage` and `is_trained`.
     """
     first = first_stage(config)
-    return [config] if first is None or is_trained(first) else [first, config]
+    return [config] if first is None or is_trained(first) or has_begun(config) else [first, config]
+
+
+def has_begun(config: PretrainConfig) -> bool:
+    """Whether a run has a checkpoint: that holds all its weights, so its first stage is needed no more."""
+    return bool(list_checkpoints(Path(config.run_dir)))
 
 
 def is_trained(first: PretrainConfig) -> bool:
@@ -85,37 +94,46 @@ def is_trained(first: PretrainConfig) -> bool:
             "another folder in first.run_dir, or remove that one to train the stage again"
         )
     try:
-        check_samples(before, first, state, folder)
+        check_samples(before, first, state, folder, made_again=True)
     except CheckpointError as error:
         raise ConfigError(f"first: {error}") from error
     return True
 
 
 def first_weights(config: PretrainConfig) -> str | None:
-    """SHA-256 of the weights that the first stage ended with; None where there is none, or it has none yet."""
-    if config.first is None or (checkpoint := newest_intact(first_folder(config))) is None:
+    """SHA-256 of the weights that the first stage ended with, those that the run is built with; None without any."""
+    if config.first is None or not list_checkpoints(folder := first_folder(config)):
         return None
-    sums = json.loads((checkpoint / SUMS_FILE).read_text())
+    try:
+        sums = json.loads((own_weights_file(folder).parent / SUMS_FILE).read_text())
+    except ValueError as error:
+        logger.warning("%s", error)
+        return None
     return str(sums[WEIGHTS_FILE]["sha256"])
 
 
-def check_first_stage(config: PretrainConfig, state: Mapping[str, Any]) -> None:
+def check_first_stage(config: PretrainConfig, state: Mapping[str, Any], there: str | None) -> str | None:
     """Refuse to go on with a run whose first stage has other weights than it was built with.
 
     Args:
         config: of the run.
         state: state.json of its checkpoint.
+        there: `first_weights` now; None: gone, and the run goes on with those in its checkpoint.
+
+    Returns:
+        The weights that it was built with; None for runs of one stage, and of versions before 0.3, which do not say.
 
     Raises:
         CheckpointError: names both.
     """
-    trained_with = (state.get("fingerprint") or {}).get("first")  # of versions before 0.3: unknown
-    if trained_with is not None and (there := first_weights(config)) != trained_with:
+    built_with: str | None = (state.get("fingerprint") or {}).get("first")
+    if None not in (built_with, there) and there != built_with:
         raise CheckpointError(
             f"{config.run_dir} was built with another network of its first stage than there is now: that stage was "
-            f"trained again (sha256 of its weights {trained_with[:12]} then, {(there or 'none')[:12]} now). Put the "
+            f"trained again (sha256 of its weights {str(built_with)[:12]} then, {str(there)[:12]} now). Put the "
             "first stage back, or start this one in another run folder"
         )
+    return built_with
 
 
 def method_to_build(config: PretrainConfig) -> MethodConfig:
@@ -124,7 +142,7 @@ def method_to_build(config: PretrainConfig) -> MethodConfig:
 
 
 def method_without_weights(config: PretrainConfig) -> MethodConfig:
-    """The method with random weights in place of the first stage's, to try it before that stage is trained."""
+    """The method with random weights in place of the first stage's: to try it, or to fill it from a checkpoint."""
     return _replaced(config.method, _is_first, lambda: "random")
 
 

@@ -19,6 +19,7 @@ from common.files import replace_file
 from configs.load import dump, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from data.loading.loader import ShardLoader, build_loader
+from engine.checkpoint import told_by_main
 from engine.distributed import World
 from engine.errors import CheckpointError
 from engine.pretrain import PretrainSummary, pretrain
@@ -29,7 +30,7 @@ from launchers.runs.settings import voxel_identity
 from launchers.runs.terminal import terminal
 from launchers.training.continuing import continued, finished_before, warn_of
 from launchers.training.micro_batch import fit_micro_batch
-from launchers.training.stages import first_weights, method_to_build
+from launchers.training.stages import check_first_stage, first_weights, method_to_build, method_without_weights
 from launchers.training.supervision import supervised
 from launchers.training.teacher_cache import teacher_cache
 
@@ -62,8 +63,7 @@ def train(config: PretrainConfig) -> PretrainSummary:
         world, spec, resolved = run.world, config.method.batch_spec(), yaml.safe_load(resolved_yaml(config))
         provenance = _provenance(config) if run.record is not None else {}
         if run.record is not None:
-            for name, text in provenance.items():
-                run.record.keep(name, text)
+            run.record.keep(ENVIRONMENT_FILE, provenance[ENVIRONMENT_FILE])
         # Before anything is built from a config that may be another run's.
         before = continued(config, world)
         if before is not None and (done := finished_before(config, before, world)) is not None:
@@ -75,15 +75,20 @@ def train(config: PretrainConfig) -> PretrainSummary:
             warn_of(before)
         # The config stays as it is: on another number of processes the next start derives from it again.
         data = dataclasses.replace(config.data, micro_batch_size=fit_micro_batch(config, world, before))
+        first = None if config.first is None else told_by_main(lambda: first_weights(config), world)
+        if before is not None:
+            first = check_first_stage(config, before.state, first)
+        # A checkpoint holds the first stage's network, too. A teacher cache goes by the weights that it is built with.
+        filled = before is not None and not config.method.caches_teacher
         torch.manual_seed(config.seed)  # initial weights are the same on every rank
-        objective = method_to_build(config).build()
+        objective = (method_without_weights(config) if filled else method_to_build(config)).build()
         cache = teacher_cache(objective, config.method, data, run)
         source = build_loader(
             data, spec=spec, seed=config.seed, rank=world.rank, world_size=world.world_size, teacher_cache=cache
         )
         fingerprint = {"method": resolved["method"], "voxel": voxel_identity(resolved["data"]["voxel"])}
-        if config.first is not None and (before is None or "first" in before.state.get("fingerprint", {})):
-            fingerprint["first"] = first_weights(config)  # runs of versions before 0.3 go on without
+        if first is not None:
+            fingerprint["first"] = first
 
         def begin(step: int) -> None:
             """Note on rank 0 that the run is this config's from here on."""

@@ -18,6 +18,7 @@ from engine.checkpoint import (
     check_same,
     load_weights,
     newest_intact,
+    newest_records,
     read_rank_state,
     save_checkpoint,
 )
@@ -107,6 +108,17 @@ def test_a_half_written_checkpoint_does_not_count(world: World, tmp_path: Path) 
     assert newest_intact(tmp_path) == good
     save(tmp_path, 4, world)  # the left-over is in nobody's way
     assert not half.exists()
+
+
+def test_records_of_the_wrong_kinds_are_passed_over(world: World, tmp_path: Path) -> None:
+    before, newest = save(tmp_path, 1, world), save(tmp_path, 2, world)
+    for damaged in ('{"step": "many"}', '{"step": 2, "num_steps": []}', "[" * 9999, "{}", "[]", ""):
+        (newest / "state.json").write_text(damaged)
+        records = newest_records(tmp_path)
+        assert records is not None
+        assert records[0]["step"] == 1, damaged
+    (before / "config.json").write_text('["a", "list"]')
+    assert newest_records(tmp_path) is None
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "rank_0000.pt", "state.json", "config.json"])
@@ -212,7 +224,8 @@ def test_a_disk_that_cannot_be_written_is_named(world: World, tmp_path: Path, mo
 
 def test_lines_beyond_the_checkpoint_are_dropped(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text("".join(json.dumps({"step": s}) + "\n" for s in range(1, 6)) + '{"step": 6, "tr')
+    lines = [json.dumps({"step": s}) for s in range(1, 6)]
+    path.write_text("\n".join([*lines, "[" * 9999, "[1]", '{"step": 6, "tr']))
     drop_lines_after(path, 3)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
-    assert "cut short" in caplog.text
+    assert caplog.text.count("cut short or damaged") == 3

@@ -86,6 +86,8 @@ def test_the_first_stage_comes_first_and_is_not_trained_again(tmp_path: Path) ->
             stages(two_stages(tmp_path / "run", "seed=7", "data.shards=elsewhere", given))
     shutil.rmtree(tmp_path / "run-first" / "checkpoints")
     assert stages(config) == [first, config], "what has no checkpoint is trained, whatever its record says"
+    _finish(config)
+    assert stages(config) == [config], "a run's own checkpoint holds the first stage's network too"
 
 
 def test_a_finished_first_stage_of_another_set_is_not_taken(toy_set: str, tmp_path: Path) -> None:
@@ -99,9 +101,15 @@ def test_a_finished_first_stage_of_another_set_is_not_taken(toy_set: str, tmp_pa
     state.write_text(json.dumps({"step": 2, "source": {"samples": samples}}))
     assert stages(moved) == [moved]
     state.write_text(json.dumps({"step": 2, "source": {"samples": "of another set"}}))
-    assert stages(config) == [config], "the same place is not looked at"
-    with pytest.raises(ConfigError, match=r"first: .*data.shards: the run was trained on .*holds other samples"):
+    with pytest.raises(ConfigError, match=r"first: .*data.shards: the run was trained on .*moved holds other samples"):
         stages(moved)
+    with pytest.raises(ConfigError, match=r"first: .*data.shards: .*, which now holds other samples"):
+        stages(config)  # made again in the same folder
+    shutil.rmtree(tmp_path / "run-first")
+    _finish(stages(moved)[0])
+    state.write_text(json.dumps({"step": 2, "source": {"samples": samples}}))
+    shutil.rmtree(tmp_path / "moved")
+    assert stages(moved) == [moved], "of a set that has been removed nothing is compared"
 
 
 def test_a_second_stage_knows_the_weights_of_its_first(tmp_path: Path) -> None:
@@ -109,13 +117,17 @@ def test_a_second_stage_knows_the_weights_of_its_first(tmp_path: Path) -> None:
     assert first_weights(config) is None
     (first, _) = stages(config)
     _finish(first)
-    state = {"fingerprint": {"first": first_weights(config)}}
-    check_first_stage(config, state)
-    check_first_stage(config, {"fingerprint": {}})  # of an older version
+    weights = first_weights(config)
+    state = {"fingerprint": {"first": weights}}
+    assert check_first_stage(config, state, weights) == weights
+    assert check_first_stage(config, {"fingerprint": {}}, weights) is None  # of an older version
     shutil.rmtree(tmp_path / "run-first")
+    assert check_first_stage(config, state, first_weights(config)) == weights, "gone: those in the checkpoint go on"
     _finish(dataclasses.replace(first, seed=5))
     with pytest.raises(CheckpointError, match=r"that stage was trained again \(sha256 of its weights \w{12} then"):
-        check_first_stage(config, state)
+        check_first_stage(config, state, first_weights(config))
+    (list_checkpoints(tmp_path / "run-first")[0] / "weights.safetensors").write_text("cut")
+    assert first_weights(config) is None
 
 
 def test_overrides_are_stronger_than_what_the_run_hands_on(tmp_path: Path) -> None:
@@ -168,10 +180,18 @@ def test_points_that_share_a_first_stage_queue_it_once(tmp_path: Path) -> None:
     other = Point(config=two_stages(tmp_path / "d", shared, "seed=1"))
     with pytest.raises(ConfigError, match="requested with different settings"):
         with_first_stages([*runs, other])
+    _finish(runs[0].config)
+    assert with_first_stages(runs[:1]) == (runs[0],), "its first stage has been removed, and it needs it no more"
 
 
 @pytest.mark.slow
-def test_one_command_trains_both(toy_set: str, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_command_trains_both(
+    toy_set: str,
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     monkeypatch.setattr("engine.distributed.shutdown", lambda: None)  # the tests' process group stays
     run_dir = tmp_path / "run"
     command = [str(TWO), f"run_dir={run_dir}", f"data.shards={toy_set}", "schedule.steps=2"]
@@ -190,3 +210,13 @@ def test_one_command_trains_both(toy_set: str, world: World, tmp_path: Path, mon
     )
     assert inspect.main([str(run_dir), "--num", "1", "--out", str(tmp_path / "look")]) == 0
     assert list((tmp_path / "look").glob("*sketch*.png")), "its networks are built again, the first stage's too"
+    shutil.rmtree(tmp_path / "run-first")
+    capsys.readouterr()
+    assert pretrain.main(command) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert pretrain.main([*command, "schedule.steps=3"]) == 0
+    assert read_state(list_checkpoints(run_dir)[0])["step"] == 3
+    kept = load_weights(run_dir, prefix="pixel_network.encoder.")
+    assert all(torch.equal(frozen[name], value) for name, value in kept.items())
+    assert inspect.main([str(run_dir), "--num", "1", "--out", str(tmp_path / "again")]) == 0
+    assert not (tmp_path / "run-first").exists()
