@@ -7,7 +7,8 @@ run it returns at once.
 
 An update is skipped, on all ranks alike, when any rank's loss, a buffer that its forward pass moved (BatchNorm's
 statistics) or the reduced gradient is not finite: gradients are dropped, buffers put back, the step and the stream of
-data move on. What is only for show (collapse watch, pictures, TensorBoard) never ends a run.
+data move on. What is only for show (collapse watch, pictures, TensorBoard) never ends a run,
+but for a picture that fails at ZeRO-3, which all ranks draw together.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 import platform
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -235,76 +236,79 @@ def pretrain(
         if run.step >= plan.num_steps:
             return _summary(run, plan, saved, None, began)
 
-    with quiet_deepspeed(), StopSignals() as signals, _watching(watchdog, settings.engine, world) as watch:
+    with (
+        quiet_deepspeed(),
+        StopSignals() as signals,
+        _watching(watchdog, settings.engine, world) as watch,
+        ExitStack() as opened,
+    ):
         engine = _build_engine(objective, settings, plan, run, saved, world)
-        _stop_if_signalled(signals, engine)
+        opened.callback(engine.close)
+        _stop_if_signalled(signals, world)
         stopwatch, checkpoints = Stopwatch(), _Checkpoints(run_dir, settings.checkpoint, plan, engine, newest=saved)
         stream = _timed(source.batches(run.step * plan.accumulation_steps), world, stopwatch)
+        opened.callback(stream.close)
         first = _first_batch(stream, engine, settings.engine, plan, run, watch)
         if on_begin is not None and world.is_main:
             on_begin(run.step)
         monitor = Monitor(run_dir, settings.monitor, world, step=run.step, num_steps=plan.num_steps)
+        opened.callback(monitor.close)
         batches, buffers, signal = chain([first], stream), None, None
         del first  # its memory is needed
         stopwatch.restart()
-        try:
-            while run.step < plan.num_steps and signal is None:
-                # --- gradients of one update: mean over micro-batches and ranks ---
-                lr = plan.peak_lr * lr_scale(run.step, plan.num_steps, settings.schedule)
-                buffers = copy_buffers(objective, buffers)  # a forward pass moves them before the loss is known
-                scalars, keys = dict[str, float](), list[str]()
-                for micro in range(plan.accumulation_steps):
-                    watch.phase("data", run.step)
-                    batch = next(batches)
-                    watch.phase("forward", run.step)
-                    total, parts, collapse = engine.forward(batch)
-                    engine.backward(total, last=micro == plan.accumulation_steps - 1)
-                    _add(scalars, total, parts, collapse, plan.accumulation_steps)
-                    stopwatch.saw(batch.num_samples, batch.num_points)
-                    keys += batch.keys
+        while run.step < plan.num_steps and signal is None:
+            # --- gradients of one update: mean over micro-batches and ranks ---
+            lr = plan.peak_lr * lr_scale(run.step, plan.num_steps, settings.schedule)
+            buffers = copy_buffers(objective, buffers)  # a forward pass moves them before the loss is known
+            scalars, keys = dict[str, float](), list[str]()
+            for micro in range(plan.accumulation_steps):
+                watch.phase("data", run.step)
+                batch = next(batches)
+                watch.phase("forward", run.step)
+                total, parts, collapse = engine.forward(batch)
+                engine.backward(total, last=micro == plan.accumulation_steps - 1)
+                _add(scalars, total, parts, collapse, plan.accumulation_steps)
+                stopwatch.saw(batch.num_samples, batch.num_points)
+                keys += batch.keys
 
-                # --- decide together, then update or skip ---
-                watch.phase("update", run.step)
-                # One exchange for all; each holds for all ranks as soon as it holds for one.
-                spoilt = spoilt_buffers(objective, buffers)
-                bad = not math.isfinite(scalars[names.LOSS]), bool(spoilt)
-                votes = (*bad, checkpoints.due_by_time(), signals.number)
-                bad_loss, bad_buffer, due, number = agree_max([float(vote) for vote in votes], world)
-                update = engine.discard() if bad_loss or bad_buffer else engine.update(lr)
-                run.step += 1
-                stopwatch.step()
-                if update.applied:
-                    run.apply(scalars, update)
-                    if isinstance(objective, FollowsUpdates):
-                        objective.after_update(run.step / plan.num_steps)
-                else:
-                    what = "loss" if bad_loss else "running statistics" if bad_buffer else "gradient"
-                    restore_buffers(objective, buffers)
-                    run.skip(what, update, keys, spoilt)
-                    if run.nonfinite_in_a_row >= settings.engine.max_nonfinite_in_a_row:
-                        raise _divergence(run, what, scalars[names.LOSS], lr, keys, world)
+            # --- decide together, then update or skip ---
+            watch.phase("update", run.step)
+            # One exchange for all; each holds for all ranks as soon as it holds for one.
+            spoilt = spoilt_buffers(objective, buffers)
+            bad = not math.isfinite(scalars[names.LOSS]), bool(spoilt)
+            votes = (*bad, checkpoints.due_by_time(), signals.number)
+            bad_loss, bad_buffer, due, number = agree_max([float(vote) for vote in votes], world)
+            update = engine.discard() if bad_loss or bad_buffer else engine.update(lr)
+            run.step += 1
+            stopwatch.step()
+            if update.applied:
+                run.apply(scalars, update)
+                if isinstance(objective, FollowsUpdates):
+                    objective.after_update(run.step / plan.num_steps)
+            else:
+                what = "loss" if bad_loss else "running statistics" if bad_buffer else "gradient"
+                restore_buffers(objective, buffers)
+                run.skip(what, update, keys, spoilt)
+                if run.nonfinite_in_a_row >= settings.engine.max_nonfinite_in_a_row:
+                    raise _divergence(run, what, scalars[names.LOSS], lr, keys, world)
 
-                # --- log ---
-                last, metrics = run.step == plan.num_steps, None
-                if last or run.step % settings.monitor.log_every == 0:
-                    metrics = _metrics(run, plan, lr, source, stopwatch, engine)
-                    monitor.log(run.step, metrics)
-                monitor.advance(run.step, metrics)
-                if pictures is not None and settings.monitor.picture_due(run.step, last=last):
-                    watch.phase("pictures", run.step)
-                    _draw(pictures, engine, batch, run.step, monitor)
+            # --- log ---
+            last, metrics = run.step == plan.num_steps, None
+            if last or run.step % settings.monitor.log_every == 0:
+                metrics = _metrics(run, plan, lr, source, stopwatch, engine)
+                monitor.log(run.step, metrics)
+            monitor.advance(run.step, metrics)
+            if pictures is not None and settings.monitor.picture_due(run.step, last=last):
+                watch.phase("pictures", run.step)
+                _draw(pictures, engine, batch, run.step, monitor)
 
-                # --- checkpoint ---
-                signal = name_of(int(number))
-                must = last or signal is not None
-                if must or due or settings.checkpoint.due(run.step):
-                    watch.phase("checkpoint", run.step)
-                    checkpoints.write(run, source, fingerprint, resolved_config, must=must)
-            watch.phase("end", run.step)
-        finally:
-            monitor.close()
-            stream.close()
-            engine.close()
+            # --- checkpoint ---
+            signal = name_of(int(number))
+            must = last or signal is not None
+            if must or due or settings.checkpoint.due(run.step):
+                watch.phase("checkpoint", run.step)
+                checkpoints.write(run, source, fingerprint, resolved_config, must=must)
+        watch.phase("end", run.step)
     assert checkpoints.newest is not None  # the last update and a stop both save
     return _summary(run, plan, checkpoints.newest, signal, began)
 
@@ -400,11 +404,10 @@ def _watching(given: Watchdog | None, config: EngineConfig, world: World) -> Abs
     return Watchdog(world, heartbeat_s=config.heartbeat_s, stall_min=config.stall_min)
 
 
-def _stop_if_signalled(signals: StopSignals, engine: ZeroEngine) -> None:
+def _stop_if_signalled(signals: StopSignals, world: World) -> None:
     """Leave on all ranks when one got a stop signal by now: nothing has to be saved yet."""
-    received = agree_signal(signals, engine.world)
+    received = agree_signal(signals, world)
     if received is not None:
-        engine.close()
         raise StopRequested(received)
 
 
@@ -526,6 +529,8 @@ def _draw(pictures: Pictures, engine: ZeroEngine, batch: BatchLike, step: int, m
             try:
                 images = pictures(engine.objective, batch, step)
             except Exception:  # of whatever it may be: pictures are only for show
+                if engine.stage == 3 and engine.world.world_size > 1:
+                    raise  # the other ranks wait for this one's part of the weights
                 logger.warning("step %d: no pictures, drawing them failed", step, exc_info=True)
                 return
             monitor.pictures(step, images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import time
 
 from jaxtyping import Float
@@ -85,7 +86,7 @@ def open_or_build(
 
     Raises:
         ShardError: damaged samples beyond `config.max_skip_share`, or a cache that cannot be read or written.
-        ConfigError: see `cache_root`.
+        ConfigError: see `cache_root`; or this rank does not see the folder that rank 0 has written to.
         StopRequested: before the cache was finished, on all ranks.
     """
     manifest, root = open_set(config, config.cache), cache_root(config)
@@ -106,7 +107,11 @@ def open_or_build(
     if stopped:
         raise StopRequested(str(agree_signal(signals, world)))
     cache = TeacherCache.open(root, key, verify=False)  # rank 0 has just seen that it is whole
-    assert cache is not None
+    if cache is None:
+        raise ConfigError(
+            f"data.cache.teacher_folder: rank {world.rank} on {socket.gethostname()} does not see the teacher cache "
+            f"{key} that rank 0 has finished: there is none in {root} here; expected a folder that all machines see"
+        )
     return cache
 
 

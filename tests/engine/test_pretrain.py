@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,8 +20,9 @@ from engine import metric_names as names
 from engine.checkpoint import load_weights
 from engine.distributed import World
 from engine.errors import CheckpointError, DivergenceError, DryBatchError
-from engine.pretrain import pretrain
-from engine.zero import copy_buffers, spoilt_buffers
+from engine.monitor import Monitor
+from engine.pretrain import _draw, pretrain
+from engine.zero import ZeroEngine, copy_buffers, spoilt_buffers
 from tests.helpers.toy_objective import ToyBatch, ToyObjective, ToySource
 from tests.helpers.toy_run import losses, metrics, run_toy, settings, weights
 
@@ -244,6 +248,48 @@ def test_what_is_only_for_show_never_ends_a_run(
     assert losses(tmp_path) == losses(tmp_path / "plain")
     assert caplog.text.count("no pictures, drawing them failed") == 2
     assert caplog.text.count("TensorBoard's file is not written any more (TypeError") == 1
+
+
+def test_a_picture_that_other_ranks_draw_too_may_fail_on_none(world: World) -> None:
+    """At ZeRO-3 they would wait for this rank's part of the weights."""
+
+    def pictures(*_: object) -> dict[str, np.ndarray]:
+        raise RuntimeError("no memory for pictures")
+
+    engine, monitor = mock.create_autospec(ZeroEngine, instance=True), mock.create_autospec(Monitor, instance=True)
+    engine.stage, engine.objective = 3, ToyObjective()
+    engine.world = dataclasses.replace(world, rank=1, world_size=2)
+    with pytest.raises(RuntimeError, match="no memory for pictures"):
+        _draw(pictures, engine, ToySource().batch(0), 1, monitor)
+    engine.world = world
+    _draw(pictures, engine, ToySource().batch(0), 1, monitor)
+
+
+def test_an_error_before_the_first_update_leaves_nothing_open(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed: list[str] = []
+    close = ZeroEngine.close
+
+    class Source(ToySource):
+        def batches(self, start: int) -> Iterator[ToyBatch]:
+            try:
+                yield from super().batches(start)
+            finally:
+                closed.append("stream")
+
+    def noted(engine: ZeroEngine) -> None:
+        closed.append("engine")
+        close(engine)
+
+    def fail(step: int) -> None:
+        raise CheckpointError("config.yaml cannot be written")
+
+    monkeypatch.setattr(ZeroEngine, "close", noted)
+    more: dict[str, Any] = {"micro_batch_size": 4, "fingerprint": {}, "resolved_config": {}, "on_begin": fail}
+    with pytest.raises(CheckpointError, match=r"config\.yaml cannot be written"):
+        pretrain(ToyObjective(), Source(), settings(), tmp_path, **more)
+    assert closed == ["stream", "engine"]
 
 
 def test_tensorboard_of_a_resumed_run_is_that_of_an_undisturbed_one(

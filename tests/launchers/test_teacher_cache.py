@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from configs.load import ConfigError
 from data.loading.evaluation import load_batch
 from data.sample import Batch
 from data.storage.manifest import load_manifest
@@ -219,6 +221,18 @@ class Waits:
         self.pauses += 1
         if self.pauses == 3:
             self._then()
+
+
+def test_a_rank_that_does_not_see_the_finished_cache_says_so(
+    shards: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, objective = built(shards, RANDOM)
+    monkeypatch.setattr(builder, "agree_any", lambda flags, world: [False, False])
+    other = dataclasses.replace(world, rank=1, world_size=2)
+    with pytest.raises(
+        ConfigError, match=r"teacher_folder: rank 1 on .* does not see the teacher cache \w+ that rank 0"
+    ):
+        builder.open_or_build(objective, config.data, other)
 
 
 @pytest.mark.parametrize("stopped", [pytest.param(False, marks=pytest.mark.slow), True])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -101,6 +102,25 @@ def test_a_damaged_part_is_found_and_rebuilt(manifest: Manifest) -> None:
     assert missing
     fill(again, missing)
     assert_holds(again.finish(), manifest, list(range(8)))
+
+
+def test_a_passing_error_of_the_storage_removes_no_part(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(first := writer(manifest), list(range(8)))
+    first.finish()
+    there = sorted(folder_of(manifest).glob("part-*"))
+    load, errors = np.load, [OSError(errno.EIO, "Input/output error")]
+
+    def away_once(*given: object, **more: object) -> object:
+        if errors:
+            raise errors.pop()
+        return load(*given, **more)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(np, "load", away_once)
+    with pytest.raises(ShardError, match="Input/output error"):
+        writer(manifest)
+    assert sorted(folder_of(manifest).glob("part-*")) == there
+    with writer(manifest) as again:
+        assert again.missing(np.arange(8)).tolist() == []
 
 
 @pytest.mark.parametrize("how", ["truncated", "gone", "no-index", "json", "index-of-another"])
