@@ -118,5 +118,5 @@ def _describe(fd: int) -> str:
         job = f"job {content['job']}, " if content["job"] is not None else ""
         far = f": {content['how_far']}" if content.get("how_far") else ""
         return f"{job}process {content['pid']} on {content['host']} (since {content['since']}){far}"
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return "another process (it has not written its name yet)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import glob
 import hashlib
 import os
@@ -64,22 +65,30 @@ def usual_permissions(path: Path) -> Iterator[None]:
 
 def temporary_name(path: Path) -> Path:
     """Where this process writes what is to take the place of a file or folder: beside it."""
-    # With the host: processes of two machines may have the same id and write into the same folder.
-    return path.with_name(f"{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    return path.with_name(f"{path.name}.{_here()}.{os.getpid()}.tmp")
+
+
+@functools.cache
+def _here() -> str:
+    """Where a process id means this process: the host, and what tells its containers and its reboots apart."""
+    try:
+        numbers = os.readlink("/proc/self/ns/pid") + Path("/proc/sys/kernel/random/boot_id").read_text()
+    except OSError:  # no Linux, or a container without them
+        numbers = ""
+    return f"{socket.gethostname()}-{hashlib.sha256(numbers.encode()).hexdigest()[:8]}"
 
 
 def remove_leftovers(path: Path) -> None:
     """Remove what killed processes left under `temporary_name(path)`, as far as the storage lets us.
 
-    Of this machine's processes that counts which are gone, of others' what nobody has written to for a day.
+    Of this machine's (or container's) processes those that are gone, of others' what nobody has written to for a day.
     """
-    here = socket.gethostname()
     for leftover in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):
         host, _, pid = leftover.name.removeprefix(f"{path.name}.").removesuffix(".tmp").rpartition(".")
         if not host or not pid.isdecimal():  # somebody else's file
             continue
         with contextlib.suppress(OSError):
-            dead = host == here and not process_exists(int(pid))
+            dead = host == _here() and not process_exists(int(pid))
             if dead or time.time() - leftover.lstat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
@@ -99,6 +108,25 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write a file whole or not at all, see `replacing`."""
     with replacing(path, durable=durable) as temporary:
         temporary.write_bytes(data)
+
+
+def check_room(path: Path, num_bytes: int) -> None:
+    """Try whether a file of this size can be written, before hours of work whose result is to go there.
+
+    Raises:
+        OSError: it cannot; names the file.
+    """
+    temporary = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(bytes(num_bytes))
+        sync(temporary)
+    except OSError as error:
+        error.filename = str(path)
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def private_folder(path: Path) -> Path:

@@ -7,6 +7,7 @@ rows, which wait for nothing; and one report after all. Called again, it queues 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from launchers.cluster.slurm_queue import SlurmQueue
 from launchers.cluster.work import FollowJob, PretrainJob, Work
 from launchers.runs import slurm
 from launchers.runs.files import LOGS_FOLDER, find_runs
-from launchers.runs.job_record import Jobs, read_jobs, write_jobs
+from launchers.runs.job_record import Jobs, read_jobs, submitting, write_jobs
 
 
 def submit(request: SubmitRequest, *, dry_run: bool = False) -> bool:
@@ -33,6 +34,7 @@ def submit(request: SubmitRequest, *, dry_run: bool = False) -> bool:
 
     Raises:
         ConfigError, ShardError, DryBatchError: the dry check found something; nothing was queued.
+        RunLockedError: another submission is at work on one of the runs.
         SlurmError: SLURM is not here or refuses; what was queued before is in the runs' jobs.json.
     """
     plan = plan_submission(request)
@@ -41,11 +43,14 @@ def submit(request: SubmitRequest, *, dry_run: bool = False) -> bool:
     if dry_run:
         _print_plan(request, plan)
         return True
-    code = present_code() if request.where == "debug" else freeze_code(request.root)
-    queue = new_queue(request, code)
-    runs = _train(plan, request, queue, code)
-    if request.evaluate:
-        _FollowUps(request=request, queue=queue, active=plan.active).submit(runs)
+    with ExitStack() as held:
+        for run in plan.runs:
+            held.enter_context(submitting(run.point.run_dir, run.jobs))
+        code = present_code() if request.where == "debug" else freeze_code(request.root)
+        queue = new_queue(request, code)
+        runs = _train(plan, request, queue, code)
+        if request.evaluate:
+            _FollowUps(request=request, queue=queue, active=plan.active).submit(runs)
     say(f"watch: tandem status {request.root}")
     return not queue.failed
 

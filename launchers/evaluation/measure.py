@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from common.file_lock import FileLock
+from common.files import check_room
 from common.run_files import RESULTS_FILE
 from configs.load import ConfigError
 from configs.schema import EvaluateConfig, PretrainConfig
@@ -40,6 +41,8 @@ from launchers.evaluation.weight_file import WeightFile
 logger = logging.getLogger("tandem.evaluate")
 
 _POLL_S = 1.0
+_ROOM_BYTES = 1 << 20
+"""That must be free before anything is measured: records take some kilobytes, lists and pictures more."""
 
 Progressing = Callable[[float, str], None]
 """Called with the share done (0 to 1) and the piece of work at hand."""
@@ -64,6 +67,7 @@ def evaluate_runs(
         The results that answer this call, measured now or before.
 
     Raises:
+        OSError: the results cannot be written; nothing was measured.
         ConfigError: settings that do not fit the data or each other.
         ShardError: no such set or split, an unlabelled set, or damaged samples.
         CheckpointError: no usable weights, or checkpoints that are no repetitions of each other.
@@ -125,6 +129,7 @@ def _measure(
     towers = list(dict.fromkeys(p.tower for name, p in PROTOCOLS.items() if name in config.protocols))
     for tower in towers:
         check_tower(run_config, tower, config.protocols)
+    check_room(path, _ROOM_BYTES)
     manifest = load_manifest(config.data.shards or run_config.data.shards, config.data.cache or run_config.data.cache)
     evaluation = Evaluation(
         manifest=manifest, run=run_config, config=config, folder=path.parent, device=device_of(config.device)

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
+from common.file_lock import FileLock
 from common.files import replace_file
 from common.small_files import DamagedFileError, Kind, read_json
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, RunLockedError
 from launchers.runs.files import JOBS_FILE
+
+_LOCK = "jobs.lock"
 
 _KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(("pretrain", "select", "report", "logs", "cluster"), "text"),
@@ -67,6 +71,22 @@ def read_jobs(run_dir: Path | str) -> Jobs | None:
     except DamagedFileError as error:
         raise CheckpointError(f"{error}; remove the file to forget the run's jobs") from error
     return Jobs(**{name: value for name, value in tree.items() if value is not None})
+
+
+@contextmanager
+def submitting(run_dir: Path, seen: Jobs) -> Iterator[None]:
+    """Inside the block no other submission queues jobs for the run, and none has since its jobs were `seen`.
+
+    Raises:
+        RunLockedError: one does, or has.
+        OSError: the folder is missing or not writable.
+    """
+    with FileLock(run_dir / _LOCK) as lock:
+        if not lock.take():
+            raise RunLockedError(f"jobs for {run_dir} are being queued by {lock.holder}; submit again when it is done")
+        if (read_jobs(run_dir) or Jobs()) != seen:
+            raise RunLockedError(f"jobs for {run_dir} have been queued by another submission meanwhile; submit again")
+        yield
 
 
 def write_jobs(run_dir: Path | str, jobs: Jobs) -> None:

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from common.files import (
+    check_room,
     file_sha256,
     private_folder,
     process_exists,
@@ -92,7 +93,8 @@ def ended_process() -> int:
 
 
 def test_what_a_killed_writer_left_goes_at_the_next_write(tmp_path: Path) -> None:
-    file, here, gone = tmp_path / "report[1].html", socket.gethostname(), ended_process()
+    file, here, gone = tmp_path / "report[1].html", temporary_name(Path("x")).name.split(".", 1)[1], ended_process()
+    here = here.removesuffix(f".{os.getpid()}.tmp")
     assert process_exists(os.getpid())
     assert not process_exists(gone)
     dead, old = tmp_path / f"{file.name}.{here}.{gone}.tmp", tmp_path / f"{file.name}.other.node.7.tmp"
@@ -100,6 +102,7 @@ def test_what_a_killed_writer_left_goes_at_the_next_write(tmp_path: Path) -> Non
     stays = [
         tmp_path / f"{file.name}.{here}.{os.getppid()}.tmp",  # being written
         tmp_path / f"{file.name}.other.node.8.tmp",  # perhaps being written
+        tmp_path / f"{file.name}.{socket.gethostname()}-12345678.{gone}.tmp",  # in another container of that name
         tmp_path / f"report1.html.{here}.{gone}.tmp",  # of another file
         tmp_path / f"{file.name}.notes.tmp",
     ]
@@ -109,6 +112,16 @@ def test_what_a_killed_writer_left_goes_at_the_next_write(tmp_path: Path) -> Non
     replace_file(file, b"whole")
     assert sorted(tmp_path.iterdir()) == sorted([file, *stays])
     assert file.read_bytes() == b"whole"
+
+
+def test_whether_there_is_room_is_told_before(tmp_path: Path) -> None:
+    check_room(tmp_path / "new" / "results.json", 1 << 16)
+    assert list((tmp_path / "new").iterdir()) == []
+    full = OSError(28, "No space left on device")
+    with mock.patch.object(os, "fsync", side_effect=full), pytest.raises(OSError, match="No space left") as raised:
+        check_room(tmp_path / "results.json", 1)
+    assert raised.value.filename == str(tmp_path / "results.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 @pytest.mark.parametrize("size", [0, 1, (1 << 20) + 1])

@@ -47,6 +47,13 @@ def test_the_second_is_refused_and_told_who_holds_it(tmp_path: Path) -> None:
     assert holder(tmp_path) is None  # kill -9 let go of it
 
 
+def test_a_holder_whose_name_is_damaged_holds_it_all_the_same(tmp_path: Path) -> None:
+    with RunLock(tmp_path, wait_s=0.0):
+        for text in ("[" * 4096, "[]", ""):
+            (tmp_path / "run.lock").write_text(text)
+            assert holder(tmp_path) == "another process (it has not written its name yet)"
+
+
 def test_waits_for_a_holder_that_is_about_to_end(tmp_path: Path) -> None:
     process = hold(tmp_path, 1.0)
     try:

@@ -21,6 +21,21 @@ from models.methods.slidr import SlidrConfig
 from tests.helpers.image_networks import teacher_config
 
 STEP = 12
+QUICK = (
+    "linear_probe.steps=5",
+    "linear_probe.lrs=[0.01,0.03]",
+    "knn.bank_size=100",
+    "finetune.steps=2",
+    "finetune.lrs=[0.001,0.01]",
+    "finetune.seeds=[0,1]",
+    "fraction={kind: random, count: 1}",
+    "calibration_sweeps=2",
+    "voxels_per_sweep=50",
+    "tune_sweeps=1",
+    "device=cpu",
+)
+"""Settings under which `tandem evaluate` takes seconds."""
+STREET_PROTOCOLS = Path(__file__).parents[2] / "configs" / "downstream" / "street.yaml"
 
 
 def run_config(run_dir: Path, shards: str) -> PretrainConfig:

@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from engine.distributed import World
 from launchers.cli import main as tandem
 from tests.helpers.pretrain_run import arguments, child, pretrain_here
-from tests.helpers.run_folder import write_toy_run
+from tests.helpers.run_folder import QUICK, STREET_PROTOCOLS, write_toy_run
 from tests.helpers.samples import write_toy_set
 from tests.helpers.toy_run import losses, metrics, weights
 
@@ -32,17 +32,7 @@ RUN = (
     "monitor.tensorboard=true",
     "monitor.picture_every=4",
 )
-PROTOCOLS = Path(__file__).parents[2] / "configs" / "downstream" / "street.yaml"
-EVALUATE = (
-    "protocols=[linear_probe,knn]",
-    "linear_probe.steps=5",
-    "linear_probe.lrs=[0.01,0.03]",
-    "knn.bank_size=100",
-    "calibration_sweeps=2",
-    "voxels_per_sweep=50",
-    "tune_sweeps=1",
-    "device=cpu",
-)
+EVALUATE = ("protocols=[linear_probe,knn]", *QUICK)
 
 _CLOCK = ("perf/", "time/", "mem/")
 """Tags whose values depend on the clock and the machine."""
@@ -124,7 +114,7 @@ def test_kills_while_it_is_evaluated_and_reported(runs: tuple[Path, Path], one_t
     shards = write_toy_set(tmp_path / "set", num_logs=6, frames_per_log=2)
     for run in runs:
         write_toy_run(run, shards)
-        evaluate = ["evaluate", str(run), str(PROTOCOLS), *EVALUATE]
+        evaluate = ["evaluate", str(run), str(STREET_PROTOCOLS), *EVALUATE]
         if run == cut:
             kill_when((run / "results.json").exists, "evaluate", evaluate[1:], rng.uniform(0.0, 0.2))
         assert tandem(evaluate) == 0

@@ -24,23 +24,11 @@ from launchers.drawing.predictions import read_predictions
 from launchers.evaluation import measure, networks
 from launchers.training.restore import load_run_config
 from tests.helpers.image_networks import teacher_config, write_checkpoint
-from tests.helpers.run_folder import run_config, write_toy_run
+from tests.helpers.run_folder import QUICK, run_config, write_toy_run
 from tests.helpers.samples import write_toy_set
+from tests.helpers.small_disk import small_disk
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "downstream"
-QUICK = (
-    "linear_probe.steps=5",
-    "linear_probe.lrs=[0.01,0.03]",
-    "knn.bank_size=100",
-    "finetune.steps=2",
-    "finetune.lrs=[0.001,0.01]",
-    "finetune.seeds=[0,1]",
-    "fraction={kind: random, count: 1}",
-    "calibration_sweeps=2",
-    "voxels_per_sweep=50",
-    "tune_sweeps=1",
-    "device=cpu",
-)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +54,18 @@ def yaml_of(tmp_path: Path, text: str = "") -> str:
     path = tmp_path / "protocols.yaml"
     path.write_text(text)
     return str(path)
+
+
+def test_a_full_disk_is_told_before_anything_is_measured(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure, "load_manifest", lambda *_: pytest.fail("the work has begun"))
+    with small_disk(tmp_path / "disk") as disk:
+        disk.fill()
+        file = disk.path / "results.json"
+        assert tandem(["evaluate", str(run), yaml_of(tmp_path), f"results={file}", *QUICK]) == 1
+        assert f"file error: {file}: No space left on device; free disk space" in capsys.readouterr().err
+        assert not file.exists()
 
 
 def test_all_protocols_from_checkpoint_to_results(run: Path, shards: str, tmp_path: Path, capsys: object) -> None:

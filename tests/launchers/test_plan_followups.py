@@ -33,9 +33,8 @@ from launchers.runs.files import read_error
 from launchers.training.train import load_run
 from tests.engine.downstream.test_results import make
 from tests.helpers.pretrain_run import UNCACHED, pretrain_here
-from tests.helpers.run_folder import run_config, write_toy_run
+from tests.helpers.run_folder import QUICK, run_config, write_toy_run
 from tests.helpers.samples import write_toy_set
-from tests.launchers.test_evaluate import QUICK
 
 REPOSITORY = Path(__file__).parents[2]
 

@@ -17,16 +17,17 @@ from typing import Any
 
 import pytest
 
+from common.file_lock import FileLock
 from configs.load import ConfigError, dump
 from configs.schema import PRETRAIN_CHOICES, FollowConfig, PretrainConfig, ResourcesConfig, SlurmConfig
 from engine.checkpoint import CheckpointConfig
-from engine.errors import CheckpointError
+from engine.errors import CheckpointError, RunLockedError
 from engine.run_lock import RunLock
 from launchers import cancel, requeue
 from launchers.cli import main as tandem
 from launchers.cluster import freeze, submission
 from launchers.cluster.freeze import freeze_code, freeze_run
-from launchers.cluster.plan_submission import Point, SubmitRequest, with_first_stages
+from launchers.cluster.plan_submission import Point, SubmissionPlan, SubmitRequest, with_first_stages
 from launchers.cluster.queues import AT_ONCE, After, LocalQueue, Queue, own_variables_only
 from launchers.cluster.slurm_queue import sbatch_parameters
 from launchers.cluster.submission import submit
@@ -187,6 +188,27 @@ def test_submitted_again_while_queued_nothing_happens(fake: FakeSlurm, tmp_path:
     submit(order(tmp_path, run))
     assert fake.last.arrays == []
     assert fake.cancelled == []
+
+
+def test_two_submissions_at_once_queue_nothing_twice(
+    fake: FakeSlurm, tmp_path: Path, toy_set: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, plan = point(tmp_path / "a", toy_set), submission.plan_submission
+
+    def overtaken(request: SubmitRequest) -> SubmissionPlan:
+        made = plan(request)
+        write_jobs(tmp_path / "a", Jobs(pretrain="7"))
+        return made
+
+    with monkeypatch.context() as patched:
+        patched.setattr(submission, "plan_submission", overtaken)
+        with pytest.raises(RunLockedError, match="have been queued by another submission meanwhile"):
+            submit(order(tmp_path, run))
+    with FileLock(tmp_path / "a" / "jobs.lock") as lock:
+        assert lock.take()
+        with pytest.raises(RunLockedError, match=rf"being queued by process {os.getpid()} on"):
+            submit(order(tmp_path, run))
+    assert fake.queues == []
 
 
 def test_what_is_finished_is_not_run_again(
