@@ -132,7 +132,24 @@ def _run(arguments: list[str]) -> int:
         return USAGE_ERROR
     if {"-h", "--help"} & set(rest):  # answered without the verb's own imports, which take seconds
         parser_of(verb, rest).parse_args(rest)
-    return guarded(lambda rest: int(importlib.import_module(f"launchers.{verb}").main(rest)), rest)
+    return guarded(lambda rest: _call(verb, rest), rest)
+
+
+def _call(verb: str, rest: list[str]) -> int:
+    if verb != "pretrain":  # that one reads its options first by itself, and tells the other ranks of a mistake
+        check_options(verb, rest)
+    return int(importlib.import_module(f"launchers.{verb}").main(rest))
+
+
+def check_options(verb: str, rest: Sequence[str]) -> None:
+    """Leave with a word and code 2 where the options are wrong, before the verb's own imports, which take seconds."""
+    module = importlib.import_module(f"launchers.options.{verb}")
+    if hasattr(module, "parse"):
+        module.parse(rest)
+        return
+    p = parser_of(verb, rest)
+    overrides = any(action.dest == "overrides" for action in p._actions)  # these may stand between options
+    (p.parse_intermixed_args if overrides else p.parse_args)(rest)
 
 
 def guarded(verb_main: Callable[[list[str]], int], argv: list[str]) -> int:

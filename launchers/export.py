@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from engine.errors import CheckpointError
 from launchers.cli import guarded
 from launchers.evaluation.networks import describe_origin
 from launchers.options.export import SUFFIXES, parser
+from launchers.runs.provenance import own_version
 from launchers.training.restore import build_objective, find_checkpoint_folder, load_run_config
 from models.image.base import describe_input
 from models.image.resnet import ResNet
@@ -105,7 +105,7 @@ def describe(checkpoint: Path, run: PretrainConfig) -> dict[str, str]:
         "in_channels": str(config["method"]["backbone"]["in_channels"]),
         "run": Path(config["run_dir"]).name,
         "step": str(read_state(checkpoint)["step"]),
-        "tandem_version": version("tandem-pretrain"),
+        "tandem_version": own_version(),
     }
 
 

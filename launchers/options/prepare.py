@@ -130,8 +130,10 @@ def _is_file(first: str) -> bool:
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """As argparse does, and settings may also stand after flags, where its subcommands would not see them.
 
-    `set` is the set's name, or None where `file` is a YAML file.
+    `set` is the set's name, or None where `file` is a YAML file. Words that only verify give what those mean.
     """
+    if verifies_only(argv):
+        return verify.parser().parse_args(argv)
     first = argv[0] if argv else ""
     p = parser(first if _is_file(first) else None)
     if first.startswith("-") and first not in ("-h", "--help"):

@@ -21,16 +21,18 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "numpy", "cv2", "omegaconf", "deepspeed", "rich", "argcomplete")
 
 
-def test_help_of_every_verb_imports_nothing_heavy() -> None:
+def test_help_and_mistakes_of_every_verb_import_nothing_heavy() -> None:
     """Imports are counted, not seconds: these packages are what made it slow."""
     code = f"""
 import sys
 from launchers.cli import VERBS, main
-for line in [*([verb, "--help"] for verb in VERBS), ["prepare", "custom", "--help"], ["help", "plan"], ["--version"]]:
+lines = [[verb, option] for verb in VERBS for option in ("--help", "--wrong")]
+lines += [["prepare", "custom", "--help"], ["prepare", "--verify", "--wrong"], ["help", "plan"], ["--version"]]
+for line in lines:
     try:
         main(line)
     except SystemExit as left:
-        assert left.code == 0, (line, left.code)
+        assert left.code == (2 if "--wrong" in line else 0), (line, left.code)
     heavy = [name for name in {HEAVY!r} if name in sys.modules]
     assert not heavy, (line, heavy)
 """
