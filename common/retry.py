@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,9 @@ def growing_delays(first_s: float, longest_s: float, total_s: float = math.inf) 
         delay = min(2 * delay, longest_s)
 
 
+Read = TypeVar("Read")
+
+
 class StorageAwayError(RuntimeError):
     """The storage did not come back in time."""
 
@@ -62,7 +66,7 @@ class StorageRetry:
         self._probe = probe
         self._retry_s = retry_min * 60
 
-    def read(self, read: Callable[[], bytes]) -> bytes:
+    def read(self, read: Callable[[], Read]) -> Read:
         """What `read` returns.
 
         Args:

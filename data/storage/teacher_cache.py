@@ -32,7 +32,7 @@ from jaxtyping import Float, Int
 
 from common.file_lock import FileLock
 from common.files import file_sha256, replace_file, replacing
-from common.retry import RETRY_MIN, StorageAwayError
+from common.retry import RETRY_MIN, StorageAwayError, StorageRetry
 from data.storage.manifest import Manifest
 from data.storage.shard import ShardError
 from data.storage.store import LocalStore
@@ -59,6 +59,10 @@ class _Part:
     file: str
     num_bytes: int
     sha256: str
+
+
+class CacheDamagedError(ShardError):
+    """A cache is not what was written; its damaged parts have to be built again."""
 
 
 class CacheBusyError(RuntimeError):
@@ -110,26 +114,35 @@ class TeacherCache:
         Sizes are always compared; `verify` also reads all of it and compares checksums, about 1 s a gigabyte.
 
         Raises:
-            ShardError: a part is missing, damaged or of another version.
+            CacheDamagedError: a part is missing, damaged or of another version.
+            ShardError: it cannot be read, also some seconds later, or after minutes where all storage is away.
         """
         path = _folder(root, key)
         if not (path / "cache.json").is_file():
             return None
+        try:
+            return StorageRetry(path / "cache.json", RETRY_MIN).read(lambda: TeacherCache._opened(path, verify))
+        except (OSError, StorageAwayError) as error:
+            raise ShardError(f"{path} cannot be read: {error}; it is left as it is: start again when it can") from error
+
+    @staticmethod
+    def _opened(path: Path, verify: bool) -> TeacherCache:
         remedy = f"delete {path} and build the teacher cache again"
         try:
             content = json.loads((path / "cache.json").read_bytes())
             if content["version"] != _VERSION:
-                raise ShardError(f"{path} has version {content['version']}, expected {_VERSION}; {remedy}")
+                raise CacheDamagedError(f"{path} has version {content['version']}, expected {_VERSION}; {remedy}")
             for part in (_Part(**fields) for fields in content["parts"]):
                 file = path / part.file
                 size = file.stat().st_size if file.is_file() else -1
                 if size != part.num_bytes:
-                    raise ShardError(f"{file} has {size} bytes (-1: missing), expected {part.num_bytes}; {remedy}")
+                    what = f"{file} has {size} bytes (-1: missing), expected {part.num_bytes}"
+                    raise CacheDamagedError(f"{what}; {remedy}")
                 if verify and file_sha256(file) != part.sha256:
-                    raise ShardError(f"{file} does not have the checksum of cache.json; {remedy}")
+                    raise CacheDamagedError(f"{file} does not have the checksum of cache.json; {remedy}")
             return TeacherCache(path, content)
-        except (ValueError, KeyError, TypeError, IndexError, OSError, MemoryError, OverflowError) as error:
-            raise ShardError(f"{path} is damaged ({error!r}); {remedy}") from error
+        except (ValueError, KeyError, TypeError, IndexError, MemoryError, OverflowError) as error:
+            raise CacheDamagedError(f"{path} is damaged ({error!r}); {remedy}") from error
 
     def __contains__(self, index: int) -> bool:
         """Whether the sample's features are here."""

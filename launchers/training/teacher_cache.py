@@ -21,7 +21,13 @@ from data.storage.mixture import open_set
 from data.storage.reader import SampleReader
 from data.storage.shard import ShardError
 from data.storage.store import is_url
-from data.storage.teacher_cache import CacheBusyError, TeacherCache, TeacherCacheWriter, teacher_cache_key
+from data.storage.teacher_cache import (
+    CacheBusyError,
+    CacheDamagedError,
+    TeacherCache,
+    TeacherCacheWriter,
+    teacher_cache_key,
+)
 from engine.distributed import World, agree_any, agree_signal
 from engine.errors import StopRequested
 from engine.preempt import StopSignals
@@ -85,7 +91,8 @@ def open_or_build(
     one of them got a stop signal. All processes of the run call it.
 
     Raises:
-        ShardError: damaged samples beyond `config.max_skip_share`, or a cache that cannot be read or written.
+        ShardError: damaged samples, or those of which the teacher makes no finite features, beyond
+            `config.max_skip_share`; or a cache that cannot be read or written.
         ConfigError: see `cache_root`; or this rank does not see the folder that rank 0 has written to.
         StopRequested: before the cache was finished, on all ranks.
     """
@@ -97,7 +104,7 @@ def open_or_build(
     if world.is_main:
         try:
             cache = TeacherCache.open(root, key)
-        except ShardError as error:
+        except CacheDamagedError as error:
             logger.warning("%s; its damaged parts are built again now", error)
             cache = None
         if cache is None or any(index not in cache for index in indices):
@@ -146,6 +153,7 @@ def _build(
     objective.teacher.to(world.device)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     flushed = agreed_at = time.monotonic()
+    not_finite: list[str] = []
     try:
         with Progress(*columns) as progress:
             task, done = progress.add_task("teacher features", total=len(missing)), 0
@@ -153,7 +161,12 @@ def _build(
                 SampleReader(manifest), missing, config, spec=_PIXELS, batch_size=_SAMPLES_AT_A_TIME, among=wanted
             )
             for indices, batch in batches:
-                _add(writer, indices, batch, objective.pool_teacher(batch.to(world.device)).cpu())
+                not_finite += _add(writer, indices, batch, objective.pool_teacher(batch.to(world.device)).cpu())
+                if len(not_finite) > max(1, config.max_skip_share * len(wanted)):
+                    raise ShardError(
+                        f"the features of {type(objective.teacher).__name__} are not finite in float16 for "
+                        f"{len(not_finite)} samples, such as {not_finite[-1]}; are its weights (method.teacher) right?"
+                    )
                 progress.advance(task, len(indices))
                 done += len(indices)
                 if time.monotonic() - flushed >= _FLUSH_EVERY_S:
@@ -171,9 +184,18 @@ def _build(
     return False
 
 
-def _add(writer: TeacherCacheWriter, indices: tuple[int, ...], batch: Batch, features: Float[Tensor, "S C"]) -> None:
+def _add(
+    writer: TeacherCacheWriter, indices: tuple[int, ...], batch: Batch, features: Float[Tensor, "S C"]
+) -> list[str]:
+    """Add the samples of a batch; keys of those whose features are not finite, which are left out."""
+    not_finite = []
     superpixels, cameras = batch.need("superpixels", by="a teacher cache"), batch.need("cameras", by="a teacher cache")
     for number, index in enumerate(indices):
         counts = superpixels.per_image[cameras.sample == number].tolist()
         rows, features = features[: sum(counts)], features[sum(counts) :]
-        writer.add(index, rows.numpy(), counts)
+        if rows.half().isfinite().all():
+            writer.add(index, rows.numpy(), counts)
+        else:
+            logger.warning("sample %s: the teacher's features are not finite; it is left out", batch.keys[number])
+            not_finite.append(batch.keys[number])
+    return not_finite

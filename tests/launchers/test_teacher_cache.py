@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from data.loading.evaluation import load_batch
 from data.sample import Batch
 from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
+from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter, teacher_cache_key
 from engine.distributed import World
 from engine.errors import StopRequested
@@ -280,6 +282,30 @@ def test_a_damaged_cache_is_built_again_with_a_word(
     assert "does not have the checksum" in caplog.text
     assert len(pooled) == 18
     assert all(index in cache for index in load_manifest(shards).indices("train").tolist())
+
+
+@pytest.mark.parametrize("bad", [1, 4])
+def test_a_sample_without_finite_features_is_left_out(
+    shards: str, world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, bad: int
+) -> None:
+    config, objective = built(shards, RANDOM)
+    seen, original = itertools.count(), Slidr.pool_teacher
+
+    def overflows(self: Slidr, batch: Batch) -> torch.Tensor:
+        features = original(self, batch)
+        if next(seen) < bad:  # in its first sample
+            features[0] = 1e6
+        return features
+
+    monkeypatch.setattr(Slidr, "pool_teacher", overflows)
+    monkeypatch.setattr(builder, "_SAMPLES_AT_A_TIME", 2)
+    if bad > 1:
+        with pytest.raises(ShardError, match=r"not finite in float16 for 2 samples, such as log-.*weights"):
+            builder.open_or_build(objective, config.data, world)
+        return
+    cache = builder.open_or_build(objective, config.data, world)
+    missing = [index for index in load_manifest(shards).indices("train").tolist() if index not in cache]
+    assert [f"sample {load_manifest(shards).key(index)}: the teacher's" in caplog.text for index in missing] == [True]
 
 
 def test_a_sample_that_cannot_be_used_is_no_reason_to_refuse_the_next_start(

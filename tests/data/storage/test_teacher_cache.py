@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import pickle
@@ -13,9 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data.storage import teacher_cache
 from data.storage.manifest import Manifest, load_manifest
 from data.storage.shard import ShardError
-from data.storage.teacher_cache import CacheBusyError, TeacherCache, TeacherCacheWriter, teacher_cache_key
+from data.storage.teacher_cache import (
+    CacheBusyError,
+    CacheDamagedError,
+    TeacherCache,
+    TeacherCacheWriter,
+    teacher_cache_key,
+)
 from tests.helpers.samples import write_toy_set
 
 DIM = 5
@@ -143,6 +151,30 @@ def test_other_damage_is_refused(manifest: Manifest, how: str) -> None:
         indices[0].write_bytes(indices[1].read_bytes())
     with pytest.raises(ShardError, match="build the teacher cache again"):
         TeacherCache.open(manifest.root, "key", verify=False)
+
+
+@pytest.mark.parametrize(("failures", "error"), [(1, errno.EIO), (9, errno.EIO), (9, errno.EACCES)])
+def test_an_error_of_the_storage_is_no_damage(
+    manifest: Manifest, monkeypatch: pytest.MonkeyPatch, failures: int, error: int
+) -> None:
+    target = writer(manifest)
+    fill(target, [5, 0])
+    target.finish()
+    left, read = itertools.count(), teacher_cache.file_sha256
+
+    def failing(path: Path) -> str | None:
+        if next(left) < failures:
+            raise OSError(error, os.strerror(error), str(path))
+        return read(path)
+
+    monkeypatch.setattr(teacher_cache, "file_sha256", failing)
+    monkeypatch.setattr("common.retry._HICCUPS_S", (0.0,))
+    if failures == 1:
+        assert TeacherCache.open(manifest.root, "key") is not None
+        return
+    with pytest.raises(ShardError, match=r"cannot be read: .*left as it is") as caught:
+        TeacherCache.open(manifest.root, "key")
+    assert not isinstance(caught.value, CacheDamagedError)
 
 
 def test_refused_input(manifest: Manifest) -> None:
