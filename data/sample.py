@@ -137,12 +137,14 @@ class Cameras:
         K: intrinsics of each (augmented) image; a mirrored one has a negative first focal length.
         T_cam_points: frame of `Batch.points` to each camera: `project(K, T_cam_points p)` is `PointPixelPairs.uv`.
         affine: pixel coordinates of the stored image to those of the augmented one.
+        min_depth_m: points nearer to its plane make no pair with the pixels of an image, see `CameraView`.
     """
 
     sample: Int[Tensor, " I"]
     K: Float[Tensor, "I 3 3"]
     T_cam_points: Float[Tensor, "I 4 4"]
     affine: Float[Tensor, "I 2 3"]
+    min_depth_m: Float[Tensor, " I"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -147,6 +147,10 @@ class CamerasLike(Protocol):
     def T_cam_points(self) -> Float[Tensor, "I 4 4"]:  # noqa: N802
         """True pose of each camera."""
 
+    @property
+    def min_depth_m(self) -> Float[Tensor, " I"]:
+        """Depth from which on each image shows points."""
+
 
 @runtime_checkable
 class CalibratedBatch(BatchLike, Protocol):

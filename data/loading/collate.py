@@ -95,6 +95,7 @@ def _with_images(batch: Batch, views: Sequence[View], like: Batch | None) -> Bat
             K=_float32([K for part in cameras for K in part.K]),
             T_cam_points=_float32([T_cam_points for part in cameras for T_cam_points in part.T_cam_points]),
             affine=_float32([place.affine[:2] for part in cameras for place in part.transforms]),
+            min_depth_m=_concatenated([part.min_depth_m.astype(np.float32) for part in cameras]),
         ),
         pairs=PointPixelPairs(
             point=_joined([part.point for part in pairs], [len(view.points) for view in views]),

@@ -144,6 +144,7 @@ class ImageTruthBatches(SequentialBatches[tuple[str, list["_LabelledImage"]]]):
             K=place.affine @ camera.K,
             T_cam_lidar=sample.T_cam_lidar(camera),
             affine=place.affine[:2],
+            min_depth_m=float(camera.min_depth_m),
             depth=depth,
             labels=labels,
         )
@@ -191,6 +192,7 @@ class _LabelledImage:
     K: Float[np.ndarray, "3 3"]
     T_cam_lidar: Float[np.ndarray, "4 4"]
     affine: Float[np.ndarray, "2 3"]
+    min_depth_m: float
     depth: Float32[np.ndarray, "h w"] | None
     labels: UInt8[np.ndarray, "h w"] | None
 
@@ -254,6 +256,7 @@ def _collate(parts: Sequence[tuple[str, list[_LabelledImage]]]) -> Batch:
             K=torch.from_numpy(np.stack([one.K for one in made]).astype(np.float32)),
             T_cam_points=torch.from_numpy(np.stack([one.T_cam_lidar for one in made]).astype(np.float32)),
             affine=torch.from_numpy(np.stack([one.affine for one in made]).astype(np.float32)),
+            min_depth_m=torch.tensor([one.min_depth_m for one in made]),
         ),
         image_depth_m=torch.from_numpy(np.stack(depths)) if depths else None,
         image_labels=torch.from_numpy(np.stack(labels)) if labels else None,

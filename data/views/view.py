@@ -67,11 +67,13 @@ class ViewCameras:
         transforms: what was done to each stored image.
         K: intrinsics of each augmented image.
         T_cam_points: from the frame of `View.points` to each camera.
+        min_depth_m: see `CameraView`.
     """
 
     transforms: tuple[PixelTransform, ...]
     K: Float[np.ndarray, "V 3 3"]
     T_cam_points: Float[np.ndarray, "V 4 4"]
+    min_depth_m: Float[np.ndarray, " V"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -422,6 +424,7 @@ def _assemble(
             transforms=transforms,
             K=np.stack([place.affine @ camera.K for place, camera in zip(transforms, cameras, strict=True)]),
             T_cam_points=np.stack([sample.T_cam_lidar(camera) @ T_lidar_points for camera in cameras]),
+            min_depth_m=np.array([float(camera.min_depth_m) for camera in cameras]),
         ),
         pairs=pairs,
         superpixels=_superpixels(cameras, pixels, pairs, features) if spec.superpixels else None,

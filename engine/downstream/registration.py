@@ -25,7 +25,6 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
-from common.constants import MIN_DEPTH_M
 from common.ranges import at_least, at_most, below, positive
 from engine.downstream.common import ProgressMeter, Samples, UnsuitableError, check_seeds
 from engine.downstream.pose_errors import PoseErrors, mean_or_nan, pose_errors, summarise
@@ -224,7 +223,7 @@ def _true_pixels(
     uv = torch.einsum("qij,qj->qi", K, camera)[:, :2] / depth
     height, width = size
     inside = (uv >= 0).all(dim=1) & (uv <= uv.new_tensor([width - 1, height - 1])).all(dim=1)
-    return uv, inside & (camera[:, 2] > MIN_DEPTH_M)
+    return uv, inside & (camera[:, 2] > cameras.min_depth_m[found.match_image])
 
 
 def _ransac(

@@ -29,7 +29,6 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from common.constants import MIN_DEPTH_M
 from common.ranges import at_least, one_of, positive, weights
 from data.batch_spec import BatchSpec, SecondCloud
 from data.sample import Batch
@@ -204,8 +203,9 @@ class Simipu(Objective):
         # Written out: a product of matrices would run in 16 bits under autocast if it were not in double precision.
         in_camera = (T[:, :3, :3] @ centres.points[centre].double()[:, :, None]).squeeze(2) + T[:, :3, 3]
         pixels = (K @ in_camera[:, :, None]).squeeze(2)
-        uv = pixels[:, :2] / pixels[:, 2:].clamp(min=MIN_DEPTH_M)
-        seen = (in_camera[:, 2] > MIN_DEPTH_M) & _inside(uv, images.shape[-2:])
+        near = cameras.min_depth_m.double()[image]
+        uv = pixels[:, :2] / torch.maximum(pixels[:, 2], near.clamp(min=1e-3))[:, None]
+        seen = (in_camera[:, 2] > near) & _inside(uv, images.shape[-2:])
         centre, image, uv = centre[seen], image[seen], uv[seen]
         new = torch.ones_like(centre, dtype=torch.bool)
         new[1:] = centre[1:] != centre[:-1]

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from common.constants import MIN_DEPTH_M
 from data.sample import Batch
 from models.pairing import FeatureMap, segment_mean
 
@@ -93,7 +92,7 @@ def project_all(
     """Pixels of points in their images, by the true pose or another, and which lie inside; finite for all points."""
     images, cameras = batch.need("images", by=_POSES), batch.need("cameras", by=_POSES)
     T = cameras.T_cam_points if T_cam_points is None else T_cam_points
-    return _project(points, cameras.K, T, (images.shape[-2], images.shape[-1]))
+    return _project(points, cameras.K, T, cameras.min_depth_m, (images.shape[-2], images.shape[-1]))
 
 
 def covered_cells(batch: Batch, cells: FeatureMap) -> Bool[Tensor, "I h w"]:
@@ -107,7 +106,7 @@ def covered_cells(batch: Batch, cells: FeatureMap) -> Bool[Tensor, "I h w"]:
     for image, sample in enumerate(cameras.sample.tolist()):
         points = batch.points[batch.point_sample == sample][None]
         one = slice(image, image + 1)
-        uv, seen = _project(points, cameras.K[one], cameras.T_cam_points[one], pixels)
+        uv, seen = _project(points, cameras.K[one], cameras.T_cam_points[one], cameras.min_depth_m[one], pixels)
         cell = ((uv[seen] - cells.origin_px) / cells.stride).round().long()
         u, v = cell[:, 0].clamp(0, cells.size[1] - 1), cell[:, 1].clamp(0, cells.size[0] - 1)
         covered[image, v, u] = 1.0
@@ -123,11 +122,15 @@ def cell_pixels(cells: FeatureMap, *, like: Float[Tensor, "..."]) -> Float[Tenso
 
 
 def _project(
-    points: Float[Tensor, "I K 3"], K: Float[Tensor, "I 3 3"], T: Float[Tensor, "I 4 4"], size: tuple[int, int]
+    points: Float[Tensor, "I K 3"],
+    K: Float[Tensor, "I 3 3"],
+    T: Float[Tensor, "I 4 4"],
+    min_depth_m: Float[Tensor, " I"],
+    size: tuple[int, int],
 ) -> tuple[Float[Tensor, "I K 2"], Bool[Tensor, "I K"]]:
     K, T = K.to(points.dtype), T.to(points.dtype)
     camera = points @ T[:, :3, :3].mT + T[:, None, :3, 3]
-    depth = camera[..., 2:]
-    uv = (camera @ K.mT)[..., :2] / depth.clamp(min=MIN_DEPTH_M)
+    depth, near = camera[..., 2], min_depth_m.to(points.dtype)[:, None]
+    uv = (camera @ K.mT)[..., :2] / torch.maximum(depth, near.clamp(min=1e-3))[..., None]
     limits = uv.new_tensor([size[1] - 1, size[0] - 1])
-    return uv, (depth[..., 0] > MIN_DEPTH_M) & (uv >= 0).all(dim=-1) & (uv <= limits).all(dim=-1)
+    return uv, (depth > near) & (uv >= 0).all(dim=-1) & (uv <= limits).all(dim=-1)

@@ -102,6 +102,7 @@ def toy_batch(
                 K=joined("K"),
                 T_cam_points=joined("T_cam_points"),
                 affine=joined("affine"),
+                min_depth_m=torch.ones(len(parts) * images_each),
             ),
             pairs=PointPixelPairs(
                 point=joined("pair_point", POINTS), image=joined("pair_image", images_each), uv=joined("pair_uv")
@@ -266,3 +267,10 @@ def _calibrated(part: dict[str, Tensor], images_each: int, generator: torch.Gene
         "T_cam_points": poses,
         "affine": affines[:, :2],
     }
+
+
+def on_axes(batch: Batch, depth_m: float) -> Tensor:
+    """[I, 3]: the point before each camera on its optical axis, in the frame of `Batch.points`."""
+    assert batch.cameras is not None
+    ahead = torch.tensor([0.0, 0.0, depth_m, 1.0], dtype=batch.cameras.T_cam_points.dtype)
+    return (torch.linalg.inv(batch.cameras.T_cam_points) @ ahead)[:, :3]

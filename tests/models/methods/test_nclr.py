@@ -14,13 +14,13 @@ from models.methods import METHODS
 from models.methods.nclr import Nclr, NclrConfig
 from models.pairing import FeatureMap
 from models.pose.alignment import LearnableAlignment, near_far_nce, soft_match
-from models.pose.calibration import cell_pixels, covered_cells, sample_tokens
+from models.pose.calibration import cell_pixels, covered_cells, project_all, sample_tokens
 from models.pose.fusion import FusionLayer, sinusoidal
 from models.visuals import MatchSketch
 from tests.helpers.degenerate_batches import degenerate_batches, selected
 from tests.helpers.distributed import run_distributed
 from tests.helpers.learning import assert_mean_of_ranks
-from tests.helpers.toy_batches import PointwiseConfig, toy_batch, with_changed
+from tests.helpers.toy_batches import PointwiseConfig, on_axes, toy_batch, with_changed
 from tests.helpers.toy_images import PatchConfig
 from tests.reference.calibration import covered_loop, near_far_nce_loop, pixel_of, soft_match_loop
 
@@ -49,6 +49,14 @@ def _batch(samples: list[int], *, turn: bool = True, dtype: torch.dtype = torch.
         "T_cam_points": batch.cameras.T_cam_points.to(dtype) @ torch.linalg.inv(T),
     }
     return dataclasses.replace(with_changed(batch, cameras=cameras), points=points, T_aug_lidar=T)
+
+
+@pytest.mark.parametrize(("least", "sees"), [(1.0, False), (0.1, True)])
+def test_points_near_a_camera_are_seen_where_its_set_says_so(least, sees):
+    batch = _batch([0, 1])
+    batch = with_changed(batch, cameras={"min_depth_m": torch.full_like(batch.cameras.min_depth_m, least)})
+    uv, seen = project_all(batch, on_axes(batch, 0.5)[:, None])
+    assert (seen.tolist(), bool(uv.isfinite().all())) == ([[sees], [sees]], True)
 
 
 def test_registry_and_the_papers_values():

@@ -19,7 +19,7 @@ from models.visuals import MatchSketch, PointSketch, ProjectionSketch
 from tests.helpers.degenerate_batches import degenerate_batches
 from tests.helpers.distributed import run_distributed
 from tests.helpers.learning import assert_mean_of_ranks, learn_by_heart
-from tests.helpers.toy_batches import PointwiseConfig, toy_batch, with_changed
+from tests.helpers.toy_batches import PointwiseConfig, on_axes, toy_batch, with_changed
 from tests.reference.contrast import bilinear_at, info_nce_loop
 
 TINY = ResNetEncoderConfig(preset="resnet10_tiny")
@@ -134,6 +134,14 @@ def test_loss_and_gradient_equal_the_slow_reference(settings: dict):
         torch.autograd.grad(terms.total, parameters), torch.autograd.grad(wanted, parameters), strict=True
     ):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("least", "num_seen"), [(1.0, 0), (0.1, 1)])
+def test_centres_near_a_camera_are_seen_where_its_set_says_so(least, num_seen):
+    batch = toy_batch([0], images_each=1, calibration=True, superpixels=False)
+    batch = with_changed(batch, cameras={"min_depth_m": torch.full((1,), least)})
+    centre = on_axes(batch, 0.5)
+    assert len(_model().project(PointSet(centre, centre, torch.tensor([1])), batch)[0]) == num_seen
 
 
 def test_projection_is_where_the_loader_puts_the_pairs():
