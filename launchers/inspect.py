@@ -83,7 +83,7 @@ def _inspect_set(root: str, options: argparse.Namespace, p: argparse.ArgumentPar
                 if options.sample:
                     tables.append(sample_table(sample, index))
                 if options.out:
-                    for name, view in sample_views(sample, manifest.class_names).items():
+                    for name, view in sample_views(sample, manifest.class_names, looked.extent).items():
                         pictures[f"{sample.key}: {name}"] = view
                     borders = None if calibration is None else calibration_view(sample, calibration)
                     if borders is not None:

@@ -266,14 +266,21 @@ def principal_colours(features: Float[np.ndarray, "n dim"]) -> PrincipalColours:
 # ---- one sample of a set
 
 
-def sample_views(sample: Sample, class_names: tuple[str, ...] = ()) -> dict[str, RgbImage]:
-    """All pictures of a sample that its contents allow, by name; without class names, labels are not drawn.
+def sample_views(
+    sample: Sample, class_names: tuple[str, ...] = (), extent: Extent | None = None
+) -> dict[str, RgbImage]:
+    """All pictures of a sample that its contents allow, by name.
+
+    Args:
+        sample: with what of it is to be drawn.
+        class_names: of its labels; without, they are not drawn.
+        extent: the same for all samples of a set that are looked at side by side; None: as far as this one reaches.
 
     Returns:
         "cameras" (superpixels and projected LiDAR, one row a camera), "sweep" (bird's-eye views by height, intensity
         and class), "depth" and "classes" where the cameras have ground truth.
     """
-    extent = extent_of(sample.points_lidar.astype(np.float64))
+    extent = extent or extent_of(sample.points_lidar.astype(np.float64))
     views = {"sweep": _sweep_sheet(sample, class_names, extent)}
     with_image = [c for c, camera in enumerate(sample.cameras) if camera.image is not None]
     if with_image:

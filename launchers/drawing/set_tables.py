@@ -12,9 +12,14 @@ from data.sample import IGNORE_LABEL, Sample
 from data.storage.manifest import Manifest
 from data.storage.reader import SampleError, SampleReader
 from launchers.drawing.page import TextTable
+from launchers.drawing.scenes import Extent, extent_of
 
 _LOOKED_AT = 50
 """Samples of a set that are read, at most: enough for shares of labels, and done in seconds."""
+
+
+_EVERY = 16
+"""Of the points that tell how far a set reaches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,16 +30,19 @@ class Looked:
         num_points: of each label value.
         num_read: samples that could be read.
         unusable: key, reason and detail of those that training would skip.
+        extent: how far pictures of the set reach.
     """
 
     num_points: Int[np.ndarray, " 256"]
     num_read: int
     unusable: tuple[tuple[str, str, str], ...]
+    extent: Extent
 
 
 def look(manifest: Manifest, reader: SampleReader) -> Looked:
     """Read samples as training does, without decoding their images."""
     num_points, unusable = np.zeros(256, dtype=np.int64), []  # labels are bytes
+    points = [np.zeros((0, 3))]
     indices = np.unique(np.linspace(0, len(manifest) - 1, min(len(manifest), _LOOKED_AT)).astype(np.int64))
     for index in indices.tolist():
         try:
@@ -42,9 +50,11 @@ def look(manifest: Manifest, reader: SampleReader) -> Looked:
         except SampleError as error:
             unusable.append((error.key, error.reason, error.detail))
             continue
+        points.append(sample.points_lidar[::_EVERY].astype(np.float64))
         if sample.labels is not None:
             num_points += np.bincount(sample.labels, minlength=256)
-    return Looked(num_points=num_points, num_read=len(indices) - len(unusable), unusable=tuple(unusable))
+    num_read, extent = len(indices) - len(unusable), extent_of(np.concatenate(points))
+    return Looked(num_points=num_points, num_read=num_read, unusable=tuple(unusable), extent=extent)
 
 
 def set_tables(manifest: Manifest, looked: Looked) -> list[TextTable]:

@@ -288,7 +288,13 @@ def test_rooms_are_drawn_as_far_as_they_reach_and_drives_all_alike() -> None:
     used = [drawing.BACKGROUND, (58, 61, 70)]
     sheet = scenes.sample_views(dataclasses.replace(small, boxes=None))["sweep"][24:664, :640]
     drawn = np.argwhere(~np.isin(sheet, used).all(axis=2))
-    assert np.ptp(drawn[:, 0]) > 400  # 8.4 of 10 m; at the range of drives the room would be 67 of 640 pixels
+    assert np.ptp(drawn[:, 0]) > 400  # 8.4 of 10 m
+    # Beside samples of a set that reaches further: the room is small.
+    as_others = scenes.sample_views(dataclasses.replace(small, boxes=None), extent=scenes.STREET)["sweep"][24:664, :640]
+    outside = np.ones((640, 640), bool)
+    outside[250:390, 250:390] = False
+    nothing = scenes.birds_eye_view(np.zeros((0, 3)), np.zeros((0, 3), np.uint8))
+    np.testing.assert_array_equal(as_others[outside], nothing[outside])
 
 
 def test_predictions_of_a_sweep_stand_beside_the_truth_in_the_same_colours(batch: Batch) -> None:
