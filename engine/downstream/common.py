@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, TypeVar
 
@@ -20,6 +22,10 @@ from engine.interfaces import BatchLike, PointBatch
 
 class UnsuitableError(ValueError):
     """A protocol cannot measure this network, or not on this set."""
+
+
+class ChangedError(UnsuitableError):
+    """A network that was to stay frozen changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,8 +164,13 @@ class LabelDraws:
     settings: Mapping[str, Any]
 
 
-def voxel_labels(batch: PointBatch, task: SegmentationTask) -> Int[Tensor, " M"]:
-    """Label of each voxel: what most of its labelled points have (the lowest class in a tie), or the ignore label.
+VoxelLabel = Literal["majority", "first"]
+"""A voxel's label: what most of its labelled points have (the lowest class in a tie), or the label of its first point,
+the ignore label included, as in SLidR's code."""
+
+
+def voxel_labels(batch: PointBatch, task: SegmentationTask, choice: VoxelLabel = "majority") -> Int[Tensor, " M"]:
+    """Label of each voxel, or the ignore label.
 
     Raises:
         LabelError: the batch has no labels, or labels outside of the task's classes.
@@ -167,8 +178,14 @@ def voxel_labels(batch: PointBatch, task: SegmentationTask) -> Int[Tensor, " M"]
     labels = point_labels(batch)
     keep = labels != task.ignore_label
     check_class_range(labels[keep], task.num_classes, f"label of set {task.dataset!r}:")
-    flat = batch.point_voxel[keep].long() * task.num_classes + labels[keep].long()
     num_voxels = batch.voxel_coords.shape[0]
+    if choice == "first":
+        points = torch.arange(len(labels), device=labels.device)
+        first = points.new_zeros(num_voxels).scatter_reduce(
+            0, batch.point_voxel.long(), points, "amin", include_self=False
+        )
+        return labels[first].long()
+    flat = batch.point_voxel[keep].long() * task.num_classes + labels[keep].long()
     votes = torch.bincount(flat, minlength=num_voxels * task.num_classes).view(num_voxels, task.num_classes)
     most, winner = votes.max(1)
     return torch.where(most > 0, winner, task.ignore_label)
@@ -227,6 +244,38 @@ def calibrate_batch_norm(
         layer.momentum = momentum
     backbone.train(was_training)
     return len(layers)
+
+
+@contextmanager
+def kept_as_it_is(network: nn.Module, what: str, *, frozen: bool = True) -> Iterator[None]:
+    """For the passes of a frozen network: its parameters and buffers must come out bit for bit as they went in.
+
+    Nothing is checked where it is not `frozen`.
+
+    Raises:
+        ChangedError: they did not.
+    """
+
+    def tensors() -> dict[str, Tensor]:
+        return dict(itertools.chain(network.named_parameters(), network.named_buffers())) if frozen else {}
+
+    before = {name: tensor.detach().clone() for name, tensor in tensors().items()}
+    yield
+    after = tensors()
+    changed = [name for name in before if not _same_bits(before[name], after.get(name))]
+    if changed or len(after) != len(before):
+        raise ChangedError(
+            f"{what}: the frozen network changed while it was measured, in {len(changed)} of {len(before)} parameters "
+            f"and buffers ({', '.join(changed[:3])}): its features are not those of the checkpoint. Does its forward "
+            "pass write to them in evaluation mode?"
+        )
+
+
+def _same_bits(before: Tensor, after: Tensor | None) -> bool:
+    if after is None or before.shape != after.shape or before.dtype != after.dtype:
+        return False
+    bits = [tensor.detach().reshape(-1).view(torch.uint8) for tensor in (before, after)]  # NaN equals itself
+    return torch.equal(*bits)
 
 
 def feature_width(backbone: nn.Module) -> int:

@@ -20,7 +20,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from common.ranges import positive
-from engine.downstream.common import ProgressMeter, Reader, Samples, Truth, Tuned, UnsuitableError
+from engine.downstream.common import ProgressMeter, Reader, Samples, Truth, Tuned, UnsuitableError, kept_as_it_is
 from engine.downstream.confusion import LabelError
 from engine.downstream.fit import TrainingConfig, train_updates, training_stream
 from engine.downstream.metrics import METRICS
@@ -218,16 +218,18 @@ def train_dense(
         {"params": list(network.decoder.parameters()), "lr": lr * config.decoder_lr_scale},
     ]
     generator = torch.Generator().manual_seed(seed)
-    train_updates(
-        network,
-        torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=config.weight_decay),
-        training_stream(read, indices, config, truth=task.truth, seed=seed),
-        lambda batch: task.loss(network(images_of(batch)), batch, generator),
-        config,
-        what=f"{task.metric} at learning rate {lr:g}",
-        device=device,
-        on_step=on_step,
-    )
+    with kept_as_it_is(network.encoder, task.metric, frozen=network.frozen):
+        train_updates(
+            network,
+            config.build([g for g in groups if g["params"]]),
+            training_stream(read, indices, config, truth=task.truth, seed=seed),
+            lambda batch: task.loss(network(images_of(batch)), batch, generator),
+            config,
+            num_samples=len(indices),
+            what=f"{task.metric} at learning rate {lr:g}",
+            device=device,
+            on_step=on_step,
+        )
     return network.eval()
 
 

@@ -12,20 +12,22 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.ranges import at_most, positive
+from common.ranges import at_most, between, positive
 from engine.downstream.common import (
     ProgressMeter,
     Reader,
     Samples,
     SegmentationTask,
+    VoxelLabel,
     feature_width,
+    kept_as_it_is,
     run_backbone,
     voxel_labels,
 )
@@ -44,6 +46,9 @@ class FinetuneConfig(TrainingConfig):
 
     Attributes:
         head_lr_scale: the new head's rate = this x the backbone's: it starts from nothing.
+        head: "linear", or "norm_linear": BatchNorm before the linear layer.
+        bn_momentum: of the backbone's BatchNorm layers; null: as they are built.
+        voxel_label: which label a voxel is trained with, see `VoxelLabel`; scores are of points in any case.
         layer_decay: a layer of the backbone has the backbone's rate x this to the power of the layers above it; 1: all
             alike. The backbone must number its layers (`engine.interfaces.HasLayers`).
     """
@@ -53,6 +58,9 @@ class FinetuneConfig(TrainingConfig):
     batch_size: int = 1
     seeds: tuple[int, ...] = (0, 1, 2)
     head_lr_scale: float = 5.0
+    head: Literal["linear", "norm_linear"] = "linear"
+    bn_momentum: float | None = None
+    voxel_label: VoxelLabel = "majority"
     layer_decay: float = 1.0
     loss: SegmentationLossConfig = field(default_factory=SegmentationLossConfig)
 
@@ -60,22 +68,43 @@ class FinetuneConfig(TrainingConfig):
         super().__post_init__()
         positive(self, "head_lr_scale", "layer_decay")
         at_most(self, layer_decay=1)
+        between(self, "null: as built", bn_momentum=(0, 1))
 
 
 class SegmentationNetwork(nn.Module):
-    """A backbone and a linear head on its voxel features."""
+    """A backbone and a linear head on its voxel features. A frozen backbone stays in evaluation mode."""
 
-    def __init__(self, backbone: nn.Module, num_classes: int, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        backbone: nn.Module,
+        num_classes: int,
+        generator: torch.Generator,
+        *,
+        head: Literal["linear", "norm_linear"] = "linear",
+        frozen: bool = False,
+    ) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.head = nn.Linear(feature_width(backbone), num_classes)
-        bound = 1.0 / math.sqrt(self.head.in_features)
-        nn.init.uniform_(self.head.weight, -bound, bound, generator=generator)
-        nn.init.zeros_(self.head.bias)
+        self.backbone, self.frozen = backbone, frozen
+        width = feature_width(backbone)
+        linear = nn.Linear(width, num_classes)
+        bound = 1.0 / math.sqrt(width)
+        nn.init.uniform_(linear.weight, -bound, bound, generator=generator)
+        nn.init.zeros_(linear.bias)
+        self.head = linear if head == "linear" else nn.Sequential(nn.BatchNorm1d(width), linear)
+        for parameter in backbone.parameters():  # whatever pre-training had frozen
+            parameter.requires_grad_(not frozen)
+
+    def train(self, mode: bool = True) -> SegmentationNetwork:
+        """A frozen backbone keeps its BatchNorm statistics."""
+        super().train(mode)
+        self.backbone.train(mode and not self.frozen)
+        return self
 
     def forward(self, batch: PointBatch) -> Float[Tensor, "M K"]:
         """Scores of each voxel."""
-        logits: Tensor = self.head(run_backbone(self.backbone, batch))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = run_backbone(self.backbone, batch)
+        logits: Tensor = self.head(features)
         return logits
 
     def predict(self, features: Float[Tensor, "M C"]) -> Int[Tensor, " M"]:
@@ -93,6 +122,7 @@ def finetune(
     *,
     lr: float,
     seed: int,
+    frozen: bool = False,
     device: torch.device | str = "cpu",
     on_step: Callable[[int], None] = lambda count: None,
 ) -> SegmentationNetwork:
@@ -106,6 +136,7 @@ def finetune(
         config: recipe.
         lr: the backbone's learning rate.
         seed: of the head's first weights, the order and the augmentations.
+        frozen: only the head learns.
         device: where to train.
         on_step: called with the number of sweeps after each update.
 
@@ -115,32 +146,39 @@ def finetune(
     Raises:
         DivergenceError: the loss is not finite.
         LabelError: the drawn sweeps hold no labelled point.
+        ChangedError: a frozen backbone changed.
     """
     generator = torch.Generator().manual_seed(seed)
-    network = SegmentationNetwork(copy.deepcopy(backbone), task.num_classes, generator).to(device).train()
-    for parameter in network.parameters():  # whatever pre-training had frozen
-        parameter.requires_grad_(True)
+    network = SegmentationNetwork(copy.deepcopy(backbone), task.num_classes, generator, head=config.head, frozen=frozen)
+    network.to(device).train()
+    if config.bn_momentum is not None:
+        for module in network.backbone.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = config.bn_momentum
     weights = _balance(read, indices, task, config, device)
 
     def loss_of(batch: PointBatch) -> Float[Tensor, ""]:
-        labels = voxel_labels(batch, task)
+        labels = voxel_labels(batch, task, config.voxel_label)
         return segmentation_loss(network(batch), labels, weights, config.loss, task.ignore_label)
 
-    train_updates(
-        network,
-        torch.optim.AdamW(rate_groups(network, config, lr), weight_decay=config.weight_decay),
-        training_stream(read, indices, config, truth="labels", seed=seed),
-        loss_of,
-        config,
-        what=f"fine-tuning at learning rate {lr:g}",
-        device=device,
-        on_step=on_step,
-    )
+    what = f"{'linear probe' if frozen else 'fine-tuning'} at learning rate {lr:g}"
+    with kept_as_it_is(network.backbone, what, frozen=frozen):
+        train_updates(
+            network,
+            config.build(rate_groups(network, config, lr)),
+            training_stream(read, indices, config, truth="labels", seed=seed),
+            loss_of,
+            config,
+            num_samples=len(indices),
+            what=what,
+            device=device,
+            on_step=on_step,
+        )
     return network.eval()
 
 
 def rate_groups(network: SegmentationNetwork, config: FinetuneConfig, lr: float) -> list[dict[str, Any]]:
-    """Parameters with their learning rates: the backbone's, `lr` in its last layer, then the head's.
+    """Parameters that learn, with their rates: the backbone's, `lr` in its last layer, then the head's.
 
     Raises:
         ValueError: layer decay for a backbone that does not number its layers.
@@ -149,7 +187,7 @@ def rate_groups(network: SegmentationNetwork, config: FinetuneConfig, lr: float)
     scale = layer_scales(network, "backbone", decay) if decay != 1.0 else lambda _: 1.0
     by_scale: dict[float, list[nn.Parameter]] = {}
     for name, parameter in network.named_parameters():
-        if name.startswith("backbone."):
+        if name.startswith("backbone.") and parameter.requires_grad:
             by_scale.setdefault(scale(name), []).append(parameter)
     groups: list[dict[str, Any]] = [{"params": layer, "lr": lr * factor} for factor, layer in by_scale.items()]
     return [*groups, {"params": list(network.head.parameters()), "lr": lr * config.head_lr_scale}]
@@ -167,7 +205,7 @@ def _balance(
         return None
     counts = torch.zeros(task.num_classes, dtype=torch.int64)
     for batch in read(Samples(indices.tolist(), truth="labels")):
-        labels = voxel_labels(batch, task)
+        labels = voxel_labels(batch, task, config.voxel_label)
         counts += torch.bincount(labels[labels != task.ignore_label].cpu(), minlength=task.num_classes)
     if not bool(counts.any()):
         raise LabelError(f"the labelled sweeps {indices.tolist()[:5]} of {task.dataset!r} hold no labelled point")
@@ -175,14 +213,16 @@ def _balance(
 
 
 def measure_finetune(
-    job: Job[SweepParts], init: Initialisation, names: Sequence[str], meter: ProgressMeter
+    job: Job[SweepParts], init: Initialisation, names: Sequence[str], meter: ProgressMeter, *, frozen: bool = False
 ) -> dict[str, Measured]:
-    """The protocol's measuring function."""
+    """The measuring function of "finetune" and, with the network left as it is, of "sweep_probe"."""
 
     def train(
         start: nn.Module, drawn: Int[np.ndarray, " n"], lr: float, seed: int, on_step: Callable[[int], None]
     ) -> SegmentationNetwork:
-        return finetune(start, read, drawn, task, config, lr=lr, seed=seed, device=job.device, on_step=on_step)
+        return finetune(
+            start, read, drawn, task, config, lr=lr, seed=seed, frozen=frozen, device=job.device, on_step=on_step
+        )
 
     def confusion(
         network: SegmentationNetwork, samples: Int[np.ndarray, " m"], on_sweeps: Callable[[int], None]

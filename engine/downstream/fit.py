@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.ranges import at_least, positive
+from common.ranges import at_least, below, positive
 from engine.downstream.common import Reader, Samples, Truth, check_rates, check_seeds
 from engine.errors import DivergenceError
 from engine.interfaces import BatchT
@@ -23,23 +24,32 @@ class TrainingConfig:
     """What the recipes of all protocols that train on drawn samples have in common.
 
     Attributes:
-        lrs: AdamW learning rates of the evaluated network to try, for each initialisation separately.
-        weight_decay: of AdamW, relative to the learning rate.
-        steps: updates; linear warm-up over the first tenth, then a half cosine to 0.
+        lrs: learning rates of the evaluated network to try, for each initialisation separately.
+        optimizer: "adamw" or "sgd".
+        momentum, dampening: of SGD.
+        weight_decay: of AdamW relative to the learning rate, of SGD an L2 term.
+        steps: updates; linear warm-up, then a half cosine to 0.
+        epochs: passes over the labelled samples instead of `steps`; null: `steps`.
+        warmup_share: share of the updates that the warm-up takes; 0: none.
         batch_size: samples per update (at most as many as are labelled), each with all of its images.
         augment: mirror, rotate (...) the training samples, as the reader's settings say.
-        clip_norm: largest gradient norm.
+        clip_norm: largest gradient norm; null: any.
         seeds: one run each: draw of labelled samples, new layers, order, augmentations; a random network is drawn
             again, too.
         tune_seeds: draws that learning rates are compared on (shared by all initialisations; the mean decides).
     """
 
     lrs: tuple[float, ...]
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
+    dampening: float = 0.1
     weight_decay: float = 0.01
     steps: int
+    epochs: int | None = None
+    warmup_share: float = 0.1
     batch_size: int
     augment: bool = True
-    clip_norm: float = 10.0
+    clip_norm: float | None = 10.0
     seeds: tuple[int, ...]
     tune_seeds: tuple[int, ...] = (1000,)
 
@@ -47,12 +57,25 @@ class TrainingConfig:
         check_rates(self, "lrs")
         check_seeds(self, "seeds", "tune_seeds")
         positive(self, "steps", "batch_size", "clip_norm")
-        at_least(self, weight_decay=0)
+        at_least(self, weight_decay=0, momentum=0, dampening=0)
+        below(self, momentum=1, dampening=1, warmup_share=1)
+        at_least(self, "null: use steps", epochs=1)
+        at_least(self, warmup_share=0)
+
+    def updates(self, num_samples: int) -> int:
+        """Updates of a run on so many labelled samples."""
+        return self.steps if self.epochs is None else self.epochs * -(-num_samples // self.batch_size)
+
+    def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
+        """The optimizer over groups that state their rates."""
+        if self.optimizer == "adamw":
+            return torch.optim.AdamW(groups, weight_decay=self.weight_decay)
+        return torch.optim.SGD(groups, momentum=self.momentum, dampening=self.dampening, weight_decay=self.weight_decay)
 
 
-def learning_rate_factor(step: int, steps: int) -> float:
-    """Linear warm-up over the first tenth (at least one update), then a half cosine towards 0."""
-    warm = max(1, steps // 10)
+def learning_rate_factor(step: int, steps: int, warmup_share: float = 0.1) -> float:
+    """Linear warm-up over a share of the updates (at least one, but for a share of 0), then a half cosine towards 0."""
+    warm = max(1, int(steps * warmup_share)) if warmup_share > 0 else 0
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
@@ -76,6 +99,7 @@ def train_updates(
     loss_of: Callable[[BatchT], Float[Tensor, ""]],
     config: TrainingConfig,
     *,
+    num_samples: int,
     what: str,
     device: torch.device | str,
     on_step: Callable[[int], None],
@@ -87,7 +111,8 @@ def train_updates(
         optimizer: its rates are the peaks.
         stream: endless batches.
         loss_of: loss of a batch on the device.
-        config: number of updates and limit of the gradient.
+        config: number of updates, warm-up and limit of the gradient.
+        num_samples: labelled samples, which `config.epochs` counts.
         what: task and rate, for messages.
         device: where batches go.
         on_step: called with the number of samples after each update.
@@ -95,8 +120,10 @@ def train_updates(
     Raises:
         DivergenceError: the loss is not finite.
     """
-    steps = config.steps
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate_factor(step, steps))
+    steps = config.updates(num_samples)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, steps, config.warmup_share)
+    )
     for step in range(steps):
         batch = next(stream).to(device)
         loss = loss_of(batch)
@@ -107,7 +134,8 @@ def train_updates(
             )
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
+        if config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
         optimizer.step()
         schedule.step()
         on_step(batch.num_samples)

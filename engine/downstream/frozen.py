@@ -28,27 +28,29 @@ def measure_frozen(
     tuned: dict[int, Tuned] = {}
     text, work = f"{init.name}: {', '.join(names)} on the test split", _test_work(names)
     for network in _in_use(job, init, names):
-        backbone = job.prepared(init, network)
-        fit, held = (_bank(job, init, backbone, part, number, meter) for number, part in enumerate(job.fit_and_held()))
-        predictors: dict[tuple[str, int], Predictor] = {}
-        if "linear_probe" in names:
-            tuned |= _fit_probes(job, init, network, fit, held, predictors, meter)
-        if "knn" in names:
-            bank, config = fit.joined(held), job.section("knn")
-            for seed in init.seeds_of(network, config.seeds):
-                classifier = KnnClassifier(bank, job.task(), config, seed=seed, device=job.device)
-                predictors["knn", seed] = classifier.predict
-        matrices |= score(
-            backbone,
-            job.parts.read(Samples(job.splits.test.tolist(), truth="labels")),
-            predictors,
-            job.task(),
-            device=job.device,
-            on_sweeps=lambda n: meter.advance(n * work, text),
-        )
-        if network == 0 and job.parts.keep is not None:
-            for name in names:
-                job.parts.keep(init.name, name, backbone, predictors[name, job.section(name).seeds[0]])
+        with job.frozen(init, network) as backbone:
+            fit, held = (
+                _bank(job, init, backbone, part, number, meter) for number, part in enumerate(job.fit_and_held())
+            )
+            predictors: dict[tuple[str, int], Predictor] = {}
+            if "linear_probe" in names:
+                tuned |= _fit_probes(job, init, network, fit, held, predictors, meter)
+            if "knn" in names:
+                bank, config = fit.joined(held), job.section("knn")
+                for seed in init.seeds_of(network, config.seeds):
+                    classifier = KnnClassifier(bank, job.task(), config, seed=seed, device=job.device)
+                    predictors["knn", seed] = classifier.predict
+            matrices |= score(
+                backbone,
+                job.parts.read(Samples(job.splits.test.tolist(), truth="labels")),
+                predictors,
+                job.task(),
+                device=job.device,
+                on_sweeps=lambda n: meter.advance(n * work, text),
+            )
+            if network == 0 and job.parts.keep is not None:
+                for name in names:
+                    job.parts.keep(init.name, name, backbone, predictors[name, job.section(name).seeds[0]])
     measured = {}
     for name in names:
         seeds = job.section(name).seeds

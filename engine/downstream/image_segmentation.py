@@ -252,34 +252,34 @@ def measure_image_probe(
     tuned: dict[int, Tuned] = {}
     for network in init.in_use(config.seeds):
         seeds = init.seeds_of(network, config.seeds)
-        encoder = job.prepared(init, network)
-        fit, held = (
-            extract_pixel_bank(
+        with job.frozen(init, network) as encoder:
+            fit, held = (
+                extract_pixel_bank(
+                    encoder,
+                    parts.read(Samples(part.tolist(), truth="labels")),
+                    classes,
+                    parts.resample,
+                    pixels_per_image=config.pixels_per_image,
+                    seed=number,
+                    device=job.device,
+                    on_samples=lambda n: meter.advance(n, f"{init.name}: features of the train split"),
+                )
+                for number, part in enumerate(job.fit_and_held())
+            )
+            best = tune_linear(fit, held, classes, config, seed=seeds[0], device=job.device)
+            bank = fit.joined(held)
+            heads = {s: fit_linear(bank, classes, config, lr=best.lr, seed=s, device=job.device) for s in seeds}
+            # In percent already here: a mean over networks of scaled values differs in the last digit.
+            tuned |= dict.fromkeys(seeds, Tuned(best.lr, {lr: 100 * value for lr, value in best.table.items()}))
+            matrices |= score_probes(
                 encoder,
-                parts.read(Samples(part.tolist(), truth="labels")),
+                parts.read(Samples(job.splits.test.tolist(), truth="labels")),
+                heads,
                 classes,
                 parts.resample,
-                pixels_per_image=config.pixels_per_image,
-                seed=number,
                 device=job.device,
-                on_samples=lambda n: meter.advance(n, f"{init.name}: features of the train split"),
+                on_samples=lambda n: meter.advance(n, f"{init.name}: linear probe on the test split"),
             )
-            for number, part in enumerate(job.fit_and_held())
-        )
-        best = tune_linear(fit, held, classes, config, seed=seeds[0], device=job.device)
-        bank = fit.joined(held)
-        heads = {s: fit_linear(bank, classes, config, lr=best.lr, seed=s, device=job.device) for s in seeds}
-        # In percent already here: a mean over networks of scaled values differs in the last digit.
-        tuned |= dict.fromkeys(seeds, Tuned(best.lr, {lr: 100 * value for lr, value in best.table.items()}))
-        matrices |= score_probes(
-            encoder,
-            parts.read(Samples(job.splits.test.tolist(), truth="labels")),
-            heads,
-            classes,
-            parts.resample,
-            device=job.device,
-            on_samples=lambda n: meter.advance(n, f"{init.name}: linear probe on the test split"),
-        )
     seeds = list(config.seeds)
     rates = [tuned[s] for s in seeds]
     return {name: segmentation_measured(classes, [matrices[s] for s in seeds], rates, scale=1)}

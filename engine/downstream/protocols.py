@@ -66,6 +66,14 @@ PROTOCOLS: dict[str, Protocol] = {
         measure=finetune.measure_finetune,
         work=drawn_work,
     ),
+    "sweep_probe": _points(
+        title="linear probe on whole sweeps",
+        idea="The network stays as it is; a linear layer learns the classes from whole, augmented sweeps.",
+        section="finetune",
+        drawn=True,
+        measure=partial(finetune.measure_finetune, frozen=True),
+        work=drawn_work,
+    ),
     "depth": _depth(
         title="depth of images", idea="The image network and a decoder learn depth.", measure=depth.measure_depth
     ),

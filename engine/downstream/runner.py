@@ -16,6 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, Literal, TypeVar
 
@@ -36,6 +37,7 @@ from engine.downstream.common import (
     Tuned,
     calibrate_batch_norm,
     hold_out,
+    kept_as_it_is,
     thin,
     tune_rate,
 )
@@ -186,6 +188,7 @@ def described(job: Job[Any], name: str) -> tuple[dict[str, Any], list[Any]]:
     """
     protocol, unit = job.protocols[name], _UNITS[job.protocols[name].tower]
     settings = {key: value for key, value in dataclasses.asdict(job.section(name)).items() if key != "seeds"}
+    settings = {key: value for key, value in settings.items() if key not in LATER or value != LATER[key]}
     shared = ("validation_share", "calibration_sweeps", *(("tune_sweeps",) if protocol.drawn else ()), *protocol.shared)
     settings |= {key: getattr(job.config, key) for key in shared}
     settings |= {f"train_{unit}": len(job.splits.train), f"test_{unit}": len(job.splits.test)}
@@ -198,6 +201,18 @@ def described(job: Job[Any], name: str) -> tuple[dict[str, Any], list[Any]]:
     return settings, [job.dataset, classes, job.splits.train.tolist(), job.splits.test.tolist()]
 
 
+LATER: Mapping[str, object] = {
+    "optimizer": "adamw",
+    "momentum": 0.9,
+    "dampening": 0.1,
+    "epochs": None,
+    "warmup_share": 0.1,
+    "bn_momentum": None,
+    "voxel_label": "majority",
+    "head": "linear",
+}
+"""Settings of protocols that records of earlier versions lack -> what those were measured with. Left out of a record
+where they have this value, so that known results stay known."""
 _UNITS: dict[Tower, str] = {"backbone": "sweeps", "image_backbone": "samples", "objective": "sweeps"}
 """What samples are called in settings; a record's fingerprint depends on it."""
 
@@ -325,6 +340,17 @@ class Job(Generic[PartsT]):
             batches = self.parts.calibration(chosen.tolist())
             calibrate_batch_norm(built, batches, self.device, run=self.parts.run)
         return built.eval()
+
+    @contextmanager
+    def frozen(self, init: Initialisation, network: int) -> Iterator[nn.Module]:
+        """A network like `prepared`, which must leave the block bit for bit as it entered it.
+
+        Raises:
+            ChangedError: it did not.
+        """
+        built = self.prepared(init, network)
+        with kept_as_it_is(built, f"{init.name}, {', '.join(self.protocols)}"):
+            yield built
 
     def blank(self, init: Initialisation, name: str) -> Result:
         """The record of a protocol before it is measured: who, what, how."""
@@ -482,7 +508,9 @@ def drawn_work(job: Job[Any], init: Initialisation, names: Sequence[str]) -> int
         recipe = job.section(name)
         runs, held = len(recipe.seeds), len(thin(job.fit_and_held()[1], job.config.tune_sweeps))
         trials = len(recipe.lrs) * len(recipe.tune_seeds) if len(recipe.lrs) > 1 else 0
-        total += (runs + trials) * 3 * recipe.steps * recipe.batch_size
+        updates = [recipe.updates(len(drawn)) for drawn in job.draws[name].runs]
+        tuned = [recipe.updates(len(drawn)) for drawn in job.draws[name].tuning] if trials else []
+        total += 3 * recipe.batch_size * (sum(updates) + len(recipe.lrs) * sum(tuned))
         total += runs * len(job.splits.test) + trials * held
     return total
 

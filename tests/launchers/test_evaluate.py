@@ -108,6 +108,15 @@ def test_all_protocols_from_checkpoint_to_results(run: Path, shards: str, tmp_pa
     assert (run / "results.json").read_text() == before
 
 
+@pytest.mark.parametrize("name", ["slidr_probe", "slidr_finetune_1pct", "nclr_finetune", "scalr_probe"])
+def test_recipes_of_the_literature_run(name: str, run: Path) -> None:
+    short = ("data.train_split=train", "fraction.every=2", "finetune.epochs=1", "finetune.batch_size=2", "device=cpu")
+    assert tandem(["evaluate", str(run), name, *short, "random=false"]) == 0
+    (result,) = read_results(run / "results.json")
+    assert result.protocol == ("sweep_probe" if name.endswith("probe") else "finetune")
+    assert result.labels == ("all" if name.endswith("probe") else "1 in 2 logs")
+
+
 def test_a_further_protocol_is_one_entry_of_the_table(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

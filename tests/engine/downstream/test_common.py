@@ -96,3 +96,14 @@ def test_rate_tuning_takes_the_best_and_counts_divergence_as_worst() -> None:
     assert tune_rate((0.3, 0.1, 0.01), lambda lr: lr).at_edge
     with pytest.raises(DivergenceError, match="every learning rate"):
         tune_rate((3.0, 4.0), trial)
+
+
+def test_label_of_a_voxels_first_point() -> None:
+    batch = toy_batch([3])
+    assert batch.labels is not None
+    firsts: dict[int, int] = {}
+    for voxel, label in zip(batch.point_voxel.tolist(), batch.labels.tolist(), strict=True):
+        firsts.setdefault(voxel, label)
+    expected = [firsts[voxel] for voxel in range(len(firsts))]
+    assert voxel_labels(batch, TASK, "first").tolist() == expected
+    assert voxel_labels(batch, TASK).tolist() != expected, "the first point may be unlabelled, the majority is not"

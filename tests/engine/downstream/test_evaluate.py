@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from engine.downstream.common import LabelDraws, hold_out
+from engine.downstream.common import ChangedError, LabelDraws, hold_out, voxel_labels
 from engine.downstream.features import SweepParts
-from engine.downstream.finetune import FinetuneConfig, finetune
+from engine.downstream.finetune import FinetuneConfig, finetune, rate_groups
 from engine.downstream.fit import learning_rate_factor
 from engine.downstream.knn import KnnConfig
 from engine.downstream.linear_probe import LinearProbeConfig
 from engine.downstream.protocols import ProtocolsConfig, of_tower
 from engine.downstream.results import Result, paired_difference
-from engine.downstream.runner import Initialisation, Job, measure
-from tests.engine.downstream.toy import TASK, ToyNet, ToySweeps, toy_splits
+from engine.downstream.runner import LATER, Initialisation, Job, measure
+from tests.engine.downstream.toy import TASK, ToyNet, ToySweeps, toy_batch, toy_splits
 
 SMALL = ProtocolsConfig(
     linear_probe=LinearProbeConfig(steps=40, lrs=(0.003, 0.03), seeds=(0, 1)),
@@ -47,7 +47,7 @@ def run(
         dataset="toy",
         classes=TASK,
         config=config,
-        draws={} if draws is None else {"finetune": draws},
+        draws={} if draws is None else {"finetune": draws, "sweep_probe": draws},
     )
     return list(measure(inits, job, known=known, progress=progress))
 
@@ -126,6 +126,64 @@ def test_finetuning_learns_leaves_the_start_alone_and_uses_only_the_drawn_sweeps
     assert not torch.equal(network.backbone.first.weight, backbone.first.weight)
 
 
+def test_recipes_of_the_literature() -> None:
+    backbone, sweeps = ToyNet(0).eval(), ToySweeps()
+    recipe = FinetuneConfig(
+        optimizer="sgd", epochs=3, batch_size=2, warmup_share=0.0, clip_norm=None, bn_momentum=0.02, voxel_label="first"
+    )
+    network = finetune(backbone, sweeps, np.arange(5), TASK, recipe, lr=0.05, seed=0)
+    assert len([epoch for *_, epoch in sweeps.calls]) == 3, "five sweeps in batches of two are three updates an epoch"
+    assert network.backbone.norm.momentum == 0.02
+    optimizer = recipe.build(rate_groups(network, recipe, 0.05))
+    assert isinstance(optimizer, torch.optim.SGD)
+    numbers = [(g["lr"], g["momentum"], g["dampening"], g["weight_decay"]) for g in optimizer.param_groups]
+    assert numbers == [(0.05, 0.9, 0.1, 0.01), (0.25, 0.9, 0.1, 0.01)]
+    assert [learning_rate_factor(step, 4, 0.0) for step in (0, 2)] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("head", ["linear", "norm_linear"])
+def test_a_probe_on_whole_sweeps_leaves_the_network_as_it_is(head: str) -> None:
+    backbone = ToyNet(0).eval()
+    recipe = FinetuneConfig(steps=40, head=head, batch_size=4)  # type: ignore[arg-type]
+    network = finetune(backbone, ToySweeps(), np.arange(8), TASK, recipe, lr=0.01, seed=0, frozen=True)
+    for name, value in network.backbone.state_dict().items():
+        assert torch.equal(value, backbone.state_dict()[name]), name
+    batch = toy_batch([20])
+    with torch.no_grad():
+        right = network(batch).argmax(1) == voxel_labels(batch, TASK)
+    assert right.float().mean() > 0.6
+
+
+class CountingNet(ToyNet):
+    """Writes to a buffer in every pass, in evaluation mode too."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, voxel_coords: torch.Tensor, voxel_features: torch.Tensor, num_samples: int) -> torch.Tensor:
+        self.passes += 1
+        return super().forward(voxel_coords, voxel_features, num_samples)
+
+
+@pytest.mark.parametrize("protocol", ["linear_probe", "knn", "sweep_probe"])
+def test_a_frozen_network_that_changes_is_refused(protocol: str) -> None:
+    config = dataclasses.replace(SMALL, protocols=(protocol,))
+    changing = dataclasses.replace(PRETRAINED, networks=(CountingNet,))
+    with pytest.raises(ChangedError, match=r"1 of 10 parameters and buffers \(passes\)"):
+        run([changing], ToySweeps(), config)
+
+
+def test_settings_that_came_later_leave_old_records_known() -> None:
+    (record,) = run([PRETRAINED], ToySweeps(), dataclasses.replace(SMALL, protocols=("finetune",)))
+    assert not LATER.keys() & record.settings.keys()
+    recipe = dataclasses.replace(SMALL.finetune, warmup_share=0.0)
+    config = dataclasses.replace(SMALL, protocols=("finetune",), finetune=recipe)
+    (other,) = run([PRETRAINED], ToySweeps(), config)
+    assert other.settings["warmup_share"] == 0.0
+    assert other.fingerprint != record.fingerprint
+
+
 def test_unlabelled_sweeps_are_refused() -> None:
     with pytest.raises(ValueError, match="no point labels"):
         run([PRETRAINED], ToySweeps(labelled=False))
@@ -146,6 +204,9 @@ def test_learning_rate_curve() -> None:
         (lambda: ProtocolsConfig(voxels_per_sweep=0), "voxels_per_sweep"),
         (lambda: FinetuneConfig(lrs=(0.1, 0.1)), "lrs"),
         (lambda: FinetuneConfig(steps=0), "steps"),
+        (lambda: FinetuneConfig(epochs=0), "epochs"),
+        (lambda: FinetuneConfig(warmup_share=1.0), "warmup_share"),
+        (lambda: FinetuneConfig(bn_momentum=1.5), "bn_momentum"),
         (lambda: LinearProbeConfig(lrs=()), "lrs"),
         (lambda: LinearProbeConfig(seeds=(-1,)), "seeds"),
     ],
