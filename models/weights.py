@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from common.files import replace_file
 from common.nearby import nearby
 from common.run_files import WEIGHTS_FILE, damage, list_checkpoints
+from models.image.base import IMAGENET_STD
 from models.lidar.inputs import SLIDR_INPUT, PointInput
 from models.lidar.minkowski import from_minkowski
 from models.weight_files import read_checkpoint as read_checkpoint
@@ -72,11 +73,14 @@ class KeyRule:
         containers: keys under which the state dict may lie, first found wins; none: the file is the state dict.
         prefix: regular expression that a tower's key begins with and that is cut off; keys without it are dropped.
         drop: regular expression of keys (after cutting) that are no part of an encoder.
+        bgr: the network was fed BGR from 0 to 255, less ImageNet's mean, and is converted to the input that networks
+            have here. Exact, padding included: both inputs are 0 where the image has the mean colour.
     """
 
     containers: tuple[str, ...] = ()
     prefix: str = ""
     drop: str = r"fc\."
+    bgr: bool = False
 
     def select(self, content: Mapping[str, object]) -> tuple[dict[str, Tensor], tuple[str, ...]]:
         """The tower's tensors by the network's names, and the keys that were dropped."""
@@ -95,6 +99,9 @@ class KeyRule:
                 dropped.append(key)
             else:
                 tensors[name] = value
+        first = tensors.get("conv1.weight")
+        if self.bgr and first is not None and first.ndim == 4 and first.shape[1] == 3:
+            tensors["conv1.weight"] = first.flip(1) * (255 * torch.tensor(IMAGENET_STD)).view(1, 3, 1, 1)
         return tensors, tuple(dropped)
 
 
@@ -106,6 +113,14 @@ IMAGE_FORMATS: dict[str, KeyRule] = {
     # Full checkpoints hold teacher and student; the teacher is the better network (DINO, section 5.2).
     "dino": KeyRule(
         containers=("teacher", "student", "state_dict"), prefix=r"(?:module\.)?(?:backbone\.)?", drop=r"(?:head|fc)\."
+    ),
+    # OpenMMLab's files with `to_rgb=False` and a standard deviation of 1, as SimIPU's released code has it.
+    # Whole detectors are among them: what is no tensor of a ResNet is left out.
+    "openmmlab_bgr": KeyRule(
+        containers=("state_dict",),
+        prefix=r"(?:(?:img_)?backbone\.)?",
+        drop=r"(?!conv1\.|bn1\.|layer[1-4]\.)",
+        bgr=True,
     ),
 }
 """Prefix rules of public image checkpoints, ResNet encoders."""

@@ -14,7 +14,7 @@ With --weights a network from a file is measured, a published one for example, w
 Layouts:
     tandem      what `tandem export` writes.
     slidr       checkpoints of the SLidR family, and what `tandem export --format slidr` writes.
-    torchvision, moco_v1, moco_v2, moco_v3, dino    ResNets, for the protocols of image networks.
+    torchvision, moco_v1, moco_v2, moco_v3, dino, openmmlab_bgr    ResNets, for the protocols of image networks.
 
 Examples:
     tandem evaluate runs/slidr_street street
@@ -42,7 +42,9 @@ from launchers.options.common import (
 
 _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 
-LAYOUTS = ("tandem", "slidr", "torchvision", "moco_v1", "moco_v2", "moco_v3", "dino")
+_WEIGHTS = (".pt", ".pth", ".ckpt", ".tar", ".safetensors")
+"""What names of files of weights end in."""
+LAYOUTS = ("tandem", "slidr", "torchvision", "moco_v1", "moco_v2", "moco_v3", "dino", "openmmlab_bgr")
 """Of files of weights."""
 LEAKS = ("none", "ssl-teacher", "supervised-teacher", "class-agnostic-masks", "class-name-prompts", "unknown")
 """The words of `engine.downstream.results.LeakLevel`, which is slow to import."""
@@ -63,7 +65,8 @@ def parser(*, from_file: bool = False) -> argparse.ArgumentParser:
     p.add_argument("--random-only", action="store_true", help="random initialisation of the run's network alone")
     p.add_argument("--out", metavar="FOLDER", help="folder of results.json (default: the run's own)")
     file = p.add_argument_group("a file of weights in place of CHECKPOINT")
-    completed(file.add_argument("--weights", metavar="FILE", help="file of weights"), offer_paths)
+    weights = file.add_argument("--weights", metavar="FILE", help="file of weights")
+    completed(weights, lambda prefix: offer_paths(prefix, _WEIGHTS))
     file.add_argument("--layout", choices=LAYOUTS, help="how its tensors are named, see above")
     file.add_argument(
         "--backbone", metavar="PRESET", help="its network, for example res16unet34c or resnet50 (default: as it fits)"

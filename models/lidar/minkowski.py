@@ -5,8 +5,8 @@ both, offsets with the first axis fastest, odd kernels centred, even ones at off
 the axis of offsets. MinkowskiEngine puts a BatchNorm into a wrapper, hence `norm1.bn.weight`. Their network has its
 linear head inside, as `final`.
 
-Not checked against MinkowskiEngine itself, which cannot be built for present versions of torch: the order of kernel
-offsets is the documented one (see `models.lidar.neighbors.kernel_offsets`).
+Not run against MinkowskiEngine itself, which cannot be built for present versions of torch: the order of kernel offsets
+(see `models.lidar.neighbors.kernel_offsets`) is that of its source, `src/kernel_region.hpp`.
 
 Source: published SLidR checkpoints (Sautier et al., CVPR 2022): key names and shapes.
 """

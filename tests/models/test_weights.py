@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from launchers.export import random_voxels
 from models.image.resnet import ResNet
+from models.image.resnet_encoder import ResNetEncoderConfig
 from models.lidar.inputs import SLIDR_INPUT, PointInput
 from models.lidar.minkowski import to_minkowski
 from models.lidar.res16unet import Res16UNet, Res16UNetConfig
@@ -53,6 +54,8 @@ def _file(file_format: str, state: dict[str, Tensor]) -> dict[str, object]:
         momentum = {f"module.momentum_encoder.{key}": value for key, value in other.items()}
         head = {"fc.0.weight": torch.zeros(8, 512), "fc.1.running_mean": torch.zeros(8)}
         return {"epoch": 3, "state_dict": put("module.base_encoder.", head) | momentum}
+    if file_format == "openmmlab_bgr":
+        return {"meta": {}, "state_dict": put("img_backbone.") | {"bbox_head.weight": torch.zeros(1)}}
     head = {f"module.head.{key}": torch.zeros(2) for key in ("mlp.0.weight", "last_layer.weight_g")}
     student = {f"module.backbone.{key}": value for key, value in other.items()}
     return {
@@ -71,8 +74,9 @@ def test_every_format_fills_every_tensor(tmp_path: Path, file_format: str):
     assert report.share == 1
     assert report.unused == report.missing == report.mismatched == ()
     assert report.dropped
+    converted = {"conv1.weight"} if file_format == "openmmlab_bgr" else set()
     for key, value in source.state_dict().items():
-        assert torch.equal(value, target.state_dict()[key]), key
+        assert torch.equal(value, target.state_dict()[key]) == (key not in converted), key
 
 
 def test_dino_backbone_file_is_flat(tmp_path: Path):
@@ -200,6 +204,20 @@ def test_only_exported_backbones_are_loaded(tmp_path: Path):
     export_backbone(tmp_path / "mine.safetensors", nn.Linear(3, 3), metadata={})
     with pytest.raises(ValueError, match="only 0%"):
         load_backbone(tmp_path / "mine.safetensors", nn.Linear(2, 2, bias=False))
+
+
+def test_a_network_of_bgr_images_gives_its_features_on_ours(tmp_path: Path):
+    torch.manual_seed(0)
+    theirs = ResNet("resnet10_tiny").eval()
+    torch.save(_file("openmmlab_bgr", theirs.state_dict()), tmp_path / "model.pth")
+    images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
+    mean_bgr = torch.tensor([103.53, 116.28, 123.675]).view(1, 3, 1, 1)
+    encoder = (
+        ResNetEncoderConfig(preset="resnet10_tiny", weights=f"openmmlab_bgr:{tmp_path / 'model.pth'}").build().eval()
+    )
+    with torch.no_grad():
+        expected = theirs(images.flip(1).float() - mean_bgr)
+        torch.testing.assert_close(encoder(images), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 # ---- SLidR's own checkpoints
