@@ -172,8 +172,12 @@ def _steady_side(mean: Float[np.ndarray, " 3"]) -> str | None:
 
 
 def _without_data(sample: Sample) -> Sample:
-    """The sample's pose and time: what is kept of it until the next one comes."""
-    empty: Any = {"points_lidar": sample.points_lidar[:0], "intensity": sample.intensity[:0], "cameras": ()}
+    """The sample's pose and time: what is kept of it until the next one comes, no view of its arrays."""
+    empty: Any = {
+        "points_lidar": sample.points_lidar[:0].copy(),
+        "intensity": sample.intensity[:0].copy(),
+        "cameras": (),
+    }
     return Sample(
         key=sample.key,
         log=sample.log,

@@ -107,6 +107,9 @@ class Converter(ABC):
     set_name: ClassVar[str]
     """Name in `data.convert.sets.SETTINGS`."""
 
+    measures_intensity: ClassVar[bool] = True
+    """False where it is the luminance of pixels, which may all be dark or white."""
+
     _later: ClassVar[tuple[str, ...]] = ()
     """Settings that earlier versions did not have: folders that were begun by those do not name their defaults."""
 

@@ -1,7 +1,8 @@
 """Raw intensities as 0 to 1, and whether they are of the scale that the set, or its user, says.
 
-A wrong scale is seen in each frame: most values clipped to 1, all of them next to 0, or all 0. Nothing later would
-notice: networks train on constant input without a word.
+A wrong scale is seen in each frame where most values are clipped to 1, or all are 0; where all are next to 0, only in
+whole logs (`data.preparing.early`), since a single sweep may be dark. Nothing later would notice: networks train on
+constant input without a word.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from data.storage.encode import DamagedError
 MOST_CLIPPED = 0.5
 """Share of the points; where the scale is right, only reflectors are clipped."""
 DARK = 0.02
-"""The largest value of a frame over the one that becomes 1; any frame has a sign, a number plate or a lane marking."""
+"""The largest value of a log over the one that becomes 1; any log has a sign, a number plate or a lane marking."""
 _ABSURD = 1e4
 """A value over the one that becomes 1 that no sensor gives: one flipped bit, which clipping would hide."""
 FEW_POINTS = 100
@@ -54,19 +55,17 @@ def check_intensity(
         raise DamagedError("points-not-finite", f"{where}: an intensity is not finite")
     remedy = remedy or f"the files that the set publishes hold 0 to {maximum:g}; prepare converted ones as `custom`"
     low, high = float(raw.min()), float(raw.max())
+    if raw.size >= FEW_POINTS and low == high == 0:
+        raise DamagedError("intensity-range", f"{where}: every intensity is 0; {remedy}")
+    clipped = float(((raw < 0) | (raw > maximum)).mean())
+    if raw.size >= FEW_POINTS and clipped > MOST_CLIPPED:  # first: of another scale, values may be absurd as well
+        quantiles = ", ".join(f"{value:g}" for value in np.quantile(raw, (0, 0.25, 0.5, 0.75, 0.99, 1)))
+        detail = f"{where}: {maximum:g} becomes 1, but {clipped:.0%} are out of 0 to {maximum:g}"
+        detail += f" (least, quartiles, 99 %, largest: {quantiles}){_guess(raw)}"
+        raise DamagedError("intensity-range", f"{detail}; {remedy}")
     if high > absurd * maximum or low < -absurd * maximum:
         detail = f"{where}: an intensity of {high if high > -low else low:g}, expected 0 to {maximum:g}"
         raise DamagedError("intensity-range", detail)
-    clipped = float(((raw < 0) | (raw > maximum)).mean())
-    dark = high <= DARK * maximum
-    if raw.size < FEW_POINTS or not (dark or clipped > MOST_CLIPPED):
-        return
-    if low == high == 0:
-        raise DamagedError("intensity-range", f"{where}: every intensity is 0; {remedy}")
-    quantiles = ", ".join(f"{value:g}" for value in np.quantile(raw, (0, 0.25, 0.5, 0.75, 0.99, 1)))
-    what = f"{clipped:.0%} are out of 0 to {maximum:g}" if clipped > MOST_CLIPPED else f"all are below {DARK:.0%} of it"
-    detail = f"{where}: {maximum:g} becomes 1, but {what} (least, quartiles, 99 %, largest: {quantiles})"
-    raise DamagedError("intensity-range", f"{detail}{_guess(raw)}; {remedy}")
 
 
 def _guess(raw: Shaped[np.ndarray, " N"]) -> str:

@@ -64,6 +64,7 @@ class S3disConverter(FrameConverter):
     cameras: tuple[str, ...] = ()
 
     set_name: ClassVar[str] = "s3dis"
+    measures_intensity: ClassVar[bool] = False
     _later: ClassVar[tuple[str, ...]] = ("cameras",)
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 

@@ -20,6 +20,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Float
 
+from common.printable import listed
 from common.ranges import at_least, positive
 from data.convert.base import NO_CAMERA, FrameConverter, check_cameras, unique_logs
 from data.convert.poses import nearest_rotation
@@ -56,6 +57,7 @@ class SevenScenesConverter(FrameConverter):
     cameras: tuple[str, ...] = ()
 
     set_name: ClassVar[str] = "7scenes"
+    measures_intensity: ClassVar[bool] = False
     _later: ClassVar[tuple[str, ...]] = ("cameras",)
 
     def __post_init__(self) -> None:
@@ -103,7 +105,7 @@ class SevenScenesConverter(FrameConverter):
         notes = ["colour and depth taken for one camera", "frames 1/30 s apart"]
         absent = sorted(set(self._logs) - set(self._splits))
         if absent:
-            notes.append(f"{len(absent)} sequences in no split file are train, the first: {absent[0]}")
+            notes.append(f"in no split file, so train: {listed(absent)}")
         return tuple(notes)
 
     def _reader(self, log: str) -> Callable[[str], Sample]:

@@ -81,6 +81,7 @@ class SunRgbdConverter(FrameConverter):
     cameras: tuple[str, ...] = ()
 
     set_name: ClassVar[str] = "sunrgbd"
+    measures_intensity: ClassVar[bool] = False
     _later: ClassVar[tuple[str, ...]] = ("cameras",)
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 

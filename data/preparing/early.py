@@ -1,4 +1,4 @@
-"""Ends a preparation early that cannot succeed: frames that all fail alike, points that meet no image.
+"""Ends a preparation early that cannot succeed: frames that all fail alike, points that meet no image, no intensity.
 
 Counts are those of all processes; what is judged is what this process saw.
 """
@@ -15,6 +15,7 @@ from common.printable import listed
 from data.calibration.conventions import explain, points_meet_images, stands_upright
 from data.calibration.heading import Heading, troubles
 from data.convert.base import Skipped
+from data.convert.intensity import DARK, FEW_POINTS
 from data.sample import Sample
 from data.storage.encode import REASONS
 from data.storage.shard import ShardError
@@ -24,7 +25,7 @@ _STREAK = 20
 _JUDGED = 3
 """Samples of a task whose points are looked for in the images."""
 _SHOWN = 5
-_FRAMES, _MET = 0, 1
+_FRAMES, _MET, _LIT = 0, 1, 2
 
 
 class StoppedEarlyError(ShardError):
@@ -32,9 +33,9 @@ class StoppedEarlyError(ShardError):
 
 
 class Tally:
-    """Frames done, skipped by reason, and tasks whose points meet images; the counts may be shared by processes."""
+    """Frames done, skipped by reason, and tasks that look right; the counts may be shared by processes."""
 
-    SIZE = 2 + len(REASONS)
+    SIZE = 3 + len(REASONS)
     """Numbers that are counted."""
 
     def __init__(self, shared: SynchronizedArray[int] | None = None) -> None:
@@ -53,7 +54,7 @@ class Tally:
             self._add(_FRAMES)
             self._streak = []
             return
-        self._add(_FRAMES, 2 + REASONS.index(skipped.reason))
+        self._add(_FRAMES, 3 + REASONS.index(skipped.reason))
         alike = not self._streak or self._streak[-1].reason == skipped.reason
         self._streak = [*(self._streak if alike else ()), skipped][-_STREAK:]
 
@@ -66,6 +67,15 @@ class Tally:
         """Tasks whose points meet images."""
         return int(self._counts[_MET])
 
+    def lit(self) -> None:
+        """Count a task with a sweep whose intensities are not all next to 0."""
+        self._add(_LIT)
+
+    @property
+    def num_lit(self) -> int:
+        """Tasks with a sweep whose intensities are not all next to 0."""
+        return int(self._counts[_LIT])
+
     @property
     def num_frames(self) -> int:
         """Source frames so far."""
@@ -74,7 +84,7 @@ class Tally:
     @property
     def skipped(self) -> dict[str, int]:
         """Frames that were left out so far, by reason."""
-        counts = dict(zip(REASONS, self._counts[2:], strict=True))
+        counts = dict(zip(REASONS, self._counts[3:], strict=True))
         return {reason: int(count) for reason, count in counts.items() if count}
 
     def check(self, allowed: int) -> None:
@@ -117,20 +127,32 @@ def skip_text(skipped: Mapping[str, int]) -> str:
 
 
 class SampleLooks:
-    """What is asked of the samples of a task together: do their points meet the images, does the vehicle drive forward?
+    """What is asked of the samples of a task together: do points meet images, does the vehicle drive forward?
 
     Attributes:
         headings: directions of travel, by log.
+        brightest: the largest intensity, by log; without those of a handful of points.
         notes: what looks odd, by log.
     """
 
-    def __init__(self, tally: Tally, *, drives_forward: bool) -> None:
-        """For a task; `drives_forward`: poses by which a vehicle does not are refused."""
+    def __init__(self, tally: Tally, *, begun: bool, drives_forward: bool, measures_intensity: bool = True) -> None:
+        """For a task.
+
+        Args:
+            tally: of all tasks.
+            begun: shards of the set were there before: what this call sees may not be all that can be seen.
+            drives_forward: see `data.convert.base.Converter`.
+            measures_intensity: likewise.
+        """
         self.headings: dict[str, Heading] = {}
+        self.brightest: dict[str, float] = {}
         self.notes: dict[str, str] = {}
         self._tally = tally
+        self._begun = begun
         self._drives_forward = drives_forward
-        self._met = False
+        self._measures_intensity = measures_intensity
+        self._num_dark = 0
+        self._met = self._lit = False
         self._judged: set[str] = set()  # logs
         self._first: list[Sample] = []  # of logs that are not judged yet
 
@@ -141,10 +163,21 @@ class SampleLooks:
             StoppedEarlyError: as `judge`.
         """
         self.headings.setdefault(sample.log, Heading()).add(sample)
+        if self._measures_intensity and len(sample.intensity) >= FEW_POINTS:
+            self._look_at_intensity(sample.log, float(sample.intensity.max()))
         if sample.log not in self._judged and sample.cameras:
             self._first.append(sample)  # logs that are shorter are judged together
             if len(self._first) == _JUDGED:
                 self._judge_first()
+
+    def _look_at_intensity(self, log: str, largest: float) -> None:
+        self.brightest[log] = max(self.brightest.get(log, 0.0), largest)
+        if largest > DARK and not self._lit:
+            self._lit = True
+            self._tally.lit()
+        self._num_dark += 0 < largest <= DARK
+        if self._num_dark == _STREAK and self._tally.num_lit == 0 and not self._begun:
+            judge_intensity(self.brightest)
 
     def judge(self) -> None:
         """Judge what is left at the end of a task.
@@ -171,13 +204,32 @@ class SampleLooks:
             return
         # Once a task: each mistake is tried on each image.
         why = explain(first) if not self.notes else "see the log before it"
-        if not meet and self._tally.num_met == 0:
+        if not meet and self._tally.num_met == 0 and not self._begun:
             raise StoppedEarlyError(
                 f"log {logs[0]}: hardly a point of the first {len(first)} samples lies in an image "
                 f"(from {first[0].key} on), so there is nothing to train on: {why}. For sweeps only: cameras=[none]"
             )
         wrong = "no image is upright in the ego frame (z up)" if meet else "hardly a point lies in an image"
         self.notes |= dict.fromkeys(logs, f"{wrong} in the first samples of {listed(logs)}: {why}")
+
+
+def judge_intensity(brightest: Mapping[str, float]) -> tuple[str, ...]:
+    """A note about logs whose intensities are all next to 0 (not 0: some sensors measure none), by their largest one.
+
+    Raises:
+        StoppedEarlyError: there are no others.
+    """
+    dark = {log: largest for log, largest in brightest.items() if 0 < largest <= DARK}
+    if not dark:
+        return ()
+    most = max(dark.values())
+    what = f"no intensity of {listed(list(dark))} is above {most:.2g} of the value that becomes 1"
+    if len(dark) < len([log for log, largest in brightest.items() if largest > 0]):
+        return (f"{what}: another scale than in the other logs?",)
+    raise StoppedEarlyError(
+        f"{what}, so it is of another scale: {most:.2g} times it would fit. Set intensity_max where the set has "
+        "that setting, and prepare into a new folder; files that were converted from a published set go in as `custom`"
+    )
 
 
 def refuse(trouble: Sequence[str]) -> None:
@@ -189,5 +241,5 @@ def refuse(trouble: Sequence[str]) -> None:
     if trouble:
         raise StoppedEarlyError(
             f"{'; '.join(trouble)}. Images would be moved the wrong way between their own time and the sweep's: "
-            "correct the poses, or set drives_forward=false where a vehicle really drives so"
+            "correct the poses and prepare into a new folder, or set drives_forward=false where it really drives so"
         )

@@ -27,7 +27,7 @@ from common.ranges import at_least, share
 from data.calibration.heading import Heading, troubles
 from data.convert.base import Converter
 from data.preparing.defaults import MAX_SKIP_SHARE, SAMPLES_PER_SHARD
-from data.preparing.early import StoppedEarlyError, Tally, grouped, refuse
+from data.preparing.early import StoppedEarlyError, Tally, grouped, judge_intensity, refuse
 from data.preparing.folder import forget_if_empty, locked, same_settings, storage_errors_named, sweep, tasks_locked
 from data.preparing.pool import Progress, run_all
 from data.preparing.shard_task import (
@@ -252,6 +252,7 @@ def _complete(
         superpixels=config.superpixels,
         codec=config.codec,
         allowed_skips=allowed(config, sum(task.num_frames for task in every)),
+        begun=len(todo) < len(tasks),
     )
 
     def show(tally: Tally) -> None:
@@ -315,8 +316,8 @@ def join_records(
     """Write the manifest of finished tasks, without the source's logs of which nothing was written.
 
     Raises:
-        ShardError: nothing was written, more frames were skipped than the config allows, or a vehicle that must drive
-            forward (`Converter.drives_forward`) does not by its poses.
+        ShardError: nothing was written, more frames were skipped than the config allows, a vehicle that must drive
+            forward (`Converter.drives_forward`) does not by its poses, or every intensity is next to 0.
     """
     tables = [record.table for record in records if record.table is not None]
     skips = [skip for record in records for skip in record.skipped]
@@ -339,6 +340,11 @@ def join_records(
     wrong_ways = troubles({log: Heading.of_records(parts) for log, parts in of_logs.items()})
     if drives_forward:
         refuse(wrong_ways)
+    brightest: dict[str, float] = {}
+    for record in records:
+        for log, largest in record.brightest.items():
+            brightest[log] = max(brightest.get(log, 0.0), largest)
+    dark = judge_intensity(brightest)
     for line in grouped(skips):
         logger.warning("skipped, %s", line)
     used = {log for table in tables for log in table.logs}
@@ -349,6 +355,6 @@ def join_records(
         splits=tuple(splits.values()),
         skipped=skipped,
         superpixels=config.superpixels.record() if config.superpixels and source.camera_names else None,
-        notes=(*source.notes, *_looks(records), *wrong_ways),
+        notes=(*source.notes, *_looks(records), *wrong_ways, *dark),
     )
     return join_manifest(root, info, tables)

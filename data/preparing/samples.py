@@ -332,7 +332,7 @@ class _OpenShards:
             self._open[task.number] = _Open(
                 task=task,
                 writer=ShardWriter(path, self._config.codec, bounds),
-                looks=SampleLooks(self._tally, drives_forward=self._drives_forward),
+                looks=SampleLooks(self._tally, begun=self.num_reused > 0, drives_forward=self._drives_forward),
             )
         shard = self._open[task.number]
         if isinstance(item, Sample):

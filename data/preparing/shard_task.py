@@ -73,19 +73,22 @@ class ShardRecord:
         table: its shard and rows, None where every frame was skipped.
         skipped: what was left out.
         headings: how the vehicle drove, `data.calibration.heading.Heading.record` by log.
+        brightest: their largest intensity, by log.
         notes: what looks odd about its samples, by log.
     """
 
     table: ShardTable | None
     skipped: tuple[Skipped, ...]
     headings: Mapping[str, tuple[float, ...]] = dataclasses.field(default_factory=dict)
+    brightest: Mapping[str, float] = dataclasses.field(default_factory=dict)
     notes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def of(table: ShardTable | None, skipped: Sequence[Skipped], looks: SampleLooks) -> ShardRecord:
         """Of what a task made, left out and saw."""
-        headings = {log: heading.record for log, heading in looks.headings.items()}
-        return ShardRecord(table=table, skipped=tuple(skipped), headings=headings, notes=looks.notes)
+        headings = {log: heading.record for log, heading in looks.headings.items() if heading.steps}
+        about: dict[str, Any] = {"headings": headings, "brightest": looks.brightest, "notes": looks.notes}
+        return ShardRecord(table=table, skipped=tuple(skipped), **about)
 
 
 def plan_tasks(converter: Converter, samples_per_shard: int, limit: int | None) -> list[ShardTask]:
@@ -126,6 +129,7 @@ class ShardJob:
     superpixels: SuperpixelConfig | None
     codec: CodecConfig
     allowed_skips: int = sys.maxsize
+    begun: bool = False
 
 
 def run_task(job: ShardJob, task: ShardTask, tally: Tally) -> ShardRecord:
@@ -135,7 +139,12 @@ def run_task(job: ShardJob, task: ShardTask, tally: Tally) -> ShardRecord:
         ShardError: the set cannot be made; see `data.preparing.early`.
     """
     skipped: list[Skipped] = []
-    looks = SampleLooks(tally, drives_forward=job.converter.drives_forward)
+    looks = SampleLooks(
+        tally,
+        begun=job.begun,
+        drives_forward=job.converter.drives_forward,
+        measures_intensity=job.converter.measures_intensity,
+    )
     bounds = SetBounds(camera_names=job.converter.camera_names(), num_classes=len(job.converter.class_names) or None)
     with ShardWriter(Path(job.root) / task.shard_name, job.codec, bounds) as writer:
         for part in task.stretches:
@@ -238,12 +247,15 @@ def _parse_record(content: dict[str, Any]) -> ShardRecord:
     skipped = tuple(Skipped(**entry) for entry in content["skipped"])
     stored = content["table"]
     texts = [text for skip in skipped for text in (skip.reason, skip.key, skip.detail, skip.log)]
-    notes, headings = ({**(content.get(name) or {})} for name in ("notes", "headings"))  # earlier versions had neither
+    names = ("notes", "headings", "brightest")  # which records of earlier versions do not have
+    notes, headings, brightest = ({**(content.get(name) or {})} for name in names)
     headings = {log: tuple(float(number) for number in record) for log, record in headings.items()}
+    brightest = {log: float(number) for log, number in brightest.items()}
     _require(all(Heading.is_record(record) for record in headings.values()), "headings")
+    about = {"headings": headings, "brightest": brightest, "notes": notes}
     if stored is None:
         _require(all(isinstance(text, str) for text in (*texts, *notes.values())), "skipped")
-        return ShardRecord(table=None, skipped=skipped, headings=headings, notes=notes)
+        return ShardRecord(table=None, skipped=skipped, **about)
     shard = Shard(**stored["shard"])
     _require(is_plain_name(shard.file) and isinstance(shard.sha256, str), "shard")
     _require(all(type(number) is int for number in (shard.num_samples, shard.num_bytes)), "shard")
@@ -254,7 +266,7 @@ def _parse_record(content: dict[str, Any]) -> ShardRecord:
     whole = (type(value) is int and abs(value) < 1 << 63 for values in columns.values() for value in values)
     _require(len(keys) > 0 and all(whole), "a number")
     table = ShardTable(shard=shard, keys=keys, logs=logs, columns=columns)
-    return ShardRecord(table=table, skipped=skipped, headings=headings, notes=notes)
+    return ShardRecord(table=table, skipped=skipped, **about)
 
 
 def _require(right: bool, what: str) -> None:

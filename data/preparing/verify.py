@@ -15,7 +15,7 @@ import functools
 import itertools
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from jaxtyping import Shaped
 
 from common.files import file_sha256, replace_file
 from data.convert.intensity import DARK, FEW_POINTS, MOST_CLIPPED
+from data.convert.sets import SETTINGS
 from data.preparing.early import Tally
 from data.preparing.pool import Progress, run_all
 from data.sample import CameraView, Sample
@@ -45,7 +46,8 @@ REASONS = (
     "zero-pairs",  # cameras, and no point in any of them
     "superpixel-gaps",  # ids that are not consecutive from 0
     "boxes-flat",  # a side of no length
-    "intensity-scale",  # most are 1, or all next to 0: of another scale than the set took them for when it was prepared
+    "intensity-scale",  # most are 1: of another scale than the set took them for when it was prepared
+    "intensity-dark",  # as all others of its log next to 0: likewise
 )
 """What `verify` finds beside `data.storage.encode.REASONS`."""
 
@@ -120,7 +122,8 @@ def verify(root: str, *, workers: int = 1, on_progress: Progress | None = None) 
 
     shards = range(len(manifest.shards))
     by_shard = run_all(functools.partial(verify_shard, manifest), shards, workers, show, f"verifying {root}")
-    problems = [*itertools.chain.from_iterable(by_shard), *_keys_twice(manifest), *_out_of_order(manifest)]
+    problems = [*_of_dark_logs(manifest, itertools.chain.from_iterable(by_shard))]
+    problems += [*_keys_twice(manifest), *_out_of_order(manifest)]
     return VerifyReport(
         root=root,
         num_samples=len(manifest),
@@ -159,6 +162,19 @@ def _keys_twice(manifest: Manifest) -> Iterator[SetProblem]:
     again[first] = False
     for row in np.flatnonzero(again).tolist():
         yield _problem(manifest, row, "key-twice", "an earlier sample has the same key")
+
+
+def _of_dark_logs(manifest: Manifest, problems: Iterable[SetProblem]) -> Iterator[SetProblem]:
+    """The problems without those of single dark sweeps in logs that have others."""
+    problems = list(problems)
+    rows = np.array([problem.row for problem in problems if problem.reason == "intensity-dark"], dtype=np.int64)
+    dark, all_ = (
+        np.bincount(of, minlength=len(manifest.logs)) for of in (manifest.sample_log[rows], manifest.sample_log)
+    )
+    whole = dark == all_
+    for problem in problems:
+        if problem.reason != "intensity-dark" or whole[manifest.sample_log[problem.row]]:
+            yield problem
 
 
 def _out_of_order(manifest: Manifest) -> Iterator[SetProblem]:
@@ -241,10 +257,13 @@ def sample_problems(manifest: Manifest, row: int, sample: Sample) -> Iterator[tu
         yield "table-wrong", f"num_pairs is {num_pairs}, stated {stated_pairs}"
     if sample.cameras and num_pairs == 0:
         yield "zero-pairs", f"none of {len(sample.points_lidar)} points is in any of {len(sample.cameras)} cameras"
-    if len(sample.intensity) >= FEW_POINTS:
+    converter = SETTINGS.get(manifest.set_name)
+    if len(sample.intensity) >= FEW_POINTS and (converter is None or converter.measures_intensity):
         bright, largest = float((sample.intensity >= 1).mean()), float(sample.intensity.max())
-        if bright > MOST_CLIPPED or 0 < largest <= DARK:
-            yield "intensity-scale", f"{bright:.0%} of the intensities are 1, the largest is {largest:g}"
+        if bright > MOST_CLIPPED:
+            yield "intensity-scale", f"{bright:.0%} of the intensities are 1"
+        elif 0 < largest <= DARK:
+            yield "intensity-dark", f"the largest intensity is {largest:g}, and no other of its log above {DARK:g}"
     if sample.boxes is not None and (sample.boxes.sizes_m == 0).any():
         yield "boxes-flat", "a box has a side of 0 m"
     for camera in sample.cameras:

@@ -74,6 +74,7 @@ class ScanNetConverter(FrameConverter):
     cameras: tuple[str, ...] = ()
 
     set_name: ClassVar[str] = "scannet"
+    measures_intensity: ClassVar[bool] = False
     _later: ClassVar[tuple[str, ...]] = ("cameras",)
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
 

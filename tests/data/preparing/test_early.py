@@ -164,6 +164,50 @@ def test_a_log_with_other_extrinsics_than_the_rest_is_named(tmp_path, samples_pe
 
 
 @dataclass(frozen=True, kw_only=True)
+class Dark(ToyConverter):
+    """Intensities of some logs, or of their first frames, are those of a scale 255 times as large."""
+
+    dark: tuple[str, ...]
+
+    def frames(self, log: str, start: int, stop: int) -> Iterator[Sample | Skipped]:
+        for item in super().frames(log, start, stop):
+            assert isinstance(item, Sample)
+            scale = 1 / 255 if item.key.startswith(self.dark) else 1
+            yield dataclasses.replace(item, intensity=item.intensity * np.float32(scale))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DarkRooms(Dark):
+    measures_intensity = False
+
+
+def test_darkness_is_judged_by_logs(tmp_path):
+    def notes_of(converter: ToyConverter, name: str) -> tuple[str, ...]:
+        return prepare(converter, str(tmp_path / name), SMALL).manifest.notes[1:]
+
+    logs = (6, 6, 6)
+    one_frame = notes_of(Dark(frames_by_log=logs, dark=("log-001_000002",)), "frame")
+    assert one_frame == ()
+    (note,) = notes_of(Dark(frames_by_log=logs, dark=("log-001",)), "log")
+    assert (
+        note
+        == "no intensity of log-001 is above 0.0039 of the value that becomes 1: another scale than in the other logs?"
+    )
+    with pytest.raises(ShardError, match=r"log-000, log-001, log-002 is above 0.0039 .*0.0039 times it would fit"):
+        notes_of(Dark(frames_by_log=logs, dark=("log",)), "set")
+    assert notes_of(DarkRooms(frames_by_log=logs, dark=("log",)), "rooms") == ()
+    frames: list[int] = []
+    with pytest.raises(ShardError, match="no intensity of log-000 is above"):
+        prepare(
+            Dark(frames_by_log=(300,), dark=("log",)),
+            str(tmp_path / "early"),
+            PLAIN,
+            on_progress=lambda n, *_: frames.append(n),
+        )
+    assert frames[-1] == 19
+
+
+@dataclass(frozen=True, kw_only=True)
 class Raising(FrameConverter):
     """Frames whose reading raises what no converter foresees."""
 

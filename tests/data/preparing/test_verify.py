@@ -135,6 +135,31 @@ def test_what_reading_does_not_refuse_is_found(tmp_path: Path, case: str) -> Non
     assert found(verify(str(tmp_path))) == {(reason, samples[2].key)}
 
 
+@pytest.mark.parametrize(
+    ("set_name", "dark", "found_in"),
+    [
+        ("odd", (2,), ()),
+        ("odd", (0, 1, 2, 3), (0, 1, 2, 3)),
+        ("kitti-raw", (0, 1, 2, 3), (0, 1, 2, 3)),
+        ("7scenes", (0, 1, 2, 3), ()),
+    ],
+)
+def test_dark_sweeps_are_found_where_their_whole_log_is_dark(tmp_path, set_name, dark, found_in) -> None:
+    samples, other = toy_log(0, 4), toy_log(1, 2)
+    for number in dark:
+        samples[number] = dataclasses.replace(samples[number], intensity=samples[number].intensity / 255)
+    table = write_shard(tmp_path / "shard-000000.tar", [*samples, *other])
+    info = SetInfo(
+        set_name=set_name,
+        camera_names=CAMERA_NAMES,
+        class_names=CLASS_NAMES,
+        logs=("log-000", "log-001"),
+        splits=("train", "train"),
+    )
+    join_manifest(str(tmp_path), info, [table])
+    assert found(verify(str(tmp_path))) == {("intensity-dark", samples[number].key) for number in found_in}
+
+
 def test_more_superpixels_than_the_manifest_states(tmp_path: Path) -> None:
     manifest = load_manifest(write_toy_set(tmp_path, num_logs=1))
     write_manifest(dataclasses.replace(manifest, superpixels=SuperpixelRecord(num_segments=1)))
@@ -184,7 +209,7 @@ def test_fewest_samples_are_blamed_for_disorder() -> None:
 
 def test_every_reason_is_tested() -> None:
     tested = {reason for reason, _ in ODD.values()} | {"shard-changed", "table-wrong", "key-twice", "zero-pairs"}
-    assert tested == set(REASONS)
+    assert tested | {"intensity-dark"} == set(REASONS)
     assert not set(REASONS) & set(CODEC_REASONS)
 
 
