@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from common.nearby import nearest
+from common.printable import listed
 from configs.load import Choices, ConfigError, dump, load
 from data.convert.base import Converter
 from data.convert.sets import SETTINGS
@@ -133,7 +134,7 @@ def without_pairs(manifest: Manifest) -> str:
     """How many samples have no point in an image, and the logs that have no other samples."""
     without = manifest.num_pairs == 0
     whole = [log for number, log in enumerate(manifest.logs) if without[manifest.sample_log == number].all()]
-    of_logs = f"; all of {len(whole)} logs, such as {whole[0]}" if whole else ""
+    of_logs = f"; all of {listed(whole)}" if whole else ""
     return f"{int(without.sum())} of {len(manifest)} samples have no point in an image{of_logs}"
 
 
@@ -157,7 +158,7 @@ def print_summary(summary: PrepareSummary, console: Console) -> None:
     counts = ", ".join(f"{count} {split}" for split, count in splits.items())
     pairs, cameras = manifest.num_pairs, ", ".join(manifest.camera_names)
     rows = [
-        ("samples", f"{counts}, in {len(manifest.logs)} logs"),
+        ("samples", f"{counts}, in {len(manifest.logs)} log{'s' if len(manifest.logs) > 1 else ''}"),
         ("points", f"{int(manifest.num_points.sum(dtype='int64')):,} ({manifest.num_points.mean():,.0f} a sample)"),
         (
             "pairs per sample",

@@ -24,6 +24,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from common.printable import listed
 from common.ranges import at_least, positive
 from data.convert.base import NO_CAMERA, FrameConverter, check_cameras, unique_logs
 from data.convert.box_labels import labels_from_boxes
@@ -134,21 +135,21 @@ class Argoverse2Converter(FrameConverter):
 
     def _reader(self, log: str) -> Callable[[int], Sample]:
         split, folder = self._logs[log]
-        labelled = split != "test" and bool(self._annotated)  # labels of test are not published
-        return _LogReader(self, log, folder, labelled=labelled).read
+        return _LogReader(self, log, folder, labelled=split != "test" and log not in self._unlabelled).read
 
     @cached_property
-    def _annotated(self) -> tuple[str, ...]:
-        """Logs with labels; where none has any (the sweeps alone were fetched), none are asked for."""
-        return tuple(log for log, (_, folder) in self._logs.items() if (folder / "annotations.feather").is_file())
+    def _unlabelled(self) -> tuple[str, ...]:
+        """Logs of train and val without labels, as where sweeps alone were fetched; those of test are not published."""
+        logs = [(log, folder) for log, (split, folder) in self._logs.items() if split != "test"]
+        return tuple(log for log, folder in logs if not (folder / "annotations.feather").is_file())
 
     def notes(self) -> tuple[str, ...]:
         """Splits and labels that are not there."""
         present = {split for split, _ in self._logs.values()}
         absent = [split for split in SPLITS if split not in present]
         notes = [f"no logs of {', '.join(absent)} in the source"] if absent else []
-        if not self._annotated and present != {"test"}:
-            notes.append("no log has annotations.feather: sweeps without labels and boxes")
+        if self._unlabelled:
+            notes.append(f"no annotations.feather, so no labels and boxes: {listed(self._unlabelled)}")
         return tuple(notes)
 
 

@@ -32,11 +32,10 @@ from data.convert.base import NO_CAMERA, FrameConverter, check_cameras
 from data.convert.box_labels import boxes_from_rows, labels_from_boxes
 from data.convert.intensity import scaled_intensity
 from data.convert.poses import looks_forward, pose
-from data.convert.raw_files import check_image_fits, layout_error, read_bytes, read_jpeg, read_json, read_records
+from data.convert.raw_files import check_image_fits, layout_error, read_bytes, read_jpeg, read_json, read_sweep
 from data.geometry import rigid, transform, yaw_rotation
 from data.sample import Boxes, CameraView, Sample
 from data.storage.encode import DamagedError
-from data.storage.shard import ShardError
 
 CLASS_NAMES = ("background", "Car", "Truck", "Bus", "Pedestrian", "Cyclist")
 CAMERAS = ("cam01", "cam03", "cam05", "cam06", "cam07", "cam08", "cam09")
@@ -133,8 +132,9 @@ class OnceConverter(FrameConverter):
     def _frames(self, log: str) -> list[tuple[str, Any]]:
         try:
             sequence = _read_sequence(self._json(log))
-        except DamagedError as error:
-            raise ShardError(f"{self.source}: cannot tell the frames of {log}: {error.detail}") from error
+        except DamagedError as error:  # its reader says so again: each sweep is skipped by that reason
+            sweeps = sorted(path.stem for path in (self._json(log).parent / "lidar_roof").glob("*.bin"))
+            return [(f"{log}_{name}", error) for name in sweeps or ["none"]]
         whole = [(f"{log}_{frame['frame_id']}", frame) for frame in sequence.frames]
         return whole + [(f"{log}_{place}", error) for place, error in sequence.damaged.items()]
 
@@ -250,7 +250,7 @@ class _Reader:
             raise DamagedError(frame.reason, frame.detail)
         name = frame["frame_id"]
         T_world_ego = self._pose(frame)
-        sweep = read_records(self._folder / "lidar_roof" / f"{name}.bin", "<f4", 4)
+        sweep = read_sweep(self._folder / "lidar_roof" / f"{name}.bin", 4)
         points = transform(_T_LIDAR_ONCE, sweep[:, :3]).astype(np.float32)
         boxes = _boxes(self._sequence.path, frame)
         labels = instances = None

@@ -7,6 +7,7 @@ Every converter reads through `read_bytes` and decodes through the other functio
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import Any, Generic, TypeVar
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Float32, Shaped, UInt8
 
 from common.printable import listed
 from data.sample import CameraView
@@ -113,7 +114,7 @@ def read_image(path: Path, white: float | None = None) -> UInt8[np.ndarray, "H W
         if white is None:
             most = int(bgr.max())
             detail = f"{path} has 16 bits a channel, the largest value is {most} (of a {most.bit_length()}-bit camera?)"
-            raise DamagedError("image-broken", f"{detail}; images here have 8 bits, or state the value of white")
+            raise DamagedError("image-broken", f"{detail}; published images have 8; `custom` reads others (image_max)")
         bgr = np.rint(np.clip(bgr / np.float32(white), 0, 1) * 255).astype(np.uint8)
     return np.asarray(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB))
 
@@ -148,8 +149,8 @@ def _decoded(path: Path, flags: int) -> Any:
         raise DamagedError("image-broken", f"{path}: {error}") from error
 
 
-_CENTRED = (0.4, 0.6)
-"""Share of the width at which the principal point of an image that was not cropped lies; 0.48 to 0.54 in sets here."""
+_CENTRED = (0.45, 0.56)
+"""Share of the width at which the principal point of an image that was not cropped lies; 0.47 to 0.54 in sets here."""
 
 
 def check_image_fits(
@@ -221,6 +222,66 @@ def read_records(path: Path, dtype: str, columns: int) -> Shaped[np.ndarray, "N 
         raise DamagedError("array-broken", f"{path}: {len(data)} bytes are no whole number of {row}-byte rows")
     rows: Shaped[np.ndarray, "N columns"] = np.frombuffer(data, dtype).reshape(-1, columns).copy()  # writable
     return rows
+
+
+def read_sweep(path: Path, columns: int) -> Float32[np.ndarray, "N columns"]:
+    """A sweep that is nothing but rows of float32, of which x, y, z come first.
+
+    Raises:
+        DamagedError: as `read_records`, or the rows seem to hold another number of columns.
+    """
+    rows = read_records(path, "<f4", columns)
+    likely = likely_columns(rows)
+    if likely not in (None, columns):
+        detail = f"rows of {likely} numbers would fit, in those of {columns} neighbouring points are far apart"
+        raise DamagedError("array-broken", f"{path}: {detail}")
+    return rows
+
+
+def likely_columns(rows: Float32[np.ndarray, "N columns"]) -> int | None:
+    """How many numbers a row holds, by its neighbours: points that were measured one after another lie close together.
+
+    Rows of zeros stand for nothing measured. None where no number of columns makes the rows clearly smoother than the
+    others do, as in shuffled clouds.
+    """
+    jumps: dict[int, float] = {}
+    stated: int = rows.shape[1]
+    for count in sorted({*POSSIBLE_COLUMNS, stated}):
+        if rows.size % count:
+            continue
+        points = rows.reshape(-1)[: _LOOKED_AT // count * count].reshape(-1, count)[:, :3].astype(np.float64)
+        points = points[np.isfinite(points).all(axis=1) & points.any(axis=1)]  # those that were measured
+        if len(points) > 100:
+            spread = np.subtract(*np.quantile(points, (0.95, 0.05), axis=0))  # a single wrong value does not change it
+            jumps[count] = float(np.median(np.abs(np.diff(points, axis=0)) / (spread + 1e-9)))
+    best = sorted(jumps, key=lambda count: jumps[count])
+    if not best or jumps[best[0]] > _SMOOTH or (len(best) > 1 and jumps[best[0]] > _SMOOTHER * jumps[best[1]]):
+        return None
+    # Every second point of right rows may be smoother than each one: of two scanners, or beams, in turn.
+    in_turn = best[0] > stated and best[0] % stated == 0 and not _hold_other_things(rows, best[0] // stated)
+    return stated if in_turn else best[0]
+
+
+def _hold_other_things(rows: Float32[np.ndarray, "N columns"], period: int) -> bool:
+    """Whether the first two columns of a row and of the next one, a period apart, are distributed differently."""
+    for column in (0, 1):
+        first, next_ = (np.sort(rows[start::period, column]) for start in (0, 1))
+        shares = (np.searchsorted(part, first, side="right") / len(part) for part in (first, next_))
+        if np.abs(np.subtract(*shares)).max() < _OTHER:  # Kolmogorov and Smirnov's distance
+            return False
+    return True
+
+
+POSSIBLE_COLUMNS = range(3, 9)
+"""Of sweeps."""
+_LOOKED_AT = 10 * math.lcm(*POSSIBLE_COLUMNS)
+"""Numbers of a file that its columns are judged by."""
+_SMOOTH = 0.1
+"""Median step from a point to the next over the spread of all, at most; a third in shuffled clouds."""
+_SMOOTHER = 0.7
+"""The smoothest reading over the next one, at most."""
+_OTHER = 0.38
+"""Distance of two distributions; normals, rings, times and colours beside x and y have 0.4 to 0.9, other beams 0.3."""
 
 
 def read_npy(path: Path) -> Shaped[np.ndarray, "*shape"]:

@@ -81,8 +81,8 @@ _MAX_INTRINSICS = 1e12
 """Above focal lengths in pixels, so that nothing computed from them overflows."""
 _MAX_POSITION_M = 1e8
 """Above map coordinates (UTM, geocentric), and float64 still resolves a micrometre there."""
-_MAX_EXTRINSICS_M = 100.0
-"""Above the distance of any sensor from its vehicle's origin; millimetres in place of metres are beyond it."""
+_MAX_EXTRINSICS_M = 1000.0
+"""Above the distance of any sensor from the origin of its vehicle or roadside; millimetres of most are beyond it."""
 _ROTATION_SLACK = 1e-2
 """Entries of R R^T - I; those of real calibrations are below 1e-4."""
 MAX_TRACK_ID = 1 << 53

@@ -50,7 +50,7 @@ def test_the_summary_counts_samples_without_pairs(tmp_path):
     pairs = manifest.num_pairs.copy()
     pairs[manifest.sample_log == 1] = 0
     few = without_pairs(dataclasses.replace(manifest, num_pairs=pairs))
-    assert few == "3 of 6 samples have no point in an image; all of 1 logs, such as 2011_09_26_drive_0001_sync"
+    assert few == "3 of 6 samples have no point in an image; all of 2011_09_26_drive_0001_sync"
 
 
 def test_a_folder_in_which_nothing_was_written_takes_other_settings(tmp_path, capsys):

@@ -27,6 +27,8 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
+from common.constants import MIN_DEPTH_M
+from common.printable import listed
 from common.ranges import expect, positive
 from common.small_files import DamagedFileError, read_text
 from data.convert.base import NO_CAMERA, FrameConverter
@@ -57,6 +59,7 @@ class CustomConverter(FrameConverter):
         val_logs: logs of the split "val"; all others are "train".
         max_image_gap_ms: a sweep whose nearest image of any camera is further away in time is skipped.
         max_pose_gap_ms: poses further apart are not interpolated between.
+        min_depth_m: points nearer to a camera's plane make no pair with its pixels; indoors less than 1 m is right.
         drives_forward: poses by which a log's vehicle drives backwards or sideways are refused; False where one really
             does.
         columns: what a row of a sweep holds, in order: x, y, z, intensity, and any other names for what is not read;
@@ -68,14 +71,15 @@ class CustomConverter(FrameConverter):
     val_logs: tuple[str, ...] = ()
     max_image_gap_ms: float = 60.0
     max_pose_gap_ms: float = 1000.0
+    min_depth_m: float = MIN_DEPTH_M
     drives_forward: bool = True
     columns: tuple[str, ...] = formats.COLUMNS
 
     set_name: ClassVar[str] = "custom"
-    _later: ClassVar[tuple[str, ...]] = ("columns",)
+    _later: ClassVar[tuple[str, ...]] = ("columns", "min_depth_m")
 
     def __post_init__(self) -> None:
-        positive(self, "max_image_gap_ms", "max_pose_gap_ms")
+        positive(self, "max_image_gap_ms", "max_pose_gap_ms", "min_depth_m")
         once = all(self.columns.count(name) == 1 for name in ("x", "y", "z")) and self.columns.count("intensity") < 2
         expect(self, "columns", once, "x, y, z once each, and what else a row holds, in order")
 
@@ -167,9 +171,11 @@ class CustomConverter(FrameConverter):
         """What had to be assumed, and what looks odd."""
         still = [log for log, folder in self._logs.items() if not (folder / "poses.csv").is_file()]
         notes = [f"no poses.csv, the ego stands still: {', '.join(still[:4])}"] if still else []
-        dark = [log for log, folder in self._logs.items() if _measures_none(folder / "calibration.json")]
-        if dark:
-            notes.append(f"intensity_max is null, every intensity is 0: {', '.join(dark[:4])}")
+        doubtful: dict[str, list[str]] = {}
+        for log, folder in self._logs.items():
+            for doubt in _doubts(folder / "calibration.json"):
+                doubtful.setdefault(doubt, []).append(log)
+        notes += [f"{doubt}: {listed(logs, 4)}" for doubt, logs in doubtful.items()]
         for log, folder in self._logs.items():
             notes += _damaged_poses(folder / "poses.csv")
             periods = np.diff(_timed_files(folder / "lidar", _SWEEPS)[0])
@@ -179,11 +185,11 @@ class CustomConverter(FrameConverter):
         return tuple(notes)
 
 
-def _measures_none(path: Path) -> bool:
+def _doubts(path: Path) -> list[str]:
     try:
-        return formats.read_calibration(path).intensity_max is None
+        return formats.doubts(formats.read_calibration(path))
     except DamagedError:  # each frame of the log will say so
-        return False
+        return []
 
 
 class _LogReader:
@@ -264,6 +270,7 @@ class _LogReader:
             T_cam_ego=calibration.T_cam_ego,
             T_world_ego=self._pose_at(image_time_us),
             timestamp_us=image_time_us,
+            min_depth_m=self._settings.min_depth_m,
             image=image,
             jpeg=jpeg,
         )

@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped, UInt8
 
 from data.convert.poses import nearest_rotation
-from data.convert.raw_files import read_json, read_npy, read_records
+from data.convert.raw_files import POSSIBLE_COLUMNS, read_json, read_npy
+from data.convert.raw_files import read_sweep as read_sweep_rows
 from data.sample import IGNORE_LABEL, Boxes
 from data.storage.encode import MAX_TRACK_ID, DamagedError
 
@@ -23,11 +24,15 @@ COLUMNS = ("x", "y", "z", "intensity")
 _NEGATIVE_SHARE = 0.01
 """Intensities below 0 that a sweep whose columns are the stated ones does not have: they are coordinates."""
 
-_OTHER_COLUMNS = range(3, 9)
 _DISTORTION_LENGTHS = {"pinhole": (4, 5, 8), "fisheye": (4,)}
 """Model -> how many coefficients it may have."""
 _WITHIN = (0.1, 0.9)
 """Share of the width at which the principal point must lie: images may be cropped, but not to another resolution."""
+_CENTRED = (0.4, 0.6)
+"""Share of width and height at which it lies unless images were cropped. Another resolution moves both shares alike."""
+_ALIKE = 0.1
+_FAR_M = 100.0
+"""Of a sensor from the ego frame's origin: beyond any vehicle, though not beyond a roadside."""
 _BOX_KEYS = ("class", "center", "size", "yaw")
 _BOX_EXTRAS = ("velocity", "track_id")
 
@@ -105,7 +110,9 @@ def _camera(where: str, entry: Any) -> LogCamera:
     if not (K[0, 0] > 0 and K[1, 1] > 0 and K[1, 0] == 0 and np.array_equal(K[2], [0, 0, 1])):
         detail = f"{where}.K is {K.tolist()}, expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels"
         raise DamagedError("calibration-singular", detail)
-    if not _WITHIN[0] <= K[0, 2] / size[1] <= _WITHIN[1]:
+    shares = (K[0, 2] / size[1], K[1, 2] / size[0])
+    resized = not any(_CENTRED[0] <= share <= _CENTRED[1] for share in shares) and abs(shares[0] - shares[1]) < _ALIKE
+    if resized or not _WITHIN[0] <= shares[0] <= _WITHIN[1]:
         detail = f"{where}.K has the principal point ({K[0, 2]:g}, {K[1, 2]:g}), image_size is {size} (height, width)"
         raise DamagedError("calibration-singular", f"{detail}: K is that of another size; scale it with the images")
     white = content.get("image_max")
@@ -120,6 +127,23 @@ def _camera(where: str, entry: Any) -> LogCamera:
         model=model,
         white=None if white is None else float(white),
     )
+
+
+def doubts(calibration: LogCalibration) -> list[str]:
+    """What looks odd about a calibration, although it may be right."""
+    found = ["intensity_max is null, every intensity is 0"] if calibration.intensity_max is None else []
+    places = {"T_ego_lidar": calibration.T_ego_lidar}
+    for name, camera in calibration.cameras.items():
+        places[f"T_ego_camera of {name}"] = np.linalg.inv(camera.T_cam_ego)
+        shares = (camera.K[0, 2] / camera.image_size[1], camera.K[1, 2] / camera.image_size[0])
+        if not all(_CENTRED[0] <= share <= _CENTRED[1] for share in shares):
+            where = f"{shares[0]:.0%} of the width and {shares[1]:.0%} of the height"
+            found.append(f"the principal point of {name} is at {where} (cropped images, or K of another size?)")
+    for what, T in places.items():
+        distance = float(np.abs(T[:3, 3]).max())
+        if distance > _FAR_M:
+            found.append(f"{what} is {distance:.0f} m away (is it in metres?)")
+    return found
 
 
 def _distortion(where: str, content: Mapping[str, Any]) -> tuple[str, Float[np.ndarray, " n"] | None]:
@@ -216,10 +240,8 @@ def read_sweep(path: Path, columns: tuple[str, ...] = COLUMNS) -> Float32[np.nda
     measured = sweep[has_return(sweep), 3]
     negative = float((measured < 0).mean()) if measured.size else 0.0
     if negative > _NEGATIVE_SHARE:
-        likely = _likely_columns(table.reshape(-1)) if path.suffix == ".bin" else None
-        fits = f"rows of {likely} numbers would fit" if likely not in (None, len(columns)) else "is it another column?"
-        detail = f"{path}: {negative:.0%} of the intensities are below 0; {fits}"
-        raise DamagedError("array-broken", f"{detail}; stated are rows of {' '.join(columns)}{_HINT}")
+        detail = f"{path}: {negative:.0%} of the intensities are below 0; is it another column?"
+        raise DamagedError("array-broken", f"{detail} Stated are rows of {' '.join(columns)}{_HINT}")
     return sweep
 
 
@@ -228,31 +250,16 @@ _HINT = " (setting columns=[x,y,z,intensity,...])"
 
 def _records(path: Path, columns: tuple[str, ...]) -> Shaped[np.ndarray, "N columns"]:
     try:
-        return read_records(path, "<f4", len(columns))
+        return read_sweep_rows(path, len(columns))
     except DamagedError as error:
         if error.reason != "array-broken":
             raise
-        counts = [count for count in _OTHER_COLUMNS if path.stat().st_size % (4 * count) == 0]
-        fits = f"rows of {' or '.join(map(str, counts))} numbers would fit" if counts else "the file is cut"
+        size, fits = path.stat().st_size, ""
+        if size % (4 * len(columns)):
+            counts = [str(count) for count in POSSIBLE_COLUMNS if size % (4 * count) == 0]
+            fits = f": rows of {' or '.join(counts)} numbers would fit" if counts else ": the file is cut"
         stated = f"stated are rows of {' '.join(columns)}{_HINT}"
-        raise DamagedError(error.reason, f"{error.detail}: {fits}; {stated}") from error
-
-
-def _likely_columns(values: Float32[np.ndarray, " numbers"]) -> int | None:
-    """How many numbers a row holds, by its neighbours: points that were measured one after another lie close together.
-
-    None where no number of columns makes the rows clearly smoother than the others do, as in shuffled clouds.
-    """
-    jumps = {}
-    for count in _OTHER_COLUMNS:
-        if len(values) % count == 0 and len(values) > 100 * count:
-            points = values.reshape(-1, count)[:, :3].astype(np.float64)
-            jumps[count] = float(np.median(np.abs(np.diff(points, axis=0)) / (points.std(axis=0) + 1e-9)))
-    best = sorted(jumps, key=lambda count: jumps[count])
-    return best[0] if best and (len(best) == 1 or jumps[best[0]] < _SMOOTHER * jumps[best[1]]) else None
-
-
-_SMOOTHER = 0.7
+        raise DamagedError(error.reason, f"{error.detail}{fits}; {stated}") from error
 
 
 def has_return(sweep: Float32[np.ndarray, "N 4"]) -> Bool[np.ndarray, " N"]:

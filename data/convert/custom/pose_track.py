@@ -32,6 +32,7 @@ class PoseTrack:
         quaternions: x, y, z, w of the rotation ego to world.
         max_gap_us: neighbours further apart than this are not interpolated between.
         damage: before which pose lines of the table were left out (the number of poses: after the last), and why.
+            They count as absent.
     """
 
     times_us: Int[np.ndarray, " n"]
@@ -44,22 +45,20 @@ class PoseTrack:
         """T_world_ego at a time: position linear, rotation spherically linear between the two neighbours.
 
         Raises:
-            DamagedError: the time is before the first or after the last pose, in a gap, or beside a damaged line.
+            DamagedError: the time is before the first or after the last pose, or in a gap.
         """
         first, last = int(self.times_us[0]), int(self.times_us[-1])
         right = int(np.searchsorted(self.times_us, time_us))
         if right < len(self.times_us) and int(self.times_us[right]) == time_us:
             return self._pose(right)
-        if right in self.damage:
-            raise DamagedError("meta-broken", f"no ego pose at {time_us}: {self.damage[right]}")
+        why = f"; {self.damage[right]}" if right in self.damage else ""
         if not first <= time_us <= last:
-            raise DamagedError(
-                "calibration-missing", f"no ego pose at {time_us}: poses reach from {first} to {last} (microseconds)"
-            )
+            detail = f"no ego pose at {time_us}: poses reach from {first} to {last} (microseconds)"
+            raise DamagedError("calibration-missing", f"{detail}{why}")
         start, end = (int(time) for time in self.times_us[right - 1 : right + 1])
         if end - start > self.max_gap_us:
             detail = f"no ego pose at {time_us}: its neighbours are {(end - start) / 1e3:.0f} ms apart"
-            raise DamagedError("calibration-missing", f"{detail}, allowed are {self.max_gap_us / 1e3:.0f} ms")
+            raise DamagedError("calibration-missing", f"{detail}, allowed are {self.max_gap_us / 1e3:.0f} ms{why}")
         before, after = (self._pose(number) for number in (right - 1, right))
         return pose_between(before, after, (time_us - start) / (end - start))
 
@@ -70,8 +69,8 @@ class PoseTrack:
 def read_pose_track(path: Path, max_gap_us: int) -> PoseTrack:
     """A table of poses; the world's origin moves to the first one, so that far coordinates keep their precision.
 
-    A damaged line, one out of order or two different ones of one time are left out: there is no pose between their
-    neighbours, and `PoseTrack.damage` says why. A line that is there twice counts once.
+    A damaged line, one out of order or two different ones of one time are left out, as if they were missing;
+    `PoseTrack.damage` says why. A line that is there twice counts once.
 
     Args:
         path: CSV with the header `COLUMNS`.

@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Float
 
 from data.convert.base import NO_CAMERA
-from data.convert.raw_files import FrameLines, read_bytes, read_frame_lines, read_records
+from data.convert.raw_files import FrameLines, read_bytes, read_frame_lines
+from data.convert.raw_files import read_sweep as read_sweep_rows
 from data.geometry import rigid
 from data.storage.encode import DamagedError
 from data.storage.shard import ShardError
@@ -133,9 +134,9 @@ def read_sweep(path: Path) -> Float[np.ndarray, "N 4"]:
     """x, y, z in metres and reflectance from 0 to 1 of a .bin file.
 
     Raises:
-        DamagedError: the file is missing, or its length is no multiple of 16 bytes.
+        DamagedError: the file is missing, or its rows are no four numbers.
     """
-    return read_records(path, "<f4", 4)
+    return read_sweep_rows(path, 4)
 
 
 def recorded(sweeps: Path, images: Iterable[Path]) -> list[str]:

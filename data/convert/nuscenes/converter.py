@@ -25,13 +25,14 @@ from typing import ClassVar, Literal
 import numpy as np
 from jaxtyping import Float, Int, Shaped, UInt8
 
+from common.printable import listed
 from common.ranges import different, positive
 from data.convert.base import NO_CAMERA, FrameConverter, check_cameras, unique_logs
 from data.convert.intensity import scaled_intensity
 from data.convert.nuscenes.index import LIDAR, NuscenesIndex, rotations
 from data.convert.nuscenes.names import CAMERAS, CATEGORIES, CLASS_OF, CLASSES, MINI, OFFICIAL, OTHER, SLIDR, split_of
 from data.convert.nuscenes.tables import read_table
-from data.convert.raw_files import layout_error, read_bytes, read_jpeg, read_records
+from data.convert.raw_files import layout_error, read_bytes, read_jpeg, read_records, read_sweep
 from data.geometry import rigid, transform
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.storage.encode import DamagedError
@@ -143,7 +144,7 @@ class NuscenesConverter(FrameConverter):
             notes.append("no annotations: samples have no boxes")
         others = [log for log in self.logs() if self.split_of(log) == OTHER]
         if others:
-            notes.append(f"{len(others)} scenes are in no official split, such as {others[0]}: split {OTHER!r}")
+            notes.append(f"in no official split, so {OTHER!r}: {listed(others)}")
         return tuple(notes)
 
     # ---- frames
@@ -159,7 +160,7 @@ class NuscenesConverter(FrameConverter):
     def _read(self, log: str, cameras: list[_CameraRows], row: np.void) -> Sample:
         T_world_ego = _pose(row)
         T_ego_lidar = self._index.T_ego_sensor[row["sensor"]] @ _T_THEIRS_OURS
-        records = read_records(self._file(row), "<f4", 5)
+        records = read_sweep(self._file(row), 5)
         labels, instances = self._read_labels(row, len(records)) if row["key"] else (None, None)
         boxes = None
         if row["key"] and self._index.num_annotations:

@@ -188,14 +188,14 @@ def test_other_columns_are_read_where_they_are_stated(source, truth, suffix):
     assert "(setting columns=[x,y,z,intensity,...])" in skip.detail
 
 
-@pytest.mark.parametrize(("count", "rows"), [(5, 4000), (3, 4000), (5, 4001), (6, 4002)])
+@pytest.mark.parametrize(("count", "rows"), [(5, 4000), (3, 4000), (5, 4001), (6, 4002), (8, 4000)])
 def test_bin_files_of_other_columns_are_refused_with_their_number(source, truth, count, rows):
     """Sweeps whose neighbours lie close together, as scanners measure them; 4000 rows of 5 are 5000 of 4, too."""
 
     def as_measured(_: np.ndarray) -> np.ndarray:
         azimuth = np.arange(rows) * 2 * np.pi / 1000
         points = np.stack([20 * np.cos(azimuth), 20 * np.sin(azimuth), -1 + azimuth / 10], axis=1)
-        others = [np.full(rows, 30.0), np.arange(rows) % 4, np.full(rows, 7.0)]
+        others = [np.full(rows, 30.0), np.arange(rows) % 4, np.full(rows, 7.0), np.zeros(rows), np.ones(rows)]
         return np.column_stack([points, *others])[:, :count]
 
     rewrite_sweeps(source, as_measured, ".bin")
@@ -230,6 +230,7 @@ def set_front(**fields: object) -> Callable[[dict[str, Any]], object]:
         ({"model": "pinhole", "distortion": [0.1] * 6}, "meta-broken", "expected 4 or 5 or 8 numbers"),
         ({"image_max": True}, "meta-broken", "image_max is True"),
         ({"K": [[900, 0, 400], [0, 900, 100], [0, 0, 1]]}, "calibration-singular", "K is that of another size"),
+        ({"K": [[40, 0, 40], [0, 40, 24.5], [0, 0, 1]]}, "calibration-singular", "K is that of another size"),
     ],
 )
 def test_cameras_that_may_mean_two_things_are_refused(source, truth, fields, reason, said):
@@ -331,17 +332,42 @@ def test_damaged_pose_tables_are_named(tmp_path, rows, text):
         "1300,30,0,0,1,0,0,0\n1300,31,0,0,1,0,0,0",
     ],
 )
-def test_a_damaged_line_of_poses_costs_no_more_than_its_neighbours(tmp_path, damaged):
+def test_a_damaged_line_of_poses_counts_as_missing(tmp_path, damaged):
     path = write_track(tmp_path / "poses.csv", [(1000 + 100 * n, 10 * n, 0, 0, 1, 0, 0, 0) for n in range(7)])
     lines = path.read_text().splitlines()
     path.write_text("\n".join([*lines[:4], damaged, *lines[5:], lines[2]]) + "\n")  # one is there twice, as it is
     track = read_pose_track(path, 10_000)
-    for time_us in (1000, 1050, 1150, 1200, 1400, 1450, 1600):
+    for time_us in (1000, 1050, 1150, 1200, 1250, 1350, 1400, 1450, 1600):
         np.testing.assert_allclose(track.at(time_us)[0, 3], (time_us - 1000) / 10, atol=1e-9)
-    if damaged:
-        with pytest.raises(DamagedError, match=r"no ego pose at 1250: .*poses.csv") as caught:
-            track.at(1250)
-        assert caught.value.reason == "meta-broken"
+    with pytest.raises(DamagedError, match=r"no ego pose at 1250: its neighbours are 0 ms apart") as caught:
+        read_pose_track(path, 150).at(1250)
+    assert ("poses.csv" in caught.value.detail) == bool(damaged)
+
+
+def test_odd_calibrations_are_noted(source, truth):
+    def change(content: dict[str, Any]) -> None:
+        content["T_ego_lidar"][0][3] = 140.0
+        content["cameras"]["front"]["K"][0][2] *= 0.7
+
+    for frames in truth:
+        edit_calibration(source, frames[0].log, change)
+    converter = CustomConverter(source=str(source))
+    logs = ", ".join(converter.logs())
+    assert converter.notes() == (
+        "the principal point of front is at 35% of the width and 49% of the height (cropped images, or K of another "
+        f"size?): {logs}",
+        f"T_ego_lidar is 140 m away (is it in metres?): {logs}",
+    )
+    samples(converter, truth[0][0].log)
+
+
+def test_points_near_a_camera_make_pairs_where_it_says_so(source, truth):
+    log = truth[0][0].log
+    assert {camera.min_depth_m for camera in samples(CustomConverter(source=str(source)), log)[0].cameras} == {1.0}
+    indoors = CustomConverter(source=str(source), min_depth_m=0.3)
+    assert {camera.min_depth_m for camera in samples(indoors, log)[0].cameras} == {0.3}
+    with pytest.raises(ValueError, match="min_depth_m: got -1"):
+        CustomConverter(source=str(source), min_depth_m=-1.0)
 
 
 def test_large_track_ids_are_kept_and_larger_ones_counted(source, truth, tmp_path):

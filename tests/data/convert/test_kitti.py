@@ -1,5 +1,6 @@
 """Converters: on small trees in the official layouts, and on real frames where they are there."""
 
+import contextlib
 import dataclasses
 import itertools
 import pickle
@@ -14,10 +15,11 @@ from data.convert.box_labels import labels_from_boxes, points_in_box
 from data.convert.kitti import common as kitti
 from data.convert.kitti.kitti_object import CLASS_NAMES, KittiObjectConverter
 from data.convert.kitti.kitti_raw import KittiRawConverter, oxts_pose
+from data.convert.raw_files import check_image_fits
 from data.convert.sets import SETTINGS
 from data.geometry import project, rigid, transform, visible, yaw_rotation
 from data.sample import IGNORE_LABEL, Boxes, Sample
-from data.storage.encode import count_pairs
+from data.storage.encode import DamagedError, count_pairs
 from data.storage.shard import ShardError
 from tests.helpers.layouts.custom import write_custom
 from tests.helpers.layouts.kitti import CAMERA, write_kitti_object, write_kitti_raw
@@ -240,6 +242,36 @@ def test_images_of_another_size_than_the_calibration_are_refused(tmp_path):
     items = frames_of(KittiRawConverter(source=str(tmp_path)))
     assert {item.reason for item in items} == {"image-size"}
     assert "its calibration is for images of 48x97" in items[0].detail
+
+
+@pytest.mark.parametrize(
+    ("cx", "width", "fits"),
+    [
+        *((609.56, 1242, True), (607.19, 1241, True), (604.08, 1224, True), (601.89, 1226, True), (896.47, 1920, True)),
+        *((362.78, 681, True), (609.56, 1024, False), (609.56, 621, False), (609.56, 1392, False)),
+    ],
+)
+def test_published_sizes_fit_and_usual_other_ones_do_not(cx, width, fits):
+    """Of KITTI's rectified images, its raw ones, and the most eccentric cameras of PandaSet and SUN RGB-D."""
+    K = np.array([[700.0, 0, cx], [0, 700.0, 180], [0, 0, 1]])
+    with contextlib.nullcontext() if fits else pytest.raises(DamagedError, match="its calibration is for images about"):
+        check_image_fits(Path("image.png"), K, (375, width))
+
+
+@pytest.mark.parametrize("columns", [3, 5, 6, 8])
+def test_sweeps_of_other_columns_are_refused(tmp_path, columns):
+    """Of a spinning scanner; 4000 rows of each fill whole rows of four."""
+    azimuth = np.arange(4000) * 2 * np.pi / 1000
+    points = np.stack([20 * np.cos(azimuth), 20 * np.sin(azimuth), -1 + azimuth / 10, np.full(4000, 0.3)], axis=1)
+    others = np.stack([np.arange(4000) % 4, azimuth / 100, np.zeros(4000), np.ones(4000)], axis=1)
+    path = tmp_path / "0.bin"
+    np.column_stack([points, others])[:, :columns].astype("<f4").tofile(path)
+    with pytest.raises(DamagedError, match=f"rows of {columns} numbers would fit, in those of 4 neighbouring points"):
+        kitti.read_sweep(path)
+    # Two scanners in turn are smoother by every second row.
+    in_turn = np.stack([points, points * [-1, 1, -2, 1]], axis=1).reshape(-1, 4).astype("<f4")
+    in_turn.tofile(path)
+    np.testing.assert_array_equal(kitti.read_sweep(path), in_turn)
 
 
 def test_jpegs_stand_for_the_images(tmp_path):
