@@ -21,11 +21,12 @@ from torch import Tensor
 from data.loading.loader import build_loader
 from engine.distributed import World
 from engine.sync_bn import convert_sync_batchnorm
+from launchers.runs.attempts import read_attempts
 from launchers.training.train import load_run
 from models.methods.base import Objective
 from tests.helpers.distributed import run_distributed
 from tests.helpers.pretrain_run import UNCACHED, arguments, pretrain_here, spawn_ranks
-from tests.helpers.toy_run import finish, losses, metrics, weights
+from tests.helpers.toy_run import finish, losses, metrics, stop_at, weights
 
 SGD = ("optim.name=sgd", "optim.lr=0.002", "optim.momentum=0.9", "method.gather_negatives=true", "schedule.steps=5")
 ONE, TWO = "data.micro_batch_size=4", "data.micro_batch_size=2"
@@ -111,79 +112,83 @@ def test_loader_norms_and_gathered_negatives_are_exact(toy_set: str, one_thread:
 
 # ---- the engine, float32
 # Slow: two processes, many runs. By default tests/engine/test_ranks.py sees every stage with a toy objective.
+SETTINGS: dict[str, tuple[tuple[str, ...], str, str]] = {
+    "symmetric-chunked": (("method.symmetric=true", "method.chunk_rows=16"), ONE, TWO),
+    "clipped": (("engine.clip_norm=0.5",), ONE, TWO),
+    "workers": (("data.num_workers=1",), ONE, TWO),
+    "teacher-cache": (("method.teacher.cache=true", "data.augment.image.enabled=false"), ONE, TWO),
+    "accumulation": (("engine.accumulation_steps=2",), TWO, "data.micro_batch_size=1"),
+}
+"""Name -> settings, and those that make the same global batch on one process and on two."""
+OTHERS = {"alone": "method.gather_negatives=false", "loose": "engine.sync_bn=false"}
+"""Settings that make another run on two processes than on one."""
+STAGES = (0, 1, 2, 3)
+STOPPED = (TWO, "checkpoint.every_steps=3", "schedule.steps=6")
+
+
+def at(name: str, stage: int) -> str:
+    return f"{name}-stage{stage}"
+
+
+@pytest.fixture(scope="module")
+def two_ranks(toy_set: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of all runs on two processes: starting these costs more than the runs."""
+    root = tmp_path_factory.mktemp("two")
+
+    def job(name: str, *options: str) -> list[str]:
+        return arguments(root / name, toy_set, *UNCACHED, *SGD, *options)
+
+    jobs = [job(at("plain", stage), TWO, f"engine.zero_stage={stage}") for stage in STAGES]
+    jobs += [job(name, TWO, option) for name, option in OTHERS.items()]
+    for name, (options, _, two) in SETTINGS.items():
+        jobs += [job(at(name, stage), *options, two, f"engine.zero_stage={stage}") for stage in (0, 2, 3)]
+    jobs += [job(at("whole", stage), *STOPPED, f"engine.zero_stage={stage}") for stage in STAGES]
+    finish(spawn_ranks(jobs, world_size=2), timeout_s=800)
+    return root
+
+
 @pytest.mark.slow
-def test_every_stage_equals_one_process(toy_set: str, world: World, one_thread: None, tmp_path: Path) -> None:
-    common = (*UNCACHED, *SGD, TWO)
-    stages = {f"two{stage}": (f"engine.zero_stage={stage}",) for stage in (0, 1, 2, 3)}
-    others = {"alone": ("method.gather_negatives=false",), "loose": ("engine.sync_bn=false",)}
-    jobs = [arguments(tmp_path / name, toy_set, *common, *options) for name, options in (stages | others).items()]
-    ranks = spawn_ranks(jobs, world_size=2)
-    pretrain_here(tmp_path / "one", toy_set, *UNCACHED, *SGD, ONE)
-    finish(ranks, timeout_s=280)
-    for name in stages:
-        assert_same_run(toy_set, tmp_path / "one", tmp_path / name)
+@pytest.mark.timeout(900)
+def test_every_stage_equals_one_process(
+    two_ranks: Path, toy_set: str, world: World, one_thread: None, tmp_path: Path
+) -> None:
+    pretrain_here(tmp_path, toy_set, *UNCACHED, *SGD, ONE)
+    stages = [two_ranks / at("plain", stage) for stage in STAGES]
+    for two in stages:
+        assert_same_run(toy_set, tmp_path, two)
     # The same two processes at another stage: the same sums.
     for first, second in itertools.pairwise(stages):
-        assert apart(toy_set, tmp_path / first, tmp_path / second) < 1e-3
+        assert apart(toy_set, first, second) < 1e-3
     # The test can fail: without gathered negatives, or with each rank's own statistics, it is another run.
-    for name in others:
-        assert losses(tmp_path / name) != pytest.approx(losses(tmp_path / "one"), rel=1e-3)
-        assert apart(toy_set, tmp_path / "one", tmp_path / name) > 0.05
+    for name in OTHERS:
+        assert losses(two_ranks / name) != pytest.approx(losses(tmp_path), rel=1e-3)
+        assert apart(toy_set, tmp_path, two_ranks / name) > 0.05
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("options", "one", "two"),
-    [
-        pytest.param(("method.symmetric=true", "method.chunk_rows=16"), (ONE,), (TWO,), id="symmetric-chunked"),
-        pytest.param(("engine.clip_norm=0.5",), (ONE,), (TWO,), id="clipped"),
-        pytest.param(("data.num_workers=1",), (ONE,), (TWO,), id="workers"),
-        pytest.param(
-            ("method.teacher.cache=true", "data.augment.image.enabled=false"), (ONE,), (TWO,), id="teacher-cache"
-        ),
-        pytest.param(
-            ("engine.accumulation_steps=2",),
-            (TWO,),
-            ("data.micro_batch_size=1",),
-            id="accumulation",
-        ),
-    ],
-)
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", SETTINGS)
 def test_other_settings_on_two_ranks(
-    options: tuple[str, ...],
-    one: tuple[str, ...],
-    two: tuple[str, ...],
-    toy_set: str,
-    world: World,
-    one_thread: None,
-    tmp_path: Path,
+    name: str, two_ranks: Path, toy_set: str, world: World, one_thread: None, tmp_path: Path
 ) -> None:
-    common = (*UNCACHED, *SGD, *options)
-    stages = {f"two{stage}": f"engine.zero_stage={stage}" for stage in (0, 2, 3)}
-    jobs = [arguments(tmp_path / name, toy_set, *common, *two, stage) for name, stage in stages.items()]
-    ranks = spawn_ranks(jobs, world_size=2)
-    pretrain_here(tmp_path / "one", toy_set, *common, *one)
-    finish(ranks, timeout_s=280)
-    for name in stages:
-        assert_same_run(toy_set, tmp_path / "one", tmp_path / name)
+    options, one, _ = SETTINGS[name]
+    pretrain_here(tmp_path, toy_set, *UNCACHED, *SGD, *options, one)
+    for stage in (0, 2, 3):
+        assert_same_run(toy_set, tmp_path, two_ranks / at(name, stage))
 
 
 @pytest.mark.slow
-def test_two_ranks_resume_bit_for_bit(toy_set: str, tmp_path: Path) -> None:
+@pytest.mark.timeout(900)
+def test_two_ranks_resume_bit_for_bit(two_ranks: Path, toy_set: str, tmp_path: Path) -> None:
     """Stopped after step 3 by losing the later checkpoint, continued, compared with the run that was never stopped."""
-    common = (*UNCACHED, *SGD, TWO, "checkpoint.every_steps=3", "schedule.steps=6")
-
-    def job(name: str, stage: int) -> list[str]:
-        return arguments(tmp_path / f"{name}{stage}", toy_set, *common, f"engine.zero_stage={stage}")
-
-    finish(
-        spawn_ranks([job(name, stage) for stage in range(4) for name in ("whole", "cut")], world_size=2), timeout_s=280
-    )
-    for stage in range(4):
-        (tmp_path / f"cut{stage}" / "checkpoints" / "step_00000006" / "files.json").unlink()
-    finish(spawn_ranks([job("cut", stage) for stage in range(4)], world_size=2), timeout_s=280)
-    for stage in range(4):
-        whole, cut = tmp_path / f"whole{stage}", tmp_path / f"cut{stage}"
+    jobs = []
+    for stage in STAGES:
+        cut = stop_at(two_ranks / at("whole", stage), tmp_path / str(stage), 3)
+        jobs.append(arguments(cut, toy_set, *UNCACHED, *SGD, *STOPPED, f"engine.zero_stage={stage}"))
+    finish(spawn_ranks(jobs, world_size=2), timeout_s=280)
+    for stage in STAGES:
+        whole, cut = two_ranks / at("whole", stage), tmp_path / str(stage)
+        assert read_attempts(cut)[-1].resumed == 3
         assert losses(cut) == losses(whole), f"stage {stage}"
         expected, got = weights(whole), weights(cut)
         assert all(torch.equal(got[name], expected[name]) for name in expected), f"stage {stage}"

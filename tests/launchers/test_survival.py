@@ -97,7 +97,12 @@ def test_two_jobs_started_at_once(toy_set: str, tmp_path: Path, undisturbed: lis
     ("number", "after_s"), [(signal.SIGTERM, 0.3), (signal.SIGUSR2, 1.5), (signal.SIGUSR1, 3.0), (signal.SIGINT, None)]
 )
 def test_a_signal_to_the_group_at_any_moment(
-    number: signal.Signals, after_s: float | None, toy_set: str, tmp_path: Path, undisturbed: list[float]
+    number: signal.Signals,
+    after_s: float | None,
+    toy_set: str,
+    one_thread: None,
+    tmp_path: Path,
+    undisturbed: list[float],
 ) -> None:
     """While python starts, torch is imported, workers start, or (None) after an update: code 75; goes on."""
     command = arguments(tmp_path, toy_set, *SHORT, "data.num_workers=2")
@@ -115,9 +120,7 @@ def test_a_signal_to_the_group_at_any_moment(
     (attempt,) = read_attempts(tmp_path) or [None]
     assert attempt is not None
     assert (attempt.status, attempt.signal) == ("preempted", number.name)
-    again = child("launchers.pretrain", *command)
-    output = again.communicate(timeout=200)[0]
-    assert again.returncode == 0, output
+    pretrain_here(tmp_path, toy_set, *SHORT, "data.num_workers=2")
     assert losses(tmp_path) == undisturbed
 
 
