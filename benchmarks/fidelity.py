@@ -5,6 +5,8 @@
     python -m benchmarks.fidelity metrics                      # mIoU where a class is not there
     python -m benchmarks.fidelity intensity                    # a network and the scale of intensity it learnt from
 
+Superpixels against scikit-image's: `python -m benchmarks.superpixels --scikit-image`.
+
 `recipes`: each setting that a paper (or its released code) gives, the config's value, and why they differ where they
 do. The papers' values are in `benchmarks/papers.yaml`, the reasons in the section "Deviations" of the method's page.
 `metrics`: mIoU of 16 classes by `absent_class`. `intensity`: centred cosine between the features that a network gives

@@ -1,12 +1,17 @@
-"""What cutting large images at a smaller size costs in quality and saves in time (`superpixels.max_pixels`).
+"""What cutting large images at a smaller size costs in quality and saves in time; agreement with scikit-image.
 
     python -m benchmarks.superpixels [IMAGE_FOLDER ...] [--streets N] [--repeats N]
+    python -m benchmarks.superpixels --scikit-image [IMAGE_FOLDER ...]      (pip install scikit-image==0.26.0)
 
-Three tables. Time: one core, the same street image at four sizes. Street world at 900 x 1600, whose true pixel classes
-are known: recall of class borders within 1 and 2 pixels, purity (share of pixels in their superpixel's majority class,
-the achievable accuracy of segmentation), share of pixels that lie on a border (more borders recall more), superpixels.
-Real images: the same borders and pixels against those of SLIC at full size; SLIC on the same image with noise of one
-grey level shows how far two equally good cuts lie apart.
+Three tables on `superpixels.max_pixels`. Time: one core, the same street image at four sizes. Street world at 900 x
+1600, whose true pixel classes are known: recall of class borders within 1 and 2 pixels, purity (share of pixels in
+their superpixel's majority class, the achievable accuracy of segmentation), share of pixels that lie on a border (more
+borders recall more), superpixels. Real images: the same borders and pixels against those of SLIC at full size; SLIC on
+the same image with noise of one grey level shows how far two equally good cuts lie apart.
+
+--scikit-image instead: SLidR's settings (150, compactness 6, sigma 3, 10 iterations) cut by scikit-image, by
+`superpixels.like=scikit-image` and by the default's implementation, against scikit-image: share of the pairs of pixels
+that either has in one superpixel and both have (Jaccard), border recall, superpixels; and time, as a ratio.
 
 Source: Neubert and Protzel, Superpixel Benchmark and Comparison (Forum Bildverarbeitung 2012), for the measures.
 """
@@ -14,9 +19,12 @@ Source: Neubert and Protzel, Superpixel Benchmark and Comparison (Forum Bildvera
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import importlib
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -47,10 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="real images, .jpg or .png (default: ../shared/data)")
     parser.add_argument("--streets", type=int, default=12, help="streets, two images each (default: %(default)s)")
+    parser.add_argument("--scikit-image", action="store_true", help="agreement with scikit-image instead")
     parser.add_argument("--repeats", type=int, default=5, help="of each time (default: %(default)s)")
     options = parser.parse_args(argv)
     cv2.setNumThreads(1)
     print(setting(0))
+    if options.scikit_image:
+        images = [read_image(path) for path in real_paths(options.folders)]
+        print(f"\nAgainst scikit-image, {len(images)} real images\n\n{against_scikit_image(images)}")
+        return 0
     streets = list(street_images(options.streets))
     print(f"\nms an image, median of {options.repeats}\n\n{times(streets[0][0], options.repeats)}")
     height, width = STREET_SIZE
@@ -130,9 +143,7 @@ def against_full_size(images: Sequence[Image]) -> str:
     rng = np.random.default_rng(0)
     for image in images:
         full = segment(image, _config(ALL_PIXELS))
-        noise = rng.integers(-1, 2, image.shape)
-        noisy = np.clip(image.astype(np.int16) + noise, 0, 255).astype(np.uint8)
-        cuts = {"all, noise of 1 grey level": segment(noisy, _config(ALL_PIXELS))}
+        cuts = {"all, noise of 1 grey level": segment(_with_noise(image, rng), _config(ALL_PIXELS))}
         cuts |= {_name(pixels): segment(image, _config(pixels)) for pixels in MAX_PIXELS[1:]}
         for name, ids in cuts.items():
             found.setdefault(name, []).append(agreement(full, ids, np.ones(full.shape, dtype=bool)))
@@ -140,7 +151,66 @@ def against_full_size(images: Sequence[Image]) -> str:
     return markdown(["max_pixels", *AGREEMENT], rows)
 
 
+def against_scikit_image(images: Sequence[Image]) -> str:
+    """Agreement with scikit-image of our two implementations, and of itself after noise, by size of the images."""
+    cut = _scikit_image()
+    rng = np.random.default_rng(0)
+    found: dict[tuple[str, str], list[list[float]]] = {}
+    for image in images:
+        step = round((image.shape[0] * image.shape[1] / 150) ** 0.5)
+        slidr = SuperpixelConfig(
+            like="scikit-image",
+            compactness=6.0,
+            smoothing=3 / step,
+            iterations=10,
+            min_fragment_percent=50,
+            max_pixels=ALL_PIXELS,
+        )
+        calls: dict[str, tuple[Callable[[Image], Ids], Image]] = {
+            "scikit-image": (cut, image),
+            "scikit-image, noise of 1 grey level": (cut, _with_noise(image, rng)),
+            "like=scikit-image": (partial(segment, config=slidr), image),
+            "like=null": (partial(segment, config=dataclasses.replace(slidr, like=None)), image),
+        }
+        truth, first_s = cut(image), 0.0
+        for name, (call, seen) in calls.items():
+            ids = call(seen)
+            seconds = min(seconds_of(partial(call, seen)) for _ in range(3))
+            first_s = first_s or seconds
+            row = [pair_jaccard(truth, ids), border_recall(borders(truth), ids, 2), ids.max() + 1.0, first_s / seconds]
+            found.setdefault((f"{image.shape[0]} x {image.shape[1]}", name), []).append([*row, 1e3 * seconds])
+    header = ["image", "cut by", "pair Jaccard", "recall 2 px", "superpixels", "times as fast", "ms"]
+    digits = (3, 3, 0, 1, 0)
+    rows = [
+        [*key, *(f"{value:.{d}f}" for value, d in zip(np.mean(values, axis=0), digits, strict=True))]
+        for key, values in sorted(found.items())
+    ]
+    return markdown(header, rows)
+
+
+def _scikit_image() -> Callable[[Image], Ids]:
+    try:
+        slic = importlib.import_module("skimage.segmentation").slic  # no dependency of the project
+    except ImportError as error:
+        raise SystemExit("scikit-image is not installed: pip install scikit-image==0.26.0") from error
+    return partial(slic, n_segments=150, compactness=6, sigma=3, start_label=0)
+
+
+def _with_noise(image: Image, rng: np.random.Generator) -> Image:
+    noise = rng.integers(-1, 2, image.shape)
+    noisy: Image = np.clip(image.astype(np.int16) + noise, 0, 255).astype(np.uint8)
+    return noisy
+
+
 # ---- measures
+def pair_jaccard(first: Ids, second: Ids) -> float:
+    """Of the pairs of pixels that share a superpixel in either, the share that does in both."""
+    joint = np.bincount(first.ravel().astype(np.int64) * (int(second.max()) + 1) + second.ravel())
+    counts = (joint, np.bincount(first.ravel()), np.bincount(second.ravel()))
+    both, one, other = (float((n.astype(np.float64) * (n - 1)).sum()) for n in counts)
+    return both / (one + other - both)
+
+
 AGREEMENT = [*(f"recall {tolerance} px" for tolerance in TOLERANCES_PX), "purity", "border share"]
 
 

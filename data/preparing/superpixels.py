@@ -1,9 +1,10 @@
 """SLIC superpixels: patches of similar colour, the units between which SLidR contrasts.
 
-OpenCV's implementation (`cv2.ximgproc`), driven so that its parameters mean what they mean in scikit-image, which
-SLidR's preparation used: the image is blurred, converted to CIELAB in its natural scale (L from 0 to 100, which takes
-float input; 8-bit Lab stretches L by 2.55), and OpenCV's "ruler" is then scikit-image's "compactness", the weight of
-distance in units of the superpixel's side against colour difference.
+By default OpenCV's implementation (`cv2.ximgproc`), driven so that its parameters mean what they mean in scikit-image,
+which SLidR's preparation used: the image is blurred, converted to CIELAB in its natural scale (L from 0 to 100, which
+takes float input; 8-bit Lab stretches L by 2.55), and OpenCV's "ruler" is then scikit-image's "compactness", the weight
+of distance in units of the superpixel's side against colour difference. It has other seeds, windows and rules of
+joining all the same, so no setting of it gives SLidR's superpixels; `like: scikit-image` (`data.preparing.slic`) does.
 
 Cost: linear in pixels and iterations, 0.3 us a pixel on one core. Images of more than `max_pixels` are therefore cut at
 that size and the ids brought back to all pixels: the blur takes more from the borders than shrinking does, as long as a
@@ -17,11 +18,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from data.preparing.slic import cut
 from data.storage.superpixel_record import SuperpixelRecord
 
 _GROWTH = 1.2
@@ -33,6 +36,9 @@ class SuperpixelConfig:
     """How an image is cut.
 
     Attributes:
+        like: null: OpenCV's SLIC, the faster one. "scikit-image": the superpixels of scikit-image's `slic`, which SLidR
+            used; SLidR's are num_segments 150, compactness 6, smoothing 0.0306, 10 iterations, min_fragment_percent 50
+            at full size.
         num_segments: upper bound, and about the number, of superpixels an image; SLidR uses 150 (30 with VoxelNet).
         compactness: larger gives squarer superpixels, smaller follows colour more closely. SLidR uses 6; at the small
             images of the street world 10 keeps textured ground from fraying.
@@ -44,6 +50,7 @@ class SuperpixelConfig:
             `num_segments`.
     """
 
+    like: Literal["scikit-image"] | None = None
     num_segments: int = 150
     compactness: float = 10.0
     smoothing: float = 0.05
@@ -57,7 +64,9 @@ class SuperpixelConfig:
 
     def record(self) -> SuperpixelRecord:
         """What a set's manifest says about superpixels that were made like this."""
-        return SuperpixelRecord(method="slic", **dataclasses.asdict(self))
+        settings = dataclasses.asdict(self)
+        like = settings.pop("like")
+        return SuperpixelRecord(method="slic" if like is None else f"slic of {like}", **settings)
 
 
 def segment(image: UInt8[np.ndarray, "H W 3"], config: SuperpixelConfig) -> Int[np.ndarray, "H W"]:
@@ -81,6 +90,15 @@ def segment(image: UInt8[np.ndarray, "H W 3"], config: SuperpixelConfig) -> Int[
 
 def _slic(image: UInt8[np.ndarray, "H W 3"], config: SuperpixelConfig) -> Int[np.ndarray, "H W"]:
     """Cut at the image's own size."""
+    if config.like == "scikit-image":
+        return cut(
+            image,
+            num_segments=config.num_segments,
+            compactness=config.compactness,
+            smoothing=config.smoothing,
+            iterations=config.iterations,
+            smallest=config.min_fragment_percent / 100,
+        )
     height, width = image.shape[:2]
     side = superpixel_side(height, width, config.num_segments)
     if min(height, width) < 2 * side:  # OpenCV needs room for seeds in both directions

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.preparing.superpixels import SuperpixelConfig, segment, superpixel_side
+from tests.reference.superpixels import cut as cut_pixel_by_pixel
 
 
 def two_colours(height: int = 80, width: int = 120, edge: int = 51) -> np.ndarray:
@@ -24,8 +25,9 @@ def assert_valid(ids: np.ndarray, shape: tuple[int, int], limit: int) -> None:
     assert 1 <= counts.size <= limit
 
 
-def test_ids_are_consecutive_and_segments_connected():
-    ids = segment(two_colours(), SuperpixelConfig(num_segments=60))
+@pytest.mark.parametrize("like", [None, "scikit-image"])
+def test_ids_are_consecutive_and_segments_connected(like):
+    ids = segment(two_colours(), SuperpixelConfig(like=like, num_segments=60))
     assert_valid(ids, (80, 120), 60)
     assert ids.max() + 1 > 30
     for one in range(ids.max() + 1):
@@ -53,18 +55,51 @@ def test_red_and_blue_are_told_apart_as_rgb():
     assert (segment(image, config) != segment(np.ascontiguousarray(image[..., ::-1]), config)).any()
 
 
+@pytest.mark.parametrize(("patch_px", "compactness"), [(8, 6.0), (15, 20.0)], ids=["many joined", "few joined"])
+@pytest.mark.parametrize(
+    ("size", "num_segments", "smoothing"),
+    [((75, 110), 24, 0.06), ((64, 96), 40, 0.0), ((90, 61), 12, 0.1)],
+    ids=["blurred", "as it is", "upright"],
+)
+def test_like_scikit_image_is_what_a_plain_reading_of_it_gives(size, num_segments, smoothing, patch_px, compactness):
+    rng = np.random.default_rng(0)
+    patches = rng.integers(0, 256, (size[0] // patch_px, size[1] // patch_px, 3), dtype=np.uint8)
+    noise = rng.normal(0, 4, (*size, 3))
+    image = np.clip(cv2.resize(patches, size[::-1], interpolation=cv2.INTER_CUBIC) + noise, 0, 255).astype(np.uint8)
+    config = SuperpixelConfig(
+        like="scikit-image",
+        num_segments=num_segments,
+        compactness=compactness,
+        smoothing=smoothing,
+        iterations=10,
+        min_fragment_percent=50,
+    )
+    ids = segment(image, config)
+    step = round((size[0] * size[1] / num_segments) ** 0.5)
+    expected = cut_pixel_by_pixel(
+        image,
+        num_segments=num_segments,
+        compactness=compactness,
+        sigma_px=smoothing * step,
+        iterations=10,
+        smallest=0.5,
+    )
+    assert (ids == expected).mean() > 0.99
+
+
 @settings(max_examples=25, deadline=None)
 @given(
+    like=st.sampled_from([None, "scikit-image"]),
     height=st.integers(1, 70),
     width=st.integers(1, 90),
     num_segments=st.integers(1, 300),
     max_pixels=st.integers(1, 8000),
     seed=st.integers(0, 3),
 )
-def test_any_size_and_number_is_bounded(height, width, num_segments, max_pixels, seed):
+def test_any_size_and_number_is_bounded(like, height, width, num_segments, max_pixels, seed):
     rng = np.random.default_rng(seed)
     image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    config = SuperpixelConfig(num_segments=num_segments, min_fragment_percent=0, max_pixels=max_pixels)
+    config = SuperpixelConfig(like=like, num_segments=num_segments, min_fragment_percent=0, max_pixels=max_pixels)
     assert_valid(segment(image, config), (height, width), num_segments)
 
 
@@ -90,9 +125,10 @@ def test_images_up_to_max_pixels_are_cut_as_they_are():
     assert (segment(image, SuperpixelConfig(max_pixels=80 * 120 // 4)) != whole).any()
 
 
-def test_flat_image_and_repeatability():
+@pytest.mark.parametrize("like", [None, "scikit-image"])
+def test_flat_image_and_repeatability(like):
     image = np.full((60, 90, 3), 127, np.uint8)
-    config = SuperpixelConfig(num_segments=50)
+    config = SuperpixelConfig(like=like, num_segments=50)
     first, second = segment(image, config), segment(image, config)
     assert_valid(first, (60, 90), 50)
     assert (first == second).all()
