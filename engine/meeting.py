@@ -160,6 +160,8 @@ class Meeting:
         """
         self._host, self._port, self._world_size = host, port, world_size
         self._timeout_s, self._run = timeout_s, run
+        self._deadline = 0.0
+        self._stop: Callable[[], str | None] = lambda: None
         self._opening = False
         self._clients: list[Any] = []
 
@@ -178,9 +180,10 @@ class Meeting:
         """
         if own.kind not in (None, "stopped"):
             logger.error("%s cannot begin, the other ranks are told: %s", own, own.error)
+        self._deadline, self._stop = time.monotonic() + self._timeout_s, stop
         answer: Future[Refusal | None] = Future()
-        threading.Thread(target=self._answer, args=(own, stop, answer), name="meeting", daemon=True).start()
-        limit = time.monotonic() + self._timeout_s + _STAY_S + 2 * _HEARD_S
+        threading.Thread(target=self._answer, args=(own, answer), name="meeting", daemon=True).start()
+        limit = self._deadline + _STAY_S + 2 * _HEARD_S
         opening_since = stopped_since = float("inf")
         while not answer.done():
             wait([answer], timeout=_POLL_S)
@@ -191,32 +194,30 @@ class Meeting:
                 raise PeerLostError(self._silent())
             if not answer.done() and signal and now - stopped_since > _HEARD_S:
                 return Refusal(kind="stopped", text=signal)
-        try:
+        error = answer.exception()
+        if error is None or isinstance(error, PeerLostError) or not isinstance(error, _STORE_ERRORS):
             return answer.result()
-        except PeerLostError:
-            raise
-        except _STORE_ERRORS as error:
-            broke_off = (
-                f"the rendezvous at {self._host}:{self._port} broke off: {_short(error)}. Rank 0, or the launcher on "
-                "its machine, has ended; their output says why"
-            )
-            raise PeerLostError(self._silent() if self._opening else broke_off) from error
+        broke_off = (
+            f"the rendezvous at {self._host}:{self._port} broke off: {_short(error)}. Rank 0, or the launcher on its "
+            "machine, has ended; their output says why"
+        )
+        raise PeerLostError(self._silent() if self._opening else broke_off) from error
 
     # --- in the thread
 
-    def _answer(self, own: Statement, stop: Callable[[], str | None], answer: Future[Refusal | None]) -> None:
+    def _answer(self, own: Statement, answer: Future[Refusal | None]) -> None:
         try:
-            answer.set_result(self._talk(own, stop))
+            answer.set_result(self._talk(own))
         except BaseException as error:
             answer.set_exception(error)
 
-    def _talk(self, own: Statement, stop: Callable[[], str | None]) -> Refusal | None:
-        deadline = time.monotonic() + self._timeout_s
-        serves = own.rank == 0 and not _agent_serves()
+    def _talk(self, own: Statement) -> Refusal | None:
+        # torchrun's agent has opened the store already, for all ranks to use.
+        serves = own.rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         if not serves:
-            self._await_listener(deadline, tells=own.rank == 1)
+            self._await_listener(tells=own.rank == 1)
         self._opening = True
-        store = self._open(serves=serves, own=own, deadline=deadline)
+        store = self._open(serves=serves, is_main=own.rank == 0)
         came = store.add(f"came{own.rank}", 1)
         self._opening = False
         if came > 1:
@@ -230,14 +231,14 @@ class Meeting:
         store.set(f"facts{digest}", facts)
         store.set(f"rank{own.rank}", json.dumps(asdict(own) | {"facts": digest}))
         if own.rank != 0:
-            return self._hear(store, own.rank, deadline, stop)
-        refusal = self._judge(store, deadline, stop)
+            return self._hear(store, own.rank)
+        refusal = self._judge(store)
         store.set("answer", json.dumps(None if refusal is None else asdict(refusal)))
         if refusal is not None:  # this process is about to end, and the store with it
             self._stay(store, refusal)
         return refusal
 
-    def _await_listener(self, deadline: float, *, tells: bool) -> None:
+    def _await_listener(self, *, tells: bool) -> None:
         """Until somebody listens at the rendezvous."""
         tell_at = time.monotonic() + _TELL_EVERY_S if tells else float("inf")
         while True:
@@ -245,7 +246,7 @@ class Meeting:
                 socket.create_connection((self._host, self._port), timeout=5.0).close()
                 return
             except OSError as error:
-                if time.monotonic() > deadline:
+                if time.monotonic() > self._deadline:
                     raise PeerLostError(
                         f"nobody listens at {self._host}:{self._port} after {_minutes(self._timeout_s)} "
                         f"({_short(error)}): rank 0 was never started there, has ended, or cannot be reached from "
@@ -256,8 +257,8 @@ class Meeting:
                     logger.warning("waiting for rank 0: nobody listens at %s:%d yet", self._host, self._port)
                 time.sleep(4 * _POLL_S)
 
-    def _open(self, *, serves: bool, own: Statement, deadline: float) -> Any:
-        left = timedelta(seconds=max(deadline - time.monotonic(), 1.0))
+    def _open(self, *, serves: bool, is_main: bool) -> Any:
+        left = timedelta(seconds=max(self._deadline - time.monotonic(), 1.0))
         try:
             client = dist.TCPStore(  # type: ignore[attr-defined]  # public, but not in the stubs' list
                 self._host,
@@ -276,19 +277,19 @@ class Meeting:
                 ) from error
             raise
         self._clients.append(client)
-        if own.rank == 0:
+        if is_main:
             client.set(_RUN_KEY, self._run)
         # torchrun's agent keeps its store when it starts the ranks again.
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return dist.PrefixStore(f"tandem_meeting/{self._run}/{attempt}", client)  # type: ignore[attr-defined]
 
-    def _judge(self, store: Any, deadline: float, stop: Callable[[], str | None]) -> Refusal | None:
+    def _judge(self, store: Any) -> Refusal | None:
         """Rank 0's answer: when all have come or the time is over, soon after the first trouble, at once to a stop."""
         came: dict[int, Statement] = {}
         trouble: Refusal | None = None
-        tell_at = time.monotonic() + _TELL_EVERY_S
+        deadline, tell_at = self._deadline, time.monotonic() + _TELL_EVERY_S
         while True:
-            if signal := stop() or (store.get("stopped").decode() if store.check(["stopped"]) else None):
+            if signal := self._stop() or (store.get("stopped").decode() if store.check(["stopped"]) else None):
                 return Refusal(kind="stopped", text=signal)
             away = [rank for rank in range(self._world_size) if rank not in came]
             new = {rank: _read(store, rank) for rank in away if store.check([f"rank{rank}"])}
@@ -316,10 +317,10 @@ class Meeting:
     def _named(self, ranks: Sequence[int]) -> str:
         return f"{'rank' if len(ranks) == 1 else 'ranks'} {_ranges(ranks)} of {self._world_size}"
 
-    def _hear(self, store: Any, rank: int, deadline: float, stop: Callable[[], str | None]) -> Refusal | None:
+    def _hear(self, store: Any, rank: int) -> Refusal | None:
         """Another rank's way to rank 0's answer."""
         client = self._clients[-1]
-        limit_s = max(deadline - time.monotonic(), 0.0) + _HEARD_S
+        limit_s = max(self._deadline - time.monotonic(), 0.0) + _HEARD_S
         for delay in growing_delays(_POLL_S, 10 * _POLL_S, limit_s):
             if store.check(["answer"]):
                 answer = json.loads(store.get("answer"))
@@ -330,7 +331,7 @@ class Meeting:
                     f"{self._host}:{self._port} is where another run meets ({theirs or 'without a name'}, this one is "
                     f"{self._run or 'without a name'}); choose another port (MASTER_PORT, torchrun's --master-port)"
                 )
-            if signal := stop():
+            if signal := self._stop():
                 store.set("stopped", signal)
             time.sleep(delay)
         raise PeerLostError(
@@ -354,11 +355,6 @@ class Meeting:
             f"not answer as a rendezvous: the port is {here}. If that is not rank 0 of this run, end it, or choose "
             "another port (MASTER_PORT, torchrun's --master-port)"
         )
-
-
-def _agent_serves() -> bool:
-    """Whether torchrun's agent has opened the store already, for all ranks to use."""
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _read(store: Any, rank: int) -> Statement:
