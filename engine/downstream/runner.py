@@ -357,6 +357,8 @@ class Job(Generic[PartsT]):
         protocol, seeds = self.protocols[name], self.section(name).seeds
         described_as, task = protocol.describe(self, name)
         settings = json.loads(json.dumps(described_as))  # lists for tuples, as results.json gives them back
+        # Records of earlier versions lack it, and mean the same by their mIoU unless `_other_mean` says otherwise.
+        identity = {key: value for key, value in settings.items() if (key, value) != ("absent_class", "left-out")}
         labels = self.draws[name].text if protocol.drawn else "none" if protocol.truth == "pose" else "all"
         result = Result(
             protocol=name,
@@ -372,7 +374,7 @@ class Job(Generic[PartsT]):
             metrics={protocol.metric: (0.0,) * len(seeds)},
             checkpoint=init.checkpoint,
             settings=settings,
-            fingerprint=fingerprint({"settings": settings, "context": dict(self.context), "task": task}),
+            fingerprint=fingerprint({"settings": identity, "context": dict(self.context), "task": task}),
         )
         return init.labelled(result)
 
@@ -402,7 +404,7 @@ def measure(
         DivergenceError: training diverged at every learning rate.
     """
     job.check()
-    earlier = {result.identity: result for result in known}
+    earlier = {result.identity: result for result in known if not _other_mean(result)}
     calls: list[tuple[Initialisation, dict[str, Result]]] = []
     for init in inits:
         blanks = {name: job.blank(init, name) for name in job.protocols}
@@ -434,6 +436,11 @@ def measure(
                 machine=describe_machine(job.device),
                 date=now(),
             )
+
+
+def _other_mean(result: Result) -> bool:
+    """Whether a record's mIoU may have left out a class that was predicted, as earlier versions did: it counts 0."""
+    return "absent_class" not in result.settings and None in result.class_iou.values()
 
 
 # ---- what several measuring functions share

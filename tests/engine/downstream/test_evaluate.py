@@ -108,6 +108,19 @@ def test_known_results_are_not_measured_again() -> None:
     assert again[1] != first[1]
 
 
+def test_an_old_record_stays_known_where_every_class_occurred() -> None:
+    """Earlier versions left predicted classes out of the mean if they were never true."""
+    config = dataclasses.replace(SMALL, protocols=("knn",))
+    (now,) = run([PRETRAINED], ToySweeps(), config)
+    assert now.settings["absent_class"] == "left-out"
+    old = dataclasses.replace(now, settings={k: v for k, v in now.settings.items() if k != "absent_class"})
+    assert run([PRETRAINED], ToySweeps(), config, known=[old]) == [old]
+    other_mean = dataclasses.replace(old, class_iou={**old.class_iou, TASK.class_names[0]: None})
+    (again,) = run([PRETRAINED], ToySweeps(), config, known=[other_mean])
+    assert again.class_iou == now.class_iou
+    assert again.identity == other_mean.identity  # so it takes its place
+
+
 def test_evaluation_repeats_bit_for_bit() -> None:
     runs = [[r.values for r in run([PRETRAINED], ToySweeps())] for _ in "ab"]
     assert runs[0] == runs[1]
