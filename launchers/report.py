@@ -41,8 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.out_dir is not None:
         write_hparams(html.parent, hparam_runs(sources))
     size = html.stat().st_size / 2**20
+    results, runs = len(sources.results), len(sources.runs)
     console.print(
-        f"{' and '.join(map(str, written))}: {size:.1f} MiB, {len(sources.results)} results, {len(sources.runs)} runs",
+        f"{' and '.join(map(str, written))}: {size:.1f} MiB, {results} result{'s' if results != 1 else ''}, "
+        f"{runs} run{'s' if runs != 1 else ''}",
         markup=False,
         soft_wrap=True,
     )

@@ -21,7 +21,9 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--root", default="runs/demo", metavar="FOLDER", help="for shards, runs and report (default: %(default)s)"
     )
-    amount = p.add_mutually_exclusive_group()
-    amount.add_argument("--full", action="store_true", help="3 seeds and the random-teacher control; over an hour")
-    amount.add_argument("--short", action="store_true", help="a few steps on a few frames: shows that it runs")
+    amount = p.add_mutually_exclusive_group()  # times: of launchers.demo.DemoSize
+    amount.add_argument("--full", action="store_true", help="3 seeds and the random-teacher control: 45 minutes")
+    amount.add_argument(
+        "--short", action="store_true", help="a few steps on a few frames, shows that it runs: 2 minutes"
+    )
     return p

@@ -12,6 +12,7 @@ from configs.load import load
 from configs.schema import EvaluateConfig
 from launchers.cli import VERBS
 from launchers.demo import FULL, NORMAL, SHORT, DemoSize, commands, main, time_left
+from launchers.options.demo import parser
 from launchers.reporting.run_facts import command_text
 from launchers.training.train import load_run
 
@@ -34,6 +35,12 @@ def test_every_stage_is_a_valid_command(tmp_path: Path, size: DemoSize) -> None:
             assert set(stage.argv[1:yaml]) <= {config.run_dir for config in configs}
             evaluation = load(EvaluateConfig, stage.argv[yaml], stage.argv[yaml + 1 :])
             assert evaluation.linear_probe.seeds == tuple(range(size.seeds))
+
+
+@pytest.mark.parametrize(("option", "size"), [("--full", FULL), ("--short", SHORT)])
+def test_help_says_the_time_that_the_estimate_begins_with(option: str, size: DemoSize) -> None:
+    helps = {action.option_strings[-1]: action.help for action in parser()._actions}
+    assert f": {size.minutes:.0f} minutes" in (helps[option] or "")
 
 
 def test_the_first_failure_ends_the_demo(

@@ -91,6 +91,7 @@ def test_report_of_runs_and_results(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "25.0 ± 9.5" in out.with_suffix(".md").read_text()
     assert "25.0 ± 9.5" in terminal
     assert "+5.0 ± 1.0" in terminal
+    assert terminal.rstrip().endswith("MiB, 2 results, 1 run")
     parsed = parse(out.read_text())
     text = " ".join(parsed.text)
     for expected in ("25.0 ± 9.5", "+5.0 ± 1.0", "no test point", "toy: linear probe", "tandem report", "cores"):
