@@ -313,8 +313,11 @@ def check_same(saved: Mapping[str, Any], now: Mapping[str, Any], where: Path) ->
     # Through JSON, so that tuples and lists of equal content are equal.
     before, after = (flat(json.loads(json.dumps(x))) for x in (saved, now))
     before = {name: value for name, value in before.items() if name in after or name not in _WITHOUT_EFFECT}
-    # A setting that a later version added is null where it is not used.
-    after = {name: value for name, value in after.items() if name in before or value is not None}
+    # A setting that one of two versions does not have, or does not state, is null in the other where it is not used.
+    before, after = (
+        {name: value for name, value in one.items() if name in other or value is not None}
+        for one, other in ((before, after), (after, before))
+    )
     lines = [
         f"  {name}: {before.get(name, 'absent')!r} in the checkpoint, {after.get(name, 'absent')!r} now"
         for name in sorted(before.keys() | after.keys())

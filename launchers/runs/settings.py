@@ -62,13 +62,23 @@ def voxel_identity(voxel: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in voxel.items() if name not in _VOXEL_ADDED or value != _VOXEL_ADDED[name]}
 
 
+def fingerprint_of(resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """What the weights of a run's checkpoints belong to: its method and its input."""
+    return {"method": _method_identity(resolved["method"]), "voxel": voxel_identity(resolved["data"]["voxel"])}
+
+
+def _method_identity(method: Mapping[str, Any]) -> dict[str, Any]:
+    """As `voxel_identity`, of a section `method`."""
+    added = ADDED_LATER.get(method.get("name", ""), {})
+    return {name: value for name, value in method.items() if name not in added or value != added[name]}
+
+
 def _as_hashed_of_old(method: Mapping[str, Any]) -> Mapping[str, Any]:
     """A method's section without later settings that leave all as before, and with all that a teacher once had.
 
     Results hold hashes of them: repetitions from before and after each family got its own settings stay together.
     """
-    added = ADDED_LATER.get(method.get("name", ""), {})
-    method = {name: value for name, value in method.items() if name not in added or value != added[name]}
+    method = _method_identity(method)
     kind = METHODS.get(method.get("name", ""))
     default = None if kind is None else kind().teachers().get("teacher")
     if default is None or "teacher" not in method:

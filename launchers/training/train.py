@@ -26,7 +26,7 @@ from engine.pretrain import PretrainSummary, pretrain
 from launchers.drawing.training_pictures import pictures_of_set
 from launchers.runs.files import CONFIG_FILE, ENVIRONMENT_FILE
 from launchers.runs.provenance import describe_environment
-from launchers.runs.settings import voxel_identity
+from launchers.runs.settings import fingerprint_of
 from launchers.runs.terminal import terminal
 from launchers.training.continuing import continued, finished_before, warn_of
 from launchers.training.micro_batch import fit_micro_batch
@@ -86,7 +86,7 @@ def train(config: PretrainConfig) -> PretrainSummary:
         source = build_loader(
             data, spec=spec, seed=config.seed, rank=world.rank, world_size=world.world_size, teacher_cache=cache
         )
-        fingerprint = {"method": resolved["method"], "voxel": voxel_identity(resolved["data"]["voxel"])}
+        fingerprint = fingerprint_of(resolved)
         if first is not None:
             fingerprint["first"] = first
 

@@ -172,6 +172,7 @@ def test_changed_model_is_refused_with_the_fields(world: World, tmp_path: Path) 
     check_same(first, {"method": {"name": "toy", "width": 16, "sizes": [1, 2]}}, tmp_path)
     later = {"method": {**first["method"], "chunk_rows": None}}
     check_same(first, later, tmp_path)  # a setting of a later version that is not used
+    check_same(later, first, tmp_path)
     with pytest.raises(CheckpointError, match=r"chunk_rows: 'absent' in the checkpoint, 8 now"):
         check_same(first, {"method": {**first["method"], "chunk_rows": 8}}, tmp_path)
     with pytest.raises(CheckpointError, match=r"width: 16 in the checkpoint, None now"):

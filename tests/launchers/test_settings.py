@@ -10,8 +10,9 @@ import yaml
 
 from configs.load import ADDED_LATER, dump
 from configs.schema import PRETRAIN_CHOICES
+from engine.checkpoint import check_same
 from launchers.runs.changes import changes, saved_config
-from launchers.runs.settings import setting_of, setting_of_tree
+from launchers.runs.settings import fingerprint_of, setting_of, setting_of_tree, voxel_identity
 from launchers.training.train import load_run
 from tests.helpers.pretrain_run import CONFIGS
 
@@ -26,6 +27,8 @@ def test_a_setting_added_later_makes_no_new_setting_unless_it_is_used(method: st
     assert {name: before["method"].pop(name) for name in added} == added
     assert setting_of_tree(before) == setting_of(as_before)
     assert changes(saved_config(before, Path("run")), as_before) == []
+    fingerprint = {"method": before["method"], "voxel": voxel_identity(before["data"]["voxel"])}  # of its checkpoints
+    check_same(fingerprint, fingerprint_of(yaml.safe_load(dump(as_before, choices=PRETRAIN_CHOICES))), Path("run"))
     now = load_run(file)
     changed = {name for name, value in added.items() if getattr(now.method, name) != value}
     assert {c.name for c in changes(saved_config(before, Path("run")), now)} == {f"method.{name}" for name in changed}
