@@ -12,6 +12,7 @@ import pytest
 
 from data.calibration.conventions import with_cameras
 from data.convert.base import FrameConverter, Skipped, read_or_skip
+from data.geometry import rigid
 from data.preparing.early import Tally, grouped, skip_text
 from data.preparing.prepare import PrepareConfig, PrepareSummary, Share, join_shares, prepare, prepare_share
 from data.preparing.samples import prepare_samples
@@ -137,6 +138,24 @@ def test_an_iterator_ends_early(tmp_path, whole, sized, said):
         prepare_samples(samples if sized else (s for s in samples), str(tmp_path), config=SMALL)
     again = prepare_samples(toy_samples(100), str(tmp_path), config=SMALL, retry_skipped=not sized)
     assert (len(again.manifest), again.manifest.skipped) == (100, {})
+
+
+@pytest.mark.parametrize("backwards", [40, 100])
+def test_a_vehicle_may_reverse_for_a_while(tmp_path, backwards):
+    """A shard in which it does nothing else is no log; one in which it does so for long ends the preparation."""
+    made, x = [], 0.0
+    for number, sample in enumerate(ToyConverter(frames_by_log=(100,)).frames("log-000", 0, 100)):
+        x += 0.5 if number < 100 - backwards else -0.5
+        pose = rigid(np.eye(3), np.array([x, 0.0, 0.0]))
+        made.append(dataclasses.replace(sample, timestamp_us=100_000 * number, T_world_ego=pose))
+    config = dataclasses.replace(SMALL, samples_per_shard=60)
+    if backwards == 40:
+        manifest = prepare_samples(made, str(tmp_path), config=config).manifest
+        assert (len(manifest), manifest.notes) == (100, ())
+        return
+    with pytest.raises(ShardError, match=r"log-000 \(59 steps\) the vehicle moves backwards"):
+        prepare_samples(made, str(tmp_path), config=config)
+    assert not list(tmp_path.glob("*.tar"))
 
 
 @dataclass(frozen=True, kw_only=True)
