@@ -61,6 +61,8 @@ class WeightFile:
 
     Attributes:
         path: of the file.
+        identity: of the network: the file's name, the beginning of its sha256, and what makes another network of the
+            same tensors: the layout, and a scale that was given by hand.
         tower: what its network is.
         run: settings in the place of a run's: the set, the voxels that the network is fed, and the network, as a method
             with such a tower has it; nothing else of them is looked at.
@@ -71,6 +73,7 @@ class WeightFile:
     """
 
     path: Path
+    identity: str
     tower: Tower
     run: PretrainConfig
     state: _State
@@ -79,18 +82,24 @@ class WeightFile:
     origin: str
 
     def initialisation(self) -> Initialisation:
-        """The network for the protocols; its identity is the file's name and the beginning of its sha256."""
+        """The network for the protocols.
+
+        Building it raises a ConfigError where the file's tensors are not finite.
+        """
 
         def build() -> nn.Module:
             network = random_network(self.run, self.tower, 0)
-            load_state(network, self.state(network), source=str(self.path), min_match=1.0)
+            try:
+                load_state(network, self.state(network), source=str(self.path), min_match=1.0)
+            except ValueError as error:
+                raise ConfigError(str(error)) from error
             return network
 
         return Initialisation(
             name=self.path.name,
             pretrained=True,
             networks=(build,),
-            checkpoint=(f"{self.path.name} {(file_sha256(self.path) or '')[:12]}",),
+            checkpoint=(self.identity,),
             teacher=self.teacher,
             leak=self.leak,
             pretraining=self.origin,
@@ -131,14 +140,17 @@ def open_weight_file(path: Path, layout: str, config: EvaluateConfig, by_hand: S
     if read.tower == "image_backbone":
         teacher, leak = describe_origin(run.method)
     known = [f"{name} {read.metadata[name]}" for name in ("run", "step") if name in read.metadata]
+    digest = (file_sha256(path) or "")[:12]
+    read_as = layout if by_hand.intensity_scale is None else f"{layout}, intensity to {by_hand.intensity_scale:g}"
     return WeightFile(
         path=path,
+        identity=f"{path.name} {digest} {read_as}",
         tower=read.tower,
         run=run,
         state=read.state,
         teacher=teacher,
         leak=by_hand.leak or (leak if leak in get_args(LeakLevel) else "unknown"),  # type: ignore[arg-type]
-        origin=", ".join((f"a file of layout {layout}", *known)),
+        origin=", ".join((f"a file of layout {read_as}", f"sha256 {digest}", *known)),
     )
 
 

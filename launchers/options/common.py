@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -30,10 +31,10 @@ def add_show_config(p: argparse.ArgumentParser) -> None:
 
 def positive_number(text: str) -> float:
     """The type of an option that is a finite number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise ValueError(text)
-    return value
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected a finite number above 0")
 
 
 # ---- what Tab offers: argcomplete calls these with the beginning of the word

@@ -89,10 +89,10 @@ def test_a_file_gives_the_numbers_of_its_run(
         assert mine[2] == pytest.approx(its[2], abs=1.0 if name == "slidr.pt" else 0)
     first = ours[0]
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert (first.init, first.checkpoint, first.leak) == (name, (f"{name} {sha256[:12]}",), leak)
+    assert (first.init, first.checkpoint, first.leak) == (name, (f"{name} {sha256[:12]} {file.stem}",), leak)
     if run == "points":
         assert first.teacher == "efficientnet_lite0 (random)"
-        assert first.pretraining == f"a file of layout {file.stem}, run points, step 12"
+        assert first.pretraining == f"a file of layout {file.stem}, sha256 {sha256[:12]}, run points, step 12"
 
     # One block a protocol in the report: the file beside the run and random initialisation.
     capsys.readouterr()
@@ -113,7 +113,13 @@ def test_a_published_file_states_nothing_and_is_recognised(folder: Path, tmp_pat
     quick = (*POINTS, "protocols=[knn]", "random=false")
     assert evaluate(folder, tmp_path / "model.pt", "slidr", tmp_path / "as_is", *quick) == 0
     (as_is,) = read_results(tmp_path / "as_is" / "results.json")
-    assert (as_is.leak, as_is.pretraining) == ("unknown", "a file of layout slidr")
+    sha256 = hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest()[:12]
+    assert (as_is.leak, as_is.pretraining) == ("unknown", f"a file of layout slidr, sha256 {sha256}")
+
+    # Another scale is another network, also where results of this file are already there.
+    assert evaluate(folder, tmp_path / "model.pt", "slidr", tmp_path / "as_is", *quick, "--intensity-scale", "1") == 0
+    _, other = read_results(tmp_path / "as_is" / "results.json")
+    assert other.pretraining.startswith("a file of layout slidr, intensity to 1, sha256 ")
 
     options = ("--leak", "ssl-teacher", "--intensity-scale", "1", "--intensity-offset", "1")
     assert evaluate(folder, tmp_path / "model.pt", "slidr", tmp_path / "kitti", *quick, *options) == 0
@@ -148,11 +154,17 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path, capsys: pytest
     assert "are for layout slidr, got layout tandem" in refused(
         folder / "tandem.safetensors", "tandem", *POINTS, "--intensity-scale", "255"
     )
+    broken = torch.load(slidr, weights_only=True)
+    broken["model_points"]["bn0.bn.weight"][0] = torch.nan
+    torch.save(broken, tmp_path / "broken.pt")
+    assert "broken.pt: not finite: stem_norm.weight" in refused(tmp_path / "broken.pt", "slidr", *POINTS)
     assert "data.shards: got null" in refused(slidr, "slidr", *POINTS, "data.shards=null")
-    for words in (["--layout", "slidr"], ["--weights", str(slidr)], ["--weights", str(slidr), "--layout", "onnx"]):
+    file = ["--weights", str(slidr), "--layout"]
+    for words in (["--layout", "slidr"], file[:2], [*file, "onnx"], [*file, "slidr", "--intensity-scale", "0"]):
         with pytest.raises(SystemExit) as stop:
             tandem(["evaluate", *words, "--out", str(tmp_path), str(folder / "protocols.yaml")])
         assert stop.value.code == 2
+    assert "--intensity-scale: got '0', expected a finite number above 0" in capsys.readouterr().err
     assert not (tmp_path / "results.json").exists()
 
 
