@@ -269,8 +269,8 @@ def main() -> int:
     if options.short:
         chosen = {name: _shortened(run) for name, run in chosen.items()}
     sweep = replace(sweep, root=str(root), runs=chosen)
-    root.mkdir(parents=True, exist_ok=True)
-    shards = street_set(options.shards, root) if options.shards or not (root / "shards").is_dir() else root / "shards"
+    made_before = options.table or (root / "shards").is_dir()
+    shards = root / "shards" if made_before and not options.shards else street_set(options.shards, root)
     overrides = [f"data.shards={shards}", *(SHORT_RUNS if options.short else ()), *options.overrides]
     try:
         made = points(sweep, overrides)
@@ -278,10 +278,13 @@ def main() -> int:
         parser.error(str(error))
     done = True
     if not options.table:
+        root.mkdir(parents=True, exist_ok=True)
         cluster = load_cluster(None, (), nodes=None, where="local")  # one run at a time
         done = submit(SubmitRequest(points=with_first_stages(made), root=root, cluster=cluster, where="local"))
-    text = f"{setting(0)}; {len(sweep.grid.get('seed', ()))} seed(s), {made[0].config.schedule.steps} updates\n\n"
     rows = rows_of(sweep, [point.run_dir for point in made])
+    if options.table and not rows:
+        parser.error(f"--table: {root} holds nothing of these runs, expected what a call without --table leaves there")
+    text = f"{setting(0)}; {len(sweep.grid.get('seed', ()))} seed(s), {made[0].config.schedule.steps} updates\n\n"
     text += f"{table_of(rows)}\n\n{gains_table(rows)}\n"
     (root / TABLE).write_text(text)
     print(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from benchmarks import methods
 from configs.load import ConfigError, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig, SlurmConfig, SweepConfig, SweepRunConfig
 from launchers.cli import main as tandem
@@ -253,3 +255,14 @@ def test_show_config_prints_what_can_be_given_as_a_config(
     if line[0] != "plan":
         assert "# cluster:\n# partition: null\n" in shown
     assert ("# nodes: 3\n" in shown) == (line[0] == "submit")
+
+
+def test_a_table_of_methods_that_never_ran_is_an_error_and_makes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "methods"
+    monkeypatch.setattr(sys, "argv", ["methods", "--table", "--root", str(root)])
+    with pytest.raises(SystemExit, match="2"):
+        methods.main()
+    assert f"{root} holds nothing of these runs" in capsys.readouterr().err
+    assert not root.exists()
