@@ -390,7 +390,10 @@ def read_backbone_metadata(path: str | Path) -> dict[str, str]:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"weights: {path} cannot be read as safetensors: {error}") from error
+        raise ValueError(
+            f"weights: {path} cannot be read as safetensors: {error}; expected a whole file of `tandem export`, "
+            "which with --format slidr or torchvision writes files of those layouts"
+        ) from error
     if metadata.get("format") != BACKBONE_FORMAT:
         raise ValueError(
             f"weights: {path} has format {metadata.get('format')!r}, expected {BACKBONE_FORMAT!r} as `tandem export` "

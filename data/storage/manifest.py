@@ -153,7 +153,9 @@ def _check_name(what: str, name: str, names: tuple[str, ...], root: str) -> None
     if name not in names:
         shown = sorted(set(names))
         listed = ", ".join(shown[:8]) + (", ..." if len(shown) > 8 else "")
-        raise ShardError(f"{what} {name!r} is not in the set {root}; it has {listed or 'none'}")
+        settings = "; data.split chooses for training, data.train_split and data.test_split for evaluation"
+        hint = settings if what == "split" else ""
+        raise ShardError(f"{what} {name!r} is not in the set {root}; it has {listed or 'none'}{hint}")
 
 
 def _stored_sha256(store: Store, name: str) -> str | None:

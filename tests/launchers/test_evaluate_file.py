@@ -146,7 +146,9 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path, capsys: pytest
     )
     assert "has no conv0p1s1.kernel" in refused(images, "slidr", *POINTS)
     assert "none.pt is not a file" in refused(tmp_path / "none.pt", "tandem", *POINTS)
-    assert "cannot be read as safetensors" in refused(slidr, "tandem", *POINTS)
+    text = refused(slidr, "tandem", *POINTS)
+    assert "cannot be read as safetensors" in text
+    assert "with --format slidr or torchvision writes files of those layouts" in text
     assert "network.bn1.running_mean (network (64,), file (16,))" in refused(
         images, "torchvision", *IMAGES, "--backbone", "resnet50"
     )

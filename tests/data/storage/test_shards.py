@@ -156,7 +156,7 @@ def test_a_log_by_time_a_split_by_log(tmp_path):
 
 
 def test_unknown_split_and_log_are_refused_with_the_known_ones(toy):
-    with pytest.raises(ShardError, match=r"split 'test' is not in the set .* it has train, val"):
+    with pytest.raises(ShardError, match=r"split 'test' is not in the set .* it has train, val; data.split chooses"):
         toy.indices("test")
     with pytest.raises(ShardError, match="split 'test' is not in the set"):
         toy.indices("train+test")
