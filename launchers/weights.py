@@ -62,8 +62,14 @@ def _check(path: Path) -> int:
         print(f"  {verdict}")
         print(f"  {published.file}: {published.project}, {published.learnt}; licence {published.licence}")
     found = fits(content, prefer=published.file_format if published is not None else "")
+    if not found and (layout := _layout_of_points(file, content)) is not None:
+        say(f"  a 3D network in layout {layout}; to measure it:")
+        say(f"  tandem evaluate --weights {path} --layout {layout} --out OUT CONFIG data.shards=SET")
+        return 0
     if not found:
-        print("  fills no image network that Tandem has (`tandem weights list` names those it has)")
+        print(
+            "  fills no image network that Tandem has (`tandem weights list` names those it has), and is no 3D network"
+        )
         return FAILURE
     for fit in (fit for fit in found if fit.merit == found[0].merit):
         matched, total = len(fit.report.matched), len(fit.report.matched) + len(fit.report.missing)
@@ -77,6 +83,19 @@ def _check(path: Path) -> int:
     if broken:
         say(f"  not finite: {', '.join(broken[:5])}: the file is damaged or diverged")
     return 0 if agrees and not broken else FAILURE
+
+
+def _layout_of_points(file: Path, content: Mapping[str, object]) -> str | None:
+    """How a file of a 3D network names its tensors; None where it holds none that is known here."""
+    from models.weights import read_backbone_metadata, slidr_points
+
+    if "conv0p1s1.kernel" in slidr_points(content):
+        return "slidr"
+    try:
+        read_backbone_metadata(file)
+    except ValueError:
+        return None
+    return "tandem"
 
 
 def _summary(content: Mapping[str, object]) -> str:

@@ -138,7 +138,7 @@ def storage_errors_named(root: str) -> Iterator[None]:
     except OSError as error:
         raise ShardError(
             f"preparing {root} stopped: {error}; nothing half-written is taken for whole. When the cause is removed, "
-            "run the same command again: it continues"
+            "run the same command again: it continues; or prepare into another folder"
         ) from error
 
 

@@ -296,4 +296,6 @@ def _fitting_preset(path: Path, read: _Read, asked: str | None, shards: str) -> 
     nearest = max(reports, key=lambda name: (reports[name].share, -len(reports[name].unused)))
     shown = reports[asked or nearest]
     hint = f"; nearest is --backbone {nearest} ({reports[nearest].share:.0%} match)" if nearest != asked else ""
+    if not any(report.matched for report in reports.values()):
+        hint = "; nothing in it fits, so it has another layout: `tandem weights check FILE` says which"
     raise ValueError(f"--backbone {asked or 'of any preset'}: the file has other tensors{hint}\n{shown.text()}")

@@ -145,6 +145,10 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path, capsys: pytest
         slidr, "slidr", *POINTS, "--backbone", "minkunet18"
     )
     assert "has no conv0p1s1.kernel" in refused(images, "slidr", *POINTS)
+    torch.save({"a.weight": torch.ones(3)}, tmp_path / "foreign.pt")
+    assert "has another layout: `tandem weights check FILE`" in refused(
+        tmp_path / "foreign.pt", "torchvision", *IMAGES, "--backbone", "resnet10_tiny"
+    )
     assert "none.pt is not a file" in refused(tmp_path / "none.pt", "tandem", *POINTS)
     text = refused(slidr, "tandem", *POINTS)
     assert "cannot be read as safetensors" in text
@@ -168,6 +172,17 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path, capsys: pytest
         assert stop.value.code == 2
     assert "--intensity-scale: got '0', expected a finite number above 0" in capsys.readouterr().err
     assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("tandem.safetensors", "--layout tandem"), ("slidr.pt", "--layout slidr"), ("torchvision.pth", "torchvision:")],
+)
+def test_weights_check_says_how_an_export_is_used(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, expected: str
+) -> None:
+    assert tandem(["weights", "check", str(folder / name)]) == 0
+    assert expected in capsys.readouterr().out
 
 
 def test_the_words_of_options_are_those_of_the_code() -> None:
