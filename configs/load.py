@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.nearby import nearest
 from common.ranges import RangeError
-from common.small_files import DamagedFileError, read_text
+from common.small_files import DamagedFileError, read_text, shown
 from common.trees import leaves
 from configs.find import KINDS, find_config, kind_of
 from configs.text import TextDumper, keep_text
@@ -167,6 +167,9 @@ def _drop_teachers_of_old(source: DictConfig, schema: DictConfig) -> None:
             del teacher[name]
 
 
+UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError)
+"""What reading YAML raises: PyYAML lets errors of Python's constructors through (no such date, thousands of digits)."""
+
 ADDED_LATER: Mapping[str, Mapping[str, object]] = {
     "simipu": {"chunk_rows": None},
     "contrastive_units": {"similarity": "teacher"},
@@ -275,7 +278,7 @@ def _read_file(path: Path | None, kind: type) -> DictConfig:
         tree = OmegaConf.load(io.StringIO(read_text(path) or ""))
     except DamagedFileError as error:
         raise ConfigError(str(error)) from error
-    except (yaml.YAMLError, OSError) as error:
+    except (*UNREADABLE, OSError) as error:
         raise ConfigError(f"{path}: not readable as YAML: {_one_line(error)}") from error
     if not isinstance(tree, DictConfig):
         raise ConfigError(f"{path}: expected a mapping of sections, got a list")
@@ -297,8 +300,8 @@ def _parse_override(text: str) -> DictConfig:
         raise ConfigError(f"override {text!r}: expected section.field=value, without spaces{hint}")
     try:
         return OmegaConf.from_dotlist([text])
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ConfigError(f"override {text!r}: the value is not valid YAML ({_one_line(error)})") from error
+    except UNREADABLE as error:
+        raise ConfigError(f"override {shown(text)}: the value is not valid YAML ({_one_line(error)})") from error
 
 
 def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources: Sequence[DictConfig]) -> None:

@@ -18,7 +18,7 @@ from torch import nn
 
 from common.trees import leaves
 from configs.find import find_config
-from configs.load import ConfigError
+from configs.load import UNREADABLE, ConfigError
 from configs.schema import PretrainConfig
 from data.preparing.superpixels import SuperpixelConfig
 from data.storage.mixture import open_sets
@@ -59,7 +59,7 @@ def blanks(options: argparse.Namespace) -> list[str]:
     """Overrides for what a config asks for and a plan can do without: the shards under --samples, weight files."""
     try:
         tree = yaml.safe_load(find_config(options.config, "pretrain").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+    except (OSError, *UNREADABLE):
         return []  # `load_run` says it better
     # "???" is how OmegaConf marks a value that the user must give.
     asked = [".".join(path) for path, value in leaves(tree) if value == "???"]

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from common.printable import printable
-from configs.load import ConfigError, dump, load, read_value
+from configs.load import UNREADABLE, ConfigError, dump, load, read_value
 from configs.schema import SweepConfig
 from configs.text import TextDumper
 from launchers.cli import FAILURE, guarded
@@ -178,7 +178,10 @@ def _parsed(point: Sequence[str]) -> dict[str, Choice]:
         key, sign, value = override.partition("=")
         if not sign or not key:
             raise ConfigError(f"points: {override!r}, expected section.field=value")
-        pairs[key] = Choice(given=value, meaning=yaml.safe_load(value))
+        try:
+            pairs[key] = Choice(given=value, meaning=yaml.safe_load(value))
+        except UNREADABLE as error:
+            raise ConfigError(f"points: {override!r}: the value is not valid YAML ({error})") from error
     return pairs
 
 

@@ -38,6 +38,7 @@ MISTAKES = [
     (["optim.lr"], ["'optim.lr'", "section.field=value"]),
     (["optim=3"], ["optim", "3", "a section"]),
     (["optim.lr={a: [}"], ["optim.lr", "not valid YAML"]),
+    (["optim.lr=" + 5000 * "1"], ["optim.lr", "not valid YAML", "4300 digits"]),
 ]
 
 
@@ -49,7 +50,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
-@pytest.mark.parametrize(("overrides", "words"), MISTAKES, ids=[overrides[0] for overrides, _ in MISTAKES])
+@pytest.mark.parametrize(("overrides", "words"), MISTAKES, ids=[overrides[0][:60] for overrides, _ in MISTAKES])
 def test_a_mistake_is_one_line_and_code_2(
     overrides: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -65,7 +66,11 @@ def test_a_missing_or_broken_file_is_named(tmp_path: Path, capsys: pytest.Captur
     assert "no such config file" in message
     assert "did you mean" in message
     assert "slidr_street.yaml" in message
-    for content, word in (("a: [1", "not readable as YAML"), ("- 1\n- 2\n", "expected a mapping")):
+    for content, word in (
+        ("a: [1", "not readable as YAML"),
+        ("seed: " + 5000 * "1", "not readable as YAML"),
+        ("- 1\n- 2\n", "expected a mapping"),
+    ):
         broken = tmp_path / "broken.yaml"
         broken.write_text(content)
         assert tandem(["pretrain", str(broken)]) == 2
