@@ -57,11 +57,8 @@ class DemoSize:
     evaluate: tuple[str, ...] = ()
 
 
-_TRAINED_LONG = (0.1, 0.5, 0.38, 0.02)
-
-
-NORMAL = DemoSize(logs=50, frames=6, steps=400, seeds=1, controls=False, minutes=10.0, shares=_TRAINED_LONG)
-FULL = DemoSize(logs=50, frames=6, steps=400, seeds=3, controls=True, minutes=45.0, shares=_TRAINED_LONG)
+NORMAL = DemoSize(logs=50, frames=6, steps=400, seeds=1, controls=False, minutes=11.0, shares=(0.08, 0.38, 0.53, 0.01))
+FULL = DemoSize(logs=50, frames=6, steps=400, seeds=3, controls=True, minutes=45.0, shares=(0.1, 0.5, 0.38, 0.02))
 _FEW_STEPS = ("finetune.steps=10", "finetune.lrs=[0.003]", "finetune.seeds=[0]")
 SHORT = DemoSize(
     logs=8,
