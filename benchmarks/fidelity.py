@@ -19,7 +19,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -29,6 +29,7 @@ import torch.nn.functional as F
 import yaml
 
 from benchmarks.common import REPOSITORY
+from configs.load import required_settings
 from configs.schema import PretrainConfig
 from engine.downstream.confusion import AbsentClass, ConfusionMatrix
 from engine.optim import peak_lr
@@ -105,8 +106,7 @@ def paper_config(name: str) -> PretrainConfig:
 
 def missing_values(path: Path) -> tuple[str, ...]:
     """Overrides for all that a file asks for with `???`: any shards, random weights."""
-    asked = _asked_for(yaml.safe_load(path.read_text(encoding="utf-8")), "")
-    return tuple(f"{name}={'a' if name == 'data.shards' else 'random'}" for name in asked)
+    return tuple(f"{name}={'a' if name == 'data.shards' else 'random'}" for name in required_settings(path))
 
 
 def reasons(method: str) -> dict[str, str]:
@@ -153,14 +153,6 @@ def _same(paper: object, here: object) -> bool:
     if all(isinstance(x, int | float) and not isinstance(x, bool) for x in (paper, here)):
         return math.isclose(paper, here, rel_tol=_ROUNDING)  # type: ignore[arg-type]
     return type(paper) is type(here) and paper == here
-
-
-def _asked_for(tree: Any, name: str) -> Iterator[str]:
-    if isinstance(tree, dict):
-        for key, value in tree.items():
-            yield from _asked_for(value, f"{name}.{key}" if name else str(key))
-    elif tree == "???":
-        yield name
 
 
 def _text(value: object) -> str:

@@ -120,6 +120,16 @@ def _load(
     return instance
 
 
+def required_settings(path: Path) -> list[str]:
+    """Dotted names of what a config file asks for: settings whose value is `???`, OmegaConf's mark of one to be given.
+
+    Raises:
+        OSError, or one of `UNREADABLE`: it cannot be read.
+    """
+    tree = yaml.safe_load(read_text(path) or "")
+    return [".".join(name) for name, value in leaves(tree) if value == "???"]
+
+
 def _unresolved(error: OmegaConfBaseException) -> ConfigError:
     """A value with `${...}` in it that stands for nothing."""
     text, name = str(error).splitlines()[0], error.full_key or "config"

@@ -10,15 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
-from common.trees import leaves
 from configs.find import find_config
-from configs.load import UNREADABLE, ConfigError
+from configs.load import UNREADABLE, ConfigError, required_settings
 from configs.schema import PretrainConfig
 from data.preparing.superpixels import SuperpixelConfig
 from data.storage.mixture import open_sets
@@ -58,11 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def blanks(options: argparse.Namespace) -> list[str]:
     """Overrides for what a config asks for and a plan can do without: the shards under --samples, weight files."""
     try:
-        tree = yaml.safe_load(find_config(options.config, "pretrain").read_text(encoding="utf-8"))
+        asked = required_settings(find_config(options.config, "pretrain"))
     except (OSError, *UNREADABLE):
         return []  # `load_run` says it better
-    # "???" is how OmegaConf marks a value that the user must give.
-    asked = [".".join(path) for path, value in leaves(tree) if value == "???"]
     stand_ins = {name: "random" for name in asked if name.endswith(".weights")}
     if options.samples is not None and "data.shards" in asked:
         stand_ins["data.shards"] = "none"
