@@ -158,6 +158,7 @@ class BatchSpec:
         second_cloud: a second cloud in `Batch.second`; None: none.
         ground: `Batch.ground`; None: not computed.
         clusters: `Batch.clusters`; None: not computed. Ground points are left out where `ground` is asked for.
+        boxes: classes, by their names in the set, whose boxes are in `Batch.boxes`, numbered in this order; (): none.
     """
 
     images: bool = True
@@ -167,6 +168,7 @@ class BatchSpec:
     second_cloud: SecondCloud | None = None
     ground: GroundConfig | None = None
     clusters: PointClusterConfig | None = None
+    boxes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.images and (self.superpixels or self.only_seen or self.second_images):

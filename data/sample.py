@@ -4,8 +4,8 @@ Frames: `lidar` (x forward, y left, z up at the sensor), `ego` (vehicle), `world
 (x right, y down, z forward). `T_a_b` maps points of frame b to frame a. Metres, radians, microseconds. Pixel (0, 0)
 is the *centre* of the top-left pixel, u to the right, v down.
 
-Letters: B samples, I images of all samples, N points of all samples, M voxels, P pairs, S superpixels, Q matches
-between two views, H W pixels.
+Letters: B samples, I images of all samples, N points of all samples, M voxels, P pairs, S superpixels, K boxes, Q
+matches between two views, H W pixels.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ class CameraView:
         min_depth_m: points nearer to the camera's plane make no pair with its pixels: near the vehicle, a scanner sees
             past what hides them from a camera beside it. Depth cameras see their points themselves.
         superpixels: segment id of each pixel, consecutive from 0; None before they are made.
+        ignored_px: left, top, right, bottom of rectangles in which unlabelled objects are (KITTI's DontCare); None
+            where the set has none.
         depth_m: ground-truth depth along the optical axis, 0 where unknown; None where the set has none.
         labels: ground-truth class of each pixel, IGNORE_LABEL where unlabelled; None where the set has none.
     """
@@ -60,6 +62,7 @@ class CameraView:
     image: UInt8[np.ndarray, "H W 3"] | None = None
     jpeg: bytes | None = None
     superpixels: Integer[np.ndarray, "H W"] | None = None
+    ignored_px: Float[np.ndarray, "rects 4"] | None = None
     depth_m: Float[np.ndarray, "H W"] | None = None
     labels: UInt8[np.ndarray, "H W"] | None = None
 
@@ -79,6 +82,13 @@ class Boxes:
             where the set has nothing of the kind.
         difficulties: the set's own level; -1 where unknown.
         attributes: index into the set's attributes (docs/datasets/<set>.md); -1 where it has none.
+        categories: index into the set's own names of kinds of objects (`Manifest.box_categories`), which are finer than
+            its classes: also of boxes whose class is IGNORE_LABEL.
+        num_radar_points: points of radars inside, as the set states them; -1 where unknown.
+        truncations: share of the object outside its image; NaN where unknown.
+        occlusions: the set's own level; -1 where unknown.
+        image_boxes_px: left, top, right, bottom in the image of the set's first camera; NaN where unknown.
+        alphas: KITTI's observation angle, radians; NaN where unknown.
     """
 
     centers_m: Float[np.ndarray, "boxes 3"]
@@ -90,6 +100,12 @@ class Boxes:
     num_points: Int[np.ndarray, " boxes"] | None = None
     difficulties: Int[np.ndarray, " boxes"] | None = None
     attributes: Int[np.ndarray, " boxes"] | None = None
+    categories: Int[np.ndarray, " boxes"] | None = None
+    num_radar_points: Int[np.ndarray, " boxes"] | None = None
+    truncations: Float[np.ndarray, " boxes"] | None = None
+    occlusions: Int[np.ndarray, " boxes"] | None = None
+    image_boxes_px: Float[np.ndarray, "boxes 4"] | None = None
+    alphas: Float[np.ndarray, " boxes"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +215,24 @@ class PointClusters:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchBoxes:
+    """Labelled boxes of a batch, those of one sample after another.
+
+    Attributes:
+        boxes: x, y, z of the centre in the frame of `Batch.points`, length along the heading, width, height, metres;
+            heading from +x counter-clockwise about z, radians.
+        velocities_mps: in the ground plane, in the same frame; NaN where unknown.
+        classes: index into `BatchSpec.boxes`, the names that were asked for.
+        sample: sample of each box, non-decreasing.
+    """
+
+    boxes: Float[Tensor, "K 7"]
+    velocities_mps: Float[Tensor, "K 2"]
+    classes: Int[Tensor, " K"]
+    sample: Int[Tensor, " K"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class PointMatches:
     """Points of the two views that are the same place.
 
@@ -218,6 +252,7 @@ _NEEDS = {
     "superpixels": "superpixels (BatchSpec.superpixels, of a set that was prepared with them)",
     "ground": "a ground mask (BatchSpec.ground)",
     "clusters": "clusters of points (BatchSpec.clusters)",
+    "boxes": "labelled boxes (BatchSpec.boxes, of a set that has them)",
     "second": "a second view (BatchSpec.second_cloud or BatchSpec.second_images)",
     "matches": "a second cloud with matches (BatchSpec.second_cloud)",
 }
@@ -246,6 +281,7 @@ class Batch:
         ground: whether a point lies on the ground.
         clusters: objects among the points.
         labels: semantic class of each point, IGNORE_LABEL where unlabelled.
+        boxes: labelled objects.
         image_depth_m: ground-truth depth, 0 where unknown; downstream only.
         image_labels: ground-truth class of each pixel, IGNORE_LABEL where unlabelled; downstream only.
         second: another view of the same samples in the same order (`BatchSpec.second_cloud`,
@@ -268,6 +304,7 @@ class Batch:
     ground: Bool[Tensor, " N"] | None = None
     clusters: PointClusters | None = None
     labels: Int[Tensor, " N"] | None = None
+    boxes: BatchBoxes | None = None
     image_depth_m: Float[Tensor, "I H W"] | None = None
     image_labels: UInt8[Tensor, "I H W"] | None = None
     second: Batch | None = None
@@ -295,6 +332,8 @@ class Batch:
     def need(self, part: Literal["ground"], *, by: str) -> Bool[Tensor, " N"]: ...
     @overload
     def need(self, part: Literal["clusters"], *, by: str) -> PointClusters: ...
+    @overload
+    def need(self, part: Literal["boxes"], *, by: str) -> BatchBoxes: ...
     @overload
     def need(self, part: Literal["second"], *, by: str) -> Batch: ...
     @overload
@@ -336,6 +375,7 @@ def first_sample(batch: Batch) -> Batch:
         "M": int((batch.voxel_coords[:, 0] == 0).sum()),
         "I": 0 if batch.cameras is None else int((batch.cameras.sample == 0).sum()),
     }
+    counts["K"] = 0 if batch.boxes is None else int((batch.boxes.sample == 0).sum())
     counts["P"] = 0 if batch.pairs is None else int((batch.pairs.point < counts["N"]).sum())
     counts["Q"] = 0 if batch.matches is None else int((batch.matches.first < counts["N"]).sum())
     counts["S"] = 0 if batch.superpixels is None else int(batch.superpixels.per_image[: counts["I"]].sum())
