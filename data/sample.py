@@ -143,6 +143,11 @@ class Sample:
         T_cam_world = camera.T_cam_ego @ np.linalg.inv(camera.T_world_ego)
         return np.asarray(T_cam_world @ self.T_world_ego @ self.T_ego_lidar)
 
+    def point_fields(self) -> dict[str, Shaped[np.ndarray, "N ..."]]:
+        """What is stated of each point: the fields that have a row a point, where they are present."""
+        columns = [field.name for field in dataclasses.fields(self) if re.search(r"['\"] ?N\b", str(field.type))]
+        return {name: getattr(self, name) for name in columns if getattr(self, name) is not None}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cameras:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from data.sample import Batch, Cameras, PointClusters, PointMatches, PointPixelPairs, Superpixels
+from data.sample import Batch, BatchBoxes, Cameras, PointClusters, PointMatches, PointPixelPairs, Superpixels
 from data.views.view import View, ViewSuperpixels
 
 T = TypeVar("T")
@@ -64,6 +64,19 @@ def _points(views: Sequence[View]) -> Batch:
         ground=None if ground is None else _concatenated(ground),
         clusters=_clusters(views),
         labels=None if labels is None else _concatenated(labels).long(),
+        boxes=_boxes(views),
+    )
+
+
+def _boxes(views: Sequence[View]) -> BatchBoxes | None:
+    parts = _each(views, lambda view: view.boxes)
+    if parts is None:
+        return None
+    return BatchBoxes(
+        boxes=_concatenated([part.boxes.astype(np.float32) for part in parts]),
+        velocities_mps=_concatenated([part.velocities_mps.astype(np.float32) for part in parts]),
+        classes=_concatenated([part.classes for part in parts]),
+        sample=torch.from_numpy(_numbers([len(part) for part in parts])),
     )
 
 

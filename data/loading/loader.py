@@ -33,6 +33,7 @@ from data.storage.reader import Reader, SampleError
 from data.storage.remote.shard_cache import CacheConfig
 from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCache
+from data.views.boxes import class_numbers
 from data.views.second_sweep import PartnerFinder
 from data.views.view import View, ViewConfig, partners_for, read_view
 
@@ -249,8 +250,11 @@ def check_suits(manifest: Manifest, indices: Int[np.ndarray, " n"], spec: BatchS
     """Refuse a set that has next to nothing of what a method asks for, before anything is read.
 
     Raises:
-        ShardError: most samples have no point that a camera sees, and the method needs images; says why.
+        ShardError: most samples have no point that a camera sees, and the method needs images; or the set has not the
+            classes whose boxes the method needs. Says why.
     """
+    if spec.boxes:
+        class_numbers(manifest, spec.boxes)
     without = int((manifest.num_pairs[indices] == 0).sum())
     if not spec.images or (
         without < len(indices) and without <= max(max_skip_share, MAX_UNSUITED_SHARE) * len(indices)
@@ -330,6 +334,8 @@ def build_loader(
             config.micro_batch_size,
             world_size,
         )
+    if config.more and spec.boxes:
+        raise ValueError("data.more names other sets, but boxes are read of one set: classes differ; set data.more=[]")
     reader, indices = opened.reader, opened.indices
     check_suits(reader.manifest, indices, spec, config.max_skip_share)
     shards = reader.manifest.sample_shard[indices]

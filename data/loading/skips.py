@@ -41,6 +41,11 @@ _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
         "The method needs superpixels, and the set was prepared without: prepare it into a new folder without "
         "--no-superpixels.",
     ),
+    (
+        ("no-boxes",),
+        "The method learns from labelled boxes, and these samples have none: choose a split of a set whose objects are "
+        "labelled (docs/datasets.md).",
+    ),
     (("not-cached",), "The teacher cache lacks these samples: delete its folder, and the next run builds it again."),
     (
         (

@@ -26,7 +26,7 @@ class SampleError(ShardError):
 
     Attributes:
         reason: one of `data.storage.encode.REASONS`, or one of the loader's own: "zero-pairs", "no-points",
-            "no-partner", "superpixels-missing", "not-cached".
+            "no-partner", "superpixels-missing", "no-boxes", "not-cached".
         key: the sample's key.
         shard: file name of its tar.
     """

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -19,7 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from torch.nn import functional
 
-from common.ranges import ascending, at_least, at_most, below, positive, share
+from common.ranges import ascending, at_least, at_most, below, one_of, positive, share
 from data.geometry import rigid, yaw_rotation
 from data.views.colour import ColourConfig
 
@@ -36,6 +37,7 @@ class PointAugmentConfig:
         rotate: by a uniform angle about z.
         max_rotation_rad: largest angle either way; pi for the whole circle.
         flip: negate x with probability one half, and y likewise.
+        flip_axes: the axes that `flip` may negate: "y" alone keeps what is in front of the vehicle there.
         scale_range: uniform factor of all coordinates; (1, 1) for none, as in SLidR.
         jitter_m: standard deviation of Gaussian noise on each coordinate; 0 for none. Pixels of pairs stay where the
             recorded point is seen.
@@ -48,6 +50,7 @@ class PointAugmentConfig:
     rotate: bool = True
     max_rotation_rad: float = math.pi
     flip: bool = True
+    flip_axes: Literal["x", "y", "xy"] = "xy"
     scale_range: tuple[float, float] = (1.0, 1.0)
     jitter_m: float = 0.0
     drop_max_side: float = 0.2
@@ -55,6 +58,7 @@ class PointAugmentConfig:
 
     def __post_init__(self) -> None:
         ascending(self, "scale_range", "keep_share")
+        one_of(self, flip_axes=("x", "y", "xy"))
         at_most(self, keep_share=1)
         share(self, "drop_max_side")
         positive(self, "max_rotation_rad")
@@ -133,7 +137,8 @@ def draw_cloud_transform(rng: np.random.Generator, config: PointAugmentConfig) -
         low, high = (0.0, 2 * np.pi) if whole_circle else (-config.max_rotation_rad, config.max_rotation_rad)
         T = rigid(yaw_rotation(rng.uniform(low, high)), np.zeros(3))
     if config.enabled and config.flip:
-        signs = np.where(rng.random(2) < 0.5, -1.0, 1.0)
+        signs = np.where(rng.random(2) < 0.5, -1.0, 1.0)  # two draws whatever the axes
+        signs[[axis not in config.flip_axes for axis in "xy"]] = 1.0
         T = np.diag((signs[0], signs[1], 1.0, 1.0)) @ T
     if config.enabled and config.scale_range != (1.0, 1.0):
         scale = rng.uniform(*config.scale_range)

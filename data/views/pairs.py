@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -48,6 +50,20 @@ class Pairs:
     def counts(self, num_cameras: int) -> Int[np.ndarray, " V"]:
         """Pairs of each camera."""
         return np.bincount(self.camera, minlength=num_cameras)
+
+
+def cut_to_cameras(sample: Sample) -> Sample:
+    """The sweep with only those points that lie inside the stored image of some camera; pixels are not looked at.
+
+    Points right at an image's border count as inside, in front of the camera at any distance.
+
+    Source: Team et al., OpenPCDet, released code for KITTI, whose labels end where the image does.
+    """
+    every_camera = point_pixel_pairs(sample, min_depth_m=0.0, border_px=0.0)
+    seen = np.zeros(len(sample.points_lidar), dtype=bool)
+    seen[every_camera.point] = True
+    kept: dict[str, Any] = {name: values[seen] for name, values in sample.point_fields().items()}
+    return dataclasses.replace(sample, **kept)
 
 
 def no_pairs() -> Pairs:

@@ -31,10 +31,11 @@ from data.views.augment import (
     draw_pixel_transform,
     draw_thinning,
 )
+from data.views.boxes import BoxConfig, ViewBoxes, class_numbers, wanted_boxes
 from data.views.clusters import clusters
 from data.views.colour import draw_colour
 from data.views.ground import ground_mask
-from data.views.pairs import Pairs, no_pairs, point_pixel_pairs
+from data.views.pairs import Pairs, cut_to_cameras, no_pairs, point_pixel_pairs
 from data.views.second_sweep import Partner, PartnerFinder, SweepMatches
 from data.views.voxelize import Voxels, inside_range, voxelize
 
@@ -48,12 +49,17 @@ class ViewConfig:
         cameras_per_sample: use this many cameras of each sample, drawn again each epoch; None for all.
         voxel: grid and input features.
         augment: what changes from epoch to epoch.
+        cut_to_cameras: keep only the points inside the image of some camera, before anything is drawn; no pixel is read
+            for it. For sets whose objects are labelled only there (KITTI).
+        boxes: which labelled boxes count, where a method asks for boxes.
     """
 
     image_size: tuple[int, int] = (224, 416)
     cameras_per_sample: int | None = None
     voxel: VoxelConfig = field(default_factory=VoxelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    cut_to_cameras: bool = False
+    boxes: BoxConfig = field(default_factory=BoxConfig)
 
     def __post_init__(self) -> None:
         at_least(self, image_size=1, cameras_per_sample=1)
@@ -126,6 +132,7 @@ class View:
     ground: Bool[np.ndarray, " N"] | None = None
     clusters: ViewClusters | None = None
     labels: UInt8[np.ndarray, " N"] | None = None
+    boxes: ViewBoxes | None = None
     second: View | None = None
     matches: SweepMatches | None = None
 
@@ -147,17 +154,23 @@ def read_view(
     A teacher cache gives features in place of pixels; `labels` adds the classes of points.
 
     Raises:
-        SampleError: the sample is damaged, has no pairs or no partner where `spec` asks for them, or no view of it can
-            be made, whatever the exception.
-        ShardError: the cache was built with other superpixels, or the storage is away.
+        SampleError: the sample is damaged, has no pairs, no partner or no labelled boxes where `spec` asks for them, or
+            no view of it can be made, whatever the exception.
+        ShardError: the cache was built with other superpixels, the set has no class of a name in `spec.boxes`, or the
+            storage is away.
     """
     images: Images = "encoded" if spec.images and cache is None else False
-    sample = reader.read(index, images=images, superpixels=spec.superpixels, labels=labels)
+    sample = reader.read(index, images=images, superpixels=spec.superpixels, labels=labels or bool(spec.boxes))
     shard = reader.shard_of(index)
     with blamed_on(sample.key, shard):
+        boxes = _boxes(sample, reader, spec, shard)
+        if not labels:
+            sample = dataclasses.replace(sample, labels=None, instances=None)
+        if config.cut_to_cameras:
+            sample = cut_to_cameras(sample)
         partner = None if partners is None else partners.find(index, sample, draws.partner(), shard=shard)
         cached = None if cache is None else _cached_features(cache, index, sample)
-        return make_view(sample, config, spec, draws, shard=shard, cached=cached, partner=partner)
+        return make_view(sample, config, spec, draws, shard=shard, cached=cached, partner=partner, boxes=boxes)
 
 
 def partners_for(reader: Reader, indices: Int[np.ndarray, " n"], spec: BatchSpec) -> PartnerFinder | None:
@@ -165,6 +178,16 @@ def partners_for(reader: Reader, indices: Int[np.ndarray, " n"], spec: BatchSpec
     if spec.second_cloud is None or spec.second_cloud.source == "same":
         return None
     return PartnerFinder(reader, indices, spec.second_cloud)
+
+
+def _boxes(sample: Sample, reader: Reader, spec: BatchSpec, shard: str) -> ViewBoxes | None:
+    """Those of the classes that are asked for; None where none are."""
+    if not spec.boxes:
+        return None
+    numbers = class_numbers(reader.manifest, spec.boxes)
+    if sample.boxes is None:
+        raise SampleError("no-boxes", sample.key, shard, "nobody has labelled its objects")
+    return wanted_boxes(sample.boxes, numbers)
 
 
 def _cached_features(cache: TeacherCache, index: int, sample: Sample) -> list[np.ndarray]:
@@ -194,11 +217,13 @@ def make_view(
     shard: str = "",
     cached: Sequence[np.ndarray] | None = None,
     partner: Partner | None = None,
+    boxes: ViewBoxes | None = None,
 ) -> View:
     """Pair, augment and voxelise one sample; make a second view of it where the method needs one.
 
     The sample has no pixels under a teacher cache (`cached`: features of each camera's superpixels) or where `spec`
-    asks for no images. `partner` is the other sweep, where `spec.second_cloud` is another one; `shard` is for messages.
+    asks for no images. `partner` is the other sweep, where `spec.second_cloud` is another one; `boxes` are those of
+    the recorded sweep that the view shall have; `shard` is for messages.
 
     Raises:
         SampleError: no point falls into any image ("zero-pairs") or, where `spec` asks for no images, into the voxel
@@ -209,7 +234,7 @@ def make_view(
     in_use = tuple(range(len(sample.cameras))) if spec.images else ()
     if config.cameras_per_sample is not None and config.cameras_per_sample < len(in_use):
         in_use = tuple(sorted(rng.choice(len(in_use), config.cameras_per_sample, replace=False).tolist()))
-    recorded = _record(sample, in_use, spec, draws, shard)
+    recorded = dataclasses.replace(_record(sample, in_use, spec, draws, shard), boxes=boxes)
     cloud = _draw_cloud(rng, recorded, augment.points, config.voxel, augment.min_pairs)
     pixels = _draw_pixels(rng, recorded, cloud, augment, config.image_size) if spec.images else None
     if spec.only_seen and pixels is not None:
@@ -217,6 +242,7 @@ def make_view(
     features = None if cached is None else np.concatenate([cached[camera] for camera in in_use]).astype(np.float32)
     voxels = cloud.voxels(recorded, config.voxel)
     view = _assemble(recorded, cloud, voxels, pixels, spec, shard, features)
+    view = _with_boxes(view, recorded, config)
     if spec.second_cloud is None and not spec.second_images:
         return view
 
@@ -237,6 +263,7 @@ def make_view(
     if spec.second_cloud is not None:
         voxels = cloud.voxels(recorded, config.voxel)
     second = _assemble(recorded, cloud, voxels, pixels, spec, shard, features)
+    second = _with_boxes(second, recorded, config)
     if matches is not None:
         matches = matches.keep(view.recorded, second.recorded)
     return dataclasses.replace(view, second=second, matches=matches)
@@ -253,6 +280,7 @@ class _Recorded:
         pairs: in the stored images.
         ground: as in `View`, of all points.
         clusters: likewise.
+        boxes: labelled ones; None where they are not asked for, or of another sweep.
     """
 
     sample: Sample
@@ -260,6 +288,7 @@ class _Recorded:
     pairs: Pairs
     ground: Bool[np.ndarray, " N"] | None
     clusters: ViewClusters | None
+    boxes: ViewBoxes | None = None
 
     def intensity(self, points: Int[np.ndarray, " N"]) -> Float[np.ndarray, " N"]:
         """Of some points."""
@@ -429,6 +458,14 @@ def _assemble(
         pairs=pairs,
         superpixels=_superpixels(cameras, pixels, pairs, features) if spec.superpixels else None,
     )
+
+
+def _with_boxes(view: View, recorded: _Recorded, config: ViewConfig) -> View:
+    """With the boxes where its points are."""
+    if recorded.boxes is None:
+        return view
+    boxes = recorded.boxes.moved(view.T_aug_lidar).kept(view.points, config.voxel, config.boxes)
+    return dataclasses.replace(view, boxes=boxes)
 
 
 def _superpixels(
