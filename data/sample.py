@@ -124,6 +124,9 @@ class Sample:
         labels: semantic class of each point, IGNORE_LABEL where unlabelled.
         instances: object of each point, 0 for none.
         boxes: 3D boxes.
+        times_s: how long before the sweep's time each point was measured, seconds: 0 or more in a cloud of several
+            sweeps; None where all points count as of the sweep's time.
+        elongations: of each point's pulse beyond its nominal width, in the set's own unit; None where not measured.
     """
 
     key: str
@@ -137,6 +140,8 @@ class Sample:
     labels: UInt8[np.ndarray, " N"] | None = None
     instances: Int[np.ndarray, " N"] | None = None
     boxes: Boxes | None = None
+    times_s: Float[np.ndarray, " N"] | None = None
+    elongations: Float[np.ndarray, " N"] | None = None
 
     def T_cam_lidar(self, camera: CameraView) -> Float[np.ndarray, "4 4"]:  # noqa: N802
         """Pose chain LiDAR -> ego at the sweep's time -> world -> ego at the camera's time -> camera."""

@@ -34,7 +34,7 @@ from data.convert.poses import pose, track_id
 from data.convert.raw_files import layout_error, read_jpeg
 from data.geometry import transform
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 RING_CAMERAS = (
     *("ring_front_center", "ring_front_left", "ring_front_right", "ring_side_left", "ring_side_right"),

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypeVar
 
 from common.ranges import some_of
 from data.sample import Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 
 logger = logging.getLogger(__name__)
@@ -25,7 +25,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True, kw_only=True)
 class Skipped:
-    """A source frame that cannot become a sample; `reason` is one of `data.storage.encode.REASONS`, `log` the drive."""
+    """A source frame that cannot become a sample; `reason` is one of `data.storage.damage.REASONS`, `log` the drive."""
 
     reason: str
     key: str
@@ -116,6 +116,11 @@ class Converter(ABC):
     @property
     def class_names(self) -> tuple[str, ...]:
         """Classes of `Sample.labels` and `Boxes.classes`, () if unlabelled."""
+        return ()
+
+    @property
+    def box_categories(self) -> tuple[str, ...]:
+        """Kinds of objects of `Boxes.categories`, () where the set has none."""
         return ()
 
     @property

@@ -12,7 +12,7 @@ import pyarrow.feather
 from jaxtyping import Shaped
 
 from data.convert.raw_files import read_bytes
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 Table: TypeAlias = Mapping[str, Shaped[np.ndarray, " rows"]]
 Kind: TypeAlias = Literal["number", "integer", "text"]

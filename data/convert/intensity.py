@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float32, Shaped
 
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 MOST_CLIPPED = 0.5
 """Share of the points; where the scale is right, only reflectors are clipped."""

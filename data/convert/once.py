@@ -35,7 +35,7 @@ from data.convert.poses import looks_forward, pose
 from data.convert.raw_files import check_image_fits, layout_error, read_bytes, read_jpeg, read_json, read_sweep
 from data.geometry import rigid, transform, yaw_rotation
 from data.sample import Boxes, CameraView, Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 CLASS_NAMES = ("background", "Car", "Truck", "Bus", "Pedestrian", "Cyclist")
 CAMERAS = ("cam01", "cam03", "cam05", "cam06", "cam07", "cam08", "cam09")

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 _ROWS_A_BATCH = 5
 

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
 from data.geometry import rigid
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 _FORWARD = 0.7
 """Least cosine between a front camera's optical axis and the vehicle's x axis: 45 degrees."""

@@ -20,8 +20,9 @@ from jaxtyping import Float, Float32, Shaped, UInt8
 
 from common.printable import listed
 from data.sample import CameraView
+from data.storage.damage import DamagedError
 from data.storage.decode import PNG_MARK, decode_jpeg, jpeg_size, png_size
-from data.storage.encode import DamagedError, check_image_size
+from data.storage.encode import check_image_size
 from data.storage.shard import ShardError
 from data.storage.untrusted import parse_npy
 

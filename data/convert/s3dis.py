@@ -32,7 +32,7 @@ from data.convert.raw_files import layout_error, read_bytes
 from data.convert.rgbd import luminance
 from data.geometry import rigid
 from data.sample import Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 
 CLASS_NAMES = (

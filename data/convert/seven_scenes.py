@@ -27,7 +27,7 @@ from data.convert.poses import nearest_rotation
 from data.convert.raw_files import read_image
 from data.convert.rgbd import MIN_DEPTH_M, T_CAM_LIDAR, depth_points, read_depth
 from data.sample import CameraView, Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 
 _CAMERA = "color"

@@ -35,7 +35,7 @@ from data.convert.raw_files import check_image_fits, read_bytes, read_image
 from data.convert.rgbd import MIN_DEPTH_M, luminance
 from data.geometry import rigid
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 
 CLASS_NAMES = (

@@ -17,7 +17,7 @@ from data.calibration.heading import Heading, troubles
 from data.convert.base import Skipped
 from data.convert.intensity import DARK, FEW_POINTS
 from data.sample import Sample
-from data.storage.encode import REASONS
+from data.storage.damage import REASONS
 from data.storage.shard import ShardError
 
 _STREAK = 20

@@ -291,6 +291,7 @@ def _set_info(converter: Converter) -> SetInfo:
         set_name=converter.set_name,
         camera_names=converter.camera_names(),
         class_names=converter.class_names,
+        box_categories=converter.box_categories,
         logs=logs,
         splits=tuple(converter.split_of(log) for log in logs),
         notes=converter.notes(),

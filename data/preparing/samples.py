@@ -73,6 +73,7 @@ class SourceConverter(FrameConverter):
             with others is refused.
         cameras: names in the order of `Sample.cameras`.
         classes: of labels and boxes, () if unlabelled.
+        categories: of `Boxes.categories`, () where boxes have none.
         val_logs: logs of the split "val"; all others are "train".
         drives_forward: as in `Converter`; False for vehicles that really drive another way than they look.
     """
@@ -80,6 +81,7 @@ class SourceConverter(FrameConverter):
     frames_of: FrameSource
     cameras: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
     val_logs: tuple[str, ...] = ()
     drives_forward: bool = True
 
@@ -90,6 +92,11 @@ class SourceConverter(FrameConverter):
         """As given."""
         return self.classes
 
+    @property
+    def box_categories(self) -> tuple[str, ...]:
+        """As given."""
+        return self.categories
+
     def camera_names(self) -> tuple[str, ...]:
         """As given."""
         return self.cameras
@@ -99,6 +106,7 @@ class SourceConverter(FrameConverter):
         source: Any = self.frames_of
         fields = dataclasses.fields(source) if dataclasses.is_dataclass(source) else ()
         settings = {"cameras": self.cameras, "classes": self.classes, "val_logs": self.val_logs}
+        settings |= _if_any(self.categories)
         settings |= {f"source.{field.name}": getattr(source, field.name) for field in fields}
         return {"source": type(source).__qualname__, **settings}
 
@@ -123,6 +131,10 @@ class SourceConverter(FrameConverter):
         return read
 
 
+def _if_any(categories: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    return {"box_categories": categories} if categories else {}
+
+
 def _split_of(log: str, val_logs: tuple[str, ...]) -> str:
     return "val" if log in val_logs else "train"
 
@@ -142,6 +154,7 @@ def prepare_samples(
     root: str,
     *,
     class_names: tuple[str, ...] = (),
+    box_categories: tuple[str, ...] = (),
     val_logs: tuple[str, ...] = (),
     config: PrepareConfig | None = None,
     workers: int = 1,
@@ -154,6 +167,7 @@ def prepare_samples(
         samples: in an order that is the same each time, each log in order of time; without superpixels.
         root: folder of the set, made if absent.
         class_names: of labels and boxes.
+        box_categories: of `Boxes.categories`.
         val_logs: logs of the split "val"; all others are "train".
         config: how it is written; its `limit` is that of samples taken from the iterator.
         workers: processes that cut superpixels; 1 works in this one. A script that uses more needs the usual
@@ -172,12 +186,21 @@ def prepare_samples(
     config = config or PrepareConfig()
     with locked(root), contextlib.ExitStack() as closing:
         forget_if_empty(root)
-        own = {"source": "iterator", "class_names": class_names, "val_logs": val_logs}
+        own = {"source": "iterator", "class_names": class_names, "val_logs": val_logs, **_if_any(box_categories)}
         same_settings(root, plain_settings(config, "custom", own))
         sweep(root)
         num_samples = min(operator.length_hint(samples) or sys.maxsize, config.limit or sys.maxsize)
         shards = closing.enter_context(
-            _OpenShards(root, config, val_logs, len(class_names), num_samples, retry_skipped, drives_forward)
+            _OpenShards(
+                root,
+                config,
+                val_logs,
+                len(class_names),
+                len(box_categories),
+                num_samples,
+                retry_skipped,
+                drives_forward,
+            )
         )
         pool = None
         if workers > 1:
@@ -191,6 +214,7 @@ def prepare_samples(
             set_name="custom",
             camera_names=shards.cameras or (),
             class_names=class_names,
+            box_categories=box_categories,
             logs=tuple(shards.logs),
             splits=tuple(_split_of(log, val_logs) for log in shards.logs),
         )
@@ -257,6 +281,7 @@ class _OpenShards:
         config: PrepareConfig,
         val_logs: tuple[str, ...],
         num_classes: int,
+        num_categories: int,
         num_samples: int,
         retry_skipped: bool,
         drives_forward: bool,
@@ -268,6 +293,7 @@ class _OpenShards:
         self._retry_skipped = retry_skipped
         self._drives_forward = drives_forward
         self._num_classes = num_classes
+        self._num_categories = num_categories
         self._val_logs = val_logs
         self._filling: dict[str, _Filling] = {}
         self._open: dict[int, _Open] = {}
@@ -328,7 +354,11 @@ class _OpenShards:
         """Append to the shard, and close it when it is full."""
         if task.number not in self._open:
             path = Path(self._root) / task.shard_name
-            bounds = SetBounds(camera_names=self.cameras or (), num_classes=self._num_classes or None)
+            bounds = SetBounds(
+                camera_names=self.cameras or (),
+                num_classes=self._num_classes or None,
+                num_categories=self._num_categories,
+            )
             self._open[task.number] = _Open(
                 task=task,
                 writer=ShardWriter(path, self._config.codec, bounds),

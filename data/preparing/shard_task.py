@@ -22,7 +22,8 @@ from data.convert.base import Converter, Skipped, read_or_skip, unforeseen
 from data.preparing.early import SampleLooks, Tally
 from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import Sample
-from data.storage.encode import CodecConfig, DamagedError, SetBounds
+from data.storage.damage import DamagedError
+from data.storage.encode import CodecConfig, SetBounds
 from data.storage.manifest_check import MAX_MANIFEST_BYTES, is_plain_name
 from data.storage.shard import Shard
 from data.storage.shard_writer import COUNTED_COLUMNS, ShardTable, ShardWriter
@@ -145,7 +146,11 @@ def run_task(job: ShardJob, task: ShardTask, tally: Tally) -> ShardRecord:
         drives_forward=job.converter.drives_forward,
         measures_intensity=job.converter.measures_intensity,
     )
-    bounds = SetBounds(camera_names=job.converter.camera_names(), num_classes=len(job.converter.class_names) or None)
+    bounds = SetBounds(
+        camera_names=job.converter.camera_names(),
+        num_classes=len(job.converter.class_names) or None,
+        num_categories=len(job.converter.box_categories),
+    )
     with ShardWriter(Path(job.root) / task.shard_name, job.codec, bounds) as writer:
         for part in task.stretches:
             for item in job.converter.frames(part.log, part.start, part.stop):

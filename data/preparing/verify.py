@@ -49,7 +49,7 @@ REASONS = (
     "intensity-scale",  # most are 1: of another scale than the set took them for when it was prepared
     "intensity-dark",  # as all others of its log next to 0: likewise
 )
-"""What `verify` finds beside `data.storage.encode.REASONS`."""
+"""What `verify` finds beside `data.storage.damage.REASONS`."""
 
 _PAIR_SLACK, _PAIR_SLACK_SHARE = 2, 1e-3
 """Points at the border of an image: they were counted before they became float32, perhaps on another processor."""
@@ -60,7 +60,7 @@ class SetProblem:
     """One thing that is wrong.
 
     Attributes:
-        reason: one of `REASONS` or of `data.storage.encode.REASONS`.
+        reason: one of `REASONS` or of `data.storage.damage.REASONS`.
         shard: file name of the tar.
         row: of the sample in samples.npz; -1 where the shard as a whole is meant.
         key: of the sample, "" for the shard.

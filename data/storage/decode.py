@@ -14,22 +14,13 @@ from typing import Any, Literal
 import cv2
 import numpy as np
 import simplejpeg
-from jaxtyping import Float, Int, Integer, UInt8
+from jaxtyping import Float, Integer, UInt8
 
 from common.constants import MIN_DEPTH_M
-from data.sample import Boxes, CameraView, Sample
-from data.storage.encode import (
-    ABSENT_DETAIL,
-    BOX_DETAILS,
-    BOX_TABLE,
-    DEPTH_UNIT_M,
-    MAX_TRACK_ID,
-    READABLE_VERSIONS,
-    DamagedError,
-    check_image_size,
-    check_sample,
-    is_camera_name,
-)
+from data.sample import CameraView, Sample
+from data.storage.box_record import decode_boxes
+from data.storage.damage import DamagedError
+from data.storage.encode import DEPTH_UNIT_M, READABLE_VERSIONS, check_image_size, check_sample, is_camera_name
 from data.storage.run_lengths import SizeError, decode_runs
 from data.storage.untrusted import parse_json, parse_npy
 
@@ -76,8 +67,10 @@ def decode_sample(key: str, members: Mapping[str, bytes], parts: DecodeSpec) -> 
         labels = _decode_npy("labels.npy", members, "|u1", (num_points,))
     if parts.labels and "instances.npy" in members:
         instances = _decode_npy("instances.npy", members, "<u2", (num_points,)).astype(np.int32)
-    if parts.labels and "boxes.npy" in members:
-        boxes = _decode_boxes(members)
+    if parts.labels:
+        boxes = decode_boxes(
+            lambda name, dtype, shape: _decode_optional(name, members, dtype, shape), meta["schema_version"]
+        )
     sample = Sample(
         key=key,
         log=meta["log"],
@@ -90,6 +83,8 @@ def decode_sample(key: str, members: Mapping[str, bytes], parts: DecodeSpec) -> 
         labels=labels,
         instances=instances,
         boxes=boxes,
+        times_s=_decode_optional("times_s.npy", members, "<f4", (num_points,)),
+        elongations=_decode_optional("elongations.npy", members, "<f4", (num_points,)),
     )
     check_sample(sample)
     return sample
@@ -166,6 +161,7 @@ def _decode_camera(entry: Mapping[str, Any], members: Mapping[str, bytes], parts
         image=image,
         jpeg=jpeg,
         superpixels=superpixels,
+        ignored_px=_rectangles(name, entry.get("ignored_px")),
         depth_m=depth_m,
         labels=labels,
     )
@@ -175,6 +171,16 @@ def _min_depth(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST_MIN_DEPTH_M:
         raise DamagedError("meta-broken", f"{name}: min_depth_m is {value!r}, expected 0 to {_MOST_MIN_DEPTH_M}")
     return float(value)
+
+
+def _rectangles(name: str, value: Any) -> Float[np.ndarray, "rects 4"] | None:
+    if value is None:
+        return None
+    try:
+        rectangles = np.array(value, dtype=np.float64).reshape(len(value), 4)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DamagedError("meta-broken", f"{name}: ignored_px: {error}") from error
+    return rectangles
 
 
 def _decode_superpixels(
@@ -282,6 +288,12 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
     raise DamagedError("image-broken", "not a JPEG, or cut before its frame header")
 
 
+def _decode_optional(
+    name: str, members: Mapping[str, bytes], dtype: str, shape: tuple[int | None, ...]
+) -> np.ndarray | None:
+    return _decode_npy(name, members, dtype, shape) if name in members else None
+
+
 def _decode_npy(name: str, members: Mapping[str, bytes], dtype: str, shape: tuple[int | None, ...]) -> np.ndarray:
     """An array of exactly this type and shape (None: any length); never unpickles, never over-allocates."""
     if name not in members:
@@ -297,27 +309,3 @@ def _decode_npy(name: str, members: Mapping[str, bytes], dtype: str, shape: tupl
         detail = f"{name} is {array.dtype.str} {array.shape}, expected {dtype} {shape}"
         raise DamagedError("array-broken", detail)
     return array
-
-
-def _decode_boxes(members: Mapping[str, bytes]) -> Boxes:
-    table = _decode_npy("boxes.npy", members, "<f8", (None, sum(BOX_TABLE.values())))
-    optional: dict[str, np.ndarray] = {}
-    if "box_details.npy" in members:
-        details = _decode_npy("box_details.npy", members, "<i4", (len(table), len(BOX_DETAILS)))
-        columns = zip(BOX_DETAILS, details.T, strict=True)
-        optional = {name: np.array(column) for name, column in columns if ABSENT_DETAIL not in column}
-    return Boxes(
-        centers_m=table[:, 0:3],
-        sizes_m=table[:, 3:6],
-        yaws=table[:, 6],
-        velocities_mps=table[:, 7:9],
-        classes=_whole_numbers("classes", table[:, 9], (1 << 31) - 1).astype(np.int32),
-        track_ids=_whole_numbers("track ids", table[:, 10], MAX_TRACK_ID),
-        **optional,
-    )
-
-
-def _whole_numbers(name: str, values: Float[np.ndarray, " boxes"], most: int) -> Int[np.ndarray, " boxes"]:
-    if not (np.abs(values) <= most).all():  # nor NaN
-        raise DamagedError("array-broken", f"boxes.npy: {name} are no whole numbers of at most {most}")
-    return values.astype(np.int64)

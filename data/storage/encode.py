@@ -7,56 +7,36 @@ named by one of `REASONS`.
 from __future__ import annotations
 
 import json
-import os
 import re
-import traceback
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import Float, Int, Integer
+from jaxtyping import Float, Integer
 
 from common.constants import MIN_DEPTH_M
 from common.ranges import between
 from data.geometry import project, transform, visible
-from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
+from data.sample import IGNORE_LABEL, CameraView, Sample
+from data.storage.box_record import are_rectangles, check_boxes, encode_boxes, whole_numbers
+from data.storage.damage import DamagedError
 from data.storage.run_lengths import encode_runs, npy_bytes
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Raised by one whenever a reader of the version before would misread or refuse a set."""
 
-READABLE_VERSIONS = (1, 2)
-"""Sets of version 1 store superpixels as PNG."""
-
-REASONS = (
-    "shard-missing",  # the tar cannot be opened or read
-    "tar-broken",  # truncated, or not a tar at the stated offset
-    "checksum",  # readable, but not the bytes that were written
-    "member-missing",  # a file of the sample is not there
-    "meta-broken",  # meta.json is no JSON, or a field has another type than documented
-    "calibration-missing",  # intrinsics, extrinsics or a pose are absent
-    "calibration-singular",  # not finite, not invertible, or not a rotation
-    "array-broken",  # an .npy of another type, shape or length than documented
-    "points-not-finite",  # NaN or infinity in a coordinate or an intensity
-    "points-range",  # a coordinate that no LiDAR measures
-    "intensity-range",  # below 0 or above 1, or raw values of another scale than the set's
-    "empty-sweep",  # no points
-    "too-large",  # more points or voxels than any memory is made for
-    "image-broken",  # an image that cannot be decoded whole
-    "image-size",  # an image, superpixels, depth or labels of another size than stated
-    "depth-range",  # a depth that is negative or not finite
-    "labels-range",  # a class that the set does not have
-    "superpixel-ids",  # more superpixels than the set states
-    "cameras-unknown",  # a camera that the set does not list, or in another order
-    "boxes-broken",  # a box that is not finite, or has a negative size, or is out of any LiDAR's reach
-    "error",  # anything else that went wrong with it: an exception, named in the detail
-)
-"""Every reason for which a sample can be refused."""
+READABLE_VERSIONS = (1, 2, 3)
+"""Sets of version 1 store superpixels as PNG, those of versions 1 and 2 fewer details of boxes."""
 
 MAX_COORDINATE_M = 2000.0
 """Along each axis of the LiDAR frame: twice the reach of the farthest-seeing LiDAR of any vehicle. What lies beyond is
 a flipped bit, another unit, or points in map coordinates; at 2 mm it would also not fit the cells of `voxelize`."""
+
+MAX_TIME_S = 60.0
+"""From a point to its sweep: above any number of sweeps that is put together; milliseconds are beyond it."""
+
+MAX_ELONGATION = 1000.0
+"""Above the elongation of any pulse, in whatever unit."""
 
 MAX_POINTS = 1 << 24
 """Above whole rooms from terrestrial scanners (some 10 million), hundreds of times a sweep."""
@@ -71,12 +51,8 @@ MAX_IMAGE_SIDE_PX = 16384
 MAX_IMAGE_PIXELS = 1 << 26
 """Several times those of any camera in use. A few bytes of a compressed image can stand for any number of pixels."""
 DEPTH_UNIT_M = 0.01
-_CODE = f"{Path(__file__).parents[2]}{os.sep}"
-_MAX_ERROR_CHARS = 300
 _KEY = re.compile(r"[A-Za-z0-9_-]+\Z")
 _CAMERA = re.compile(r"[A-Za-z0-9_]+\Z")
-BOX_TABLE = {"centers_m": 3, "sizes_m": 3, "yaws": 1, "velocities_mps": 2, "classes": 1, "track_ids": 1}
-"""Columns of `Boxes` that every set has, in their stored order, and how many numbers each takes."""
 _MAX_INTRINSICS = 1e12
 """Above focal lengths in pixels, so that nothing computed from them overflows."""
 _MAX_POSITION_M = 1e8
@@ -85,30 +61,6 @@ _MAX_EXTRINSICS_M = 1000.0
 """Above the distance of any sensor from the origin of its vehicle or roadside; millimetres of most are beyond it."""
 _ROTATION_SLACK = 1e-2
 """Entries of R R^T - I; those of real calibrations are below 1e-4."""
-MAX_TRACK_ID = 1 << 53
-"""Whole numbers beyond it are not all float64, as which tables of boxes are stored."""
-BOX_DETAILS = ("num_points", "difficulties", "attributes")
-"""Columns of `Boxes` that not every set has, in their stored order."""
-ABSENT_DETAIL = -2
-"""Stored where `Boxes` has no such column."""
-
-
-class DamagedError(Exception):
-    """A sample cannot be used; `reason` is one of `REASONS`."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        assert reason in REASONS, reason
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
-
-    @classmethod
-    def of(cls, error: Exception) -> DamagedError:
-        """Any exception that a sample caused, with the place in this code where it came up."""
-        text = " ".join(str(error).split())[:_MAX_ERROR_CHARS]
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(_CODE)]
-        place = f" ({frames[-1].filename.removeprefix(_CODE)}:{frames[-1].lineno})" if frames else ""
-        return cls("error", f"{type(error).__name__}{f': {text}' if text else ''}{place}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +100,14 @@ def check_sample(sample: Sample) -> None:
         raise DamagedError("too-large", f"{num_points} points, expected at most {MAX_POINTS}")
     _check_points(sample.points_lidar, sample.intensity)
     _check_time("timestamp_us", sample.timestamp_us)
-    for name, values in (("labels", sample.labels), ("instances", sample.instances)):
+    for name in ("labels", "instances", "times_s", "elongations"):
+        values = getattr(sample, name)
         if values is not None and values.shape != (num_points,):
             raise DamagedError("array-broken", f"{name} {values.shape} for {num_points} points")
+    _check_measured("times_s", sample.times_s, (-MAX_TIME_S, MAX_TIME_S))
+    _check_measured("elongations", sample.elongations, (0.0, MAX_ELONGATION))
     if sample.boxes is not None:
-        _check_boxes(sample.boxes)
+        check_boxes(sample.boxes, MAX_COORDINATE_M)
     _check_rigid("T_ego_lidar", sample.T_ego_lidar, _MAX_EXTRINSICS_M)
     _check_rigid("T_world_ego", sample.T_world_ego, _MAX_POSITION_M)
     for camera in sample.cameras:
@@ -166,11 +121,13 @@ class SetBounds:
     Attributes:
         camera_names: in the set's order; a sample may lack some.
         num_classes: of labels and boxes; None where the set names none.
+        num_categories: of `Boxes.categories`; 0 where the set names none.
         most_segments: superpixels of an image at most; None where the set does not say.
     """
 
     camera_names: tuple[str, ...]
     num_classes: int | None
+    num_categories: int = 0
     most_segments: int | None = None
 
 
@@ -178,7 +135,7 @@ def check_fits_set(sample: Sample, bounds: SetBounds) -> None:
     """Refuse what the set says that it does not have; as `check_sample`, before writing and after reading.
 
     Raises:
-        DamagedError: a camera, a class or a superpixel that the set does not have.
+        DamagedError: a camera, a class, a category of a box or a superpixel that the set does not have.
     """
     names, known = [camera.name for camera in sample.cameras], bounds.camera_names
     if names != [name for name in known if name in names]:
@@ -188,6 +145,10 @@ def check_fits_set(sample: Sample, bounds: SetBounds) -> None:
     for what, values in planes:
         if values is not None and bounds.num_classes is not None:
             _check_classes(what, values, bounds.num_classes)
+    categories = None if sample.boxes is None else sample.boxes.categories
+    if categories is not None and categories.size and categories.max() >= bounds.num_categories:
+        detail = f"category {categories.max()} of a box; the set names {bounds.num_categories} kinds of boxes"
+        raise DamagedError("labels-range", detail)
     for camera in sample.cameras:
         if camera.superpixels is not None and bounds.most_segments is not None:
             largest = int(camera.superpixels.max())
@@ -213,6 +174,15 @@ def _check_points(points: Float[np.ndarray, "N 3"], intensity: Float[np.ndarray,
     wrong = (intensity < -INTENSITY_SLACK) | (intensity > 1 + INTENSITY_SLACK)
     spread = f"from {intensity.min():g} to {intensity.max():g}, expected 0 to 1"
     raise DamagedError("intensity-range", f"{int(wrong.sum())} of {len(points)} intensities: {spread}")
+
+
+def _check_measured(name: str, values: Float[np.ndarray, " N"] | None, bounds: tuple[float, float]) -> None:
+    if values is None or (values.min() >= bounds[0] and values.max() <= bounds[1]):
+        return
+    if not np.isfinite(values).all():
+        raise DamagedError("points-not-finite", f"{int((~np.isfinite(values)).sum())} of {len(values)} {name}")
+    spread = f"from {values.min():g} to {values.max():g}, expected {bounds[0]:g} to {bounds[1]:g}"
+    raise DamagedError("points-range", f"{name} {spread}")
 
 
 def _check_time(name: str, value: int) -> None:
@@ -241,18 +211,6 @@ def check_image_size(name: str, height: int, width: int) -> None:
     sides_fit = 0 < height <= MAX_IMAGE_SIDE_PX and 0 < width <= MAX_IMAGE_SIDE_PX
     if not sides_fit or height * width > MAX_IMAGE_PIXELS:
         raise DamagedError("image-size", f"{name}: {height}x{width}")
-
-
-def _check_boxes(boxes: Boxes) -> None:
-    finite = all(np.isfinite(part).all() for part in (boxes.centers_m, boxes.sizes_m, boxes.yaws))
-    if not finite or np.isinf(boxes.velocities_mps).any():
-        raise DamagedError("boxes-broken", "a box has a non-finite centre, size, heading or velocity")
-    far = (np.abs(boxes.centers_m) > MAX_COORDINATE_M).any(axis=1)
-    if far.any():
-        raise DamagedError("boxes-broken", f"the centre of a box is at {boxes.centers_m[far][0].tolist()} m")
-    flat = (boxes.sizes_m < 0).any(axis=1)
-    if flat.any():
-        raise DamagedError("boxes-broken", f"a box of {boxes.sizes_m[flat][0].tolist()} m")
 
 
 def _check_camera(camera: CameraView) -> None:
@@ -284,6 +242,10 @@ def _check_camera(camera: CameraView) -> None:
         if plane is not None and plane.shape[:2] != (height, width):
             detail = f"{camera.name}: {name} is {plane.shape[:2]}, stated {height}x{width}"
             raise DamagedError("image-size", detail)
+    ignored = camera.ignored_px
+    if ignored is not None and not (ignored.ndim == 2 and ignored.shape[1] == 4 and are_rectangles(ignored).all()):
+        detail = f"{camera.name}: ignored_px {ignored.tolist()}, expected rectangles left, top, right, bottom"
+        raise DamagedError("boxes-broken", detail)
     depth = camera.depth_m
     if depth is not None and not (depth.min() >= 0 and depth.max() < np.inf):
         raise DamagedError("depth-range", f"{camera.name}: depth from {depth.min():g} to {depth.max():g} m")
@@ -330,20 +292,15 @@ def encode_sample(sample: Sample, config: CodecConfig) -> dict[str, bytes]:
     members = {"points.npy": npy_bytes(points.astype("<f4"))}
     for camera in sample.cameras:
         members |= _encode_camera(camera, config)
+    for name, values in (("times_s", sample.times_s), ("elongations", sample.elongations)):
+        if values is not None:
+            members[f"{name}.npy"] = npy_bytes(values.astype("<f4"))
     if sample.labels is not None:
         members["labels.npy"] = npy_bytes(sample.labels.astype("u1"))
     if sample.instances is not None:
-        members["instances.npy"] = npy_bytes(_whole("instances", sample.instances, "<u2"))
+        members["instances.npy"] = npy_bytes(whole_numbers("instances", sample.instances, "<u2"))
     if sample.boxes is not None:
-        tracks = sample.boxes.track_ids
-        if tracks.size and not (int(tracks.min()) >= -MAX_TRACK_ID and int(tracks.max()) <= MAX_TRACK_ID):
-            detail = f"track ids from {tracks.min()} to {tracks.max()}, expected {MAX_TRACK_ID} at most"
-            raise DamagedError("array-broken", detail)
-        columns = [getattr(sample.boxes, name).reshape(-1, width) for name, width in BOX_TABLE.items()]
-        members["boxes.npy"] = npy_bytes(np.concatenate(columns, axis=1).astype("<f8"))
-        details = _box_details(sample.boxes)
-        if details is not None:
-            members["box_details.npy"] = npy_bytes(details)
+        members |= encode_boxes(sample.boxes)
     members["meta.json"] = _encode_meta(sample, sorted(members))
     return members
 
@@ -352,7 +309,7 @@ def _encode_camera(camera: CameraView, config: CodecConfig) -> dict[str, bytes]:
     png = [cv2.IMWRITE_PNG_COMPRESSION, config.png_level]
     members = {f"{camera.name}.jpg": camera.jpeg or _encode_jpeg(camera, config)}
     if camera.superpixels is not None:
-        ids = _whole(f"{camera.name}: superpixels", camera.superpixels, "<u2")
+        ids = whole_numbers(f"{camera.name}: superpixels", camera.superpixels, "<u2")
         members[f"{camera.name}.superpixels.npy.gz"] = encode_runs(ids, config.png_level)
     if camera.depth_m is not None:
         centimetres = np.clip(np.rint(camera.depth_m / DEPTH_UNIT_M), 0, np.iinfo(np.uint16).max)
@@ -376,26 +333,6 @@ def _imencode(extension: str, image: np.ndarray, options: list[int]) -> bytes:
     return bytes(data.tobytes())
 
 
-def _whole(name: str, values: Integer[np.ndarray, "..."], stored: str) -> np.ndarray:
-    """Whole numbers as they are stored; a type that cannot hold them would give others without a word."""
-    low, high = np.iinfo(stored).min, np.iinfo(stored).max
-    if values.size and not (int(values.min()) >= low and int(values.max()) <= high):
-        raise DamagedError(
-            "array-broken", f"{name} run from {values.min()} to {values.max()}, expected {low} to {high}"
-        )
-    return values.astype(stored)
-
-
-def _box_details(boxes: Boxes) -> Int[np.ndarray, "boxes 3"] | None:
-    """Optional columns; -2 all down a column that is None, which the values themselves never are."""
-    columns = [getattr(boxes, name) for name in BOX_DETAILS]
-    if all(column is None for column in columns):
-        return None
-    count = len(boxes.classes)
-    filled = [np.full(count, ABSENT_DETAIL) if column is None else column for column in columns]
-    return _whole(f"{', '.join(BOX_DETAILS)} of boxes", np.stack(filled, axis=1), "<i4")
-
-
 def _encode_meta(sample: Sample, members: list[str]) -> bytes:
     meta = {
         "schema_version": SCHEMA_VERSION,
@@ -413,6 +350,7 @@ def _encode_meta(sample: Sample, members: list[str]) -> bytes:
                 "timestamp_us": int(camera.timestamp_us),
                 # Only where it is another: sets of vehicles keep their bytes.
                 **({} if camera.min_depth_m == MIN_DEPTH_M else {"min_depth_m": camera.min_depth_m}),
+                **({} if camera.ignored_px is None else {"ignored_px": camera.ignored_px.tolist()}),
             }
             for camera in sample.cameras
         ],

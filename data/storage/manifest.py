@@ -42,6 +42,7 @@ class SetInfo:
         set_name: e.g. "kitti-raw".
         camera_names: in the fixed order of `Sample.cameras`.
         class_names: of `Sample.labels`, () if unlabelled.
+        box_categories: of `Boxes.categories`, () where the set has none.
         logs: names of the drives.
         splits: split of each log, e.g. "train" or "val".
         notes: what the converter had to assume, to be read by whoever uses the set.
@@ -52,6 +53,7 @@ class SetInfo:
     set_name: str
     camera_names: tuple[str, ...]
     class_names: tuple[str, ...] = ()
+    box_categories: tuple[str, ...] = ()
     logs: tuple[str, ...]
     splits: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -63,7 +65,10 @@ class SetInfo:
         """What its samples may hold."""
         most_segments = None if self.superpixels is None else self.superpixels.num_segments
         return SetBounds(
-            camera_names=self.camera_names, num_classes=len(self.class_names) or None, most_segments=most_segments
+            camera_names=self.camera_names,
+            num_classes=len(self.class_names) or None,
+            num_categories=len(self.box_categories),
+            most_segments=most_segments,
         )
 
 
@@ -207,7 +212,7 @@ def load_manifest(root: str, cache: CacheConfig | None = None) -> Manifest:
         raise ShardError(f"{path} is damaged ({error!r}); run `tandem prepare` into a new folder") from error
     if version not in READABLE_VERSIONS:
         raise ShardError(
-            f"{path} has schema version {version}, this code reads {' and '.join(map(str, READABLE_VERSIONS))}; "
+            f"{path} has schema version {version}, this code reads {READABLE_VERSIONS[0]} to {READABLE_VERSIONS[-1]}; "
             "prepare the set again"
         )
     try:
@@ -249,6 +254,7 @@ def _manifest_from(root: str, content: dict[str, Any], table: dict[str, np.ndarr
         root=root,
         set_name=content["set_name"],
         class_names=tuple(content["class_names"]),
+        box_categories=tuple(content.get("box_categories", ())),  # sets of versions 1 and 2 have none
         camera_names=tuple(content["camera_names"]),
         shards=tuple(Shard(**shard) for shard in content["shards"]),
         logs=tuple(log["name"] for log in content["logs"]),
@@ -282,6 +288,7 @@ def write_manifest(manifest: Manifest) -> None:
         "set_name": manifest.set_name,
         "num_samples": len(manifest),
         "class_names": manifest.class_names,
+        "box_categories": manifest.box_categories,
         "camera_names": manifest.camera_names,
         "table_sha256": hashlib.sha256(table).hexdigest(),
         "notes": manifest.notes,

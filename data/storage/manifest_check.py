@@ -44,6 +44,10 @@ def check_content(content: Mapping[str, Any]) -> None:
     _check_fields("the manifest", content, _FIELDS)
     for name in ("class_names", "camera_names", "notes"):
         _check_words(name, content[name])
+    categories = content.get("box_categories", [])
+    if not isinstance(categories, list):
+        raise ValueError(f"box_categories is {reprlib.repr(categories)}, expected a list")
+    _check_words("box_categories", categories)
     for reason, keys in content["skipped"].items():
         if not isinstance(keys, list):
             raise ValueError(f"skipped.{reason} is {reprlib.repr(keys)}, expected a list")

@@ -142,8 +142,8 @@ def open_set(config: SetConfig, cache: CacheConfig | None = None, *, warn: bool 
     if manifest.superpixels is None:
         if warn:
             logger.warning(
-                "%s does not record how its superpixels were made; this run expects %s. The `tandem prepare` command "
-                "that made the set, run again with the same settings, adds the record and keeps all shards",
+                "%s does not record how its superpixels were made; this run expects %s. A set that is prepared anew "
+                "has the record",
                 config.shards,
                 expected,
             )

@@ -13,8 +13,9 @@ from contextlib import contextmanager
 
 from common.retry import RETRY_MIN, StorageAwayError
 from data.sample import Sample
+from data.storage.damage import DamagedError
 from data.storage.decode import DecodeSpec, Images, decode_sample
-from data.storage.encode import MAX_SAMPLE_BYTES, DamagedError, check_fits_set
+from data.storage.encode import MAX_SAMPLE_BYTES, check_fits_set
 from data.storage.manifest import Manifest
 from data.storage.shard import ShardError
 from data.storage.store import is_url, open_store
@@ -25,7 +26,7 @@ class SampleError(ShardError):
     """One sample cannot be used; the loader skips and counts it.
 
     Attributes:
-        reason: one of `data.storage.encode.REASONS`, or one of the loader's own: "zero-pairs", "no-points",
+        reason: one of `data.storage.damage.REASONS`, or one of the loader's own: "zero-pairs", "no-points",
             "no-partner", "superpixels-missing", "no-boxes", "not-cached".
         key: the sample's key.
         shard: file name of its tar.

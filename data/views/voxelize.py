@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from data.batch_spec import VoxelConfig
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 MAX_VOXELS = 1 << 22
 """Of one cloud. `res16unet34c` keeps 23 kB of activations a voxel for its backward pass (float32, counted with torch's

@@ -28,7 +28,8 @@ from data.preparing.prepare import PrepareConfig, prepare
 from data.preparing.shard_task import RECORDS, plan_tasks
 from data.preparing.verify import verify
 from data.sample import Sample
-from data.storage.encode import REASONS, CodecConfig, DamagedError, encode_sample
+from data.storage.damage import REASONS, DamagedError
+from data.storage.encode import CodecConfig, encode_sample
 from data.storage.manifest import SAMPLE_COLUMNS, load_manifest
 from data.storage.reader import SampleReader
 from data.storage.shard import ShardError

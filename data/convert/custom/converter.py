@@ -37,7 +37,7 @@ from data.convert.custom.pose_track import read_pose_track
 from data.convert.intensity import scaled_intensity
 from data.convert.raw_files import JPEGS, layout_error, read_image, read_jpeg
 from data.sample import CameraView, Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 
 _SWEEPS = (".npy", ".bin")

@@ -16,7 +16,8 @@ from data.convert.poses import nearest_rotation
 from data.convert.raw_files import POSSIBLE_COLUMNS, read_json, read_npy
 from data.convert.raw_files import read_sweep as read_sweep_rows
 from data.sample import IGNORE_LABEL, Boxes
-from data.storage.encode import MAX_TRACK_ID, DamagedError
+from data.storage.box_record import MAX_TRACK_ID
+from data.storage.damage import DamagedError
 
 COLUMNS = ("x", "y", "z", "intensity")
 """What is read of a sweep's row; it may hold more."""

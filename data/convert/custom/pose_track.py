@@ -16,7 +16,7 @@ from scipy.spatial.transform import Rotation
 from data.convert.poses import pose_between
 from data.convert.raw_files import read_bytes
 from data.geometry import rigid
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 COLUMNS = ("timestamp_us", "x", "y", "z", "qw", "qx", "qy", "qz")
 """First line of a pose table. The quaternion turns ego axes into world axes."""

@@ -22,7 +22,7 @@ from data.convert.base import NO_CAMERA
 from data.convert.raw_files import FrameLines, read_bytes, read_frame_lines
 from data.convert.raw_files import read_sweep as read_sweep_rows
 from data.geometry import rigid
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 
 

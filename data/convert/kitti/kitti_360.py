@@ -33,7 +33,7 @@ from data.convert.intensity import scaled_intensity
 from data.convert.kitti import common as kitti
 from data.convert.raw_files import layout_error, numbers_of, read_bytes, read_numbers, read_view
 from data.sample import CameraView, Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 _NAME = "KITTI-360"
 _CAMERAS = ("image_00", "image_01")

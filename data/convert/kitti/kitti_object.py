@@ -18,8 +18,9 @@ Source: Geiger et al., Are we ready for Autonomous Driving? (CVPR 2012); the obj
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -36,11 +37,13 @@ from data.convert.kitti import common as kitti
 from data.convert.raw_files import layout_error, read_bytes, read_view
 from data.geometry import project, transform, visible
 from data.sample import IGNORE_LABEL, Boxes, Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 
 CLASS_NAMES = ("background", "Car", "Pedestrian", "Cyclist")
-_OTHER_TYPES = ("Van", "Truck", "Tram", "Misc", "Person_sitting")
+BOX_CATEGORIES = (*CLASS_NAMES[1:], "Van", "Truck", "Tram", "Misc", "Person_sitting")
+"""Types of label_2 that stand for one object. The metric counts a Van neither for nor against Car, nor Person_sitting
+for Pedestrian."""
 _CAMERA = "image_2"
 
 
@@ -66,6 +69,7 @@ class KittiObjectConverter(FrameConverter):
     set_name: ClassVar[str] = "kitti-object"
     _later: ClassVar[tuple[str, ...]] = ("cameras",)
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
+    box_categories: ClassVar[tuple[str, ...]] = BOX_CATEGORIES
 
     def __post_init__(self) -> None:
         check_cameras(self, _CAMERA)
@@ -157,7 +161,9 @@ class ObjectLabels:
     """A parsed label_2 file.
 
     Attributes:
-        boxes: in the LiDAR frame; other types than the three have class IGNORE_LABEL.
+        boxes: in the LiDAR frame; other types than the three have class IGNORE_LABEL. As the file has them: truncation,
+            occlusion (0 visible, 1 partly, 2 largely occluded, 3 not known), 2D box in the left colour image with its
+            decimals, observation angle alpha; -1 and NaN where the file has its marks for "unknown" (-1, -10).
         dont_care_px: rectangles left, top, right, bottom.
     """
 
@@ -176,32 +182,48 @@ def read_labels(path: Path, T_rect0_lidar: Float[np.ndarray, "4 4"]) -> ObjectLa
     """
     text = read_bytes(path).decode("utf-8", errors="replace")
     T_lidar_rect0 = kitti.inverse("velo_to_rect", T_rect0_lidar)
-    rows, classes, rectangles = [], [], []
+    kinds: list[str] = []
+    rows, rectangles = [], []
     for number, line in enumerate(text.splitlines(), start=1):
-        fields = line.split()
-        if not fields:
+        kind, *words = line.split() or [""]
+        if not kind:
             continue
-        kind = fields[0]
         try:
-            values = [float(value) for value in fields[1:]]
+            values = [float(value) for value in words]
         except ValueError as error:
             raise DamagedError("meta-broken", f"{path}, line {number}: {error}") from error
-        known = kind in CLASS_NAMES[1:] or kind in _OTHER_TYPES or kind == "DontCare"
-        if len(values) < 14 or not known:
+        if len(values) < 14 or not (kind in BOX_CATEGORIES or kind == "DontCare"):
             raise DamagedError("meta-broken", f"{path}, line {number}: {line!r} is no object label")
         if kind == "DontCare":
             rectangles.append(values[3:7])
             continue
-        rows.append(_box_row(values, T_lidar_rect0))
-        classes.append(CLASS_NAMES.index(kind) if kind in CLASS_NAMES else IGNORE_LABEL)
-    boxes = boxes_from_rows(rows, classes)
+        if values[1] not in (-1, 0, 1, 2, 3):
+            raise DamagedError("meta-broken", f"{path}, line {number}: occlusion {words[1]}, expected 0 to 3 or -1")
+        kinds.append(kind)
+        rows.append(values[:14])
+    boxes = _boxes(kinds, np.array(rows, dtype=np.float64).reshape(-1, 14), T_lidar_rect0)
     return ObjectLabels(boxes=boxes, dont_care_px=np.array(rectangles, dtype=np.float64).reshape(-1, 4))
 
 
-def _box_row(values: list[float], T_lidar_rect0: Float[np.ndarray, "4 4"]) -> list[float]:
+def _boxes(kinds: Sequence[str], rows: Float[np.ndarray, "boxes 14"], T_lidar_rect0: Float[np.ndarray, "4 4"]) -> Boxes:
+    """Boxes of the numbers after each line's type."""
+    truncation, occlusion, alpha = rows.T[:3]
+    categories = np.array([BOX_CATEGORIES.index(kind) for kind in kinds], dtype=np.int32)
+    classes = [CLASS_NAMES.index(kind) if kind in CLASS_NAMES else IGNORE_LABEL for kind in kinds]
+    return dataclasses.replace(
+        boxes_from_rows([_box_row(values, T_lidar_rect0) for values in rows], classes),
+        categories=categories,
+        truncations=np.where(truncation == -1, np.nan, truncation),
+        occlusions=occlusion.astype(np.int32),
+        image_boxes_px=rows[:, 3:7],
+        alphas=np.where(alpha == -10, np.nan, alpha),
+    )
+
+
+def _box_row(values: Float[np.ndarray, " 14"], T_lidar_rect0: Float[np.ndarray, "4 4"]) -> list[float]:
     """Centre, size and yaw in the LiDAR frame; `values` are the numbers after the type."""
     height, width, length = values[7:10]
-    bottom = np.array(values[10:13])
+    bottom = values[10:13]
     rotation_y = values[13]
     center = transform(T_lidar_rect0, (bottom - [0, height / 2, 0])[None])[0]
     # At rotation_y = 0 a car points along the camera's x; positive turns x towards -z.
@@ -227,6 +249,7 @@ def _read_frame(folder: Path, pictured: bool, labelled: bool, name: str) -> Samp
         labels, instances = labels_from_boxes(points, boxes, CLASS_NAMES.index("background"))
         objects = (labels > 0) & (labels != IGNORE_LABEL)
         labels[_unlabelled(points, calibration, views[0].image_size, truth.dont_care_px, objects)] = IGNORE_LABEL
+        views = [dataclasses.replace(views[0], ignored_px=truth.dont_care_px)]
     return Sample(
         key=name,
         log=name,

@@ -24,7 +24,7 @@ from data.convert.kitti import common as kitti
 from data.convert.raw_files import layout_error, read_bytes, read_view
 from data.geometry import rigid
 from data.sample import CameraView, Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 
 _NAME = "KITTI raw"

@@ -26,7 +26,7 @@ from data.convert.kitti.common import FRAME_PERIOD_US, image_file, inverse, read
 from data.convert.raw_files import FrameLines, layout_error, numbers_of, read_frame_lines, read_records, read_view
 from data.geometry import rigid
 from data.sample import IGNORE_LABEL, Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 _WORDS = 1 << 16
 _UNKNOWN = -1

@@ -35,7 +35,7 @@ from data.convert.nuscenes.tables import read_table
 from data.convert.raw_files import layout_error, read_bytes, read_jpeg, read_records, read_sweep
 from data.geometry import rigid, transform
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 from data.storage.untrusted import ZIP_ERRORS, parse_npy
 

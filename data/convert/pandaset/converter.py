@@ -40,7 +40,7 @@ from data.convert.poses import looks_forward, pose, pose_between, track_id
 from data.convert.raw_files import check_image_fits, layout_error, read_jpeg, read_json
 from data.geometry import rigid, transform, yaw_rotation
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 
 CAMERAS = (*("front_camera", "front_left_camera", "front_right_camera", "left_camera", "right_camera", "back_camera"),)

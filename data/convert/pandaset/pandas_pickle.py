@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from data.convert.raw_files import read_bytes
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 MAX_TABLE_BYTES = 256 << 20
 """Of the decompressed file; a sweep of two scanners has some 10 MB."""

@@ -42,7 +42,7 @@ from data.convert.scannet.classes import CLASS_NAMES, SCAN, evaluated_classes, s
 from data.convert.scannet.scans import read_scan, scan_files
 from data.geometry import rigid
 from data.sample import CameraView, Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 
 _CAMERA = "color"

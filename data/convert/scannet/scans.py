@@ -18,7 +18,8 @@ from data.convert.raw_files import read_npy
 from data.convert.rgbd import luminance
 from data.convert.scannet.classes import evaluated_classes
 from data.sample import Boxes, Sample
-from data.storage.encode import MAX_TRACK_ID, DamagedError
+from data.storage.box_record import MAX_TRACK_ID
+from data.storage.damage import DamagedError
 
 _VERTICES = re.compile(r"(scene\d{4}_\d{2})_vert(_all)?\.npy\Z")
 _MAX_OBJECTS = 65535

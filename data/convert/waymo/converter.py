@@ -38,8 +38,8 @@ from data.convert.waymo.range_image import laser_points, merge
 from data.convert.waymo.tfrecord import TfRecordSegment
 from data.geometry import rigid
 from data.sample import IGNORE_LABEL, CameraView, Sample
+from data.storage.damage import DamagedError
 from data.storage.decode import decode_jpeg
-from data.storage.encode import DamagedError
 
 _SPLITS = {"training": "train", "validation": "val", "testing": "test"}
 Segment = TfRecordSegment | ParquetSegment

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 LASERS = {"top": 1, "front": 2, "side_left": 3, "side_right": 4, "rear": 5}
 """Our name -> number in the files."""

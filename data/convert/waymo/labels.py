@@ -14,7 +14,7 @@ from data.convert.intensity import check_intensity
 from data.convert.waymo.frame import RawFrame
 from data.convert.waymo.range_image import LaserPoints
 from data.sample import IGNORE_LABEL, Boxes
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 SEGMENTATION_NAMES = (
     *("car", "truck", "bus", "other_vehicle", "motorcyclist", "bicyclist", "pedestrian", "sign", "traffic_light"),

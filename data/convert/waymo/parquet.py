@@ -18,7 +18,7 @@ from jaxtyping import Float
 from data.convert.parquet_rows import ParquetRows
 from data.convert.waymo import frame as waymo
 from data.convert.waymo.frame import CAMERAS, LASERS, CameraCalibration, LaserCalibration, RawCamera, RawFrame, RawLaser
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 _TIME, _LASER, _CAMERA = "key.frame_timestamp_micros", "key.laser_name", "key.camera_name"
 _OBJECT = "key.laser_object_id"

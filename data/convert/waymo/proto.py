@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int32
 
 from data.convert.waymo import frame as waymo
 from data.convert.waymo.frame import CAMERAS, LASERS, CameraCalibration, LaserCalibration, RawCamera, RawFrame, RawLaser
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 _MAX_UNZIPPED_BYTES = 1 << 26
 """A range image with six channels has 4 MB."""

@@ -24,7 +24,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from data.convert.waymo.frame import LaserCalibration, RawLaser
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 _RANGE, _INTENSITY, _NO_LABEL_ZONE = 0, 1, 3
 _INSTANCE, _CLASS = 0, 1

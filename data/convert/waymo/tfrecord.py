@@ -22,7 +22,7 @@ import google_crc32c
 from data.convert.raw_files import read_range
 from data.convert.waymo.frame import LASERS, RawFrame, WaymoParts
 from data.convert.waymo.proto import raw_frame
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")

@@ -20,7 +20,7 @@ from data.convert.custom.pose_track import read_pose_track
 from data.geometry import project, transform
 from data.preparing.prepare import PrepareConfig, prepare
 from data.sample import IGNORE_LABEL, Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.reader import SampleReader
 from data.storage.shard import ShardError
 from tests.helpers.layouts.custom import write_custom

@@ -17,7 +17,7 @@ from data.convert.kitti.semantickitti import SemanticKittiConverter
 from data.convert.sets import SETTINGS
 from data.convert.waymo.labels import scale_intensity
 from data.preparing.prepare import PrepareConfig, prepare
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 from tests.data.convert.test_custom import edit_calibration
 from tests.data.convert.test_kitti import write_object

@@ -13,7 +13,7 @@ import pytest
 
 from data.convert.pandaset import pandas_pickle
 from data.convert.pandaset.pandas_pickle import read_table
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from tests.helpers.layouts.pandas_pickles import pickled_frame
 from tests.helpers.layouts.pandaset import write_table
 

@@ -15,8 +15,9 @@ from data.convert.seven_scenes import SevenScenesConverter
 from data.convert.sunrgbd import CLASS_NAMES, SunRgbdConverter
 from data.geometry import project, transform, visible
 from data.sample import IGNORE_LABEL, Sample
+from data.storage.damage import DamagedError
 from data.storage.decode import DecodeSpec, decode_sample
-from data.storage.encode import CodecConfig, DamagedError, count_pairs, encode_sample
+from data.storage.encode import CodecConfig, count_pairs, encode_sample
 from data.storage.shard import ShardError
 from data.views.pairs import point_pixel_pairs
 from tests.helpers.samples import make_sample

@@ -31,7 +31,7 @@ from data.convert.waymo.range_image import laser_points
 from data.geometry import project, rigid, transform
 from data.preparing.prepare import PrepareConfig, prepare
 from data.sample import IGNORE_LABEL, Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.reader import SampleReader
 from data.storage.shard import ShardError
 from tests.helpers.layouts.waymo import (

@@ -27,7 +27,7 @@ from data.preparing.prepare import PrepareConfig
 from data.preparing.samples import prepare_samples
 from data.preparing.verify import verify
 from data.sample import Sample
-from data.storage.encode import REASONS
+from data.storage.damage import REASONS
 from data.storage.manifest import SetInfo, load_manifest
 from data.storage.reader import SampleError, SampleReader
 from data.storage.shard import ShardError

@@ -18,7 +18,7 @@ from data.preparing.prepare import PrepareConfig, PrepareSummary, Share, join_sh
 from data.preparing.samples import prepare_samples
 from data.preparing.shard_task import RECORDS
 from data.sample import Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 from tests.helpers.toy_converter import ToyConverter
 

@@ -15,7 +15,7 @@ from data.preparing.prepare import PrepareConfig, prepare
 from data.preparing.samples import FrameSource, SourceConverter, prepare_samples
 from data.preparing.superpixels import SuperpixelConfig
 from data.sample import Sample
-from data.storage.encode import DamagedError
+from data.storage.damage import DamagedError
 from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
 from data.storage.shard import ShardError

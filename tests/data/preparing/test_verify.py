@@ -24,7 +24,7 @@ from data.preparing.repair import SUFFIX, repair, undo_half
 from data.preparing.shard_task import RECORDS
 from data.preparing.verify import REASONS, VerifyReport, examples, save_report, verify
 from data.sample import Sample
-from data.storage.encode import REASONS as CODEC_REASONS
+from data.storage.damage import REASONS as CODEC_REASONS
 from data.storage.manifest import SAMPLE_COLUMNS, Manifest, SetInfo, load_manifest, write_manifest
 from data.storage.reader import SampleReader
 from data.storage.shard import ShardError

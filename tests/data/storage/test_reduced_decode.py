@@ -11,8 +11,9 @@ import pytest
 from data.batch_spec import BatchSpec
 from data.geometry import project, transform
 from data.order import SampleDraws
+from data.storage.damage import DamagedError
 from data.storage.decode import decode_jpeg
-from data.storage.encode import CodecConfig, DamagedError, encode_sample
+from data.storage.encode import CodecConfig, encode_sample
 from data.storage.manifest import SetInfo, load_manifest
 from data.storage.reader import SampleError, SampleReader
 from data.storage.shard_writer import join_manifest, write_shard

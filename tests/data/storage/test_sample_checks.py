@@ -16,14 +16,16 @@ from data.preparing.prepare import PrepareConfig
 from data.preparing.samples import prepare_samples
 from data.preparing.verify import verify
 from data.sample import Boxes, CameraView, Sample
-from data.storage.encode import CodecConfig, DamagedError, SetBounds, check_fits_set, check_sample, encode_sample
+from data.storage.damage import DamagedError
+from data.storage.encode import CodecConfig, SetBounds, check_fits_set, check_sample, encode_sample
 from data.storage.manifest import SetInfo, load_manifest, write_manifest
 from data.storage.reader import SampleError, SampleReader
 from data.storage.shard_writer import join_manifest, write_shard
 from data.storage.superpixel_record import SuperpixelRecord
 from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, toy_log, write_toy_set
 
-BOUNDS = SetBounds(camera_names=CAMERA_NAMES, num_classes=len(CLASS_NAMES))
+CATEGORIES = ("Car", "Van")
+BOUNDS = SetBounds(camera_names=CAMERA_NAMES, num_classes=len(CLASS_NAMES), num_categories=2)
 
 
 def put(values: np.ndarray, at: object, value: float) -> np.ndarray:
@@ -54,6 +56,10 @@ def first(sample: Sample) -> CameraView:
 def boxes_of(sample: Sample) -> Boxes:
     assert sample.boxes is not None
     return sample.boxes
+
+
+def times(sample: Sample, value: float) -> np.ndarray:
+    return put(np.zeros(len(sample.points_lidar), np.float32), 3, value)
 
 
 WRONG: dict[str, tuple[str, Callable[[Sample], Sample]]] = {
@@ -114,12 +120,33 @@ WRONG: dict[str, tuple[str, Callable[[Sample], Sample]]] = {
     "box of no class": ("labels-range", lambda s: boxes(s, classes=put(boxes_of(s).classes, 0, len(CLASS_NAMES)))),
     "box of class -1": ("labels-range", lambda s: boxes(s, classes=put(boxes_of(s).classes, 0, -1))),
     "pixel of no class": ("labels-range", lambda s: camera(s, labels=np.full((48, 96), 9, np.uint8))),
+    "rectangle from right to left": ("boxes-broken", lambda s: camera(s, ignored_px=np.array([[9.0, 0, 5, 9]]))),
+    "rectangle to nowhere": ("boxes-broken", lambda s: camera(s, ignored_px=np.array([[0, 0, np.nan, 9]]))),
+    "negative category": ("boxes-broken", lambda s: boxes(s, categories=np.array([0, -3]))),
+    "box of no category": ("labels-range", lambda s: boxes(s, categories=np.array([0, 2]))),
+    "truncated by more than all": ("boxes-broken", lambda s: boxes(s, truncations=np.array([0.1, 1.1]))),
+    "truncated infinitely": ("boxes-broken", lambda s: boxes(s, truncations=np.array([0.1, np.inf]))),
+    "fewer radar points than none": ("boxes-broken", lambda s: boxes(s, num_radar_points=np.array([0, -4]))),
+    "occlusion of no level": ("boxes-broken", lambda s: boxes(s, occlusions=np.array([0, -9]))),
+    "image box upside down": (
+        "boxes-broken",
+        lambda s: boxes(s, image_boxes_px=np.array([[0.0, 9, 5, 2], [0, 0, 1, 1]])),
+    ),
+    "image box with a hole": (
+        "boxes-broken",
+        lambda s: boxes(s, image_boxes_px=np.array([[0.0, 0, 5, np.nan], [0, 0, 1, 1]])),
+    ),
+    "observation angle in degrees": ("boxes-broken", lambda s: boxes(s, alphas=np.array([90.0, 0]))),
+    "time in milliseconds": ("points-range", lambda s: dataclasses.replace(s, times_s=times(s, 450))),
+    "time that is no number": ("points-not-finite", lambda s: dataclasses.replace(s, times_s=times(s, np.nan))),
+    "negative elongation": ("points-range", lambda s: dataclasses.replace(s, elongations=times(s, -1))),
+    "infinite elongation": ("points-not-finite", lambda s: dataclasses.replace(s, elongations=times(s, np.inf))),
     "cameras swapped": ("cameras-unknown", lambda s: dataclasses.replace(s, cameras=s.cameras[::-1])),
     "camera of another set": ("cameras-unknown", lambda s: camera(s, name="rear")),
 }
 NEVER_STORED = {"negative depth", "depth that is no number", "time beyond 64 bits", "pose that is no number"}
 """What the stored types cannot hold."""
-NEVER_STORED |= {"camera's pose that is no number"}
+NEVER_STORED |= {"camera's pose that is no number", "rectangle to nowhere"}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -129,7 +156,9 @@ def test_refused_before_writing_and_after_reading(tmp_path: Path, case: str) -> 
     samples[1] = change(samples[1])
     if reason != "cameras-unknown":  # of a program's samples, that is a mistake of the program
         config = PrepareConfig(superpixels=None)
-        summary = prepare_samples(samples, str(tmp_path / "prepared"), class_names=CLASS_NAMES, config=config)
+        summary = prepare_samples(
+            samples, str(tmp_path / "prepared"), class_names=CLASS_NAMES, box_categories=CATEGORIES, config=config
+        )
         assert summary.manifest.skipped == {reason: (samples[1].key,)}
     with pytest.raises(DamagedError) as refused:
         write(samples[1])
@@ -141,7 +170,12 @@ def test_refused_before_writing_and_after_reading(tmp_path: Path, case: str) -> 
     with unchecked, mock.patch.object(data.storage.shard_writer, "count_pairs", return_value=0):
         table = write_shard(tmp_path / "shard-000000.tar", samples)
     info = SetInfo(
-        set_name="toy", camera_names=CAMERA_NAMES, class_names=CLASS_NAMES, logs=("log-000",), splits=("train",)
+        set_name="toy",
+        camera_names=CAMERA_NAMES,
+        class_names=CLASS_NAMES,
+        box_categories=CATEGORIES,
+        logs=("log-000",),
+        splits=("train",),
     )
     manifest = join_manifest(str(tmp_path), info, [table])
     with pytest.raises(SampleError) as error:

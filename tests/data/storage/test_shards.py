@@ -19,9 +19,10 @@ import pytest
 import webdataset as wds
 
 from data.preparing.verify import verify
-from data.sample import IGNORE_LABEL
+from data.sample import IGNORE_LABEL, Sample
+from data.storage.damage import REASONS, DamagedError
 from data.storage.decode import DecodeSpec, decode_sample, jpeg_size
-from data.storage.encode import REASONS, CodecConfig, DamagedError, check_sample, count_pairs, encode_sample
+from data.storage.encode import CodecConfig, check_sample, count_pairs, encode_sample
 from data.storage.manifest import Manifest, SetInfo, load_manifest, write_manifest
 from data.storage.reader import SampleError, SampleReader
 from data.storage.run_lengths import decode_runs, encode_runs
@@ -29,7 +30,7 @@ from data.storage.shard import ShardError
 from data.storage.shard_writer import ShardWriter, join_manifest, write_shard
 from data.storage.superpixel_record import SuperpixelRecord
 from tests.data.storage.test_sample_checks import WRONG
-from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, make_sample, toy_log, write_toy_set
+from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, make_boxes, make_sample, toy_log, write_toy_set
 
 
 @pytest.fixture
@@ -344,6 +345,15 @@ DAMAGE = {
     "too few labels": ("array-broken", put("labels.npy", npy(np.zeros(3, np.uint8)))),
     "boxes of another shape": ("array-broken", put("boxes.npy", npy(np.zeros((2, 5))))),
     "details of other boxes": ("array-broken", put("box_details.npy", npy(np.zeros((7, 3), np.int32)))),
+    "details of a version before": ("array-broken", put("box_details.npy", npy(np.zeros((2, 3), np.int32)))),
+    "views of other boxes": ("array-broken", put("box_views.npy", npy(np.zeros((3, 6))))),
+    "views in single precision": ("array-broken", put("box_views.npy", npy(np.zeros((2, 6), np.float32)))),
+    "infinite views": ("boxes-broken", put("box_views.npy", npy(np.full((2, 6), np.inf)))),
+    "too few times": ("array-broken", put("times_s.npy", npy(np.zeros(3, np.float32)))),
+    "elongations in double": ("array-broken", put("elongations.npy", npy(np.zeros(400)))),
+    "ignored rectangles of words": ("meta-broken", with_meta(lambda m: m["cameras"][0].update(ignored_px=[["a"] * 4]))),
+    "ignored rectangles a number": ("meta-broken", with_meta(lambda m: m["cameras"][0].update(ignored_px=7))),
+    "ignored rectangle of three": ("meta-broken", with_meta(lambda m: m["cameras"][0].update(ignored_px=[[1, 2, 3]]))),
     "jpeg cut": ("image-broken", put("front.jpg", lambda data: data[: len(data) // 2])),
     "jpeg cut in its header": ("image-broken", put("front.jpg", lambda data: data[:10])),
     "jpeg of nothing": ("image-broken", put("front.jpg", b"")),
@@ -396,6 +406,89 @@ def test_boxes_keep_what_only_some_sets_have(tmp_path):
     assert boxes.attributes.tolist() == [3, -1]
     assert boxes.difficulties is None
     np.testing.assert_array_equal(boxes.centers_m, sample.boxes.centers_m)
+
+
+def full_sample(num_boxes: int = 2) -> Sample:
+    """A sample that has all that a set can have."""
+    rng = np.random.default_rng(0)
+    sample = make_sample(rng)
+    unknown = np.arange(num_boxes) == 1
+    boxes = dataclasses.replace(
+        make_boxes(rng, num_boxes),
+        **{name: np.where(unknown, -1, 3) for name in ("num_points", "difficulties", "attributes", "categories")},
+        **{name: np.where(unknown, -1, 2) for name in ("num_radar_points", "occlusions")},
+        truncations=np.where(unknown, np.nan, 0.3),
+        image_boxes_px=np.where(unknown[:, None], np.nan, [1.25, 2.1, 30.7, 27.1]),
+        alphas=np.where(unknown, np.nan, -1.57),
+    )
+    first = dataclasses.replace(sample.cameras[0], ignored_px=np.array([[0.5, 1, 20, 30], [5, 5, 5, 9]]))
+    return dataclasses.replace(
+        sample,
+        boxes=boxes,
+        cameras=(first, *sample.cameras[1:]),
+        times_s=np.linspace(0, 0.45, 400, dtype=np.float32),
+        elongations=np.linspace(0, 1.5, 400, dtype=np.float32),
+    )
+
+
+@pytest.mark.parametrize("num_boxes", [0, 1, 2])
+def test_all_that_only_some_sets_have_comes_back(num_boxes):
+    """To the last bit: 2D heights are compared with 25 and 40 px by KITTI's metric."""
+    sample = full_sample(num_boxes)
+    got = decode_sample(sample.key, encode_sample(sample, CodecConfig()), DecodeSpec())
+    for field in dataclasses.fields(sample.boxes):
+        np.testing.assert_array_equal(getattr(got.boxes, field.name), getattr(sample.boxes, field.name), field.name)
+    assert got.cameras[0].ignored_px.tolist() == [[0.5, 1, 20, 30], [5, 5, 5, 9]]
+    assert got.cameras[1].ignored_px is None
+    np.testing.assert_array_equal(got.times_s, sample.times_s)
+    np.testing.assert_array_equal(got.elongations, sample.elongations)
+
+
+def test_a_column_of_unknowns_is_not_an_absent_one():
+    sample = full_sample()
+    blind = np.full(2, np.nan)
+    boxes = dataclasses.replace(sample.boxes, truncations=blind, image_boxes_px=None, occlusions=None, alphas=None)
+    members = encode_sample(dataclasses.replace(sample, boxes=boxes), CodecConfig())
+    got = decode_sample(sample.key, members, DecodeSpec()).boxes
+    assert got.truncations.tolist() == pytest.approx([np.nan, np.nan], nan_ok=True)
+    assert got.image_boxes_px is got.occlusions is got.alphas is None
+    assert got.num_radar_points.tolist() == [2, -1]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_boxes_of_earlier_versions_have_three_details(version):
+    members = encode_sample(full_sample(), CodecConfig())
+    details = np.load(io.BytesIO(members["box_details.npy"]))
+    del members["box_views.npy"], members["times_s.npy"], members["elongations.npy"]
+    members["box_details.npy"] = npy(np.ascontiguousarray(details[:, :3]))
+    gone = {"box_views.npy", "times_s.npy", "elongations.npy"}
+    with_meta(lambda m: m.update(schema_version=version, members=sorted({*m["members"]} - gone)))(members)
+    got = decode_sample("log-000_000000", members, DecodeSpec())
+    assert got.boxes.num_points.tolist() == got.boxes.attributes.tolist() == [3, -1]
+    later = ("categories", "num_radar_points", "truncations", "occlusions", "image_boxes_px", "alphas")
+    assert all(getattr(got.boxes, name) is None for name in later)
+    assert got.times_s is got.elongations is None
+
+
+def test_the_manifest_names_kinds_of_boxes(tmp_path):
+    members = encode_sample(full_sample(), CodecConfig())
+    bare = write_one(tmp_path, members)
+    with pytest.raises(SampleError, match="category 3 of a box; the set names 0 kinds of boxes"):
+        SampleReader(bare).read(0)
+    names = ("Car", "Van", "Truck", "Tram")
+    write_manifest(dataclasses.replace(bare, box_categories=names))
+    manifest = load_manifest(str(tmp_path))
+    assert manifest.box_categories == names
+    assert manifest.fingerprint() == bare.fingerprint()
+    assert SampleReader(manifest).read(0).boxes.categories.tolist() == [3, -1]
+    content = json.loads((tmp_path / "manifest.json").read_text())
+    for wrong in ("Car", [3], {"Car": 1}):
+        (tmp_path / "manifest.json").write_text(json.dumps({**content, "box_categories": wrong}))
+        with pytest.raises(ShardError, match="box_categories"):
+            load_manifest(str(tmp_path))
+    del content["box_categories"]  # of an earlier version
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    assert load_manifest(str(tmp_path)).box_categories == ()
 
 
 def test_every_reason_is_tested():
@@ -471,7 +564,7 @@ def test_unfinished_and_damaged_manifests(tmp_path, toy_root):
         with pytest.raises(ShardError, match="is damaged"):
             load_manifest(toy_root)
     path.write_text(json.dumps({**content, "schema_version": 99}))
-    with pytest.raises(ShardError, match="schema version 99, this code reads 1 and 2"):
+    with pytest.raises(ShardError, match="schema version 99, this code reads 1 to 3"):
         load_manifest(toy_root)
     path.write_text(json.dumps(content))
     table = Path(toy_root) / "samples.npz"
