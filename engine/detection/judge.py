@@ -1,0 +1,33 @@
+"""Judge found objects as a benchmark does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from engine.detection.frames import FoundObjects, JudgeError, TrueObjects, paired
+from engine.detection.kitti import score_kitti
+from engine.detection.scores import Scores
+
+Pairs = Sequence[tuple[TrueObjects, FoundObjects]]
+"""True and found objects of every frame."""
+
+BENCHMARKS: Mapping[str, Callable[[Pairs], Scores]] = {
+    "kitti": score_kitti,
+}
+"""Name of a benchmark -> its metric with the official settings."""
+
+
+def judge(benchmark: str, truth: Sequence[TrueObjects], found: Sequence[FoundObjects]) -> Scores:
+    """Figures of a benchmark over all frames.
+
+    Args:
+        benchmark: one of `BENCHMARKS`.
+        truth: labelled objects.
+        found: in any order; exactly the frames of `truth`.
+
+    Raises:
+        JudgeError: the benchmark is not known, frames do not fit, or lack what the benchmark needs.
+    """
+    if benchmark not in BENCHMARKS:
+        raise JudgeError(f"benchmark: got {benchmark!r}, expected one of {', '.join(BENCHMARKS)}")
+    return BENCHMARKS[benchmark](paired(truth, found))
