@@ -31,9 +31,9 @@ def best_threshold(
 
 def errors_by_frame(
     frames: Sequence[FramePair],
-    missed: Sequence[Int64[np.ndarray, " M"]],
-    false: Sequence[Int64[np.ndarray, " F"]],
-    right: Sequence[Int64[np.ndarray, " R"]],
+    missed: Sequence[Int64[np.ndarray, " _"]],
+    false: Sequence[Int64[np.ndarray, " _"]],
+    right: Sequence[Int64[np.ndarray, " _"]],
 ) -> tuple[FrameErrors, ...]:
     """The errors of each frame, in their order.
 
@@ -52,7 +52,7 @@ def errors_by_frame(
     )
 
 
-def _rows_by_frame(parts: Sequence[Int64[np.ndarray, " R"]], sizes: Sequence[int]) -> list[Int64[np.ndarray, " R"]]:
+def _rows_by_frame(parts: Sequence[Int64[np.ndarray, " _"]], sizes: Sequence[int]) -> list[Int64[np.ndarray, " _"]]:
     """Rows of all frames -> rows within each frame, rising."""
     rows = np.sort(np.concatenate([np.zeros(0, np.int64), *parts]))
     ends = np.cumsum(sizes)

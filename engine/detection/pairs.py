@@ -12,13 +12,16 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Bool, Float64, Int64
+from torch import Tensor
 
-from common.boxes.overlap import iou_3d_of_pairs
+from common.boxes.overlap import bev_iou_of_pairs, iou_3d_of_pairs
 from engine.detection.frames import FoundObjects, TrueObjects
 
 FramePair = tuple[TrueObjects, FoundObjects]
 _CHUNK = 1 << 20
 """Pairs looked at together: memory is bounded, whatever the number of frames."""
+_CLIPPED = 1 << 14
+"""Pairs of boxes clipped together: their edges stay in the processor's caches."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,32 +102,26 @@ def box_overlaps(objects: Stacked, *, turned: bool = False) -> tuple[Overlaps, O
     true_radius = np.hypot(true_boxes[:, 3], true_boxes[:, 4]) / 2
     found_radius = np.hypot(found_boxes[:, 3], found_boxes[:, 4]) / 2
     true, found = pairs_where(objects.true_frame, objects.found_frame, near)
-    bev = _iou_of_pairs(_flat(true_boxes)[true], _flat(found_boxes)[found])
+    bev = _of_pairs(bev_iou_of_pairs, true_boxes[true], found_boxes[found])
     some = bev > 0
     true, found, bev = true[some], found[some], bev[some]
-    volume = _iou_of_pairs(true_boxes[true], found_boxes[found])
+    volume = _of_pairs(iou_3d_of_pairs, true_boxes[true], found_boxes[found])
     return Overlaps(true=true, found=found, value=bev), Overlaps(true=true, found=found, value=volume)
 
 
 def _mirrored(boxes: Float64[np.ndarray, "K 7"]) -> Float64[np.ndarray, "K 7"]:
-    return boxes * np.array([1, 1, 1, 1, 1, 1, -1.0])
+    return np.asarray(boxes * np.array([1, 1, 1, 1, 1, 1, -1.0]))
 
 
-def _flat(boxes: Float64[np.ndarray, "K 7"]) -> Float64[np.ndarray, "K 7"]:
-    """All at one height and one metre high: the IoU of their volumes is that of the footprints."""
-    flat = boxes.copy()
-    flat[:, 2], flat[:, 5] = 0.0, 1.0
-    return flat
-
-
-def _iou_of_pairs(a: Float64[np.ndarray, "P 7"], b: Float64[np.ndarray, "P 7"]) -> Float64[np.ndarray, " P"]:
+def _of_pairs(
+    measure: Callable[[Tensor, Tensor], Tensor], a: Float64[np.ndarray, "P 7"], b: Float64[np.ndarray, "P 7"]
+) -> Float64[np.ndarray, " P"]:
+    """A measure of overlap, of some pairs at a time."""
     parts = [
-        iou_3d_of_pairs(
-            torch.from_numpy(a[start : start + _CHUNK]), torch.from_numpy(b[start : start + _CHUNK])
-        ).numpy()
-        for start in range(0, len(a), _CHUNK)
+        measure(torch.from_numpy(a[start : start + _CLIPPED]), torch.from_numpy(b[start : start + _CLIPPED])).numpy()
+        for start in range(0, len(a), _CLIPPED)
     ]
-    return np.concatenate(parts) if parts else np.zeros(0)
+    return np.concatenate([np.zeros(0), *parts])
 
 
 def image_overlaps(
