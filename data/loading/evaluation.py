@@ -34,6 +34,7 @@ from data.views.augment import (
     draw_thinning,
 )
 from data.views.second_sweep import PartnerFinder
+from data.views.truth import FrameTruth
 from data.views.view import View, ViewConfig, partners_for, read_view
 from data.views.voxelize import voxelize
 
@@ -75,12 +76,28 @@ class SequentialBatches(ABC, Generic[PartT]):
             except SampleError as error:
                 skips.append(Skip.of(index, error))
         batch = self.collate(parts) if parts else None
-        return Loaded(batch=batch, num_seen=len(parts) + len(skips), skips=tuple(skips), indices=tuple(usable))
+        return Loaded(
+            batch=batch,
+            num_seen=len(parts) + len(skips),
+            skips=tuple(skips),
+            indices=tuple(usable),
+            truths=self.truths(parts),
+        )
+
+    def truths(self, parts: Sequence[PartT]) -> tuple[FrameTruth, ...]:
+        """What is known of the samples' objects, where this task is about it."""
+        return ()
 
     def run(
         self, num_workers: int, max_skip_share: float, *, among: int | None = None
     ) -> Iterator[tuple[tuple[int, ...], Batch]]:
-        """All batches in order, each with the samples that it holds.
+        """All batches in order, each with the samples that it holds. Arguments and errors as of `run_loaded`."""
+        for loaded in self.run_loaded(num_workers, max_skip_share, among=among):
+            if loaded.batch is not None:
+                yield loaded.indices, loaded.batch
+
+    def run_loaded(self, num_workers: int, max_skip_share: float, *, among: int | None = None) -> Iterator[Loaded]:
+        """What the workers send, in order; not one has a batch of no sample, unless no sample was usable.
 
         Args:
             num_workers: processes that read ahead.
@@ -97,9 +114,8 @@ class SequentialBatches(ABC, Generic[PartT]):
         make = dataclasses.replace(self, hints=PrefetchHints(self.reader, self.indices))
         for loaded in run_workers(make, numbers, WorkerConfig(num_workers=num_workers)):
             ledger.account(loaded.num_seen, loaded.skips)
-            if loaded.batch is not None:
-                empty = False
-                yield loaded.indices, loaded.batch
+            empty &= loaded.batch is None and not loaded.truths
+            yield loaded
         # A single unusable sample is tolerated, but not where it is all that there is: who trains on one labelled sweep
         # would go round for ever.
         if empty and ledger.counters:

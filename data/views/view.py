@@ -161,6 +161,22 @@ def read_view(
     """
     images: Images = "encoded" if spec.images and cache is None else False
     sample = reader.read(index, images=images, superpixels=spec.superpixels, labels=labels or bool(spec.boxes))
+    return view_of(sample, reader, index, config, spec, draws, partners, cache, labels=labels)
+
+
+def view_of(
+    sample: Sample,
+    reader: Reader,
+    index: int,
+    config: ViewConfig,
+    spec: BatchSpec,
+    draws: SampleDraws,
+    partners: PartnerFinder | None = None,
+    cache: TeacherCache | None = None,
+    *,
+    labels: bool = False,
+) -> View:
+    """As `read_view`, of a sample that has been read."""
     shard = reader.shard_of(index)
     with blamed_on(sample.key, shard):
         boxes = _boxes(sample, reader, spec, shard)
