@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from engine.detection.frames import FoundObjects, JudgeError, TrueObjects, paired
 from engine.detection.kitti import score_kitti
 from engine.detection.scores import Scores
+from engine.detection.waymo import score_waymo
 
 Pairs = Sequence[tuple[TrueObjects, FoundObjects]]
 """True and found objects of every frame."""
 
 BENCHMARKS: Mapping[str, Callable[[Pairs], Scores]] = {
     "kitti": score_kitti,
+    "waymo": score_waymo,
 }
 """Name of a benchmark -> its metric with the official settings."""
 

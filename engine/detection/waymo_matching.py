@@ -47,11 +47,11 @@ class Matches:
         size = len(CUTOFFS) + 1
         begun = np.bincount(self.start, weights, minlength=size)
         ended = np.bincount(self.stop, weights, minlength=size)
-        return np.asarray(np.cumsum(begun - ended)[:-1], dtype=np.float64)
+        return np.asarray(np.cumsum(begun - ended, dtype=np.float64)[:-1])
 
     def counts(self, kept: Bool[np.ndarray, " M"]) -> Int64[np.ndarray, " C"]:
         """Number of some of the matches at each cutoff."""
-        return self.sums(kept.astype(np.float64)).round().astype(np.int64)
+        return np.asarray(np.rint(self.sums(kept.astype(np.float64))), dtype=np.int64)
 
     def at(self, cutoff: int) -> tuple[Int64[np.ndarray, " m"], Int64[np.ndarray, " m"]]:
         """Rows of the true and of the found objects that match at a cutoff."""

@@ -34,7 +34,7 @@ def truth(
 
 
 def found(*places: tuple[float, ...], scores: tuple[float, ...], **other) -> FoundObjects:
-    classes = other.pop("classes", ("vehicle",) * len(places))
+    classes = other.pop("classes", ("vehicle",) * len(scores))
     return FoundObjects(
         key=other.pop("key", "0"),
         boxes=other.pop("boxes", boxes_at(*places)),
@@ -193,7 +193,8 @@ def test_means_headline_curves_and_errors():
     assert list(scores.headline) == ["mAPH LEVEL_2", "mAP LEVEL_2", "mAPH LEVEL_1", "mAP LEVEL_1"]
     (curve,) = [one for one in scores.curves if (one.category, one.subset) == ("vehicle", "LEVEL_2")]
     assert (np.diff(curve.recall) >= 0).all()
-    assert (curve.recall[-1], curve.precision[-1], curve.precision[0]) == (pytest.approx(2 / 3), 1.0, 1.0)
+    ends = (curve.recall[-1], curve.precision[-1], curve.precision[0])
+    assert ends == pytest.approx((2 / 3, 2 / 3, 1.0))
     (errors,) = scores.frames
     assert (errors.missed.tolist(), errors.false.tolist(), errors.right.tolist()) == ([2], [], [0, 1])
 
