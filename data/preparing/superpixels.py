@@ -36,7 +36,7 @@ class SuperpixelConfig:
     """How an image is cut.
 
     Attributes:
-        like: null: OpenCV's SLIC, the faster one. "scikit-image": the superpixels of scikit-image's `slic`, which SLidR
+        like: null: OpenCV's SLIC. "scikit-image": the superpixels of scikit-image's `slic`, which SLidR
             used; SLidR's are num_segments 150, compactness 6, smoothing 0.0306, 10 iterations, min_fragment_percent 50
             at full size.
         num_segments: upper bound, and about the number, of superpixels an image; SLidR uses 150 (30 with VoxelNet).
