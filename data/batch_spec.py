@@ -9,12 +9,22 @@ once by the method's config. How strongly clouds and images are augmented is the
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from common.ranges import above, at_least, below, expect, positive, share
 
-_NUM_FEATURES = {"occupancy": 1, "intensity": 1, "xyz_intensity": 4}
+Features = Literal["intensity", "occupancy", "xyz_intensity", "xyz_intensity_time", "xyz_intensity_elongation"]
+
+_NUM_FEATURES: Mapping[Features, int] = {
+    "intensity": 1,
+    "occupancy": 1,
+    "xyz_intensity": 4,
+    "xyz_intensity_time": 5,
+    "xyz_intensity_elongation": 5,
+}
+"""Channels of a voxel's input."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +34,8 @@ class VoxelConfig:
     Attributes:
         kind: "cylindrical": the cell's axes are radius, azimuth, height; "cartesian": x, y, z.
         size: edge lengths of a cell: (m, degrees, m) for cylindrical, (m, m, m) for cartesian.
-        features: "intensity", "occupancy" (always 1) or "xyz_intensity" (x, y, z in metres, then intensity).
+        features: "intensity", "occupancy" (always 1) or "xyz_intensity" (x, y, z in metres, then intensity), which
+            "xyz_intensity_time" and "xyz_intensity_elongation" follow by `Sample.times_s` and `Sample.elongations`.
         reduce: how the points of a cell make its features: "first" (lowest point index) or "mean".
         range_min: lower limits along the cell's axes, in the units of `size`; None: unlimited.
         range_max: upper limits (exclusive).
@@ -41,7 +52,7 @@ class VoxelConfig:
 
     kind: Literal["cartesian", "cylindrical"] = "cylindrical"
     size: tuple[float, float, float] = (0.1, 1.0, 0.1)
-    features: Literal["intensity", "occupancy", "xyz_intensity"] = "intensity"
+    features: Features = "intensity"
     reduce: Literal["first", "mean"] = "first"
     range_min: tuple[float, float, float] | None = None
     range_max: tuple[float, float, float] | None = None

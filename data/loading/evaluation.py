@@ -36,7 +36,7 @@ from data.views.augment import (
 from data.views.second_sweep import PartnerFinder
 from data.views.truth import FrameTruth
 from data.views.view import View, ViewConfig, partners_for, read_view
-from data.views.voxelize import voxelize
+from data.views.voxelize import measured_of, voxelize
 
 PartT = TypeVar("PartT")
 
@@ -151,12 +151,13 @@ class _Views(SequentialBatches[View]):
         keep |= not keep.any()  # a cuboid that holds every point is not dropped
         keep[keep] = draw_thinning(rng, int(keep.sum()), augment)
         points, intensity = points[keep], sample.intensity[keep]
+        measured = measured_of(sample, self.config.voxel)
         return View(
             key=sample.key,
             recorded=np.flatnonzero(keep),
             points=points,
             intensity=intensity,
-            voxels=voxelize(points, intensity, self.config.voxel),
+            voxels=voxelize(points, intensity, self.config.voxel, None if measured is None else measured[keep]),
             T_aug_lidar=T_aug_lidar,
             labels=None if sample.labels is None else sample.labels[keep],
         )

@@ -37,7 +37,7 @@ from data.views.colour import draw_colour
 from data.views.ground import ground_mask
 from data.views.pairs import Pairs, cut_to_cameras, no_pairs, point_pixel_pairs
 from data.views.second_sweep import Partner, PartnerFinder, SweepMatches
-from data.views.voxelize import Voxels, inside_range, voxelize
+from data.views.voxelize import Voxels, inside_range, measured_of, voxelize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,7 +332,9 @@ class _Cloud:
 
     def voxels(self, recorded: _Recorded, config: VoxelConfig) -> Voxels:
         """The points in the grid."""
-        return voxelize(self.points, recorded.intensity(self.recorded), config)
+        measured = measured_of(recorded.sample, config)
+        of_points = None if measured is None else measured[self.recorded]
+        return voxelize(self.points, recorded.intensity(self.recorded), config, of_points)
 
 
 @dataclass(frozen=True, kw_only=True)

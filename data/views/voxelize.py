@@ -11,7 +11,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from data.batch_spec import VoxelConfig
+from data.sample import Sample
 from data.storage.damage import DamagedError
+from data.storage.shard import ShardError
+
+MEASURED = {"xyz_intensity_time": "times_s", "xyz_intensity_elongation": "elongations"}
+"""Features of a voxel -> field of `Sample` that is their last channel."""
+
+_HAVE = {
+    "times_s": "sets have times that were prepared with several sweeps in a cloud (docs/datasets.md)",
+    "elongations": "Waymo measures elongation, and sets prepared with this version or a later one have it",
+}
 
 MAX_VOXELS = 1 << 22
 """Of one cloud. `res16unet34c` keeps 23 kB of activations a voxel for its backward pass (float32, counted with torch's
@@ -32,15 +42,21 @@ class Voxels(NamedTuple):
     of_point: Int[np.ndarray, " N"]
 
 
-def voxelize(points: Float[np.ndarray, "N 3"], intensity: Float[np.ndarray, " N"], config: VoxelConfig) -> Voxels:
+def voxelize(
+    points: Float[np.ndarray, "N 3"],
+    intensity: Float[np.ndarray, " N"],
+    config: VoxelConfig,
+    measured: Float[np.ndarray, " N"] | None = None,
+) -> Voxels:
     """Cells that hold points, their features, and the cell of each point.
 
     Azimuth runs from -180 to 180 degrees about z; the cells on the two sides of the cut behind the sensor are not
-    neighbours (as in SLidR). Points are in metres.
+    neighbours (as in SLidR). Points are in metres; `measured` is what `measured_of` gives.
 
     Raises:
         DamagedError: more voxels than any accelerator's memory holds the activations of.
-        ValueError: a point is not finite, or the cloud spans more cells than an int32 coordinate can hold.
+        ValueError: a point is not finite, or the cloud spans more cells than an int32 coordinate can hold; or
+            `config.features` needs `measured`.
     """
     if len(points) == 0:
         empty = np.zeros((0, config.num_features), dtype=np.float32)
@@ -52,13 +68,31 @@ def voxelize(points: Float[np.ndarray, "N 3"], intensity: Float[np.ndarray, " N"
     if len(first) > MAX_VOXELS:
         detail = f"{len(first)} voxels, expected at most {MAX_VOXELS}; size is {config.size}: enlarge the cells"
         raise DamagedError("too-large", detail)
-    features = _point_features(points, intensity, config)
+    features = _point_features(points, intensity, measured, config)
     if config.reduce == "first":
         voxel_features = features[first]
     else:
         sums = np.add.reduceat(features[order].astype(np.float64), starts, axis=0)
         voxel_features = (sums / np.diff(starts, append=len(points))[:, None]).astype(np.float32)
     return Voxels(cells[first].astype(np.int32), voxel_features, point_voxel)
+
+
+def measured_of(sample: Sample, config: VoxelConfig) -> Float[np.ndarray, " N"] | None:
+    """The last channel of "xyz_intensity_time" and "xyz_intensity_elongation", point by point; None for the others.
+
+    Raises:
+        ShardError: the set has nothing of the kind; says how it would.
+    """
+    name = MEASURED.get(config.features)
+    if name is None:
+        return None
+    values: Float[np.ndarray, " N"] | None = getattr(sample, name)
+    if values is None:
+        raise ShardError(
+            f"sample {sample.key} has no {name}, which data.voxel.features={config.features} feeds: {_HAVE[name]}. Set "
+            "data.voxel.features=xyz_intensity, or prepare the set anew"
+        )
+    return values
 
 
 def inside_range(points: Float[np.ndarray, "N 3"], config: VoxelConfig) -> Bool[np.ndarray, " N"]:
@@ -128,11 +162,19 @@ def _group(
 
 
 def _point_features(
-    points: Float[np.ndarray, "N 3"], intensity: Float[np.ndarray, " N"], config: VoxelConfig
+    points: Float[np.ndarray, "N 3"],
+    intensity: Float[np.ndarray, " N"],
+    measured: Float[np.ndarray, " N"] | None,
+    config: VoxelConfig,
 ) -> Float[np.ndarray, "N F"]:
     if config.features == "occupancy":
         return np.ones((len(points), 1), dtype=np.float32)
     intensity = intensity + config.intensity_offset
     if config.features == "intensity":
         return intensity.astype(np.float32)[:, None]
-    return np.concatenate((points, intensity[:, None]), axis=1).astype(np.float32)
+    columns = [points, intensity[:, None]]
+    if config.features in MEASURED:
+        if measured is None:
+            raise ValueError(f"features={config.features!r} needs {MEASURED[config.features]} of each point, got None")
+        columns.append(measured[:, None])
+    return np.concatenate(columns, axis=1).astype(np.float32)

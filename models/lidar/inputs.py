@@ -13,6 +13,7 @@ voxel to voxel. It is added where voxels are made (`VoxelConfig.intensity_offset
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -21,15 +22,25 @@ from torch import Tensor
 
 from common.ranges import below, one_of, positive
 from common.small_files import is_kind
-from data.batch_spec import VoxelConfig
+from data.batch_spec import Features, VoxelConfig
 
-Features = Literal["intensity", "occupancy", "xyz_intensity"]
-
-_CHANNELS: dict[Features, str] = {
-    "intensity": "intensity",
+_CHANNELS: Mapping[Features, str] = {
+    "intensity": "intensity{}",
     "occupancy": "1 (occupancy)",
-    "xyz_intensity": "x, y, z in metres, intensity",
+    "xyz_intensity": "x, y, z in metres, intensity{}",
+    "xyz_intensity_time": "x, y, z in metres, intensity{}, seconds since the point was measured",
+    "xyz_intensity_elongation": "x, y, z in metres, intensity{}, elongation of the pulse",
 }
+"""In words; the range of intensity takes the place of the braces."""
+
+_INTENSITY: Mapping[Features, int | None] = {
+    "intensity": 0,
+    "occupancy": None,
+    "xyz_intensity": 3,
+    "xyz_intensity_time": 3,
+    "xyz_intensity_elongation": 3,
+}
+"""Channel that intensity is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +91,8 @@ class PointInput:
 
     def __str__(self) -> str:
         """For a person, e.g. "intensity from 0 to 255, of the first point of a voxel"."""
-        channels = _CHANNELS[self.features]
-        if self.features != "occupancy":
-            channels += f" from {self.intensity_offset:g} to {self.intensity_offset + self.intensity_scale:g}"
+        span = f" from {self.intensity_offset:g} to {self.intensity_offset + self.intensity_scale:g}"
+        channels = _CHANNELS[self.features].format(span)
         points = "the first point" if self.reduce == "first" else "the mean of the points"
         return f"{channels}, of {points} of a voxel"
 
@@ -96,11 +106,12 @@ class PointInput:
         )
 
     def fold(self, kernel: Float[Tensor, "K Cin Cout"], factor: float) -> Float[Tensor, "K Cin Cout"]:
-        """The first layer's kernel with the weights of intensity, the last input channel, times `factor`."""
-        if self.features == "occupancy" or factor == 1:
+        """The first layer's kernel with the weights of intensity times `factor`."""
+        channel = _INTENSITY[self.features]
+        if channel is None or factor == 1:
             return kernel
         folded = kernel.clone()
-        folded[:, -1] *= factor
+        folded[:, channel] *= factor
         return folded
 
 

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 
-from data.batch_spec import VoxelConfig
-from data.views.voxelize import inside_range, voxelize
+from data.batch_spec import BatchSpec, VoxelConfig
+from data.order import SampleDraws
+from data.storage.shard import ShardError
+from data.views.view import ViewConfig, make_view
+from data.views.voxelize import inside_range, measured_of, voxelize
+from tests.helpers.samples import make_sample
 
 
 def slow_voxelize(
-    points: np.ndarray, intensity: np.ndarray, config: VoxelConfig
+    points: np.ndarray, intensity: np.ndarray, config: VoxelConfig, measured: np.ndarray
 ) -> tuple[list[tuple[int, ...]], list[list[float]], list[int]]:
     """One point at a time, with a dictionary."""
     members: dict[tuple[int, ...], list[int]] = {}
@@ -29,29 +34,49 @@ def slow_voxelize(
         values = []
         for number in members[cell]:
             fed = float(intensity[number]) + config.intensity_offset
-            full = {"occupancy": [1.0], "intensity": [fed], "xyz_intensity": [*map(float, points[number]), fed]}
-            values.append(full[config.features])
+            xyz_intensity = [*map(float, points[number]), fed]
+            full = {"occupancy": [1.0], "intensity": [fed], "xyz_intensity": xyz_intensity}
+            values.append(full.get(config.features, [*xyz_intensity, float(measured[number])]))
         rows.append(values[0] if config.reduce == "first" else np.mean(values, axis=0).tolist())
     return coords, rows, [coords.index(cell) for cell in cells]
 
 
 @pytest.mark.parametrize("kind", ["cartesian", "cylindrical"])
 @pytest.mark.parametrize("reduce", ["first", "mean"])
-@pytest.mark.parametrize("features", ["occupancy", "intensity", "xyz_intensity"])
+@pytest.mark.parametrize("features", ["occupancy", "intensity", "xyz_intensity", "xyz_intensity_time"])
 def test_equals_the_slow_way(kind: str, reduce: str, features: str) -> None:
     rng = np.random.default_rng(0)
     points = rng.normal(0, 3, (500, 3)).astype(np.float32)
-    intensity = rng.random(500).astype(np.float32)
+    intensity, measured = rng.random(500).astype(np.float32), rng.random(500).astype(np.float32)
     size = (0.7, 0.9, 1.1) if kind == "cartesian" else (0.8, 20.0, 1.1)
     config = VoxelConfig(kind=kind, size=size, reduce=reduce, features=features, intensity_offset=0.5)  # type: ignore[arg-type]
-    coords, rows, point_voxel = voxelize(points, intensity, config)
-    want_coords, want_rows, want_point_voxel = slow_voxelize(points, intensity, config)
+    coords, rows, point_voxel = voxelize(points, intensity, config, measured)
+    want_coords, want_rows, want_point_voxel = slow_voxelize(points, intensity, config, measured)
     assert len(want_coords) < 450  # some cells do hold several points
     assert coords.tolist() == [list(cell) for cell in want_coords]
     assert point_voxel.tolist() == want_point_voxel
     np.testing.assert_allclose(rows, want_rows, rtol=1e-6)
     assert (coords.dtype, rows.dtype, point_voxel.dtype) == (np.int32, np.float32, np.int64)
     assert rows.shape[1] == config.num_features
+
+
+def test_what_else_a_point_measured_is_fed_where_the_set_has_it() -> None:
+    sample = make_sample(np.random.default_rng(0), num_points=5)
+    times, elongations = VoxelConfig(features="xyz_intensity_time"), VoxelConfig(features="xyz_intensity_elongation")
+    assert (times.num_features, elongations.num_features) == (5, 5)
+    assert measured_of(sample, VoxelConfig(features="xyz_intensity")) is None
+    with pytest.raises(ShardError, match=r"has no times_s, .*=xyz_intensity_time feeds.*Set data.voxel.features="):
+        measured_of(sample, times)
+    seconds = np.linspace(0, 0.45, 5, dtype=np.float32)
+    full = dataclasses.replace(sample, times_s=seconds, elongations=2 * seconds)
+    np.testing.assert_array_equal(measured_of(full, times), seconds)
+    np.testing.assert_array_equal(measured_of(full, elongations), 2 * seconds)
+    # Through a view: each point keeps its own.
+    config = ViewConfig(voxel=dataclasses.replace(times, size=(0.001, 0.01, 0.001)))
+    view = make_view(full, config, BatchSpec(images=False), SampleDraws())
+    np.testing.assert_array_equal(view.voxels.features[view.voxels.of_point, 4], seconds[view.recorded])
+    with pytest.raises(ValueError, match="needs times_s of each point, got None"):
+        voxelize(full.points_lidar, full.intensity, times)
 
 
 def test_cells_are_unique_and_negative_ones_allowed() -> None:
