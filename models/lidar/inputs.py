@@ -34,13 +34,13 @@ _CHANNELS: Mapping[Features, str] = {
 """In words; the range of intensity takes the place of the braces."""
 
 _INTENSITY: Mapping[Features, int | None] = {
-    "intensity": 0,
+    "intensity": -1,
     "occupancy": None,
-    "xyz_intensity": 3,
-    "xyz_intensity_time": 3,
-    "xyz_intensity_elongation": 3,
+    "xyz_intensity": -1,
+    "xyz_intensity_time": -2,
+    "xyz_intensity_elongation": -2,
 }
-"""Channel that intensity is."""
+"""Channel that intensity is, counted from the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
