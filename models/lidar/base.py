@@ -1,6 +1,6 @@
 """What every 3D network offers, so that methods, evaluation and export need not know which one it is.
 
-Letters: M voxels, F input channels, C channels, Q centres, B samples.
+Letters: M voxels, F input channels, C channels, Q centres, B samples, X Y cells of a bird's-eye view.
 """
 
 from __future__ import annotations
@@ -55,6 +55,52 @@ class GivesCentres(Protocol):
 
         Else some weights would get no gradient through centres alone.
         """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class BirdEyeGrid:
+    """Where the cells of a bird's-eye view lie: cell (x, y) begins at `low_m` + `cell_m` * (x, y).
+
+    Attributes:
+        low_m: lower limits along x and y, metres.
+        cell_m: edges of a cell along x and y, metres.
+        size: number of cells along x and y.
+    """
+
+    low_m: tuple[float, float]
+    cell_m: tuple[float, float]
+    size: tuple[int, int]
+
+    @property
+    def high_m(self) -> tuple[float, float]:
+        """Upper limits along x and y, metres."""
+        x, y = (low + n * cell for low, n, cell in zip(self.low_m, self.size, self.cell_m, strict=True))
+        return x, y
+
+
+@runtime_checkable
+class GivesBirdEyeView(Protocol):
+    """Optional ability of a 3D network: the map that a detection head works on.
+
+    `num_features` is also the number of the map's channels.
+    """
+
+    num_features: int
+
+    @property
+    def bird_eye_grid(self) -> BirdEyeGrid:
+        """Places of the map's cells.
+
+        Raises:
+            ValueError: the network was not told its cells in metres; says which setting does.
+        """
+        ...
+
+    def bird_eye_view(
+        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
+    ) -> Float[Tensor, "B C Y X"]:
+        """The map. In: as `Backbone.forward`; voxels outside the network's range are left out."""
         ...
 
 

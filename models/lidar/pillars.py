@@ -32,12 +32,12 @@ from torch import Tensor, nn
 
 from common.ranges import below, expect, one_of, positive
 from data.batch_spec import VoxelConfig
-from models.lidar.base import Backbone, BackboneConfig
+from models.lidar.base import Backbone, BackboneConfig, BirdEyeGrid
 from models.lidar.bev import BN_EPS, BevBackbone, BevLayout, read_bev, to_bev
 from models.lidar.layers import PointLayer
 from models.pairing import segment_mean
 
-Preset = Literal["pointpillars", "centerpoint", "pillars_tiny"]
+Preset = Literal["pointpillars", "centerpoint", "centerpoint_waymo", "pillars_tiny"]
 Limits = tuple[float, float, float]
 
 
@@ -47,10 +47,10 @@ class _Layout:
     bev: BevLayout
 
 
-def _bev(out_stride: int) -> BevLayout:
+def _bev(out_stride: int, first_stride: int = 2) -> BevLayout:
     return BevLayout(
         convolutions=(3, 5, 5),
-        strides=(2, 2, 2),
+        strides=(first_stride, 2, 2),
         channels=(64, 128, 256),
         up_channels=(128, 128, 128),
         out_stride=out_stride,
@@ -60,6 +60,7 @@ def _bev(out_stride: int) -> BevLayout:
 _LAYOUTS: dict[str, _Layout] = {
     "pointpillars": _Layout(widths=(64,), bev=_bev(2)),
     "centerpoint": _Layout(widths=(64, 64), bev=_bev(4)),
+    "centerpoint_waymo": _Layout(widths=(64, 64), bev=_bev(1, first_stride=1)),
     "pillars_tiny": _Layout(
         widths=(32,),
         bev=BevLayout(
@@ -75,7 +76,7 @@ class PillarsConfig(BackboneConfig):
 
     Attributes:
         preset: "pointpillars": one layer a point, map at twice the pillars' size, 4.8 M parameters; "centerpoint": two
-            layers, four times; "pillars_tiny": for the CPU.
+            layers, four times; "centerpoint_waymo": the same with a map of the pillars' size; "pillars_tiny": for the CPU.
         in_channels: x, y, z and whatever else a point has.
         pillar_size_m: edge of a pillar along x and y, metres.
         range_min_m: lower limits along x, y, z, metres.
@@ -164,18 +165,24 @@ class Pillars(Backbone):
 
         Only the samples are taken from `voxel_coords`; places are the first three features.
         """
-        sample = voxel_coords[:, 0].long()
-        bev = self.bird_eye_view(sample, voxel_features, num_samples)
+        bev = self.bird_eye_view(voxel_coords, voxel_features, num_samples)
         # From pillar edges to pillar centres to centres of map cells.
-        return read_bev(bev, sample, (self._pillar(voxel_features[:, :2]) - 0.5) / self.out_stride)
+        return read_bev(bev, voxel_coords[:, 0].long(), (self._pillar(voxel_features[:, :2]) - 0.5) / self.out_stride)
+
+    @property
+    def bird_eye_grid(self) -> BirdEyeGrid:
+        """See `GivesBirdEyeView`. Heads count a map cell from the edge of its first pillar, as the released ones do."""
+        (low_x, low_y, _), (x_size, y_size) = self.config.range_min_m, self.config.num_pillars
+        cell = self.out_stride * self.config.pillar_size_m
+        return BirdEyeGrid(
+            low_m=(low_x, low_y), cell_m=(cell, cell), size=(x_size // self.out_stride, y_size // self.out_stride)
+        )
 
     def bird_eye_view(
-        self, sample: Int[Tensor, " M"], points: Float[Tensor, "M F"], num_samples: int
+        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
     ) -> Float[Tensor, "B C Y X"]:
-        """The map that a detection head works on.
-
-        `points` are x, y, z in metres and further features; those outside the range are left out.
-        """
+        """The map that a detection head works on. See `GivesBirdEyeView`."""
+        sample, points = voxel_coords[:, 0].long(), voxel_features
         low, high = (points.new_tensor(limits) for limits in (self.config.range_min_m, self.config.range_max_m))
         inside = ((points[:, :3] >= low) & (points[:, :3] < high)).all(dim=1)
         sample, points = sample[inside], points[inside]

@@ -30,9 +30,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from common.ranges import one_of
+from common.ranges import one_of, positive
 from data.batch_spec import VoxelConfig
-from models.lidar.base import Backbone
+from models.lidar.base import Backbone, BirdEyeGrid
 from models.lidar.bev import BN_EPS, BevBackbone, BevLayout, read_bev, to_bev
 from models.lidar.bounded import BoundedConv3d, Triple
 from models.lidar.layers import normalize
@@ -75,16 +75,20 @@ class VoxelNetConfig(SparseBackboneConfig):
             "centerpoint": residual encoder, 2D backbone; "second_tiny": for the CPU.
         grid_min: lowest cell along x, y, z; must be what `data.voxel.range_min` and `size` say.
         grid_max: first cell beyond the grid.
+        voxel_size_m: edges of a cell, metres, which only detection heads need to know; must be `data.voxel.size`.
+            None: not told.
     """
 
     preset: Preset = "voxelbackbone8x"
     grid_min: Triple = (-512, -512, -25)
     grid_max: Triple = (512, 512, 15)
+    voxel_size_m: tuple[float, float, float] | None = None
     bn_momentum: float = 0.01
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of(self, preset=Preset)
+        positive(self, "voxel_size_m")
         x, y, z = self.grid_size
         bev = _LAYOUTS[self.preset].bev
         multiple = STRIDE * (1 if bev is None else bev.total_stride)
@@ -117,6 +121,11 @@ class VoxelNetConfig(SparseBackboneConfig):
                 f"{self.preset} works on a bounded Cartesian grid, got data.voxel.kind={voxels.kind!r}, "
                 f"range_min={voxels.range_min}: set data.voxel.kind=cartesian, data.voxel.range_min and range_max"
             )
+        if self.voxel_size_m is not None and self.voxel_size_m != voxels.size:
+            raise ValueError(
+                f"voxel_size_m is {list(self.voxel_size_m)}, but data.voxel.size={list(voxels.size)}: set "
+                f"method.backbone.voxel_size_m={list(voxels.size)}"
+            )
         limits = (("min", voxels.range_min, self.grid_min), ("max", voxels.range_max, self.grid_max))
         for name, limit, grid in limits:
             cells = [edge / size for edge, size in zip(limit, voxels.size, strict=True)]
@@ -146,6 +155,7 @@ class VoxelNet(Backbone):
         layout = _LAYOUTS[config.preset]
         x, y, z = config.grid_size
         self.grid_min, self.grid_size = config.grid_min, config.grid_size
+        self.voxel_size_m = config.voxel_size_m
         # OpenPCDet gives the encoder one more layer of cells on top, so that 40 cells end as 2.
         self.encoder = SparseEncoder(config, layout, (x, y, z + 1))
         self.num_features = self.encoder.num_features
@@ -162,23 +172,37 @@ class VoxelNet(Backbone):
         Raises:
             ValueError: a voxel comes twice, or coordinates are out of range.
         """
-        cells = voxel_coords[:, 1:] - torch.tensor(self.grid_min, device=voxel_coords.device)
+        bev = self.bird_eye_view(voxel_coords, voxel_features, num_samples)
+        return read_bev(bev, voxel_coords[:, 0], self._cells(voxel_coords)[:, :2].to(torch.float32) / STRIDE)
+
+    @property
+    def bird_eye_grid(self) -> BirdEyeGrid:
+        """See `GivesBirdEyeView`. Heads count a map cell from the edge of its first voxel, as the released ones do."""
+        if self.voxel_size_m is None:
+            raise ValueError(
+                "voxel_size_m: got None, expected the edges of a cell in metres, as data.voxel.size: a detection head "
+                "needs them (set backbone.voxel_size_m)"
+            )
+        (x, y, _), (low_x, low_y, _), (x_size, y_size, _) = self.voxel_size_m, self.grid_min, self.grid_size
+        return BirdEyeGrid(
+            low_m=(low_x * x, low_y * y), cell_m=(STRIDE * x, STRIDE * y), size=(x_size // STRIDE, y_size // STRIDE)
+        )
+
+    def bird_eye_view(
+        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
+    ) -> Float[Tensor, "B C Y X"]:
+        """The map that a detection head works on. See `GivesBirdEyeView`."""
+        cells = self._cells(voxel_coords)
         size = torch.tensor(self.grid_size, device=voxel_coords.device)
         inside = ((cells >= 0) & (cells < size)).all(dim=1)
         shifted = torch.cat([voxel_coords[:, :1], cells], dim=1)[inside]
-        bev = self.bird_eye_view(shifted, voxel_features[inside], num_samples)
-        return read_bev(bev, voxel_coords[:, 0], cells[:, :2].to(torch.float32) / STRIDE)
-
-    def bird_eye_view(
-        self, cells: Int[Tensor, "M 4"], features: Float[Tensor, "M F"], num_samples: int
-    ) -> Float[Tensor, "B C Y X"]:
-        """The map that a detection head works on.
-
-        `cells` are (sample, x, y, z), counted from `grid_min`, all inside the grid.
-        """
-        x: SparseTensor = self.encoder(sparse_tensor(cells, features, num_samples)[0])
+        x: SparseTensor = self.encoder(sparse_tensor(shifted, voxel_features[inside], num_samples)[0])
         bev = to_bev(x.features, x.coords, num_samples, self.encoder.out_size)
         return bev if self.bev_backbone is None else self.bev_backbone(bev)
+
+    def _cells(self, voxel_coords: Int[Tensor, "M 4"]) -> Int[Tensor, "M 3"]:
+        """Cells counted from `grid_min`."""
+        return voxel_coords[:, 1:] - torch.tensor(self.grid_min, device=voxel_coords.device)
 
 
 class SparseEncoder(nn.Module):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batch_spec import VoxelConfig
+from models.lidar.base import GivesBirdEyeView
 from models.lidar.pillars import PillarEncoder, Pillars, PillarsConfig
 from tests.models.lidar.test_sparse import assert_same_gradients
 from tests.reference import towers
@@ -53,7 +54,7 @@ def test_map_of_pillars_equals_loops(widths: tuple[int, ...]) -> None:
     net.eval()
     sample, points, num = cloud((60, 0, 40))
     points = points.double().requires_grad_()
-    bev = net.bird_eye_view(sample, points, num)
+    bev = net.bird_eye_view(coords_of(sample), points, num)
     assert bev.shape == (3, widths[-1], 32, 32)
     layers = list(net.pillar_encoder.layers)
     found = towers.pillar_vectors(points, sample, layers, low=LOW, high=HIGH, size=SIZE)
@@ -86,11 +87,14 @@ def test_published_size() -> None:
 
 
 def test_map_strides() -> None:
-    for preset, cells in (("pointpillars", 16), ("centerpoint", 8), ("pillars_tiny", 16)):
+    for preset, cells in (("pointpillars", 16), ("centerpoint", 8), ("centerpoint_waymo", 32), ("pillars_tiny", 16)):
         net = build(preset=preset).eval()
         sample, points, num = cloud()
         with torch.no_grad():
-            assert net.bird_eye_view(sample, points, num).shape == (2, net.num_features, cells, cells)
+            assert net.bird_eye_view(coords_of(sample), points, num).shape == (2, net.num_features, cells, cells)
+        assert isinstance(net, GivesBirdEyeView)
+        assert (net.bird_eye_grid.size, net.bird_eye_grid.low_m) == ((cells, cells), LOW[:2])
+        assert net.bird_eye_grid.high_m == HIGH[:2]
 
 
 def test_points_read_the_map_at_their_place() -> None:
@@ -110,9 +114,9 @@ def test_points_outside_do_not_enter_and_copies_change_no_maximum() -> None:
     sample, points, num = cloud((80,))
     far = torch.tensor([[500.0, 0, 0, 1e6], [0, 0, 100.0, 1e6]])
     with torch.no_grad():
-        alone = net.bird_eye_view(sample, points, num)
-        more = net.bird_eye_view(torch.cat([sample, sample[:2]]), torch.cat([points, far]), num)
-        doubled = net.bird_eye_view(sample.repeat(2), points.repeat(2, 1), num)
+        alone = net.bird_eye_view(coords_of(sample), points, num)
+        more = net.bird_eye_view(coords_of(torch.cat([sample, sample[:2]])), torch.cat([points, far]), num)
+        doubled = net.bird_eye_view(coords_of(sample.repeat(2)), points.repeat(2, 1), num)
         out = net(coords_of(sample[:2]), far, num)
     assert torch.equal(alone, more)
     torch.testing.assert_close(alone, doubled, rtol=1e-4, atol=1e-5)

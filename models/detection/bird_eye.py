@@ -1,0 +1,56 @@
+"""What detectors with one head on a bird's-eye view share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from common.ranges import expect
+from data.sample import Batch
+from jaxtyping import Float
+from models.detection.base import Detector, DetectorConfig
+from models.lidar.base import BackboneConfig, GivesBirdEyeView
+from models.lidar.pillars import PillarsConfig
+from models.lidar.voxelnet import VoxelNetConfig
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class BirdEyeDetectorConfig(DetectorConfig):
+    """Settings of a detector on a bird's-eye view.
+
+    Attributes:
+        backbone: 3D network with a bird's-eye view: voxelnet, whose `voxel_size_m` is set, or pillars.
+    """
+
+    backbone: BackboneConfig
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        seen = isinstance(self.backbone, (VoxelNetConfig, PillarsConfig))
+        if not seen:
+            raise ValueError(
+                f"backbone: got {type(self.backbone).__name__.removesuffix('Config').lower()}, expected a network with "
+                "a bird's-eye view: set backbone.name to voxelnet or pillars"
+            )
+        told = not isinstance(self.backbone, VoxelNetConfig) or self.backbone.voxel_size_m is not None
+        if not told:
+            raise ValueError(
+                "backbone.voxel_size_m: got None, expected the edges of a cell in metres, as data.voxel.size: the "
+                "head has to know where the map's cells lie"
+            )
+
+
+class BirdEyeDetector(Detector):
+    """A 3D network with a bird's-eye view and a head on it."""
+
+    def __init__(self, config: BirdEyeDetectorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.backbone = config.backbone.build()
+        assert isinstance(self.backbone, GivesBirdEyeView)
+
+    def bird_eye_view(self, batch: Batch) -> Float[Tensor, "B C Y X"]:
+        """The map that the head works on."""
+        assert isinstance(self.backbone, GivesBirdEyeView)
+        return self.backbone.bird_eye_view(batch.voxel_coords, batch.voxel_features, batch.num_samples)
