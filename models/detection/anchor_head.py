@@ -60,10 +60,10 @@ class AnchorConfig:
         expect(self, "unmatched_iou", self.unmatched_iou <= self.matched_iou, f"at most {self.matched_iou}")
 
 
-def _anchor(length: float, width: float, height: float, bottom: float, matched: float, unmatched: float) -> AnchorConfig:
-    return AnchorConfig(
-        size_m=(length, width, height), bottom_m=bottom, matched_iou=matched, unmatched_iou=unmatched
-    )
+def _anchor(
+    length: float, width: float, height: float, bottom: float, matched: float, unmatched: float
+) -> AnchorConfig:
+    return AnchorConfig(size_m=(length, width, height), bottom_m=bottom, matched_iou=matched, unmatched_iou=unmatched)
 
 
 ANCHORS: Mapping[AnchorSet, Mapping[str, AnchorConfig]] = {
@@ -148,9 +148,7 @@ class AnchorOutputs:
 class AnchorHead(nn.Module):
     """Convolutions, targets, losses and decoding. The names of its parameters are those of OpenPCDet's."""
 
-    def __init__(
-        self, config: AnchorHeadConfig, classes: tuple[str, ...], in_channels: int, grid: BirdEyeGrid
-    ) -> None:
+    def __init__(self, config: AnchorHeadConfig, classes: tuple[str, ...], in_channels: int, grid: BirdEyeGrid) -> None:
         super().__init__()
         self.config, self.grid = config, grid
         self.kinds = config.of_classes(classes)
@@ -215,7 +213,7 @@ class AnchorHead(nn.Module):
 
         Source: SECOND, section 3.3; divisors and weights as in OpenPCDet's released code.
         """
-        num_samples, _, num_classes = outputs.logits.shape
+        num_samples = len(outputs.logits)
         box = self.targets(boxes, num_samples)
         sample, anchor = (box >= 0).nonzero().unbind(1)
         truth = boxes.boxes[box[sample, anchor]].to(outputs.codes.dtype)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from common.ranges import different, expect
 from data.batch_spec import BatchSpec
 from data.sample import Batch
 from models.methods.base import MethodConfig, Objective
@@ -55,6 +56,11 @@ class DetectorConfig(MethodConfig):
     """
 
     classes: tuple[str, ...] = ("car", "pedestrian", "cyclist")
+
+    def __post_init__(self) -> None:
+        """Check ranges; a detector's own `__post_init__` calls this one."""
+        expect(self, "classes", len(self.classes) > 0, "at least one name")
+        different(self, "classes")
 
     def batch_spec(self) -> BatchSpec:
         """Points and boxes."""

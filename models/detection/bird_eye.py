@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 
-from common.ranges import expect
-from data.sample import Batch
 from jaxtyping import Float
+from torch import Tensor
+
+from data.sample import Batch
 from models.detection.base import Detector, DetectorConfig
 from models.lidar.base import BackboneConfig, GivesBirdEyeView
 from models.lidar.pillars import PillarsConfig
 from models.lidar.voxelnet import VoxelNetConfig
-from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +26,12 @@ class BirdEyeDetectorConfig(DetectorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        seen = isinstance(self.backbone, (VoxelNetConfig, PillarsConfig))
-        if not seen:
+        if not isinstance(self.backbone, (VoxelNetConfig, PillarsConfig)):
             raise ValueError(
                 f"backbone: got {type(self.backbone).__name__.removesuffix('Config').lower()}, expected a network with "
                 "a bird's-eye view: set backbone.name to voxelnet or pillars"
             )
-        told = not isinstance(self.backbone, VoxelNetConfig) or self.backbone.voxel_size_m is not None
-        if not told:
+        if isinstance(self.backbone, VoxelNetConfig) and self.backbone.voxel_size_m is None:
             raise ValueError(
                 "backbone.voxel_size_m: got None, expected the edges of a cell in metres, as data.voxel.size: the "
                 "head has to know where the map's cells lie"
@@ -42,13 +39,18 @@ class BirdEyeDetectorConfig(DetectorConfig):
 
 
 class BirdEyeDetector(Detector):
-    """A 3D network with a bird's-eye view and a head on it."""
+    """A 3D network with a bird's-eye view, for a head on it.
+
+    Attributes:
+        backbone: the network.
+        grid: places of the map's cells.
+    """
 
     def __init__(self, config: BirdEyeDetectorConfig) -> None:
         super().__init__()
-        self.config = config
         self.backbone = config.backbone.build()
         assert isinstance(self.backbone, GivesBirdEyeView)
+        self.grid = self.backbone.bird_eye_grid
 
     def bird_eye_view(self, batch: Batch) -> Float[Tensor, "B C Y X"]:
         """The map that the head works on."""

@@ -1,7 +1,7 @@
 """The centre head of CenterPoint: heat maps of centres, and at each centre the box around it.
 
-Paper: Yin, Zhou, Krähenbühl, "Center-based 3D object detection and tracking", CVPR 2021, section 4 (first stage). Sizes,
-branches, weights and candidates are those of OpenPCDet's released configurations.
+Paper: Yin, Zhou, Krähenbühl, "Center-based 3D object detection and tracking", CVPR 2021, section 4 (first stage).
+Sizes, branches, weights and candidates are those of OpenPCDet's released configurations.
 
 Codes at a cell, in this order: x and y from the cell's edge in cells, z in metres, logarithms of length, width and
 height, cosine and sine of the heading and, by option, velocity.
@@ -12,7 +12,6 @@ Letters: B samples, C classes of a group, X Y cells, K boxes, J boxes of a group
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -99,9 +98,7 @@ class CentreHeadConfig:
 class CentreHead(nn.Module):
     """Shared convolution, branches of each group, targets, losses and decoding."""
 
-    def __init__(
-        self, config: CentreHeadConfig, classes: tuple[str, ...], in_channels: int, grid: BirdEyeGrid
-    ) -> None:
+    def __init__(self, config: CentreHeadConfig, classes: tuple[str, ...], in_channels: int, grid: BirdEyeGrid) -> None:
         super().__init__()
         self.config, self.grid = config, grid
         self.groups = config.of_classes(classes)
@@ -134,7 +131,7 @@ class CentreHead(nn.Module):
     def _group_loss(
         self, out: CentreOutputs, group: tuple[int, ...], boxes: BatchBoxes
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-        num_samples, num_classes, y_size, x_size = out.heat.shape
+        num_samples, num_classes = out.heat.shape[:2]
         rows, plane = self._planes(boxes, group)
         own, sample = boxes.boxes[rows].float(), boxes.sample[rows]
         place = places(own, self.grid)
@@ -160,14 +157,13 @@ class CentreHead(nn.Module):
 
     def detect(self, outputs: Sequence[CentreOutputs], suppression: SuppressionConfig) -> Detections:
         """Boxes at the cells of highest score, after suppression within each group."""
-        samples = []
-        for sample in range(len(outputs[0].heat)):
-            parts = [
+        by_group = list(zip(outputs, self.groups, strict=True))
+        return joined(
+            [
                 self._detect(out, group, sample, suppression)
-                for out, group in zip(outputs, self.groups, strict=True)
+                for sample, (out, group) in itertools.product(range(len(outputs[0].heat)), by_group)
             ]
-            samples.append(_concatenated(parts))
-        return joined(samples)
+        )
 
     def _detect(
         self, out: CentreOutputs, group: tuple[int, ...], sample: int, suppression: SuppressionConfig
@@ -211,11 +207,6 @@ def _codes(
     return torch.cat(codes if velocities is None else [*codes, velocities.to(boxes.dtype)], dim=1)
 
 
-def _concatenated(parts: Sequence[Detections]) -> Detections:
-    names = ("boxes", "velocities_mps", "classes", "scores", "sample")
-    return Detections(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
-
-
 @dataclass(frozen=True, kw_only=True)
 class CentreOutputs:
     """What the branches of a group say of each cell, in float32.
@@ -241,10 +232,15 @@ class Branches(nn.ModuleDict):
             }
         )
         for name, branch in self.items():
-            for conv in (m for m in branch.modules() if isinstance(m, nn.Conv2d) and name != "hm"):
-                nn.init.kaiming_normal_(conv.weight)
-                nn.init.zeros_(conv.bias)
-        nn.init.constant_(self["hm"][-1].bias, _HEAT_BIAS)
+            convs = [m for m in branch.modules() if isinstance(m, nn.Conv2d)]
+            for conv in convs:
+                assert conv.bias is not None
+                if name != "hm":
+                    nn.init.kaiming_normal_(conv.weight)
+                    nn.init.zeros_(conv.bias)
+            if name == "hm":
+                assert convs[-1].bias is not None
+                nn.init.constant_(convs[-1].bias, _HEAT_BIAS)
 
     def forward(self, shared: Float[Tensor, "B F Y X"]) -> CentreOutputs:
         """All branches on the shared map."""
@@ -255,6 +251,4 @@ class Branches(nn.ModuleDict):
 
 def _conv_norm_relu(in_channels: int, out_channels: int) -> nn.Sequential:
     """As released: with a bias in front of BatchNorm."""
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU()
-    )
+    return nn.Sequential(nn.Conv2d(in_channels, out_channels, 3, padding=1), nn.BatchNorm2d(out_channels), nn.ReLU())

@@ -5,6 +5,7 @@ Letters: K boxes, R boxes that stay, D detections of all samples.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,17 +54,10 @@ class SuppressionConfig:
         return usable[kept]
 
 
-def joined(samples: Sequence[Detections]) -> Detections:
-    """The detections of a batch from those of each of its samples: by falling score within a sample."""
-    orders = [part.scores.argsort(descending=True, stable=True) for part in samples]
-
-    def rows(name: str) -> Tensor:
-        return torch.cat([getattr(part, name)[order] for part, order in zip(samples, orders, strict=True)])
-
-    return Detections(
-        boxes=rows("boxes"),
-        velocities_mps=rows("velocities_mps"),
-        classes=rows("classes"),
-        scores=rows("scores"),
-        sample=rows("sample"),
-    )
+def joined(parts: Sequence[Detections]) -> Detections:
+    """The detections of a batch from those of its parts: one sample after another, by falling score within each."""
+    names = [field.name for field in dataclasses.fields(Detections)]
+    all_of = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    order = all_of["scores"].argsort(descending=True, stable=True)
+    order = order[all_of["sample"][order].argsort(stable=True)]
+    return Detections(**{name: values[order] for name, values in all_of.items()})

@@ -22,9 +22,7 @@ def places(boxes: Float[Tensor, "K 7"], grid: BirdEyeGrid) -> Float[Tensor, "K 2
     return ((boxes[:, :2] - low) / cell).clamp(min=torch.zeros_like(last), max=last)
 
 
-def radii(
-    boxes: Float[Tensor, "K 7"], grid: BirdEyeGrid, *, min_overlap: float, min_radius: int
-) -> Int[Tensor, " K"]:
+def radii(boxes: Float[Tensor, "K 7"], grid: BirdEyeGrid, *, min_overlap: float, min_radius: int) -> Int[Tensor, " K"]:
     """Cells around a box's centre in which predictions count as nearly right, rounded down, at least `min_radius`.
 
     The least of three distances by which a box of the same size may be off while it overlaps the true one by
@@ -48,7 +46,11 @@ def radii(
 
 
 def heat_map(
-    cells: Int[Tensor, "K 2"], radii: Int[Tensor, " K"], planes: Int[Tensor, " K"], num_planes: int, size: tuple[int, int]
+    cells: Int[Tensor, "K 2"],
+    radii: Int[Tensor, " K"],
+    planes: Int[Tensor, " K"],
+    num_planes: int,
+    size: tuple[int, int],
 ) -> Float[Tensor, "num_planes Y X"]:
     """1 at each box's cell, falling off as a Gaussian to the edges of a square, the largest where squares overlap.
 

@@ -76,7 +76,7 @@ class PillarsConfig(BackboneConfig):
 
     Attributes:
         preset: "pointpillars": one layer a point, map at twice the pillars' size, 4.8 M parameters; "centerpoint": two
-            layers, four times; "centerpoint_waymo": the same with a map of the pillars' size; "pillars_tiny": for the CPU.
+            layers, four times; "centerpoint_waymo": two layers, map of the pillars' size; "pillars_tiny": for the CPU.
         in_channels: x, y, z and whatever else a point has.
         pillar_size_m: edge of a pillar along x and y, metres.
         range_min_m: lower limits along x, y, z, metres.

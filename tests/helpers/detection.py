@@ -1,0 +1,135 @@
+"""Labelled batches of the street world without shards or loader, and detectors small enough for tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from data.batch_spec import VoxelConfig
+from data.sample import Batch, BatchBoxes
+from data.street.classes import CLASS_NAMES
+from data.street.config import StreetConfig, StreetLidarConfig
+from data.street.log import LogRenderer
+from data.views.voxelize import inside_range, voxelize
+from models.detection.anchor_head import AnchorHeadConfig
+from models.detection.base import Detections, DetectorConfig
+from models.detection.centerpoint import CenterPointConfig
+from models.detection.second import PointPillarsConfig, SecondConfig
+from models.lidar.pillars import PillarsConfig
+from models.lidar.voxelnet import VoxelNetConfig
+
+CLASSES = ("car", "truck", "bus", "pedestrian", "cyclist")
+WORLD = StreetConfig(num_logs=4, frames_per_log=6, lidar=StreetLidarConfig(beams=24, azimuths=240))
+
+VOXELS = VoxelConfig(
+    kind="cartesian",
+    size=(0.2, 0.2, 0.2),
+    features="xyz_intensity",
+    reduce="mean",
+    range_min=(-25.6, -25.6, -2.4),
+    range_max=(25.6, 25.6, 2.4),
+)
+TINY_VOXELNET = VoxelNetConfig(
+    preset="second_tiny",
+    bn_momentum=0.1,
+    in_channels=4,
+    grid_min=(-128, -128, -12),
+    grid_max=(128, 128, 12),
+    voxel_size_m=VOXELS.size,
+)
+TINY_PILLARS = PillarsConfig(
+    preset="pillars_tiny",
+    bn_momentum=0.1,
+    pillar_size_m=0.4,
+    range_min_m=(-25.6, -25.6, -2.4),
+    range_max_m=(25.6, 25.6, 2.4),
+)
+_STREET_ANCHORS = AnchorHeadConfig(anchor_set="street")
+
+TINY: dict[str, DetectorConfig] = {
+    "second": SecondConfig(classes=CLASSES, backbone=TINY_VOXELNET, head=_STREET_ANCHORS),
+    "pointpillars": PointPillarsConfig(classes=CLASSES, backbone=TINY_PILLARS, head=_STREET_ANCHORS),
+    "centerpoint": CenterPointConfig(classes=CLASSES, backbone=TINY_VOXELNET),
+    "centerpoint_pillars": CenterPointConfig(classes=CLASSES, backbone=TINY_PILLARS),
+}
+
+
+@functools.cache
+def _log(number: int) -> LogRenderer:
+    return LogRenderer(WORLD, number)
+
+
+@functools.cache
+def street_batch(
+    samples: tuple[tuple[int, int], ...] = ((0, 0), (0, 5)), *, classes: Sequence[str] = CLASSES, min_points: int = 5
+) -> Batch:
+    """Sweeps (log, frame), with the boxes whose centre is in range and that hold so many points."""
+    parts = [_sample(log, frame, tuple(classes), min_points) for log, frame in samples]
+    numbers = [torch.full((len(part["voxels"]),), i, dtype=torch.int32) for i, part in enumerate(parts)]
+    starts = np.cumsum([0, *(len(part["voxels"]) for part in parts)])
+    return Batch(
+        keys=tuple(f"{log}-{frame}" for log, frame in samples),
+        points=torch.cat([part["points"] for part in parts]),
+        point_sample=_numbers([len(part["points"]) for part in parts]),
+        point_voxel=torch.cat([part["point_voxel"] + int(start) for part, start in zip(parts, starts, strict=False)]),
+        voxel_coords=torch.cat(
+            [torch.cat([n[:, None], part["voxels"]], dim=1) for n, part in zip(numbers, parts, strict=True)]
+        ),
+        voxel_features=torch.cat([part["features"] for part in parts]),
+        T_aug_lidar=torch.eye(4).repeat(len(parts), 1, 1),
+        boxes=BatchBoxes(
+            boxes=torch.cat([part["boxes"] for part in parts]),
+            velocities_mps=torch.cat([part["velocities"] for part in parts]),
+            classes=torch.cat([part["classes"] for part in parts]),
+            sample=_numbers([len(part["boxes"]) for part in parts]),
+        ),
+    )
+
+
+def _numbers(counts: Sequence[int]) -> torch.Tensor:
+    return torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+
+
+def _sample(log: int, frame: int, classes: tuple[str, ...], min_points: int) -> dict[str, torch.Tensor]:
+    sweep = _log(log).sweep(frame)
+    boxes = _log(log).boxes(frame, sweep)
+    inside = inside_range(sweep.points_lidar, VOXELS)
+    points, intensity = sweep.points_lidar[inside], sweep.intensity[inside]
+    voxels = voxelize(points, intensity, VOXELS)
+    names = [CLASS_NAMES[label] for label in boxes.classes]
+    counts = (sweep.instances[inside][None] == boxes.track_ids[:, None]).sum(axis=1)
+    wanted = np.array([name in classes for name in names], dtype=bool) & (counts >= min_points)
+    wanted &= inside_range(boxes.centers_m, VOXELS)
+    rows = np.concatenate([boxes.centers_m, boxes.sizes_m, boxes.yaws[:, None]], axis=1)[wanted]
+    return {
+        "points": torch.from_numpy(points),
+        "point_voxel": torch.from_numpy(voxels.of_point),
+        "voxels": torch.from_numpy(voxels.coords),
+        "features": torch.from_numpy(voxels.features),
+        "boxes": torch.from_numpy(rows.astype(np.float32)),
+        "velocities": torch.from_numpy(boxes.velocities_mps[wanted].astype(np.float32)),
+        "classes": torch.tensor([classes.index(names[i]) for i in np.flatnonzero(wanted)], dtype=torch.long),
+    }
+
+
+def without_boxes(batch: Batch, *samples: int) -> Batch:
+    """The batch without the boxes of some samples; of all, where none is named."""
+    assert batch.boxes is not None
+    kept = torch.zeros(len(batch.boxes.sample), dtype=torch.bool)
+    if samples:
+        kept = ~torch.isin(batch.boxes.sample, torch.tensor(samples))
+    fields = {field.name: getattr(batch.boxes, field.name)[kept] for field in dataclasses.fields(BatchBoxes)}
+    return dataclasses.replace(batch, boxes=BatchBoxes(**fields))
+
+
+def found_share(found: Detections, truth: BatchBoxes, *, max_distance_m: float = 0.5, min_score: float = 0.3) -> float:
+    """Share of the true boxes with a detection of their class nearby."""
+    near = torch.cdist(truth.boxes[:, :3], found.boxes[:, :3]) <= max_distance_m
+    near &= truth.sample[:, None] == found.sample
+    near &= truth.classes[:, None] == found.classes
+    near &= found.scores >= min_score
+    return float(near.any(dim=1).float().mean())

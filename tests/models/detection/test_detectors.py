@@ -1,0 +1,212 @@
+"""What holds for every detector, at toy size on sweeps of the street world."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from data.batch_spec import VoxelConfig
+from data.sample import Batch
+from models.detection import DETECTORS
+from models.detection.base import Detections, Detector
+from models.detection.centerpoint import CenterPointConfig
+from models.detection.second import SecondConfig
+from models.lidar.res16unet import Res16UNetConfig
+from models.lidar.voxelnet import VoxelNetConfig
+from models.methods.base import LossTerms
+from tests.helpers.detection import CLASSES, TINY, VOXELS, found_share, street_batch, without_boxes
+
+every_detector = pytest.mark.parametrize("name", TINY)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def build(name: str) -> Detector:
+    torch.manual_seed(0)
+    return TINY[name].build()
+
+
+def without_points(batch: Batch) -> Batch:
+    return dataclasses.replace(
+        batch,
+        points=batch.points[:0],
+        point_sample=batch.point_sample[:0],
+        point_voxel=batch.point_voxel[:0],
+        voxel_coords=batch.voxel_coords[:0],
+        voxel_features=batch.voxel_features[:0],
+    )
+
+
+def check_step(model: nn.Module, batch: Batch) -> LossTerms:
+    model.zero_grad(set_to_none=True)
+    terms: LossTerms = model(batch)
+    assert terms.total.isfinite()
+    assert terms.total.dtype == torch.float32
+    torch.testing.assert_close(sum(terms.parts.values()), terms.total.detach())
+    assert not any(part.requires_grad for part in (*terms.parts.values(), *terms.watch.values()))
+    terms.total.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, f"{name} has no gradient: other ranks would wait for it"
+        assert parameter.grad.isfinite().all(), name
+    return terms
+
+
+def check_detections(found: Detections, batch: Batch) -> None:
+    assert (found.sample.diff() >= 0).all()
+    same = found.sample.diff() == 0
+    assert (found.scores.diff()[same] <= 0).all()
+    assert found.boxes.isfinite().all()
+    assert ((found.classes >= 0) & (found.classes < len(CLASSES))).all()
+    assert found.sample.max() < batch.num_samples if len(found.sample) else True
+
+
+def test_registry() -> None:
+    assert {type(config) for config in TINY.values()} == set(DETECTORS.values())
+    for kind in DETECTORS.values():
+        assert kind().batch_spec().boxes == ("car", "pedestrian", "cyclist")
+        assert not kind().batch_spec().images
+
+
+@every_detector
+def test_it_learns_from_street_sweeps_and_detects(name: str) -> None:
+    """A few updates lower the loss; the same seed gives the same numbers; what is found has the promised order."""
+    batch = street_batch()
+    losses = []
+    for _ in range(2):
+        model = build(name).train()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        reached: set[str] = set()
+        course = []
+        for _ in range(3):
+            course.append(float(check_step(model, batch).total.detach()))
+            reached |= {n for n, p in model.named_parameters() if p.grad is not None and bool((p.grad != 0).any())}
+            optimizer.step()
+        assert reached == {n for n, _ in model.named_parameters()}
+        losses.append(course)
+    assert losses[0] == losses[1]
+    assert losses[0][-1] < losses[0][0]
+    model.eval()
+    model.nms = dataclasses.replace(model.nms, min_score=0.0)
+    state = {n: value.clone() for n, value in model.state_dict().items()}
+    with torch.no_grad():
+        found = model.detect(batch)
+    check_detections(found, batch)
+    assert set(found.sample.tolist()) == {0, 1}
+    assert all(torch.equal(value, state[n]) for n, value in model.state_dict().items())
+    assert found.velocities_mps.isnan().all()
+
+
+@every_detector
+@pytest.mark.parametrize("case", ["no boxes", "one sample without boxes", "no points", "nothing"])
+def test_odd_batches_train_and_are_looked_at(name: str, case: str) -> None:
+    batch = street_batch()
+    if case in ("no boxes", "nothing"):
+        batch = without_boxes(batch)
+    if case == "one sample without boxes":
+        batch = without_boxes(batch, 1)
+    if case in ("no points", "nothing"):
+        batch = without_points(batch)
+    model = build(name)
+    terms = check_step(model, batch)
+    assert (terms.parts["box"] == 0) == (case in ("no boxes", "nothing"))
+    with torch.no_grad():
+        found = model.eval().detect(batch)
+    check_detections(found, batch)
+
+
+@pytest.mark.parametrize("name", ["second", "centerpoint_pillars"])
+def test_heads_compute_in_float32_under_autocast(name: str) -> None:
+    batch, model = street_batch(), build(name)
+    plain = float(check_step(model, batch).total.detach())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        short = check_step(build(name), batch)
+    assert float(short.total.detach()) == pytest.approx(plain, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars"])
+def test_diverged_weights_give_a_loss_and_no_detections(name: str) -> None:
+    """The engine skips and counts such updates by their loss; an error on the way would end the run instead."""
+    model, batch = build(name), street_batch()
+    for parameter in model.parameters():
+        parameter.data.fill_(torch.nan)
+    assert model(batch).total.isnan()
+    with torch.no_grad():
+        assert len(model.eval().detect(batch).scores) == 0
+
+
+@pytest.mark.parametrize("name", ["second", "centerpoint_pillars"])
+def test_the_samples_of_a_batch_do_not_meet(name: str) -> None:
+    """In evaluation mode each sample is what it is alone."""
+    model, both = build(name).eval(), street_batch(((0, 0), (0, 5)))
+    model.nms = dataclasses.replace(model.nms, min_score=0.0, num_after=20)
+    with torch.no_grad():
+        found = model.detect(both)
+        alone: list[Tensor] = [model.detect(street_batch((key,))).boxes for key in ((0, 0), (0, 5))]
+    for sample, boxes in enumerate(alone):
+        torch.testing.assert_close(found.boxes[found.sample == sample], boxes, rtol=1e-4, atol=1e-4)
+
+
+def test_a_batch_without_boxes_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="SECOND needs labelled boxes"):
+        build("pointpillars")(dataclasses.replace(street_batch(), boxes=None))
+
+
+def test_settings_that_do_not_fit_are_refused() -> None:
+    tiny = TINY["second"]
+    assert isinstance(tiny, SecondConfig)
+    with pytest.raises(ValueError, match="backbone: got res16unet, expected a network with a bird's-eye view"):
+        dataclasses.replace(tiny, backbone=Res16UNetConfig())
+    with pytest.raises(ValueError, match=r"backbone.voxel_size_m: got None, expected the edges of a cell"):
+        dataclasses.replace(tiny, backbone=VoxelNetConfig())
+    with pytest.raises(ValueError, match=r"classes: got .*, expected no entry twice"):
+        dataclasses.replace(tiny, classes=("car", "car"))
+    with pytest.raises(ValueError, match=r"classes: got .*, expected at least one name"):
+        dataclasses.replace(tiny, classes=())
+    with pytest.raises(ValueError, match="'street' has no anchors for the class 'tram', only for car, truck"):
+        dataclasses.replace(tiny, classes=("car", "tram"))
+    head = dataclasses.replace(tiny.head, anchors=tiny.head.of_classes(("car",)))
+    with pytest.raises(ValueError, match=r"anchors: got .*, expected 5 entries, one for each class"):
+        dataclasses.replace(tiny, head=head)
+    centre = CenterPointConfig()
+    with pytest.raises(ValueError, match=r"groups: got .*, expected each of the classes car, pedestrian, cyclist once"):
+        dataclasses.replace(centre, head=dataclasses.replace(centre.head, groups=(("car",), ("car", "cyclist"))))
+
+
+def test_voxels_of_another_size_than_the_heads_are_refused() -> None:
+    tower = TINY["second"].backbone  # type: ignore[attr-defined]
+    tower.check_voxels(VOXELS)
+    other: VoxelConfig = dataclasses.replace(VOXELS, size=(0.2, 0.2, 0.1))
+    with pytest.raises(ValueError, match=r"set method.backbone.voxel_size_m=\[0.2, 0.2, 0.1\]"):
+        tower.check_voxels(other)
+
+
+def test_names_of_the_network_are_those_of_pre_training() -> None:
+    """A detector takes over `backbone` as it is; its head has names of its own."""
+    for config in TINY.values():
+        model = config.build()
+        own = {n.partition(".")[0] for n, _ in model.named_parameters()}
+        assert own == {"backbone", "dense_head"}
+        assert set(model.backbone.state_dict()) == set(config.backbone.build().state_dict())  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars"])
+def test_four_sweeps_can_be_learnt_by_heart(name: str) -> None:
+    batch = street_batch(((0, 0), (1, 3), (2, 0), (3, 2)))
+    assert batch.boxes is not None
+    model, steps = build(name).train(), 150
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for step in range(steps):
+        optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, 2 * (steps - step) / steps)
+        optimizer.zero_grad()
+        model(batch).total.backward()
+        optimizer.step()
+    with torch.no_grad():
+        found = model.eval().detect(batch)
+    assert found_share(found, batch.boxes) == 1
