@@ -31,25 +31,16 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 
 from common.ranges import at_least, one_of
+from models.lidar.ball_pooling import BallPooling, PointSet, Scale, point_layers, scattered
 from models.lidar.base import Backbone, BackboneConfig, Centres
 from models.lidar.layers import PointLayer
-from models.lidar.neighbors import AXIS_BITS
 from models.lidar.sparse import sparse_tensor
 from models.pairing import row_mask
-from models.points.neighbors import ball_query, interpolate
+from models.points.neighbors import interpolate
 from models.points.sampling import farthest_points, joint_space
 
 Preset = Literal["pointrcnn", "simipu", "simipu_released", "pointnet2_tiny", "simipu_tiny"]
 Sampler = Literal["D-FPS", "F-FPS"]
-
-
-@dataclass(frozen=True)
-class Scale:
-    """One ball of a set-abstraction layer: radius in metres, neighbours at most, widths of the network on each."""
-
-    radius_m: float
-    neighbors: int
-    widths: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +150,6 @@ class PointNet2Config(BackboneConfig):
         return PointNet2(self)
 
 
-@dataclass(frozen=True, eq=False)
-class PointSet:
-    """Points (x, y, z in metres) of several samples, one sample after another, and how many each sample has."""
-
-    points: Float[Tensor, "N 3"]
-    features: Float[Tensor, "N C"]
-    counts: Int64[Tensor, " B"]
-
-
 class PointNet2(Backbone):
     """Features of each voxel.
 
@@ -230,7 +212,7 @@ class PointNet2(Backbone):
             ValueError: a voxel comes twice, or a coordinate is out of range or not finite.
         """
         x, rows = sparse_tensor(voxel_coords, voxel_features, num_samples)
-        order = _scattered(x.grid.keys)
+        order = scattered(x.grid.keys)
         values = x.features[order]
         counts = torch.tensor(x.grid.voxels_per_sample, device=values.device, dtype=torch.int64)
         levels = self.encode(PointSet(values[:, :3], values[:, 3:], counts))
@@ -255,27 +237,15 @@ class PointNet2(Backbone):
         return interpolate(coarse.features, coarse.points, coarse.counts, finest.points, finest.counts)
 
 
-class SetAbstraction(nn.Module):
-    """Centres, and the largest response among the neighbours of each, in balls of several radii.
-
-        out[q] = concatenation over the scales of max over neighbours n of q of h([x_n - x_q, f_n])
-
-    or of h(f_n), without offsets.
-
-    Every neighbour counts once. Deviation: released networks fill a ball of fewer than k points up with copies of its
-    first, which change no maximum, but which BatchNorm counts and which cost most of the time where points are sparse.
+class SetAbstraction(BallPooling):
+    """Centres, and what surrounds each of them.
 
     Source: PointNet++, section 3.3 (multi-scale grouping).
     """
 
     def __init__(self, in_features: int, layout: AbstractionLayout, *, bn_momentum: float) -> None:
-        super().__init__()
-        self.layout = layout
-        self.networks = nn.ModuleList(
-            _layers((in_features + 3 * layout.offsets, *scale.widths), bn_momentum=bn_momentum)
-            for scale in layout.scales
-        )
-        self.num_features = sum(scale.widths[-1] for scale in layout.scales)
+        super().__init__(in_features, layout.scales, bn_momentum=bn_momentum, offsets=layout.offsets)
+        self.samplers = layout.samplers
         self.joined: PointLayer | None = None
         if layout.out is not None:
             self.joined = PointLayer(self.num_features, layout.out, bn_momentum=bn_momentum)
@@ -283,22 +253,9 @@ class SetAbstraction(nn.Module):
 
     def forward(self, x: PointSet) -> PointSet:
         """Fewer points, each with what surrounds it; a sample with fewer points than centres keeps all of them."""
-        chosen, counts = sample_centres(x, self.layout.samplers)
+        chosen, counts = sample_centres(x, self.samplers)
         centres = x.points[chosen]
-        scales = []
-        for scale, network in zip(self.layout.scales, self.networks, strict=True):
-            near = ball_query(centres, counts, x.points, x.counts, scale.neighbors, radius=scale.radius_m)
-            centre, slot = (near.index >= 0).nonzero(as_tuple=True)  # no ball is empty: a centre is one of the points
-            point = near.index[centre, slot]
-            around = x.features[point]
-            if self.layout.offsets:
-                offsets = x.points[point] - centres[centre]
-                around = torch.cat([offsets, around.to(offsets.dtype)], dim=1)
-            values: Tensor = network(around)
-            # Values are not below 0 after ReLU, so 0 is where maxima can start from.
-            largest = values.new_zeros(len(centres), values.shape[1])
-            scales.append(largest.scatter_reduce(0, centre[:, None].expand_as(values), values, "amax"))
-        features = torch.cat(scales, dim=1)
+        features = self.around(centres, counts, x)
         return PointSet(centres, features if self.joined is None else self.joined(features), counts)
 
 
@@ -310,7 +267,7 @@ class FeaturePropagation(nn.Module):
 
     def __init__(self, widths: tuple[int, ...], *, bn_momentum: float) -> None:
         super().__init__()
-        self.layers = _layers(widths, bn_momentum=bn_momentum)
+        self.layers = point_layers(widths, bn_momentum=bn_momentum)
 
     def forward(self, coarse: PointSet, fine: PointSet) -> Float[Tensor, "N C"]:
         """New features of the finer level's points."""
@@ -339,19 +296,3 @@ def sample_centres(
     rows = torch.cat(centres)
     rows = rows[torch.argsort(sample[rows], stable=True)]
     return rows, torch.bincount(sample[rows], minlength=len(x.counts))
-
-
-def _layers(widths: tuple[int, ...], *, bn_momentum: float) -> nn.Sequential:
-    return nn.Sequential(*(PointLayer(a, b, bn_momentum=bn_momentum) for a, b in itertools.pairwise(widths)))
-
-
-def _scattered(keys: Int64[Tensor, " M"]) -> Int64[Tensor, " M"]:
-    """Rows, sample by sample, in an order that depends on the cells alone and has nothing to do with their places.
-
-    The multiplication spreads neighbouring cells over the whole range of integers (Fibonacci hashing).
-    """
-    cells = keys & ((1 << 3 * AXIS_BITS) - 1)
-    spread = cells * -7046029254386353131  # 2^64 / golden ratio, as a signed number; overflow is meant
-    spread = (spread ^ (spread >> 32)) * -7046029254386353131
-    order = torch.argsort(spread, stable=True)
-    return order[torch.argsort(keys[order] >> 3 * AXIS_BITS, stable=True)]

@@ -37,8 +37,9 @@ from models.contrast.matching import greedy, hungarian
 from models.heads import MLPHead
 from models.image.base import ImageEncoderConfig
 from models.image.resnet_encoder import ResNetEncoderConfig
+from models.lidar.ball_pooling import PointSet
 from models.lidar.base import BackboneConfig, GivesCentres
-from models.lidar.pointnet2 import PointNet2Config, PointSet
+from models.lidar.pointnet2 import PointNet2Config
 from models.methods.base import LossTerms, Objective, RowContrastConfig, joined_clouds
 from models.pairing import read_pixels, segment_mean
 from models.points.ragged import bounds

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from data.batch_spec import VoxelConfig
+from models.lidar.ball_pooling import PointSet, Scale
 from models.lidar.base import GivesCentres
 from models.lidar.pointnet2 import (
     AbstractionLayout,
     FeaturePropagation,
     PointNet2,
     PointNet2Config,
-    PointSet,
-    Scale,
     SetAbstraction,
     sample_centres,
 )

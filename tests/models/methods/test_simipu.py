@@ -11,7 +11,8 @@ from data.batch_spec import SecondCloud
 from data.sample import Batch
 from engine.sync_bn import convert_sync_batchnorm
 from models.image.resnet_encoder import ResNetEncoderConfig
-from models.lidar.pointnet2 import PointNet2Config, PointSet
+from models.lidar.ball_pooling import PointSet
+from models.lidar.pointnet2 import PointNet2Config
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods import METHODS
 from models.methods.simipu import Simipu, SimipuConfig
