@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from engine.detection.frames import FoundObjects, JudgeError, TrueObjects, paired
 from engine.detection.kitti import score_kitti
+from engine.detection.once import score_once
 from engine.detection.scores import Scores
 from engine.detection.waymo import score_waymo
 
@@ -15,6 +16,7 @@ Pairs = Sequence[tuple[TrueObjects, FoundObjects]]
 BENCHMARKS: Mapping[str, Callable[[Pairs], Scores]] = {
     "kitti": score_kitti,
     "waymo": score_waymo,
+    "once": score_once,
 }
 """Name of a benchmark -> its metric with the official settings."""
 

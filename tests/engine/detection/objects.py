@@ -6,7 +6,7 @@ import numpy as np
 
 from engine.detection.frames import FoundObjects, TrueObjects
 
-SIZE = {"Car": (4.0, 2.0, 1.5), "Van": (4.0, 2.0, 1.5), "Truck": (4.0, 2.0, 1.5)}
+SIZE = dict.fromkeys(("Car", "Van", "Truck", "Bus"), (4.0, 2.0, 1.5))
 OTHER_SIZE = (1.0, 1.0, 2.0)
 TALL_PX = 60.0
 
