@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from engine.detection.argoverse2 import score_argoverse2
 from engine.detection.frames import FoundObjects, JudgeError, TrueObjects, paired
 from engine.detection.kitti import score_kitti
 from engine.detection.once import score_once
@@ -14,6 +15,7 @@ Pairs = Sequence[tuple[TrueObjects, FoundObjects]]
 """True and found objects of every frame."""
 
 BENCHMARKS: Mapping[str, Callable[[Pairs], Scores]] = {
+    "argoverse2": score_argoverse2,
     "kitti": score_kitti,
     "waymo": score_waymo,
     "once": score_once,

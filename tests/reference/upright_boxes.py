@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 Point = tuple[float, float]
 
@@ -40,6 +41,13 @@ def area(polygon: list[Point]) -> float:
 
 
 def shared_area(a: Sequence[float], b: Sequence[float], turn: float = 1.0) -> float:
+    return _shared_area(tuple(map(float, a)), tuple(map(float, b)), turn)
+
+
+@lru_cache(maxsize=1 << 14)
+def _shared_area(a: tuple[float, ...], b: tuple[float, ...], turn: float) -> float:
+    if math.dist(a[:2], b[:2]) > (math.hypot(*a[3:5]) + math.hypot(*b[3:5])) / 2 + 1e-6:
+        return 0.0
     polygon, other = corners(a, turn), corners(b, turn)
     for start, end in zip(other, other[1:] + other[:1], strict=True):
         polygon = clip(polygon, start, end)
