@@ -42,6 +42,14 @@ KINDS: Mapping[str, ConfigKind] = {
         use="tandem pretrain, submit or plan",
         marks=frozenset({"run_dir", "method", "optim", "schedule", "engine", "checkpoint", "monitor", "first", "seed"}),
     ),
+    "FinetuneConfig": ConfigKind(
+        folder="finetune",
+        title="a detector's training",
+        use="tandem finetune, submit or plan",
+        marks=frozenset(
+            {"run_dir", "model", "init", "judge", "optim", "schedule", "engine", "checkpoint", "monitor", "seed"}
+        ),
+    ),
     "EvaluateConfig": ConfigKind(
         folder="downstream",
         title="downstream protocols",
@@ -145,9 +153,12 @@ def _instead_of(given: Path, folder: str | None) -> str:
 
 
 def kind_of(names: Iterable[str]) -> str | None:
-    """The dataclass that the top-level names of a file belong to: most marks; None for none or a draw."""
+    """The dataclass that the top-level names of a file belong to: most marks; None for none or a draw.
+
+    What all kinds of runs have in common counts as pre-training's.
+    """
     given = set(names)
     counts = {kind: len(given & entry.marks) for kind, entry in KINDS.items()}
     most = max(counts.values())
     best = [kind for kind, count in counts.items() if count == most]
-    return best[0] if most and len(best) == 1 else None
+    return best[0] if most and (len(best) == 1 or best == ["PretrainConfig", "FinetuneConfig"]) else None

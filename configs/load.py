@@ -294,8 +294,12 @@ def _read_file(path: Path | None, kind: type) -> DictConfig:
         raise ConfigError(f"{path}: expected a mapping of sections, got a list")
     given, own = set(map(str, tree)), KINDS.get(kind.__name__)
     other = kind_of(given)
-    if own is not None and other is not None and other != kind.__name__ and not own.marks & given:
-        meant, names = KINDS[other], ", ".join(sorted(KINDS[other].marks & given))
+    if own is None or other is None:
+        return tree
+    meant = KINDS[other]
+    theirs, ours = (meant.marks - own.marks) & given, (own.marks - meant.marks) & given
+    if theirs and not ours:
+        names = ", ".join(sorted(meant.marks & given))
         raise ConfigError(
             f"{path}: is the config of {meant.title} (it has {names}), expected that of {own.title}; it goes to "
             f"{meant.use}"

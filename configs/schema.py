@@ -16,6 +16,7 @@ from data.loading.image_evaluation import ImageTruthConfig
 from data.loading.loader import DataConfig
 from data.storage.remote.shard_cache import CacheConfig
 from data.views.augment import PointAugmentConfig
+from engine.deepspeed_config import EngineConfig
 from engine.downstream.protocols import PROTOCOLS, ProtocolsConfig
 from engine.downstream.runner import TOWER_TITLES, Tower
 from engine.settings import PretrainSettings
@@ -117,11 +118,6 @@ class PretrainConfig(PretrainSettings):
                 f"evaluate.select_by: got {self.evaluate.select_by}, which measures a {TOWER_TITLES[judged]}, and "
                 f"{type(self.method).__name__} has none; expected one of " + ", ".join(possible)
             )
-        if self.engine.stall_min <= self.data.retry_min:
-            raise ConfigError(
-                f"engine.stall_min: got {self.engine.stall_min:g}, expected more than data.retry_min="
-                f"{self.data.retry_min:g}: a process that waits for storage would be taken for one that hangs"
-            )
         if (self.first is not None) != _holds(self.method, FIRST_STAGE):
             raise ConfigError(
                 "first: the method has no weight file `tandem:first`, so the first stage would be trained for nothing"
@@ -129,21 +125,49 @@ class PretrainConfig(PretrainSettings):
                 else f"method: {FIRST_STAGE!r} is the network of a first stage, and there is no section `first`; "
                 "expected first.config=<YAML file>, or a weight file"
             )
-        width = self.data.voxel.num_features
-        for name, network in self.method.point_networks().items():
-            if network.in_channels != width:
-                raise ConfigError(
-                    f"method.{name}.in_channels: got {network.in_channels}, expected {width}: "
-                    f"data.voxel.features={self.data.voxel.features!r} makes {width} channels a voxel"
-                )
-            try:
-                network.check_voxels(self.data.voxel)
-            except ValueError as error:
-                raise ConfigError(f"method.{name}: {error}") from error
+        check_waits(self.engine, self.data)
+        check_inputs("method", self.method, self.data)
 
     def has_tower(self, tower: Tower) -> bool:
         """Whether the method has the network that a protocol measures."""
         return tower == "objective" or self.method.tower(tower) is not None
+
+
+def check_waits(engine: EngineConfig, data: DataConfig) -> None:
+    """Refuse to take a process that waits for storage for one that hangs.
+
+    Raises:
+        ConfigError: names both settings.
+    """
+    if engine.stall_min <= data.retry_min:
+        raise ConfigError(
+            f"engine.stall_min: got {engine.stall_min:g}, expected more than data.retry_min={data.retry_min:g}: a "
+            "process that waits for storage would be taken for one that hangs"
+        )
+
+
+def check_inputs(section: str, method: MethodConfig, data: DataConfig) -> None:
+    """Refuse 3D networks that cannot work on the voxels that they are given.
+
+    Args:
+        section: name of the method's section, for the message.
+        method: what is trained.
+        data: what it is trained on.
+
+    Raises:
+        ConfigError: names the network and the setting.
+    """
+    width = data.voxel.num_features
+    for name, network in method.point_networks().items():
+        if network.in_channels != width:
+            raise ConfigError(
+                f"{section}.{name}.in_channels: got {network.in_channels}, expected {width}: "
+                f"data.voxel.features={data.voxel.features!r} makes {width} channels a voxel"
+            )
+        try:
+            network.check_voxels(data.voxel)
+        except ValueError as error:
+            raise ConfigError(f"{section}.{name}: {error}") from error
 
 
 def _holds(section: Any, value: str) -> bool:

@@ -199,6 +199,11 @@ class Monitor:
         if self._events is not None:
             self._events.add(step, partial(_add_pictures, step=step, images=dict(images)))
 
+    def measured(self, step: int, values: Mapping[str, float]) -> None:
+        """Put what was measured apart from training (`engine.measuring`) into TensorBoard."""
+        if self._events is not None:
+            self._events.add(step, partial(_add_scalars, step=step, metrics=dict(values)))
+
     def advance(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
         """Move the progress bar."""
         if self._progress is not None:

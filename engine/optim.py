@@ -7,7 +7,8 @@ decays of their own: `engine.tower_optim`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -133,6 +134,24 @@ def set_lr(groups: Iterable[dict[str, Any]], lr: float) -> None:
     """Set the rate of the coming update; `lr` is that of a group with lr_scale 1."""
     for group in groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+@contextmanager
+def momentum_of(groups: Sequence[dict[str, Any]], value: float | None) -> Iterator[None]:
+    """Give all groups a momentum (SGD), or first beta (AdamW), for one update; None leaves them alone.
+
+    Afterwards they have their configured one again, so that no checkpoint depends on where in a cycle it was written.
+    """
+    moved = ("betas", "momentum")
+    configured: list[dict[str, Any]] = [{key: group[key] for key in moved if key in group} for group in groups]
+    try:
+        if value is not None:
+            for group, own in zip(groups, configured, strict=True):
+                group |= {"betas": (value, own["betas"][1])} if "betas" in own else {"momentum": value}
+        yield
+    finally:
+        for group, own in zip(groups, configured, strict=True):
+            group.update(own)
 
 
 def _split_by_tower(

@@ -41,12 +41,13 @@ from engine.distributed import World, agree_max, agree_signal, init_distributed
 from engine.errors import DivergenceError, DryBatchError, StopRequested
 from engine.heap import map_large_tensors
 from engine.interfaces import BatchLike, BatchSource, ChecksEngine, CountsSkips, FollowsUpdates
+from engine.measuring import Measurement, Measuring, owed
 from engine.monitor import Monitor, Stopwatch, Window, mean_of_each, peak_rss_gib
 from engine.optim import build_optimizer, optimizer_name, peak_lr
 from engine.preempt import StopSignals, name_of
 from engine.reshard import check_continuable, recut_shard, saved_layout
 from engine.rng import get_rng_state, seed_everything, set_rng_state
-from engine.schedule import lr_scale, lr_table, total_steps
+from engine.schedule import lr_scale, lr_table, momentum_at, total_steps
 from engine.settings import PretrainSettings
 from engine.sync_bn import convert_sync_batchnorm
 from engine.watchdog import Watchdog
@@ -192,6 +193,7 @@ def pretrain(
     fingerprint: Mapping[str, Any],
     resolved_config: Mapping[str, Any],
     pictures: Pictures | None = None,
+    measurement: Measurement | None = None,
     watchdog: Watchdog | None = None,
     on_begin: Callable[[int], None] | None = None,
 ) -> PretrainSummary:
@@ -206,6 +208,7 @@ def pretrain(
         fingerprint: JSON values that must not change when a run continues (method, backbone, ...).
         resolved_config: JSON values written into every checkpoint.
         pictures: makes pictures from the batch at hand, see `Pictures`.
+        measurement: is measured now and then, see `engine.measuring`; a run is finished when its last one is taken.
         watchdog: already watching; None: one of our own.
         on_begin: called on rank 0 with the updates done before, when nothing speaks against the first one any more: the
             checkpoint is this run's, and the dry batch went through.
@@ -233,8 +236,10 @@ def pretrain(
         seed_everything(settings.seed, world.rank)
     else:
         run = _continued(saved, objective, source, plan, fingerprint)
-        if run.step >= plan.num_steps:
-            return _summary(run, plan, saved, None, began)
+    if measurement is not None:
+        measurement.begin(run.step)
+    if saved is not None and run.step >= plan.num_steps and not owed(measurement, run.step, num_steps=plan.num_steps):
+        return _summary(run, plan, saved, None, began)
 
     with (
         quiet_deepspeed(),
@@ -253,12 +258,14 @@ def pretrain(
             on_begin(run.step)
         monitor = Monitor(run_dir, settings.monitor, world, step=run.step, num_steps=plan.num_steps)
         opened.callback(monitor.close)
-        batches, buffers, signal = chain([first], stream), None, None
+        measuring = Measuring(measurement, engine, monitor, watch, signals, num_steps=plan.num_steps)
+        batches, buffers, signal = chain([first], stream), None, measuring.take(run.step)
         del first  # its memory is needed
         stopwatch.restart()
         while run.step < plan.num_steps and signal is None:
             # --- gradients of one update: mean over micro-batches and ranks ---
             lr = plan.peak_lr * lr_scale(run.step, plan.num_steps, settings.schedule)
+            momentum = momentum_at(run.step, plan.num_steps, settings.schedule)
             buffers = copy_buffers(objective, buffers)  # a forward pass moves them before the loss is known
             scalars, keys = dict[str, float](), list[str]()
             for micro in range(plan.accumulation_steps):
@@ -278,7 +285,7 @@ def pretrain(
             bad = not math.isfinite(scalars[names.LOSS]), bool(spoilt)
             votes = (*bad, checkpoints.due_by_time(), signals.number)
             bad_loss, bad_buffer, due, number = agree_max([float(vote) for vote in votes], world)
-            update = engine.discard() if bad_loss or bad_buffer else engine.update(lr)
+            update = engine.discard() if bad_loss or bad_buffer else engine.update(lr, momentum)
             run.step += 1
             stopwatch.step()
             if update.applied:
@@ -302,15 +309,18 @@ def pretrain(
                 watch.phase("pictures", run.step)
                 _draw(pictures, engine, batch, run.step, monitor)
 
-            # --- checkpoint ---
+            # --- checkpoint, then measure ---
             signal = name_of(int(number))
             must = last or signal is not None
-            if must or due or settings.checkpoint.due(run.step):
+            if must or due or settings.checkpoint.due(run.step) or measuring.due(run.step):
                 watch.phase("checkpoint", run.step)
                 checkpoints.write(run, source, fingerprint, resolved_config, must=must)
+            if signal is None:
+                signal = measuring.take(run.step)
         watch.phase("end", run.step)
     assert checkpoints.newest is not None  # the last update and a stop both save
-    return _summary(run, plan, checkpoints.newest, signal, began)
+    stopped = signal is not None and owed(measurement, run.step, num_steps=plan.num_steps)
+    return _summary(run, plan, checkpoints.newest, signal, began, stopped=stopped)
 
 
 def software_versions() -> dict[str, str]:
@@ -603,9 +613,12 @@ class _Checkpoints:
         }
 
 
-def _summary(run: _Run, plan: _Plan, checkpoint: Path, signal: str | None, began: float) -> PretrainSummary:
+def _summary(
+    run: _Run, plan: _Plan, checkpoint: Path, signal: str | None, began: float, *, stopped: bool = False
+) -> PretrainSummary:
+    """How a call ended; `stopped`: before its last measurement."""
     return PretrainSummary(
-        status="finished" if run.step >= plan.num_steps else "preempted",
+        status="finished" if run.step >= plan.num_steps and not stopped else "preempted",
         signal=signal,
         step=run.step,
         num_steps=plan.num_steps,

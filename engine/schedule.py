@@ -1,4 +1,4 @@
-"""Learning rate as a pure function of the step, and how many steps a budget is.
+"""Learning rate and momentum as pure functions of the step, and how many steps a budget is.
 
 Steps count updates, from 0. Nothing here has state, so a resumed run needs only its step.
 """
@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from common.ranges import above, at_least, below, share
+from common.ranges import above, at_least, below, expect, share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,25 +18,38 @@ class ScheduleConfig:
 
     Attributes:
         kind: "cosine" falls along half a cosine to `final_lr_scale`, "exponential" by the same share in each update;
-            "constant" stays.
+            "constant" stays; "onecycle" rises along half a cosine, then falls along another.
         steps: updates of the whole run; where null, `epochs` decides.
         epochs: passes over the data, rounded up to whole updates.
         warmup_steps: updates over which the rate rises linearly to its peak.
         final_lr_scale: share of the peak rate at the end; for "exponential" above 0.
+        rise_share: of "onecycle": share of the updates in which the rate rises.
+        start_lr_scale: of "onecycle": share of the peak rate at the beginning.
+        momentum_range: of "onecycle": momentum of SGD, or first beta of AdamW, where the rate is lowest and where it is
+            highest; in between it follows the rate's cosines. null: as the optimizer's settings say.
     """
 
-    kind: Literal["constant", "cosine", "exponential"] = "cosine"
+    kind: Literal["constant", "cosine", "exponential", "onecycle"] = "cosine"
     steps: int | None = None
     epochs: int = 50
     warmup_steps: int = 0
     final_lr_scale: float = 0.0
+    rise_share: float = 0.4
+    start_lr_scale: float = 0.1
+    momentum_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         at_least(self, "null: use epochs", steps=1)
         at_least(self, epochs=1, warmup_steps=0)
         if self.steps is not None:
             below(self, "steps", warmup_steps=self.steps)
-        share(self, "final_lr_scale")
+        share(self, "final_lr_scale", "rise_share", "start_lr_scale")
+        if self.momentum_range is not None:
+            at_least(self, momentum_range=0)
+            below(self, momentum_range=1)
+        cycles = self.kind == "onecycle"
+        expect(self, "warmup_steps", not (cycles and self.warmup_steps), "0: a onecycle schedule rises by itself")
+        expect(self, "momentum_range", cycles or self.momentum_range is None, "null: only onecycle moves the momentum")
         if self.kind == "exponential":
             above(self, final_lr_scale=0)
 
@@ -66,9 +79,14 @@ def lr_scale(step: int, num_steps: int, config: ScheduleConfig) -> float:
         s < warmup:  (s + 1) / warmup
         cosine:      f + (1 - f) (1 + cos(pi (s - warmup) / (num_steps - warmup))) / 2
         exponential: f ^ ((s - warmup) / (num_steps - warmup))
+        onecycle:    half a cosine from `start_lr_scale` to 1 over the first floor(rise_share num_steps) updates, then
+                     half a cosine from 1 to f
 
-    Source: of the cosine: SGDR, Loshchilov & Hutter 2017, eq. 5, one period; per update instead of per epoch.
+    Source: of the cosine: SGDR, Loshchilov & Hutter 2017, eq. 5, one period; per update instead of per epoch. Of
+    onecycle: Smith & Topin 2017 in the form of released code: OpenPCDet (adam_onecycle).
     """
+    if config.kind == "onecycle":
+        return _cycled(step, num_steps, config, (config.start_lr_scale, 1.0, config.final_lr_scale))
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.kind == "constant":
@@ -77,6 +95,26 @@ def lr_scale(step: int, num_steps: int, config: ScheduleConfig) -> float:
     if config.kind == "exponential":
         return float(config.final_lr_scale**progress)
     return config.final_lr_scale + (1 - config.final_lr_scale) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def momentum_at(step: int, num_steps: int, config: ScheduleConfig) -> float | None:
+    """Momentum, or first beta, of update number `step`; None where the optimizer's own stays.
+
+    It mirrors the rate of a onecycle schedule: least where that is highest. Source: as of `lr_scale`.
+    """
+    if config.momentum_range is None:
+        return None
+    ends, peak = config.momentum_range
+    return _cycled(step, num_steps, config, (ends, peak, ends))
+
+
+def _cycled(step: int, num_steps: int, config: ScheduleConfig, values: tuple[float, float, float]) -> float:
+    """Half a cosine from the first value to the second, then half a cosine to the third."""
+    peak_step = int(config.rise_share * num_steps)
+    rising = step < peak_step
+    start, end = values[:2] if rising else values[1:]
+    progress = step / peak_step if rising else (step - peak_step) / (num_steps - peak_step)
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def lr_table(config: ScheduleConfig, num_steps: int, peak_lr: float, *, rows: int = 11) -> str:

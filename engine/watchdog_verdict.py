@@ -13,7 +13,7 @@ from typing import Literal
 State = Literal["runs", "broken", "failed", "left"]
 """How a rank sees itself: in the run; a connection to a peer broke; ended with an error; ended as it should."""
 
-UNLIMITED = frozenset({"start", "teacher cache", "checkpoint", "pictures", "end"})
+UNLIMITED = frozenset({"start", "teacher cache", "checkpoint", "pictures", "measure", "end"})
 """Phases that may take as long as they like: the time limit of collectives bounds the wait for them."""
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from engine.deepspeed_config import SUB_GROUP_NUMEL, EngineConfig, deepspeed_dict, import_deepspeed
 from engine.distributed import World
 from engine.interfaces import BatchLike
-from engine.optim import set_lr
+from engine.optim import momentum_of, set_lr
 from engine.rng import get_rng_state, set_rng_state
 from engine.zero_layout import Layout, Param
 
@@ -178,10 +178,17 @@ class ZeroEngine:
             total = total * self.loss_scale.value  # ZeRO's optimizers do this themselves
         self._engine.backward(total)
 
-    def update(self, lr: float) -> Update:
-        """Clip and apply the gradient, at rate `lr` of lr_scale 1, or drop it if it is not finite; all ranks alike."""
-        set_lr(self._engine.optimizer.param_groups, lr)
-        grad_norm = self._update_plain() if self.stage == 0 else self._update_zero()
+    def update(self, lr: float, momentum: float | None = None) -> Update:
+        """Clip and apply the gradient, or drop it if it is not finite; all ranks alike.
+
+        Args:
+            lr: rate of a group with lr_scale 1.
+            momentum: of this update, see `engine.optim.momentum_of`; None: as configured.
+        """
+        groups = self._engine.optimizer.param_groups
+        set_lr(groups, lr)
+        with momentum_of(groups, momentum):
+            grad_norm = self._update_plain() if self.stage == 0 else self._update_zero()
         finite = math.isfinite(grad_norm)
         explained = self.loss_scale.after(overflow=not finite)
         self._take_over_loss_scale()

@@ -22,6 +22,7 @@ from common.printable import PrintableRecord, printable
 VERBS = {
     "prepare": "raw logs -> WebDataset shards, with superpixels",
     "pretrain": "train a method on shards; continues where it stopped",
+    "finetune": "train a detector on labels, from a run, a file or random; continues where it stopped",
     "evaluate": "linear probe, fine-tuning at label fractions, kNN; beside random initialisation",
     "submit": "queue a run and its evaluations on SLURM, code and config frozen; or --local",
     "sweep": "many runs that differ in some settings, as one array, in one report",
@@ -136,7 +137,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _call(verb: str, rest: list[str]) -> int:
-    if verb != "pretrain":  # that one reads its options first by itself, and tells the other ranks of a mistake
+    if verb not in {"pretrain", "finetune"}:  # these read their options by themselves, and tell other ranks of mistakes
         check_options(verb, rest)
     return int(importlib.import_module(f"launchers.{verb}").main(rest))
 

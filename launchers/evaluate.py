@@ -11,7 +11,8 @@ from pathlib import Path
 from common.run_files import RESULTS_FILE
 from configs.find import SUFFIXES, config_names
 from configs.load import ConfigError, dump, load
-from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
+from configs.runs import RunConfig, read_run
+from configs.schema import EvaluateConfig
 from launchers.cli import guarded
 from launchers.evaluation.measure import evaluate_file, evaluate_random, evaluate_runs, results_file, shown_progress
 from launchers.evaluation.weight_file import StatedByHand, WeightFile, open_weight_file
@@ -72,9 +73,9 @@ def _run_of(paths: Sequence[Path]) -> Path:
     return paths[0].parent if paths[0].is_file() else paths[0]
 
 
-def _config_of(path: Path) -> PretrainConfig:
+def _config_of(path: Path) -> RunConfig:
     """The config of a run's folder, or of the YAML file itself."""
-    return load(PretrainConfig, path / CONFIG_FILE if path.is_dir() else path, choices=PRETRAIN_CHOICES)
+    return read_run(path / CONFIG_FILE if path.is_dir() else path)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from common.files import replace_file
 from common.printable import say
 from common.run_files import CHECKPOINT_CONFIG
 from common.small_files import checked, read_json
-from configs.schema import PretrainConfig
+from configs.runs import RunConfig
 from engine.checkpoint import read_state
 from engine.errors import CheckpointError
 from launchers.cli import guarded
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def describe(checkpoint: Path, run: PretrainConfig) -> dict[str, str]:
+def describe(checkpoint: Path, run: RunConfig) -> dict[str, str]:
     """What a reader of the file needs to know, as strings: how to build the network, what to feed it, where it is from.
 
     "method", "backbone" and "voxel" are the run's own settings (the latter two as JSON), "in_channels" the features of

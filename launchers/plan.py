@@ -17,7 +17,7 @@ from torch import nn
 
 from configs.find import find_config
 from configs.load import UNREADABLE, ConfigError, required_settings
-from configs.schema import PretrainConfig
+from configs.runs import RunConfig
 from data.preparing.superpixels import SuperpixelConfig
 from data.storage.mixture import open_sets
 from engine.deepspeed_config import BUCKET_NUMEL
@@ -68,7 +68,7 @@ def blanks(options: argparse.Namespace) -> list[str]:
 # ---- sizes
 
 
-def make_plan(config: PretrainConfig, objective: Objective, options: argparse.Namespace) -> Plan:
+def make_plan(config: RunConfig, objective: Objective, options: argparse.Namespace) -> Plan:
     """Gather counts and measurements; the objective is built from the config, for its sizes.
 
     Raises:
@@ -122,7 +122,7 @@ def model_sizes(objective: nn.Module, persistent_numel: int) -> Model:
     )
 
 
-def data_sizes(config: PretrainConfig, options: argparse.Namespace) -> tuple[Data, int, int]:
+def data_sizes(config: RunConfig, options: argparse.Namespace) -> tuple[Data, int, int]:
     """The split's sizes, its cameras a sample and superpixels an image: from the manifest, or from options and config.
 
     Where no set records it, superpixels are as many as the run expects, or as `tandem prepare` makes by default.
@@ -146,7 +146,7 @@ def data_sizes(config: PretrainConfig, options: argparse.Namespace) -> tuple[Dat
 
 
 def run_settings(
-    config: PretrainConfig, options: argparse.Namespace, num_steps: int, cameras: int, num_segments: int
+    config: RunConfig, options: argparse.Namespace, num_steps: int, cameras: int, num_segments: int
 ) -> PlannedRun:
     """The settings that cost something, from the config and the machine."""
     gathers = bool(config.method.gather_negatives)
@@ -174,7 +174,7 @@ def run_settings(
     )
 
 
-def checkpoint_interval_s(config: PretrainConfig, step: StepTime | None) -> float | None:
+def checkpoint_interval_s(config: RunConfig, step: StepTime | None) -> float | None:
     """Seconds between checkpoints that the config asks for."""
     intervals = [config.checkpoint.every_min * 60] if config.checkpoint.every_min else []
     if config.checkpoint.every_steps and step is not None:

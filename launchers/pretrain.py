@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 # Light modules only: signal handlers have to be there before torch is imported, and each loader worker imports this
 # module again (`launchers.training.train` would cost it some seconds and 150 MB).
@@ -33,14 +34,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0 if finished else TRY_AGAIN
 
 
-def _process(argv: list[str]) -> None:
-    """The verb as a whole process: signals are caught from its first line to its last."""
+def as_process(verb_main: Callable[[list[str]], int], argv: list[str]) -> NoReturn:
+    """A verb that trains as a whole process: signals are caught from its first line to its last."""
     StopSignals().catch()
     slurm.stop_with_slurmstepd()
-    code = guarded(main, argv)
+    code = guarded(verb_main, argv)
     ignore_stop_signals()  # the code is known; a signal during the interpreter's clean-up must not replace it
     sys.exit(code)
 
 
 if __name__ == "__main__":
-    _process(sys.argv[1:])
+    as_process(main, sys.argv[1:])

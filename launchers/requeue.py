@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _submit_again(runs: Sequence[Path], *, check: bool) -> None:
     # Here, since a verb that restarts running runs needs none of it.
-    from configs.schema import PRETRAIN_CHOICES, PretrainConfig, SlurmConfig
+    from configs.runs import read_run
+    from configs.schema import SlurmConfig
     from launchers.cluster.plan_submission import Point, SubmitRequest, with_first_stages
     from launchers.cluster.submission import submit
 
@@ -61,7 +62,7 @@ def _submit_again(runs: Sequence[Path], *, check: bool) -> None:
         points = []
         for run in group:
             folder = run / SUBMISSION_FOLDER
-            config = load(PretrainConfig, folder / CONFIG_FILE, choices=PRETRAIN_CHOICES)
+            config = read_run(folder / CONFIG_FILE)
             overrides = (folder / OVERRIDES_FILE).read_text(encoding="utf-8").splitlines()
             points.append(Point(config=config, overrides=tuple(overrides)))
         cluster = load(SlurmConfig, group[0] / SUBMISSION_FOLDER / CLUSTER_FILE)

@@ -12,13 +12,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.load import ConfigError, dump, load
-from configs.schema import PRETRAIN_CHOICES, PretrainConfig, SlurmConfig
+from configs.runs import SECTIONS, read_run
+from configs.schema import SlurmConfig
 from launchers.cli import FAILURE, guarded
 from launchers.cluster.plan_submission import Point, SubmitRequest, Where, with_first_stages
 from launchers.cluster.submission import submit
 from launchers.options.submit import parser
 from launchers.runs.files import CONFIG_FILE, SUBMISSION_FOLDER
-from launchers.training.train import load_run, resolved_yaml
+from launchers.training.train import load_any_run, resolved_yaml
 
 _CLUSTER_PREFIX = "cluster."
 
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ConfigError("no config given; expected a YAML file, for example configs/pretrain/slidr_street.yaml")
     else:
         own = of_run(options.overrides)
-        point = Point(config=load_run(options.config, own), overrides=tuple(own))
+        point = Point(config=load_any_run(options.config, own), overrides=tuple(own))
     where = where_of(options)
     cluster = load_cluster(options.cluster, overrides, nodes=options.nodes, where=where)
     if options.show_config:
@@ -66,7 +67,7 @@ def of_run(overrides: Sequence[str]) -> list[str]:
         ConfigError: one that is, without saying so.
     """
     known = {field.name for field in dataclasses.fields(SlurmConfig)}
-    known -= {field.name for field in dataclasses.fields(PretrainConfig)}
+    known -= {field.name for kind in SECTIONS for field in dataclasses.fields(kind)}
     for override in overrides:
         if re.split(r"[.=]", override)[0] in known:
             raise ConfigError(f"{override}: a setting of the cluster; did you mean {_CLUSTER_PREFIX}{override}?")
@@ -111,9 +112,7 @@ def _trained(run_dir: Path, overrides: Sequence[str]) -> Point:
         raise ConfigError(
             f"override {wrong[0]!r}: the run is trained already; with --follow only evaluate.* can change"
         )
-    config = load(
-        PretrainConfig, path, [*overrides, f"run_dir={json.dumps(os.fspath(run_dir))}"], choices=PRETRAIN_CHOICES
-    )
+    config = read_run(path, [*overrides, f"run_dir={json.dumps(os.fspath(run_dir))}"])
     return Point(config=config, overrides=tuple(overrides))
 
 

@@ -25,7 +25,7 @@ from launchers.cluster.plan_submission import Point, SubmitRequest, with_first_s
 from launchers.cluster.submission import submit
 from launchers.options.sweep import parser
 from launchers.submit import commented, load_cluster, of_run, where_of
-from launchers.training.train import load_run
+from launchers.training.train import load_any_run
 
 _MAX_NAME = 96
 """Characters of a point's name; folders allow 255 bytes, and logs and TensorBoard add to it."""
@@ -67,7 +67,7 @@ def points(sweep: SweepConfig, extra: Sequence[str] = ()) -> list[Point]:
         for chosen in combinations(sweep):
             overrides = [*sweep.overrides, *own, *(f"{key}={value.given}" for key, value in chosen.items()), *extra]
             try:
-                config = load_run(base, overrides)
+                config = load_any_run(base, overrides)
             except ConfigError as error:
                 name = _named(run, {key: value.meaning for key, value in chosen.items()})
                 raise ConfigError(f"point {name}: {error}") from error

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from configs.load import ConfigError
-from configs.schema import PretrainConfig, SlurmConfig
+from configs.runs import RunConfig
+from configs.schema import SlurmConfig
 from data.loading.evaluation import load_batch
 from data.loading.loader import DataConfig, check_suits
 from data.sample import Batch
@@ -108,7 +109,7 @@ def check_options(cluster: SlurmConfig) -> None:
         )
 
 
-def check_runs(configs: Sequence[PretrainConfig], *, one_batch: bool = True) -> float:
+def check_runs(configs: Sequence[RunConfig], *, one_batch: bool = True) -> float:
     """Check that shards are reachable and, with `one_batch`, that each method at toy width makes a gradient.
 
     What several runs share is checked once. Returns the seconds that it took.
@@ -137,7 +138,7 @@ def check_runs(configs: Sequence[PretrainConfig], *, one_batch: bool = True) -> 
     return time.monotonic() - began
 
 
-def _one_batch(config: PretrainConfig) -> None:
+def _one_batch(config: RunConfig) -> None:
     try:
         objective = method_without_weights(config).toy().build()
         batch = _first_batch(config)
@@ -156,7 +157,7 @@ def _one_batch(config: PretrainConfig) -> None:
         raise DryBatchError(f"{config.run_dir}: one batch at toy width: {what}")
 
 
-def _first_batch(config: PretrainConfig) -> Batch:
+def _first_batch(config: RunConfig) -> Batch:
     """The first samples that the method can use; one without a partner is no damage.
 
     Raises:

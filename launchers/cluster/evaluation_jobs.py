@@ -20,7 +20,8 @@ import yaml
 from common.files import replace_file
 from common.run_files import RESULTS_FILE, SUMS_FILE, list_checkpoints, step_of
 from configs.load import ConfigError, load
-from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
+from configs.runs import read_run
+from configs.schema import EvaluateConfig
 from engine.checkpoint import newest_intact
 from engine.downstream.results import ResultsError, fingerprint, read_results
 from engine.errors import CheckpointError
@@ -155,7 +156,7 @@ class BaselineJob:
     Attributes:
         key: what the rows depend on, see `baseline_key`.
         folder: where the rows go.
-        run: config of one of the runs (`PretrainConfig`) as resolved YAML: its 3D network, its voxels.
+        run: config of one of the runs (`RunConfig`) as resolved YAML: its 3D network, its voxels.
         settings: the protocols (`EvaluateConfig`) as resolved YAML.
     """
 
@@ -181,7 +182,7 @@ class BaselineJob:
         with _failures_noted(folder):
             config = _settings_in(folder, self.settings)
             replace_file(folder / "run.yaml", self.run.encode())
-            run = load(PretrainConfig, folder / "run.yaml", choices=PRETRAIN_CHOICES)
+            run = read_run(folder / "run.yaml")
             with shown_progress(terminal()) as progress:
                 evaluate_random(run, config, folder / RESULTS_FILE, progress=progress)
 

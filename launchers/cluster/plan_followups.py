@@ -22,7 +22,8 @@ from typing import Any
 import yaml
 
 from configs.load import dump, load
-from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, FollowConfig, PretrainConfig
+from configs.runs import RunConfig, dump_run
+from configs.schema import EvaluateConfig, FollowConfig
 from data.storage.manifest import Manifest, load_manifest
 from engine.downstream.protocols import PROTOCOLS
 from engine.downstream.results import fingerprint
@@ -34,7 +35,7 @@ from launchers.runs.files import BASELINES
 logger = logging.getLogger("tandem.followup")
 
 
-def evaluation_jobs(run_dir: Path, config: PretrainConfig) -> list[EvaluationJob]:
+def evaluation_jobs(run_dir: Path, config: RunConfig) -> list[EvaluationJob]:
     """The downstream elements of a run (`config.evaluate` names them), one job each; its folder need not exist yet.
 
     Raises:
@@ -46,7 +47,7 @@ def evaluation_jobs(run_dir: Path, config: PretrainConfig) -> list[EvaluationJob
     ]
 
 
-def selection_job(run_dir: Path, config: PretrainConfig) -> SelectBestJob | None:
+def selection_job(run_dir: Path, config: RunConfig) -> SelectBestJob | None:
     """The job that chooses the best checkpoint, before the downstream elements; None if `evaluate.every` is off.
 
     Raises:
@@ -62,7 +63,7 @@ def selection_job(run_dir: Path, config: PretrainConfig) -> SelectBestJob | None
     return SelectBestJob(run_dir=str(run_dir), settings=tuple(settings), every=follow.every, by=follow.select_by)
 
 
-def baseline_jobs(configs: Sequence[PretrainConfig], folder: Path) -> list[BaselineJob]:
+def baseline_jobs(configs: Sequence[RunConfig], folder: Path) -> list[BaselineJob]:
     """Random-initialisation rows for the elements of some runs, each once however many runs share it.
 
     `folder` holds the run folders; the rows go to `baselines/<key>` inside it.
@@ -78,7 +79,7 @@ def baseline_jobs(configs: Sequence[PretrainConfig], folder: Path) -> list[Basel
     for config in configs:
         if config.evaluate not in elements:
             elements[config.evaluate] = _elements(config)
-        run = dump(config, choices=PRETRAIN_CHOICES)
+        run = dump_run(config)
         for name, element in elements[config.evaluate].items():
             shards = element.data.shards or config.data.shards
             if shards not in manifests:
@@ -101,7 +102,7 @@ def baseline_key(context: Mapping[str, Any], protocols: EvaluateConfig) -> str:
     return fingerprint({"context": dict(context), "settings": settings, "data": data})
 
 
-def _protocols(config: PretrainConfig) -> dict[str, EvaluateConfig]:
+def _protocols(config: RunConfig) -> dict[str, EvaluateConfig]:
     """Each downstream file by a short name."""
     named: dict[str, EvaluateConfig] = {}
     for path in config.evaluate.configs:
@@ -112,7 +113,7 @@ def _protocols(config: PretrainConfig) -> dict[str, EvaluateConfig]:
     return named
 
 
-def _elements(config: PretrainConfig) -> dict[str, EvaluateConfig]:
+def _elements(config: RunConfig) -> dict[str, EvaluateConfig]:
     """Downstream elements by name."""
     elements: dict[str, EvaluateConfig] = {}
     for stem, protocols in _protocols(config).items():

@@ -10,7 +10,8 @@ from typing import Literal
 
 from common.run_files import list_checkpoints
 from configs.load import ConfigError
-from configs.schema import PretrainConfig, SlurmConfig
+from configs.runs import RunConfig
+from configs.schema import SlurmConfig
 from engine.checkpoint import newest_records
 from engine.run_lock import holder
 from launchers.cluster.dry_check import check_cluster, check_folder, check_options, check_runs, check_spelling
@@ -36,7 +37,7 @@ class Point:
         is_first: another point builds on it.
     """
 
-    config: PretrainConfig
+    config: RunConfig
     overrides: tuple[str, ...] = ()
     after: Path | None = None
     is_first: bool = False

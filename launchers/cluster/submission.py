@@ -14,7 +14,7 @@ from typing import Any
 
 from common.printable import say
 from configs.load import dump
-from configs.schema import PRETRAIN_CHOICES
+from configs.runs import dump_run
 from launchers.cluster.evaluation_jobs import ReportJob
 from launchers.cluster.freeze import CodeState, freeze_code, freeze_run, present_code
 from launchers.cluster.plan_submission import RequestedRun, SubmissionPlan, SubmitRequest, known_jobs, plan_submission
@@ -90,7 +90,7 @@ def _training_job(run: RequestedRun, request: SubmitRequest, code: CodeState) ->
     """Freeze what a run was asked for, and the work that trains it."""
     config = freeze_run(
         run.point.run_dir,
-        config_text=dump(run.point.config, choices=PRETRAIN_CHOICES),
+        config_text=dump_run(run.point.config),
         overrides=run.point.overrides,
         cluster_text=dump(request.cluster) if request.where == "slurm" else None,
         code=code,

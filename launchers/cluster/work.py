@@ -38,7 +38,7 @@ class Work(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainJob:
-    """One process of one pre-training run.
+    """One process of one run: pre-training, or the training of a detector.
 
     Attributes:
         run_dir: folder of the run, absolute.
@@ -74,12 +74,13 @@ class PretrainJob:
         os.chdir(self.folder)
         with StopSignals():
             from engine.distributed import shutdown
+            from launchers.finetuning.run import train_run
             from launchers.training.stages import stages
-            from launchers.training.train import load_run, train
+            from launchers.training.train import load_any_run
 
             with mistakes_told():
-                planned = stages(load_run(self.config))
-            finished = all(train(stage).status == "finished" for stage in planned)
+                planned = stages(load_any_run(self.config))
+            finished = all(train_run(stage).status == "finished" for stage in planned)
             shutdown()
         return 0 if finished else TRY_AGAIN
 

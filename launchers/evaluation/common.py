@@ -16,8 +16,9 @@ import torch
 import yaml
 from jaxtyping import Int
 
-from configs.load import ConfigError, dump
-from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
+from configs.load import ConfigError
+from configs.runs import RunConfig, dump_run, trained
+from configs.schema import EvaluateConfig
 from data.loading.fractions import FractionConfig, select, write_list
 from data.sample import IGNORE_LABEL, Batch
 from data.storage.manifest import Manifest
@@ -43,7 +44,7 @@ class Evaluation:
     """
 
     manifest: Manifest
-    run: PretrainConfig
+    run: RunConfig
     config: EvaluateConfig
     folder: Path
     device: torch.device
@@ -55,7 +56,7 @@ class Evaluation:
 
     def context(self, tower: Tower) -> dict[str, Any]:
         """See `measured_on`; with the images that an image network is given."""
-        context = measured_on(self.manifest, yaml.safe_load(dump(self.run, choices=PRETRAIN_CHOICES)), tower)
+        context = measured_on(self.manifest, yaml.safe_load(dump_run(self.run)), tower)
         if tower == "image_backbone":
             context |= {"image_size": list(self.image_size), "images": dataclasses.asdict(self.config.images)}
         return context
@@ -210,7 +211,7 @@ def measured_on(manifest: Manifest, resolved: Mapping[str, Any], tower: Tower) -
         # Not the method's own options: runs that differ in them are compared with each other.
         towers = [measured_on(manifest, resolved, part) for part in ("backbone", "image_backbone")]
         return towers[0] | towers[1]
-    network = resolved["method"].get(tower)
+    network = trained(resolved)[1].get(tower)
     if tower == "backbone":
         return {"data": manifest.fingerprint(), "voxel": voxel_identity(resolved["data"]["voxel"]), "backbone": network}
     # What the network was filled from before pre-training does not shape random ones.

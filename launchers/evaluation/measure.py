@@ -16,7 +16,8 @@ from common.file_lock import FileLock
 from common.files import check_room
 from common.run_files import RESULTS_FILE
 from configs.load import ConfigError
-from configs.schema import EvaluateConfig, PretrainConfig
+from configs.runs import RunConfig
+from configs.schema import EvaluateConfig
 from data.storage.manifest import load_manifest
 from data.storage.shard import ShardError
 from engine.downstream.common import UnsuitableError
@@ -102,7 +103,7 @@ def evaluate_file(
 
 
 def evaluate_random(
-    run_config: PretrainConfig, config: EvaluateConfig, path: Path, *, progress: Progressing | None = None
+    run_config: RunConfig, config: EvaluateConfig, path: Path, *, progress: Progressing | None = None
 ) -> list[Result]:
     """Measure random initialisation of a run's networks into the results file `path`; no checkpoint is needed.
 
@@ -121,7 +122,7 @@ def evaluate_random(
 
 def _measure(
     inits: Callable[[Tower], list[Initialisation]],
-    run_config: PretrainConfig,
+    run_config: RunConfig,
     config: EvaluateConfig,
     path: Path,
     progress: Progressing | None,

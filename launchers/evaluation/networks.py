@@ -16,7 +16,8 @@ from torch import nn
 from common.run_files import CHECKPOINT_CONFIG, CHECKPOINTS_FOLDER, SUMS_FILE, WEIGHTS_FILE
 from common.small_files import DamagedFileError, Kind, read_json, shown
 from configs.load import ConfigError
-from configs.schema import EvaluateConfig, PretrainConfig
+from configs.runs import RunConfig, trained
+from configs.schema import EvaluateConfig
 from engine.checkpoint import load_weights, read_state
 from engine.downstream.protocols import PROTOCOLS, of_tower
 from engine.downstream.results import LeakLevel
@@ -47,7 +48,7 @@ class Source:
     """
 
     checkpoint: Path
-    config: PretrainConfig
+    config: RunConfig
     method: str
     identity: str
     steps: str
@@ -80,10 +81,11 @@ def method_name(checkpoint: Path) -> str:
     Raises:
         CheckpointError: its config is missing or damaged.
     """
-    tree = _small_file(checkpoint / CHECKPOINT_CONFIG, {"method": "mapping"})
-    name = tree["method"].get("name")
+    path = checkpoint / CHECKPOINT_CONFIG
+    section, settings = trained(_small_file(path, {}))
+    name = settings.get("name") if isinstance(settings, Mapping) else None
     if not isinstance(name, str):
-        raise CheckpointError(f"{checkpoint / CHECKPOINT_CONFIG}: method.name is {shown(name)}, expected a text")
+        raise CheckpointError(f"{path}: {section}.name is {shown(name)}, expected a text")
     return name
 
 
@@ -132,7 +134,7 @@ def check_alike(sources: Sequence[Source]) -> None:
                 )
 
 
-def check_tower(config: PretrainConfig, tower: Tower, protocols: Sequence[str]) -> None:
+def check_tower(config: RunConfig, tower: Tower, protocols: Sequence[str]) -> None:
     """Refuse protocols that measure a network that the run's method does not have.
 
     Raises:
@@ -170,14 +172,14 @@ def pretrained_initialisation(sources: Sequence[Source], tower: Tower, chosen: t
     )
 
 
-def random_initialisation(config: PretrainConfig, protocols: EvaluateConfig, tower: Tower) -> Initialisation:
+def random_initialisation(config: RunConfig, protocols: EvaluateConfig, tower: Tower) -> Initialisation:
     """Random networks of a run's architecture, one a seed."""
     count = max(len(protocols.seeds(p)) for p in of_tower(protocols.protocols, tower))
     networks = tuple(lambda n=n: random_network(config, tower, n) for n in range(count))
     return Initialisation(name="random", pretrained=False, networks=networks)
 
 
-def random_network(config: PretrainConfig, tower: Tower, seed: int) -> nn.Module:
+def random_network(config: RunConfig, tower: Tower, seed: int) -> nn.Module:
     """A network of the run with fresh weights; the caller's random state is left alone.
 
     Weights that an image network was filled with before pre-training are left out.
@@ -197,7 +199,7 @@ def random_network(config: PretrainConfig, tower: Tower, seed: int) -> nn.Module
     return built
 
 
-def _section(config: PretrainConfig, tower: Tower) -> Section | None:
+def _section(config: RunConfig, tower: Tower) -> Section | None:
     """Settings of a tower; None where the method has no such tower."""
     return config.method if tower == "objective" else config.method.tower(tower)
 

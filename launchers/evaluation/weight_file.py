@@ -123,9 +123,8 @@ def open_weight_file(path: Path, layout: str, config: EvaluateConfig, by_hand: S
         raise ConfigError("data.shards: got null, and a file of weights names no set; expected a prepared set")
     if not path.is_file():
         raise ConfigError(f"--weights: {path} is not a file; expected a file of weights")
-    readers = {"tandem": _tandem, "slidr": _slidr}
     try:
-        read = readers.get(layout, _images)(path, layout, by_hand)
+        read = read_file(path, layout, by_hand)
         preset = _fitting_preset(path, read, by_hand.preset or read.preset, config.data.shards)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -158,8 +157,8 @@ def open_weight_file(path: Path, layout: str, config: EvaluateConfig, by_hand: S
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Read:
-    """What a layout's reader found.
+class FileContent:
+    """What is in a file of a layout.
 
     Attributes:
         tower: what the network is.
@@ -186,7 +185,17 @@ class _Read:
         return load(PretrainConfig, None, choices=PRETRAIN_CHOICES, defaults=tree)
 
 
-def _tandem(path: Path, layout: str, by_hand: StatedByHand) -> _Read:
+def read_file(path: Path, layout: str, by_hand: StatedByHand | None = None) -> FileContent:
+    """Read a file in one of the layouts of `open_weight_file`.
+
+    Raises:
+        ValueError: it is missing, damaged, or in another layout.
+    """
+    readers = {"tandem": _tandem, "slidr": _slidr}
+    return readers.get(layout, _images)(path, layout, by_hand or StatedByHand())
+
+
+def _tandem(path: Path, layout: str, by_hand: StatedByHand) -> FileContent:
     _refuse_scale(layout, by_hand)
     metadata = read_backbone_metadata(path)
     backbone = _section(path, metadata, "backbone")
@@ -194,7 +203,7 @@ def _tandem(path: Path, layout: str, by_hand: StatedByHand) -> _Read:
     if not isinstance(preset, str):
         raise ValueError(f"weights: {path}: its metadata names no preset of the network; export it again")
     tensors = load_file(str(path))
-    return _Read(
+    return FileContent(
         tower="backbone",
         method={"name": "slidr", "backbone": backbone},  # any method with a 3D network would do
         voxels=_section(path, metadata, "voxel"),
@@ -205,7 +214,7 @@ def _tandem(path: Path, layout: str, by_hand: StatedByHand) -> _Read:
     )
 
 
-def _slidr(path: Path, layout: str, by_hand: StatedByHand) -> _Read:
+def _slidr(path: Path, layout: str, by_hand: StatedByHand) -> FileContent:
     content = read_checkpoint(path)
     metadata, theirs = slidr_metadata(content), slidr_points(content)
     stem = theirs.get("conv0p1s1.kernel")
@@ -231,7 +240,7 @@ def _slidr(path: Path, layout: str, by_hand: StatedByHand) -> _Read:
         found, others = from_minkowski(theirs, network.state_dict(), fed=fed)
         return found | {key: theirs[key] for key in others if not key.startswith("final.")}
 
-    return _Read(
+    return FileContent(
         tower="backbone",
         method={"name": "slidr", "backbone": backbone},
         voxels={**voxels, "intensity_offset": fed.scaled(1 / fed.intensity_scale).intensity_offset},
@@ -242,12 +251,12 @@ def _slidr(path: Path, layout: str, by_hand: StatedByHand) -> _Read:
     )
 
 
-def _images(path: Path, layout: str, by_hand: StatedByHand) -> _Read:
+def _images(path: Path, layout: str, by_hand: StatedByHand) -> FileContent:
     _refuse_scale(layout, by_hand)
     tensors = {
         NETWORK_PREFIX + key: value for key, value in IMAGE_FORMATS[layout].select(read_checkpoint(path))[0].items()
     }
-    return _Read(
+    return FileContent(
         tower="image_backbone",
         method={"name": "moco", "image_backbone": {"name": "resnet", "weights": f"{layout}:{path}"}},
         voxels={},
@@ -276,7 +285,7 @@ def _section(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, An
     return tree
 
 
-def _fitting_preset(path: Path, read: _Read, asked: str | None, shards: str) -> str:
+def _fitting_preset(path: Path, read: FileContent, asked: str | None, shards: str) -> str:
     """The preset asked for, or the first that the file fills wholly.
 
     Raises:

@@ -15,7 +15,7 @@ from common.files import file_sha256
 from common.nearby import nearby
 from common.run_files import METRICS_FILE
 from configs.load import ConfigError
-from configs.schema import PretrainConfig
+from configs.runs import RunConfig
 from engine import metric_names as names
 from launchers.planning.figures import StepTime
 from launchers.runs.files import read_config, read_metrics
@@ -30,7 +30,7 @@ PROBE_BYTES = 64 * 2**20
 the cost of fsync."""
 
 
-def step_here(config: PretrainConfig, objective: Objective, cameras: int) -> StepTime:
+def step_here(config: RunConfig, objective: Objective, cameras: int) -> StepTime:
     """Train a few updates in this process on the run's shards, and time the teacher beside them."""
     with tempfile.TemporaryDirectory() as folder:
         measured = dataclasses.replace(
@@ -51,7 +51,7 @@ def _has_metrics(folder: Path) -> bool:
     return (folder / METRICS_FILE).is_file()
 
 
-def step_of_run(folder: Path, config: PretrainConfig) -> StepTime:
+def step_of_run(folder: Path, config: RunConfig) -> StepTime:
     """Median update of a run, scaled to this config's samples a process.
 
     Raises:
@@ -77,7 +77,7 @@ def step_of_run(folder: Path, config: PretrainConfig) -> StepTime:
     )
 
 
-def teacher_time(config: PretrainConfig, objective: Objective, cameras: int) -> float:
+def teacher_time(config: RunConfig, objective: Objective, cameras: int) -> float:
     """Seconds of the teacher's forward pass on one update's images; 0 where its features are cached."""
     teacher = next((module for module in objective.modules() if isinstance(module, FrozenTeacher)), None)
     if teacher is None or config.method.caches_teacher:

@@ -10,8 +10,8 @@ from typing import Any
 
 from common.run_files import METRICS_FILE, damage, list_checkpoints
 from common.trees import flat
-from configs.load import ConfigError, load
-from configs.schema import PRETRAIN_CHOICES, PretrainConfig
+from configs.load import ConfigError
+from configs.runs import read_run
 from engine.checkpoint import read_state
 from launchers.drawing.page import TextTable
 from launchers.drawing.set_tables import human_bytes
@@ -47,7 +47,7 @@ def run_tables(run_dir: Path) -> list[TextTable]:
 def _input(config: Mapping[str, Any]) -> list[TextTable]:
     """What the run's 3D networks are fed; none where its config is not one that this version reads."""
     with contextlib.suppress(ConfigError):
-        run = load(PretrainConfig, None, choices=PRETRAIN_CHOICES, defaults=config)
+        run = read_run(None, defaults=config)
         fed = str(PointInput.of(run.data.voxel))
         rows = tuple((f"method.{name}", fed) for name in run.method.point_networks())
         return [TextTable(title="input of a voxel", rows=rows)] if rows else []

@@ -16,8 +16,8 @@ from typing import Any, Literal
 import yaml
 
 from common.trees import flat
-from configs.load import ConfigError, dump, load
-from configs.schema import PRETRAIN_CHOICES, PretrainConfig
+from configs.load import ConfigError
+from configs.runs import RunConfig, dump_run, read_run
 from data.loading.loader import samples_fingerprint
 from data.storage.shard import ShardError
 from engine.errors import CheckpointError
@@ -31,6 +31,8 @@ KINDS: Mapping[str, Kind] = {
     "data.more.*.shards": "free",
     "data.cache": "free",
     "first": "free",
+    # Compared by its weights.
+    "init": "free",
     # How batches reach the network, what is logged and kept, what is measured afterwards: no number of the run.
     "data.num_workers": "free",
     "data.prefetch": "free",
@@ -38,6 +40,7 @@ KINDS: Mapping[str, Kind] = {
     "monitor": "free",
     "checkpoint": "free",
     "evaluate": "free",
+    "judge": "free",
     # What ends a run, or stops it before it begins, and shapes no update.
     "data.expected_superpixels": "free",
     "data.more.*.expected_superpixels": "free",
@@ -108,7 +111,7 @@ def kind_of(name: str) -> Kind:
     return "refused"
 
 
-def saved_config(resolved: Mapping[str, Any], where: Path) -> PretrainConfig:
+def saved_config(resolved: Mapping[str, Any], where: Path) -> RunConfig:
     """The config that a checkpoint was written with, as this version reads it.
 
     Args:
@@ -119,7 +122,7 @@ def saved_config(resolved: Mapping[str, Any], where: Path) -> PretrainConfig:
         CheckpointError: it does not fit this version; names the field.
     """
     try:
-        return load(PretrainConfig, None, choices=PRETRAIN_CHOICES, defaults=resolved)
+        return read_run(None, defaults=resolved)
     except ConfigError as error:
         raise CheckpointError(
             f"{where}: the config of its checkpoint cannot be read by this version ({error}); continue with the "
@@ -127,7 +130,7 @@ def saved_config(resolved: Mapping[str, Any], where: Path) -> PretrainConfig:
         ) from error
 
 
-def changes(before: PretrainConfig, now: PretrainConfig) -> list[Change]:
+def changes(before: RunConfig, now: RunConfig) -> list[Change]:
     """The settings that differ, names of methods and networks first, without those that are free to."""
     was, is_now = flat_config(before), flat_config(now)
     absent = object()
@@ -137,9 +140,9 @@ def changes(before: PretrainConfig, now: PretrainConfig) -> list[Change]:
     return [change for change in order if change.kind != "free"]
 
 
-def flat_config(config: PretrainConfig) -> dict[str, Any]:
+def flat_config(config: RunConfig) -> dict[str, Any]:
     """Dotted name -> value of all settings, those of entries in lists included (`data.more.0.weight`)."""
-    return flat(_numbered(yaml.safe_load(dump(config, choices=PRETRAIN_CHOICES))))
+    return flat(_numbered(yaml.safe_load(dump_run(config))))
 
 
 def _numbered(tree: Any) -> Any:
@@ -150,7 +153,7 @@ def _numbered(tree: Any) -> Any:
 
 
 def check_samples(
-    before: PretrainConfig, now: PretrainConfig, state: Mapping[str, Any], where: Path, *, made_again: bool = False
+    before: RunConfig, now: RunConfig, state: Mapping[str, Any], where: Path, *, made_again: bool = False
 ) -> None:
     """Refuse sets that lie elsewhere than they did and hold other samples.
 

@@ -73,7 +73,7 @@ _MARKS = (METRICS_FILE, ATTEMPTS_FILE, JOBS_FILE, SUBMISSION_FOLDER, CHECKPOINTS
 """Each of these makes a folder a run's; config.yaml does, too, unless it is that of an evaluation or of one start."""
 _NO_RUNS = frozenset({BASELINES, CODE_FOLDER, EVALUATIONS, SELECTION, EVENTS_FOLDER, ATTEMPTS_FOLDER})
 """Folders beside or in runs that hold none."""
-_SECTIONS = ("data", "method", "engine", "optim", "schedule", "checkpoint", "monitor", "first")
+_SECTIONS = ("data", "method", "model", "judge", "engine", "optim", "schedule", "checkpoint", "monitor", "first")
 """Of a run's config, with settings in them."""
 _YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """In C it is 10 times as fast."""
@@ -202,7 +202,7 @@ def read_yaml(path: Path) -> dict[str, Any] | None:
             raise ValueError("has an alias (*name), which no resolved config has")
         tree = yaml.load(text, Loader=_YAML)
         checked(tree, {}, dict.fromkeys(_SECTIONS, "mapping"))
-        if method := tree.get("method"):
+        if method := tree.get("method") or tree.get("model"):
             checked(method, {}, {"name": "text", "teacher": "mapping", "backbone": "mapping"})
         checked(tree.get("schedule") or {}, {}, {"steps": "count", "epochs": "count"})
         _check_plain(tree)

@@ -1,4 +1,4 @@
-"""Settings of pre-training: which runs are repetitions of each other, and what tells the others apart.
+"""Settings of training: which runs are repetitions of each other, and what tells the others apart.
 
 Two runs are repetitions when their resolved configs differ in nothing but the seed and in what changes no number: where
 the run lies, what it logs, when it writes checkpoints, what is evaluated afterwards.
@@ -14,22 +14,24 @@ from typing import Any
 import yaml
 
 from common.trees import flat as flat_names
-from configs.load import ADDED_LATER, dump
-from configs.schema import PRETRAIN_CHOICES, PretrainConfig
+from configs.load import ADDED_LATER
+from configs.runs import RunConfig, dump_run, trained
 from engine.downstream.results import fingerprint
 from models.methods import METHODS
 
-_NO_SETTING = frozenset({"run_dir", "seed", "checkpoint", "monitor", "evaluate"})
+_NO_SETTING = frozenset({"run_dir", "seed", "checkpoint", "monitor", "evaluate", "judge"})
 _NO_DATA_SETTING = frozenset({"cache", "expected_superpixels"})  # an expectation is checked; it shapes no number
 _VOXEL_ADDED: Mapping[str, object] = {"intensity_offset": 0.0}
 """Settings that `data.voxel` got later, at the value that leaves all as before: no part of the setting then."""
+_ONECYCLE = frozenset({"rise_share", "start_lr_scale", "momentum_range"})
+"""Settings that `schedule` got with onecycle, which alone uses them: no part of the setting of any other kind."""
 _MAX_LABEL = 72
 """Characters of a label; a longer list of differences is cut."""
 
 
-def setting_of(config: PretrainConfig) -> str:
+def setting_of(config: RunConfig) -> str:
     """Identity of a run's setting, equal for repetitions with other seeds."""
-    return setting_of_tree(yaml.safe_load(dump(config, choices=PRETRAIN_CHOICES)))
+    return setting_of_tree(yaml.safe_load(dump_run(config)))
 
 
 def setting_of_tree(resolved: Mapping[str, Any]) -> str:
@@ -53,6 +55,9 @@ def _parts(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, data | ({"voxel": voxel_identity(data["voxel"])} if data.get("voxel") else {})
         elif key == "method":
             yield key, _as_hashed_of_old(part or {})
+        elif key == "schedule":
+            old = (part or {}).get("kind") != "onecycle"
+            yield key, {name: value for name, value in (part or {}).items() if not (old and name in _ONECYCLE)}
         elif key not in _NO_SETTING:
             yield key, part
 
@@ -63,8 +68,9 @@ def voxel_identity(voxel: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint_of(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """What the weights of a run's checkpoints belong to: its method and its input."""
-    return {"method": _method_identity(resolved["method"]), "voxel": voxel_identity(resolved["data"]["voxel"])}
+    """What the weights of a run's checkpoints belong to: its method, or its detector, and its input."""
+    name, section = trained(resolved)
+    return {name: _method_identity(section), "voxel": voxel_identity(resolved["data"]["voxel"])}
 
 
 def _method_identity(method: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from common.run_files import step_of
-from configs.schema import PretrainConfig
+from configs.runs import RunConfig
 from engine import metric_names as names
 from engine.checkpoint import find_checkpoint, peek
 from engine.distributed import World
@@ -43,7 +43,7 @@ class Continued:
     changes: tuple[Change, ...]
 
 
-def continued(config: PretrainConfig, world: World) -> Continued | None:
+def continued(config: RunConfig, world: World) -> Continued | None:
     """What is continued; None where the folder has no checkpoint. All processes of the run call it.
 
     Raises:
@@ -86,7 +86,7 @@ def warn_of(before: Continued) -> None:
         )
 
 
-def finished_before(config: PretrainConfig, before: Continued, world: World) -> PretrainSummary | None:
+def finished_before(config: RunConfig, before: Continued, world: World) -> PretrainSummary | None:
     """How the run ended, where there is nothing left to do; without data or network. All processes of the run call it.
 
     Raises:

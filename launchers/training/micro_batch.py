@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from configs.load import ConfigError
-from configs.schema import PretrainConfig
+from configs.runs import RunConfig
 from engine.distributed import World
 from engine.reshard import global_batch
 from launchers.training.continuing import Continued
@@ -22,7 +22,7 @@ _LISTED = 8
 """Numbers of processes that a message lists, those nearest to the one that does not work."""
 
 
-def fit_micro_batch(config: PretrainConfig, world: World, run: Continued | None) -> int:
+def fit_micro_batch(config: RunConfig, world: World, run: Continued | None) -> int:
     """Samples that a process takes in a forward pass, and a line in the log where that is not the run's setting.
 
     Raises:
@@ -87,7 +87,7 @@ def _numbers(total: int, near: int) -> str:
     return f"{', '.join(some)} or {last}" if some else last
 
 
-def _warn_of_other_losses(config: PretrainConfig) -> None:
+def _warn_of_other_losses(config: RunConfig) -> None:
     if config.method.gather_negatives is False:
         logger.warning(
             "method.gather_negatives=false: each process contrasts its own samples only, so the loss depends on the "

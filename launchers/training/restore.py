@@ -6,8 +6,8 @@ from pathlib import Path
 
 from common.nearby import nearby
 from common.run_files import CHECKPOINT_CONFIG, WEIGHTS_FILE, damage, list_checkpoints
-from configs.load import ConfigError, load
-from configs.schema import PRETRAIN_CHOICES, PretrainConfig
+from configs.load import ConfigError
+from configs.runs import RunConfig, read_run
 from engine.checkpoint import load_weights, newest_intact
 from engine.errors import CheckpointError
 from launchers.training.stages import method_without_files
@@ -39,7 +39,7 @@ def _is_source(folder: Path) -> bool:
     return bool(list_checkpoints(folder))
 
 
-def load_run_config(checkpoint: Path) -> PretrainConfig:
+def load_run_config(checkpoint: Path) -> RunConfig:
     """The resolved config that a checkpoint was written with.
 
     Raises:
@@ -47,14 +47,14 @@ def load_run_config(checkpoint: Path) -> PretrainConfig:
     """
     path = checkpoint / CHECKPOINT_CONFIG
     try:
-        return load(PretrainConfig, path, choices=PRETRAIN_CHOICES)
+        return read_run(path)
     except ConfigError as error:
         raise CheckpointError(
             f"{path} cannot be read by this version ({error}); use the version that wrote the run, see state.json"
         ) from error
 
 
-def build_objective(checkpoint: Path, config: PretrainConfig) -> Objective:
+def build_objective(checkpoint: Path, config: RunConfig) -> Objective:
     """The method with the checkpoint's weights, in evaluation mode on the CPU.
 
     Raises:

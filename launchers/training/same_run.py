@@ -18,8 +18,8 @@ import yaml
 
 from common.files import file_sha256
 from common.trees import flat
-from configs.load import ConfigError, dump
-from configs.schema import PRETRAIN_CHOICES, PretrainConfig
+from configs.load import ConfigError
+from configs.runs import RunConfig, dump_run
 from data.storage.mixture import open_set
 from engine.deepspeed_config import EngineConfig
 from engine.distributed import Launch, address, choose_device, read_launch, separate_caches
@@ -31,19 +31,22 @@ from launchers.training.stages import method_to_build
 from models.image.base import ImageEncoderConfig
 from models.image.teacher import TeacherConfig
 
-OF_THIS_MACHINE = ("data.shards", "data.cache", "data.num_workers", "data.prefetch", "data.start_method")
+OF_THIS_MACHINE = (
+    *("data.shards", "data.cache", "data.num_workers", "data.prefetch", "data.start_method"),
+    *("judge.shards", "judge.num_workers"),
+)
 """Settings, and sections of them, that may differ between ranks: where a set lies on this machine (the set itself is
 compared), and how the machine reads it."""
 
 
-def facts(config: PretrainConfig, launch: Launch) -> dict[str, str]:
+def facts(config: RunConfig, launch: Launch) -> dict[str, str]:
     """Name -> value of all that must be the same on all ranks: settings, sets, weights, code, versions, kind of device.
 
     Raises:
         ShardError: a set that cannot be opened.
         ValueError: no device for this rank.
     """
-    found = settings(yaml.safe_load(dump(config, choices=PRETRAIN_CHOICES)))
+    found = settings(yaml.safe_load(dump_run(config)))
     found["number of processes"] = str(launch.world_size)
     for number, data_set in enumerate(config.data.sets):
         manifest = open_set(data_set, config.data.cache)
@@ -75,7 +78,7 @@ def environment() -> dict[str, str]:
     return {"code": f"content {code_digest()[:12]}", **installed_packages()}
 
 
-def meet(config: PretrainConfig, refused: Exception | None, signals: Callable[[], str | None]) -> Meeting | None:
+def meet(config: RunConfig, refused: Exception | None, signals: Callable[[], str | None]) -> Meeting | None:
     """Compare this rank with the others; all ranks call it, and all leave it alike.
 
     Args:

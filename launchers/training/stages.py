@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from common.run_files import SUMS_FILE, WEIGHTS_FILE, list_checkpoints
 from configs.load import ConfigError, load
+from configs.runs import RunConfig
 from configs.schema import FIRST_STAGE, PRETRAIN_CHOICES, PretrainConfig
 from data.storage.store import is_url
 from engine.checkpoint import newest_records
@@ -29,7 +30,7 @@ T = TypeVar("T")
 logger = logging.getLogger("tandem.pretrain")
 
 
-def first_stage(config: PretrainConfig) -> PretrainConfig | None:
+def first_stage(config: RunConfig) -> PretrainConfig | None:
     """Config of the run that must be finished before this one; None where there is none.
 
     It has this run's seed and shards unless `first.overrides` says otherwise.
@@ -54,13 +55,13 @@ def first_stage(config: PretrainConfig) -> PretrainConfig | None:
     return first
 
 
-def first_folder(config: PretrainConfig) -> Path:
+def first_folder(config: RunConfig) -> Path:
     """Folder of the first stage's run; only of runs that have one."""
     assert config.first is not None
     return Path(config.first.run_dir or f"{config.run_dir.rstrip('/')}-first")
 
 
-def stages(config: PretrainConfig) -> list[PretrainConfig]:
+def stages(config: RunConfig) -> list[RunConfig]:
     """What is to be trained, in order: the first stage, unless it is finished or needed no more, and the run itself.
 
     Raises:
@@ -70,12 +71,12 @@ def stages(config: PretrainConfig) -> list[PretrainConfig]:
     return [config] if first is None or is_trained(first) or has_begun(config) else [first, config]
 
 
-def has_begun(config: PretrainConfig) -> bool:
+def has_begun(config: RunConfig) -> bool:
     """Whether a run has a checkpoint: that holds all its weights, so its first stage is needed no more."""
     return bool(list_checkpoints(Path(config.run_dir)))
 
 
-def is_trained(first: PretrainConfig) -> bool:
+def is_trained(first: RunConfig) -> bool:
     """Whether a first stage is finished, as it is asked for: with these settings, on these samples.
 
     Raises:
@@ -100,7 +101,7 @@ def is_trained(first: PretrainConfig) -> bool:
     return True
 
 
-def first_weights(config: PretrainConfig) -> str | None:
+def first_weights(config: RunConfig) -> str | None:
     """SHA-256 of the weights that the first stage ended with, those that the run is built with; None without any."""
     if config.first is None or not list_checkpoints(folder := first_folder(config)):
         return None
@@ -112,7 +113,7 @@ def first_weights(config: PretrainConfig) -> str | None:
     return str(sums[WEIGHTS_FILE]["sha256"])
 
 
-def check_first_stage(config: PretrainConfig, state: Mapping[str, Any], there: str | None) -> str | None:
+def check_first_stage(config: RunConfig, state: Mapping[str, Any], there: str | None) -> str | None:
     """Refuse to go on with a run whose first stage has other weights than it was built with.
 
     Args:
@@ -136,17 +137,17 @@ def check_first_stage(config: PretrainConfig, state: Mapping[str, Any], there: s
     return built_with
 
 
-def method_to_build(config: PretrainConfig) -> MethodConfig:
+def method_to_build(config: RunConfig) -> MethodConfig:
     """The method with the first stage's folder in place of its name."""
     return _replaced(config.method, _is_first, lambda: f"tandem:{first_folder(config)}")
 
 
-def method_without_weights(config: PretrainConfig) -> MethodConfig:
+def method_without_weights(config: RunConfig) -> MethodConfig:
     """The method with random weights in place of the first stage's: to try it, or to fill it from a checkpoint."""
     return _replaced(config.method, _is_first, lambda: "random")
 
 
-def method_without_files(config: PretrainConfig) -> MethodConfig:
+def method_without_files(config: RunConfig) -> MethodConfig:
     """The method with random weights in place of all that lie in files: sizes are the same, files may be elsewhere."""
     return _replaced(config.method, lambda text: ":" in text, lambda: "random")
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import torch.distributed as dist
 
-from configs.load import ConfigError, dump
-from configs.schema import PRETRAIN_CHOICES, PretrainConfig
+from configs.load import ConfigError
+from configs.runs import RunConfig, dump_run
 from engine.distributed import Launch, World, agree_signal, init_distributed, read_launch
 from engine.errors import CheckpointError, PeerFailedError, PeerLostError, RunLockedError, StopRequested
 from engine.preempt import StopSignals
@@ -53,7 +53,7 @@ class Supervised:
 
 
 @contextmanager
-def supervised(config: PretrainConfig) -> Iterator[Supervised]:
+def supervised(config: RunConfig) -> Iterator[Supervised]:
     """Everything that has to be in place before a run trains, and a note of how the block ended.
 
     Rank 0 holds the run's lock and writes the record. All processes of the run enter together.
@@ -75,7 +75,7 @@ def supervised(config: PretrainConfig) -> Iterator[Supervised]:
                 wait_s = config.checkpoint.lock_wait_s
                 held.enter_context(RunLock(config.run_dir, wait_s=wait_s, job=job, stop=lambda: signals.number > 0))
                 record = attempts.begin(config.run_dir, launch.world_size, job=job, nodes=nodes)
-                record.keep(CONFIG_FILE, dump(config, choices=PRETRAIN_CHOICES))
+                record.keep(CONFIG_FILE, dump_run(config))
             except RunLockedError as error:
                 refused = error  # raised below on all ranks: the others would wait for rank 0
             except OSError as error:
@@ -119,7 +119,7 @@ def _launch() -> Launch:
         raise ConfigError(str(error)) from error
 
 
-def _join(config: PretrainConfig, signals: StopSignals, refused: Exception | None) -> World:
+def _join(config: RunConfig, signals: StopSignals, refused: Exception | None) -> World:
     """Meet the other ranks, all of which are about to do the same, in a process group."""
     meeting = meet(config, refused, lambda: signals.received)
     try:

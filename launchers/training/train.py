@@ -1,4 +1,6 @@
-"""One pre-training run from its config: towers, loader, engine.
+"""One run from its config: towers, loader, engine.
+
+What differs between kinds of runs, how the objective is built and what is measured of it, comes from the caller.
 
 Lock, watchdog and the record of how it went are `launchers.training.supervision`'s.
 """
@@ -8,47 +10,108 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
 
 from common.files import replace_file
-from configs.load import dump, load
+from configs.load import load
+from configs.runs import RunConfig, dump_run, read_run
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from data.loading.loader import ShardLoader, build_loader
 from engine.checkpoint import told_by_main
 from engine.distributed import World
 from engine.errors import CheckpointError
+from engine.measuring import Measurement
 from engine.pretrain import PretrainSummary, pretrain
 from launchers.drawing.training_pictures import pictures_of_set
 from launchers.runs.files import CONFIG_FILE, ENVIRONMENT_FILE
 from launchers.runs.provenance import describe_environment
 from launchers.runs.settings import fingerprint_of
 from launchers.runs.terminal import terminal
-from launchers.training.continuing import continued, finished_before, warn_of
+from launchers.training.continuing import Continued, continued, finished_before, warn_of
 from launchers.training.micro_batch import fit_micro_batch
 from launchers.training.stages import check_first_stage, first_weights, method_to_build, method_without_weights
-from launchers.training.supervision import supervised
+from launchers.training.supervision import Supervised, supervised
 from launchers.training.teacher_cache import teacher_cache
+from models.methods.base import Objective
 
 logger = logging.getLogger("tandem.pretrain")
 
 
 def load_run(path: str, overrides: Sequence[str] = ()) -> PretrainConfig:
     """The config of a YAML file (path or name) and overrides; `run_dir` defaults to runs/<name of the file>."""
-    defaults = {"run_dir": f"runs/{Path(path).stem}"}
-    return load(PretrainConfig, path, overrides, choices=PRETRAIN_CHOICES, defaults=defaults)
+    return load(PretrainConfig, path, overrides, choices=PRETRAIN_CHOICES, defaults=_default_folder(path))
 
 
-def resolved_yaml(config: PretrainConfig) -> str:
+def load_any_run(path: str, overrides: Sequence[str] = (), *, kind: type[RunConfig] | None = None) -> RunConfig:
+    """The same of a run of any kind; None: as the file says."""
+    return read_run(path, overrides, defaults=_default_folder(path), kind=kind)
+
+
+def _default_folder(path: str) -> dict[str, object]:
+    return {"run_dir": f"runs/{Path(path).stem}"}
+
+
+def resolved_yaml(config: RunConfig) -> str:
     """The resolved config as YAML."""
-    return dump(config, choices=PRETRAIN_CHOICES)
+    return dump_run(config)
 
 
-def train(config: PretrainConfig) -> PretrainSummary:
+@dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """An objective, and what it started from.
+
+    Attributes:
+        objective: with the weights of its start, or with any where a checkpoint replaces them.
+        fingerprint: JSON values that must not change when the run continues, beside those of its settings.
+        record: name of a file in the run's folder -> its text, beside config and environment.
+    """
+
+    objective: Objective
+    fingerprint: Mapping[str, Any] = field(default_factory=dict)
+    record: Mapping[str, str] = field(default_factory=dict)
+
+
+def assemble_method(config: RunConfig, before: Continued | None, world: World) -> Assembled:
+    """The objective of a pre-training run, built with its first stage if it has one.
+
+    Raises:
+        CheckpointError: another first stage than the run was built with.
+    """
+    first = None if config.first is None else told_by_main(lambda: first_weights(config), world)
+    if before is not None:
+        first = check_first_stage(config, before.state, first)
+    # A checkpoint holds the first stage's network, too. A teacher cache goes by the weights that it is built with.
+    filled = before is not None and not config.method.caches_teacher
+    objective = (method_without_weights(config) if filled else method_to_build(config)).build()
+    return Assembled(objective=objective, fingerprint={} if first is None else {"first": first})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunParts:
+    """What differs between kinds of runs; all ranks call each alike.
+
+    Attributes:
+        assemble: (config, what is continued, processes) -> the objective; torch is seeded alike on all ranks.
+        measure: (config, run, batches) -> what is measured while it trains, if anything is.
+        owes: (config, step, processes) -> whether a run that has come to its end at a step has yet to be measured.
+    """
+
+    assemble: Callable[[RunConfig, Continued | None, World], Assembled] = assemble_method
+    measure: Callable[[RunConfig, Supervised, ShardLoader], Measurement | None] = lambda *_: None
+    owes: Callable[[RunConfig, int, World], bool] = lambda *_: False
+
+
+PRETRAINING = RunParts()
+
+
+def train(config: RunConfig, parts: RunParts = PRETRAINING) -> PretrainSummary:
     """Train to the end or to a signal; all processes of the run call it.
 
     Raises:
@@ -66,7 +129,8 @@ def train(config: PretrainConfig) -> PretrainSummary:
             run.record.keep(ENVIRONMENT_FILE, provenance[ENVIRONMENT_FILE])
         # Before anything is built from a config that may be another run's.
         before = continued(config, world)
-        if before is not None and (done := finished_before(config, before, world)) is not None:
+        done = None if before is None else finished_before(config, before, world)
+        if done is not None and not parts.owes(config, done.step, world):
             run.summary = done
             if world.is_main:
                 _print_nothing_to_do(done)
@@ -75,24 +139,17 @@ def train(config: PretrainConfig) -> PretrainSummary:
             warn_of(before)
         # The config stays as it is: on another number of processes the next start derives from it again.
         data = dataclasses.replace(config.data, micro_batch_size=fit_micro_batch(config, world, before))
-        first = None if config.first is None else told_by_main(lambda: first_weights(config), world)
-        if before is not None:
-            first = check_first_stage(config, before.state, first)
-        # A checkpoint holds the first stage's network, too. A teacher cache goes by the weights that it is built with.
-        filled = before is not None and not config.method.caches_teacher
         torch.manual_seed(config.seed)  # initial weights are the same on every rank
-        objective = (method_without_weights(config) if filled else method_to_build(config)).build()
+        assembled = parts.assemble(config, before, world)
+        objective = assembled.objective
         cache = teacher_cache(objective, config.method, data, run)
         source = build_loader(
             data, spec=spec, seed=config.seed, rank=world.rank, world_size=world.world_size, teacher_cache=cache
         )
-        fingerprint = fingerprint_of(resolved)
-        if first is not None:
-            fingerprint["first"] = first
 
         def begin(step: int) -> None:
             """Note on rank 0 that the run is this config's from here on."""
-            _write_provenance(Path(config.run_dir), provenance)
+            _write_provenance(Path(config.run_dir), {**provenance, **assembled.record})
             if run.record is not None:
                 run.record.resumed(step, {c.name: (c.before, c.now) for c in (before.changes if before else ())})
 
@@ -102,10 +159,11 @@ def train(config: PretrainConfig) -> PretrainSummary:
             config,
             config.run_dir,
             micro_batch_size=data.micro_batch_size,
-            fingerprint=fingerprint,
+            fingerprint=fingerprint_of(resolved) | dict(assembled.fingerprint),
             resolved_config=resolved,
             # At ZeRO-3 a forward pass needs all ranks, so all of them draw.
             pictures=pictures_of_set(config.data, spec) if world.is_main or config.engine.zero_stage == 3 else None,
+            measurement=parts.measure(config, run, source),
             watchdog=run.watchdog,
             on_begin=begin,
         )
@@ -114,7 +172,7 @@ def train(config: PretrainConfig) -> PretrainSummary:
     return run.summary
 
 
-def _provenance(config: PretrainConfig) -> dict[str, str]:
+def _provenance(config: RunConfig) -> dict[str, str]:
     """What is needed to run it again, by file: the resolved config, the git commit and the environment."""
     return {
         CONFIG_FILE: resolved_yaml(config),

@@ -1,0 +1,95 @@
+"""What supervised training of a detector is made of (`tandem finetune`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from common.ranges import at_least, different
+from configs.load import Choices, ConfigError
+from configs.schema import FirstStageConfig, FollowConfig, check_inputs, check_waits
+from data.loading.loader import DataConfig
+from engine.downstream.runner import Tower
+from engine.settings import PretrainSettings
+from models.detection import DETECTORS
+from models.detection.base import DetectorConfig
+from models.lidar.backbones import BACKBONES
+from models.methods.base import MethodConfig
+
+FINETUNE_CHOICES: Choices = {"model": DETECTORS, "model.backbone": BACKBONES}
+
+RANDOM = "random"
+"""As `init`: fresh weights everywhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """How a detector is judged while it is trained, and by `tandem evaluate --detector` afterwards.
+
+    Attributes:
+        benchmarks: metrics, of `engine.detection.judge.BENCHMARKS`; (): the detector is not judged.
+        every_epochs: epochs between two judgements; 0: only at the end of the run.
+        shards: folder or URL of a prepared set with labelled boxes; None for the set that the detector is trained on.
+        split: of that set.
+        limit: use at most this many frames, evenly spread; None for all.
+        batch_size: frames that a process detects in at a time.
+        num_workers: processes that read frames ahead; 0: none.
+    """
+
+    benchmarks: tuple[str, ...] = ()
+    every_epochs: int = 1
+    shards: str | None = None
+    split: str = "val"
+    limit: int | None = None
+    batch_size: int = 4
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        different(self, "benchmarks")
+        at_least(self, "0: only at the end", every_epochs=0)
+        at_least(self, limit=1, batch_size=1, num_workers=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(PretrainSettings):
+    """One run that trains a detector on labels (with the fields of `PretrainSettings`).
+
+    Attributes:
+        run_dir: folder of checkpoints, logs and pictures; a run found there is continued.
+        data: labelled shards, batches, augmentation, voxels.
+        model: the detector; `model.name` chooses.
+        init: what it starts from: "random", the folder of a run or of a checkpoint, a file that `tandem export` wrote,
+            or `<layout>:<file>` for files of other projects (docs/detection.md).
+        judge: how it is judged.
+    """
+
+    run_dir: str
+    data: DataConfig
+    model: DetectorConfig
+    init: str = RANDOM
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+
+    def __post_init__(self) -> None:
+        """Check what concerns several sections."""
+        if not self.init:
+            raise ConfigError(f"init: got '', expected {RANDOM!r}, a run's folder or a file of weights")
+        check_waits(self.engine, self.data)
+        check_inputs("model", self.model, self.data)
+
+    @property
+    def method(self) -> MethodConfig:
+        """What is trained, by the name that it has in every kind of run."""
+        return self.model
+
+    def has_tower(self, tower: Tower) -> bool:
+        """Whether the detector has the network that a protocol measures."""
+        return tower == "objective" or self.model.tower(tower) is not None
+
+    @property
+    def evaluate(self) -> FollowConfig:
+        """What follows the run: nothing, since it is judged while it trains."""
+        return FollowConfig()
+
+    @property
+    def first(self) -> FirstStageConfig | None:
+        """The stage before this one: none, `init` names a run that is there."""
+        return None

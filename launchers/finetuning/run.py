@@ -1,0 +1,60 @@
+"""One run of any kind from its config: pre-training, or the training of a detector."""
+
+from __future__ import annotations
+
+import logging
+
+from configs.detection import FinetuneConfig
+from configs.runs import RunConfig
+from engine.checkpoint import told_by_main
+from engine.distributed import World
+from engine.errors import CheckpointError
+from engine.pretrain import PretrainSummary
+from launchers.finetuning.init import INIT_FILE, fill, sha256_of
+from launchers.training.continuing import Continued
+from launchers.training.train import PRETRAINING, Assembled, RunParts, train
+from models.detection.base import Detector
+
+logger = logging.getLogger("tandem.pretrain")
+
+
+def train_run(config: RunConfig) -> PretrainSummary:
+    """Train a run to its end or to a signal; all processes of the run call it. See `launchers.training.train.train`."""
+    return train(config, FINETUNING if isinstance(config, FinetuneConfig) else PRETRAINING)
+
+
+def assemble_detector(config: RunConfig, before: Continued | None, world: World) -> Assembled:
+    """The detector with what it starts from, or with any weights where the run goes on from a checkpoint.
+
+    Raises:
+        ConfigError: see `launchers.finetuning.init.fill`.
+        CheckpointError: `init` names other weights than the run was built with.
+    """
+    assert isinstance(config, FinetuneConfig)
+    detector = config.model.build()
+    assert isinstance(detector, Detector)
+    if before is not None:
+        return Assembled(objective=detector, fingerprint=_built_with(config, before, world))
+    start = fill(detector, config)
+    if world.is_main:
+        logger.info("%s", start)
+    return Assembled(
+        objective=detector,
+        fingerprint={"init": start.sha256 or start.identity},
+        record={INIT_FILE: start.to_text()},
+    )
+
+
+def _built_with(config: FinetuneConfig, before: Continued, world: World) -> dict[str, str]:
+    """What the run that goes on was built with, which is in its checkpoint and may be gone by now."""
+    built_with = str((before.state.get("fingerprint") or {})["init"])
+    there = told_by_main(lambda: sha256_of(config.init), world)
+    if there not in (None, built_with):
+        raise CheckpointError(
+            f"init={config.init}: {config.run_dir} was built with other weights ({built_with[:12]} then, "
+            f"{str(there)[:12]} now). Name those, or start in another run folder"
+        )
+    return {"init": built_with}
+
+
+FINETUNING = RunParts(assemble=assemble_detector)
