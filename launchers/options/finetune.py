@@ -1,4 +1,4 @@
-"""`tandem finetune CONFIG [section.field=value ...] [init=...]`: train a detector on labels; continues where it stopped.
+"""`tandem finetune CONFIG [section.field=value ...] [init=...]`: train a detector on labels; goes on where it stopped.
 
 A run like a pre-training run: alone, under torchrun or under srun, the same signals and exit codes (`tandem pretrain
 --help`). What the detector starts from is `init`:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.optim import OptimConfig, build_optimizer, param_groups, peak_lr, set_lr
-from engine.schedule import ScheduleConfig, lr_scale, lr_table, total_steps
+from engine.optim import OptimConfig, build_optimizer, momentum_of, param_groups, peak_lr, set_lr
+from engine.schedule import ScheduleConfig, lr_scale, lr_table, momentum_at, total_steps
 
 
 def test_cosine_against_closed_form_and_torch() -> None:
@@ -49,6 +49,60 @@ def test_exponential_is_torchs_but_for_its_steps() -> None:
         torchs.step()
     with pytest.raises(ValueError, match=r"final_lr_scale: got 0.0, expected above 0"):
         ScheduleConfig(kind="exponential")
+
+
+def test_onecycle_is_torchs_with_momentum_mirrored() -> None:
+    """torch counts its last rate into the run and turns at 0.4 N - 1, so it is compared on runs that end alike."""
+    config = ScheduleConfig(kind="onecycle", steps=50, momentum_range=(0.95, 0.85), final_lr_scale=1e-5)
+    parameter = nn.Parameter(torch.zeros(1))
+    adam = torch.optim.AdamW([parameter], lr=1.0, betas=(0.95, 0.99))
+    torchs = torch.optim.lr_scheduler.OneCycleLR(
+        adam,
+        max_lr=1.0,
+        total_steps=51,
+        pct_start=21 / 51,
+        div_factor=10,
+        final_div_factor=1e4,
+        base_momentum=0.85,
+        max_momentum=0.95,
+    )
+    for step in range(50):
+        assert lr_scale(step, 50, config) == pytest.approx(adam.param_groups[0]["lr"])
+        assert momentum_at(step, 50, config) == pytest.approx(adam.param_groups[0]["betas"][0])
+        adam.step()
+        torchs.step()
+    assert lr_scale(0, 50, config) == pytest.approx(0.1)
+    assert lr_scale(20, 50, config) == 1.0
+    assert momentum_at(20, 50, config) == pytest.approx(0.85)
+    assert lr_scale(0, 1, config) == 1.0, "a run of one update has no rise"
+    assert momentum_at(3, 50, ScheduleConfig()) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"kind": "onecycle", "warmup_steps": 3}, r"warmup_steps: got 3, expected 0"),
+        ({"kind": "cosine", "momentum_range": (0.9, 0.8)}, r"momentum_range: got \(0.9, 0.8\), expected null"),
+        ({"kind": "onecycle", "momentum_range": (0.9, 1.0)}, r"momentum_range"),
+        ({"kind": "onecycle", "rise_share": 1.5}, r"rise_share: got 1.5"),
+    ],
+    ids=["warmup", "cosine", "one", "share"],
+)
+def test_settings_of_onecycle_that_mean_nothing(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ScheduleConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_a_momentum_holds_for_one_update(name: str) -> None:
+    optimizer = build_optimizer(nn.Linear(2, 1), OptimConfig(name=name, lr=0.1), 0.1)  # type: ignore[arg-type]
+    groups = optimizer.param_groups
+    key, before = ("betas", (0.9, 0.999)) if name == "adamw" else ("momentum", 0.9)
+    with momentum_of(groups, 0.85):
+        assert groups[0][key] == ((0.85, 0.999) if name == "adamw" else 0.85)
+    assert groups[0][key] == before
+    with momentum_of(groups, None):
+        assert groups[0][key] == before
 
 
 def test_total_steps_shows_every_sample_often_enough() -> None:
