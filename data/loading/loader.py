@@ -170,7 +170,7 @@ class ShardLoader:
             yield loaded.batch
 
     @property
-    def _global_micro_batch(self) -> int:
+    def samples_per_micro_batch(self) -> int:
         """Samples that all ranks together take with one batch each."""
         return self._config.micro_batch_size * self._make.world_size
 
@@ -181,7 +181,7 @@ class ShardLoader:
         """
         order = self._make.order
         return {
-            "samples_taken": position * self._global_micro_batch,
+            "samples_taken": position * self.samples_per_micro_batch,
             "seed": order.seed,
             "samples_per_epoch": self.samples_per_epoch,
             "shards_per_group": order.shards_per_group,
@@ -212,7 +212,7 @@ class ShardLoader:
                 )
         # In samples, not batches: the new batches must begin where the old ones ended.
         taken = _samples_taken(state)
-        if taken % self._global_micro_batch:
+        if taken % self.samples_per_micro_batch:
             raise ValueError(
                 f"loader state: {taken} samples were taken, which is no multiple of micro_batch_size "
                 f"{self._config.micro_batch_size} x {self._make.world_size} ranks; choose them so that "

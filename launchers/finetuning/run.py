@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 from configs.detection import FinetuneConfig
 from configs.runs import RunConfig
+from data.loading.loader import ShardLoader
 from engine.checkpoint import told_by_main
 from engine.distributed import World
 from engine.errors import CheckpointError
 from engine.pretrain import PretrainSummary
 from launchers.finetuning.init import INIT_FILE, fill, sha256_of
+from launchers.finetuning.judging import Judging, judged_steps
 from launchers.training.continuing import Continued
+from launchers.training.supervision import Supervised
 from launchers.training.train import PRETRAINING, Assembled, RunParts, train
 from models.detection.base import Detector
 
@@ -57,4 +61,20 @@ def _built_with(config: FinetuneConfig, before: Continued, world: World) -> dict
     return {"init": built_with}
 
 
-FINETUNING = RunParts(assemble=assemble_detector)
+def judging(config: RunConfig, run: Supervised, source: ShardLoader) -> Judging | None:
+    """What judges the detector while it is trained; None where nothing does."""
+    assert isinstance(config, FinetuneConfig)
+    if not config.judge.benchmarks:
+        return None
+    batch = source.samples_per_micro_batch * config.engine.accumulation_steps
+    return Judging(config, run.world, steps_per_epoch=source.samples_per_epoch / batch)
+
+
+def owes_verdict(config: RunConfig, step: int, world: World) -> bool:
+    """Whether a run that came to its end at a step was stopped before it was judged there."""
+    assert isinstance(config, FinetuneConfig)
+    asked = bool(config.judge.benchmarks)
+    return asked and told_by_main(lambda: step not in judged_steps(Path(config.run_dir)), world)
+
+
+FINETUNING = RunParts(assemble=assemble_detector, measure=judging, owes=owes_verdict)

@@ -8,6 +8,7 @@ metrics.jsonl, tensorboard/, checkpoints/, run.lock     written by the engine (`
 jobs.json                       SLURM jobs that work for it (`launchers.runs.job_record`)
 requeues.jsonl                  why its batch script queued it again, or did not
 submission/                     what it was queued with: config.yaml, overrides.txt, commit.json, ...
+init.json, detections.jsonl     of a detector's run: what it started from; how it was judged on the way
 selection/                      which of its checkpoints is the best
 evaluation/<element>/           config.yaml and results.json, or error.txt, of the jobs that follow it
 results.json, labelled/, predictions/, registration/    of `tandem evaluate` on it
@@ -55,6 +56,7 @@ COMMIT_FILE = "commit.json"
 DIFF_FILE = "diff.patch"
 CLUSTER_FILE = "cluster.yaml"
 
+DETECTIONS_FILE = "detections.jsonl"
 EVALUATIONS = "evaluation"
 BASELINES = "baselines"
 SELECTION = "selection"

@@ -25,7 +25,7 @@ from tests.helpers.toy_detector import known
 SMALL = {
     "model": {"name": "toy"},
     "data": {
-        "voxel": {"kind": "cartesian", "size": [0.5, 0.5, 0.5]},
+        "voxel": {"kind": "cartesian", "size": [2.0, 2.0, 2.0]},
         "augment": {"image": {"enabled": False}},
         "micro_batch_size": 2,
     },
@@ -33,6 +33,7 @@ SMALL = {
     "optim": {"name": "adamw", "lr": 0.01, "betas": [0.95, 0.99], "weight_decay": 0.01},
     "schedule": {"kind": "onecycle", "steps": 8, "momentum_range": [0.95, 0.85], "final_lr_scale": 1e-5},
     "checkpoint": {"every_steps": 0, "every_min": 0},
+    "judge": {"benchmarks": ["toy"], "batch_size": 2},
     "monitor": {"log_every": 1, "picture_every": 0, "tensorboard": False, "progress": False},
 }
 

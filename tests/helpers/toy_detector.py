@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from unittest import mock
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data.batch_spec import BatchSpec
 from data.sample import Batch
+from engine.detection.judge import BENCHMARKS
+from engine.detection.pairs import FramePair
+from engine.detection.scores import MEAN, Score, Scores
 from models.detection import DETECTORS
 from models.detection.base import Detections, Detector, DetectorConfig
 from models.lidar.base import BackboneConfig
@@ -73,9 +77,24 @@ class ToyDetector(Detector):
         )
 
 
+def toy_benchmark(frames: Sequence[FramePair]) -> Scores:
+    """Mean score and distance of what was found: figures that change with the weights, whatever the set has."""
+    found = [found for _, found in frames]
+    figures = {
+        "score": float(np.mean(np.concatenate([frame.scores for frame in found]))),
+        "distance": float(np.mean(np.concatenate([np.linalg.norm(frame.boxes[:, :3], axis=1) for frame in found]))),
+    }
+    true = sum(len(truth) for truth, _ in frames)
+    rows = [
+        Score(category=MEAN, subset="", metric=name, value=value, unit="", num_true=true)
+        for name, value in figures.items()
+    ]
+    return Scores(benchmark="toy", headline=figures, unit="", rows=tuple(rows))
+
+
 @contextmanager
 def known() -> Iterator[None]:
-    """Configs may name the toy detector."""
-    entry: Mapping[str, type[DetectorConfig]] = {"toy": ToyDetectorConfig}
-    with mock.patch.dict(DETECTORS, entry):
+    """Configs may name the toy detector, and a benchmark "toy"."""
+    detectors: Mapping[str, type[DetectorConfig]] = {"toy": ToyDetectorConfig}
+    with mock.patch.dict(DETECTORS, detectors), mock.patch.dict(BENCHMARKS, {"toy": toy_benchmark}):  # type: ignore[arg-type]
         yield

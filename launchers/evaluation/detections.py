@@ -1,0 +1,240 @@
+"""What a detector finds in the frames of a set, and what is known of them, in the terms of the detection metrics.
+
+Boxes of a set and of a detector lie in the LiDAR frame. Where a benchmark measures on the map, both are moved there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+
+from common.boxes.image import image_boxes, observation_angles
+from data.batch_spec import BatchSpec
+from data.convert.nuscenes.names import ATTRIBUTES
+from data.geometry import transform
+from data.loading.detection_frames import DetectionFrames, detection_frames
+from data.loading.loader import DataConfig
+from data.sample import IGNORE_LABEL, Batch, Boxes
+from data.storage.manifest import Manifest
+from data.storage.reader import SampleReader
+from data.views.truth import FrameTruth
+from engine.detection.frames import FoundObjects, TrueObjects
+from models.detection.base import Detector
+
+ON_THE_MAP = frozenset({"nuscenes"})
+"""Benchmarks that measure in the frame of the map."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a detector found in a frame, in the recorded LiDAR frame; fields as `models.detection.base.Detections`."""
+
+    boxes: Float64[np.ndarray, "D 7"]
+    velocities_mps: Float64[np.ndarray, "D 2"]
+    classes: Int[np.ndarray, " D"]
+    scores: Float64[np.ndarray, " D"]
+
+
+NOTHING = Found(
+    boxes=np.zeros((0, 7)), velocities_mps=np.zeros((0, 2)), classes=np.zeros(0, np.int64), scores=np.zeros(0)
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedFrame:
+    """A frame with its truth and what was found in it."""
+
+    truth: FrameTruth
+    found: Found
+
+
+def detect(
+    detector: Detector,
+    reader: SampleReader,
+    indices: Int[np.ndarray, " n"],
+    config: DataConfig,
+    *,
+    batch_size: int,
+    device: torch.device,
+    go_on: Callable[[], bool] = lambda: True,
+    equal_passes: bool = False,
+) -> list[JudgedFrame] | None:
+    """What a detector in evaluation mode finds in some frames of a set; damaged ones are left out, see the loader.
+
+    Args:
+        detector: on `device`.
+        reader: of the set.
+        indices: of the frames.
+        config: of the detector's run: its voxels.
+        batch_size: frames at a time.
+        device: of the detector.
+        go_on: asked before every batch, ceil(n / batch_size) times; False ends it.
+        equal_passes: make a forward pass for every batch, also for one that holds no frame with a point in the grid, as
+            ranks that share weights must.
+
+    Returns:
+        A frame each; None where it was ended.
+
+    Raises:
+        ShardError: see `data.loading.detection_frames`.
+    """
+    done: list[JudgedFrame] = []
+    frames: Iterator[DetectionFrames] = detection_frames(
+        reader, indices, config, spec=BatchSpec(images=False), batch_size=batch_size
+    )
+    for _ in range(-(-len(indices) // batch_size)):
+        if not go_on():
+            return None
+        part = next(frames, None)
+        batch = None if part is None else part.batch
+        if batch is None and equal_passes:
+            detector.detect(_no_points(config.voxel.num_features).to(device))
+        found = {} if batch is None else _by_key(detector, batch.to(device))
+        if part is not None:
+            done += [JudgedFrame(truth=truth, found=found.get(truth.key, NOTHING)) for truth in part.truths]
+    return done
+
+
+def _by_key(detector: Detector, batch: Batch) -> dict[str, Found]:
+    found = detector.detect(batch)
+    columns = {name: _numpy(getattr(found, name)) for name in ("boxes", "velocities_mps", "classes", "scores")}
+    sample = _numpy(found.sample)
+    return {
+        key: Found(**{name: values[sample == number] for name, values in columns.items()})
+        for number, key in enumerate(batch.keys)
+    }
+
+
+def _numpy(values: Tensor) -> np.ndarray:
+    values = values.detach().cpu()
+    return (values.double() if values.is_floating_point() else values).numpy()
+
+
+def _no_points(num_features: int) -> Batch:
+    return Batch(
+        keys=("",),
+        points=torch.zeros(0, 3),
+        point_sample=torch.zeros(0, dtype=torch.long),
+        point_voxel=torch.zeros(0, dtype=torch.long),
+        voxel_coords=torch.zeros(0, 4, dtype=torch.long),
+        voxel_features=torch.zeros(0, num_features),
+        T_aug_lidar=torch.eye(4)[None],
+    )
+
+
+# ---- in the terms of a benchmark
+
+
+def true_objects(frame: FrameTruth, manifest: Manifest, benchmark: str) -> TrueObjects | None:
+    """What is known of a frame; None where nobody has labelled it."""
+    boxes = frame.boxes
+    if boxes is None:
+        return None
+    T, origin = _frame_of(frame, benchmark)
+    first = frame.cameras[0] if frame.cameras else None
+    return TrueObjects(
+        key=frame.key,
+        boxes=_moved(np.column_stack([boxes.centers_m, boxes.sizes_m, boxes.yaws]).astype(np.float64), T),
+        categories=_categories(boxes, manifest),
+        origin_m=origin,
+        velocities_mps=_turned(boxes.velocities_mps.astype(np.float64), T),
+        attributes=_attributes(boxes, manifest),
+        num_lidar_points=_or_none(boxes.num_points, np.int64),
+        num_radar_points=_or_none(boxes.num_radar_points, np.int64),
+        difficulties=_or_none(boxes.difficulties, np.int64),
+        truncations=_or_none(boxes.truncations, np.float64),
+        occlusions=_or_none(boxes.occlusions, np.float64),
+        image_boxes_px=_or_none(boxes.image_boxes_px, np.float64),
+        alphas=_or_none(boxes.alphas, np.float64),
+        ignored_px=None if first is None else _or_none(first.ignored_px, np.float64),
+    )
+
+
+def found_objects(found: Found, frame: FrameTruth, classes: Sequence[str], benchmark: str) -> FoundObjects:
+    """What was found in a frame, with its boxes in the first camera's image where there is one.
+
+    Args:
+        found: in the frame.
+        frame: its calibration.
+        classes: names of the detector's classes.
+        benchmark: that it is for.
+    """
+    T, _ = _frame_of(frame, benchmark)
+    in_image: dict[str, Float64[np.ndarray, "..."]] = {}
+    if frame.cameras:
+        camera = frame.cameras[0]
+        boxes, T_cam_lidar = torch.from_numpy(found.boxes), torch.from_numpy(frame.T_cam_lidar(camera)).double()
+        K = torch.from_numpy(camera.K).double()
+        in_image = {
+            "image_boxes_px": image_boxes(boxes, K, T_cam_lidar, camera.image_size).numpy(),
+            "alphas": observation_angles(boxes, T_cam_lidar).numpy(),
+        }
+    return FoundObjects(
+        key=frame.key,
+        boxes=_moved(found.boxes, T),
+        scores=found.scores,
+        classes=tuple(classes[number] for number in found.classes.tolist()),
+        velocities_mps=_turned(found.velocities_mps, T),
+        **in_image,  # type: ignore[arg-type]
+    )
+
+
+def pairs_of(
+    frames: Sequence[JudgedFrame], manifest: Manifest, classes: Sequence[str], benchmark: str
+) -> tuple[list[TrueObjects], list[FoundObjects]]:
+    """True and found objects of the frames that somebody has labelled."""
+    truth, found = [], []
+    for frame in frames:
+        true = true_objects(frame.truth, manifest, benchmark)
+        if true is not None:
+            truth.append(true)
+            found.append(found_objects(frame.found, frame.truth, classes, benchmark))
+    return truth, found
+
+
+def _frame_of(frame: FrameTruth, benchmark: str) -> tuple[Float64[np.ndarray, "4 4"], Float64[np.ndarray, "3"]]:
+    """LiDAR frame to the benchmark's, and where ranges are measured from in that one: the vehicle."""
+    T_ego_lidar = frame.T_ego_lidar.astype(np.float64)
+    if benchmark not in ON_THE_MAP:
+        return np.eye(4), np.linalg.inv(T_ego_lidar)[:3, 3]
+    T_world_ego = frame.T_world_ego.astype(np.float64)
+    return T_world_ego @ T_ego_lidar, T_world_ego[:3, 3]
+
+
+def _moved(boxes: Float64[np.ndarray, "K 7"], T: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "K 7"]:
+    heading = np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6])], axis=1)
+    turned = _turned(heading, T)
+    return np.column_stack([transform(T, boxes[:, :3]), boxes[:, 3:6], np.arctan2(turned[:, 1], turned[:, 0])])
+
+
+def _turned(flat: Float64[np.ndarray, "K 2"], T: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "K 2"]:
+    """Directions in the ground plane."""
+    return np.asarray(flat @ T[:2, :2].T)
+
+
+def _or_none(values: np.ndarray | None, kind: type) -> np.ndarray | None:
+    return None if values is None else values.astype(kind)
+
+
+def _categories(boxes: Boxes, manifest: Manifest) -> tuple[str, ...]:
+    """The set's finest names; "" where it has none of an object."""
+    if boxes.categories is not None and manifest.box_categories:
+        return tuple(manifest.box_categories[number] for number in boxes.categories.tolist())
+    return tuple("" if number == IGNORE_LABEL else manifest.class_names[number] for number in boxes.classes.tolist())
+
+
+def _attributes(boxes: Boxes, manifest: Manifest) -> tuple[str, ...] | None:
+    if boxes.attributes is None or manifest.set_name != "nuscenes":
+        return None
+    return tuple("" if number < 0 else ATTRIBUTES[number] for number in boxes.attributes.tolist())
+
+
+def frames_config(config: DataConfig, *, num_workers: int) -> DataConfig:
+    """Of a detector's run, what frames are read with when it is judged."""
+    return dataclasses.replace(config, more=(), num_workers=num_workers)
