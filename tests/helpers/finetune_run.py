@@ -28,6 +28,7 @@ SMALL = {
         "voxel": {"kind": "cartesian", "size": [2.0, 2.0, 2.0]},
         "augment": {"image": {"enabled": False}},
         "micro_batch_size": 2,
+        "num_workers": 0,
     },
     "engine": {"device": "cpu", "timeout_min": 2},
     "optim": {"name": "adamw", "lr": 0.01, "betas": [0.95, 0.99], "weight_decay": 0.01},
