@@ -2,6 +2,9 @@
 
     python -m benchmarks.detection_metrics kitti                      # 3,769 frames, some 20 found objects each
     python -m benchmarks.detection_metrics kitti --found 500 --frames 1000
+    python -m benchmarks.detection_metrics nuscenes --devkit PYTHON   # 6,019 samples, up to 500 found objects each
+
+PYTHON: of an environment with nuscenes-devkit==1.2.0, which judges the same objects: values and time are compared.
 
 Objects stand along a road and are found with noise, twice, or not at all; the rest of what is found is wrong.
 """
@@ -14,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
+from benchmarks import detection_nuscenes
 from benchmarks.common import markdown, seconds_of, setting
 from engine.detection.frames import FoundObjects, TrueObjects
 from engine.detection.judge import judge
@@ -35,8 +39,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     kitti.add_argument("--frames", type=int, default=KITTI_VAL)
     kitti.add_argument("--found", type=int, default=20, help="objects found in a frame, on average")
     kitti.add_argument("--seed", type=int, default=0)
+    detection_nuscenes.add_options(verbs.add_parser("nuscenes", help="simulated nuScenes samples"))
     options = p.parse_args(argv)
-    measures: Mapping[str, Callable[[argparse.Namespace], None]] = {"kitti": measure_kitti}
+    measures: Mapping[str, Callable[[argparse.Namespace], None]] = {
+        "kitti": measure_kitti,
+        "nuscenes": detection_nuscenes.measure,
+    }
     measures[options.metric](options)
     return 0
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from engine.detection.argoverse2 import score_argoverse2
 from engine.detection.frames import FoundObjects, JudgeError, TrueObjects, paired
 from engine.detection.kitti import score_kitti
+from engine.detection.nuscenes import score_nuscenes
 from engine.detection.once import score_once
 from engine.detection.scores import Scores
 from engine.detection.waymo import score_waymo
@@ -17,6 +18,7 @@ Pairs = Sequence[tuple[TrueObjects, FoundObjects]]
 BENCHMARKS: Mapping[str, Callable[[Pairs], Scores]] = {
     "argoverse2": score_argoverse2,
     "kitti": score_kitti,
+    "nuscenes": score_nuscenes,
     "waymo": score_waymo,
     "once": score_once,
 }
