@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,18 @@ def test_joining_is_what_a_plain_reading_gives(sizes: tuple[int, int]) -> None:
         expected = joined(labels, *sizes)
         np.testing.assert_array_equal(slic_numpy.join(labels, *sizes), expected)
         np.testing.assert_array_equal(slic._join(native.load(slic._SOURCE), labels, *sizes), expected)
+
+
+@pytest.mark.parametrize("flags", [("-O0",), ("-march=x86-64",), ("-O2", "-mtune=generic")], ids=" ".join)
+def test_flags_change_no_label(flags: tuple[str, ...]) -> None:
+    """Also those of another processor: the order of operations is that of the source."""
+    if "x86" in flags[0] and platform.machine() != "x86_64":
+        pytest.skip("for x86-64")
+    lab = slic._smooth_lab(patches(75, 110, 0, 9), 1.0)
+    seeds = np.stack(np.meshgrid(np.arange(5, 75, 11), np.arange(5, 110, 11), indexing="ij"), axis=-1)
+    arguments = lab, seeds.reshape(-1, 2).astype(np.float64), (22, 22), (6 / 11) ** 2, 10
+    expected = slic_numpy.cluster(*arguments)
+    np.testing.assert_array_equal(slic._cluster(native.load(slic._SOURCE, flags=flags), *arguments), expected)
 
 
 @pytest.mark.slow
