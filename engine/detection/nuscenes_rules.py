@@ -63,6 +63,9 @@ ATTRIBUTES = {
 ERRORS = {"ATE": "m", "ASE": "", "AOE": "rad", "AVE": "m/s", "AAE": ""}
 """Errors of matched objects and their units: translation, scale, orientation, velocity, attribute."""
 
+_MOVING_MPS = 0.2
+"""Speed from which on an object is taken to move."""
+
 NO_ERROR = {"traffic_cone": ("AOE", "AVE", "AAE"), "barrier": ("AVE", "AAE")}
 """Class -> errors that are not measured for it."""
 
@@ -113,7 +116,7 @@ def inside_any(points: Float64[np.ndarray, "N 3"], boxes: Float64[np.ndarray, "K
 def likely_attribute(name: str, speed_mps: float) -> str:
     """An attribute for an object whose detector gives none, by its class and speed; "" for classes without.
 
-    Moving from 0.2 m/s on, a cyclist rides; at rest a pedestrian stands, a car is parked, a bus stopped. Most released
+    A cycle that moves has a rider; at rest a pedestrian stands, a bus is stopped, another vehicle parked. Most released
     detectors choose like this.
     """
     moving = speed_mps >= _MOVING_MPS
@@ -124,6 +127,3 @@ def likely_attribute(name: str, speed_mps: float) -> str:
     if not ATTRIBUTES[name]:
         return ""
     return "vehicle.moving" if moving else "vehicle.stopped" if name == "bus" else "vehicle.parked"
-
-
-_MOVING_MPS = 0.2
