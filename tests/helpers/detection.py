@@ -19,6 +19,7 @@ from models.detection.anchor_head import AnchorHeadConfig
 from models.detection.base import Detections, DetectorConfig
 from models.detection.centerpoint import CenterPointConfig
 from models.detection.second import PointPillarsConfig, SecondConfig
+from models.detection.suppression import SuppressionConfig
 from models.lidar.pillars import PillarsConfig
 from models.lidar.voxelnet import VoxelNetConfig
 
@@ -49,10 +50,12 @@ TINY_PILLARS = PillarsConfig(
     range_max_m=(25.6, 25.6, 2.4),
 )
 _STREET_ANCHORS = AnchorHeadConfig(anchor_set="street")
+_NMS = SuppressionConfig(max_iou=0.2)
+"""Boxes of the street world overlap a little where people pass each other."""
 
 TINY: dict[str, DetectorConfig] = {
-    "second": SecondConfig(classes=CLASSES, backbone=TINY_VOXELNET, head=_STREET_ANCHORS),
-    "pointpillars": PointPillarsConfig(classes=CLASSES, backbone=TINY_PILLARS, head=_STREET_ANCHORS),
+    "second": SecondConfig(classes=CLASSES, backbone=TINY_VOXELNET, head=_STREET_ANCHORS, nms=_NMS),
+    "pointpillars": PointPillarsConfig(classes=CLASSES, backbone=TINY_PILLARS, head=_STREET_ANCHORS, nms=_NMS),
     "centerpoint": CenterPointConfig(classes=CLASSES, backbone=TINY_VOXELNET),
     "centerpoint_pillars": CenterPointConfig(classes=CLASSES, backbone=TINY_PILLARS),
 }

@@ -200,7 +200,7 @@ def test_names_of_the_network_are_those_of_pre_training() -> None:
 def test_four_sweeps_can_be_learnt_by_heart(name: str) -> None:
     batch = street_batch(((0, 0), (1, 3), (2, 0), (3, 2)))
     assert batch.boxes is not None
-    model, steps = build(name).train(), 150
+    model, steps = build(name).train(), 120
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, 2 * (steps - step) / steps)
