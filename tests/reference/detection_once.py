@@ -27,7 +27,7 @@ def overlap(a: Sequence[float], b: Sequence[float], turn: float, reach: float) -
     difference = abs(a[6] - b[6])
     if difference > math.pi:
         difference = 2 * math.pi - difference
-    if difference > math.pi / 2 or math.dist(a[:2], b[:2]) > reach:
+    if difference > math.pi / 2 or math.dist(a[:3], b[:3]) > reach:
         return 0.0
     return iou_3d(a, b, turn)
 

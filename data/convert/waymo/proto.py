@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 from jaxtyping import Float32, Int32
 
+from common.protobuf_schema import message_classes
 from data.convert.waymo import frame as waymo
 from data.convert.waymo.frame import CAMERAS, LASERS, CameraCalibration, LaserCalibration, RawCamera, RawFrame, RawLaser
 from data.storage.damage import DamagedError
@@ -47,37 +47,9 @@ _SCHEMA: dict[str, str] = {
     "Frame": "context=1:Context timestamp_micros=2:int64 pose=3:Transform images=4:CameraImage* lasers=5:Laser* "
     "laser_labels=6:Label*",
 }
-"""Message -> its fields: name=number:type, a star for repeated ones."""
+"""As `message_classes` takes it."""
 
-_SCALARS = {
-    "double": descriptor_pb2.FieldDescriptorProto.TYPE_DOUBLE,
-    "int32": descriptor_pb2.FieldDescriptorProto.TYPE_INT32,
-    "int64": descriptor_pb2.FieldDescriptorProto.TYPE_INT64,
-    "bytes": descriptor_pb2.FieldDescriptorProto.TYPE_BYTES,
-    "string": descriptor_pb2.FieldDescriptorProto.TYPE_STRING,
-}
-_PACKAGE = "tandem.waymo"
-
-
-def _message_classes() -> dict[str, Any]:
-    file = descriptor_pb2.FileDescriptorProto(name="tandem_waymo.proto", package=_PACKAGE, syntax="proto2")
-    for name, fields in _SCHEMA.items():
-        message = file.message_type.add(name=name)
-        for text in fields.split():
-            field_name, _, rest = text.partition("=")
-            number, _, kind = rest.partition(":")
-            field = message.field.add(name=field_name, number=int(number))
-            field.label = field.LABEL_REPEATED if kind.endswith("*") else field.LABEL_OPTIONAL
-            if kind.rstrip("*") in _SCALARS:
-                field.type = _SCALARS[kind.rstrip("*")]
-            else:
-                field.type, field.type_name = field.TYPE_MESSAGE, f".{_PACKAGE}.{kind.rstrip('*')}"
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in _SCHEMA}
-
-
-_CLASSES = _message_classes()
+_CLASSES = message_classes("tandem.waymo", _SCHEMA)
 
 
 def _parse(kind: str, data: bytes, what: str) -> Any:
