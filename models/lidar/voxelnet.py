@@ -22,6 +22,7 @@ Letters: M voxels, B samples, F input channels, C channels, X Y D cells along x,
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 
 from common.ranges import one_of, positive
 from data.batch_spec import VoxelConfig
+from models.lidar.ball_pooling import PointSet, scattered
 from models.lidar.base import Backbone, BirdEyeGrid
 from models.lidar.bev import BN_EPS, BevBackbone, BevLayout, read_bev, to_bev
 from models.lidar.bounded import BoundedConv3d, Triple
@@ -147,6 +149,21 @@ class VoxelNetConfig(SparseBackboneConfig):
         return VoxelNet(self)
 
 
+@dataclass(frozen=True, eq=False)
+class VoxelLevels:
+    """All that the network computes on the way to its map.
+
+    Attributes:
+        levels: voxels at strides 1, 2, 4, 8, each with its features at the centre of the cells that it was made of.
+        folded: the map before the 2D backbone.
+        bev: the map that `VoxelNet.bird_eye_view` gives.
+    """
+
+    levels: tuple[PointSet, ...]
+    folded: Float[Tensor, "B C Y X"]
+    bev: Float[Tensor, "B C2 Y X"]
+
+
 class VoxelNet(Backbone):
     """Features of each voxel, read from the bird's-eye view."""
 
@@ -178,12 +195,7 @@ class VoxelNet(Backbone):
     @property
     def bird_eye_grid(self) -> BirdEyeGrid:
         """See `GivesBirdEyeView`. Heads count a map cell from the edge of its first voxel, as the released ones do."""
-        if self.voxel_size_m is None:
-            raise ValueError(
-                "voxel_size_m: got None, expected the edges of a cell in metres, as data.voxel.size: a detection head "
-                "needs them (set backbone.voxel_size_m)"
-            )
-        (x, y, _), (low_x, low_y, _), (x_size, y_size, _) = self.voxel_size_m, self.grid_min, self.grid_size
+        (x, y, _), (low_x, low_y, _), (x_size, y_size, _) = self._voxel_size(), self.grid_min, self.grid_size
         return BirdEyeGrid(
             low_m=(low_x * x, low_y * y), cell_m=(STRIDE * x, STRIDE * y), size=(x_size // STRIDE, y_size // STRIDE)
         )
@@ -192,13 +204,67 @@ class VoxelNet(Backbone):
         self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
     ) -> Float[Tensor, "B C Y X"]:
         """The map that a detection head works on. See `GivesBirdEyeView`."""
+        return self._map(self._encoded(voxel_coords, voxel_features, num_samples)[-1])[1]
+
+    def levels(
+        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
+    ) -> VoxelLevels:
+        """The map and what it was made of. In: as `bird_eye_view`. The voxels of each level are in a scattered order.
+
+        Raises:
+            ValueError: as `bird_eye_grid`.
+        """
+        *levels, last = self._encoded(voxel_coords, voxel_features, num_samples)
+        folded, bev = self._map(last)
+        points = [self._points(x, *place) for x, place in zip(levels, self.encoder.places, strict=True)]
+        return VoxelLevels(tuple(points), folded, bev)
+
+    @property
+    def limits_m(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Lower and upper limits of the grid along x, y, z.
+
+        Raises:
+            ValueError: as `bird_eye_grid`.
+        """
+        size = self._voxel_size()
+        edges = zip(self.grid_min, self.grid_size, size, strict=True)
+        low, high = zip(*((first * edge, (first + cells) * edge) for first, cells, edge in edges), strict=True)
+        return low, high
+
+    def map_cells(self, xy_m: Float[Tensor, "Q 2"]) -> Float[Tensor, "Q 2"]:
+        """Places in metres as `read_bev` counts them."""
+        (x, y), (low_x, low_y) = self.bird_eye_grid.cell_m, self.bird_eye_grid.low_m
+        # The centre of map cell 0 is that of the first voxel, half a voxel from the rim.
+        return (xy_m - xy_m.new_tensor([low_x, low_y])) / xy_m.new_tensor([x, y]) - 0.5 / STRIDE
+
+    def _encoded(
+        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
+    ) -> list[SparseTensor]:
         cells = self._cells(voxel_coords)
         size = torch.tensor(self.grid_size, device=voxel_coords.device)
         inside = ((cells >= 0) & (cells < size)).all(dim=1)
         shifted = torch.cat([voxel_coords[:, :1], cells], dim=1)[inside]
-        x: SparseTensor = self.encoder(sparse_tensor(shifted, voxel_features[inside], num_samples)[0])
-        bev = to_bev(x.features, x.coords, num_samples, self.encoder.out_size)
-        return bev if self.bev_backbone is None else self.bev_backbone(bev)
+        return self.encoder.levels(sparse_tensor(shifted, voxel_features[inside], num_samples)[0])
+
+    def _map(self, x: SparseTensor) -> tuple[Float[Tensor, "B C Y X"], Float[Tensor, "B C2 Y X"]]:
+        folded = to_bev(x.features, x.coords, x.num_samples, self.encoder.out_size)
+        return folded, folded if self.bev_backbone is None else self.bev_backbone(folded)
+
+    def _points(self, x: SparseTensor, step: Triple, start: Triple) -> PointSet:
+        order = scattered(x.grid.keys)
+        low, step_, start_ = (x.coords.new_tensor(v) for v in (self.grid_min, step, start))
+        cells = x.coords[order, 1:] * step_ + start_ + low
+        places = (cells + 0.5) * torch.tensor(self._voxel_size(), device=cells.device)
+        counts = torch.tensor(x.grid.voxels_per_sample, device=cells.device)
+        return PointSet(places, x.features[order], counts)
+
+    def _voxel_size(self) -> tuple[float, float, float]:
+        if self.voxel_size_m is None:
+            raise ValueError(
+                "voxel_size_m: got None, expected the edges of a cell in metres, as data.voxel.size: a detection head "
+                "needs them (set backbone.voxel_size_m)"
+            )
+        return self.voxel_size_m
 
     def _cells(self, voxel_coords: Int[Tensor, "M 4"]) -> Int[Tensor, "M 3"]:
         """Cells counted from `grid_min`."""
@@ -211,12 +277,19 @@ class SparseEncoder(nn.Module):
     Attributes:
         out_size: X, Y, D of the result.
         num_features: channels of the bird's-eye view made of it: those of a cell times D.
+        level_features: channels at strides 1, 2, 4, 8.
+        places: of those, the cells of the finest grid from one cell to the next, and the one under cell 0's centre.
     """
 
     def __init__(self, config: VoxelNetConfig, layout: _Layout, size: Triple) -> None:
         super().__init__()
         momentum, backend = config.bn_momentum, config.backend
         stages: list[nn.Module] = []
+        self.level_features = layout.channels
+        self.places: list[tuple[Triple, Triple]] = []
+        self._ends: list[int] = []  # one past each level's last layer
+        step: Triple = (1, 1, 1)
+        start: Triple = (0, 0, 0)
         width = config.in_channels
         for level, channels in enumerate(layout.channels):
             down: SparseConvolution
@@ -227,6 +300,9 @@ class SparseEncoder(nn.Module):
                 padding = (1, 1, 0) if level == 3 else (1, 1, 1)
                 down = BoundedConv3d(width, channels, size, padding=padding, backend=backend)
                 size = down.out_size
+                # A kernel of three cells has its middle one cell after its first.
+                start = _triple(s + (1 - p) * cells for s, p, cells in zip(start, padding, step, strict=True))
+                step = _triple(2 * cells for cells in step)
             stages.append(ConvNormReLU3d(down, momentum))
             for _ in range(2 if level or layout.residual else 1):
                 if layout.residual:
@@ -236,6 +312,8 @@ class SparseEncoder(nn.Module):
                 else:
                     stages.append(ConvNormReLU3d(SubmanifoldConv3d(channels, channels, backend=backend), momentum))
             width = channels
+            self.places.append((step, start))
+            self._ends.append(len(stages))
         last = BoundedConv3d(
             width, layout.out, size, kernel_size=(1, 1, 3), stride=(1, 1, 2), padding=(0, 0, 0), backend=backend
         )
@@ -245,8 +323,21 @@ class SparseEncoder(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Encode voxels that all lie in the grid."""
-        out: SparseTensor = self.layers(x)
-        return out
+        return self.levels(x)[-1]
+
+    def levels(self, x: SparseTensor) -> list[SparseTensor]:
+        """The voxels at strides 1, 2, 4, 8, then what `forward` gives."""
+        found = []
+        for number, layer in enumerate(self.layers, start=1):
+            x = layer(x)
+            if number in self._ends:
+                found.append(x)
+        return [*found, x]
+
+
+def _triple(values: Iterable[int]) -> Triple:
+    x, y, z = values
+    return x, y, z
 
 
 class ConvNormReLU3d(nn.Module):

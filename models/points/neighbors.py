@@ -113,7 +113,7 @@ def interpolate(
     weights = torch.where(is_point, 1 / (near.distance.to(dtype).square() + EPSILON_M2), 0)
     weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
     if points.shape[0] == 0:
-        return features.new_zeros(queries.shape[0], features.shape[1])
+        return features.new_zeros(queries.shape[0], features.shape[1]) + features.sum()  # 0, but part of the graph
     # Weighted sums row by row, without a tensor of Q x k x C (200 MB for a sweep and 256 channels).
     mixed = F.embedding_bag(near.index.clamp(min=0), features.to(dtype), mode="sum", per_sample_weights=weights)
     return mixed.to(features.dtype)

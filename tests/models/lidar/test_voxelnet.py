@@ -294,3 +294,64 @@ def test_refused_settings(name: str, value: object, message: str) -> None:
     object.__setattr__(config, name, value)
     with pytest.raises(ValueError, match=message):
         config.__post_init__()
+
+
+# ---- levels
+
+
+def test_levels_are_voxels_at_the_middle_of_the_cells_that_they_were_made_of() -> None:
+    net = build(voxel_size_m=(0.1, 0.2, 0.5)).eval()
+    coords, features, num = cloud((300, 0, 40))
+    with torch.no_grad():
+        found = net.levels(coords, features, num)
+        torch.testing.assert_close(found.bev, net.bird_eye_view(coords, features, num))
+    assert found.folded.shape == (3, net.encoder.num_features, 4, 4)
+    # Of each level: the strided convolutions on the way to it, each (kernel, padding along x and y, padding along z).
+    ways: list[list[tuple[int, int]]] = [[], [(1, 1)], [(1, 1)] * 2, [(1, 1)] * 2 + [(1, 0)]]
+    shifted = coords + torch.tensor([0, 16, 16, 10], dtype=torch.int32)
+    x = sparse_tensor(shifted, features, num)[0]
+    with torch.no_grad():
+        levels = net.encoder.levels(x)
+    for level, way, points, width in zip(levels, ways, found.levels, net.encoder.level_features, strict=False):
+        assert points.counts.tolist() == list(level.grid.voxels_per_sample)
+        assert points.features.shape[1] == width
+        expected = []
+        for _, *cell in level.coords.tolist():
+            middle = []
+            for axis, (position, low, edge) in enumerate(zip(cell, net.grid_min, (0.1, 0.2, 0.5), strict=True)):
+                first = last = position
+                for padding in reversed(way):
+                    first, last = 2 * first - padding[axis == 2], 2 * last - padding[axis == 2] + 2
+                middle.append((low + (first + last) / 2 + 0.5) * edge)
+            expected.append((*(round(place, 4) for place in middle), *level.features[len(expected)].tolist()))
+        rows = torch.cat([points.points, points.features], dim=1).tolist()
+        assert sorted(tuple(round(v, 4) for v in row[:3]) for row in rows) == sorted(row[:3] for row in expected)
+        by_place = {(b, *row[:3]): row[3:] for b, row in zip(level.coords[:, 0].tolist(), expected, strict=True)}
+        sample = torch.repeat_interleave(torch.arange(num), points.counts).tolist()
+        for b, row in zip(sample, rows, strict=True):
+            assert row[3:] == pytest.approx(by_place[(b, *(round(v, 4) for v in row[:3]))], rel=1e-4, abs=1e-6)
+
+
+def test_the_map_is_read_in_metres_where_voxels_read_it() -> None:
+    net = build(preset="voxelbackbone8x", voxel_size_m=(0.1, 0.2, 0.5)).eval()
+    coords, features, num = cloud()
+    with torch.no_grad():
+        bev = net.levels(coords, features, num).bev
+        places = (coords[:, 1:3] + 0.5) * torch.tensor([0.1, 0.2])
+        torch.testing.assert_close(read_bev(bev, coords[:, 0], net.map_cells(places)), net(coords, features, num))
+    low, high = net.limits_m
+    assert low == pytest.approx((-1.6, -3.2, -5))
+    assert high == pytest.approx((1.6, 3.2, 7))
+
+
+def test_levels_need_the_size_of_a_cell() -> None:
+    coords, features, num = cloud()
+    with pytest.raises(ValueError, match="voxel_size_m: got None, expected the edges of a cell in metres"):
+        build().levels(coords, features, num)
+
+
+def test_levels_of_no_voxel() -> None:
+    net = build(voxel_size_m=(0.1, 0.2, 0.5))
+    found = net.levels(torch.zeros(0, 4, dtype=torch.int32), torch.zeros(0, 4), 2)
+    assert [level.counts.tolist() for level in found.levels] == [[0, 0]] * 4
+    assert found.bev.shape[0] == 2
