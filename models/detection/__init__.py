@@ -2,10 +2,14 @@
 
 from models.detection.base import DetectorConfig
 from models.detection.centerpoint import CenterPointConfig
+from models.detection.point_rcnn import PointRcnnConfig
+from models.detection.pv_rcnn import PvRcnnConfig
 from models.detection.second import PointPillarsConfig, SecondConfig
 
 DETECTORS: dict[str, type[DetectorConfig]] = {
     "second": SecondConfig,
     "pointpillars": PointPillarsConfig,
     "centerpoint": CenterPointConfig,
+    "pv_rcnn": PvRcnnConfig,
+    "point_rcnn": PointRcnnConfig,
 }

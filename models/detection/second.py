@@ -24,7 +24,8 @@ from models.lidar.voxelnet import VoxelNetConfig
 from models.methods.base import LossTerms
 
 
-def _kitti_voxelnet() -> BackboneConfig:
+def kitti_voxelnet() -> BackboneConfig:
+    """The 3D network on KITTI."""
     return VoxelNetConfig(
         preset="second",
         in_channels=4,
@@ -44,7 +45,7 @@ class SecondConfig(BirdEyeDetectorConfig):
         nms: which boxes become detections.
     """
 
-    backbone: BackboneConfig = field(default_factory=_kitti_voxelnet)
+    backbone: BackboneConfig = field(default_factory=kitti_voxelnet)
     head: AnchorHeadConfig = field(default_factory=AnchorHeadConfig)
     nms: SuppressionConfig = field(default_factory=SuppressionConfig)
 

@@ -18,9 +18,15 @@ from data.views.voxelize import inside_range, voxelize
 from models.detection.anchor_head import AnchorHeadConfig
 from models.detection.base import Detections, DetectorConfig
 from models.detection.centerpoint import CenterPointConfig
+from models.detection.point_rcnn import PointRcnnConfig
+from models.detection.pv_rcnn import PvRcnnConfig
+from models.detection.refinement import RefinementConfig, proposals
+from models.detection.roi_targets import RoiTargetConfig
 from models.detection.second import PointPillarsConfig, SecondConfig
 from models.detection.suppression import SuppressionConfig
 from models.lidar.pillars import PillarsConfig
+from models.lidar.pointnet2 import PointNet2Config
+from models.lidar.res16unet import Res16UNetConfig
 from models.lidar.voxelnet import VoxelNetConfig
 
 CLASSES = ("car", "truck", "bus", "pedestrian", "cyclist")
@@ -53,12 +59,45 @@ _STREET_ANCHORS = AnchorHeadConfig(anchor_set="street")
 _NMS = SuppressionConfig(max_iou=0.2)
 """Boxes of the street world overlap a little where people pass each other."""
 
+_FEW = RefinementConfig(
+    train_proposals=proposals(max_iou=0.8, before=512, after=64),
+    test_proposals=proposals(max_iou=0.7, before=256, after=32),
+    targets=RoiTargetConfig(num_rois=32),
+    dropout=0.0,
+)
+_POINT_RCNN = PointRcnnConfig(
+    classes=CLASSES,
+    backbone=PointNet2Config(preset="pointnet2_tiny"),
+    preset="point_rcnn_tiny",
+    num_points=2048,
+    anchor_set="street",
+    # Nearly every point of a near car has a higher score than all of a distant one's.
+    refinement=dataclasses.replace(
+        _FEW,
+        train_proposals=proposals(max_iou=0.8, before=2048, after=64),
+        test_proposals=proposals(max_iou=0.8, before=2048, after=64),
+        scores=PointRcnnConfig().refinement.scores,
+    ),
+)
+
 TINY: dict[str, DetectorConfig] = {
     "second": SecondConfig(classes=CLASSES, backbone=TINY_VOXELNET, head=_STREET_ANCHORS, nms=_NMS),
     "pointpillars": PointPillarsConfig(classes=CLASSES, backbone=TINY_PILLARS, head=_STREET_ANCHORS, nms=_NMS),
     "centerpoint": CenterPointConfig(classes=CLASSES, backbone=TINY_VOXELNET),
     "centerpoint_pillars": CenterPointConfig(classes=CLASSES, backbone=TINY_PILLARS),
+    "pv_rcnn": PvRcnnConfig(
+        classes=CLASSES,
+        backbone=TINY_VOXELNET,
+        preset="pv_rcnn_tiny",
+        head=_STREET_ANCHORS,
+        num_keypoints=256,
+        refinement=_FEW,
+    ),
+    "point_rcnn": _POINT_RCNN,
 }
+
+POINT_RCNN_MINKUNET = dataclasses.replace(_POINT_RCNN, backbone=Res16UNetConfig(preset="res16unet_tiny", in_channels=4))
+"""As SLidR's detection runs are, small."""
 
 
 @functools.cache
