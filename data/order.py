@@ -27,7 +27,7 @@ from data.shared_memory import SharesTables
 
 # Distinguishes the uses of one seed, so that no two of them draw the same numbers.
 _ORDER_STREAM, _AUGMENT_STREAM, _REPLACEMENT_STREAM, _SECOND_STREAM, _PARTNER_STREAM, _GROUND_STREAM = range(1, 7)
-_PASS_STREAM = 7
+_PASS_STREAM, _OBJECT_STREAM = 7, 8
 
 
 def _rng(*entropy: int) -> np.random.Generator:
@@ -66,6 +66,11 @@ class SampleDraws:
     def ground(self) -> np.random.Generator:
         """Search for the ground: the same in each epoch, so that a recorded sweep always has the same ground."""
         return _rng(_GROUND_STREAM, self.seed, self.sample)
+
+
+def object_permutation(seed: int, kind: int, number: int, num: int) -> Int[np.ndarray, " {num}"]:
+    """The `number`-th permutation of the `num` objects of a class (`kind`), see `data.views.object_sampling`."""
+    return _rng(_OBJECT_STREAM, seed, kind, number).permutation(num)
 
 
 def epoch_order(

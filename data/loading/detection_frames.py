@@ -11,8 +11,8 @@ from jaxtyping import Int
 
 from data.batch_spec import BatchSpec
 from data.loading.collate import collate
-from data.loading.evaluation import SequentialBatches
 from data.loading.loader import DataConfig, check_suits
+from data.loading.sequential import SequentialBatches
 from data.order import SampleDraws
 from data.sample import Batch
 from data.storage.decode import Images
@@ -56,7 +56,7 @@ class _Frames(SequentialBatches[tuple[View | None, FrameTruth]]):
         views = [view for view, _ in parts if view is not None]
         return collate(views) if views else None
 
-    def truths(self, parts: Sequence[tuple[View | None, FrameTruth]]) -> tuple[FrameTruth, ...]:
+    def notes(self, parts: Sequence[tuple[View | None, FrameTruth]]) -> tuple[FrameTruth, ...]:
         return tuple(truth for _, truth in parts)
 
 
@@ -81,8 +81,8 @@ def detection_frames(
     config = dataclasses.replace(config, augment=NO_AUGMENTATION, cameras_per_sample=None)
     frames = _Frames(reader=reader, indices=indices, batch_size=batch_size, config=config, spec=spec)
     for loaded in frames.run_loaded(config.num_workers, config.max_skip_share):
-        if loaded.truths:
-            yield DetectionFrames(truths=loaded.truths, batch=loaded.batch)
+        if loaded.notes:
+            yield DetectionFrames(truths=loaded.notes, batch=loaded.batch)
 
 
 def frame_truth(reader: SampleReader, index: int) -> FrameTruth:

@@ -22,7 +22,7 @@ from jaxtyping import Float, Float32, Int, UInt8
 
 from common.ranges import at_least
 from data.geometry import project, transform
-from data.loading.evaluation import SequentialBatches
+from data.loading.sequential import SequentialBatches
 from data.order import SampleDraws
 from data.sample import Batch, Cameras, CameraView, Sample
 from data.storage.shard import ShardError

@@ -22,18 +22,23 @@ from common.ranges import at_least, share
 from common.retry import RETRY_MIN
 from data.batch_spec import BatchSpec
 from data.loading.collate import collate
+from data.loading.fractions import FractionConfig
+from data.loading.labelled import class_balanced, with_fraction
+from data.loading.objects import open_objects
 from data.loading.skips import MAX_UNSUITED_SHARE, Skip, SkipLedger
 from data.loading.workers import Loaded, WorkerConfig, run_workers
 from data.order import SampleDraws, SampleOrder, Stretch, batch_positions
 from data.sample import Batch
 from data.storage.manifest import Manifest
-from data.storage.mixture import SetConfig, open_sets
+from data.storage.mixture import Opened, SetConfig, open_sets
+from data.storage.object_database import ObjectDatabase
 from data.storage.prefetch import check_cache, shards_of
-from data.storage.reader import Reader, SampleError
+from data.storage.reader import Reader, SampleError, SampleReader
 from data.storage.remote.shard_cache import CacheConfig
 from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCache
 from data.views.boxes import class_numbers
+from data.views.object_sampling import ObjectSampler
 from data.views.second_sweep import PartnerFinder
 from data.views.view import View, ViewConfig, partners_for, read_view
 
@@ -55,6 +60,10 @@ class DataConfig(SetConfig, ViewConfig, WorkerConfig):
         max_skip_share: share of damaged samples that a run tolerates, see `SkipLedger`.
         retry_min: minutes for which the storage of the shards may be away before the run ends.
         cache: where shards of sets behind a URL are kept.
+        fraction: which samples keep their labels, for what learns from labels; the others are not read.
+        class_balanced: repeat samples so that the detector's classes are equally frequent, see
+            `data.loading.labelled.class_balanced`.
+        objects_folder: where the objects that `sampling` puts in are kept; None: in the set's folder.
     """
 
     more: tuple[SetConfig, ...] = ()
@@ -63,6 +72,9 @@ class DataConfig(SetConfig, ViewConfig, WorkerConfig):
     max_skip_share: float = 0.01
     retry_min: float = RETRY_MIN
     cache: CacheConfig = field(default_factory=CacheConfig)
+    fraction: FractionConfig = field(default_factory=FractionConfig)
+    class_balanced: bool = False
+    objects_folder: str | None = None
 
     def __post_init__(self) -> None:
         SetConfig.__post_init__(self)
@@ -85,10 +97,13 @@ class _TrainingBatches:
 
     Attributes:
         ahead: samples of the stream whose shards are announced to the reader; 0 where none lie behind a URL.
+        chosen: fingerprint of the samples that the order is made of.
+        sampler: puts objects of other sweeps in.
     """
 
     reader: Reader
     order: SampleOrder
+    chosen: str
     ahead: int
     config: DataConfig
     spec: BatchSpec
@@ -96,6 +111,7 @@ class _TrainingBatches:
     world_size: int
     cache: TeacherCache | None
     partners: PartnerFinder | None
+    sampler: ObjectSampler | None
 
     def __call__(self, number: int) -> Loaded:
         positions = batch_positions(
@@ -115,20 +131,23 @@ class _TrainingBatches:
 
     def _view_at(self, position: int, skips: list[Skip]) -> View | None:
         epoch, index = self.order.at(position)
+        # The sample's own pass may be another one than the stream's.
+        until = self.config.sampling.epochs
+        sampler = self.sampler if until is None or position < until * len(self.order) else None
         # A replacement is drawn from all samples, so each try is damaged with the set's share of damaged samples.
         for attempt in range(1, _MAX_REPLACEMENTS + 1):
             try:
-                return self._view(index, SampleDraws(self.order.seed, epoch, index, attempt - 1))
+                return self._view(index, SampleDraws(self.order.seed, epoch, index, attempt - 1), sampler)
             except SampleError as error:
                 skips.append(Skip.of(index, error))
                 index = self.order.replacement(position, attempt)
         return None
 
-    def _view(self, index: int, draws: SampleDraws) -> View:
+    def _view(self, index: int, draws: SampleDraws, sampler: ObjectSampler | None) -> View:
         if self.cache is not None and index not in self.cache:
             key, shard = self.reader.manifest.key(index), self.reader.shard_of(index)
             raise SampleError("not-cached", key, shard, f"no features in {self.cache.path}")
-        return read_view(self.reader, index, self.config, self.spec, draws, self.partners, self.cache)
+        return read_view(self.reader, index, self.config, self.spec, draws, self.partners, self.cache, sampler=sampler)
 
 
 class ShardLoader:
@@ -185,7 +204,7 @@ class ShardLoader:
             "seed": order.seed,
             "samples_per_epoch": self.samples_per_epoch,
             "shards_per_group": order.shards_per_group,
-            "samples": _fingerprint(self.manifest, self.indices, order.stretches),
+            "samples": self._make.chosen,
         }
 
     def check_state(self, state: Mapping[str, int | str]) -> None:
@@ -199,9 +218,9 @@ class ShardLoader:
         """
         remedies = {
             "seed": "use the run's seed",
-            "samples_per_epoch": "use the same sets, splits, limits and weights",
+            "samples_per_epoch": "use the same sets, splits, limits, fraction and weights",
             "shards_per_group": "set it back",
-            "samples": "use the same sets, splits, limits and weights",
+            "samples": "use the same sets, splits, limits, fraction and weights",
         }
         expected = self.state(0)
         for name, remedy in remedies.items():
@@ -275,13 +294,20 @@ def check_suits(manifest: Manifest, indices: Int[np.ndarray, " n"], spec: BatchS
     )
 
 
-def samples_fingerprint(config: DataConfig) -> str:
-    """What `ShardLoader.state` says of the samples of these sets, without a loader.
+def open_samples(config: DataConfig, *, warn: bool = False) -> Opened:
+    """The samples in use. With `warn`, see `open_sets`.
 
     Raises:
-        ShardError: no prepared set, no such split or no samples.
+        ShardError: no prepared set, no such split or no samples, or superpixels other than expected.
+        ValueError: a fraction that keeps nothing.
     """
-    opened = open_sets(config.sets, config.cache, retry_min=config.retry_min, warn=False)
+    opened = open_sets(config.sets, config.cache, retry_min=config.retry_min, warn=warn)
+    return with_fraction(opened, config.fraction)
+
+
+def samples_fingerprint(config: DataConfig) -> str:
+    """What `ShardLoader.state` says of the samples of these sets, without a loader; errors as of `open_samples`."""
+    opened = open_samples(config)
     return _fingerprint(opened.reader.manifest, opened.indices, opened.stretches)
 
 
@@ -306,7 +332,7 @@ def build_loader(
     if not 0 <= rank < world_size:
         raise ValueError(f"rank is {rank}, expected 0 to {world_size - 1}")
     warn = rank == 0 and spec.superpixels
-    opened = open_sets(config.sets, config.cache, retry_min=config.retry_min, warn=warn)
+    opened = open_samples(config, warn=warn)
     check_cache(config.cache, opened, config.shards_per_group, warn=rank == 0)
     if teacher_cache is not None:
         if config.more:
@@ -326,6 +352,13 @@ def build_loader(
             )
         if teacher_cache.manifest_fingerprint != opened.reader.manifest.fingerprint():
             raise ShardError(f"{teacher_cache.path} was built from other shards than {config.shards}; build it again")
+    if config.more and spec.boxes:
+        raise ValueError("data.more names other sets, but boxes are read of one set: classes differ; set data.more=[]")
+    check_suits(opened.reader.manifest, opened.indices, spec, config.max_skip_share)
+    chosen = _fingerprint(opened.reader.manifest, opened.indices, opened.stretches)
+    database = _objects(config, opened, spec)
+    if database is not None and config.class_balanced:
+        opened = class_balanced(opened, database)
     if rank == 0 and len(opened.indices) < config.micro_batch_size * world_size:
         logger.warning(
             "%s: %d samples are fewer than one global micro-batch (%d x %d); a batch will hold a sample twice",
@@ -334,15 +367,13 @@ def build_loader(
             config.micro_batch_size,
             world_size,
         )
-    if config.more and spec.boxes:
-        raise ValueError("data.more names other sets, but boxes are read of one set: classes differ; set data.more=[]")
     reader, indices = opened.reader, opened.indices
-    check_suits(reader.manifest, indices, spec, config.max_skip_share)
     shards = reader.manifest.sample_shard[indices]
     order = SampleOrder(indices, shards, seed, config.shards_per_group, opened.stretches)
     make = _TrainingBatches(
         reader=reader,
         order=order,
+        chosen=chosen,
         ahead=_ahead(order, config.micro_batch_size) if reader.remote_shards else 0,
         config=config,
         spec=spec,
@@ -350,5 +381,34 @@ def build_loader(
         world_size=world_size,
         cache=teacher_cache,
         partners=partners_for(reader, indices, spec),
+        sampler=ObjectSampler(database, spec.boxes, config.sampling) if database and config.sampling.counts else None,
     )
     return ShardLoader(make)
+
+
+def _objects(config: DataConfig, opened: Opened, spec: BatchSpec) -> ObjectDatabase | None:
+    """The objects of the samples in use, where sampling or balancing asks for them.
+
+    Raises:
+        ValueError: settings that exclude each other.
+    """
+    asked = "data.sampling.counts" if config.sampling.counts else "data.class_balanced" if config.class_balanced else ""
+    if not asked:
+        return None
+    if not spec.boxes:
+        raise ValueError(f"{asked} is about labelled boxes, and this method does not ask for any; leave it out")
+    if config.sampling.counts and spec.images:
+        raise ValueError(
+            "data.sampling.counts puts objects into the cloud that no image shows, and this method pairs points with "
+            "pixels; set data.sampling.counts={}"
+        )
+    assert isinstance(opened.reader, SampleReader)
+    return open_objects(
+        opened.reader,
+        opened.indices,
+        spec,
+        folder=config.objects_folder,
+        cut_to_cameras=config.cut_to_cameras,
+        num_workers=config.num_workers,
+        max_skip_share=config.max_skip_share,
+    )

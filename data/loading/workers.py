@@ -28,7 +28,6 @@ from common.ranges import at_least
 from data.loading.skips import Skip
 from data.sample import Batch
 from data.storage.shard import ShardError
-from data.views.truth import FrameTruth
 
 _ALIGN = 64
 """Bytes; the buffer's parts begin at cache lines."""
@@ -48,15 +47,14 @@ class Loaded:
         num_seen: samples that were asked for.
         skips: those of them that were damaged.
         indices: samples in the batch, where the caller wants to know.
-        truths: what is known of the objects of all usable samples, where it was asked for; those of which the grid
-            holds no point are not in the batch.
+        notes: what else was found out about the usable samples, see `SequentialBatches.notes`.
     """
 
     batch: Batch | None
     num_seen: int
     skips: tuple[Skip, ...] = ()
     indices: tuple[int, ...] = ()
-    truths: tuple[FrameTruth, ...] = ()
+    notes: tuple[Any, ...] = ()
 
 
 class _Packed:

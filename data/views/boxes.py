@@ -54,6 +54,14 @@ class ViewBoxes:
         """Some of them, by their numbers or a mask."""
         return ViewBoxes(boxes=self.boxes[rows], velocities_mps=self.velocities_mps[rows], classes=self.classes[rows])
 
+    def joined(self, others: ViewBoxes) -> ViewBoxes:
+        """These, then the others."""
+        return ViewBoxes(
+            boxes=np.concatenate((self.boxes, others.boxes)),
+            velocities_mps=np.concatenate((self.velocities_mps, others.velocities_mps)),
+            classes=np.concatenate((self.classes, others.classes)),
+        )
+
     def moved(self, T: Float[np.ndarray, "4 4"]) -> ViewBoxes:
         """After a motion of the points: rotation about z, mirroring of x or y, one scale of all axes, translation.
 
@@ -81,8 +89,20 @@ class ViewBoxes:
 
 def num_points_inside(points: Float[np.ndarray, "N 3"], boxes: Float[np.ndarray, "K 7"]) -> Int[np.ndarray, " K"]:
     """Points in each box or on its faces."""
-    inside = points_in_boxes(torch.from_numpy(points), torch.from_numpy(boxes.astype(points.dtype)))
-    return np.asarray(inside.sum(dim=0).numpy())
+    return np.array([len(rows) for rows in rows_inside(points, boxes)], dtype=np.int64)
+
+
+def rows_inside(points: Float[np.ndarray, "N 3"], boxes: Float[np.ndarray, "K 7"]) -> list[Int[np.ndarray, " n"]]:
+    """The points in each box or on its faces, ascending; a point in several boxes is in several lists."""
+    # Most points are far from any one box: only those in the square around it are turned into its axes.
+    x, y = np.ascontiguousarray(points[:, 0]), np.ascontiguousarray(points[:, 1])
+    reach = np.hypot(boxes[:, 3], boxes[:, 4]) / 2 * (1 + 1e-5) + 1e-3
+    found = []
+    for box, far in zip(boxes.astype(np.float64), reach, strict=True):
+        near = np.flatnonzero((np.abs(x - box[0]) <= far) & (np.abs(y - box[1]) <= far))
+        some = torch.from_numpy(points[near].astype(np.float64))
+        found.append(near[points_in_boxes(some, torch.from_numpy(box[None]))[:, 0].numpy()])
+    return found
 
 
 def class_numbers(manifest: Manifest, wanted: Sequence[str]) -> Int[np.ndarray, " classes"]:
@@ -106,9 +126,13 @@ def class_numbers(manifest: Manifest, wanted: Sequence[str]) -> Int[np.ndarray, 
     return numbers
 
 
+def all_boxes(boxes: Boxes) -> Float[np.ndarray, "K 7"]:
+    """Boxes of every class, a row each as in `ViewBoxes.boxes`."""
+    return np.concatenate((boxes.centers_m, boxes.sizes_m, boxes.yaws[:, None]), axis=1).astype(np.float64)
+
+
 def wanted_boxes(boxes: Boxes, numbers: Int[np.ndarray, " classes"]) -> ViewBoxes:
     """The boxes of wanted classes, as recorded; `numbers` as of `class_numbers`."""
     classes = numbers[boxes.classes]
-    table = np.concatenate((boxes.centers_m, boxes.sizes_m, boxes.yaws[:, None]), axis=1).astype(np.float64)
-    every = ViewBoxes(boxes=table, velocities_mps=boxes.velocities_mps.astype(np.float64), classes=classes)
+    every = ViewBoxes(boxes=all_boxes(boxes), velocities_mps=boxes.velocities_mps.astype(np.float64), classes=classes)
     return every.select(classes >= 0)

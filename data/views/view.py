@@ -35,6 +35,7 @@ from data.views.boxes import BoxConfig, ViewBoxes, class_numbers, wanted_boxes
 from data.views.clusters import clusters
 from data.views.colour import draw_colour
 from data.views.ground import ground_mask
+from data.views.object_sampling import ObjectSampler, ObjectSamplingConfig
 from data.views.pairs import Pairs, cut_to_cameras, no_pairs, point_pixel_pairs
 from data.views.second_sweep import Partner, PartnerFinder, SweepMatches
 from data.views.voxelize import Voxels, inside_range, measured_of, voxelize
@@ -52,6 +53,7 @@ class ViewConfig:
         cut_to_cameras: keep only the points inside the image of some camera, before anything is drawn; no pixel is read
             for it. For sets whose objects are labelled only there (KITTI).
         boxes: which labelled boxes count, where a method asks for boxes.
+        sampling: objects of other sweeps that are put into a training sweep.
     """
 
     image_size: tuple[int, int] = (224, 416)
@@ -60,6 +62,7 @@ class ViewConfig:
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     cut_to_cameras: bool = False
     boxes: BoxConfig = field(default_factory=BoxConfig)
+    sampling: ObjectSamplingConfig = field(default_factory=ObjectSamplingConfig)
 
     def __post_init__(self) -> None:
         at_least(self, image_size=1, cameras_per_sample=1)
@@ -148,10 +151,12 @@ def read_view(
     cache: TeacherCache | None = None,
     *,
     labels: bool = False,
+    sampler: ObjectSampler | None = None,
 ) -> View:
     """Read what the method needs of a sample, and nothing else, and make its view.
 
-    A teacher cache gives features in place of pixels; `labels` adds the classes of points.
+    A teacher cache gives features in place of pixels; `labels` adds the classes of points; a sampler puts objects of
+    other sweeps in, whose points' classes and pixels are not known, so it excludes `labels` and `spec.images`.
 
     Raises:
         SampleError: the sample is damaged, has no pairs, no partner or no labelled boxes where `spec` asks for them, or
@@ -161,7 +166,7 @@ def read_view(
     """
     images: Images = "encoded" if spec.images and cache is None else False
     sample = reader.read(index, images=images, superpixels=spec.superpixels, labels=labels or bool(spec.boxes))
-    return view_of(sample, reader, index, config, spec, draws, partners, cache, labels=labels)
+    return view_of(sample, reader, index, config, spec, draws, partners, cache, labels=labels, sampler=sampler)
 
 
 def view_of(
@@ -175,6 +180,7 @@ def view_of(
     cache: TeacherCache | None = None,
     *,
     labels: bool = False,
+    sampler: ObjectSampler | None = None,
 ) -> View:
     """As `read_view`, of a sample that has been read."""
     shard = reader.shard_of(index)
@@ -184,6 +190,8 @@ def view_of(
             sample = dataclasses.replace(sample, labels=None, instances=None)
         if config.cut_to_cameras:
             sample = cut_to_cameras(sample)
+        if sampler is not None and boxes is not None:
+            sample, boxes = sampler.put_into(sample, boxes, index, draws)
         partner = None if partners is None else partners.find(index, sample, draws.partner(), shard=shard)
         cached = None if cache is None else _cached_features(cache, index, sample)
         return make_view(sample, config, spec, draws, shard=shard, cached=cached, partner=partner, boxes=boxes)
