@@ -34,6 +34,7 @@ VERBS = {
     "inspect": "look into shards or a run: numbers and pictures",
     "export": "write trained weights for other code bases",
     "weights": "published image networks: where they come from; what a weight file is",
+    "score": "judge anybody's detections as a benchmark does, from files",
     "demo": "the full pipeline, end to end, on the built-in street world",
 }
 

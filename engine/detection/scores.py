@@ -5,8 +5,11 @@ Letters: K true objects, D found objects, C points of a curve.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -114,7 +117,34 @@ class Scores:
                 return row.value
         raise KeyError(f"no figure {metric!r} of {category!r}, {subset!r} in {self.benchmark}")
 
+    def as_json(self) -> dict[str, Any]:
+        """All of it in plain lists and numbers, NaN as None."""
+        frames = [
+            {"key": f.key, "missed": f.missed.tolist(), "false": f.false.tolist(), "right": f.right.tolist()}
+            for f in self.frames
+        ]
+        curves = [
+            {
+                **{name: getattr(curve, name) for name in ("category", "subset", "metric")},
+                **{name: _plain(getattr(curve, name).tolist()) for name in ("recall", "precision", "scores")},
+            }
+            for curve in self.curves
+        ]
+        return {
+            "benchmark": self.benchmark,
+            "unit": self.unit,
+            "headline": dict(zip(self.headline, _plain(self.headline.values()), strict=True)),
+            "notes": list(self.notes),
+            "rows": [{**dataclasses.asdict(row), "value": _plain([row.value])[0]} for row in self.rows],
+            "curves": curves,
+            "frames": frames,
+        }
+
     def worst_frames(self, count: int) -> tuple[FrameErrors, ...]:
         """Frames with most errors first, of equally many by their key; those without errors are left out."""
         wrong = [frame for frame in self.frames if frame.count]
         return tuple(sorted(wrong, key=lambda frame: (-frame.count, frame.key))[:count])
+
+
+def _plain(values: Iterable[float]) -> list[float | None]:
+    return [None if math.isnan(value) else value for value in values]

@@ -1,0 +1,51 @@
+"""`tandem score`: judge anybody's detections as a benchmark does, from files; no network is needed.
+
+    tandem score BENCHMARK PREDICTIONS GROUND_TRUTH [--frames LIST] [--out FILE.json]
+
+PREDICTIONS and GROUND_TRUTH are what the benchmark's own tool reads:
+
+    kitti       folder of result files (or with a folder data in it)        training/label_2
+    once        JSON list of frames                                         folder data, or one <sequence>.json
+
+Each frame of GROUND_TRUTH, or of --frames, must have predictions, if only an empty list. What each benchmark counts,
+and which of its odd rules are kept: docs/detection_metrics.md.
+
+Examples:
+    tandem score kitti results/data /data/kitti/training/label_2 --frames ImageSets/val.txt
+    tandem score once results.json /data/once/data --frames val_frames.txt --out scores.json
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from launchers.cli import verb_parser
+from launchers.options.common import completed, offer_paths, positive_number
+
+BENCHMARKS = ("kitti", "once")
+HEIGHT_RULES = ("development-kit", "ports")
+
+
+def parser() -> argparse.ArgumentParser:
+    """Options of the verb."""
+    p = verb_parser("tandem score", __doc__)
+    p.add_argument("benchmark", metavar="BENCHMARK", choices=BENCHMARKS, help=", ".join(BENCHMARKS))
+    for name, text in (("predictions", "what a detector found"), ("ground_truth", "the set's labels")):
+        completed(p.add_argument(name, metavar=name.upper(), help=text), lambda prefix: offer_paths(prefix, (".json",)))
+    p.add_argument("--frames", metavar="LIST", help="text file with the frames that count, one name a line")
+    p.add_argument("--out", metavar="FILE", help="write all figures, curves and the errors of each frame as JSON")
+    p.add_argument("--worst", type=int, default=5, metavar="N", help="frames to name (default: %(default)s)")
+    p.add_argument(
+        "--height-rule",
+        choices=HEIGHT_RULES,
+        default=HEIGHT_RULES[0],
+        help="kitti: do true objects of exactly the least height count, as in the development kit, or not, as in its "
+        "Python ports (default: %(default)s)",
+    )
+    p.add_argument(
+        "--max-distance",
+        type=positive_number,
+        metavar="M",
+        help="once: boxes farther apart do not overlap; 5 is what the released code does on a CPU",
+    )
+    return p

@@ -1,0 +1,121 @@
+"""`tandem score`: judge anybody's detections as a benchmark does, from files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from configs.load import ArgumentError
+from engine.detection.formats import kitti as kitti_files
+from engine.detection.formats import once as once_files
+from engine.detection.frames import FoundObjects, JudgeError, TrueObjects, paired
+from engine.detection.kitti import score_kitti
+from engine.detection.kitti_rules import KittiSettings
+from engine.detection.once import OnceSettings, score_once
+from engine.detection.pairs import FramePair
+from engine.detection.scores import Scores
+from launchers.cli import guarded
+from launchers.options.score import parser
+from launchers.runs.terminal import terminal
+
+_WIDTH = 120
+_OBJECTS = "objects"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Benchmark:
+    """How a benchmark's files are read, and its metric."""
+
+    truth: Callable[[Path, Sequence[str] | None], list[TrueObjects]]
+    found: Callable[[Path, Sequence[str]], list[FoundObjects]]
+    score: Callable[[Sequence[FramePair], argparse.Namespace], Scores]
+
+
+_BENCHMARKS: Mapping[str, _Benchmark] = {
+    "kitti": _Benchmark(
+        truth=kitti_files.read_truth,
+        found=kitti_files.read_found,
+        score=lambda frames, options: score_kitti(frames, KittiSettings(height_rule=options.height_rule)),
+    ),
+    "once": _Benchmark(
+        truth=once_files.read_truth,
+        found=once_files.read_found,
+        score=lambda frames, options: score_once(frames, OnceSettings(max_distance_m=options.max_distance)),
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the verb.
+
+    Raises:
+        ArgumentError: a file is missing, malformed, or does not fit the others.
+    """
+    options = parser().parse_args(argv)
+    predictions, ground_truth = (_existing(path) for path in (options.predictions, options.ground_truth))
+    keys = None if options.frames is None else _existing(options.frames).read_text(encoding="utf-8").split()
+    benchmark = _BENCHMARKS[options.benchmark]
+    try:
+        truth = benchmark.truth(ground_truth, keys)
+        found = benchmark.found(predictions, [frame.key for frame in truth])
+        scores = benchmark.score(paired(truth, found), options)
+    except JudgeError as error:
+        raise ArgumentError(str(error)) from error
+    _print(scores, options.worst)
+    if options.out is not None:
+        out = Path(options.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(scores.as_json(), indent=1) + "\n", encoding="utf-8")
+        terminal(width=_WIDTH).print(f"all figures: {out}", soft_wrap=True)
+    return 0
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).exists():
+        raise ArgumentError(f"{path}: no such file or folder")
+    return Path(path)
+
+
+def _print(scores: Scores, num_worst: int) -> None:
+    console = terminal(width=_WIDTH)
+    console.print(_table(scores))
+    for name, value in scores.headline.items():
+        console.print(f"{name}: {_number(value, scores.unit)} {scores.unit}".rstrip(), soft_wrap=True)
+    for note in scores.notes:
+        console.print(f"note: {note}", soft_wrap=True)
+    for frame in scores.worst_frames(num_worst):
+        console.print(f"frame {frame.key}: {len(frame.missed)} missed, {len(frame.false)} false", soft_wrap=True)
+
+
+def _table(scores: Scores) -> Table:
+    """For each class the number of objects, then a line a metric; a column a subset."""
+    subsets = list(dict.fromkeys(row.subset for row in scores.rows))
+    table = Table(title=f"{scores.benchmark}{f', {scores.unit}' if scores.unit else ''}")
+    table.add_column("class")
+    table.add_column("metric")
+    for subset in subsets:
+        table.add_column(subset or "all", justify="right")
+    for category in dict.fromkeys(row.category for row in scores.rows):
+        rows = [row for row in scores.rows if row.category == category]
+        counts = {row.subset: row.num_true for row in rows}
+        table.add_row(category, _OBJECTS, *(f"{counts[subset]:,}" if subset in counts else "" for subset in subsets))
+        for metric in dict.fromkeys(row.metric for row in rows):
+            values = {row.subset: _number(row.value, row.unit) for row in rows if row.metric == metric}
+            table.add_row("", metric, *(values.get(subset, "") for subset in subsets))
+        table.add_section()
+    return table
+
+
+def _number(value: float, unit: str) -> str:
+    return "–" if math.isnan(value) else f"{value:.2f}" if unit == "%" else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main, sys.argv[1:]))
