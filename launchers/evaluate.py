@@ -25,6 +25,8 @@ from launchers.runs.terminal import terminal
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; 0 when all results are written."""
     options = parse(sys.argv[1:] if argv is None else argv)
+    if options.detector is not None:
+        return _rejudge(options)
     first = next(iter(options.checkpoints), "")
     if Path(options.config).is_dir() and (first.endswith(SUFFIXES) or first in config_names("downstream")):
         raise ConfigError(
@@ -52,6 +54,26 @@ def main(argv: Sequence[str] | None = None) -> int:
             results = evaluate_runs(paths, config, progress=progress)
     print_table(results, console)
     console.print(f"results: {path}", soft_wrap=True)
+    return 0
+
+
+def _rejudge(options: argparse.Namespace) -> int:
+    """What `--detector` asks for."""
+    from launchers.finetuning.rejudge import print_scores, rejudge
+
+    console = terminal()
+    judged = rejudge(
+        Path(options.detector),
+        options.overrides,
+        device=options.device,
+        out=None if options.out is None else Path(options.out),
+        submission=None if options.submission is None else Path(options.submission),
+    )
+    for scores in judged.scores.values():
+        print_scores(scores, console)
+    console.print(f"results: {judged.results}", soft_wrap=True)
+    for place in judged.submissions:
+        console.print(f"submission: {place}", soft_wrap=True)
     return 0
 
 

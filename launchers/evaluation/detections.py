@@ -6,7 +6,7 @@ Boxes of a set and of a detector lie in the LiDAR frame. Where a benchmark measu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,10 +25,14 @@ from data.storage.manifest import Manifest
 from data.storage.reader import SampleReader
 from data.views.truth import FrameTruth
 from engine.detection.frames import FoundObjects, TrueObjects
+from engine.detection.nuscenes_rules import CLASS_RANGE_M, likely_attribute
 from models.detection.base import Detector
 
 ON_THE_MAP = frozenset({"nuscenes"})
 """Benchmarks that measure in the frame of the map."""
+
+RENAMED: Mapping[tuple[str, str], Mapping[str, str]] = {("synthetic", "nuscenes"): {"cyclist": "bicycle"}}
+"""(set, benchmark) -> name of a class in the set -> its name there, where that is another; case does not count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +145,7 @@ def true_objects(frame: FrameTruth, manifest: Manifest, benchmark: str) -> TrueO
     return TrueObjects(
         key=frame.key,
         boxes=_moved(np.column_stack([boxes.centers_m, boxes.sizes_m, boxes.yaws]).astype(np.float64), T),
-        categories=_categories(boxes, manifest),
+        categories=benchmark_classes(_categories(boxes, manifest), manifest, benchmark),
         origin_m=origin,
         velocities_mps=_turned(boxes.velocities_mps.astype(np.float64), T),
         attributes=_attributes(boxes, manifest),
@@ -156,16 +160,24 @@ def true_objects(frame: FrameTruth, manifest: Manifest, benchmark: str) -> TrueO
     )
 
 
-def found_objects(found: Found, frame: FrameTruth, classes: Sequence[str], benchmark: str) -> FoundObjects:
+def benchmark_classes(classes: Sequence[str], manifest: Manifest, benchmark: str) -> tuple[str, ...]:
+    """Names of a detector's classes in a benchmark."""
+    renamed = RENAMED.get((manifest.set_name, benchmark), {})
+    return tuple(renamed.get(name, name) for name in classes)
+
+
+def found_objects(found: Found, frame: FrameTruth, names: Sequence[str], benchmark: str) -> FoundObjects:
     """What was found in a frame, with its boxes in the first camera's image where there is one.
 
     Args:
         found: in the frame.
         frame: its calibration.
-        classes: names of the detector's classes.
-        benchmark: that it is for.
+        names: of the detector's classes, see `benchmark_classes`.
+        benchmark: that it is for. nuScenes' wants attributes, which are chosen by class and speed.
     """
     T, _ = _frame_of(frame, benchmark)
+    classes = tuple(names[number] for number in found.classes.tolist())
+    speeds = np.nan_to_num(np.linalg.norm(found.velocities_mps, axis=1)).tolist()
     in_image: dict[str, Float64[np.ndarray, "..."]] = {}
     if frame.cameras:
         camera = frame.cameras[0]
@@ -179,7 +191,13 @@ def found_objects(found: Found, frame: FrameTruth, classes: Sequence[str], bench
         key=frame.key,
         boxes=_moved(found.boxes, T),
         scores=found.scores,
-        classes=tuple(classes[number] for number in found.classes.tolist()),
+        classes=classes,
+        attributes=None
+        if benchmark != "nuscenes"
+        else tuple(
+            likely_attribute(name, speed) if name in CLASS_RANGE_M else ""
+            for name, speed in zip(classes, speeds, strict=True)
+        ),
         velocities_mps=_turned(found.velocities_mps, T),
         **in_image,  # type: ignore[arg-type]
     )
@@ -189,12 +207,12 @@ def pairs_of(
     frames: Sequence[JudgedFrame], manifest: Manifest, classes: Sequence[str], benchmark: str
 ) -> tuple[list[TrueObjects], list[FoundObjects]]:
     """True and found objects of the frames that somebody has labelled."""
-    truth, found = [], []
+    truth, found, names = [], [], benchmark_classes(classes, manifest, benchmark)
     for frame in frames:
         true = true_objects(frame.truth, manifest, benchmark)
         if true is not None:
             truth.append(true)
-            found.append(found_objects(frame.found, frame.truth, classes, benchmark))
+            found.append(found_objects(frame.found, frame.truth, names, benchmark))
     return truth, found
 
 

@@ -26,14 +26,16 @@ from data.loading.loader import DataConfig
 from data.storage.manifest import Manifest, load_manifest
 from data.storage.reader import SampleReader
 from engine.checkpoint import told_by_main
-from engine.detection.frames import JudgeError
+from engine.detection.frames import JudgeError, paired
 from engine.detection.judge import BENCHMARKS, judge
+from engine.detection.nuscenes import score_nuscenes
+from engine.detection.nuscenes_rules import CLASS_RANGE_M, NuscenesSettings
 from engine.detection.scores import Scores
 from engine.distributed import World
 from engine.downstream.common import thin
 from engine.errors import CheckpointError
 from engine.log_files import MetricsFile
-from launchers.evaluation.detections import JudgedFrame, detect, frames_config, pairs_of
+from launchers.evaluation.detections import JudgedFrame, benchmark_classes, detect, frames_config, pairs_of
 from launchers.runs.files import DETECTIONS_FILE
 from models.detection.base import Detector
 
@@ -114,10 +116,20 @@ def judge_frames(frames: Sequence[JudgedFrame], judged: JudgedSet, config: Finet
     scores = {}
     for name in config.judge.benchmarks:
         try:
-            scores[name] = judge(name, *pairs_of(frames, judged.manifest, config.model.classes, name))
+            scores[name] = _verdict(name, frames, judged.manifest, config.model.classes)
         except JudgeError as error:
             raise ConfigError(f"judge.benchmarks={name}, judge.split={config.judge.split}: {error}") from error
     return scores
+
+
+def _verdict(benchmark: str, frames: Sequence[JudgedFrame], manifest: Manifest, classes: Sequence[str]) -> Scores:
+    """Of one benchmark; nuScenes' means are over the detector's classes, and say so where these are not all ten."""
+    truth, found = pairs_of(frames, manifest, classes, benchmark)
+    if benchmark == "nuscenes":
+        own = benchmark_classes(classes, manifest, benchmark)
+        if known := tuple(name for name in CLASS_RANGE_M if name in own):
+            return score_nuscenes(paired(truth, found), NuscenesSettings(classes=known))
+    return judge(benchmark, truth, found)
 
 
 def record_of(scores: Mapping[str, Scores]) -> dict[str, Any]:

@@ -16,6 +16,11 @@ Layouts:
     slidr       checkpoints of the SLidR family, and what `tandem export --format slidr` writes.
     torchvision, moco_v1, moco_v2, moco_v3, dino, openmmlab_bgr    ResNets, for the protocols of image networks.
 
+With --detector the checkpoint of a run of `tandem finetune` is judged once more, on any split, and what it finds is
+written as benchmarks take it:
+
+    tandem evaluate --detector RUN [--submission FOLDER] [judge.split=test] [judge.benchmarks=[kitti]] [judge.limit=100]
+
 Examples:
     tandem evaluate runs/slidr_street street
     tandem evaluate runs/seed0 runs/seed1 runs/seed2 street finetune.seeds=[0,1,2] protocols=[knn,finetune]
@@ -50,20 +55,32 @@ LEAKS = ("none", "ssl-teacher", "supervised-teacher", "class-agnostic-masks", "c
 """The words of `engine.downstream.results.LeakLevel`, which is slow to import."""
 
 
-def parser(*, from_file: bool = False) -> argparse.ArgumentParser:
-    """Options of the verb; with --weights (`from_file`) no checkpoint is named."""
+def parser(*, from_file: bool = False, of_detector: bool = False) -> argparse.ArgumentParser:
+    """Options of the verb; with --weights (`from_file`) no checkpoint is named, with --detector no protocols either."""
     p = verb_parser("tandem evaluate", __doc__)
-    if from_file:
+    if from_file or of_detector:
         p.set_defaults(checkpoints=[])
     else:
         checkpoints = p.add_argument(
             "checkpoints", nargs="+", metavar="CHECKPOINT", help="folder of a run or of a checkpoint"
         )
         completed(checkpoints, offer_runs)
-    add_config(p, "downstream", "YAML file of the protocols, or its name in configs/downstream, for example street")
+    if of_detector:
+        p.set_defaults(config=None)
+    else:
+        add_config(p, "downstream", "YAML file of the protocols, or its name in configs/downstream, for example street")
     add_overrides(p, "settings, for example finetune.steps=500")
     p.add_argument("--random-only", action="store_true", help="random initialisation of the run's network alone")
     p.add_argument("--out", metavar="FOLDER", help="folder of results.json (default: the run's own)")
+    judged = p.add_argument_group("a detector in place of CHECKPOINT and CONFIG")
+    detector = judged.add_argument(
+        "--detector", metavar="RUN", help="folder of a run of tandem finetune, or of a checkpoint"
+    )
+    completed(detector, offer_runs)
+    judged.add_argument("--submission", metavar="FOLDER", help="write the benchmarks' own files of what it finds there")
+    judged.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where it runs (default: auto)"
+    )
     file = p.add_argument_group("a file of weights in place of CHECKPOINT")
     weights = file.add_argument("--weights", metavar="FILE", help="file of weights")
     completed(weights, lambda prefix: offer_paths(prefix, _WEIGHTS))
@@ -92,7 +109,8 @@ def parser(*, from_file: bool = False) -> argparse.ArgumentParser:
 
 def parser_for(words: Sequence[str]) -> argparse.ArgumentParser:
     """The parser for the words behind the verb."""
-    return parser(from_file=any(word.partition("=")[0] == "--weights" for word in words))
+    given = {word.partition("=")[0] for word in words}
+    return parser(from_file="--weights" in given, of_detector="--detector" in given)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -103,6 +121,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     options.overrides = overrides
     if options.weights is not None and (options.layout is None or options.out is None or options.random_only):
         p.error("--weights needs --layout and --out, and goes without --random-only")
+    if options.detector is None and options.submission is not None:
+        p.error("--submission goes with --detector RUN")
     given = [
         option
         for option in ("layout", "backbone", "leak", "intensity_scale", "intensity_offset")

@@ -90,8 +90,8 @@ class AnchorHeadConfig:
     """Settings of the anchor head; the defaults are those of all three detectors on KITTI.
 
     Attributes:
-        anchor_set: where the anchors of each class are taken from, by its name, unless `anchors` gives them: "kitti" or
-            "street" (the built-in street world).
+        anchor_set: where the anchors of each class are taken from, by its name without regard to case, unless `anchors`
+            gives them: "kitti" or "street" (the built-in street world).
         anchors: one entry a class, in the order of the detector's classes; (): those of `anchor_set`.
         rotations: headings of the anchors at each place, radians.
         class_weight: of the focal loss in the sum.
@@ -122,12 +122,12 @@ class AnchorHeadConfig:
             return self.anchors
         known = ANCHORS[self.anchor_set]
         for name in classes:
-            if name not in known:
+            if name.lower() not in known:
                 raise ValueError(
                     f"anchor_set: {self.anchor_set!r} has no anchors for the class {name!r}, only for "
                     f"{', '.join(known)}; give the anchors of all classes in `anchors`, or use another set"
                 )
-        return tuple(known[name] for name in classes)
+        return tuple(known[name.lower()] for name in classes)
 
 
 @dataclass(frozen=True, kw_only=True)

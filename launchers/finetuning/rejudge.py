@@ -1,0 +1,137 @@
+"""Judges a detector's checkpoint once more, on any split: `tandem evaluate --detector RUN`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from common.files import replace_file
+from common.run_files import CHECKPOINT_CONFIG
+from configs.detection import FinetuneConfig
+from configs.load import ArgumentError, ConfigError
+from configs.runs import read_run
+from data.storage.reader import SampleReader
+from engine.detection.scores import MEAN, Scores
+from launchers.evaluation.common import device_of
+from launchers.evaluation.detections import JudgedFrame, detect
+from launchers.evaluation.networks import identity_of, run_folder_of
+from launchers.evaluation.submission import write_submission
+from launchers.finetuning.judging import JudgedSet, judge_frames, record_of
+from launchers.training.restore import build_objective, find_checkpoint_folder
+from models.detection.base import Detector
+
+FOLDER = "judged"
+"""Of a run: verdicts of `tandem evaluate --detector`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejudged:
+    """What came of it.
+
+    Attributes:
+        scores: of each benchmark.
+        results: file with all figures.
+        submissions: files or folders to hand in.
+    """
+
+    scores: dict[str, Scores]
+    results: Path
+    submissions: tuple[Path, ...]
+
+
+def rejudge(
+    source: Path,
+    overrides: Sequence[str],
+    *,
+    device: str = "auto",
+    out: Path | None = None,
+    submission: Path | None = None,
+) -> Rejudged:
+    """Detect in all frames of a split with a checkpoint, judge, write.
+
+    Args:
+        source: a run's folder (its newest checkpoint) or a checkpoint's.
+        overrides: `judge.<field>=value`, or `data.shards=...` where the set lies elsewhere now.
+        device: "auto", "cpu" or "cuda".
+        out: folder of the results; None: `judged/` of the run.
+        submission: folder for the benchmarks' files; None: none are written. With it, a split may have no labels.
+
+    Raises:
+        ConfigError: the run is no detector's, an override is of something else, or nothing is asked for.
+        CheckpointError: there is no intact checkpoint.
+        ArgumentError: see `launchers.evaluation.submission.write_submission`.
+    """
+    wrong = [text for text in overrides if not text.startswith(("judge.", "data.shards=", "data.cache."))]
+    if wrong:
+        raise ConfigError(f"override {wrong[0]!r}: the detector is trained already; only judge.* can change")
+    checkpoint = find_checkpoint_folder(source)
+    config = read_run(checkpoint / CHECKPOINT_CONFIG, overrides)
+    if not isinstance(config, FinetuneConfig):
+        raise ConfigError(f"{checkpoint}: is a pre-training run, expected a detector's (tandem finetune)")
+    if not config.judge.benchmarks:
+        raise ConfigError("judge.benchmarks: got [], expected one at least, for example judge.benchmarks=[kitti]")
+    judged = JudgedSet.of(config)
+    frames = _found(checkpoint, config, judged, device)
+    labelled = any(frame.truth.boxes is not None for frame in frames)
+    if not labelled and submission is None:
+        raise ArgumentError(f"judge.split={config.judge.split} has no labels; --submission writes what was found in it")
+    scores = judge_frames(frames, judged, config) if labelled else {}
+    folder = out or run_folder_of(checkpoint) / FOLDER
+    name = f"{judged.manifest.set_name}_{config.judge.split}_{checkpoint.name}.json"
+    record = {
+        "checkpoint": identity_of(checkpoint),
+        "set": judged.manifest.set_name,
+        "split": config.judge.split,
+        "frames": len(frames),
+        "left_out": len(judged.indices) - len(frames),
+        "benchmarks": record_of(scores),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_file(folder / name, (json.dumps(record, indent=1) + "\n").encode())
+    classes = config.model.classes
+    places = [] if submission is None else [(name, submission / name) for name in config.judge.benchmarks]
+    return Rejudged(
+        scores=scores,
+        results=folder / name,
+        submissions=tuple(write_submission(place, b, frames, judged.manifest, classes) for b, place in places),
+    )
+
+
+@torch.no_grad()
+def _found(checkpoint: Path, config: FinetuneConfig, judged: JudgedSet, device: str) -> list[JudgedFrame]:
+    place = device_of(device)
+    detector = build_objective(checkpoint, config).to(place)
+    assert isinstance(detector, Detector)
+    found = detect(
+        detector,
+        SampleReader(judged.manifest),
+        judged.indices,
+        judged.data,
+        batch_size=config.judge.batch_size,
+        device=place,
+    )
+    assert found is not None  # nothing ends it early
+    return found
+
+
+def print_scores(scores: Scores, console: Console) -> None:
+    """The headline figures, and a row for each class of the first of them."""
+    table = Table(title=scores.benchmark, title_justify="left")
+    for column in ("class", "objects", "metric", "subset", "value"):
+        table.add_column(column, justify="right" if column in {"objects", "value"} else "left")
+    for title, value in scores.headline.items():
+        table.add_row(MEAN, "", title, "", f"{value:.2f}")
+    for row in scores.rows:
+        if row.category != MEAN:
+            table.add_row(
+                row.category, str(row.num_true), row.metric, row.subset, f"{row.value:.2f} {row.unit}".strip()
+            )
+    console.print(table)
+    for note in scores.notes:
+        console.print(f"note: {note}", soft_wrap=True)

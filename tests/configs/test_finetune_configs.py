@@ -1,0 +1,82 @@
+"""Every config of a detector's training loads, prints itself and builds its detector; what it judges by is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.fidelity import missing_values
+from configs.detection import FinetuneConfig
+from configs.load import ConfigError
+from configs.runs import dump_run, read_run
+from configs.schema import PretrainConfig
+from engine.detection.judge import BENCHMARKS
+from models.detection import DETECTORS
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs" / "finetune").glob("*.yaml"))
+
+
+def load_config(path: Path) -> FinetuneConfig:
+    config = read_run(path, ["run_dir=here", *missing_values(path)])
+    assert isinstance(config, FinetuneConfig)
+    return config
+
+
+def test_there_are_configs() -> None:
+    names = {path.stem for path in CONFIGS}
+    assert names >= {"second_street", "centerpoint_street"}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_whole(path: Path, tmp_path: Path) -> None:
+    config = load_config(path)
+    (tmp_path / "again.yaml").write_text(dump_run(config))
+    assert read_run(tmp_path / "again.yaml") == config
+    assert set(config.judge.benchmarks) <= set(BENCHMARKS)
+    assert config.judge.benchmarks
+    assert type(config.model) in DETECTORS.values()
+    with torch.device("meta"):
+        config.model.build()
+    assert config.schedule.kind == "onecycle"
+    assert config.optim.name == "adamw"
+
+
+def test_published_recipes_are_card_for_card() -> None:
+    """Peak rate, epochs, samples a GPU, clipping: as OpenPCDet's configurations state them."""
+    values = {
+        path.stem: (
+            config.optim.lr,
+            config.schedule.epochs,
+            config.data.micro_batch_size,
+            config.engine.clip_norm,
+        )
+        for path in CONFIGS
+        if not path.stem.endswith("_street") and (config := load_config(path))
+    }
+    expected = {
+        "kitti_second": (0.003, 80, 4, 10.0),
+        "kitti_pv_rcnn": (0.01, 80, 2, 10.0),
+        "kitti_point_rcnn": (0.01, 80, 3, 10.0),
+        "waymo_centerpoint_pillar": (0.003, 30, 6, 10.0),
+        "waymo_centerpoint_voxel": (0.003, 30, 4, 10.0),
+        "nuscenes_centerpoint_pillar": (0.001, 20, 4, 10.0),
+        "once_centerpoint": (0.003, 80, 4, 35.0),
+    }
+    assert {name: expected[name] for name in values} == values
+
+
+def test_a_file_of_the_other_kind_is_told_apart(tmp_path: Path) -> None:
+    second = next(path for path in CONFIGS if path.stem == "second_street")
+    with pytest.raises(ConfigError, match="is the config of a detector's training .* it goes to tandem finetune"):
+        read_run(second, kind=PretrainConfig)
+    pretrain = second.parents[1] / "pretrain" / "slidr_street.yaml"
+    with pytest.raises(ConfigError, match="is the config of a pre-training run .* it goes to tandem pretrain"):
+        read_run(pretrain, kind=FinetuneConfig)
+    assert isinstance(read_run("second_street", ["run_dir=here"]), FinetuneConfig), "by its name"
+    assert isinstance(read_run("slidr_street", ["run_dir=here"]), PretrainConfig)
+    with pytest.raises(ConfigError, match="init: got ''"):
+        read_run(second, ["run_dir=here", "init="])
+    with pytest.raises(ConfigError, match=r"model.backbone.in_channels: got 4, expected 1"):
+        read_run(second, ["run_dir=here", "data.voxel.features=intensity"])
