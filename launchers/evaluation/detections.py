@@ -144,7 +144,7 @@ def true_objects(frame: FrameTruth, manifest: Manifest, benchmark: str) -> TrueO
     first = frame.cameras[0] if frame.cameras else None
     return TrueObjects(
         key=frame.key,
-        boxes=_moved(np.column_stack([boxes.centers_m, boxes.sizes_m, boxes.yaws]).astype(np.float64), T),
+        boxes=moved(np.column_stack([boxes.centers_m, boxes.sizes_m, boxes.yaws]).astype(np.float64), T),
         categories=benchmark_classes(_categories(boxes, manifest), manifest, benchmark),
         origin_m=origin,
         velocities_mps=_turned(boxes.velocities_mps.astype(np.float64), T),
@@ -189,7 +189,7 @@ def found_objects(found: Found, frame: FrameTruth, names: Sequence[str], benchma
         }
     return FoundObjects(
         key=frame.key,
-        boxes=_moved(found.boxes, T),
+        boxes=moved(found.boxes, T),
         scores=found.scores,
         classes=classes,
         attributes=None
@@ -199,7 +199,7 @@ def found_objects(found: Found, frame: FrameTruth, names: Sequence[str], benchma
             for name, speed in zip(classes, speeds, strict=True)
         ),
         velocities_mps=_turned(found.velocities_mps, T),
-        **in_image,  # type: ignore[arg-type]
+        **in_image,
     )
 
 
@@ -225,7 +225,8 @@ def _frame_of(frame: FrameTruth, benchmark: str) -> tuple[Float64[np.ndarray, "4
     return T_world_ego @ T_ego_lidar, T_world_ego[:3, 3]
 
 
-def _moved(boxes: Float64[np.ndarray, "K 7"], T: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "K 7"]:
+def moved(boxes: Float64[np.ndarray, "K 7"], T: Float64[np.ndarray, "4 4"]) -> Float64[np.ndarray, "K 7"]:
+    """Boxes in another upright frame."""
     heading = np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6])], axis=1)
     turned = _turned(heading, T)
     return np.column_stack([transform(T, boxes[:, :3]), boxes[:, 3:6], np.arctan2(turned[:, 1], turned[:, 0])])

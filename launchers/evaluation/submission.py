@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from configs.load import ArgumentError
 from data.geometry import rigid
 from data.storage.manifest import Manifest
 from data.views.truth import FrameTruth
+from engine.detection.formats import argoverse2 as argoverse2_files
 from engine.detection.formats import kitti as kitti_files
+from engine.detection.formats import waymo as waymo_files
 from engine.detection.frames import FoundObjects
-from launchers.evaluation.detections import JudgedFrame, benchmark_classes, found_objects
+from launchers.evaluation.detections import JudgedFrame, benchmark_classes, found_objects, moved
 
 _CAM2_FROM_CAM0_M = (0.059849, -0.000358, 0.002746)
 """What P2 adds to a place in the rectified frame of camera 0: in all of KITTI's calibrations within a millimetre. Sets
@@ -64,5 +67,32 @@ def _kitti_camera(frame: FrameTruth) -> kitti_files.KittiCamera:
     )
 
 
-FORMATS: Mapping[str, Callable[[Path, Sequence[FoundObjects], Sequence[FrameTruth]], Path]] = {"kitti": _kitti}
+def _waymo(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTruth]) -> Path:
+    keys = [waymo_files.frame_key(truth.log, truth.timestamp_us) for truth in truths]
+    folder.mkdir(parents=True, exist_ok=True)
+    waymo_files.write_found(folder / "objects.bin", _at_the_vehicle(found, truths, keys))
+    return folder / "objects.bin"
+
+
+def _argoverse2(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTruth]) -> Path:
+    keys = [argoverse2_files.frame_key(truth.log, 1000 * truth.timestamp_us) for truth in truths]
+    argoverse2_files.write_found(folder / "detections.feather", _at_the_vehicle(found, truths, keys))
+    return folder / "detections.feather"
+
+
+def _at_the_vehicle(
+    found: Sequence[FoundObjects], truths: Sequence[FrameTruth], keys: Sequence[str]
+) -> list[FoundObjects]:
+    """Objects with the benchmark's keys and boxes in the vehicle's frame."""
+    return [
+        dataclasses.replace(frame, key=key, boxes=moved(frame.boxes, truth.T_ego_lidar.astype(np.float64)))
+        for frame, truth, key in zip(found, truths, keys, strict=True)
+    ]
+
+
+FORMATS: Mapping[str, Callable[[Path, Sequence[FoundObjects], Sequence[FrameTruth]], Path]] = {
+    "kitti": _kitti,
+    "waymo": _waymo,
+    "argoverse2": _argoverse2,
+}
 """Benchmark -> writer of its files: (folder, found objects, their frames)."""
