@@ -42,7 +42,7 @@ def measure(options: argparse.Namespace) -> None:
     frames = [
         frame
         for number, count in enumerate(counts.tolist())
-        for frame in scene([options.seed, number], frames=1, num_true=35, num_found=count)
+        for frame in scene([options.seed, number], frames=1, num_true=35, num_found=count, digits=9)
     ]
     truth, found = [frame[0] for frame in frames], [frame[1] for frame in frames]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -129,11 +129,15 @@ def check_room(path: Path, num_bytes: int) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def private_folder(path: Path) -> Path:
+def private_folder(path: Path, *, moved_by: str = "TMPDIR") -> Path:
     """Make a folder that this user alone can use, or take it as it is; returns it.
 
     For caches whose names others can guess, in places where all may write: whoever had made the folder first could put
     there what this user's programs then load.
+
+    Args:
+        path: the folder.
+        moved_by: environment variable that says where it is, for the message.
 
     Raises:
         OSError: it cannot be made, is a link, belongs to another user, or others may write into it.
@@ -147,7 +151,7 @@ def private_folder(path: Path) -> Path:
     ):
         if wrong:
             raise PermissionError(
-                errno.EPERM, f"the folder {what}; remove it, or set TMPDIR to another place", str(path)
+                errno.EPERM, f"the folder {what}; remove it, or set {moved_by} to another place", str(path)
             )
     return path
 

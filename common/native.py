@@ -87,7 +87,7 @@ def built(source: Path, *, flags: Sequence[str] = ()) -> Path:
     digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:20]
     base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     try:
-        path = private_folder(base / "tandem" / "native") / f"{source.stem}-{digest}.so"
+        path = private_folder(base / "tandem" / "native", moved_by="XDG_CACHE_HOME") / f"{source.stem}-{digest}.so"
         if not path.exists():
             _build_once(path, [*command, *flags, str(source)])
     except OSError as error:
