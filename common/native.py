@@ -85,12 +85,12 @@ def built(source: Path, *, flags: Sequence[str] = ()) -> Path:
     flags = (*_FLAGS, *flags)
     identity = [source.read_text(), *command, *flags, _version_of(command), _processor()]
     digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:20]
-    base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     try:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         path = private_folder(base / "tandem" / "native", moved_by="XDG_CACHE_HOME") / f"{source.stem}-{digest}.so"
         if not path.exists():
             _build_once(path, [*command, *flags, str(source)])
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # the latter: a user without a home
         raise BuildError(f"its library cannot be kept ({error}); XDG_CACHE_HOME names another place") from error
     return path
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import stat
 import subprocess
@@ -148,6 +149,16 @@ def test_a_cache_in_a_place_that_others_may_write_is_refused(tmp_path: Path, cac
     cache.mkdir(parents=True)
     cache.chmod(0o777)
     with pytest.raises(native.BuildError, match=r"can be written by others.*set XDG_CACHE_HOME"):
+        native.load(source(tmp_path))
+
+
+def test_a_user_without_a_home_is_told_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home(path: str) -> str:
+        return path
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(os.path, "expanduser", no_home)
+    with pytest.raises(native.BuildError, match=r"home directory.* XDG_CACHE_HOME names another place"):
         native.load(source(tmp_path))
 
 
