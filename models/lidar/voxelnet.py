@@ -125,8 +125,8 @@ class VoxelNetConfig(SparseBackboneConfig):
             )
         if self.voxel_size_m is not None and self.voxel_size_m != voxels.size:
             raise ValueError(
-                f"voxel_size_m is {list(self.voxel_size_m)}, but data.voxel.size={list(voxels.size)}: set "
-                f"method.backbone.voxel_size_m={list(voxels.size)}"
+                f"voxel_size_m is {list(self.voxel_size_m)}, but data.voxel.size={list(voxels.size)}: set one of them "
+                "to the other"
             )
         limits = (("min", voxels.range_min, self.grid_min), ("max", voxels.range_max, self.grid_max))
         for name, limit, grid in limits:

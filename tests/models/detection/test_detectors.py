@@ -186,7 +186,7 @@ def test_voxels_of_another_size_than_the_heads_are_refused() -> None:
     tower = TINY["second"].backbone  # type: ignore[attr-defined]
     tower.check_voxels(VOXELS)
     other: VoxelConfig = dataclasses.replace(VOXELS, size=(0.2, 0.2, 0.1))
-    with pytest.raises(ValueError, match=r"set method.backbone.voxel_size_m=\[0.2, 0.2, 0.1\]"):
+    with pytest.raises(ValueError, match=r"voxel_size_m is \[0.2, 0.2, 0.2\], but data.voxel.size=\[0.2, 0.2, 0.1\]"):
         tower.check_voxels(other)
 
 
