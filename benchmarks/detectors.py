@@ -78,7 +78,7 @@ def row(name: str, args: argparse.Namespace) -> list[str]:
     network, head, worst = _frame_ms(model, config, args)
     size = sum(p.numel() for p in model.parameters()) / 1e6
     cells = [f"{size:.2f}", f"{step:.0f}", f"{memory:.2f}", f"{network:.0f}", f"{head:.1f}", f"{worst:.1f}"]
-    return [f"{name}, {config.data.micro_batch_size} a step", *cells]
+    return [f"{Path(name).stem}, {config.data.micro_batch_size} a step", *cells]
 
 
 def _batches(config: FinetuneConfig, args: argparse.Namespace, size: int, *, augmented: bool) -> list[Batch]:

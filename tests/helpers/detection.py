@@ -18,6 +18,7 @@ from data.views.voxelize import inside_range, voxelize
 from models.detection.anchor_head import AnchorHeadConfig
 from models.detection.base import Detections, DetectorConfig
 from models.detection.centerpoint import CenterPointConfig
+from models.detection.centre_head import CentreHeadConfig
 from models.detection.point_rcnn import PointRcnnConfig
 from models.detection.pv_rcnn import PvRcnnConfig
 from models.detection.refinement import RefinementConfig, proposals
@@ -56,6 +57,7 @@ TINY_PILLARS = PillarsConfig(
     range_max_m=(25.6, 25.6, 2.4),
 )
 _STREET_ANCHORS = AnchorHeadConfig(anchor_set="street")
+_NARROW = CentreHeadConfig(channels=24)
 _NMS = SuppressionConfig(max_iou=0.2)
 """Boxes of the street world overlap a little where people pass each other."""
 
@@ -83,8 +85,8 @@ _POINT_RCNN = PointRcnnConfig(
 TINY: dict[str, DetectorConfig] = {
     "second": SecondConfig(classes=CLASSES, backbone=TINY_VOXELNET, head=_STREET_ANCHORS, nms=_NMS),
     "pointpillars": PointPillarsConfig(classes=CLASSES, backbone=TINY_PILLARS, head=_STREET_ANCHORS, nms=_NMS),
-    "centerpoint": CenterPointConfig(classes=CLASSES, backbone=TINY_VOXELNET),
-    "centerpoint_pillars": CenterPointConfig(classes=CLASSES, backbone=TINY_PILLARS),
+    "centerpoint": CenterPointConfig(classes=CLASSES, backbone=TINY_VOXELNET, head=_NARROW),
+    "centerpoint_pillars": CenterPointConfig(classes=CLASSES, backbone=TINY_PILLARS, head=_NARROW),
     "pv_rcnn": PvRcnnConfig(
         classes=CLASSES,
         backbone=TINY_VOXELNET,

@@ -18,6 +18,8 @@ from models.lidar.res16unet import Res16UNetConfig
 from models.lidar.voxelnet import VoxelNetConfig
 from models.methods.base import LossTerms
 from tests.helpers.detection import CLASSES, TINY, VOXELS, found_share, street_batch, without_boxes
+from tests.helpers.distributed import run_distributed
+from tests.helpers.learning import assert_mean_of_ranks
 
 every_detector = pytest.mark.parametrize("name", TINY)
 
@@ -201,15 +203,39 @@ def test_names_of_the_network_are_those_of_pre_training() -> None:
         assert set(model.backbone.state_dict()) == set(config.backbone.build().state_dict())  # type: ignore[attr-defined]
 
 
+def _loss_and_gradients(name: str, samples: tuple[tuple[int, int], ...]) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """With the running statistics of BatchNorm: what a synchronised one does is tested with it."""
+    torch.set_num_threads(1)
+    model = build(name).eval()
+    total = model(street_batch(samples)).total
+    total.backward()
+    return total.detach(), {n: p.grad for n, p in model.named_parameters()}
+
+
+def _of_rank(rank: int, world_size: int, name: str) -> tuple[Tensor, dict[str, Tensor | None]]:
+    return _loss_and_gradients(name, (SAMPLES[rank],))
+
+
+SAMPLES = ((0, 0), (1, 3))
+"""Of 16 and 6 boxes."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars"])
-def test_four_sweeps_can_be_learnt_by_heart(name: str) -> None:
-    batch = street_batch(((0, 0), (1, 3), (2, 0), (3, 2)))
+def test_two_processes_equal_one_with_both_samples(name: str) -> None:
+    ranks = run_distributed(_of_rank, 2, name)
+    assert_mean_of_ranks(ranks, _loss_and_gradients(name, SAMPLES), loss=(1e-5, 1e-6), gradient=(1e-3, 1e-5))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "lr", "steps"), [("pointpillars", 3e-3, 60), ("centerpoint_pillars", 5e-3, 100)])
+def test_four_sweeps_can_be_learnt_by_heart(name: str, lr: float, steps: int) -> None:
+    batch = street_batch(((0, 0), (1, 3), (2, 2), (3, 2)))  # no two centres in one cell
     assert batch.boxes is not None
-    model, steps = build(name).train(), 120
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    model = build(name).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 3e-3 * min(1.0, 2 * (steps - step) / steps)
+        optimizer.param_groups[0]["lr"] = lr * min(1.0, 2 * (steps - step) / steps)
         optimizer.zero_grad()
         model(batch).total.backward()
         optimizer.step()
