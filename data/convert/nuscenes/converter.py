@@ -23,14 +23,26 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped, UInt8
+from jaxtyping import Float, Float32, Int, Shaped, UInt8
 
 from common.printable import listed
-from common.ranges import different, positive
+from common.ranges import between, different, positive
 from data.convert.base import NO_CAMERA, FrameConverter, check_cameras, unique_logs
 from data.convert.intensity import scaled_intensity
 from data.convert.nuscenes.index import LIDAR, NuscenesIndex, rotations
-from data.convert.nuscenes.names import CAMERAS, CATEGORIES, CLASS_OF, CLASSES, MINI, OFFICIAL, OTHER, SLIDR, split_of
+from data.convert.nuscenes.names import (
+    BOX_CATEGORIES,
+    CAMERAS,
+    CATEGORIES,
+    CLASS_OF,
+    CLASSES,
+    MINI,
+    OFFICIAL,
+    OTHER,
+    SLIDR,
+    split_of,
+)
+from data.convert.nuscenes.sweeps import earlier, gathered, of_surroundings
 from data.convert.nuscenes.tables import read_table
 from data.convert.raw_files import layout_error, read_bytes, read_jpeg, read_records, read_sweep
 from data.geometry import rigid, transform
@@ -45,6 +57,9 @@ _T_THEIRS_OURS = np.array([[0.0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0
 
 _CLASS_OF_RAW = np.array([CLASS_OF.get(name, IGNORE_LABEL) for name in CATEGORIES], dtype=np.uint8)
 
+_MOST_SWEEPS = 100
+"""Five seconds, which no detector looks back."""
+
 _OBJECTS_PER_CATEGORY = 1000
 """A panoptic label is category * 1000 + object."""
 
@@ -57,6 +72,9 @@ class NuscenesConverter(FrameConverter):
         source: folder that holds the tables' folder, `samples` and `sweeps`.
         version: folder of the tables; None for the one that is there.
         cameras: in the order of the samples; () for all six, ("none",) for sweeps only.
+        num_sweeps: turns of the LiDAR in each sample's cloud, the sample's own and the ones before it in the scene,
+            moved into its LiDAR frame by the ego poses, with `Sample.times_s`; detectors take 10. Above 1, points of
+            the vehicle itself are left out, and earlier points have no labels.
         sweeps: each turn of the LiDAR is a sample, with each camera's image nearest in time; labels and boxes are those
             of key frames only.
         split_scheme: "official": train, val, test, and mini_train, mini_val for v1.0-mini. "slidr": of the 700 training
@@ -69,18 +87,22 @@ class NuscenesConverter(FrameConverter):
     source: str
     version: str | None = None
     cameras: tuple[str, ...] = ()
+    num_sweeps: int = 1
     sweeps: bool = False
     split_scheme: Literal["official", "slidr"] = "official"
     labels: Literal["auto", "required", "off"] = "auto"
     max_camera_gap_s: float = 0.1
 
     set_name: ClassVar[str] = "nuscenes"
+    _later: ClassVar[tuple[str, ...]] = ("num_sweeps",)
     class_names: ClassVar[tuple[str, ...]] = tuple(CLASSES)
+    box_categories: ClassVar[tuple[str, ...]] = BOX_CATEGORIES
 
     def __post_init__(self) -> None:
         check_cameras(self, *CAMERAS)
         different(self, "cameras")
         positive(self, "max_camera_gap_s")
+        between(self, num_sweeps=(1, _MOST_SWEEPS))
 
     # ---- what there is
     @cached_property
@@ -92,7 +114,8 @@ class NuscenesConverter(FrameConverter):
         if not versions or not (root / versions[0]).is_dir():
             raise layout_error(root, "nuScenes", self.version or " or ".join(_VERSIONS))
         folders = [("samples", LIDAR), *(("samples", name) for name in self.camera_names())]
-        for kind, channel in folders + ([("sweeps", channel) for _, channel in folders] if self.sweeps else []):
+        in_between = [("sweeps", channel) for _, channel in folders if channel in self._whole_channels]
+        for kind, channel in folders + in_between:
             if not (root / kind / channel).is_dir():
                 raise layout_error(root, "nuScenes", f"{kind}/{channel}", root / kind)
         return root / versions[0]
@@ -120,7 +143,14 @@ class NuscenesConverter(FrameConverter):
     @cached_property
     def _index(self) -> NuscenesIndex:
         channels = (LIDAR, *self.camera_names())
-        return NuscenesIndex(self._tables, channels, tuple(self._logs.values()), sweeps=self.sweeps)
+        return NuscenesIndex(self._tables, channels, tuple(self._logs.values()), whole=self._whole_channels)
+
+    @property
+    def _whole_channels(self) -> tuple[str, ...]:
+        """Channels of which also what is between key frames is read."""
+        if self.sweeps:
+            return (LIDAR, *self.camera_names())
+        return (LIDAR,) if self.num_sweeps > 1 else ()
 
     def camera_names(self) -> tuple[str, ...]:
         """The cameras that are read."""
@@ -136,6 +166,8 @@ class NuscenesConverter(FrameConverter):
         """What the source lacks."""
         lidarseg, panoptic = self._label_folders
         notes = [f"{self._tables.name}, {'all sweeps' if self.sweeps else 'key frames'}"]
+        if self.num_sweeps > 1:
+            notes.append(f"clouds of {self.num_sweeps} sweeps (fewer where a scene begins), earlier points unlabelled")
         if lidarseg is None and panoptic is None and self.labels != "off":
             notes.append("no lidarseg or panoptic folder: points have no labels")
         if self._index.num_without_sweep:
@@ -150,21 +182,32 @@ class NuscenesConverter(FrameConverter):
     # ---- frames
     def _frames(self, log: str) -> list[tuple[str, np.void]]:
         rows = self._index.frames(self.logs().index(log), 0)
-        return [(f"{log}_{row['time_us']}", row) for row in rows]
+        return [(f"{log}_{row['time_us']}", row) for row in rows if self.sweeps or row["key"]]
 
     def _reader(self, log: str) -> Callable[[np.void], Sample]:
         scene = self.logs().index(log)
         cameras = [_CameraRows(self._index.frames(scene, number + 1)) for number in range(len(self.camera_names()))]
-        return functools.partial(self._read, log, cameras)
+        return functools.partial(self._read, log, self._index.frames(scene, 0), cameras)
 
-    def _read(self, log: str, cameras: list[_CameraRows], row: np.void) -> Sample:
-        T_world_ego = _pose(row)
-        T_ego_lidar = self._index.T_ego_sensor[row["sensor"]] @ _T_THEIRS_OURS
-        records = read_sweep(self._file(row), 5)
+    def _read(self, log: str, sweeps: Shaped[np.ndarray, " n"], cameras: list[_CameraRows], row: np.void) -> Sample:
+        records = self._records(row)
         labels, instances = self._read_labels(row, len(records)) if row["key"] else (None, None)
+        T_lidar_world = np.linalg.inv(self._lidar_pose(row))
         boxes = None
         if row["key"] and self._index.num_annotations:
-            boxes = _boxes(self._index.annotations(int(row["sample"])), np.linalg.inv(T_world_ego @ T_ego_lidar))
+            boxes = _boxes(self._index.annotations(int(row["sample"])), T_lidar_world)
+        if self.num_sweeps > 1:
+            kept = of_surroundings(records)
+            records = records[kept]
+            labels, instances = (None if part is None else part[kept] for part in (labels, instances))
+        cloud = gathered(
+            records,
+            earlier(sweeps, row, self.num_sweeps - 1),
+            self._records,
+            lambda then: T_lidar_world @ self._lidar_pose(then),
+            int(row["time_us"]),
+        )
+        num_earlier = len(cloud.points) - len(records)
         views = [
             self._view(name, camera.at(row, self.max_camera_gap_s))
             for name, camera in zip(self.camera_names(), cameras, strict=True)
@@ -173,16 +216,23 @@ class NuscenesConverter(FrameConverter):
             key=f"{log}_{row['time_us']}",
             log=log,
             timestamp_us=int(row["time_us"]),
-            # Turned as by the inverse of _T_THEIRS_OURS, without leaving float32.
-            points_lidar=np.stack([records[:, 1], -records[:, 0], records[:, 2]], axis=1),
-            intensity=scaled_intensity(records[:, 3], 255.0, str(self._file(row))),
-            T_ego_lidar=T_ego_lidar,
-            T_world_ego=T_world_ego,
+            points_lidar=cloud.points,
+            intensity=scaled_intensity(cloud.intensity, 255.0, str(self._file(row))),
+            T_ego_lidar=self._index.T_ego_sensor[row["sensor"]] @ _T_THEIRS_OURS,
+            T_world_ego=_pose(row),
             cameras=tuple(views),
-            labels=labels,
-            instances=instances,
+            labels=None if labels is None else np.pad(labels, (0, num_earlier), constant_values=IGNORE_LABEL),
+            instances=None if instances is None else np.pad(instances, (0, num_earlier)),
             boxes=boxes,
+            times_s=cloud.times_s if self.num_sweeps > 1 else None,
         )
+
+    def _records(self, row: np.void) -> Float32[np.ndarray, "N 5"]:
+        return read_sweep(self._file(row), 5)
+
+    def _lidar_pose(self, row: np.void) -> Float[np.ndarray, "4 4"]:
+        """Our LiDAR frame at a sweep's time to the world."""
+        return np.asarray(_pose(row) @ self._index.T_ego_sensor[row["sensor"]] @ _T_THEIRS_OURS)
 
     def _file(self, row: np.void) -> Path:
         name = Path(bytes(row["file"]).decode("ascii"))
@@ -273,6 +323,8 @@ def _boxes(rows: Shaped[np.ndarray, " n"], T_lidar_world: Float[np.ndarray, "4 4
         classes=rows["class"].astype(np.int32),
         track_ids=rows["instance"].astype(np.int32),
         num_points=rows["num_points"].astype(np.int32),
+        num_radar_points=rows["num_radar_points"].astype(np.int32),
+        categories=rows["category"].astype(np.int32),
         attributes=rows["attribute"].astype(np.int32),
     )
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from scipy.spatial.transform import Rotation
 
-from data.convert.nuscenes.names import ATTRIBUTES, CLASS_OF
+from data.convert.nuscenes.names import ATTRIBUTES, BOX_CATEGORIES, CLASS_OF
 from data.convert.nuscenes.tables import read_columns, read_table
 from data.convert.raw_files import layout_error
 from data.geometry import rigid
@@ -52,7 +52,9 @@ ANNOTATION = np.dtype(
         ("sample", "<i4"),
         ("instance", "<i4"),
         ("num_points", "<i4"),
+        ("num_radar_points", "<i4"),
         ("class", "u1"),
+        ("category", "i1"),
         ("attribute", "i1"),
         ("center", "<f8", (3,)),
         ("size", "<f8", (3,)),
@@ -73,10 +75,12 @@ class NuscenesIndex:
         num_without_sweep: key frames of which sample_data has no sweep.
     """
 
-    def __init__(self, folder: Path, channels: tuple[str, ...], scenes: Sequence[str], *, sweeps: bool) -> None:
+    def __init__(
+        self, folder: Path, channels: tuple[str, ...], scenes: Sequence[str], *, whole: Collection[str]
+    ) -> None:
         """Read the tables in `folder` (e.g. v1.0-mini); `scenes` are tokens, in the order in which they are asked for.
 
-        Without `sweeps`, frames that are no key frames are left out.
+        Frames that are no key frames are left out, but of the channels in `whole`.
 
         Raises:
             ShardError: a table is missing, damaged, or refers to what another one lacks.
@@ -88,7 +92,7 @@ class NuscenesIndex:
             sensors = _Sensors(folder, channels)
             self.T_ego_sensor, self.K = sensors.T_ego_sensor, sensors.K
             samples = _Samples(folder, scenes)
-            self._build_frames(_read_frames(folder, sensors, samples, sweeps), sensors, samples, len(scenes))
+            self._build_frames(_read_frames(folder, sensors, samples, whole), sensors, samples, len(scenes))
             self._build_annotations(_read_annotations(folder, samples), len(samples.times_us))
         except (KeyError, ValueError, TypeError, OverflowError) as error:
             raise ShardError(f"the tables in {folder} do not fit together: {error!r}") from error
@@ -163,7 +167,8 @@ class _Sensors:
         columns = ("token", "sensor_token", "rotation", "translation", "camera_intrinsic")
         rows = [row for row in read_table(folder, "calibrated_sensor", *columns) if names[row[1]] in channels]
         self.number = {row[0]: number for number, row in enumerate(rows)}
-        self.channel = np.array([channels.index(names[row[1]]) for row in rows], dtype=np.int64)
+        self.names = [names[row[1]] for row in rows]
+        self.channel = np.array([channels.index(name) for name in self.names], dtype=np.int64)
         turns = rotations(np.array([row[2] for row in rows], dtype=np.float64).reshape(-1, 4))
         shifts = np.array([row[3] for row in rows], dtype=np.float64).reshape(-1, 3)
         self.T_ego_sensor = np.array([rigid(turn, shift) for turn, shift in zip(turns, shifts, strict=True)])
@@ -181,11 +186,15 @@ class _Samples:
         self.scenes = np.array([numbers[row[2]] for row in rows], dtype=np.int32)
 
 
-def _read_frames(folder: Path, sensors: _Sensors, samples: _Samples, sweeps: bool) -> Shaped[np.ndarray, " n"]:
+def _read_frames(
+    folder: Path, sensors: _Sensors, samples: _Samples, whole: Collection[str]
+) -> Shaped[np.ndarray, " n"]:
     columns = ("calibrated_sensor_token", "is_key_frame", "sample_token", "timestamp", "height", "width")
+    every = {token for token, number in sensors.number.items() if sensors.names[number] in whole}
     blocks, poses = [np.zeros(0, FRAME)], [np.zeros(0, f"S{_TOKEN}")]
     for block in read_columns(folder, "sample_data", *columns, "token", "filename", "ego_pose_token"):
-        use = [row for row, sensor in enumerate(block[0]) if sensor in sensors.number and (sweeps or block[1][row])]
+        keys = zip(block[0], block[1], strict=True)
+        use = [row for row, (sensor, key) in enumerate(keys) if sensor in (sensors.number if key else every)]
         used = ([column[row] for row in use] for column in block)
         sensor, key, sample, time_us, height, width, token, file, pose = used
         rows = np.zeros(len(use), FRAME)
@@ -228,20 +237,25 @@ def _find(ordered: Shaped[np.ndarray, " m"], values: Shaped[np.ndarray, " n"]) -
 
 def _read_annotations(folder: Path, samples: _Samples) -> Shaped[np.ndarray, " n"]:
     categories, named = (read_table(folder, table, "token", "name") for table in ("category", "attribute"))
-    kinds = {token: CLASS_OF.get(name, IGNORE_LABEL) for token, name in categories}
+    kinds = {
+        token: (CLASS_OF.get(name, IGNORE_LABEL), BOX_CATEGORIES.index(name) if name in BOX_CATEGORIES else -1)
+        for token, name in categories
+    }
     attributes = {token: ATTRIBUTES.index(name) for token, name in named if name in ATTRIBUTES}
     objects = {
-        token: (number, kinds[category])
+        token: (number, *kinds[category])
         for number, (token, category) in enumerate(read_table(folder, "instance", "token", "category_token"))
     }
-    columns = ("sample_token", "instance_token", "num_lidar_pts", "attribute_tokens", "translation", "size", "rotation")
+    columns = ("sample_token", "instance_token", "num_lidar_pts", "num_radar_pts", "attribute_tokens")
+    places = ("translation", "size", "rotation")
     blocks, links = [np.zeros(0, ANNOTATION)], [np.zeros((0, 3), f"S{_TOKEN}")]
-    for block in read_columns(folder, "sample_annotation", *columns, "token", "prev", "next"):
-        sample, instance, num_points, attribute, center, size, rotation, *chain = block
+    for block in read_columns(folder, "sample_annotation", *columns, *places, "token", "prev", "next"):
+        sample, instance, num_points, num_radar_points, attribute, center, size, rotation, *chain = block
         rows = np.zeros(len(sample), ANNOTATION)
         rows["sample"] = [samples.number[name] for name in sample]
-        rows["instance"], rows["class"] = np.array([objects[name] for name in instance]).reshape(-1, 2).T
-        rows["num_points"] = num_points
+        known = np.array([objects[name] for name in instance]).reshape(-1, 3)
+        rows["instance"], rows["class"], rows["category"] = known.T
+        rows["num_points"], rows["num_radar_points"] = num_points, num_radar_points
         rows["attribute"] = [next((attributes[n] for n in names if n in attributes), -1) for names in attribute]
         rows["center"], rows["size"], rows["rotation"] = center, size, rotation
         blocks.append(rows)

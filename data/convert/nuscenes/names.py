@@ -50,6 +50,9 @@ CATEGORIES = (
 )
 """Category of each raw label of lidarseg and panoptic files."""
 
+BOX_CATEGORIES = CATEGORIES[CATEGORIES.index("animal") : CATEGORIES.index("flat.driveable_surface")]
+"""The 23 categories that objects with a box may have: what `Boxes.categories` counts."""
+
 ATTRIBUTES = (
     *("vehicle.moving", "vehicle.stopped", "vehicle.parked", "cycle.with_rider", "cycle.without_rider"),
     *("pedestrian.sitting_lying_down", "pedestrian.standing", "pedestrian.moving"),

@@ -18,7 +18,7 @@ from data.convert.base import Skipped
 from data.convert.box_labels import points_in_box
 from data.convert.nuscenes import tables as nuscenes_tables
 from data.convert.nuscenes.converter import NuscenesConverter
-from data.convert.nuscenes.names import ATTRIBUTES, CAMERAS, CATEGORIES, CLASSES, MINI, OFFICIAL, SLIDR
+from data.convert.nuscenes.names import ATTRIBUTES, BOX_CATEGORIES, CAMERAS, CATEGORIES, CLASSES, MINI, OFFICIAL, SLIDR
 from data.geometry import project, transform, visible
 from data.sample import IGNORE_LABEL, CameraView, Sample
 from data.storage.encode import count_pairs
@@ -167,6 +167,9 @@ def test_boxes(source: Path) -> None:
             for center, size, yaw in zip(boxes.centers_m, boxes.sizes_m, boxes.yaws, strict=True)
         ]
         assert boxes.num_points.tolist() == [box["num_points"] for box in world]
+        assert boxes.num_radar_points.tolist() == [box["track"] % 5 for box in world]
+        kinds = [written.STREET_CATEGORY[box["class"]] for box in world]
+        assert [BOX_CATEGORIES[number] for number in boxes.categories] == kinds
         assert np.abs(np.array(inside) - boxes.num_points).max() <= 0.05 * boxes.num_points.max()
         tracks = dict(zip(true.track_ids.tolist(), boxes.track_ids.tolist(), strict=True))
         assert len(set(tracks.values())) == len(tracks)
@@ -232,6 +235,74 @@ def test_all_sweeps(source: Path) -> None:
             np.testing.assert_allclose(camera.T_world_ego, nearest.T_world_ego, rtol=0, atol=1e-9)
     late = next(camera for camera in wide[3].cameras if camera.name == "CAM_FRONT")
     assert late.timestamp_us in (frames[2].timestamp_us - 10_000, frames[4].timestamp_us - 10_000)
+
+
+@pytest.mark.parametrize("num_sweeps", [2, 3, 10])
+def test_clouds_of_several_sweeps(source: Path, num_sweeps: int) -> None:
+    """Point by point through the world, with the poses that were written."""
+    frames = LAYOUT.truth(SCENES[0])
+    plain = frames_of(NuscenesConverter(source=str(source), cameras=("none",)), SCENES[0])
+    converter = NuscenesConverter(source=str(source), cameras=("none",), num_sweeps=num_sweeps)
+    samples = frames_of(converter, SCENES[0])
+    assert [sample.key for sample in samples] == [sample.key for sample in plain]
+    for number, sample, alone in zip((0, 2, 4), samples, plain, strict=True):
+        now, parts, times = frames[number], [], []
+        for frame in range(number, max(number - num_sweeps, -1), -1):
+            then = frames[frame]
+            world = transform(then.T_world_ego @ then.T_ego_lidar, then.points_lidar.astype(np.float64))
+            parts.append(transform(np.linalg.inv(now.T_world_ego @ now.T_ego_lidar), world))
+            times += [(now.timestamp_us - then.timestamp_us) / 1e6] * len(world)
+        np.testing.assert_allclose(sample.points_lidar, np.concatenate(parts), atol=2e-5)
+        np.testing.assert_allclose(sample.times_s, times, atol=1e-6)
+        assert len(set(times)) == min(num_sweeps, number + 1), "a scene begins with fewer"
+        assert sample.times_s.dtype == np.float32
+        own = len(alone.points_lidar)
+        np.testing.assert_array_equal(sample.points_lidar[:own], alone.points_lidar)
+        np.testing.assert_array_equal(sample.labels[:own], alone.labels)
+        np.testing.assert_array_equal(sample.instances[:own], alone.instances)
+        assert set(sample.labels[own:].tolist()) <= {IGNORE_LABEL}
+        assert not sample.instances[own:].any()
+        assert sample.intensity.shape == sample.labels.shape == sample.instances.shape == sample.times_s.shape
+        np.testing.assert_array_equal(sample.boxes.num_points, alone.boxes.num_points)
+    assert f"clouds of {num_sweeps} sweeps" in " ".join(converter.notes())
+
+
+def test_sweeps_between_key_frames_have_clouds_of_several_too(source: Path) -> None:
+    converter = NuscenesConverter(source=str(source), cameras=("CAM_FRONT_LEFT",), num_sweeps=2, sweeps=True)
+    samples = frames_of(converter, SCENES[0])
+    lengths = [len(frame.points_lidar) for frame in LAYOUT.truth(SCENES[0])]
+    assert [len(sample.points_lidar) for sample in samples] == [lengths[0], *np.add(lengths[1:], lengths[:-1]).tolist()]
+    assert samples[1].labels is None
+
+
+def test_the_vehicle_itself_is_left_out_of_clouds_of_several_sweeps(copy: Path) -> None:
+    """Within 1 m in x and in y of the scanner, of each sweep in its own frame."""
+    for frame in (0, 1):
+        time_us = LAYOUT.truth(SCENES[0])[frame].timestamp_us
+        (path,) = copy.glob(f"*/LIDAR_TOP/*__{time_us}.pcd.bin")
+        records = np.fromfile(path, "<f4").reshape(-1, 5)
+        records[:4, :2] = [[0.5, 0.9], [-0.99, -0.99], [0.2, 1.5], [-1.2, 0.3]]
+        records.tofile(path)
+    options = {"source": str(copy), "cameras": ("none",), "sweeps": True}
+    alone = frames_of(NuscenesConverter(**options), SCENES[0])
+    both = frames_of(NuscenesConverter(**options, num_sweeps=2), SCENES[0])
+    assert len(alone[0].points_lidar) - len(both[0].points_lidar) == 2
+    np.testing.assert_array_equal(both[0].labels, alone[0].labels[2:])
+    np.testing.assert_allclose(both[0].points_lidar[:2, :2], [[1.5, -0.2], [0.3, 1.2]], atol=1e-6)
+    assert len(both[1].points_lidar) == len(alone[0].points_lidar) + len(alone[1].points_lidar) - 4
+
+
+def test_an_earlier_sweep_that_is_lost_costs_the_frame(copy: Path) -> None:
+    time_us = LAYOUT.truth(SCENES[0])[1].timestamp_us
+    next(copy.glob(f"sweeps/LIDAR_TOP/*__{time_us}.pcd.bin")).unlink()
+    items = frames_of(NuscenesConverter(source=str(copy), cameras=("none",), num_sweeps=2), SCENES[0])
+    assert [isinstance(item, Sample) for item in items] == [True, False, True]
+    assert items[1].reason == "member-missing"
+    with pytest.raises(ValueError, match="num_sweeps"):
+        NuscenesConverter(source=str(copy), num_sweeps=0)
+    shutil.rmtree(copy / "sweeps")
+    with pytest.raises(ShardError, match="sweeps/LIDAR_TOP"):
+        NuscenesConverter(source=str(copy), num_sweeps=2).logs()
 
 
 def test_some_cameras_or_none(source: Path) -> None:

@@ -385,7 +385,7 @@ def _annotate(tables: _Tables, layout: NuscenesLayout, scene: str, frames: Seque
                 prev="",
                 next="",
                 num_lidar_pts=box["num_points"],
-                num_radar_pts=0,
+                num_radar_pts=box["track"] % 5,
             )
             chains.setdefault(box["track"], []).append(len(tables.rows["sample_annotation"]) - 1)
             if len(chains[box["track"]]) == 1:
