@@ -32,7 +32,14 @@ from data.convert.base import NO_CAMERA, Converter, Skipped, check_cameras, read
 from data.convert.box_labels import labels_from_boxes
 from data.convert.raw_files import layout_error
 from data.convert.waymo.frame import CAMERAS, LASERS, CameraCalibration, RawCamera, RawFrame, WaymoParts
-from data.convert.waymo.labels import BOX_NAMES, SEGMENTATION_NAMES, lidar_boxes, scale_intensity, segmentation_labels
+from data.convert.waymo.labels import (
+    BOX_CATEGORIES,
+    BOX_NAMES,
+    SEGMENTATION_NAMES,
+    lidar_boxes,
+    scale_intensity,
+    segmentation_labels,
+)
 from data.convert.waymo.parquet import REQUIRED, ParquetSegment
 from data.convert.waymo.range_image import laser_points, merge
 from data.convert.waymo.tfrecord import TfRecordSegment
@@ -81,6 +88,7 @@ class WaymoConverter(Converter):
     undistort: bool = False
 
     set_name: ClassVar[str] = "waymo"
+    box_categories: ClassVar[tuple[str, ...]] = BOX_CATEGORIES
 
     def __post_init__(self) -> None:
         check_cameras(self, *CAMERAS)
@@ -214,6 +222,7 @@ class WaymoConverter(Converter):
             labels=labels,
             instances=instances,
             boxes=boxes,
+            elongations=cloud.elongation.astype(np.float32),
         )
 
     def _camera(self, name: str, frame: RawFrame, what: str) -> CameraView:

@@ -26,6 +26,9 @@ SEGMENTATION_NAMES = (
 BOX_NAMES = ("background", "vehicle", "pedestrian", "sign", "cyclist")
 """Types 1 to 4 of the boxes, and what lies in none."""
 
+BOX_CATEGORIES = BOX_NAMES[1:]
+"""What `Boxes.categories` counts."""
+
 
 _SATURATED = 4.0
 """Its tanh is 0.9993."""
@@ -61,7 +64,10 @@ def segmentation_labels(cloud: LaserPoints) -> tuple[UInt8[np.ndarray, " N"], In
 
 
 def lidar_boxes(frame: RawFrame, T_ego_lidar: Float[np.ndarray, "4 4"], class_names: tuple[str, ...]) -> Boxes | None:
-    """Boxes in the frame of the points.
+    """Boxes in the frame of the points, with the difficulty that people gave them: 1 or 2, -1 where they gave none.
+
+    The benchmark then takes boxes of at most 5 points for level 2, those with more for level 1, and leaves out those
+    without points.
 
     The segmentation has pedestrians and signs as the boxes do; vehicles and cyclists are several of its classes, so
     they are IGNORE_LABEL there.
@@ -69,7 +75,7 @@ def lidar_boxes(frame: RawFrame, T_ego_lidar: Float[np.ndarray, "4 4"], class_na
     raw = frame.boxes
     if raw is None:
         return None
-    classes = [class_names.index(name) if name in class_names else IGNORE_LABEL for name in BOX_NAMES[1:]]
+    classes = [class_names.index(name) if name in class_names else IGNORE_LABEL for name in BOX_CATEGORIES]
     table = np.array([IGNORE_LABEL, *classes], dtype=np.int32)
     known = (raw.types >= 0) & (raw.types < len(table))
     # The set states velocities along the world's axes.
@@ -81,6 +87,7 @@ def lidar_boxes(frame: RawFrame, T_ego_lidar: Float[np.ndarray, "4 4"], class_na
         velocities_mps=velocities[:, :2],
         classes=np.where(known, table[np.where(known, raw.types, 0)], IGNORE_LABEL).astype(np.int32),
         track_ids=np.array([track_number(name) for name in raw.ids], dtype=np.int32),
+        categories=np.where(known, raw.types - 1, -1).astype(np.int32),
         num_points=raw.num_points.astype(np.int64),
         difficulties=raw.difficulties.astype(np.int64),
     )

@@ -26,7 +26,7 @@ from jaxtyping import Bool, Float, Int
 from data.convert.waymo.frame import LaserCalibration, RawLaser
 from data.storage.damage import DamagedError
 
-_RANGE, _INTENSITY, _NO_LABEL_ZONE = 0, 1, 3
+_RANGE, _INTENSITY, _ELONGATION, _NO_LABEL_ZONE = range(4)
 _INSTANCE, _CLASS = 0, 1
 
 
@@ -37,6 +37,7 @@ class LaserPoints:
     Attributes:
         points_vehicle: in the vehicle frame of the frame's pose, metres.
         intensity: as the laser gives it, without an upper limit.
+        elongation: of the pulse beyond its nominal width, as the laser gives it.
         no_label_zone: whether boxes are not labelled at this place.
         classes: number in the files, 0 where undefined or without segmentation.
         instances: object in the files, 0 for none.
@@ -45,6 +46,7 @@ class LaserPoints:
 
     points_vehicle: Float[np.ndarray, "N 3"]
     intensity: Float[np.ndarray, " N"]
+    elongation: Float[np.ndarray, " N"]
     no_label_zone: Bool[np.ndarray, " N"]
     classes: Int[np.ndarray, " N"]
     instances: Int[np.ndarray, " N"]
@@ -69,6 +71,7 @@ def laser_points(laser: RawLaser, T_world_vehicle: Float[np.ndarray, "4 4"], wha
             LaserPoints(
                 points_vehicle=_cell_points(laser, image.shape[:2], cells, values[:, _RANGE], T_world_vehicle, what),
                 intensity=values[:, _INTENSITY].astype(np.float64),
+                elongation=values[:, _ELONGATION].astype(np.float64),
                 no_label_zone=values[:, _NO_LABEL_ZONE] > 0,
                 classes=labels[:, _CLASS].astype(np.int64),
                 instances=labels[:, _INSTANCE].astype(np.int64),

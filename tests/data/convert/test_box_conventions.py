@@ -6,7 +6,9 @@ Where real frames are at hand, on those: points and images know nothing of anybo
 from __future__ import annotations
 
 import itertools
+import struct
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +16,11 @@ from jaxtyping import Float
 
 from data.convert.base import Converter
 from data.convert.kitti.kitti_object import BOX_CATEGORIES, KittiObjectConverter
-from data.geometry import project, transform
+from data.convert.waymo import proto
+from data.convert.waymo.converter import WaymoConverter, camera_view
+from data.convert.waymo.frame import CAMERAS, RawFrame, WaymoParts, name_of
+from data.convert.waymo.labels import BOX_NAMES, lidar_boxes
+from data.geometry import project, rigid, transform
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data"
@@ -116,3 +122,68 @@ def test_kitti_boxes_project_onto_their_2d_boxes(kitti_object: list[Sample]) -> 
     assert len(overlaps) > 20
     assert np.median(overlaps) > 0.85
     assert min(overlaps) > 0.6
+
+
+# ---- Waymo
+@pytest.fixture(scope="module")
+def waymo() -> tuple[Sample, dict[tuple[int, str], Float[np.ndarray, " 4"]]]:
+    """The real frame without its points, and the set's own projection of each box: (box, camera) to rectangle."""
+    converter = WaymoConverter(source=str(REAL / "waymo"))
+    parts = WaymoParts(lasers=(), num_returns=1, cameras=tuple(CAMERAS), segmentation=False)
+    ((_, segment),) = converter._segments.values()
+    (frame,) = segment.frames((0,), parts)
+    assert isinstance(frame, RawFrame)
+    assert frame.boxes is not None
+    T_ego_lidar = rigid(np.eye(3), frame.top.T_vehicle_laser[:3, 3])
+    sample = Sample(
+        key="real",
+        log="real",
+        timestamp_us=frame.timestamp_us,
+        points_lidar=np.zeros((1, 3)),
+        intensity=np.zeros(1),
+        T_ego_lidar=T_ego_lidar,
+        T_world_ego=frame.T_world_vehicle,
+        cameras=tuple(
+            camera_view(name, frame.cameras[name], frame.camera_calibrations[name], "real", undistort=False)
+            for name in CAMERAS
+        ),
+        boxes=lidar_boxes(frame, T_ego_lidar, BOX_NAMES),
+    )
+    # What the converter has no use for: the rectangles that the publishers made of the same boxes.
+    more = " projected_lidar_labels=9:CameraLabels*"
+    schema = {"CameraLabels": "name=1:int32 labels=2:Label*", "Frame": proto._SCHEMA["Frame"] + more}
+    with mock.patch.dict(proto._SCHEMA, schema):
+        message = proto._message_classes()["Frame"]
+    data = (REAL / "waymo" / "pvps_data_one_frame.tfrecord").read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    drawn = {}
+    for view in message.FromString(data[12 : 12 + length]).projected_lidar_labels:
+        camera = name_of(CAMERAS, view.name)
+        for label in view.labels:
+            box = frame.boxes.ids.index(label.id.removesuffix(f"_{camera.upper()}"))
+            middle, half = (label.box.center_x, label.box.center_y), (label.box.length / 2, label.box.width / 2)
+            drawn[box, camera] = np.concatenate([np.subtract(middle, half), np.add(middle, half)])
+    return sample, drawn
+
+
+@needs("waymo")
+def test_waymo_boxes_project_onto_the_publishers_rectangles(waymo: tuple[Sample, dict]) -> None:
+    """Within what lens distortion and the shutter, which those heed, move them."""
+    sample, drawn = waymo
+    overlaps = []
+    for camera in sample.cameras:
+        for (box, name), rectangle in drawn.items():
+            projected = rectangle_of(sample, camera, box) if name == camera.name else None
+            if projected is not None and min(rectangle[2:] - rectangle[:2]) > 20:
+                overlaps.append(overlap(projected, rectangle))
+    assert len(overlaps) > 40
+    assert np.median(overlaps) > 0.8
+
+
+@needs("waymo")
+def test_waymo_difficulty_is_what_people_set(waymo: tuple[Sample, dict]) -> None:
+    boxes = waymo[0].boxes
+    assert boxes is not None
+    assert set(boxes.difficulties.tolist()) == {2, -1}
+    assert (boxes.num_points[boxes.difficulties == 2] > 5).any(), "level 2 beside what few points say"
+    assert np.bincount(boxes.categories).tolist() == [37, 12, 25, 1]

@@ -25,7 +25,14 @@ from data.convert.waymo.converter import WaymoConverter, camera_view, pinhole
 from data.convert.waymo.frame import CAMERAS as CAMERA_NUMBERS
 from data.convert.waymo.frame import LASERS as LASER_NUMBERS
 from data.convert.waymo.frame import CameraCalibration, RawCamera, WaymoParts
-from data.convert.waymo.labels import BOX_NAMES, SEGMENTATION_NAMES, lidar_boxes, scale_intensity, track_number
+from data.convert.waymo.labels import (
+    BOX_CATEGORIES,
+    BOX_NAMES,
+    SEGMENTATION_NAMES,
+    lidar_boxes,
+    scale_intensity,
+    track_number,
+)
 from data.convert.waymo.proto import _floats
 from data.convert.waymo.range_image import laser_points
 from data.geometry import project, rigid, transform
@@ -262,6 +269,9 @@ def test_boxes_and_labels_from_them(both: Path, written: Written) -> None:
             "vehicle" if kind in (10, 11, 12) else {13: "pedestrian", 14: "cyclist"}[kind] for kind in recorded.classes
         ]
         assert [BOX_NAMES[index] for index in boxes.classes] == names
+        assert [BOX_CATEGORIES[index] for index in boxes.categories] == names
+        # The first return has elongation 0, the second 0.3, where they were written.
+        np.testing.assert_allclose(sample.elongations, np.array(truth.returned) * 0.3, atol=1e-6)
         np.testing.assert_allclose(boxes.sizes_m, recorded.sizes_m)
         centers = transform(np.linalg.inv(sample.T_ego_lidar) @ street.T_ego_lidar, recorded.centers_m)
         np.testing.assert_allclose(boxes.centers_m, centers, atol=1e-9)
