@@ -19,6 +19,7 @@ class SyntheticConverter(StreetConfig, Converter):
 
     set_name: ClassVar[str] = "synthetic"
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
+    box_categories: ClassVar[tuple[str, ...]] = CLASS_NAMES
     whole_logs: ClassVar[bool] = True
 
     def camera_names(self) -> tuple[str, ...]:

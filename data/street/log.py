@@ -11,10 +11,12 @@ measures the cost.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from data.geometry import transform, yaw_rotation
 from data.sample import Boxes, CameraView, Sample
@@ -27,6 +29,7 @@ from data.street.lighting import draw_light
 from data.street.motion import camera_mount, ego_pose, intrinsics, lidar_mount
 from data.street.scene import StreetStage, Viewer
 from data.street.textures import paint_layers
+from data.street.views import seen_boxes
 
 _LOG_START_US = 3_600_000_000
 """Logs start an hour apart, so that timestamps are unique in a set."""
@@ -63,6 +66,7 @@ class LogRenderer:
         time_s = frame / self.config.frame_rate_hz
         start_us = _LOG_START_US * (self.log_index + 1)
         sweep = self.sweep(frame)
+        views = tuple(self.view(frame, camera) for camera in range(len(self.config.cameras.names)))
         return Sample(
             key=f"{log}-{frame:05d}",
             log=log,
@@ -71,10 +75,10 @@ class LogRenderer:
             intensity=sweep.intensity,
             T_ego_lidar=lidar_mount(self.config.lidar),
             T_world_ego=ego_pose(self.world.street, self.world.drive, time_s),
-            cameras=tuple(self.view(frame, camera) for camera in range(len(self.config.cameras.names))),
+            cameras=views,
             labels=sweep.labels,
             instances=sweep.instances,
-            boxes=self.boxes(frame, sweep),
+            boxes=self.boxes(frame, sweep, views[0] if views else None),
         )
 
     def sweep(self, frame: int) -> Sweep:
@@ -107,27 +111,45 @@ class LogRenderer:
             labels=rendering.labels if cameras.labels else None,
         )
 
-    def boxes(self, frame: int, sweep: Sweep) -> Boxes:
-        """Boxes of the objects that the sweep met, in the LiDAR frame; velocities are over ground."""
+    def boxes(self, frame: int, sweep: Sweep, first: CameraView | None = None) -> Boxes:
+        """Boxes of the objects that the sweep met, in the LiDAR frame; velocities are over ground.
+
+        Args:
+            frame: of the log.
+            sweep: of that frame.
+            first: its first camera's view, with the depth; None: what the camera sees of the boxes is left out.
+        """
         time_s = frame / self.config.frame_rate_hz
-        things = self.world.things
-        met = np.unique(sweep.instances[sweep.instances > 0]).astype(np.int64)
-        rows = met - 1
-        positions, yaws = (column[rows] for column in things.poses(time_s))
+        met, counts = np.unique(sweep.instances[sweep.instances > 0].astype(np.int64), return_counts=True)
+        placed = self._placed(met - 1, time_s)
         T_world_lidar = ego_pose(self.world.street, self.world.drive, time_s) @ lidar_mount(self.config.lidar)
         T_lidar_world = np.linalg.inv(T_world_lidar)
-        offsets = np.stack([yaw_rotation(float(yaw)) for yaw in yaws]) if len(rows) else np.empty((0, 3, 3))
-        centers = positions + np.einsum("nij,nj->ni", offsets, things.centers_m[rows])
-        heading = np.stack([np.cos(yaws), np.sin(yaws), np.zeros_like(yaws)], axis=1) @ T_lidar_world[:3, :3].T
-        velocity = np.pad(things.velocities(time_s)[rows], ((0, 0), (0, 1))) @ T_lidar_world[:3, :3].T
-        return Boxes(
-            centers_m=transform(T_lidar_world, centers),
-            sizes_m=things.sizes_m[rows],
+        yaws, level = placed[:, 6], np.zeros(len(met))
+        heading = np.stack([np.cos(yaws), np.sin(yaws), level], axis=1) @ T_lidar_world[:3, :3].T
+        velocity = np.pad(self.world.things.velocities(time_s)[met - 1], ((0, 0), (0, 1))) @ T_lidar_world[:3, :3].T
+        labels = self.world.things.labels[met - 1]
+        boxes = Boxes(
+            centers_m=transform(T_lidar_world, placed[:, :3]),
+            sizes_m=placed[:, 3:6],
             yaws=np.arctan2(heading[:, 1], heading[:, 0]),
             velocities_mps=velocity[:, :2],
-            classes=things.labels[rows],
+            classes=labels,
             track_ids=met,
+            num_points=counts.astype(np.int64),
+            categories=labels,
         )
+        if first is None:
+            return boxes
+        seen = seen_boxes(self._placed(met - 1, time_s + self.config.cameras.time_offsets_s[0]), first)
+        return dataclasses.replace(boxes, **vars(seen))
+
+    def _placed(self, rows: Int[np.ndarray, " n"], time_s: float) -> Float[np.ndarray, "n 7"]:
+        """Centre, size and heading in the world of some objects."""
+        things = self.world.things
+        positions, yaws = (column[rows] for column in things.poses(time_s))
+        turns = np.stack([yaw_rotation(float(yaw)) for yaw in yaws]) if len(rows) else np.empty((0, 3, 3))
+        centers = positions + np.einsum("nij,nj->ni", turns, things.centers_m[rows])
+        return np.concatenate([centers, things.sizes_m[rows], yaws[:, None]], axis=1)
 
     def _rng(self, *stream: int) -> np.random.Generator:
         """An own stream of random numbers for each part, so that one part's settings do not disturb another."""

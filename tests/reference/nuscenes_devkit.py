@@ -21,6 +21,8 @@ import numpy as np
 
 PIXELS = 12
 """Projected points that are kept of each image."""
+SWEEPS, POINTS = 3, 40
+"""Sweeps that are put together, and points that are kept of them."""
 
 
 def rounded(values: Any) -> Any:
@@ -66,11 +68,26 @@ def describe(source: str, version: str = "v1.0-mini") -> dict[str, Any]:
         scene = kit.get("scene", sample["scene_token"])["name"]
         found[f"{scene}_{kit.get('sample_data', token)['timestamp']}"] = {
             "num_points": cloud.nbr_points(),
+            "sweeps": several_sweeps(kit, sample),
             "boxes": rows,
             "labels": labels,
             "cameras": {name: project(kit, sample, name) for name in sample["data"] if name.startswith("CAM")},
         }
     return found
+
+
+def several_sweeps(kit: Any, sample: Any) -> dict[str, Any]:
+    """Some points of the cloud of several sweeps, in the order of their sweeps, and how old each of them is."""
+    from nuscenes.utils.data_classes import LidarPointCloud
+
+    cloud, times = LidarPointCloud.from_file_multisweep(kit, sample, "LIDAR_TOP", "LIDAR_TOP", nsweeps=SWEEPS)
+    chosen = np.linspace(0, cloud.nbr_points() - 1, POINTS).astype(int)
+    return {
+        "count": cloud.nbr_points(),
+        "chosen": chosen.tolist(),
+        "points": rounded(cloud.points[:4, chosen].T),
+        "times": rounded(times[0, chosen]),
+    }
 
 
 def project(kit: Any, sample: Any, camera: str) -> dict[str, Any]:
