@@ -30,9 +30,8 @@ def view_of(depth_m: np.ndarray) -> CameraView:
 
 
 def seen(box: list[float], depth_m: np.ndarray | None = None) -> SeenBoxes:
-    return seen_boxes(
-        np.array([box], dtype=np.float64), view_of(np.full((HEIGHT, WIDTH), 50.0) if depth_m is None else depth_m)
-    )
+    view = view_of(np.full((HEIGHT, WIDTH), 50.0) if depth_m is None else depth_m)
+    return seen_boxes(np.array([box], dtype=np.float64), view)
 
 
 def test_a_box_ahead() -> None:
