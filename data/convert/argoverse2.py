@@ -55,6 +55,9 @@ CLASS_NAMES = (
 UNSCORED = ("ANIMAL", "OFFICIAL_SIGNALER", "RAILED_VEHICLE", "TRAFFIC_LIGHT_TRAILER")
 """Labelled, but left out of the benchmark: ignored."""
 
+BOX_CATEGORIES = (*CLASS_NAMES[1:], *UNSCORED)
+"""What `Boxes.categories` counts."""
+
 _CLASS_OF = {name: number for number, name in enumerate(CLASS_NAMES)}
 _INTENSITY_MAX = 255.0
 _NANOSECONDS = re.compile(r"[0-9]{1,18}\Z", re.ASCII)
@@ -94,6 +97,7 @@ class Argoverse2Converter(FrameConverter):
 
     set_name: ClassVar[str] = "argoverse2"
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
+    box_categories: ClassVar[tuple[str, ...]] = BOX_CATEGORIES
 
     def __post_init__(self) -> None:
         check_cameras(self, *RING_CAMERAS, *STEREO_CAMERAS)
@@ -287,7 +291,7 @@ class _Annotations:
             DamagedError: one of them is damaged, or of an unknown category.
         """
         (rows,) = np.nonzero(self._table["timestamp_ns"] == time_ns)
-        unknown = sorted(set(self._table["category"][rows]) - {*CLASS_NAMES[1:], *UNSCORED})
+        unknown = sorted(set(self._table["category"][rows]) - {*BOX_CATEGORIES})
         if unknown:
             raise DamagedError("meta-broken", f"{self._path} at {time_ns} has the unknown category {unknown[0]!r:.80}")
         if not all(np.isfinite(self._table[name][rows]).all() for name in _SIZE):
@@ -305,4 +309,5 @@ class _Annotations:
             classes=np.array([_CLASS_OF.get(name, IGNORE_LABEL) for name in categories], dtype=np.int32),
             track_ids=np.array([track_id(name) for name in self._table["track_uuid"][rows]], dtype=np.int32),
             num_points=self._table["num_interior_pts"][rows].astype(np.int64),
+            categories=np.array([BOX_CATEGORIES.index(name) for name in categories], dtype=np.int32),
         )

@@ -80,6 +80,7 @@ class OnceConverter(FrameConverter):
 
     set_name: ClassVar[str] = "once"
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
+    box_categories: ClassVar[tuple[str, ...]] = CLASS_NAMES[1:]
 
     def __post_init__(self) -> None:
         check_cameras(self, *CAMERAS)
@@ -252,7 +253,7 @@ class _Reader:
         T_world_ego = self._pose(frame)
         sweep = read_sweep(self._folder / "lidar_roof" / f"{name}.bin", 4)
         points = transform(_T_LIDAR_ONCE, sweep[:, :3]).astype(np.float32)
-        boxes = _boxes(self._sequence.path, frame)
+        boxes = read_boxes(self._sequence.path, frame)
         labels = instances = None
         if boxes is not None:
             labels, instances = labels_from_boxes(points, boxes, CLASS_NAMES.index("background"))
@@ -317,7 +318,7 @@ class _Reader:
         return np.asarray(cv2.remap(image, table[0], table[1], cv2.INTER_LINEAR))
 
 
-def _boxes(path: Path, frame: Mapping[str, Any]) -> Boxes | None:
+def read_boxes(path: Path, frame: Mapping[str, Any]) -> Boxes | None:
     """Boxes in our LiDAR frame; None for frames without annotation.
 
     Raises:
@@ -338,4 +339,4 @@ def _boxes(path: Path, frame: Mapping[str, Any]) -> Boxes | None:
     rows[:, 0:3] = transform(_T_LIDAR_ONCE, rows[:, 0:3])
     # Headings turn with the axes, and stay between -pi and pi.
     rows[:, 6] = np.arctan2(np.sin(rows[:, 6] + np.pi / 2), np.cos(rows[:, 6] + np.pi / 2))
-    return dataclasses.replace(boxes_from_rows(rows, classes), num_points=num_points)
+    return dataclasses.replace(boxes_from_rows(rows, classes), num_points=num_points, categories=classes - 1)

@@ -3,8 +3,9 @@
 `depth` holds points with colours in an upright frame (x right, y forward, z up), which becomes our `lidar` frame (x
 forward, y left, z up): the floor is level. `calib` holds two lines, the tilt R and the intrinsics K, both written
 column by column: camera axes are R transposed applied to the upright point, then y down and z forward.
-A label line: class, 2D box, centre (3), half width, half length, half height, direction (2). Points get the class of
-the box that they lie in, "background" outside of all; boxes of other classes than the ten are ignored.
+A label line: class, 2D box (left, top, width, height), centre (3), half width, half length, half height, direction (2).
+Points get the class of the box that they lie in, "background" outside of all; boxes of other classes than the ten are
+ignored.
 
 Each frame is a log of its own, without time and pose. Ids up to 5050 are "val", as in the set's own split.
 
@@ -13,6 +14,7 @@ Source: Song et al., SUN RGB-D (CVPR 2015); Qi et al., VoteNet (ICCV 2019), supp
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import struct
 import zlib
@@ -84,6 +86,7 @@ class SunRgbdConverter(FrameConverter):
     measures_intensity: ClassVar[bool] = False
     _later: ClassVar[tuple[str, ...]] = ("cameras",)
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
+    box_categories: ClassVar[tuple[str, ...]] = CLASS_NAMES[1:]
 
     def __post_init__(self) -> None:
         check_cameras(self, _CAMERA)
@@ -223,23 +226,33 @@ def read_calibration(path: Path) -> tuple[Float[np.ndarray, "3 3"], Float[np.nda
 
 
 def read_boxes(path: Path) -> Boxes:
-    """Boxes in our LiDAR frame; classes beside the ten have class IGNORE_LABEL.
+    """Boxes in our LiDAR frame, with the 2D boxes that people drew.
+
+    Kinds beside the ten, of which there are hundreds, have class IGNORE_LABEL and category -1.
 
     Raises:
         DamagedError: the file is missing or a line has another form.
     """
     if not path.is_file():
         raise DamagedError("member-missing", str(path))
-    rows, classes = [], []
+    rows, classes, rectangles = [], [], []
     for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         name, *rest = line.split() or [""]
         if not name:
             continue
         try:
-            x, y, z, width, length, height, along_x, along_y = (float(value) for value in rest[4:12])
+            left, top, across, down, x, y, z, width, length, height, along_x, along_y = (
+                float(value) for value in rest[:12]
+            )
         except ValueError as error:
             raise DamagedError("meta-broken", f"{path}, line {number}: {line!r}: {error}") from error
         # Upright x is right and y forward: our x is their y, our y their -x.
         rows.append([y, -x, z, 2 * length, 2 * width, 2 * height, float(np.arctan2(-along_x, along_y))])
+        rectangles.append([left, top, left + across, top + down])
         classes.append(CLASS_NAMES.index(name) if name in CLASS_NAMES[1:] else IGNORE_LABEL)
-    return boxes_from_rows(rows, classes)
+    boxes = boxes_from_rows(rows, classes)
+    return dataclasses.replace(
+        boxes,
+        categories=np.where(boxes.classes == IGNORE_LABEL, -1, boxes.classes - 1),
+        image_boxes_px=np.array(rectangles, dtype=np.float64).reshape(-1, 4),
+    )

@@ -3,6 +3,7 @@
 ::
 
     SRC/classes.txt                                  one name a line; needed with labels or boxes only
+    SRC/categories.txt                               one name a line; needed with categories of boxes only
     SRC/<log>/calibration.json
     SRC/<log>/poses.csv                              ego poses; without, the ego stands still
     SRC/<log>/lidar/<timestamp_us>.npy | .bin        x y z intensity
@@ -33,6 +34,7 @@ from common.ranges import expect, positive
 from common.small_files import DamagedFileError, read_text
 from data.convert.base import NO_CAMERA, FrameConverter
 from data.convert.custom import formats
+from data.convert.custom.boxes import read_boxes
 from data.convert.custom.pose_track import read_pose_track
 from data.convert.intensity import scaled_intensity
 from data.convert.raw_files import JPEGS, layout_error, read_image, read_jpeg
@@ -62,8 +64,8 @@ class CustomConverter(FrameConverter):
         min_depth_m: points nearer to a camera's plane make no pair with its pixels; indoors less than 1 m is right.
         drives_forward: poses by which a log's vehicle drives backwards or sideways are refused; False where one really
             does.
-        columns: what a row of a sweep holds, in order: x, y, z, intensity, and any other names for what is not read;
-            without "intensity" it is 0 everywhere.
+        columns: what a row of a sweep holds, in order: x, y, z, intensity, time_s (seconds before the sweep's time),
+            elongation, and any other names for what is not read; without "intensity" it is 0 everywhere.
     """
 
     source: str
@@ -80,7 +82,8 @@ class CustomConverter(FrameConverter):
 
     def __post_init__(self) -> None:
         positive(self, "max_image_gap_ms", "max_pose_gap_ms", "min_depth_m")
-        once = all(self.columns.count(name) == 1 for name in ("x", "y", "z")) and self.columns.count("intensity") < 2
+        once = all(self.columns.count(name) == 1 for name in ("x", "y", "z"))
+        once &= all(self.columns.count(name) < 2 for name in formats.READ_COLUMNS)
         expect(self, "columns", once, "x, y, z once each, and what else a row holds, in order")
 
     def settings(self) -> dict[str, Any]:
@@ -135,14 +138,8 @@ class CustomConverter(FrameConverter):
     @cached_property
     def _class_names(self) -> tuple[str, ...]:
         path = Path(self.source) / "classes.txt"
-        try:
-            text = read_text(path)
-        except DamagedFileError as error:
-            raise ShardError(str(error)) from error
-        if text is not None:
-            names = tuple(line.strip() for line in text.splitlines() if line.strip())
-            if len(set(names)) != len(names) or not 0 < len(names) < 255:
-                raise ShardError(f"{path}: expected 1 to 254 different class names, one on each line")
+        names = _read_names(path)
+        if names is not None:
             return names
         labelled = [
             folder / kind for folder in self._logs.values() for kind in ("labels", "boxes") if (folder / kind).is_dir()
@@ -155,6 +152,15 @@ class CustomConverter(FrameConverter):
     def class_names(self) -> tuple[str, ...]:
         """Of classes.txt."""
         return self._class_names
+
+    @cached_property
+    def _categories(self) -> tuple[str, ...]:
+        return _read_names(Path(self.source) / "categories.txt") or ()
+
+    @property
+    def box_categories(self) -> tuple[str, ...]:
+        """Of categories.txt."""
+        return self._categories
 
     def split_of(self, log: str) -> str:
         """As `val_logs` says."""
@@ -183,6 +189,20 @@ class CustomConverter(FrameConverter):
             if not _PLAUSIBLE_PERIOD_US[0] <= period <= _PLAUSIBLE_PERIOD_US[1]:
                 notes.append(f"{log}: sweeps are {period:.0f} microseconds apart; are file names in microseconds?")
         return tuple(notes)
+
+
+def _read_names(path: Path) -> tuple[str, ...] | None:
+    """Names of a file, one a line; None where there is no such file."""
+    try:
+        text = read_text(path)
+    except DamagedFileError as error:
+        raise ShardError(str(error)) from error
+    if text is None:
+        return None
+    names = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if len(set(names)) != len(names) or not 0 < len(names) < 255:
+        raise ShardError(f"{path}: expected 1 to 254 different class names, one on each line")
+    return names
 
 
 def _doubts(path: Path) -> list[str]:
@@ -223,7 +243,8 @@ class _LogReader:
             label_path = self._folder / "labels" / f"{time_us}.npy"
             labels = formats.read_labels(label_path, len(sweep), len(self._class_names))[measured]
         if (self._folder / "boxes").is_dir():
-            boxes = formats.read_boxes(self._folder / "boxes" / f"{time_us}.json", self._class_names)
+            path_of_boxes = self._folder / "boxes" / f"{time_us}.json"
+            boxes = read_boxes(path_of_boxes, self._class_names, self._settings.box_categories)
         return Sample(
             key=f"{self._folder.name}_{time_us}",
             log=self._folder.name,
@@ -235,6 +256,8 @@ class _LogReader:
             cameras=tuple(self._view(name, time_us) for name in self._images),
             labels=labels,
             boxes=boxes,
+            times_s=sweep[measured, 4] if "time_s" in self._settings.columns else None,
+            elongations=sweep[measured, 5] if "elongation" in self._settings.columns else None,
         )
 
     def _intensity(self, path: Path, raw: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:

@@ -1,4 +1,4 @@
-"""Files of the `custom` layout: calibration, sweeps, labels and boxes. docs/custom_data.md is their description."""
+"""Files of the `custom` layout: calibration, sweeps and labels. docs/custom_data.md is their description."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from jaxtyping import Bool, Float, Float32, Shaped, UInt8
 from data.convert.poses import nearest_rotation
 from data.convert.raw_files import POSSIBLE_COLUMNS, read_json, read_npy
 from data.convert.raw_files import read_sweep as read_sweep_rows
-from data.sample import IGNORE_LABEL, Boxes
-from data.storage.box_record import MAX_TRACK_ID
+from data.sample import IGNORE_LABEL
 from data.storage.damage import DamagedError
 
 COLUMNS = ("x", "y", "z", "intensity")
-"""What is read of a sweep's row; it may hold more."""
+"""What a sweep's row holds unless the setting says otherwise."""
+
+READ_COLUMNS = (*COLUMNS, "time_s", "elongation")
+"""What is read of a row; it may hold more."""
 
 _NEGATIVE_SHARE = 0.01
 """Intensities below 0 that a sweep whose columns are the stated ones does not have: they are coordinates."""
@@ -34,8 +36,6 @@ _CENTRED = (0.4, 0.6)
 _ALIKE = 0.1
 _FAR_M = 100.0
 """Of a sensor from the ego frame's origin: beyond any vehicle, though not beyond a roadside."""
-_BOX_KEYS = ("class", "center", "size", "yaw")
-_BOX_EXTRAS = ("velocity", "track_id")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,7 +88,7 @@ def read_calibration(path: Path) -> LogCalibration:
     Raises:
         DamagedError: the file is missing, an entry is missing, unknown or has another form.
     """
-    content = _fields(str(path), read_json(path), ("T_ego_lidar", "intensity_max", "cameras"), ())
+    content = fields_of(str(path), read_json(path), ("T_ego_lidar", "intensity_max", "cameras"), ())
     intensity_max, cameras = content["intensity_max"], content["cameras"]
     if intensity_max is not None and not (_is_number(intensity_max) and 0 < intensity_max < math.inf):
         detail = f"{path}: intensity_max is {intensity_max!r}, expected a number above 0, or null for a sensor without"
@@ -103,7 +103,7 @@ def read_calibration(path: Path) -> LogCalibration:
 
 
 def _camera(where: str, entry: Any) -> LogCamera:
-    content = _fields(where, entry, ("K", "image_size", "T_ego_camera"), ("model", "distortion", "image_max"))
+    content = fields_of(where, entry, ("K", "image_size", "T_ego_camera"), ("model", "distortion", "image_max"))
     size = content["image_size"]
     if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
         raise DamagedError("meta-broken", f"{where}.image_size is {size!r}, expected [height, width]")
@@ -158,7 +158,7 @@ def _distortion(where: str, content: Mapping[str, Any]) -> tuple[str, Float[np.n
             detail = f"{where}: a fisheye has a distortion of 4 numbers; images that are undistorted are of a pinhole"
             raise DamagedError("meta-broken", detail)
         return model, None
-    distortion = _numbers(f"{where}.distortion", content["distortion"])
+    distortion = numbers(f"{where}.distortion", content["distortion"])
     if distortion.shape == (4,) and "model" not in content:
         raise DamagedError(
             "meta-broken",
@@ -176,8 +176,12 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _fields(where: str, content: Any, needed: tuple[str, ...], extra: tuple[str, ...]) -> dict[str, Any]:
-    """An object with exactly these names."""
+def fields_of(where: str, content: Any, needed: tuple[str, ...], extra: tuple[str, ...]) -> dict[str, Any]:
+    """An object of JSON with exactly these names, the needed and perhaps the extra ones.
+
+    Raises:
+        DamagedError: it is none.
+    """
     if not isinstance(content, dict):
         raise DamagedError("meta-broken", f"{where} is {content!r}, expected an object")
     missing = [name for name in needed if name not in content]
@@ -189,7 +193,12 @@ def _fields(where: str, content: Any, needed: tuple[str, ...], extra: tuple[str,
     return content
 
 
-def _numbers(where: str, value: Any) -> Float[np.ndarray, "*shape"]:
+def numbers(where: str, value: Any) -> Float[np.ndarray, "*shape"]:
+    """A list of finite numbers, or one of such lists.
+
+    Raises:
+        DamagedError: it is none.
+    """
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
@@ -200,7 +209,7 @@ def _numbers(where: str, value: Any) -> Float[np.ndarray, "*shape"]:
 
 
 def _matrix(where: str, value: Any, side: int) -> Float[np.ndarray, "side side"]:
-    array = _numbers(where, value)
+    array = numbers(where, value)
     if array.shape != (side, side):
         raise DamagedError("meta-broken", f"{where} has shape {array.shape}, expected {side} rows of {side}")
     return array
@@ -217,12 +226,14 @@ def _pose(where: str, value: Any) -> Float[np.ndarray, "4 4"]:
 
 
 # ---- sweeps and labels
-def read_sweep(path: Path, columns: tuple[str, ...] = COLUMNS) -> Float32[np.ndarray, "N 4"]:
-    """Rows x, y, z in metres and raw intensity (0 where no column is), of an .npy of floats or a .bin of float32.
+def read_sweep(path: Path, columns: tuple[str, ...] = COLUMNS) -> Float32[np.ndarray, "N 6"]:
+    """Rows of `READ_COLUMNS`, 0 where a file has no such column, of an .npy of floats or a .bin of float32.
+
+    x, y, z in metres, raw intensity, seconds before the sweep's time, elongation of the pulse.
 
     Args:
         path: of the file.
-        columns: what each row holds, in order; names other than those of `COLUMNS` are left out.
+        columns: what each row holds, in order; names other than those of `READ_COLUMNS` are left out.
 
     Raises:
         DamagedError: the file is missing or has another form, or its intensities look like coordinates.
@@ -234,8 +245,8 @@ def read_sweep(path: Path, columns: tuple[str, ...] = COLUMNS) -> Float32[np.nda
         if table.ndim != 2 or table.shape[1] != len(columns) or not np.issubdtype(table.dtype, np.floating):
             expected = f"floats, N rows of {' '.join(columns)}"
             raise DamagedError("array-broken", f"{path}: {table.dtype} {table.shape}, expected {expected}{_HINT}")
-    sweep = np.zeros((len(table), len(COLUMNS)), dtype=np.float32)
-    for column, name in enumerate(COLUMNS):
+    sweep = np.zeros((len(table), len(READ_COLUMNS)), dtype=np.float32)
+    for column, name in enumerate(READ_COLUMNS):
         if name in columns:
             sweep[:, column] = table[:, columns.index(name)]
     measured = sweep[has_return(sweep), 3]
@@ -263,7 +274,7 @@ def _records(path: Path, columns: tuple[str, ...]) -> Shaped[np.ndarray, "N colu
         raise DamagedError(error.reason, f"{error.detail}{fits}; {stated}") from error
 
 
-def has_return(sweep: Float32[np.ndarray, "N 4"]) -> Bool[np.ndarray, " N"]:
+def has_return(sweep: Float32[np.ndarray, "N 6"]) -> Bool[np.ndarray, " N"]:
     """Rows that are a measurement: all numbers finite and not at the sensor's own place."""
     return np.asarray(np.isfinite(sweep).all(axis=1) & (sweep[:, :3] != 0).any(axis=1))
 
@@ -283,46 +294,3 @@ def read_labels(path: Path, num_points: int, num_classes: int) -> UInt8[np.ndarr
         detail = f"{path}: class {labels[wrong][0]}, expected 0 to {num_classes - 1} or {IGNORE_LABEL}"
         raise DamagedError("array-broken", detail)
     return labels.astype(np.uint8)
-
-
-def read_boxes(path: Path, class_names: tuple[str, ...]) -> Boxes:
-    """Boxes in the LiDAR frame.
-
-    Raises:
-        DamagedError: the file is missing, or an entry has another form or an unknown class.
-    """
-    entries = read_json(path)
-    if not isinstance(entries, list):
-        raise DamagedError("meta-broken", f"{path} holds a {type(entries).__name__}, expected a list of boxes")
-    rows, classes, tracks = [], [], []
-    for number, entry in enumerate(entries):
-        where = f"{path}: box {number}"
-        box = _fields(where, entry, _BOX_KEYS, _BOX_EXTRAS)
-        if box["class"] not in class_names:
-            detail = f"{where}: class {box['class']!r} is not in classes.txt ({', '.join(class_names)})"
-            raise DamagedError("meta-broken", detail)
-        row = _numbers(where, [*_three(where, box, "center"), *_three(where, box, "size"), box["yaw"]])
-        velocity = [np.nan, np.nan] if box.get("velocity") is None else _numbers(where, box["velocity"]).tolist()
-        track = box.get("track_id", -1)
-        if (row[3:6] <= 0).any() or len(velocity) != 2 or type(track) is not int or abs(track) > MAX_TRACK_ID:
-            expected = "sizes above 0, two numbers of velocity, a whole track_id of at most 2**53"
-            raise DamagedError("meta-broken", f"{where} is {entry}, expected {expected}")
-        rows.append([*row, *velocity])
-        classes.append(class_names.index(box["class"]))
-        tracks.append(track)
-    table = np.array(rows, dtype=np.float64).reshape(-1, 9)
-    return Boxes(
-        centers_m=table[:, 0:3],
-        sizes_m=table[:, 3:6],
-        yaws=table[:, 6],
-        velocities_mps=table[:, 7:9],
-        classes=np.array(classes, dtype=np.int32),
-        track_ids=np.array(tracks, dtype=np.int64),
-    )
-
-
-def _three(where: str, box: Mapping[str, Any], name: str) -> list[Any]:
-    value = box[name]
-    if not (isinstance(value, list) and len(value) == 3):
-        raise DamagedError("meta-broken", f"{where}: {name} is {value!r}, expected three numbers in metres")
-    return value

@@ -30,6 +30,7 @@ from data.convert.box_labels import labels_from_boxes
 from data.convert.intensity import scaled_intensity
 from data.convert.pandaset.classes import (
     CLASS_NAMES,
+    CLASSES,
     LABEL_OF_NAME,
     LABEL_OF_NUMBER,
     OPENPCDET_SPLITS,
@@ -47,6 +48,7 @@ CAMERAS = (*("front_camera", "front_left_camera", "front_right_camera", "left_ca
 _SENSORS: dict[str, tuple[int, ...]] = {"pandar64": (0,), "pandargt": (1,), "both": (0, 1)}
 """Setting -> values of the points' column d."""
 
+_CATEGORY_OF = {name: number for number, name in enumerate(CLASSES)}
 _INTENSITY_MAX = 255.0
 _MAX_TIME_S = 1e10
 _MAX_EXTRAPOLATION = 1.5
@@ -77,6 +79,7 @@ class PandasetConverter(FrameConverter):
 
     set_name: ClassVar[str] = "pandaset"
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
+    box_categories: ClassVar[tuple[str, ...]] = tuple(CLASSES)
 
     def __post_init__(self) -> None:
         check_cameras(self, *CAMERAS)
@@ -284,7 +287,8 @@ class _Reader:
         yaws = table["yaw"][of_sensor].astype(np.float64)
         if not (np.isfinite(rows).all() and np.isfinite(yaws).all()):
             raise DamagedError("meta-broken", f"{path}: a box is not finite")
-        classes = [LABEL_OF_NAME.get(str(name), IGNORE_LABEL) for name in table["label"][of_sensor]]
+        names = [str(name) for name in table["label"][of_sensor]]
+        classes = [LABEL_OF_NAME.get(name, IGNORE_LABEL) for name in names]
         # At yaw 0 the front looks along the world's y.
         heading = np.stack([-np.sin(yaws), np.cos(yaws), np.zeros_like(yaws)], axis=1) @ T_lidar_world[:3, :3].T
         return Boxes(
@@ -294,6 +298,7 @@ class _Reader:
             velocities_mps=np.full((len(rows), 2), np.nan),
             classes=np.array(classes, dtype=np.int32),
             track_ids=np.array([track_id(str(uuid)) for uuid in table["uuid"][of_sensor]], dtype=np.int32),
+            categories=np.array([_CATEGORY_OF.get(name, -1) for name in names], dtype=np.int32),
         )
 
     def T_cam_ego(self, camera: str, number: int) -> Float[np.ndarray, "4 4"]:  # noqa: N802

@@ -36,6 +36,31 @@ EVALUATED = {
 CLASS_NAMES = tuple(EVALUATED.values())
 NUM_NYU40 = 40
 
+_OTHERS = {
+    13: "blinds",
+    15: "shelves",
+    17: "dresser",
+    18: "pillow",
+    19: "mirror",
+    20: "floor mat",
+    21: "clothes",
+    22: "ceiling",
+    23: "books",
+    25: "television",
+    26: "paper",
+    27: "towel",
+    29: "box",
+    30: "whiteboard",
+    31: "person",
+    32: "night stand",
+    35: "lamp",
+    37: "bag",
+    38: "otherstructure",
+    40: "otherprop",
+}
+BOX_CATEGORIES = tuple((EVALUATED | _OTHERS)[number] for number in range(1, NUM_NYU40 + 1))
+"""Names of the NYU40 ids, from 1: what `Boxes.categories` counts. Detection is judged on 18 of them (VoteNet)."""
+
 _CLASS_OF_NYU40 = np.full(NUM_NYU40 + 1, IGNORE_LABEL, dtype=np.uint8)
 _CLASS_OF_NYU40[list(EVALUATED)] = np.arange(len(EVALUATED))
 

@@ -38,7 +38,7 @@ from data.convert.base import NO_CAMERA, FrameConverter, check_cameras
 from data.convert.poses import nearest_rotation
 from data.convert.raw_files import check_image_fits, layout_error, read_image, read_numbers, read_plane
 from data.convert.rgbd import MIN_DEPTH_M, T_CAM_LIDAR, depth_points, measured, read_depth
-from data.convert.scannet.classes import CLASS_NAMES, SCAN, evaluated_classes, split_of
+from data.convert.scannet.classes import BOX_CATEGORIES, CLASS_NAMES, SCAN, evaluated_classes, split_of
 from data.convert.scannet.scans import read_scan, scan_files
 from data.geometry import rigid
 from data.sample import CameraView, Sample
@@ -77,6 +77,7 @@ class ScanNetConverter(FrameConverter):
     measures_intensity: ClassVar[bool] = False
     _later: ClassVar[tuple[str, ...]] = ("cameras",)
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
+    box_categories: ClassVar[tuple[str, ...]] = BOX_CATEGORIES
 
     def __post_init__(self) -> None:
         check_cameras(self, _CAMERA)

@@ -16,7 +16,7 @@ from jaxtyping import Shaped
 from data.convert.box_labels import boxes_from_rows
 from data.convert.raw_files import read_npy
 from data.convert.rgbd import luminance
-from data.convert.scannet.classes import evaluated_classes
+from data.convert.scannet.classes import NUM_NYU40, evaluated_classes
 from data.sample import Boxes, Sample
 from data.storage.box_record import MAX_TRACK_ID
 from data.storage.damage import DamagedError
@@ -66,8 +66,12 @@ def _boxes(folder: Path, name: str) -> Boxes:
     if table.shape[1] < 7 or not np.isfinite(table).all():
         detail = f"{name}: boxes are {table.shape}, expected finite rows of centre, extents, NYU40 id"
         raise DamagedError("array-broken", detail)
-    classes = evaluated_classes(table[:, 6].astype(np.int64)).astype(np.int32)
-    boxes = boxes_from_rows(np.column_stack([table[:, :6], np.zeros(len(table))]), classes)
+    nyu40 = np.clip(table[:, 6], 0, NUM_NYU40 + 1).astype(np.int64)
+    boxes = boxes_from_rows(
+        np.column_stack([table[:, :6], np.zeros(len(table))]), evaluated_classes(nyu40).astype(np.int32)
+    )
+    known = (nyu40 >= 1) & (nyu40 <= NUM_NYU40)
+    boxes = dataclasses.replace(boxes, categories=np.where(known, nyu40 - 1, -1))
     if _path(folder, name, "bbox_idx").is_file():
         numbers = _table(folder, name, "bbox_idx", 1)
         if len(numbers) != len(table) or not (np.abs(numbers.astype(np.float64)) <= MAX_TRACK_ID).all():

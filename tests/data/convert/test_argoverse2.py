@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.feather
 import pytest
 
-from data.convert.argoverse2 import CLASS_NAMES, UNSCORED, Argoverse2Converter
+from data.convert.argoverse2 import BOX_CATEGORIES, CLASS_NAMES, UNSCORED, Argoverse2Converter
 from data.convert.base import Converter, Skipped
 from data.convert.box_labels import points_in_box
 from data.geometry import project, transform
@@ -90,6 +90,7 @@ def test_boxes_and_labels(source, truth):
         np.testing.assert_allclose(np.cos(boxes.yaws - expected.yaws), 1, atol=1e-9)
         names = [CATEGORIES[STREET_CLASSES[label]] for label in expected.classes]
         assert [CLASS_NAMES[label] for label in boxes.classes] == names
+        assert [BOX_CATEGORIES[number] for number in boxes.categories] == names
         for box in range(len(names)):
             args = (boxes.centers_m[box], boxes.sizes_m[box], float(boxes.yaws[box]))
             assert abs(int(points_in_box(sample.points_lidar, *args).sum()) - int(boxes.num_points[box])) <= 1

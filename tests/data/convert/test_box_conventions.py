@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 from jaxtyping import Float
 
+from data.convert import once
 from data.convert.base import Converter
 from data.convert.kitti.kitti_object import BOX_CATEGORIES, KittiObjectConverter
+from data.convert.sunrgbd import SunRgbdConverter
 from data.convert.waymo import proto
 from data.convert.waymo.converter import WaymoConverter, camera_view
 from data.convert.waymo.frame import CAMERAS, RawFrame, WaymoParts, name_of
@@ -187,3 +189,56 @@ def test_waymo_difficulty_is_what_people_set(waymo: tuple[Sample, dict]) -> None
     assert set(boxes.difficulties.tolist()) == {2, -1}
     assert (boxes.num_points[boxes.difficulties == 2] > 5).any(), "level 2 beside what few points say"
     assert np.bincount(boxes.categories).tolist() == [37, 12, 25, 1]
+
+
+# ---- ONCE
+@pytest.mark.parametrize(
+    ("row", "center", "yaw"),
+    [
+        ([0.0, -10, 0.5, 4, 2, 1.5, -np.pi / 2], [10.0, 0, 0.5], 0.0),
+        ([5.0, 0, 0, 4, 2, 1.5, 0.0], [0.0, 5, 0], np.pi / 2),
+        ([0.0, 7, 0, 4, 2, 1.5, np.pi / 2], [-7.0, 0, 0], np.pi),
+    ],
+    ids=["ahead, heading away", "left, heading left", "behind, heading back"],
+)
+def test_once_boxes_by_hand(row: list[float], center: list[float], yaw: float) -> None:
+    """Its x is to the left, its y to the back; heading from its x counter-clockwise; l w h about the centre."""
+    annotation = {"names": ["Bus"], "boxes_3d": [row], "num_points_in_gt": [17]}
+    boxes = once.read_boxes(Path("made up"), {"frame_id": "1", "annos": annotation})
+    assert boxes is not None
+    np.testing.assert_allclose(boxes.centers_m, [center], atol=1e-9)
+    np.testing.assert_allclose(np.exp(1j * boxes.yaws), [np.exp(1j * yaw)], atol=1e-9)
+    assert boxes.sizes_m.tolist() == [[4, 2, 1.5]]
+    assert boxes.num_points.tolist() == [17]
+    assert [once.CLASS_NAMES[1:][number] for number in boxes.categories] == ["Bus"]
+
+
+# ---- SUN RGB-D
+@needs("sunrgbd")
+def test_sunrgbd_boxes_project_onto_their_2d_boxes() -> None:
+    """Beds and tables by their whole outline; what is drawn in the image is often only the part that shows."""
+    overlaps = []
+    for sample in read_all(SunRgbdConverter(source=str(REAL / "sunrgbd" / "sunrgbd_trainval"))):
+        boxes, (camera,) = sample.boxes, sample.cameras
+        assert boxes is not None
+        for box, drawn in enumerate(boxes.image_boxes_px):
+            projected = rectangle_of(sample, camera, box)
+            if projected is not None:
+                overlaps.append(overlap(projected, drawn))
+        named = boxes.classes != IGNORE_LABEL
+        assert (boxes.categories[named] == boxes.classes[named] - 1).all()
+        assert (boxes.categories[~named] == -1).all()
+    assert len(overlaps) > 8
+    assert np.median(overlaps) > 0.7
+
+
+@needs("sunrgbd")
+def test_sunrgbd_beds_are_longer_along_their_heading() -> None:
+    """The head of a bed stands against a wall: its heading looks into the room, towards the camera."""
+    for sample in read_all(SunRgbdConverter(source=str(REAL / "sunrgbd" / "sunrgbd_trainval"), cameras=("none",))):
+        boxes = sample.boxes
+        assert boxes is not None
+        for box in np.flatnonzero(boxes.categories == 0):
+            length, width, _ = boxes.sizes_m[box]
+            assert length > width
+            assert np.cos(boxes.yaws[box]) < -0.9

@@ -382,7 +382,50 @@ def test_large_track_ids_are_kept_and_larger_ones_counted(source, truth, tmp_pat
     assert SampleReader(manifest).read(0).boxes.track_ids.tolist() == [3_000_000_000]
     path.write_text(json.dumps([{**boxes[0], "track_id": 1 << 70}]))
     skip = first_skip(source)
-    assert (skip.reason, "a whole track_id of at most 2**53" in skip.detail) == ("meta-broken", True)
+    assert (skip.reason, "expected a whole number, at most 2**53" in skip.detail) == ("meta-broken", True)
+
+
+def test_what_only_some_boxes_know(source, truth, tmp_path):
+    frame = truth[0][0]
+    path = source / frame.log / "boxes" / f"{frame.timestamp_us}.json"
+    plain = {"center": [5, 1, 0], "size": [4, 2, 1.5], "yaw": 0.3}
+    known = {"num_points": 7, "num_radar_points": 0, "difficulty": 2, "occlusion": 1, "truncation": 0.25, "alpha": -1}
+    van = {**plain, **known, "class": None, "category": "van", "image_box": [1, 2, 3.5, 4]}
+    path.write_text(json.dumps([van, {**plain, "class": "car"}]))
+    (source / "categories.txt").write_text("car\nvan\n")
+    converter = CustomConverter(source=str(source))
+    assert converter.box_categories == ("car", "van")
+    manifest = prepare(converter, str(tmp_path / "set"), PrepareConfig(superpixels=None)).manifest
+    assert manifest.box_categories == ("car", "van")
+    boxes = SampleReader(manifest).read(0).boxes
+    assert boxes.classes.tolist() == [IGNORE_LABEL, CLASS_NAMES.index("car")]
+    assert boxes.categories.tolist() == [1, -1]
+    assert boxes.num_points.tolist() == [7, -1]
+    assert boxes.num_radar_points.tolist() == [0, -1]
+    assert boxes.difficulties.tolist() == [2, -1]
+    assert boxes.occlusions.tolist() == [1, -1]
+    np.testing.assert_array_equal(boxes.truncations, [0.25, np.nan])
+    np.testing.assert_array_equal(boxes.alphas, [-1, np.nan])
+    np.testing.assert_array_equal(boxes.image_boxes_px, [[1, 2, 3.5, 4], [np.nan] * 4])
+    assert SampleReader(manifest).read(1).boxes.truncations is None
+    (source / "categories.txt").write_text("car\ncar\n")
+    with pytest.raises(ShardError, match=r"categories\.txt: expected 1 to 254 different"):
+        CustomConverter(source=str(source)).box_categories  # noqa: B018
+
+
+def test_times_and_elongations_of_points(source, truth):
+    frame = truth[0][0]
+    path = source / frame.log / "lidar" / f"{frame.timestamp_us}.npy"
+    rows = np.load(path)
+    ages = np.linspace(0, 0.4, len(rows), dtype=rows.dtype)
+    np.save(path, np.column_stack([rows[:, :3], ages, rows[:, 3], ages * 2]))
+    columns = ("x", "y", "z", "time_s", "intensity", "elongation")
+    (sample,) = CustomConverter(source=str(source), columns=columns).frames(frame.log, 0, 1)
+    np.testing.assert_allclose(sample.times_s, ages, atol=1e-7)
+    np.testing.assert_allclose(sample.elongations, ages * 2, atol=1e-7)
+    np.testing.assert_array_equal(sample.points_lidar, frame.points_lidar)
+    with pytest.raises(ValueError, match="columns"):
+        CustomConverter(source=str(source), columns=("x", "y", "z", "time_s", "time_s"))
 
 
 def test_damaged_lines_of_poses_are_noted(source, truth):
@@ -495,6 +538,9 @@ def test_mistakes_in_the_calibration_are_named(source, truth, change, reason, te
     assert skip.key == f"{truth[0][0].log}_{truth[0][0].timestamp_us}"
 
 
+UNNAMED = {"class": None, "center": [0, 0, 0], "size": [1, 1, 1], "yaw": 0}
+
+
 @pytest.mark.parametrize(
     ("folder", "content", "reason", "text"),
     [
@@ -517,6 +563,28 @@ def test_mistakes_in_the_calibration_are_named(source, truth, change, reason, te
             "meta-broken",
             "expected sizes above 0",
         ),
+        *(
+            (
+                "boxes",
+                json.dumps([{"class": None, "center": [0, 0, 0], "size": [1, 1, 1], "yaw": 0, name: value}]),
+                *told,
+            )
+            for name, value, *told in (
+                ("category", "boat", "meta-broken", "category 'boat' is not in categories.txt (which is missing)"),
+                ("num_points", -2, "meta-broken", "num_points is -2, expected a whole number, -1 to"),
+                ("num_radar_points", 1.5, "meta-broken", "num_radar_points is 1.5, expected a whole number"),
+                ("occlusion", True, "meta-broken", "occlusion is True, expected a whole number"),
+                ("truncation", 1.2, "meta-broken", "truncation is 1.2, expected 0 to 1"),
+                ("truncation", [0.5], "meta-broken", "truncation is [0.5], expected 0 to 1"),
+                ("alpha", 90, "meta-broken", "alpha is 90, expected -6.28"),
+                ("image_box", [5, 0, 1, 2], "meta-broken", "expected left, top, right, bottom"),
+                ("image_box", [5, 0, 1], "meta-broken", "expected 4 numbers"),
+                ("image_box", [[5], [0], [1], [2]], "meta-broken", "expected 4 numbers"),
+                ("velocity", [[1], [2]], "meta-broken", "expected 2 numbers"),
+                ("track_id", 0.5, "meta-broken", "expected a whole number, at most 2**53"),
+                ("colour", "red", "calibration-missing", "'colour' is unknown"),
+            )
+        ),
     ],
 )
 def test_damaged_files_are_named(source, truth, folder, content, reason, text):
@@ -524,8 +592,8 @@ def test_damaged_files_are_named(source, truth, folder, content, reason, text):
     path = source / frame.log / folder / f"{frame.timestamp_us}{'.json' if folder == 'boxes' else '.npy'}"
     if content is None:
         path.unlink()
-    elif isinstance(content, bytes):
-        path.write_bytes(content)
+    elif isinstance(content, bytes | str):
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     else:
         np.save(path, content)
     skip = first_skip(source)

@@ -10,7 +10,7 @@ import pytest
 
 from data.convert.base import Converter, Skipped
 from data.convert.box_labels import points_in_box
-from data.convert.pandaset.classes import CLASS_NAMES, CLASSES, LABEL_OF_NUMBER, OPENPCDET_SPLITS
+from data.convert.pandaset.classes import CLASS_NAMES, CLASSES, LABEL_OF_NAME, LABEL_OF_NUMBER, OPENPCDET_SPLITS
 from data.convert.pandaset.converter import PandasetConverter
 from data.convert.pandaset.pandas_pickle import read_table
 from data.geometry import project, transform, visible
@@ -131,6 +131,8 @@ def test_boxes(source, truth):
         np.testing.assert_allclose(np.cos(boxes.yaws - np.arctan2(headings[:, 1], headings[:, 0])), 1, atol=1e-4)
         names = [CLASS_OF[STREET_CLASSES[label]] for label in expected.classes]
         assert [CLASS_NAMES[label] for label in boxes.classes] == names
+        kinds = [PandasetConverter.box_categories[number] for number in boxes.categories]
+        assert [LABEL_OF_NAME[kind] for kind in kinds] == boxes.classes.tolist()
         for box, track in enumerate(expected.track_ids):
             assert seen.setdefault(int(track), int(boxes.track_ids[box])) == boxes.track_ids[box]
     assert len(set(seen.values())) == len(seen)

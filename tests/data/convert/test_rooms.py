@@ -174,6 +174,7 @@ def test_scans_become_samples_without_cameras(tmp_path, suffix):
     assert np.unique(sample.labels).tolist() == [1, 4, 255]
     np.testing.assert_array_equal(sample.instances, tables[f"ins_label{suffix}"])
     assert sample.boxes.classes.tolist() == [4, IGNORE_LABEL]
+    assert converter.box_categories[sample.boxes.categories[0]] == "chair"
     encode_sample(sample, CodecConfig())
 
 
