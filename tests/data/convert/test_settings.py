@@ -43,7 +43,7 @@ def test_later_settings_are_not_named_at_their_defaults(tmp_path: Path, name: st
     named = kind(source=str(tmp_path)).settings()
     assert not set(kind._later) & set(named)
     for setting in kind._later:
-        value = {"columns": ("x", "y", "z"), "min_depth_m": 0.3}.get(setting, ("none",))
+        value = {"columns": ("x", "y", "z"), "min_depth_m": 0.3, "num_sweeps": 10}.get(setting, ("none",))
         assert kind(source=str(tmp_path), **{setting: value}).settings()[setting] == value
 
 
