@@ -8,12 +8,12 @@ from __future__ import annotations
 import itertools
 import struct
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 from jaxtyping import Float
 
+from common.protobuf_schema import message_classes
 from data.convert import once
 from data.convert.base import Converter
 from data.convert.kitti.kitti_object import BOX_CATEGORIES, KittiObjectConverter
@@ -152,10 +152,9 @@ def waymo() -> tuple[Sample, dict[tuple[int, str], Float[np.ndarray, " 4"]]]:
         boxes=lidar_boxes(frame, T_ego_lidar, BOX_NAMES),
     )
     # What the converter has no use for: the rectangles that the publishers made of the same boxes.
-    more = " projected_lidar_labels=9:CameraLabels*"
-    schema = {"CameraLabels": "name=1:int32 labels=2:Label*", "Frame": proto._SCHEMA["Frame"] + more}
-    with mock.patch.dict(proto._SCHEMA, schema):
-        message = proto._message_classes()["Frame"]
+    fields = proto._SCHEMA["Frame"] + " projected_lidar_labels=9:CameraLabels*"
+    schema = {**proto._SCHEMA, "CameraLabels": "name=1:int32 labels=2:Label*", "Frame": fields}
+    message = message_classes("tandem.test", schema)["Frame"]
     data = (REAL / "waymo" / "pvps_data_one_frame.tfrecord").read_bytes()
     (length,) = struct.unpack("<Q", data[:8])
     drawn = {}
