@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
 
-from data.sample import IGNORE_LABEL, Sample
+from common.printable import listed
+from data.sample import IGNORE_LABEL, Boxes, Sample
 from data.storage.manifest import Manifest
 from data.storage.reader import SampleError, SampleReader
 from launchers.drawing.page import TextTable
@@ -82,6 +84,7 @@ def _contents(manifest: Manifest) -> TextTable:
             ("shards", f"{len(manifest.shards):,}"),
             ("size", f"{human_bytes(num_bytes)}, {human_bytes(num_bytes / samples)} a sample"),
             ("cameras", ", ".join(manifest.camera_names) or "none"),
+            ("categories of boxes", listed(manifest.box_categories, 8) or "none, or not recorded"),
             ("points per sample", _spread_text(manifest.num_points)),
             ("pairs per sample", _spread_text(manifest.num_pairs)),
             ("samples without pairs", f"{(manifest.num_pairs == 0).sum():,}"),
@@ -136,15 +139,28 @@ def sample_table(sample: Sample, index: int) -> TextTable:
         ("height", f"{points[:, 2].min():.2f} to {points[:, 2].max():.2f} m in the LiDAR frame"),
         ("intensity", f"{sample.intensity.min():.3f} to {sample.intensity.max():.3f}"),
     ]
+    if sample.times_s is not None:
+        rows.append(("times", f"{sample.times_s.min():.3f} to {sample.times_s.max():.3f} s before the sweep"))
+    if sample.elongations is not None:
+        rows.append(("elongation", f"{sample.elongations.min():.3f} to {sample.elongations.max():.3f}"))
     for camera in sample.cameras:
         late_ms = (camera.timestamp_us - sample.timestamp_us) / 1000
         count = "no" if camera.superpixels is None else str(int(camera.superpixels.max()) + 1)
         height, width = camera.image_size
         text = f"{width} x {height} px, f {camera.K[0, 0]:.1f} px, {count} superpixels, {late_ms:+.1f} ms to the sweep"
+        if camera.ignored_px is not None:
+            text += f", {len(camera.ignored_px)} ignored rectangles"
         rows.append((f"camera {camera.name}", text))
     if sample.boxes is not None:
-        rows.append(("boxes", str(len(sample.boxes.classes))))
+        rows.append(("boxes", _boxes_text(sample.boxes)))
     return TextTable(title=f"sample {sample.key} (row {index})", rows=tuple(rows))
+
+
+def _boxes_text(boxes: Boxes) -> str:
+    """How many, and what this set knows of them beside where and what they are."""
+    optional = [field.name for field in dataclasses.fields(Boxes) if field.default is None]
+    known = [name for name in optional if getattr(boxes, name) is not None]
+    return f"{len(boxes.classes)}{', with ' + ', '.join(known) if known else ''}"
 
 
 def human_bytes(count: int | float) -> str:

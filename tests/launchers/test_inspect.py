@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -18,14 +19,14 @@ from data.storage.reader import SampleReader
 from data.storage.shard import ShardError
 from engine.errors import CheckpointError
 from launchers.drawing.page import TextTable, page
-from launchers.drawing.set_tables import human_bytes, look, set_tables
+from launchers.drawing.set_tables import human_bytes, look, sample_table, set_tables
 from launchers.inspect import find_sample, main
 from launchers.reporting.run_tables import run_tables
 from launchers.runs.files import is_run
 from launchers.training.restore import find_checkpoint_folder, load_run_config
 from tests.helpers.damaged_set import write_damaged_set
 from tests.helpers.run_folder import STEP, write_toy_run
-from tests.helpers.samples import CLASS_NAMES, write_toy_set
+from tests.helpers.samples import CLASS_NAMES, make_sample, write_toy_set
 
 HOSTILE = 'it\'s a "<b>set</b>" & more; $(touch x) [red] ünï'
 
@@ -82,6 +83,7 @@ def test_set_summary_counts_what_is_in_the_shards(shards: str) -> None:
     tables = {table.title.split(" by ")[0]: table for table in set_tables(manifest, look(manifest, reader))}
     contents = dict(tables["contents"].rows)
     assert contents["samples"] == "6"
+    assert contents["categories of boxes"] == "none, or not recorded"
     assert contents["points per sample"] == "400 (from 400 to 400)"
     assert contents["pairs per sample"].startswith(f"{manifest.num_pairs.mean():,.0f} ")
     assert tables["splits"].rows == (("train", "2", "4", "4"), ("val", "1", "2", "2"))
@@ -90,6 +92,23 @@ def test_set_summary_counts_what_is_in_the_shards(shards: str) -> None:
         assert (str(class_id), name, f"{(labels == class_id).mean():.2%}") in tables["classes"].rows
     unlabelled = f"{(labels == IGNORE_LABEL).mean():.2%}"
     assert (str(IGNORE_LABEL), "(unlabelled)", unlabelled) in tables["classes"].rows
+
+
+def test_a_sample_in_numbers_has_what_only_some_sets_have() -> None:
+    sample = make_sample(np.random.default_rng(0))
+    plain = dict(sample_table(sample, 3).rows)
+    assert plain["boxes"] == "2"
+    assert "times" not in plain
+    assert sample.boxes is not None
+    boxes = dataclasses.replace(sample.boxes, categories=np.zeros(2, np.int64), truncations=np.array([0.5, np.nan]))
+    first = dataclasses.replace(sample.cameras[0], ignored_px=np.array([[0.0, 0, 5, 5]]))
+    times = np.linspace(0, 0.45, len(sample.points_lidar), dtype=np.float32)
+    full = dataclasses.replace(sample, boxes=boxes, cameras=(first,), times_s=times, elongations=times * 2)
+    rows = dict(sample_table(full, 3).rows)
+    assert rows["boxes"] == "2, with categories, truncations"
+    assert rows["times"] == "0.000 to 0.450 s before the sweep"
+    assert rows["elongation"] == "0.000 to 0.900"
+    assert rows["camera front"].endswith(", 1 ignored rectangles")
 
 
 def test_numbers_alone_write_no_file(shards: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
