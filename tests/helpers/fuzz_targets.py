@@ -34,7 +34,7 @@ from data.storage.manifest import SAMPLE_COLUMNS, load_manifest
 from data.storage.reader import SampleReader
 from data.storage.shard import ShardError
 from data.views.view import ViewConfig
-from tests.data.convert.test_kitti import write_object, write_raw
+from tests.data.convert.test_kitti import label_line, write_object, write_raw
 from tests.data.convert.test_rgbd import write_scene, write_sun
 from tests.helpers.layouts import (
     argoverse2,
@@ -50,7 +50,7 @@ from tests.helpers.layouts import (
     waymo,
 )
 from tests.helpers.mutations import Mutation, Rng, mutate
-from tests.helpers.samples import toy_log, write_toy_set
+from tests.helpers.samples import full_sample, toy_log, write_toy_set
 from tests.helpers.street_logs import street_log
 from tests.helpers.toy_converter import ToyConverter
 
@@ -59,7 +59,7 @@ _POINTS = np.random.default_rng(0).integers(0, 256, (40, 6)) / 4.0
 
 SOURCES: dict[str, Callable[[Path], object]] = {
     "kitti-raw": lambda root: write_raw(root, frames=2, cameras=("image_02", "image_03")),
-    "kitti-object": lambda root: write_object(root, frames=(0, 1)),
+    "kitti-object": lambda root: write_object(root, (0, 1), label_line("Car", (12.0, 1.0, 0.0), (8.0, 4.0, 3.0), 0.3)),
     "7scenes": write_scene,
     "sunrgbd": write_sun,
     "semantickitti": lambda root: semantickitti.write_semantickitti(root, frames=2),
@@ -191,7 +191,8 @@ def _write_manifest(root: Path, content: dict[str, object], columns: dict[str, n
 
 def _strike_member(rng: Rng, root: Path, canary: str) -> tuple[str, Callable[[], None]]:
     """One file of a sample changed, checksums right: only the content is at fault."""
-    sample = toy_log(int(rng.integers(3)), 1, num_points=60, image_labels=True)[0]
+    whole = bool(rng.integers(2))
+    sample = full_sample(rng) if whole else toy_log(int(rng.integers(3)), 1, num_points=60, image_labels=True)[0]
     members = encode_sample(sample, CodecConfig())
     chosen = sorted(members)[int(rng.integers(len(members)))]
     choice = rng.random()

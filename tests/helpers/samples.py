@@ -121,6 +121,29 @@ def make_boxes(rng: np.random.Generator, count: int) -> Boxes:
     )
 
 
+def full_sample(rng: np.random.Generator | None = None, num_boxes: int = 2) -> Sample:
+    """A sample of 400 points that has all that a set can have; of the second box it is unknown."""
+    rng = np.random.default_rng(0) if rng is None else rng
+    sample = make_sample(rng)
+    unknown = np.arange(num_boxes) == 1
+    boxes = dataclasses.replace(
+        make_boxes(rng, num_boxes),
+        **{name: np.where(unknown, -1, 3) for name in ("num_points", "difficulties", "attributes", "categories")},
+        **{name: np.where(unknown, -1, 2) for name in ("num_radar_points", "occlusions")},
+        truncations=np.where(unknown, np.nan, 0.3),
+        image_boxes_px=np.where(unknown[:, None], np.nan, [1.25, 2.1, 30.7, 27.1]),
+        alphas=np.where(unknown, np.nan, -1.57),
+    )
+    first = dataclasses.replace(sample.cameras[0], ignored_px=np.array([[0.5, 1, 20, 30], [5, 5, 5, 9]]))
+    return dataclasses.replace(
+        sample,
+        boxes=boxes,
+        cameras=(first, *sample.cameras[1:]),
+        times_s=np.linspace(0, 0.45, 400, dtype=np.float32),
+        elongations=np.linspace(0, 1.5, 400, dtype=np.float32),
+    )
+
+
 def toy_log(number: int, frames: int, **options: bool | int) -> list[Sample]:
     """Frames of one log, a function of the log's number alone."""
     rng = np.random.default_rng(number)

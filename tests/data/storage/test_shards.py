@@ -19,7 +19,7 @@ import pytest
 import webdataset as wds
 
 from data.preparing.verify import verify
-from data.sample import IGNORE_LABEL, Sample
+from data.sample import IGNORE_LABEL
 from data.storage.damage import REASONS, DamagedError
 from data.storage.decode import DecodeSpec, decode_sample, jpeg_size
 from data.storage.encode import CodecConfig, check_sample, count_pairs, encode_sample
@@ -30,7 +30,7 @@ from data.storage.shard import ShardError
 from data.storage.shard_writer import ShardWriter, join_manifest, write_shard
 from data.storage.superpixel_record import SuperpixelRecord
 from tests.data.storage.test_sample_checks import WRONG
-from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, make_boxes, make_sample, toy_log, write_toy_set
+from tests.helpers.samples import CAMERA_NAMES, CLASS_NAMES, full_sample, make_sample, toy_log, write_toy_set
 
 
 @pytest.fixture
@@ -408,33 +408,10 @@ def test_boxes_keep_what_only_some_sets_have(tmp_path):
     np.testing.assert_array_equal(boxes.centers_m, sample.boxes.centers_m)
 
 
-def full_sample(num_boxes: int = 2) -> Sample:
-    """A sample that has all that a set can have."""
-    rng = np.random.default_rng(0)
-    sample = make_sample(rng)
-    unknown = np.arange(num_boxes) == 1
-    boxes = dataclasses.replace(
-        make_boxes(rng, num_boxes),
-        **{name: np.where(unknown, -1, 3) for name in ("num_points", "difficulties", "attributes", "categories")},
-        **{name: np.where(unknown, -1, 2) for name in ("num_radar_points", "occlusions")},
-        truncations=np.where(unknown, np.nan, 0.3),
-        image_boxes_px=np.where(unknown[:, None], np.nan, [1.25, 2.1, 30.7, 27.1]),
-        alphas=np.where(unknown, np.nan, -1.57),
-    )
-    first = dataclasses.replace(sample.cameras[0], ignored_px=np.array([[0.5, 1, 20, 30], [5, 5, 5, 9]]))
-    return dataclasses.replace(
-        sample,
-        boxes=boxes,
-        cameras=(first, *sample.cameras[1:]),
-        times_s=np.linspace(0, 0.45, 400, dtype=np.float32),
-        elongations=np.linspace(0, 1.5, 400, dtype=np.float32),
-    )
-
-
 @pytest.mark.parametrize("num_boxes", [0, 1, 2])
 def test_all_that_only_some_sets_have_comes_back(num_boxes):
     """To the last bit: 2D heights are compared with 25 and 40 px by KITTI's metric."""
-    sample = full_sample(num_boxes)
+    sample = full_sample(num_boxes=num_boxes)
     got = decode_sample(sample.key, encode_sample(sample, CodecConfig()), DecodeSpec())
     for field in dataclasses.fields(sample.boxes):
         np.testing.assert_array_equal(getattr(got.boxes, field.name), getattr(sample.boxes, field.name), field.name)
