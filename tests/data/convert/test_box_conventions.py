@@ -122,7 +122,7 @@ def test_kitti_boxes_project_onto_their_2d_boxes(kitti_object: list[Sample]) -> 
                 assert projected is not None
                 overlaps.append(overlap(projected, drawn))
     assert len(overlaps) > 20
-    assert np.median(overlaps) > 0.85
+    assert np.median(overlaps) > 0.95
     assert min(overlaps) > 0.6
 
 
@@ -178,7 +178,7 @@ def test_waymo_boxes_project_onto_the_publishers_rectangles(waymo: tuple[Sample,
             if projected is not None and min(rectangle[2:] - rectangle[:2]) > 20:
                 overlaps.append(overlap(projected, rectangle))
     assert len(overlaps) > 40
-    assert np.median(overlaps) > 0.8
+    assert np.median(overlaps) > 0.95
 
 
 @needs("waymo")

@@ -381,8 +381,7 @@ def test_the_development_kit_puts_the_same_sweeps_together(source: Path) -> None
         assert theirs["count"] == len(sample.points_lidar)
         points = np.array(theirs["points"])
         ours = sample.points_lidar[theirs["chosen"]]
-        # The kit moves its points in single precision, through a map whose origin is a kilometre away.
-        np.testing.assert_allclose(ours, np.stack([points[:, 1], -points[:, 0], points[:, 2]], axis=1), atol=2e-3)
+        np.testing.assert_allclose(ours, np.stack([points[:, 1], -points[:, 0], points[:, 2]], axis=1), atol=1e-5)
         np.testing.assert_allclose(sample.intensity[theirs["chosen"]] * 255, points[:, 3], atol=1e-3)
         np.testing.assert_allclose(sample.times_s[theirs["chosen"]], theirs["times"], atol=2e-6)
 
