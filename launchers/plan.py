@@ -18,6 +18,7 @@ from torch import nn
 from configs.find import find_config
 from configs.load import UNREADABLE, ConfigError, required_settings
 from configs.runs import RunConfig
+from data.loading.labelled import with_fraction
 from data.preparing.superpixels import SuperpixelConfig
 from data.storage.mixture import open_sets
 from engine.deepspeed_config import BUCKET_NUMEL
@@ -134,7 +135,7 @@ def data_sizes(config: RunConfig, options: argparse.Namespace) -> tuple[Data, in
             raise ConfigError("--samples needs --bytes-per-sample; `tandem inspect SHARDS` shows it for a prepared set")
         data = Data(samples=options.samples, bytes_per_sample=options.bytes_per_sample)
         return data, config.data.cameras_per_sample or options.cameras or 1, num_segments
-    opened = open_sets(config.data.sets, warn=True)
+    opened = with_fraction(open_sets(config.data.sets, warn=True), config.data.fraction)
     manifest, indices = opened.reader.manifest, opened.indices
     per_visit = np.repeat([s.weight for s in opened.stretches], [s.num for s in opened.stretches])
     data = Data(

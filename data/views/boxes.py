@@ -10,10 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int, Shaped
 
-from common.boxes.points import points_in_boxes
 from common.nearby import nearest
 from common.ranges import at_least
 from data.batch_spec import VoxelConfig
@@ -96,13 +94,20 @@ def rows_inside(points: Float[np.ndarray, "N 3"], boxes: Float[np.ndarray, "K 7"
     """The points in each box or on its faces, ascending; a point in several boxes is in several lists."""
     # Most points are far from any one box: only those in the square around it are turned into its axes.
     x, y = np.ascontiguousarray(points[:, 0]), np.ascontiguousarray(points[:, 1])
+    boxes = boxes.astype(np.float64)
     reach = np.hypot(boxes[:, 3], boxes[:, 4]) / 2 * (1 + 1e-5) + 1e-3
-    found = []
-    for box, far in zip(boxes.astype(np.float64), reach, strict=True):
-        near = np.flatnonzero((np.abs(x - box[0]) <= far) & (np.abs(y - box[1]) <= far))
-        some = torch.from_numpy(points[near].astype(np.float64))
-        found.append(near[points_in_boxes(some, torch.from_numpy(box[None]))[:, 0].numpy()])
-    return found
+    near = [
+        np.flatnonzero((np.abs(x - box[0]) <= far) & (np.abs(y - box[1]) <= far))
+        for box, far in zip(boxes, reach, strict=True)
+    ]
+    rows = np.concatenate([*near, np.zeros(0, dtype=np.int64)])
+    of_row = np.repeat(boxes, [len(part) for part in near], axis=0)
+    offset, half = points[rows].astype(np.float64) - of_row[:, :3], of_row[:, 3:6] / 2
+    c, s = np.cos(of_row[:, 6]), np.sin(of_row[:, 6])
+    along, across = offset[:, 0] * c + offset[:, 1] * s, offset[:, 1] * c - offset[:, 0] * s
+    inside = (np.abs(along) <= half[:, 0]) & (np.abs(across) <= half[:, 1]) & (np.abs(offset[:, 2]) <= half[:, 2])
+    parts = np.split(inside, np.cumsum([len(part) for part in near])[:-1])
+    return [part[hit] for part, hit in zip(near, parts, strict=False)]
 
 
 def class_numbers(manifest: Manifest, wanted: Sequence[str]) -> Int[np.ndarray, " classes"]:

@@ -121,7 +121,7 @@ class ObjectSampler:
         self._permutations: OrderedDict[tuple[int, int, int], Int[np.ndarray, " k"]] = OrderedDict()
 
     def put_into(self, sample: Sample, boxes: ViewBoxes, index: int, draws: SampleDraws) -> tuple[Sample, ViewBoxes]:
-        """The sweep with objects added: their points come first, their boxes last.
+        """The sweep with objects added: their points come first, their boxes last. Points have no classes any more.
 
         Args:
             sample: as recorded, with all its labelled boxes, of whatever class: nothing is put into any of them.
@@ -133,16 +133,14 @@ class ObjectSampler:
             ShardError: the sweep measures other things of a point than those that the objects were cut out of.
         """
         assert sample.boxes is not None
-        taken, standing = [], all_boxes(sample.boxes)
+        groups = []
         for number, count in self._counts.items():
             present = int((boxes.classes == number).sum())
             wanted = max(count - present, 0) if self._config.fill_up else count
-            drawn = self._walk(number, count, index, draws)[:wanted]
-            placed = self.database.table.boxes[drawn]
-            free = _free(placed, standing)
-            taken.append(drawn[free])
-            standing = np.concatenate((standing, placed[free]))
-        chosen = np.concatenate(taken) if taken else np.zeros(0, dtype=np.int64)
+            groups.append(self._walk(number, count, index, draws)[:wanted])
+        drawn = np.concatenate([*groups, np.zeros(0, dtype=np.int64)])
+        free = _free(self.database.table.boxes[drawn], [len(group) for group in groups], all_boxes(sample.boxes))
+        chosen = drawn[free]
         if len(chosen) == 0:
             return sample, boxes
         placed = self.database.table.boxes[chosen]
@@ -178,6 +176,7 @@ class ObjectSampler:
         return self._permutations[key]
 
     def _with_points(self, sample: Sample, chosen: Int[np.ndarray, " C"], placed: Float[np.ndarray, "C 7"]) -> Sample:
+        sample = dataclasses.replace(sample, labels=None, instances=None)
         of_scene = sample.point_fields()
         if columns_of(of_scene) != self.database.columns:
             raise ShardError(
@@ -197,12 +196,25 @@ class ObjectSampler:
         return dataclasses.replace(sample, **changed)
 
 
-def _free(candidates: Float[np.ndarray, "C 7"], standing: Float[np.ndarray, "K 7"]) -> Bool[np.ndarray, " C"]:
-    """Which candidates' footprints share no area with anything that stands, nor with another candidate's."""
-    placed = torch.from_numpy(candidates)
-    among = bev_intersection(placed, placed).fill_diagonal_(0)
-    hit = (bev_intersection(placed, torch.from_numpy(standing)) > 0).any(dim=1) | (among > 0).any(dim=1)
-    return np.asarray(~hit.numpy())
+def _free(
+    candidates: Float[np.ndarray, "C 7"], groups: Sequence[int], standing: Float[np.ndarray, "K 7"]
+) -> Bool[np.ndarray, " C"]:
+    """Which candidates can be placed, group after group (`groups`: their sizes).
+
+    Their footprints share no area with anything that stands, nor with any other candidate of their group, be it placed
+    or not. What is placed of a group stands for the next one.
+    """
+    boxes = torch.from_numpy(np.concatenate((candidates, standing)))
+    hit = (bev_intersection(boxes[: len(candidates)], boxes) > 0).numpy()
+    np.fill_diagonal(hit, False)
+    stands = np.arange(len(boxes)) >= len(candidates)
+    start = 0
+    for size in groups:
+        group = np.zeros(len(boxes), dtype=bool)
+        group[start : start + size] = True
+        stands[start : start + size] = ~hit[start : start + size, stands | group].any(axis=1)
+        start += size
+    return np.asarray(stands[: len(candidates)])
 
 
 def _on_ground(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.boxes.points import points_in_boxes
 from data.batch_spec import BatchSpec, SecondCloud, VoxelConfig
 from data.loading.collate import collate
 from data.loading.evaluation import load_batch
@@ -19,7 +20,7 @@ from data.storage.manifest import load_manifest
 from data.storage.reader import SampleError, SampleReader
 from data.storage.shard import ShardError
 from data.views.augment import NO_AUGMENTATION, AugmentConfig, PointAugmentConfig
-from data.views.boxes import BoxConfig, ViewBoxes, class_numbers, num_points_inside, wanted_boxes
+from data.views.boxes import BoxConfig, ViewBoxes, class_numbers, num_points_inside, rows_inside, wanted_boxes
 from data.views.pairs import cut_to_cameras, point_pixel_pairs
 from data.views.view import ViewConfig, make_view
 from tests.helpers.samples import CLASS_NAMES, make_sample, write_toy_set
@@ -154,6 +155,14 @@ def test_a_box_needs_points() -> None:
     np.testing.assert_array_equal(num_points_inside(points, boxes.boxes), [2, 1, 0])
     for least, kept in ((0, [0, 1, 2]), (1, [0, 1]), (2, [0]), (3, [])):
         np.testing.assert_array_equal(boxes.kept(points, VoxelConfig(), BoxConfig(min_points=least)).classes, kept)
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        crowd, cloud = random_boxes(rng, 9).boxes, rng.uniform(-16, 16, (4000, 3)).astype(np.float32)
+        inside = points_in_boxes(torch.from_numpy(cloud.astype(np.float64)), torch.from_numpy(crowd)).numpy()
+        for column, rows in zip(inside.T, rows_inside(cloud, crowd), strict=True):
+            np.testing.assert_array_equal(rows, np.flatnonzero(column))
+    assert rows_inside(points, crowd[:0]) == []
+    assert [len(rows) for rows in rows_inside(points[:0], crowd[:2])] == [0, 0]
     empty = boxes_of([], [], [])
     assert len(empty.kept(points, VoxelConfig(), BoxConfig(min_points=1))) == 0
     with pytest.raises(ValueError, match=r"min_points: got -1, expected at least 0"):
