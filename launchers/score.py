@@ -13,42 +13,88 @@ from pathlib import Path
 from rich.table import Table
 
 from configs.load import ArgumentError
+from engine.detection.argoverse2 import score_argoverse2
+from engine.detection.formats import argoverse2 as argoverse2_files
 from engine.detection.formats import kitti as kitti_files
+from engine.detection.formats import nuscenes as nuscenes_files
 from engine.detection.formats import once as once_files
+from engine.detection.formats import waymo as waymo_files
 from engine.detection.frames import FoundObjects, JudgeError, TrueObjects, paired
 from engine.detection.kitti import score_kitti
 from engine.detection.kitti_rules import KittiSettings
+from engine.detection.nuscenes import score_nuscenes
 from engine.detection.once import OnceSettings, score_once
 from engine.detection.pairs import FramePair
 from engine.detection.scores import Scores
+from engine.detection.waymo import score_waymo
 from launchers.cli import guarded
+from launchers.evaluation import nuscenes_truth
 from launchers.options.score import parser
 from launchers.runs.terminal import terminal
 
 _WIDTH = 120
 _OBJECTS = "objects"
+_MOST_CLASSES = 12
+"""That are shown whether they have objects or not: all of nuScenes, not of Argoverse 2."""
+
+
+Sides = tuple[Sequence[TrueObjects], Sequence[FoundObjects]]
+_Options = argparse.Namespace
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Benchmark:
-    """How a benchmark's files are read, and its metric."""
+    """How a benchmark's files are read, predictions and ground truth of the frames that are wanted, and its metric."""
 
-    truth: Callable[[Path, Sequence[str] | None], list[TrueObjects]]
-    found: Callable[[Path, Sequence[str]], list[FoundObjects]]
-    score: Callable[[Sequence[FramePair], argparse.Namespace], Scores]
+    read: Callable[[Path, Path, Sequence[str] | None, _Options], Sides]
+    score: Callable[[Sequence[FramePair], _Options], Scores]
+
+
+def _read_kitti(predictions: Path, ground_truth: Path, keys: Sequence[str] | None, options: _Options) -> Sides:
+    truth = kitti_files.read_truth(ground_truth, keys)
+    return truth, kitti_files.read_found(predictions, [frame.key for frame in truth])
+
+
+def _read_once(predictions: Path, ground_truth: Path, keys: Sequence[str] | None, options: _Options) -> Sides:
+    truth = once_files.read_truth(ground_truth, keys)
+    return truth, once_files.read_found(predictions, [frame.key for frame in truth])
+
+
+def _read_nuscenes(predictions: Path, ground_truth: Path, keys: Sequence[str] | None, options: _Options) -> Sides:
+    truth = nuscenes_truth.read_truth(ground_truth, keys, options.split)
+    found, _ = nuscenes_files.read_results(predictions)
+    return truth, found if keys is None else [frame for frame in found if frame.key in set(keys)]
+
+
+def _read_waymo(predictions: Path, ground_truth: Path, keys: Sequence[str] | None, options: _Options) -> Sides:
+    return _only(waymo_files.read_pair(predictions, ground_truth), keys)
+
+
+def _read_argoverse2(predictions: Path, ground_truth: Path, keys: Sequence[str] | None, options: _Options) -> Sides:
+    return _only(argoverse2_files.read_pair(predictions, ground_truth), keys)
+
+
+def _only(sides: Sides, keys: Sequence[str] | None) -> Sides:
+    """The wanted frames; files of these benchmarks do not tell frames without objects from forgotten ones."""
+    if keys is None:
+        return sides
+    wanted = set(keys)
+    truth, found = sides
+    return [frame for frame in truth if frame.key in wanted], [frame for frame in found if frame.key in wanted]
 
 
 _BENCHMARKS: Mapping[str, _Benchmark] = {
     "kitti": _Benchmark(
-        truth=kitti_files.read_truth,
-        found=kitti_files.read_found,
+        read=_read_kitti,
         score=lambda frames, options: score_kitti(frames, KittiSettings(height_rule=options.height_rule)),
     ),
+    "nuscenes": _Benchmark(read=_read_nuscenes, score=lambda frames, options: score_nuscenes(frames)),
+    "waymo": _Benchmark(read=_read_waymo, score=lambda frames, options: score_waymo(frames)),
     "once": _Benchmark(
-        truth=once_files.read_truth,
-        found=once_files.read_found,
+        read=_read_once,
         score=lambda frames, options: score_once(frames, OnceSettings(max_distance_m=options.max_distance)),
     ),
+    "argoverse2": _Benchmark(read=_read_argoverse2, score=lambda frames, options: score_argoverse2(frames)),
 }
 
 
@@ -63,8 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     keys = None if options.frames is None else _existing(options.frames).read_text(encoding="utf-8").split()
     benchmark = _BENCHMARKS[options.benchmark]
     try:
-        truth = benchmark.truth(ground_truth, keys)
-        found = benchmark.found(predictions, [frame.key for frame in truth])
+        truth, found = benchmark.read(predictions, ground_truth, keys, options)
         scores = benchmark.score(paired(truth, found), options)
     except JudgeError as error:
         raise ArgumentError(str(error)) from error
@@ -86,6 +131,9 @@ def _existing(path: str) -> Path:
 def _print(scores: Scores, num_worst: int) -> None:
     console = terminal(width=_WIDTH)
     console.print(_table(scores))
+    hidden = len({row.category for row in scores.rows}) - len(_shown(scores))
+    if hidden:
+        console.print(f"not shown: {hidden} classes without objects")
     for name, value in scores.headline.items():
         console.print(f"{name}: {_number(value, scores.unit)} {scores.unit}".rstrip(), soft_wrap=True)
     for note in scores.notes:
@@ -102,7 +150,7 @@ def _table(scores: Scores) -> Table:
     table.add_column("metric")
     for subset in subsets:
         table.add_column(subset or "all", justify="right")
-    for category in dict.fromkeys(row.category for row in scores.rows):
+    for category in _shown(scores):
         rows = [row for row in scores.rows if row.category == category]
         counts = {row.subset: row.num_true for row in rows}
         table.add_row(category, _OBJECTS, *(f"{counts[subset]:,}" if subset in counts else "" for subset in subsets))
@@ -111,6 +159,13 @@ def _table(scores: Scores) -> Table:
             table.add_row("", metric, *(values.get(subset, "") for subset in subsets))
         table.add_section()
     return table
+
+
+def _shown(scores: Scores) -> list[str]:
+    """Classes of the table: of many, only those with objects."""
+    categories = list(dict.fromkeys(row.category for row in scores.rows))
+    some = {row.category for row in scores.rows if row.num_true}
+    return categories if len(categories) <= _MOST_CLASSES else [name for name in categories if name in some]
 
 
 def _number(value: float, unit: str) -> str:

@@ -5,13 +5,18 @@
 PREDICTIONS and GROUND_TRUTH are what the benchmark's own tool reads:
 
     kitti       folder of result files (or with a folder data in it)        training/label_2
+    nuscenes    JSON of results                                             folder of tables (v1.0-trainval)
+    waymo       binary Objects, or .parquet                                 the same, or folder lidar_box
     once        JSON list of frames                                         folder data, or one <sequence>.json
+    argoverse2  feather file                                                folder of logs with annotations.feather
 
-Each frame of GROUND_TRUTH, or of --frames, must have predictions, if only an empty list. What each benchmark counts,
-and which of its odd rules are kept: docs/detection_metrics.md.
+Each frame of GROUND_TRUTH, or of --frames, must have predictions, if only an empty list; files of Waymo and Argoverse 2
+do not list frames in which nothing is. What each benchmark counts, and which of its odd rules are kept:
+docs/detection_metrics.md.
 
 Examples:
     tandem score kitti results/data /data/kitti/training/label_2 --frames ImageSets/val.txt
+    tandem score nuscenes results.json /data/nuscenes/v1.0-trainval --split val
     tandem score once results.json /data/once/data --frames val_frames.txt --out scores.json
 """
 
@@ -22,7 +27,9 @@ import argparse
 from launchers.cli import verb_parser
 from launchers.options.common import completed, offer_paths, positive_number
 
-BENCHMARKS = ("kitti", "once")
+BENCHMARKS = ("kitti", "nuscenes", "waymo", "once", "argoverse2")
+SUFFIXES = (".json", ".bin", ".parquet", ".feather")
+"""Of files that Tab offers."""
 HEIGHT_RULES = ("development-kit", "ports")
 
 
@@ -31,8 +38,9 @@ def parser() -> argparse.ArgumentParser:
     p = verb_parser("tandem score", __doc__)
     p.add_argument("benchmark", metavar="BENCHMARK", choices=BENCHMARKS, help=", ".join(BENCHMARKS))
     for name, text in (("predictions", "what a detector found"), ("ground_truth", "the set's labels")):
-        completed(p.add_argument(name, metavar=name.upper(), help=text), lambda prefix: offer_paths(prefix, (".json",)))
+        completed(p.add_argument(name, metavar=name.upper(), help=text), lambda prefix: offer_paths(prefix, SUFFIXES))
     p.add_argument("--frames", metavar="LIST", help="text file with the frames that count, one name a line")
+    p.add_argument("--split", metavar="NAME", help="nuscenes: scenes that count, such as val (default: all)")
     p.add_argument("--out", metavar="FILE", help="write all figures, curves and the errors of each frame as JSON")
     p.add_argument("--worst", type=int, default=5, metavar="N", help="frames to name (default: %(default)s)")
     p.add_argument(

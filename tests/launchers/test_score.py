@@ -6,10 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from engine.detection.formats import argoverse2, waymo
+from engine.detection.frames import FoundObjects
 from engine.detection.kitti_rules import KittiSettings
+from engine.detection.nuscenes_rules import CLASS_OF
 from launchers.cli import main as tandem
 from launchers.options.score import BENCHMARKS, HEIGHT_RULES, parser
 from launchers.score import _BENCHMARKS
+from tests.engine.detection.test_argoverse2_format import annotations, found
+from tests.engine.detection.test_waymo_format import BOX, truth_message
 
 LABEL = "Car 0.00 0 -1.57 100.00 120.00 300.00 220.00 1.50 1.60 4.00 2.00 1.70 {z} -1.57"
 
@@ -112,3 +117,76 @@ def test_options_name_what_there_is() -> None:
     for rule in HEIGHT_RULES:
         KittiSettings(height_rule=rule)  # type: ignore[arg-type]
     assert parser().parse_args(["kitti", "a", "b"]).height_rule == KittiSettings().height_rule
+
+
+# ---- nuScenes: the real key frame
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "nuscenes" / "v1.0-mini"
+
+
+def _nuscenes_results(path: Path, samples: dict[str, list[dict[str, object]]]) -> Path:
+    uses = dict.fromkeys(("use_camera", "use_lidar", "use_radar", "use_map", "use_external"), False)
+    path.write_text(json.dumps({"meta": uses, "results": samples}))
+    return path
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the nuScenes frame in ../shared/data/nuscenes")
+def test_nuscenes_tables_have_the_development_kits_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Annotations as predictions; scores .9 - .01 times the annotation's number."""
+    tables = {
+        name: json.loads((REAL / f"{name}.json").read_text())
+        for name in ("sample", "sample_annotation", "instance", "category")
+    }
+    category = {row["token"]: row["name"] for row in tables["category"]}
+    kinds = {row["token"]: category[row["category_token"]] for row in tables["instance"]}
+    (sample,) = tables["sample"]
+    found = [
+        {
+            **{name: row[name] for name in ("translation", "size", "rotation")},
+            "sample_token": sample["token"],
+            "velocity": [0.0, 0.0],
+            "detection_name": CLASS_OF[kinds[row["instance_token"]]],
+            "detection_score": 0.9 - 0.01 * number,
+            "attribute_name": "",
+        }
+        for number, row in enumerate(tables["sample_annotation"])
+        if kinds[row["instance_token"]] in CLASS_OF
+    ]
+    results = _nuscenes_results(tmp_path / "results.json", {sample["token"]: found})
+    assert tandem(["score", "nuscenes", str(results), str(REAL), "--worst", "0"]) == 0
+    text = capsys.readouterr().out
+    assert "mAP: 0.4901" in text
+    assert "NDS: 0.3895" in text
+    assert tandem(["score", "nuscenes", str(results), str(REAL), "--split", "mini_train"]) == 0  # scene-0061 is in it
+    assert tandem(["score", "nuscenes", str(results), str(REAL), "--split", "val"]) == 2
+    assert "no scene of split val" in capsys.readouterr().err
+    assert tandem(["score", "nuscenes", str(results), str(REAL), "--split", "vla"]) == 2
+    assert "no split 'vla'" in capsys.readouterr().err
+
+
+def test_waymo_and_its_frames(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    truth = truth_message(tmp_path / "truth.bin", {"time": 2, "points": 9}, {"time": 4, "points": 3})
+    found = FoundObjects(key="1005_2", boxes=np.array([BOX]), scores=np.array([0.5]), classes=("vehicle",))
+    waymo.write_found(tmp_path / "found.bin", [found])
+    (tmp_path / "frames.txt").write_text("1005_2")
+    paths = [str(tmp_path / "found.bin"), str(truth)]
+    assert tandem(["score", "waymo", *paths]) == 0
+    assert "mAP LEVEL_2: 0.1667" in capsys.readouterr().out  # one of two, a class of three
+    assert tandem(["score", "waymo", *paths, "--frames", str(tmp_path / "frames.txt")]) == 0
+    assert "mAP LEVEL_2: 0.3333" in capsys.readouterr().out
+
+
+def test_argoverse2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    annotations(tmp_path / "val" / "log-a" / "annotations.feather", [1, 1])
+    argoverse2.write_found(tmp_path / "found.feather", [found("log-a/1")])
+    assert tandem(["score", "argoverse2", str(tmp_path / "found.feather"), str(tmp_path / "val")]) == 0
+    text = capsys.readouterr().out
+    assert "no ROI" in text
+    assert "mAP: 0.0382" in text  # a class of 26, false ones at full recall
+
+
+def test_files_of_another_kind_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("no results")
+    for benchmark in ("nuscenes", "waymo", "once", "argoverse2"):
+        assert tandem(["score", benchmark, str(tmp_path / "file"), str(tmp_path / "file")]) in {1, 2}
+        assert str(tmp_path) in capsys.readouterr().err
