@@ -153,7 +153,7 @@ def true_objects(frame: FrameTruth, manifest: Manifest, benchmark: str) -> TrueO
         num_radar_points=_or_none(boxes.num_radar_points, np.int64),
         difficulties=_or_none(boxes.difficulties, np.int64),
         truncations=_or_none(boxes.truncations, np.float64),
-        occlusions=_or_none(boxes.occlusions, np.float64),
+        occlusions=_or_none(boxes.occlusions, np.int64),
         image_boxes_px=_or_none(boxes.image_boxes_px, np.float64),
         alphas=_or_none(boxes.alphas, np.float64),
         ignored_px=None if first is None else _or_none(first.ignored_px, np.float64),
