@@ -130,6 +130,7 @@ def _existing(path: str) -> Path:
 
 def _print(scores: Scores, num_worst: int) -> None:
     console = terminal(width=_WIDTH)
+    console.print(f"{scores.benchmark}{f', {scores.unit}' if scores.unit else ''}", soft_wrap=True)
     console.print(_table(scores))
     hidden = len({row.category for row in scores.rows}) - len(_shown(scores))
     if hidden:
@@ -145,7 +146,7 @@ def _print(scores: Scores, num_worst: int) -> None:
 def _table(scores: Scores) -> Table:
     """For each class the number of objects, then a line a metric; a column a subset."""
     subsets = list(dict.fromkeys(row.subset for row in scores.rows))
-    table = Table(title=f"{scores.benchmark}{f', {scores.unit}' if scores.unit else ''}")
+    table = Table()
     table.add_column("class")
     table.add_column("metric")
     for subset in subsets:
