@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float64, Int64, Shaped
 
 from common.ranges import above
 from engine.detection.failures import best_threshold, errors_by_frame
@@ -129,7 +129,9 @@ def _roles(
     """Who counts in a range; all outside of it are neutral."""
     members = [name.lower() for name in kind.members]
 
-    def role(boxes: Float64[np.ndarray, "N 7"], frame: np.ndarray, names: np.ndarray) -> np.ndarray:
+    def role(
+        boxes: Float64[np.ndarray, "N 7"], frame: Int64[np.ndarray, " N"], names: Shaped[np.ndarray, " N"]
+    ) -> Int64[np.ndarray, " N"]:
         distance = np.linalg.norm(boxes[:, :3] - origins[frame], axis=1)
         inside: Bool[np.ndarray, " N"] = (distance >= limits[0]) & (distance < limits[1])
         return np.where(inside, np.where(np.isin(names, members), COUNTED, OTHER), NEUTRAL)

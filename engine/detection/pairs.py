@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float64, Int64
+from jaxtyping import Bool, Float64, Int64, Shaped
 from torch import Tensor
 
 from common.boxes.overlap import bev_iou_of_pairs, iou_3d_of_pairs
@@ -40,10 +40,10 @@ class Stacked:
 
     true_boxes: Float64[np.ndarray, "K 7"]
     true_frame: Int64[np.ndarray, " K"]
-    categories: np.ndarray
+    categories: Shaped[np.ndarray, " K"]
     found_boxes: Float64[np.ndarray, "D 7"]
     found_frame: Int64[np.ndarray, " D"]
-    classes: np.ndarray
+    classes: Shaped[np.ndarray, " D"]
     scores: Float64[np.ndarray, " D"]
 
 
@@ -80,7 +80,7 @@ def stacked(frames: Sequence[FramePair]) -> Stacked:
     )
 
 
-def _names(of_frames: Sequence[tuple[str, ...]]) -> np.ndarray:
+def _names(of_frames: Sequence[tuple[str, ...]]) -> Shaped[np.ndarray, " N"]:
     return np.array([name.lower() for names in of_frames for name in names], dtype=np.str_)
 
 
