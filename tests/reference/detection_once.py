@@ -16,10 +16,9 @@ OTHER, VALID, NEUTRAL = -1, 0, 1
 
 
 def flag(name: str, box: Sequence[float], origin: Sequence[float], category: str, limits: tuple[float, float]) -> int:
-    if name not in CLASSES[category]:
-        return OTHER
-    distance = math.dist(box[:3], origin)
-    return VALID if limits[0] <= distance < limits[1] else NEUTRAL
+    if not limits[0] <= math.dist(box[:3], origin) < limits[1]:
+        return NEUTRAL  # of whatever class: the released code marks what is out of range last
+    return VALID if name in CLASSES[category] else OTHER
 
 
 def overlap(a: Sequence[float], b: Sequence[float], turn: float, reach: float) -> float:
