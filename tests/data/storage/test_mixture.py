@@ -124,7 +124,7 @@ def test_a_state_belongs_to_its_weights(sets: tuple[str, str]) -> None:
     build = {weight: loader(sets[0], more=(SetConfig(shards=sets[1], weight=weight),)) for weight in (1.0, 1.01, 2.0)}
     state = build[1.0].state(3)
     build[1.0].check_state(state)
-    with pytest.raises(ValueError, match=r"samples is .*sets, splits, limits and weights"):
+    with pytest.raises(ValueError, match=r"samples is .*sets, splits, limits, fraction and weights"):
         build[1.01].check_state(state)
     with pytest.raises(ValueError, match="samples_per_epoch is 11 in the checkpoint and 14 here"):
         build[2.0].check_state(state)
