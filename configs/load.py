@@ -55,7 +55,7 @@ def load(
     Args:
         kind: a frozen dataclass, sections nested.
         path: YAML file that holds differences from the defaults, or None for defaults and overrides alone.
-        overrides: `section.field=value`, the value in YAML syntax.
+        overrides: `section.field=value`, the value in YAML syntax; `{}` takes back what weaker sources say of a field.
         choices: for sections with several possible dataclasses, name -> dataclass; the section's `name` key picks.
         defaults: weaker than the file, stronger than the dataclass (a default that depends on the file's name, say).
 
@@ -94,6 +94,8 @@ def _load(
         _drop_retired(source)
         _drop_teachers_of_old(source, schema)
         _fill_added(source, schema, (choices or {}).get("method", {}))
+    for number, override in enumerate(overrides, start=2):
+        _empty(sources[:number], sources[number], override.partition("=")[0])
     asked_for: set[str] = set()
     for source in sources:
         # Merging takes `???` for "as before": a file that asks for a value would get the dataclass's default.
@@ -265,6 +267,18 @@ _ABSENT = object()
 def _gives(source: DictConfig, key: str) -> bool:
     """Whether a source has a value, null included, at a dotted path."""
     return OmegaConf.select(source, key, default=_ABSENT) is not _ABSENT
+
+
+def _empty(weaker: Sequence[DictConfig], source: DictConfig, key: str) -> None:
+    """Let `key={}` take back what weaker sources say of `key`; merged, an empty mapping would change nothing."""
+    given = OmegaConf.select(source, key)
+    if not isinstance(given, DictConfig) or len(given):
+        return
+    *outer, last = key.split(".")
+    for other in weaker:
+        section = _section(other, outer)
+        if section is not None and last in section:
+            del section[last]
 
 
 def _one_line(error: Exception) -> str:

@@ -95,6 +95,21 @@ def test_defaults_file_and_overrides_merge_in_that_order(tmp_path: Path) -> None
     assert config.method == Second(b=Inner(lr=2.0, names=("x", "y")))
 
 
+def test_an_empty_mapping_takes_back_what_the_file_says(tmp_path: Path) -> None:
+    """The remedy of a message, `data.sampling.counts={}`, among them."""
+    file = tmp_path / "a.yaml"
+    file.write_text("optim: {lr: 0.1}\nmethod: {name: second, b: {lr: 2.0, names: [x]}}\n")
+    config = _load("method.b={}", "method.b.every=4", path=file)
+    assert config.method == Second(b=Inner(every=4))
+    assert config.optim == Inner(lr=0.1)
+    file.write_text("data: {shards: s, sampling: {counts: {Car: 2, Cyclist: 1}}}\nmethod: {name: slidr}\n")
+    overrides = ["run_dir=r", "data.sampling.counts={}", "data.sampling.counts.Car=3"]
+    filled = load(PretrainConfig, file, overrides, choices=PRETRAIN_CHOICES)
+    assert filled.data.sampling.counts == {"Car": 3}
+    emptied = load(PretrainConfig, file, overrides[:2], choices=PRETRAIN_CHOICES)
+    assert emptied.data.sampling.counts == {}
+
+
 def test_dump_and_load_give_an_equal_config(tmp_path: Path) -> None:
     config = _load("method.name=second", "method.b.every=4", "optim.betas=[0.1,0.2]")
     file = tmp_path / "config.yaml"
