@@ -1,8 +1,8 @@
 """Matches of found and true objects that maximise the sum of overlaps, at each of Waymo's score cutoffs.
 
-Most objects overlap with one other at most, and match it from cutoff 0 to their score. Only where several meet is there
-a choice, and it changes only where one of them drops out: the assignment is solved for such groups alone, once for each
-score in the group, in place of once for each cutoff and frame.
+Most true objects compete with no other for what is found: each matches the best found object that is left at a cutoff.
+Only where several meet an assignment is solved, and it changes only where a found object drops out: once for each score
+in the group, in place of once for each cutoff and frame.
 
 Letters: K true, D found objects of all frames, P pairs that may match, M matches, C score cutoffs.
 """
@@ -73,16 +73,44 @@ def match_at_cutoffs(pairs: Overlaps, reached: Int64[np.ndarray, " D"], num_true
         reached: of each found object, see `reached_cutoffs`.
         num_true: K.
     """
+    weights: Int64[np.ndarray, " P"] = np.rint(pairs.value.astype(np.float32).astype(np.float64) * _QUANTA).astype(
+        np.int64
+    )
     group = _groups(pairs, num_true, len(reached))
-    _, first, size = np.unique(group, return_index=True, return_counts=True)
-    alone = np.sort(first[size == 1])
-    parts = [np.stack([pairs.true[alone], pairs.found[alone], 0 * alone, reached[pairs.found[alone]]], axis=1)]
-    order, ends = np.argsort(group, kind="stable"), np.cumsum(size)
-    for end, count in zip(ends[size > 1], size[size > 1], strict=True):
-        rows = order[end - count : end]
-        parts.append(_match_group(pairs.true[rows], pairs.found[rows], pairs.value[rows], reached))
-    true, found, start, stop = np.concatenate(parts).T
-    return Matches(true=true, found=found, start=start, stop=stop)
+    # By group, within it by falling weight.
+    order = np.lexsort((-weights, group))
+    true, found, group, weights = pairs.true[order], pairs.found[order], group[order], weights[order]
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    sizes = np.diff(np.append(starts, len(group)))
+    single = np.ones(0, dtype=np.bool_)
+    if len(starts):
+        single = np.minimum.reduceat(true, starts) == np.maximum.reduceat(true, starts)
+    rows = np.repeat(single, sizes)
+    parts = [_match_single(true[rows], found[rows], np.repeat(np.arange(len(starts)), sizes)[rows], reached)]
+    for start, size in zip(starts[~single], sizes[~single], strict=True):
+        some = slice(start, start + size)
+        parts.append(_match_group(true[some], found[some], weights[some], reached))
+    columns = np.concatenate(parts).T
+    return Matches(true=columns[0], found=columns[1], start=columns[2], stop=columns[3])
+
+
+def _match_single(
+    true: Int64[np.ndarray, " P"],
+    found: Int64[np.ndarray, " P"],
+    group: Int64[np.ndarray, " P"],
+    reached: Int64[np.ndarray, " D"],
+) -> Int64[np.ndarray, "M 4"]:
+    """Rows true, found, start, stop of groups of one true object each, pairs by group and falling weight.
+
+    The object matches the heaviest found one that reaches the cutoff: each from where all heavier ones dropped out.
+    """
+    stop = reached[found]
+    # The largest stop so far in the group: groups are kept apart by an offset.
+    offset = group * (len(CUTOFFS) + 1)
+    before = np.append(0, np.maximum.accumulate(offset + stop)[:-1])
+    start = np.maximum(before - offset, 0)
+    lasting = start < stop
+    return np.asarray(np.stack([true, found, start, stop], axis=1)[lasting])
 
 
 def _groups(pairs: Overlaps, num_true: int, num_found: int) -> Int64[np.ndarray, " P"]:
@@ -96,14 +124,14 @@ def _groups(pairs: Overlaps, num_true: int, num_found: int) -> Int64[np.ndarray,
 def _match_group(
     true: Int64[np.ndarray, " P"],
     found: Int64[np.ndarray, " P"],
-    value: Float64[np.ndarray, " P"],
+    weight: Int64[np.ndarray, " P"],
     reached: Int64[np.ndarray, " D"],
 ) -> Int64[np.ndarray, "M 4"]:
     """Rows true, found, start, stop of a few objects that meet."""
     true_rows, i = np.unique(true, return_inverse=True)
     found_rows, j = np.unique(found, return_inverse=True)
     weights = np.zeros((len(true_rows), len(found_rows)), dtype=np.int64)
-    weights[i, j] = np.rint(value.astype(np.float32).astype(np.float64) * _QUANTA).astype(np.int64)
+    weights[i, j] = weight
     stops = reached[found_rows]
     matches, start = [], 0
     for stop in np.unique(stops[stops > 0]).tolist():
