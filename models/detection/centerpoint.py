@@ -70,8 +70,8 @@ class CenterPoint(BirdEyeDetector):
             ValueError: the batch has no boxes.
         """
         boxes = batch.need("boxes", by="CenterPoint")
-        return self.dense_head.loss(self.dense_head(self.bird_eye_view(batch)), boxes)
+        return self.dense_head.loss(self.dense_head.forward(self.bird_eye_view(batch)), boxes)
 
     def detect(self, batch: Batch) -> Detections:
         """See `Detector.detect`."""
-        return self.dense_head.detect(self.dense_head(self.bird_eye_view(batch)), self.nms)
+        return self.dense_head.detect(self.dense_head.forward(self.bird_eye_view(batch)), self.nms)

@@ -305,7 +305,8 @@ class PointRefiner(nn.Module):
         merged = self.merge(torch.cat([local, features.to(local.dtype)], dim=1))
         points = PointSet(seen[:, :3], merged, torch.bincount(roi, minlength=num_rois))
         for level in self.abstraction:
-            points = level(points)
+            assert isinstance(level, SetAbstraction)
+            points = level.forward(points)  # ZeRO-3's hooks, which look for tensors, would warn of `PointSet`
         rois = torch.repeat_interleave(torch.arange(num_rois, device=roi.device), points.counts)
         values = self.pooled(torch.cat([points.points, points.features.to(seen.dtype)], dim=1))
         found: tuple[Tensor, Tensor] = self.branches(segment_max(full_precision(values), rois, num_rois))

@@ -194,7 +194,7 @@ class PvRcnn(Detector):
             config.refinement.targets,
             generator=drawing(self),
         )
-        logits, codes = self.refiner(first.keypoints, rois)
+        logits, codes = self.refiner.forward(first.keypoints, rois)
         refined = refinement_losses(logits, codes, rois.boxes, targets, config.refinement)
         parts = {"keypoints": keypoint_loss, **refined}
         return LossTerms(
@@ -207,17 +207,21 @@ class PvRcnn(Detector):
         """See `Detector.detect`."""
         first = self._first_stage(batch)
         rois = self._proposals(first.outputs)
-        logits, codes = self.refiner(first.keypoints, rois)
+        logits, codes = self.refiner.forward(first.keypoints, rois)
         boxes = decode_in_roi(codes, rois.boxes)
         return detections(boxes, logits, rois, batch.num_samples, self.nms)
 
     def _first_stage(self, batch: Batch) -> _FirstStage:
         levels = self.backbone.levels(batch.voxel_coords, batch.voxel_features, batch.num_samples)
-        outputs: AnchorOutputs = self.dense_head(levels.bev)
+        # `forward`, here and below, of modules without weights of their own that take or give something else than plain
+        # tensors: ZeRO-3's hooks, which look for tensors, warn of it. The layers inside have theirs.
+        outputs = self.dense_head.forward(levels.bev)
         raw = self._raw_points(batch)
         rows, counts = farthest_points(raw.points, raw.counts, self.config.num_keypoints)
         places = raw.points[rows]
-        joined, fused = self.set_abstraction(places, counts, raw, levels, self._from_map(places, counts, levels))
+        joined, fused = self.set_abstraction.forward(
+            places, counts, raw, levels, self._from_map(places, counts, levels)
+        )
         on_object = self.keypoint_head(joined)
         return _FirstStage(
             outputs=outputs, keypoints=PointSet(places, fused * on_object.sigmoid(), counts), on_object=on_object

@@ -159,13 +159,21 @@ class Pillars(Backbone):
         self.num_features = layout.bev.num_features
 
     def forward(
-        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
-    ) -> Float[Tensor, "M C"]:
+        self,
+        voxel_coords: Int[Tensor, "M 4"],
+        voxel_features: Float[Tensor, "M F"],
+        num_samples: int,
+        *,
+        give: Literal["voxels", "map"] = "voxels",
+    ) -> Tensor:
         """Features of each point, in the order of the input rows. See `Backbone.forward`.
 
-        Only the samples are taken from `voxel_coords`; places are the first three features.
+        Only the samples are taken from `voxel_coords`; places are the first three features. With `give` what
+        `bird_eye_view` gives: at ZeRO-3 the weights of a 3D network are there during its call only.
         """
-        bev = self.bird_eye_view(voxel_coords, voxel_features, num_samples)
+        bev = self._map(voxel_coords, voxel_features, num_samples)
+        if give == "map":
+            return bev
         # From pillar edges to pillar centres to centres of map cells.
         return read_bev(bev, voxel_coords[:, 0].long(), (self._pillar(voxel_features[:, :2]) - 0.5) / self.out_stride)
 
@@ -182,6 +190,12 @@ class Pillars(Backbone):
         self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
     ) -> Float[Tensor, "B C Y X"]:
         """The map that a detection head works on. See `GivesBirdEyeView`."""
+        bev: Tensor = self(voxel_coords, voxel_features, num_samples, give="map")
+        return bev
+
+    def _map(
+        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
+    ) -> Float[Tensor, "B C Y X"]:
         sample, points = voxel_coords[:, 0].long(), voxel_features
         low, high = (points.new_tensor(limits) for limits in (self.config.range_min_m, self.config.range_max_m))
         inside = ((points[:, :3] >= low) & (points[:, :3] < high)).all(dim=1)

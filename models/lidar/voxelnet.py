@@ -22,24 +22,21 @@ Letters: M voxels, B samples, F input channels, C channels, X Y D cells along x,
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, overload
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from common.ranges import one_of, positive
 from data.batch_spec import VoxelConfig
 from models.lidar.ball_pooling import PointSet, scattered
 from models.lidar.base import Backbone, BirdEyeGrid
-from models.lidar.bev import BN_EPS, BevBackbone, BevLayout, read_bev, to_bev
-from models.lidar.bounded import BoundedConv3d, Triple
-from models.lidar.layers import normalize
-from models.lidar.res16unet import ResidualBlock
-from models.lidar.sparse import SparseBackboneConfig, SparseConvolution, SparseTensor, SubmanifoldConv3d, sparse_tensor
+from models.lidar.bev import BevBackbone, BevLayout, read_bev, to_bev
+from models.lidar.bounded import Triple
+from models.lidar.sparse import SparseBackboneConfig, SparseTensor, sparse_tensor
+from models.lidar.sparse_encoder import EncoderLayout, SparseEncoder
 
 Preset = Literal["voxelbackbone8x", "second", "centerpoint", "second_tiny"]
 STRIDE = 8
@@ -49,10 +46,7 @@ _SECOND_BEV = BevLayout(convolutions=(5, 5), strides=(1, 2), channels=(128, 256)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Layout:
-    channels: tuple[int, int, int, int]  # at strides 1, 2, 4, 8
-    out: int  # after z was reduced once more
-    residual: bool = False
+class _Layout(EncoderLayout):
     bev: BevLayout | None = None
 
 
@@ -164,6 +158,10 @@ class VoxelLevels:
     bev: Float[Tensor, "B C2 Y X"]
 
 
+_Levels = tuple[tuple[tuple[Tensor, Tensor, Tensor], ...], Tensor, Tensor]
+"""The same in tuples."""
+
+
 class VoxelNet(Backbone):
     """Features of each voxel, read from the bird's-eye view."""
 
@@ -181,15 +179,50 @@ class VoxelNet(Backbone):
             self.bev_backbone = BevBackbone(self.num_features, layout.bev, bn_momentum=config.bn_momentum)
             self.num_features = layout.bev.num_features
 
+    @overload
     def forward(
-        self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
-    ) -> Float[Tensor, "M C"]:
+        self,
+        voxel_coords: Int[Tensor, "M 4"],
+        voxel_features: Float[Tensor, "M F"],
+        num_samples: int,
+        *,
+        give: Literal["voxels", "map"] = "voxels",
+    ) -> Tensor: ...
+
+    @overload
+    def forward(
+        self,
+        voxel_coords: Int[Tensor, "M 4"],
+        voxel_features: Float[Tensor, "M F"],
+        num_samples: int,
+        *,
+        give: Literal["levels"],
+    ) -> _Levels: ...
+
+    def forward(
+        self,
+        voxel_coords: Int[Tensor, "M 4"],
+        voxel_features: Float[Tensor, "M F"],
+        num_samples: int,
+        *,
+        give: Literal["voxels", "map", "levels"] = "voxels",
+    ) -> Tensor | _Levels:
         """Features of each voxel, in the order of the input rows. See `Backbone.forward`.
+
+        With `give` what `bird_eye_view` or `levels` gives, as plain tensors: at ZeRO-3 the weights of a 3D network are
+        there during its call only.
 
         Raises:
             ValueError: a voxel comes twice, or coordinates are out of range.
         """
-        bev = self.bird_eye_view(voxel_coords, voxel_features, num_samples)
+        *levels, last = self._encoded(voxel_coords, voxel_features, num_samples)
+        folded = to_bev(last.features, last.coords, num_samples, self.encoder.out_size)
+        bev: Tensor = folded if self.bev_backbone is None else self.bev_backbone(folded)
+        if give == "map":
+            return bev
+        if give == "levels":
+            points = (self._points(x, *place) for x, place in zip(levels, self.encoder.places, strict=True))
+            return tuple((x.points, x.features, x.counts) for x in points), folded, bev
         return read_bev(bev, voxel_coords[:, 0], self._cells(voxel_coords)[:, :2].to(torch.float32) / STRIDE)
 
     @property
@@ -204,7 +237,8 @@ class VoxelNet(Backbone):
         self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
     ) -> Float[Tensor, "B C Y X"]:
         """The map that a detection head works on. See `GivesBirdEyeView`."""
-        return self._map(self._encoded(voxel_coords, voxel_features, num_samples)[-1])[1]
+        bev: Tensor = self(voxel_coords, voxel_features, num_samples, give="map")
+        return bev
 
     def levels(
         self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
@@ -214,10 +248,8 @@ class VoxelNet(Backbone):
         Raises:
             ValueError: as `bird_eye_grid`.
         """
-        *levels, last = self._encoded(voxel_coords, voxel_features, num_samples)
-        folded, bev = self._map(last)
-        points = [self._points(x, *place) for x, place in zip(levels, self.encoder.places, strict=True)]
-        return VoxelLevels(tuple(points), folded, bev)
+        points, folded, bev = self(voxel_coords, voxel_features, num_samples, give="levels")
+        return VoxelLevels(tuple(PointSet(*level) for level in points), folded, bev)
 
     @property
     def limits_m(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -246,10 +278,6 @@ class VoxelNet(Backbone):
         shifted = torch.cat([voxel_coords[:, :1], cells], dim=1)[inside]
         return self.encoder.levels(sparse_tensor(shifted, voxel_features[inside], num_samples)[0])
 
-    def _map(self, x: SparseTensor) -> tuple[Float[Tensor, "B C Y X"], Float[Tensor, "B C2 Y X"]]:
-        folded = to_bev(x.features, x.coords, x.num_samples, self.encoder.out_size)
-        return folded, folded if self.bev_backbone is None else self.bev_backbone(folded)
-
     def _points(self, x: SparseTensor, step: Triple, start: Triple) -> PointSet:
         order = scattered(x.grid.keys)
         low, step_, start_ = (x.coords.new_tensor(v) for v in (self.grid_min, step, start))
@@ -269,86 +297,3 @@ class VoxelNet(Backbone):
     def _cells(self, voxel_coords: Int[Tensor, "M 4"]) -> Int[Tensor, "M 3"]:
         """Cells counted from `grid_min`."""
         return voxel_coords[:, 1:] - torch.tensor(self.grid_min, device=voxel_coords.device)
-
-
-class SparseEncoder(nn.Module):
-    """Stride 8 along x and y, 16 along z; every convolution followed by BatchNorm and ReLU.
-
-    Attributes:
-        out_size: X, Y, D of the result.
-        num_features: channels of the bird's-eye view made of it: those of a cell times D.
-        level_features: channels at strides 1, 2, 4, 8.
-        places: of those, the cells of the finest grid from one cell to the next, and the one under cell 0's centre.
-    """
-
-    def __init__(self, config: VoxelNetConfig, layout: _Layout, size: Triple) -> None:
-        super().__init__()
-        momentum, backend = config.bn_momentum, config.backend
-        stages: list[nn.Module] = []
-        self.level_features = layout.channels
-        self.places: list[tuple[Triple, Triple]] = []
-        self._ends: list[int] = []  # one past each level's last layer
-        step: Triple = (1, 1, 1)
-        start: Triple = (0, 0, 0)
-        width = config.in_channels
-        for level, channels in enumerate(layout.channels):
-            down: SparseConvolution
-            if level == 0:
-                down = SubmanifoldConv3d(width, channels, backend=backend)
-            else:
-                # SECOND pads z everywhere but on the way to stride 8.
-                padding = (1, 1, 0) if level == 3 else (1, 1, 1)
-                down = BoundedConv3d(width, channels, size, padding=padding, backend=backend)
-                size = down.out_size
-                # A kernel of three cells has its middle one cell after its first.
-                start = _triple(s + (1 - p) * cells for s, p, cells in zip(start, padding, step, strict=True))
-                step = _triple(2 * cells for cells in step)
-            stages.append(ConvNormReLU3d(down, momentum))
-            for _ in range(2 if level or layout.residual else 1):
-                if layout.residual:
-                    block = ResidualBlock(channels, channels, bn_momentum=momentum, backend=backend)
-                    block.norm1.eps = block.norm2.eps = BN_EPS
-                    stages.append(block)
-                else:
-                    stages.append(ConvNormReLU3d(SubmanifoldConv3d(channels, channels, backend=backend), momentum))
-            width = channels
-            self.places.append((step, start))
-            self._ends.append(len(stages))
-        last = BoundedConv3d(
-            width, layout.out, size, kernel_size=(1, 1, 3), stride=(1, 1, 2), padding=(0, 0, 0), backend=backend
-        )
-        self.layers = nn.Sequential(*stages, ConvNormReLU3d(last, momentum))
-        self.out_size = last.out_size
-        self.num_features = layout.out * last.out_size[2]
-
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """Encode voxels that all lie in the grid."""
-        return self.levels(x)[-1]
-
-    def levels(self, x: SparseTensor) -> list[SparseTensor]:
-        """The voxels at strides 1, 2, 4, 8, then what `forward` gives."""
-        found = []
-        for number, layer in enumerate(self.layers, start=1):
-            x = layer(x)
-            if number in self._ends:
-                found.append(x)
-        return [*found, x]
-
-
-def _triple(values: Iterable[int]) -> Triple:
-    x, y, z = values
-    return x, y, z
-
-
-class ConvNormReLU3d(nn.Module):
-    """A sparse convolution, BatchNorm, ReLU."""
-
-    def __init__(self, conv: SparseConvolution, bn_momentum: float) -> None:
-        super().__init__()
-        self.conv = conv
-        self.norm = nn.BatchNorm1d(conv.out_channels, eps=BN_EPS, momentum=bn_momentum)
-
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """New features, on the voxels that the convolution makes."""
-        out: SparseTensor = self.conv(x)
-        return out.with_features(F.relu_(normalize(self.norm, out.features)))

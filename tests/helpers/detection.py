@@ -71,13 +71,13 @@ _POINT_RCNN = PointRcnnConfig(
     classes=CLASSES,
     backbone=PointNet2Config(preset="pointnet2_tiny"),
     preset="point_rcnn_tiny",
-    num_points=2048,
+    num_points=4096,
     anchor_set="street",
     # Nearly every point of a near car has a higher score than all of a distant one's.
     refinement=dataclasses.replace(
         _FEW,
-        train_proposals=proposals(max_iou=0.8, before=2048, after=64),
-        test_proposals=proposals(max_iou=0.8, before=2048, after=64),
+        train_proposals=proposals(max_iou=0.8, before=4096, after=128),
+        test_proposals=proposals(max_iou=0.7, before=4096, after=128),
         scores=PointRcnnConfig().refinement.scores,
     ),
 )

@@ -15,7 +15,8 @@ from models.lidar.bounded import BoundedConv3d
 from models.lidar.neighbors import pack
 from models.lidar.res16unet import ResidualBlock
 from models.lidar.sparse import SubmanifoldConv3d, load_backend, sparse_tensor
-from models.lidar.voxelnet import STRIDE, ConvNormReLU3d, SparseEncoder, VoxelNet, VoxelNetConfig, _Layout
+from models.lidar.sparse_encoder import ConvNormReLU3d, EncoderLayout, SparseEncoder
+from models.lidar.voxelnet import STRIDE, VoxelNet, VoxelNetConfig
 from tests.models.lidar.test_sparse import assert_same_gradients, needs_spconv
 from tests.reference import dense_conv
 
@@ -179,7 +180,7 @@ def test_encoder_equals_a_dense_one(residual: bool) -> None:
     """Every layer as a dense convolution on the grid, kept to the cells where the sparse one has voxels."""
     torch.manual_seed(0)
     size = (8, 8, 25)
-    layout = _Layout(channels=(2, 3, 4, 5), out=4, residual=residual)
+    layout = EncoderLayout(channels=(2, 3, 4, 5), out=4, residual=residual)
     encoder = SparseEncoder(VoxelNetConfig(in_channels=3), layout, size).double().eval()
     g = torch.Generator().manual_seed(2)
     for m in encoder.modules():
