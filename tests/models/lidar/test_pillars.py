@@ -100,7 +100,7 @@ def test_map_strides() -> None:
 def test_points_read_the_map_at_their_place() -> None:
     net = build()
     ramp = torch.stack(torch.meshgrid(torch.arange(16.0), torch.arange(16.0), indexing="xy"))[None]
-    net.bird_eye_view = lambda *_: ramp  # type: ignore[method-assign]
+    net._map = lambda *_: ramp  # type: ignore[method-assign]
     # The map's cell (i, j) lies on the centre of pillar (2 i, 2 j).
     points = torch.tensor(
         [[-3.75, -7.75, 0, 0], [-3.75 + 2 * SIZE * 3, -7.75 + 2 * SIZE * 5.5, 0, 0], [99.0, -99, 0, 0]]
