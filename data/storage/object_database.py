@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from data.shared_memory import SharesTables
 from data.storage.manifest import Manifest
 from data.storage.shard import ShardError
 from data.storage.untrusted import parse_npz
@@ -30,9 +31,9 @@ _VERSION = 1
 _COORDINATES = ("x", "y", "z")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ObjectTable:
-    """What is known of objects beside their points.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ObjectTable(SharesTables):
+    """What is known of objects beside their points; workers share large ones.
 
     Attributes:
         boxes: as `data.sample.BatchBoxes.boxes`, in the recorded LiDAR frame of the sweep they were in.
