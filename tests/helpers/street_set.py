@@ -39,6 +39,7 @@ def write_street_set(path: Path | str, world: StreetConfig = STREET_WORLD) -> st
         set_name="synthetic",
         camera_names=world.cameras.names,
         class_names=CLASS_NAMES,
+        box_categories=CLASS_NAMES,
         logs=tuple(world.log_name(number) for number in range(world.num_logs)),
         splits=tuple(world.split_of_index(number) for number in range(world.num_logs)),
         superpixels=SUPERPIXELS.record(),
