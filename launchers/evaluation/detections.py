@@ -6,12 +6,13 @@ Boxes of a set and of a detector lie in the LiDAR frame. Where a benchmark measu
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
 from common.boxes.image import image_boxes, observation_angles
@@ -148,9 +149,9 @@ def true_objects(frame: FrameTruth, manifest: Manifest, benchmark: str) -> TrueO
         categories=benchmark_classes(_categories(boxes, manifest), manifest, benchmark),
         origin_m=origin,
         velocities_mps=_turned(boxes.velocities_mps.astype(np.float64), T),
-        attributes=_attributes(boxes, manifest),
+        attributes=_attributes(boxes, manifest, benchmark),
         num_lidar_points=_or_none(boxes.num_points, np.int64),
-        num_radar_points=_or_none(boxes.num_radar_points, np.int64),
+        num_radar_points=_radar_points(boxes, benchmark),
         difficulties=_or_none(boxes.difficulties, np.int64),
         truncations=_or_none(boxes.truncations, np.float64),
         occlusions=_or_none(boxes.occlusions, np.int64),
@@ -203,6 +204,17 @@ def found_objects(found: Found, frame: FrameTruth, names: Sequence[str], benchma
     )
 
 
+def select(frame: FoundObjects, rows: Bool[np.ndarray, " D"]) -> FoundObjects:
+    """Some of the found objects of a frame."""
+    values = {field.name: getattr(frame, field.name) for field in dataclasses.fields(frame) if field.name != "key"}
+    kept = {
+        name: tuple(itertools.compress(value, rows)) if isinstance(value, tuple) else value[rows]
+        for name, value in values.items()
+        if value is not None
+    }
+    return dataclasses.replace(frame, **kept)
+
+
 def pairs_of(
     frames: Sequence[JudgedFrame], manifest: Manifest, classes: Sequence[str], benchmark: str
 ) -> tuple[list[TrueObjects], list[FoundObjects]]:
@@ -248,10 +260,20 @@ def _categories(boxes: Boxes, manifest: Manifest) -> tuple[str, ...]:
     return tuple("" if number == IGNORE_LABEL else manifest.class_names[number] for number in boxes.classes.tolist())
 
 
-def _attributes(boxes: Boxes, manifest: Manifest) -> tuple[str, ...] | None:
-    if boxes.attributes is None or manifest.set_name != "nuscenes":
+def _attributes(boxes: Boxes, manifest: Manifest, benchmark: str) -> tuple[str, ...] | None:
+    """NuScenes' names; "" for every object of another set, where no attribute can be wrong."""
+    if benchmark != "nuscenes":
         return None
+    if boxes.attributes is None or manifest.set_name != "nuscenes":
+        return ("",) * len(boxes.classes)
     return tuple("" if number < 0 else ATTRIBUTES[number] for number in boxes.attributes.tolist())
+
+
+def _radar_points(boxes: Boxes, benchmark: str) -> Int[np.ndarray, " K"] | None:
+    """0 for nuScenes' metric where the set has no radar."""
+    if boxes.num_radar_points is None and benchmark == "nuscenes":
+        return np.zeros(len(boxes.classes), np.int64)
+    return _or_none(boxes.num_radar_points, np.int64)
 
 
 def frames_config(config: DataConfig, *, num_workers: int) -> DataConfig:

@@ -17,7 +17,7 @@ from engine.detection.formats import argoverse2 as argoverse2_files
 from engine.detection.formats import kitti as kitti_files
 from engine.detection.formats import waymo as waymo_files
 from engine.detection.frames import FoundObjects
-from launchers.evaluation.detections import JudgedFrame, benchmark_classes, found_objects, moved
+from launchers.evaluation.detections import JudgedFrame, benchmark_classes, found_objects, moved, select
 
 _CAM2_FROM_CAM0_M = (0.059849, -0.000358, 0.002746)
 """What P2 adds to a place in the rectified frame of camera 0: in all of KITTI's calibrations within a millimetre. Sets
@@ -50,7 +50,11 @@ def write_submission(
 
 
 def _kitti(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTruth]) -> Path:
-    kitti_files.write_found(folder / "data", found, [_kitti_camera(truth) for truth in truths])
+    """Objects of classes that KITTI has no type for are left out."""
+    names = {name.lower(): name for name in kitti_files.TYPES}
+    known = [select(frame, np.array([name.lower() in names for name in frame.classes], np.bool_)) for frame in found]
+    spelt = {name: names[name.lower()] for frame in known for name in frame.classes}
+    kitti_files.write_found(folder / "data", known, [_kitti_camera(truth) for truth in truths], names=spelt)
     return folder / "data"
 
 
@@ -75,7 +79,8 @@ def _waymo(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTr
 
 
 def _argoverse2(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTruth]) -> Path:
-    keys = [argoverse2_files.frame_key(truth.log, 1000 * truth.timestamp_us) for truth in truths]
+    # The key of a frame ends in its nanoseconds, which the set's microseconds have lost.
+    keys = [argoverse2_files.frame_key(truth.log, int(truth.key.rpartition("_")[2])) for truth in truths]
     argoverse2_files.write_found(folder / "detections.feather", _at_the_vehicle(found, truths, keys))
     return folder / "detections.feather"
 

@@ -158,8 +158,6 @@ def _open_run(path: Path, config: FinetuneConfig) -> _Source:
     run = load_run_config(checkpoint)
     part = "" if isinstance(run, FinetuneConfig) and run.model == config.model else "backbone"
     weights = load_weights(checkpoint, prefix="backbone." if part else "")
-    if not weights:
-        raise CheckpointError(f"{checkpoint}: {type(run.method).__name__} has no 3D network `backbone` to start from")
     teacher, leak = describe_origin(run.method)
     if isinstance(run, FinetuneConfig):
         teacher, leak = f"labels of boxes ({run.data.shards})", "supervised-teacher"

@@ -22,6 +22,7 @@ from common.run_files import json_lines
 from common.small_files import DamagedFileError, read_text
 from configs.detection import FinetuneConfig
 from configs.load import ConfigError
+from data.loading.detection_frames import frame_truth
 from data.loading.loader import DataConfig
 from data.storage.manifest import Manifest, load_manifest
 from data.storage.reader import SampleReader
@@ -35,7 +36,7 @@ from engine.distributed import World
 from engine.downstream.common import thin
 from engine.errors import CheckpointError
 from engine.log_files import MetricsFile
-from launchers.evaluation.detections import JudgedFrame, benchmark_classes, detect, frames_config, pairs_of
+from launchers.evaluation.detections import NOTHING, JudgedFrame, benchmark_classes, detect, frames_config, pairs_of
 from launchers.runs.files import DETECTIONS_FILE
 from models.detection.base import Detector
 
@@ -122,6 +123,18 @@ def judge_frames(frames: Sequence[JudgedFrame], judged: JudgedSet, config: Finet
     return scores
 
 
+def check_frame(judged: JudgedSet, config: FinetuneConfig) -> None:
+    """Judge an empty hand on one frame, so that what a benchmark lacks shows before a run trains for hours.
+
+    Raises:
+        ConfigError: see `judge_frames`.
+        ShardError: the frame cannot be read.
+    """
+    truth = frame_truth(SampleReader(judged.manifest), int(judged.indices[0]))
+    if truth.boxes is not None:
+        judge_frames([JudgedFrame(truth=truth, found=NOTHING)], judged, config)
+
+
 def _verdict(benchmark: str, frames: Sequence[JudgedFrame], manifest: Manifest, classes: Sequence[str]) -> Scores:
     """Of one benchmark; nuScenes' means are over the detector's classes, and say so where these are not all ten."""
     truth, found = pairs_of(frames, manifest, classes, benchmark)
@@ -173,11 +186,12 @@ class Judging:
         """Open the set.
 
         Raises:
-            ConfigError, ShardError: see `JudgedSet.of`.
+            ConfigError, ShardError: see `JudgedSet.of`; or the first frame lacks what a benchmark needs.
             CheckpointError: see `judged_steps`.
         """
         self._config, self._world, self._steps_per_epoch = config, world, steps_per_epoch
         self._judged = JudgedSet.of(config)
+        check_frame(self._judged, config)
         self._steps: Iterable[int] = told_by_main(lambda: judged_steps(Path(config.run_dir)), world)
         self._file: MetricsFile | None = None
         self._begun = 0

@@ -12,7 +12,7 @@ import torch
 from engine.distributed import World
 from engine.metric_names import LR
 from tests.helpers.finetune_run import arguments, finetune_here, spawn_ranks
-from tests.helpers.toy_run import losses, metrics, stop_at, weights
+from tests.helpers.toy_run import finish, losses, metrics, stop_at, weights
 from tests.launchers.test_resume import kill_after
 
 STEPS, EVERY = 8, 3
@@ -27,22 +27,23 @@ def detections(run_dir: Path) -> list[dict[str, Any]]:
 def test_stopped_continued_and_judged_on_the_way(
     street_set: str, world: World, one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nine samples, two an update: epochs end with the 5th and the 9th update. A kill in the second judgement."""
-    common = ("schedule.steps=9", "checkpoint.every_steps=4")
-    finetune_here(tmp_path / "plain", street_set, *common, "judge.benchmarks=[]")
-    finetune_here(tmp_path / "whole", street_set, *common)
-    assert losses(tmp_path / "plain") == losses(tmp_path / "whole")
-    lines = detections(tmp_path / "whole")
-    assert [line["step"] for line in lines] == [5, 9]
+    """Four samples, two an update: epochs end with the 2nd and the 4th update."""
+    common = ("data.limit=4", "schedule.steps=4", "checkpoint.every_steps=1", "checkpoint.keep=4")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finetune_here(whole, street_set, *common)
+    lines = detections(whole)
+    assert [line["step"] for line in lines] == [2, 4]
     assert lines[0]["frames"] == 3
     assert lines[0]["benchmarks"]["toy"] != lines[1]["benchmarks"]["toy"]
+    assert json.loads((whole / "init.json").read_text())["random"] == ["backbone", "norm", "head"]
 
-    cut = stop_at(tmp_path / "whole", tmp_path / "cut", 4)
+    stop_at(whole, cut, 3)
+    (cut / "detections.jsonl").write_text((whole / "detections.jsonl").read_text())
     finetune_here(cut, street_set, *common)
-    assert losses(cut) == losses(tmp_path / "whole")
+    assert losses(cut) == losses(whole)
     assert detections(cut) == lines, "what was judged beyond the checkpoint is judged again"
 
-    (cut / "detections.jsonl").write_text(json.dumps({"step": 5}) + "\n")  # a kill before the last line
+    (cut / "detections.jsonl").write_text(json.dumps({"step": 2}) + "\n")  # a kill before the last line
     assert finetune_here(cut, street_set, *common).status == "finished"
     assert detections(cut)[1:] == lines[1:]
     monkeypatch.setattr("launchers.training.train.build_loader", lambda *_, **__: pytest.fail("nothing is left to do"))
@@ -66,3 +67,25 @@ def test_killed_and_continued_bit_for_bit(street_set: str, world: World, one_thr
     assert max(rates) == rates[int(0.4 * STEPS)] == pytest.approx(0.01)
     expected, got = weights(tmp_path / "whole"), weights(cut)
     assert all(torch.equal(got[name], expected[name]) for name in expected)
+
+
+@pytest.mark.slow
+def test_two_one_and_three_processes_at_any_stage(street_set: str, tmp_path: Path) -> None:
+    """Six samples an update on 2 processes, then 1, then 3; ZeRO 2, 0, 3: losses and judgements as of one process."""
+    common = ("data.limit=6", "model.dropout=0", "schedule.steps=6", "checkpoint.every_steps=2", "optim.lr=0.001")
+    common += ("engine.zero3_persistent_numel=0", "data.augment.points.enabled=false")
+    run = tmp_path / "elastic"
+    micro = "data.micro_batch_size=3"
+    for processes, stage, steps in ((2, 2, 2), (1, 0, 4), (3, 3, 6)):
+        own = (micro, f"engine.zero_stage={stage}", f"schedule.steps={steps}", "schedule.kind=constant")
+        own += ("schedule.momentum_range=null",)
+        finish(spawn_ranks([arguments(run, street_set, *common, *own)], world_size=processes), timeout_s=280)
+    whole = tmp_path / "constant"
+    own = ("data.micro_batch_size=6", "schedule.kind=constant", "schedule.momentum_range=null")
+    finish(spawn_ranks([arguments(whole, street_set, *common, *own)]), timeout_s=280)
+    assert losses(run) == pytest.approx(losses(whole), rel=2e-3)
+    ours, theirs = detections(run), detections(whole)
+    assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+    for mine, one in zip(ours, theirs, strict=True):
+        for name, value in one["benchmarks"]["toy"]["headline"].items():
+            assert mine["benchmarks"]["toy"]["headline"][name] == pytest.approx(value, rel=5e-3)

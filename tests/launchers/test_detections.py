@@ -1,0 +1,96 @@
+"""Truth and findings in the terms of the benchmarks: who finds exactly what is there has the best figures there are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.detection import FinetuneConfig
+from configs.load import ArgumentError, ConfigError
+from configs.runs import read_run
+from data.loading.detection_frames import frame_truth
+from data.storage.reader import SampleReader
+from engine.detection.formats.kitti import read_found
+from launchers.evaluation.detections import NOTHING, Found, JudgedFrame, found_objects, true_objects
+from launchers.evaluation.submission import write_submission
+from launchers.finetuning.judging import JudgedSet, judge_frames, record_of
+from launchers.finetuning.rejudge import rejudge
+
+
+def config(shards: str, *overrides: str) -> FinetuneConfig:
+    made = read_run("second_street", ["run_dir=none", f"data.shards={shards}", *overrides])
+    assert isinstance(made, FinetuneConfig)
+    return made
+
+
+def frames_of(judged: JudgedSet, classes: tuple[str, ...], turn: float = 0.0) -> list[JudgedFrame]:
+    """Every labelled object of the classes is found, turned by an angle."""
+    numbers = [judged.manifest.class_names.index(name) for name in classes]
+    frames = []
+    for index in judged.indices.tolist():
+        truth = frame_truth(SampleReader(judged.manifest), index)
+        boxes = truth.boxes
+        assert boxes is not None
+        kept = np.isin(boxes.classes, numbers)
+        rows = np.column_stack([boxes.centers_m, boxes.sizes_m, boxes.yaws + turn])[kept].astype(np.float64)
+        found = Found(
+            boxes=rows,
+            velocities_mps=boxes.velocities_mps[kept].astype(np.float64),
+            classes=np.array([numbers.index(number) for number in boxes.classes[kept]], dtype=np.int64),
+            scores=np.linspace(0.9, 0.5, int(kept.sum())),
+        )
+        frames.append(JudgedFrame(truth=truth, found=found))
+    return frames
+
+
+def test_all_found_is_perfect_and_nothing_found_is_nothing(street_set: str) -> None:
+    settings = config(street_set, "judge.benchmarks=[nuscenes]")
+    judged = JudgedSet.of(settings)
+    perfect = judge_frames(frames_of(judged, settings.model.classes), judged, settings)["nuscenes"]
+    assert perfect.headline["mAP"] == pytest.approx(1)
+    for error in ("mATE", "mASE", "mAOE", "mAVE"):
+        assert perfect.headline[error] == pytest.approx(0, abs=1e-6)
+    assert perfect.benchmark == "nuScenes detection of car, truck, bus, pedestrian, bicycle"
+    turned = judge_frames(frames_of(judged, settings.model.classes, turn=0.5), judged, settings)["nuscenes"]
+    assert turned.headline["mAOE"] == pytest.approx(0.5, abs=1e-5)
+    blind = [JudgedFrame(truth=frame.truth, found=NOTHING) for frame in frames_of(judged, settings.model.classes)]
+    assert judge_frames(blind, judged, settings)["nuscenes"].headline["mAP"] == 0
+    assert record_of({"nuscenes": perfect})["nuscenes"]["headline"]["mAP"] == pytest.approx(1)
+
+
+def test_boxes_on_the_map_lie_as_far_from_the_vehicle(street_set: str) -> None:
+    judged = JudgedSet.of(config(street_set))
+    (frame, *_) = frames_of(judged, ("car", "pedestrian"))
+    here, there = (true_objects(frame.truth, judged.manifest, name) for name in ("kitti", "nuscenes"))
+    assert here is not None
+    assert there is not None
+    apart = [np.linalg.norm(one.boxes[:, :3] - one.origin_m, axis=1) for one in (here, there)]
+    np.testing.assert_allclose(apart[0], apart[1], rtol=1e-5)
+    np.testing.assert_allclose(here.boxes[:, 3:6], there.boxes[:, 3:6])
+    assert "bicycle" not in here.categories
+    assert "cyclist" not in there.categories
+    found = found_objects(frame.found, frame.truth, ("car", "pedestrian"), "nuscenes")
+    assert found.attributes is not None
+    assert set(found.attributes) <= {"vehicle.moving", "vehicle.parked", "pedestrian.moving", "pedestrian.standing"}
+
+
+def test_what_is_written_for_a_benchmark_is_what_was_found(street_set: str, tmp_path: Path) -> None:
+    settings = config(street_set)
+    judged = JudgedSet.of(settings)
+    frames = frames_of(judged, settings.model.classes)
+    place = write_submission(tmp_path, "kitti", frames, judged.manifest, settings.model.classes)
+    back = read_found(place, [frame.truth.key for frame in frames])
+    for frame, read in zip(frames, back, strict=True):
+        sizes = {tuple(np.round(row, 3)) for row in frame.found.boxes[:, 3:6]}
+        assert {tuple(np.round(row, 3)) for row in read.boxes[:, 3:6]} <= sizes
+    with pytest.raises(ArgumentError, match="--submission: no files of once can be written here, only of kitti"):
+        write_submission(tmp_path, "once", frames, judged.manifest, settings.model.classes)
+
+
+def test_what_cannot_be_judged_is_named(street_set: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"judge.benchmarks: got 'coco', expected any of "):
+        JudgedSet.of(config(street_set, "judge.benchmarks=[coco]"))
+    with pytest.raises(ConfigError, match=r"override 'optim.lr=1': the detector is trained already"):
+        rejudge(tmp_path, ["optim.lr=1"])

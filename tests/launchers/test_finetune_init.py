@@ -1,0 +1,190 @@
+"""What a detector starts from: whole sub-networks of a run or a file, and nothing else without a word."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
+
+from configs.detection import FinetuneConfig
+from configs.load import ConfigError
+from configs.runs import dump_run, read_run
+from engine.checkpoint import save_checkpoint
+from engine.distributed import World
+from engine.errors import CheckpointError
+from launchers.finetuning.init import Start, fill, sha256_of
+from launchers.finetuning.run import assemble_detector
+from launchers.training.continuing import Continued
+from models.detection.base import Detector
+from models.weights import export_backbone
+
+ALONE = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
+GRID: dict[str, Any] = {
+    "kind": "cartesian",
+    "size": [0.4, 0.4, 0.4],
+    "features": "xyz_intensity",
+    "reduce": "mean",
+    "range_min": [-12.8, -12.8, -4.8],
+    "range_max": [12.8, 12.8, 4.8],
+}
+NETWORK: dict[str, Any] = {
+    "name": "voxelnet",
+    "preset": "second_tiny",
+    "in_channels": 4,
+    "grid_min": [-32, -32, -12],
+    "grid_max": [32, 32, 12],
+}
+SECOND: dict[str, Any] = {
+    "name": "second",
+    "classes": ["car", "pedestrian"],
+    "backbone": {**NETWORK, "voxel_size_m": GRID["size"]},
+    "head": {"anchor_set": "street"},
+}
+
+
+def write_checkpoint(folder: Path, step: int, weights: Mapping[str, Tensor], resolved: str) -> None:
+    folder.mkdir()
+    save_checkpoint(
+        folder,
+        step,
+        weights=weights,
+        rank_state={},
+        state={"fingerprint": {}},
+        config=yaml.safe_load(resolved),
+        world=ALONE,
+        keep=1,
+    )
+
+
+def config(init: str, *overrides: str, **sections: Any) -> FinetuneConfig:
+    tree = {"run_dir": "here", "data": {"shards": "none", "voxel": GRID}, "model": SECOND, "init": init, **sections}
+    made = read_run(None, overrides, defaults=tree)
+    assert isinstance(made, FinetuneConfig)
+    return made
+
+
+def pretrained(folder: Path, *, voxel: dict[str, Any] = GRID, drop: str = "\0", **network: Any) -> Path:
+    """A pre-training run of the same 3D network; tensors whose names begin with `drop` are left out."""
+    method = {"name": "pointcontrast", "backbone": {**NETWORK, **network}}
+    run = read_run(
+        None, defaults={"run_dir": str(folder), "data": {"shards": "none", "voxel": voxel}, "method": method}
+    )
+    torch.manual_seed(7)
+    weights = {name: value + 1 for name, value in run.method.build().state_dict().items() if not name.startswith(drop)}
+    write_checkpoint(folder, 3, weights, dump_run(run))
+    return folder
+
+
+def filled(settings: FinetuneConfig) -> tuple[Detector, Detector, Start]:
+    """The detector before and after, and the record."""
+    torch.manual_seed(0)
+    fresh = settings.model.build()
+    torch.manual_seed(0)
+    detector = settings.model.build()
+    assert isinstance(detector, Detector)
+    assert isinstance(fresh, Detector)
+    return fresh, detector, fill(detector, settings)
+
+
+def equal(one: torch.nn.Module, other: torch.nn.Module, name: str) -> bool:
+    ours, theirs = one.get_submodule(name).state_dict(), other.get_submodule(name).state_dict()
+    return all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_random_is_what_was_built() -> None:
+    fresh, detector, start = filled(config("random"))
+    assert equal(fresh, detector, "backbone")
+    assert (start.identity, start.filled, start.leak) == ("random", (), "none")
+    assert start.random == ("backbone", "dense_head")
+    assert sha256_of("random") == "random"
+
+
+def test_the_network_of_a_run_with_the_head_still_random(tmp_path: Path) -> None:
+    folder = pretrained(tmp_path / "run")
+    fresh, detector, start = filled(config(str(folder)))
+    assert not equal(fresh, detector, "backbone")
+    assert equal(fresh, detector, "dense_head")
+    assert start.filled == ("backbone.bev_backbone", "backbone.encoder")
+    assert start.random == ("dense_head",)
+    assert start.identity.startswith("run/step_00000003 ")
+    assert start.sha256 == sha256_of(str(folder)) == sha256_of(str(folder / "checkpoints" / "step_00000003"))
+    assert json.loads(start.to_text())["filled"] == ["backbone.bev_backbone", "backbone.encoder"]
+    assert sha256_of(str(tmp_path / "gone")) is None
+
+
+def test_a_part_that_the_source_lacks_entirely_stays_random(tmp_path: Path) -> None:
+    folder = pretrained(tmp_path / "run", drop="backbone.bev_backbone.")
+    fresh, detector, start = filled(config(str(folder)))
+    assert not equal(fresh, detector, "backbone.encoder")
+    assert equal(fresh, detector, "backbone.bev_backbone")
+    assert start.random == ("backbone.bev_backbone", "dense_head")
+    assert "random: backbone.bev_backbone, dense_head" in str(start)
+
+
+@pytest.mark.parametrize(
+    ("drop", "message"),
+    [("backbone.encoder.layers.0.", "missing: encoder.layers.0"), ("backbone.", "no weight begins with 'backbone.'")],
+    ids=["half", "none"],
+)
+def test_half_a_part_is_refused(tmp_path: Path, drop: str, message: str) -> None:
+    folder = pretrained(tmp_path / "run", drop=drop)
+    with pytest.raises(ConfigError, match=rf"init={folder}: (.|\n)*{message}"):
+        filled(config(str(folder)))
+
+
+def test_input_of_another_meaning_is_refused(tmp_path: Path) -> None:
+    folder = pretrained(tmp_path / "run", voxel={**GRID, "reduce": "first"})
+    with pytest.raises(ConfigError, match=r"data.voxel.reduce: got mean, expected first: init="):
+        filled(config(str(folder)))
+    with pytest.raises(ConfigError, match=r"init=.*nowhere: .* does not exist"):
+        filled(config(str(tmp_path / "nowhere")))
+
+
+def test_an_exported_file_and_another_detector(tmp_path: Path) -> None:
+    settings = config("random")
+    torch.manual_seed(3)
+    other = settings.model.build()
+    backbone = dataclasses.asdict(settings.model.backbone)  # type: ignore[attr-defined]
+    metadata = {
+        "backbone": json.dumps({"name": "voxelnet", **backbone}),
+        "voxel": json.dumps(GRID),
+        "leak": "ssl-teacher",
+        "teacher": "a teacher",
+    }
+    export_backbone(tmp_path / "net.safetensors", other.get_submodule("backbone"), metadata=metadata)
+    for init in (str(tmp_path / "net.safetensors"), f"tandem:{tmp_path / 'net.safetensors'}"):
+        _, detector, start = filled(config(init))
+        assert equal(detector, other, "backbone")
+        assert (start.leak, start.teacher) == ("ssl-teacher", "a teacher")
+        assert start.sha256 == sha256_of(init)
+    write_checkpoint(tmp_path / "detector", 5, other.state_dict(), dump_run(settings))
+    _, detector, start = filled(config(str(tmp_path / "detector")))
+    assert equal(detector, other, "dense_head"), "a detector of the same settings is taken whole"
+    assert start.random == ()
+    fewer = config(str(tmp_path / "detector"), "model.classes=[car]")
+    fresh, detector, start = filled(fewer)
+    assert equal(detector, other, "backbone")
+    assert equal(detector, fresh, "dense_head")
+    assert start.leak == "supervised-teacher"
+    save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(ConfigError, match=r"init=.*foreign.safetensors: weights: .* has format None"):
+        filled(config(str(tmp_path / "foreign.safetensors")))
+
+
+def test_the_run_goes_on_without_its_source_and_not_with_another(tmp_path: Path) -> None:
+    folder = pretrained(tmp_path / "run")
+    settings = config(str(folder))
+    before = Continued(state={"fingerprint": {"init": sha256_of(str(folder))}}, resolved={}, changes=())
+    assert assemble_detector(settings, before, ALONE).fingerprint == {"init": sha256_of(str(folder))}
+    gone = config(str(tmp_path / "gone"))
+    assert assemble_detector(gone, before, ALONE).fingerprint == {"init": sha256_of(str(folder))}
+    with pytest.raises(CheckpointError, match=r"init=random: here was built with other weights \("):
+        assemble_detector(config("random"), before, ALONE)
