@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # What the scripts of this folder share; they source it. Works from the repository's root, on a login node and in a job.
 #   tandem_pretrain CONFIG DEFAULT... -- ARGUMENT...    train, requeue if need be, queue the evaluations
+#   tandem_finetune CONFIG DEFAULT... -- ARGUMENT...    the same for a detector, which is judged while it trains
 #   tandem_prepare CONFIG SOURCE OUT -- ARGUMENT...     convert as an array, then join
 set -euo pipefail
 : "${script:?}" "${root:?}" # set by the script that sources this
@@ -98,10 +99,15 @@ tandem_pretrain() {
     # Not --kill-on-bad-exit=1: it kills the others within KillWait (30 s by default), and they need about as long to be
     # sure which rank is lost, to say so in the run's history and to leave with the code that decides what comes next.
     srun --kill-on-bad-exit=0 --wait=120 \
-        "$TANDEM_PYTHON" -m launchers.pretrain "$config" "${settings[@]}" || code=$?
+        "$TANDEM_PYTHON" -m "launchers.${verb:-pretrain}" "$config" "${settings[@]}" || code=$?
     "$TANDEM_PYTHON" -m launchers.cluster.after_step "$code" "${folders[@]}" || true
     ((code == 0)) || exit "$code"
     follow "$run_dir"
+}
+
+tandem_finetune() {
+    local verb=finetune
+    tandem_pretrain "$@"
 }
 
 # Queues evaluations and report of a trained run.
