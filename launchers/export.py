@@ -19,11 +19,11 @@ from common.files import replace_file
 from common.printable import say
 from common.run_files import CHECKPOINT_CONFIG
 from common.small_files import checked, read_json
-from configs.runs import RunConfig
+from configs.runs import RunConfig, trained
 from engine.checkpoint import read_state
 from engine.errors import CheckpointError
 from launchers.cli import guarded
-from launchers.evaluation.networks import describe_origin
+from launchers.evaluation.networks import origin_of
 from launchers.options.export import SUFFIXES, parser
 from launchers.runs.provenance import own_version
 from launchers.training.restore import build_objective, find_checkpoint_folder, load_run_config
@@ -88,21 +88,22 @@ def describe(checkpoint: Path, run: RunConfig) -> dict[str, str]:
     """
     path = checkpoint / CHECKPOINT_CONFIG
     try:
-        config = read_json(path, {"run_dir": "text", "method": "mapping", "data": "mapping"})
-        checked(config["method"], {"name": "text", "backbone": "mapping"}, {})
+        config = read_json(path, {"run_dir": "text", "data": "mapping"})
+        _, method = trained(config or {})
+        checked(method, {"name": "text", "backbone": "mapping"}, {})
         checked(config["data"], {"voxel": "mapping"}, {})
-        checked(config["method"]["backbone"], {"in_channels": "count"}, {})
+        checked(method["backbone"], {"in_channels": "count"}, {})
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be used ({error}); name another checkpoint") from error
-    teacher, leak = describe_origin(run.method)
+    teacher, leak = origin_of(run)
     return {
         "teacher": teacher,
         "leak": leak,
         "input": PointInput.of(run.data.voxel).to_text(),
-        "method": config["method"]["name"],
-        "backbone": json.dumps(config["method"]["backbone"]),
+        "method": method["name"],
+        "backbone": json.dumps(method["backbone"]),
         "voxel": json.dumps(config["data"]["voxel"]),
-        "in_channels": str(config["method"]["backbone"]["in_channels"]),
+        "in_channels": str(method["backbone"]["in_channels"]),
         "run": Path(config["run_dir"]).name,
         "step": str(read_state(checkpoint)["step"]),
         "tandem_version": own_version(),

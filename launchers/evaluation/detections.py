@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -207,7 +208,7 @@ def found_objects(found: Found, frame: FrameTruth, names: Sequence[str], benchma
 def select(frame: FoundObjects, rows: Bool[np.ndarray, " D"]) -> FoundObjects:
     """Some of the found objects of a frame."""
     values = {field.name: getattr(frame, field.name) for field in dataclasses.fields(frame) if field.name != "key"}
-    kept = {
+    kept: dict[str, Any] = {
         name: tuple(itertools.compress(value, rows)) if isinstance(value, tuple) else value[rows]
         for name, value in values.items()
         if value is not None

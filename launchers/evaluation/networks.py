@@ -15,6 +15,7 @@ from torch import nn
 
 from common.run_files import CHECKPOINT_CONFIG, CHECKPOINTS_FOLDER, SUMS_FILE, WEIGHTS_FILE
 from common.small_files import DamagedFileError, Kind, read_json, shown
+from configs.detection import FinetuneConfig
 from configs.load import ConfigError
 from configs.runs import RunConfig, trained
 from configs.schema import EvaluateConfig
@@ -154,7 +155,7 @@ def check_tower(config: RunConfig, tower: Tower, protocols: Sequence[str]) -> No
 def pretrained_initialisation(sources: Sequence[Source], tower: Tower, chosen: tuple[str, ...] = ()) -> Initialisation:
     """The pre-trained networks."""
     first = sources[0]
-    teacher, leak = describe_origin(first.config.method)
+    teacher, leak = origin_of(first.config)
     seeds = tuple(s.config.seed for s in sources)
     steps = "/".join(sorted({s.steps for s in sources}))
     settings = {setting_of(s.config) for s in sources}
@@ -231,6 +232,13 @@ def pretrained_network(source: Source, tower: Tower) -> nn.Module:
             f"{lines[0] if lines else error}; was it trained with another version?"
         ) from error
     return network
+
+
+def origin_of(run: RunConfig) -> tuple[str, LeakLevel]:
+    """What a run's networks learnt from beside the data; a detector's from labels."""
+    if isinstance(run, FinetuneConfig):
+        return "labels of boxes", "supervised-teacher"
+    return describe_origin(run.method)
 
 
 def describe_origin(method: MethodConfig) -> tuple[str, LeakLevel]:

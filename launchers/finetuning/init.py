@@ -25,7 +25,7 @@ from data.batch_spec import VoxelConfig
 from engine.checkpoint import load_weights
 from engine.downstream.results import LeakLevel
 from engine.errors import CheckpointError
-from launchers.evaluation.networks import describe_origin, identity_of
+from launchers.evaluation.networks import identity_of, origin_of
 from launchers.evaluation.weight_file import read_file
 from launchers.training.restore import find_checkpoint_folder, load_run_config
 from models.detection.base import Detector
@@ -158,9 +158,7 @@ def _open_run(path: Path, config: FinetuneConfig) -> _Source:
     run = load_run_config(checkpoint)
     part = "" if isinstance(run, FinetuneConfig) and run.model == config.model else "backbone"
     weights = load_weights(checkpoint, prefix="backbone." if part else "")
-    teacher, leak = describe_origin(run.method)
-    if isinstance(run, FinetuneConfig):
-        teacher, leak = f"labels of boxes ({run.data.shards})", "supervised-teacher"
+    teacher, leak = origin_of(run)
     return _Source(
         title=str(checkpoint),
         identity=identity_of(checkpoint),
