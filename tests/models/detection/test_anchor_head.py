@@ -8,6 +8,9 @@ import math
 import pytest
 import torch
 
+from benchmarks.anchors import fit
+from configs.detection import FinetuneConfig
+from configs.runs import read_run
 from data.sample import BatchBoxes
 from models.detection.anchor_head import AnchorConfig, AnchorHead, AnchorHeadConfig, AnchorOutputs
 from models.detection.box_coding import encode, heading_bin
@@ -268,3 +271,38 @@ def test_refused_settings() -> None:
         SuppressionConfig(max_iou=2.0)
     with pytest.raises(ValueError, match="num_after: got 0"):
         SuppressionConfig(num_after=0)
+
+
+# ---- do anchors fit the boxes of a set
+
+
+def test_fit_of_anchors_by_class() -> None:
+    """Anchors at x = 0 and 4 (length 4, width 2), lengthways and across; classes without boxes have no row."""
+    head = make_head((ONE, SMALL, ONE), BirdEyeGrid(low_m=(0.0, 0.0), cell_m=(2.0, 2.0), size=(2, 1)))
+    assert head.anchors(torch.device("cpu"))[:, :2].unique(dim=0).tolist() == [[0.0, 0.0], [4.0, 0.0]]
+    at_anchor = [0.0, 0.0, -1.0, 4.0, 2.0, 1.5, 0.0]  # IoU 1
+    half_way = [2.0, 0.0, -1.0, 4.0, 2.0, 1.5, 0.0]  # 4 of 12 m^2 with either of those lengthways
+    untouched = [2.0, 0.0, -1.0, 1.0, 1.0, 2.0, 0.0]  # from 1.5 to 2.5 m, anchors of the class to 0.5 and from 3.5
+    frames = [truth([at_anchor, half_way], [0, 0], [0, 0]), truth([untouched], [1], [0]), truth([], [], [])]
+    assert fit(head, ("car", "pedestrian", "tram"), frames) == [
+        ["car", "2", "0.50", "0.00", "0.5", "0.67"],
+        ["pedestrian", "1", "0.00", "1.00", "0.0", "0.00"],
+    ]
+    assert fit(head, ("car", "pedestrian", "tram"), frames[2:]) == []
+
+
+def test_nearly_every_car_of_the_street_world_has_an_anchor_on_the_configs_map() -> None:
+    """A car of the anchors' size that stands off the nearest of them along both axes.
+
+    In the middle of four cells of 0.81 m (the outermost stand on the rim) it overlaps each by 0.58, below 0.6; within
+    some centimetres of that middle no anchor matches, everywhere else one does.
+    """
+    config = read_run("second_street", ["run_dir=unused"])
+    assert isinstance(config, FinetuneConfig)
+    head = config.model.build().get_submodule("dense_head")
+    assert isinstance(head, AnchorHead)
+    length, width, height = head.kinds[0].size_m
+    places = [[x / 10, y / 10, -1.0, length, width, height, 0.0] for x in range(17) for y in range(17)]
+    (row,) = fit(head, config.model.classes, [truth(places, [0] * len(places), [0] * len(places))])
+    assert float(row[2]) > 0.95
+    assert row[3] == "0.00"
