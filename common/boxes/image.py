@@ -11,10 +11,10 @@ from torch import Tensor
 
 from common.boxes.overlap import bev_corners
 
-_NEAR_M = 0.01
+NEAR_M = 0.01
 """Depth at which boxes are cut that reach behind the camera."""
 
-_EDGES = [(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)]
+EDGES = [(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)]
 """Pairs of rows of `box_corners`."""
 
 
@@ -45,17 +45,17 @@ def image_boxes(
         T_cam_lidar: extrinsics.
         image_size: height, width.
     """
-    start, end = (_to_camera(box_corners(boxes), T_cam_lidar)[:, rows] for rows in zip(*_EDGES, strict=True))
+    start, end = (_to_camera(box_corners(boxes), T_cam_lidar)[:, rows] for rows in zip(*EDGES, strict=True))
     # Share of the way from the start of an edge to its end at which it comes to lie in front.
     step = end[..., 2] - start[..., 2]
-    cut = ((_NEAR_M - start[..., 2]) / torch.where(step == 0, 1, step)).clamp(0, 1)[..., None]
-    start_front, end_front = start[..., 2:] >= _NEAR_M, end[..., 2:] >= _NEAR_M
+    cut = ((NEAR_M - start[..., 2]) / torch.where(step == 0, 1, step)).clamp(0, 1)[..., None]
+    start_front, end_front = start[..., 2:] >= NEAR_M, end[..., 2:] >= NEAR_M
     crossing = torch.lerp(start, end, cut)
     ends = torch.cat([torch.where(start_front, start, crossing), torch.where(end_front, end, crossing)], dim=1)
     seen = (start_front | end_front).squeeze(-1).repeat(1, 2)
 
     pixels = ends @ K.T
-    uv = pixels[..., :2] / pixels[..., 2:].clamp(min=_NEAR_M)
+    uv = pixels[..., :2] / pixels[..., 2:].clamp(min=NEAR_M)
     low = uv.masked_fill(~seen[..., None], torch.inf).amin(dim=1)
     high = uv.masked_fill(~seen[..., None], -torch.inf).amax(dim=1)
     last = uv.new_tensor([image_size[1] - 1, image_size[0] - 1])

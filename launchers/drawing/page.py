@@ -69,6 +69,8 @@ EXPLAINED = {
     "similarity_points": "How alike the network finds each point and the one at the cross: blue unlike, red alike.",
     "similarity_pixels": "How alike the network finds each pixel and the point at the cross: blue unlike, red alike.",
     "point_features": "Features of the points as colours: what has one colour is alike to the network.",
+    "detections_above": "The scan from above, x axis up; the line in a box points to its front.",
+    "detections_over_images": "The edges of the same boxes as the cameras see them.",
     "pixel_features": "Images, and below them the features of their pixels in the colours of the points.",
 }
 """Last word of a picture's title -> what it shows."""

@@ -37,6 +37,7 @@ from engine.downstream.common import thin
 from engine.errors import CheckpointError
 from engine.log_files import MetricsFile
 from launchers.evaluation.detections import NOTHING, JudgedFrame, benchmark_classes, detect, frames_config, pairs_of
+from launchers.finetuning.verdict import write_verdict
 from launchers.runs.files import DETECTIONS_FILE
 from models.detection.base import Detector
 
@@ -117,7 +118,7 @@ def judge_frames(frames: Sequence[JudgedFrame], judged: JudgedSet, config: Finet
     scores = {}
     for name in config.judge.benchmarks:
         try:
-            scores[name] = _verdict(name, frames, judged.manifest, config.model.classes)
+            scores[name] = verdict_of(name, frames, judged.manifest, config.model.classes)
         except JudgeError as error:
             raise ConfigError(f"judge.benchmarks={name}, judge.split={config.judge.split}: {error}") from error
     return scores
@@ -135,8 +136,12 @@ def check_frame(judged: JudgedSet, config: FinetuneConfig) -> None:
         judge_frames([JudgedFrame(truth=truth, found=NOTHING)], judged, config)
 
 
-def _verdict(benchmark: str, frames: Sequence[JudgedFrame], manifest: Manifest, classes: Sequence[str]) -> Scores:
-    """Of one benchmark; nuScenes' means are over the detector's classes, and say so where these are not all ten."""
+def verdict_of(benchmark: str, frames: Sequence[JudgedFrame], manifest: Manifest, classes: Sequence[str]) -> Scores:
+    """Of one benchmark; nuScenes' means are over the detector's classes, and say so where these are not all ten.
+
+    Raises:
+        JudgeError: the frames lack what it needs.
+    """
     truth, found = pairs_of(frames, manifest, classes, benchmark)
     if benchmark == "nuscenes":
         own = benchmark_classes(classes, manifest, benchmark)
@@ -233,7 +238,9 @@ class Judging:
         }
         if self._file is None:
             self._file = MetricsFile(Path(self._config.run_dir) / DETECTIONS_FILE, self._begun)
-        self._file.append(line)
+        run_dir, names = Path(self._config.run_dir), self._config.model.classes
+        write_verdict(run_dir, step, self._config.judge.split, scores, frames, names)
+        self._file.append(line)  # last: it says that the step was judged
         for name, verdict in scores.items():
             shown = ", ".join(f"{title} {value:.2f}" for title, value in verdict.headline.items())
             logger.info("step %d, %s (%s, %d frames): %s", step, name, line["split"], len(frames), shown)

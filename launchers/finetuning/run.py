@@ -12,6 +12,7 @@ from engine.checkpoint import told_by_main
 from engine.distributed import World
 from engine.errors import CheckpointError
 from engine.pretrain import PretrainSummary
+from launchers.finetuning.frame_pictures import pictures_of_detector
 from launchers.finetuning.init import INIT_FILE, fill, sha256_of
 from launchers.finetuning.judging import Judging, judged_steps
 from launchers.training.continuing import Continued
@@ -77,4 +78,4 @@ def owes_verdict(config: RunConfig, step: int, world: World) -> bool:
     return asked and told_by_main(lambda: step not in judged_steps(Path(config.run_dir)), world)
 
 
-FINETUNING = RunParts(assemble=assemble_detector, measure=judging, owes=owes_verdict)
+FINETUNING = RunParts(assemble=assemble_detector, measure=judging, pictures=pictures_of_detector, owes=owes_verdict)

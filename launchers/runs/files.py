@@ -9,6 +9,7 @@ jobs.json                       SLURM jobs that work for it (`launchers.runs.job
 requeues.jsonl                  why its batch script queued it again, or did not
 submission/                     what it was queued with: config.yaml, overrides.txt, commit.json, ...
 init.json, detections.jsonl     of a detector's run: what it started from; how it was judged on the way
+verdict.json, pictures/         the newest judgement with curves and frames; the newest pictures of one frame
 selection/                      which of its checkpoints is the best
 evaluation/<element>/           config.yaml and results.json, or error.txt, of the jobs that follow it
 results.json, labelled/, predictions/, registration/    of `tandem evaluate` on it
@@ -56,7 +57,7 @@ COMMIT_FILE = "commit.json"
 DIFF_FILE = "diff.patch"
 CLUSTER_FILE = "cluster.yaml"
 
-DETECTIONS_FILE = "detections.jsonl"
+DETECTIONS_FILE, VERDICT_FILE = "detections.jsonl", "verdict.json"
 EVALUATIONS = "evaluation"
 BASELINES = "baselines"
 SELECTION = "selection"
@@ -64,6 +65,7 @@ ERROR_FILE = "error.txt"
 """In the folder of an element, baseline, selection or report: why it failed, first line for tables, then where."""
 LABELLED_FOLDER = "labelled"
 PREDICTIONS_FOLDER = "predictions"
+PICTURES_FOLDER = "pictures"
 REGISTRATION_FOLDER = "registration"
 
 CODE_FOLDER = "code"

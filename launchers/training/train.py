@@ -23,12 +23,13 @@ from common.files import replace_file
 from configs.load import load
 from configs.runs import RunConfig, dump_run, read_run
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
+from data.batch_spec import BatchSpec
 from data.loading.loader import ShardLoader, build_loader
 from engine.checkpoint import told_by_main
 from engine.distributed import World
 from engine.errors import CheckpointError
 from engine.measuring import Measurement
-from engine.pretrain import PretrainSummary, pretrain
+from engine.pretrain import Pictures, PretrainSummary, pretrain
 from launchers.drawing.training_pictures import pictures_of_set
 from launchers.runs.files import CONFIG_FILE, ENVIRONMENT_FILE
 from launchers.runs.provenance import describe_environment
@@ -93,18 +94,24 @@ def assemble_method(config: RunConfig, before: Continued | None, world: World) -
     return Assembled(objective=objective, fingerprint={} if first is None else {"first": first})
 
 
+def _pictures_of_set(config: RunConfig, spec: BatchSpec, _: Supervised) -> Pictures:
+    return pictures_of_set(config.data, spec)
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunParts:
-    """What differs between kinds of runs; all ranks call each alike.
+    """What differs between kinds of runs; all ranks call each alike, unless stated otherwise.
 
     Attributes:
         assemble: (config, what is continued, processes) -> the objective; torch is seeded alike on all ranks.
         measure: (config, run, batches) -> what is measured while it trains, if anything is.
+        pictures: (config, what batches hold, run) -> what draws pictures; called by the ranks that draw.
         owes: (config, step, processes) -> whether a run that has come to its end at a step has yet to be measured.
     """
 
     assemble: Callable[[RunConfig, Continued | None, World], Assembled] = assemble_method
     measure: Callable[[RunConfig, Supervised, ShardLoader], Measurement | None] = lambda *_: None
+    pictures: Callable[[RunConfig, BatchSpec, Supervised], Pictures] = _pictures_of_set
     owes: Callable[[RunConfig, int, World], bool] = lambda *_: False
 
 
@@ -162,7 +169,7 @@ def train(config: RunConfig, parts: RunParts = PRETRAINING) -> PretrainSummary:
             fingerprint=fingerprint_of(resolved) | dict(assembled.fingerprint),
             resolved_config=resolved,
             # At ZeRO-3 a forward pass needs all ranks, so all of them draw.
-            pictures=pictures_of_set(config.data, spec) if world.is_main or config.engine.zero_stage == 3 else None,
+            pictures=parts.pictures(config, spec, run) if world.is_main or config.engine.zero_stage == 3 else None,
             measurement=parts.measure(config, run, source),
             watchdog=run.watchdog,
             on_begin=begin,
