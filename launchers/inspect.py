@@ -24,6 +24,7 @@ from launchers.drawing.canvas import RgbImage, png_bytes
 from launchers.drawing.page import TextTable, page
 from launchers.drawing.scenes import sample_views
 from launchers.drawing.set_tables import look, sample_table, set_tables
+from launchers.finetuning.run_frames import objects_table, trained_detector
 from launchers.options.inspect import parser
 from launchers.reporting.run_pictures import run_pictures
 from launchers.reporting.run_tables import run_tables
@@ -36,11 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = p.parse_args(argv)
     target = Path(options.target)
     if is_url(options.target) or (target / MANIFEST_NAME).is_file():
+        if options.frame:
+            p.error(f"--frame is for detectors' runs; {target} is a prepared set, whose samples --sample names")
         return _inspect_set(options.target, options, p)
     if is_run(target):
         if options.sample or options.check or options.calibration is not None:
             p.error(f"--sample, --check and --calibration are for prepared sets; {target} is a run")
-        return _inspect_run(target, options)
+        return _inspect_frames(target, options, p) if options.frame else _inspect_run(target, options)
     raise ShardError(
         f"{target} is neither a prepared set (no {MANIFEST_NAME}) nor a run (no config.yaml, no checkpoints); give the "
         f"folder that `tandem prepare` or `tandem pretrain` wrote{nearby(target, _can_be_shown)}"
@@ -144,6 +147,25 @@ def _inspect_run(run_dir: Path, options: argparse.Namespace) -> int:
         if why_not:
             tables.append(TextTable(title="pictures of features", rows=((why_not,),)))
     _show(f"run {run_dir.resolve().name}", str(run_dir), tables, pictures, options.out)
+    return 0
+
+
+def _inspect_frames(run_dir: Path, options: argparse.Namespace, p: argparse.ArgumentParser) -> int:
+    """What a detector finds in the frames that are asked for."""
+    run = trained_detector(run_dir)
+    try:
+        chosen = [find_sample(run.shown.manifest, wanted) for wanted in options.frame]
+    except ValueError as error:
+        p.error(str(error))
+    tables: list[TextTable] = []
+    pictures: dict[str, RgbImage] = {}
+    for index in chosen:
+        frame = run.frame(index)
+        tables.append(objects_table(frame))
+        if options.out:
+            pictures |= run.views(frame)
+    subtitle = f"{run_dir}, step {run.step}, frames of {run.shown.manifest.set_name}"
+    _show(f"run {run_dir.resolve().name}", subtitle, tables, pictures, options.out)
     return 0
 
 

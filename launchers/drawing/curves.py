@@ -14,6 +14,8 @@ WIDTH, HEIGHT = 420.0, 230.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 12.0, 10.0, 30.0
 NUM_COLOURS = 8
 """Runs beyond this many are drawn in the colour of an earlier one, dashed."""
+_PLACE = {"update": ".0f", "epoch": ".4g", "recall": ".2f"}
+"""What the horizontal axis shows -> how a place on it is written."""
 MAX_POINTS = 240
 """Points of one line; longer curves are averaged in equal stretches."""
 
@@ -66,20 +68,38 @@ class Chart:
     right: float = WIDTH - _RIGHT
 
 
-def chart(title: str, curves: Sequence[RunCurve], colours: Mapping[str, int]) -> Chart | None:
-    """One chart, runs in their numbered colours (from 0); None if there is not one finite value."""
+def chart(
+    title: str,
+    curves: Sequence[RunCurve],
+    colours: Mapping[str, int],
+    *,
+    axis: str = "update",
+    x_end: float | None = None,
+    y_ends: tuple[float, float] | None = None,
+) -> Chart | None:
+    """One chart, runs in their numbered colours (from 0); None if there is not one finite value.
+
+    Args:
+        title: of the chart.
+        curves: a line each.
+        colours: name of a curve -> its number.
+        axis: what the x values are, one of them.
+        x_end: right end of the axis; None: by the values.
+        y_ends: lower and upper end; None: by the values.
+    """
     curves = [thinned(curve) for curve in curves]
     points = [(x, y) for c in curves for x, y in zip(c.steps, c.values, strict=True) if math.isfinite(y)]
     if not points:
         return None
-    xs, ys = ticks(0.0, max(x for x, _ in points)), ticks(min(y for _, y in points), max(y for _, y in points))
-    x_of = _scale(xs[0], max(xs[-1], max(x for x, _ in points)), _LEFT, WIDTH - _RIGHT)
+    far = max(x for x, _ in points) if x_end is None else x_end
+    xs, ys = ticks(0.0, far), ticks(*(y_ends or (min(y for _, y in points), max(y for _, y in points))))
+    x_of = _scale(xs[0], max(xs[-1], far), _LEFT, WIDTH - _RIGHT)
     y_of = _scale(ys[0], ys[-1], HEIGHT - _BOTTOM, _TOP)
     return Chart(
         title,
         x_ticks=[(x_of(x), label) for x, label in zip(xs, tick_labels(xs), strict=True)],
         y_ticks=[(y_of(y), label) for y, label in zip(ys, tick_labels(ys), strict=True)],
-        lines=[_drawn(curve, x_of, y_of, colours[curve.name]) for curve in curves],
+        lines=[_drawn(curve, x_of, y_of, colours[curve.name], axis) for curve in curves],
     )
 
 
@@ -115,7 +135,9 @@ def _scale(low: float, high: float, start: float, end: float) -> Callable[[float
     return lambda value: start + (value - low) * factor
 
 
-def _drawn(curve: RunCurve, x_of: Callable[[float], float], y_of: Callable[[float], float], colour: int) -> DrawnLine:
+def _drawn(
+    curve: RunCurve, x_of: Callable[[float], float], y_of: Callable[[float], float], colour: int, axis: str
+) -> DrawnLine:
     parts: list[list[tuple[float, float]]] = [[]]
     marks = []
     for x, y in zip(curve.steps, curve.values, strict=True):
@@ -123,7 +145,7 @@ def _drawn(curve: RunCurve, x_of: Callable[[float], float], y_of: Callable[[floa
             parts.append([])
             continue
         parts[-1].append((x_of(x), y_of(y)))
-        marks.append((x_of(x), y_of(y), f"{curve.name}: {y:.4g} at update {x:.0f}"))
+        marks.append((x_of(x), y_of(y), f"{curve.name}: {y:.4g} at {axis} {x:{_PLACE[axis]}}"))
     # A single value would have no length: a line from the point to itself shows as a dot.
     return DrawnLine(line_style(colour), [part if len(part) > 1 else part * 2 for part in parts if part], marks)
 

@@ -26,7 +26,7 @@ RIGHT, WRONG, MISSED = (70, 160, 255), (225, 50, 0), (255, 235, 70)
 TRUE, NOT_COUNTED = (255, 255, 255), (120, 124, 136)
 """Apart for normal vision and for people who see no red or no green, from each other and from the background."""
 
-_ABOVE_PX, _CAMERA_PX, _SHEET_PX = 860, 960, 1500
+_ABOVE_PX, _SHEET_PX = 860, 1500
 _MARGIN_M = 3.0
 _NEAREST_RANGE_M, _FARTHEST_RANGE_M = 15.0, 80.0
 
@@ -91,14 +91,15 @@ class MarkedFrame:
 def detection_views(frame: MarkedFrame, title: str) -> dict[str, RgbImage]:
     """The frame's pictures: "detections_above", and "detections_over_images" where a camera has an image."""
     views = {"detections_above": _with_title(boxes_from_above(frame), frame, title)}
-    cells = [
-        canvas.captioned(boxes_over_image(frame, number), camera.name)
-        for number, camera in enumerate(frame.cameras)
-        if camera.image is not None
-    ]
-    if cells:
-        columns = min(len(cells), 3)
-        sheet = canvas.tiled([canvas.fit_width(cell, _SHEET_PX // columns) for cell in cells], columns)
+    with_image = [number for number, camera in enumerate(frame.cameras) if camera.image is not None]
+    if with_image:
+        columns = min(len(with_image), 3)
+        width = _SHEET_PX // columns
+        cells = [
+            canvas.captioned(boxes_over_image(frame, number, width), frame.cameras[number].name)
+            for number in with_image
+        ]
+        sheet = canvas.tiled(cells, columns)
         views["detections_over_images"] = _with_title(sheet, frame, title)
     return views
 
@@ -130,20 +131,17 @@ def _front(bottom: Float[np.ndarray, "4 3"], box: Float[np.ndarray, " 7"]) -> li
     return [int(corner) for corner in np.argsort(-along, kind="stable")[:2]]
 
 
-def boxes_over_image(frame: MarkedFrame, number: int) -> RgbImage:
-    """The 12 edges of each box over one camera's image, cut where they pass behind the camera."""
+def boxes_over_image(frame: MarkedFrame, number: int, width_px: int) -> RgbImage:
+    """The 12 edges of each box over one camera's image, which is brought to about a width first."""
     camera = frame.cameras[number]
     assert camera.image is not None
-    factor = canvas.enlargement(camera.image_size, _CAMERA_PX)
-    view = canvas.enlarge(camera.image, factor)
+    view = canvas.fit_width(canvas.enlarge(camera.image, -(-width_px // camera.image_size[1])), width_px)
+    scale = view.shape[1] / camera.image_size[1]
     for box, _, colour, width in frame.drawn_boxes():
-        lines = edges_in_image(box, camera.K, frame.T_cam_lidar[number])
-        for start, end in canvas.enlarged_uv(lines.reshape(-1, 2), factor).reshape(-1, 2, 2):
-            inside, first, last = cv2.clipLine(
-                (0, 0, view.shape[1], view.shape[0]), np.round(start).astype(int), np.round(end).astype(int)
-            )
+        lines = (edges_in_image(box, camera.K, frame.T_cam_lidar[number]) + 0.5) * scale - 0.5
+        for start, end in np.round(lines).astype(int):
+            inside, first, last = cv2.clipLine((0, 0, view.shape[1], view.shape[0]), start, end)
             if inside:
-                cv2.line(view, first, last, (0, 0, 0), width + 2, cv2.LINE_AA)
                 cv2.line(view, first, last, colour, width, cv2.LINE_AA)
     return view
 

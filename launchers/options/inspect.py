@@ -1,7 +1,7 @@
 """`tandem inspect`: look into a prepared set or into a run; numbers on the terminal, pictures into a folder.
 
     tandem inspect SHARDS [--sample KEY|INDEX ...] [--out FOLDER] [--check] [--calibration [N]]
-    tandem inspect RUN [--out FOLDER]
+    tandem inspect RUN [--frame KEY|INDEX ...] [--out FOLDER]
 
 With --out, each picture becomes a PNG, and `inspect.html` shows everything in one file that needs no other.
 
@@ -9,6 +9,7 @@ Examples:
     tandem inspect runs/street --num 2 --out runs/street_pictures
     tandem inspect /data/my_set --calibration
     tandem inspect runs/slidr_street --out runs/slidr_street_pictures
+    tandem inspect runs/second_street --frame street-000050-00003 --out frame
 """
 
 from __future__ import annotations
@@ -35,6 +36,13 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         metavar="KEY|INDEX",
         help="a sample of the set, may be repeated (default: --num of them, evenly spread)",
+    )
+    p.add_argument(
+        "--frame",
+        action="append",
+        default=[],
+        metavar="KEY|INDEX",
+        help="of a detector's run: what it finds in this sample of the set that it is judged on, may be repeated",
     )
     p.add_argument("--num", type=int, default=4, metavar="N", help="samples to draw (default: %(default)s)")
     p.add_argument("--out", metavar="FOLDER", help="write PNG pictures and inspect.html there")

@@ -16,12 +16,13 @@ from launchers.drawing.canvas import RgbImage
 from launchers.drawing.predictions import read_predictions
 from launchers.drawing.recall import recall_pictures
 from launchers.reporting.collect import ReportSources, collect, gather
+from launchers.reporting.detection_report import describe_detector
 from launchers.reporting.hparams import HparamRun, metrics_of, write_hparams
 from launchers.reporting.report_page import CURVES, MOST_PREDICTIONS, RunReport, page
 from launchers.reporting.report_text import text_report
 from launchers.reporting.run_facts import machine_facts, run_facts
 from launchers.reporting.run_pictures import run_pictures
-from launchers.runs.files import REPORT_PAGE, is_run, read_metrics
+from launchers.runs.files import REPORT_PAGE, is_run, read_config, read_metrics
 from launchers.runs.provenance import describe_environment
 
 
@@ -71,7 +72,7 @@ def hparam_runs(sources: ReportSources) -> list[HparamRun]:
 
 
 def describe_run(name: str, folder: Path, num_pictures: int) -> RunReport:
-    """Curves, facts and pictures of a pre-training run.
+    """Curves, facts and pictures of a run.
 
     A run whose networks or shards are gone is reported without pictures, and says why.
     """
@@ -90,6 +91,7 @@ def describe_run(name: str, folder: Path, num_pictures: int) -> RunReport:
     if len(times) == 2:
         minutes = (times[1] - times[0]) / 60
         facts["time"] = f"{minutes:.1f} min from the first log line to the last"
+    detection = describe_detector(folder, read_config(folder), notes)
     pictures: dict[str, RgbImage] = {}
     if num_pictures > 0 and is_run(folder):
         try:
@@ -101,7 +103,10 @@ def describe_run(name: str, folder: Path, num_pictures: int) -> RunReport:
         pictures = {**pictures, **recall_pictures(folder)}
     except ConfigError as error:
         notes.append(str(error))
-    return RunReport(name=name, facts=facts, curves=curves, pictures=pictures, remark="; ".join(notes), last=last)
+    remark = "; ".join(notes)
+    return RunReport(
+        name=name, facts=facts, curves=curves, pictures=pictures, remark=remark, last=last, detection=detection
+    )
 
 
 def made_by(arguments: Sequence[str]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from launchers.drawing.canvas import RgbImage
 from launchers.drawing.curves import Chart, RunCurve, chart, line_style
 from launchers.drawing.page import embedded, template
 from launchers.reporting.collect import ReportSources
+from launchers.reporting.detection_report import DetectionReport, epoch_charts, precision_charts
 from launchers.reporting.table import Group, explanations, groups, notes
 from launchers.reporting.troubles import choice_rows
 
@@ -40,7 +41,7 @@ CURVES = (
 
 @dataclass(frozen=True)
 class RunReport:
-    """What the page shows of one pre-training run.
+    """What the page shows of one run.
 
     Attributes:
         name: of its folder.
@@ -49,6 +50,7 @@ class RunReport:
         pictures: title -> RGB.
         remark: why something is missing; "" if nothing is.
         last: title of a curve -> its last finite value.
+        detection: of a detector's run: how it was judged; None for another run.
     """
 
     name: str
@@ -57,6 +59,7 @@ class RunReport:
     pictures: Mapping[str, RgbImage] = field(default_factory=dict)
     remark: str = ""
     last: Mapping[str, float] = field(default_factory=dict)
+    detection: DetectionReport | None = None
 
 
 _TEMPLATE = template(Path(__file__).with_name("report.html.j2"))
@@ -74,7 +77,7 @@ def page(
 
     Args:
         sources: results.
-        runs: pre-training runs.
+        runs: of pre-training, and of detectors.
         title: heading.
         made: how it came about, label -> text: date, command, machine.
         predictions: pictures of what evaluated networks predict, by title.
@@ -82,6 +85,7 @@ def page(
     """
     grouped = groups(sources.results, sources.labels)
     colours = {run.name: number for number, run in enumerate(runs)}
+    detectors = {run.name: run.detection for run in runs if run.detection is not None}
     return _TEMPLATE.render(
         title=title,
         made=made,
@@ -92,6 +96,10 @@ def page(
         remarks=notes(sources.results),
         explanations=explanations(sources.results),
         choices=[row[:-1] for row in choice_rows(sources.chosen)],  # a page has no room for the dates
+        detectors=detectors,
+        detector_legend=[(f"{name}, from {d.init}", line_style(colours[name])) for name, d in detectors.items()],
+        epoch_charts=epoch_charts(detectors, colours),
+        precision_charts=precision_charts(detectors, colours),
         charts=_charts(runs, colours),
         legend=[(name, line_style(number)) for name, number in colours.items()],
         pictures=[

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from launchers.reporting.collect import ReportSources
+from launchers.reporting.detection_report import DetectionReport
 from launchers.reporting.report_page import RunReport
 from launchers.reporting.table import markdown, plain, table_line
 from launchers.reporting.troubles import Trouble, choice_rows
@@ -20,8 +21,10 @@ def text_report(sources: ReportSources, runs: Sequence[RunReport], title: str, m
         parts += ["## Failed or missing", *(_trouble(t) for t in sources.trouble)]
     if sources.chosen:
         parts += ["## Choice of checkpoints", _table(choice_rows(sources.chosen))]
+    if detectors := {run.name: run.detection for run in runs if run.detection is not None}:
+        parts += ["## Detectors", _detectors(detectors)]
     if runs:
-        parts += ["## Pre-training", _runs(runs)]
+        parts += ["## Training" if detectors else "## Pre-training", _runs(runs)]
     parts += ["## This report", "\n".join(f"- {plain(k)}: {plain(v)}" for k, v in made.items())]
     return "\n\n".join(parts) + "\n"
 
@@ -29,6 +32,26 @@ def text_report(sources: ReportSources, runs: Sequence[RunReport], title: str, m
 def _trouble(trouble: Trouble) -> str:
     head = f"**{plain(trouble.run)}** ({plain(trouble.state)}, {trouble.done} of {trouble.elements} evaluations done)"
     return "\n".join([head, "", *(f"- {plain(line)}" for line in trouble.why)])
+
+
+def _detectors(runs: Mapping[str, DetectionReport]) -> str:
+    """Figures of the last judgement of each run, and its worst frames."""
+    titles = list(dict.fromkeys(title for run in runs.values() for title in run.headline))
+    rows = [
+        (
+            name,
+            run.init,
+            "–" if run.epoch is None else f"{run.epoch:.4g}",
+            *(f"{run.headline[t][1][-1]:.2f}" if t in run.headline else "–" for t in titles),
+        )
+        for name, run in runs.items()
+    ]
+    parts = [_table([("run", "from", "epoch", *titles), *rows])]
+    for name, run in runs.items():
+        parts += [
+            f"{plain(name)}, {plain(table.title)}:\n\n{_table([table.header, *table.rows])}" for table in run.failures
+        ]
+    return "\n\n".join(parts)
 
 
 def _runs(runs: Sequence[RunReport]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from configs.detection import FinetuneConfig
 from data.loading.evaluation import load_batch
 from data.storage.manifest import load_manifest
 from data.storage.reader import SampleError, SampleReader
@@ -11,11 +12,12 @@ from data.storage.store import MANIFEST_NAME, is_url
 from engine.checkpoint import newest_intact, read_state
 from launchers.drawing.canvas import RgbImage
 from launchers.drawing.training_pictures import training_pictures
+from launchers.finetuning.run_frames import worst_frames
 from launchers.training.restore import build_objective, load_run_config
 
 
 def run_pictures(run_dir: Path, num: int) -> tuple[dict[str, RgbImage], str]:
-    """`training_pictures` of some samples of the run's set, with the newest weights.
+    """`training_pictures` of some samples of the run's set, with the newest weights; of a detector its worst frames.
 
     The samples are spread evenly over the validation split, or over the training split where there is none.
 
@@ -34,6 +36,8 @@ def run_pictures(run_dir: Path, num: int) -> tuple[dict[str, RgbImage], str]:
     manifest = load_manifest(config.data.shards)
     order = manifest.indices("val" if "val" in manifest.splits else config.data.split)
     objective = build_objective(checkpoint, config)
+    if isinstance(config, FinetuneConfig):
+        return worst_frames(run_dir, objective, config, int(read_state(checkpoint)["step"]), num)
     step = int(read_state(checkpoint)["step"])
     reader, spec, pictures, damaged = SampleReader(manifest), config.method.batch_spec(), {}, []
     for index in order[:: max(1, len(order) // max(num, 1))][:num]:
