@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import nn
 
 from common.files import replace_file
@@ -23,15 +23,15 @@ from launchers.drawing.canvas import RgbImage, jpeg_bytes
 from launchers.drawing.detections import MarkedFrame, detection_views
 from launchers.evaluation.detections import Found, JudgedFrame, detect
 from launchers.finetuning.judging import JudgedSet, verdict_of
-from launchers.finetuning.verdict import lowest_counted
+from launchers.finetuning.verdict import BenchmarkVerdict, lowest_counted
 from launchers.runs.files import PICTURES_FOLDER
 from launchers.training.supervision import Supervised
 from models.detection.base import Detector
 
 logger = logging.getLogger("tandem.pretrain")
 
-_LATER_FIRST = frozenset({"nuscenes"})
-"""Benchmarks that of equal scores take the later object first."""
+_ROUNDING = 1e-6
+"""Of scores that are computed once more."""
 
 Draw = Callable[[nn.Module, Batch, int], dict[str, RgbImage]]
 
@@ -52,7 +52,7 @@ def marked_frame(
     index: int,
     config: FinetuneConfig,
     *,
-    counted_from: Mapping[str, float] | None = None,
+    judged: BenchmarkVerdict | None = None,
 ) -> MarkedFrame:
     """What a detector in evaluation mode finds in one frame, as the first of the run's benchmarks judges it.
 
@@ -61,8 +61,8 @@ def marked_frame(
         shown: set of the frame.
         index: row of the frame in the set's manifest.
         config: of the detector's run.
-        counted_from: class -> score from which on what is found counts, of a judgement of many frames
-            (`launchers.finetuning.verdict`); None: from the score of best F1 in this frame on.
+        judged: what the benchmark said of many frames with these weights, where it was asked. A frame that is not among
+            them, or in which the detector now finds other objects (on another device, say), is judged alone.
 
     Raises:
         SampleError: the frame is damaged.
@@ -73,14 +73,11 @@ def marked_frame(
     frames = detect(detector, reader, np.array([index]), shown.data, batch_size=1, device=device)
     assert frames  # it can be read, and nothing ends it early
     frame = frames[0]
-    if counted_from is None and config.judge.benchmarks and frame.truth.boxes is not None:
-        verdict = verdict_of(config.judge.benchmarks[0], [frame], shown.manifest, names)
-        counted_from = lowest_counted(verdict, [frame], names)
-    frame = dataclasses.replace(frame, found=_counted(frame.found, names, counted_from))
-    errors = _errors(frame, shown, config)
+    errors, counted_from = _judged_before(frame, names, judged) or _judged_alone(frame, shown, config)
     truth, of_classes = _truth(frame.truth.boxes, shown, config)
-    found = frame.found
-    missed = _mask(errors.missed, len(truth))
+    missed, (right, wrong) = _mask(errors.missed, len(truth)), _marks(frame.found, errors)
+    shown_rows = np.flatnonzero(right | wrong | _counted(frame.found, names, counted_from))
+    found = _rows(frame.found, shown_rows)
     kept = of_classes | missed
     class_names = shown.manifest.class_names
     labels = [] if frame.truth.boxes is None else frame.truth.boxes.classes[kept].tolist()
@@ -93,8 +90,8 @@ def marked_frame(
         found=found.boxes,
         found_names=tuple(names[number] for number in found.classes.tolist()),
         scores=found.scores,
-        right=_mask(errors.right, len(found.scores)),
-        wrong=_mask(errors.false, len(found.scores)),
+        right=right[shown_rows],
+        wrong=wrong[shown_rows],
         cameras=sample.cameras,
         T_cam_lidar=tuple(frame.truth.T_cam_lidar(camera) for camera in frame.truth.cameras),
     )
@@ -116,34 +113,50 @@ def _truth(
     return rows, np.isin(boxes.classes, wanted)
 
 
-def _counted(found: Found, names: tuple[str, ...], counted_from: Mapping[str, float] | None) -> Found:
-    """Objects that count, by falling score."""
-    order = np.argsort(-found.scores, kind="stable")
-    if counted_from is not None:
-        least = np.array([counted_from.get(name, np.inf) for name in names])
-        order = order[found.scores[order] >= least[found.classes[order]]]
-    return _rows(found, order)
+Judgement = tuple[FrameErrors, Mapping[str, float] | None]
+"""Errors of a frame, and the score from which on each class counts; None: all of them."""
 
 
-def _rows(found: Found, rows: np.ndarray) -> Found:
-    columns = {field.name: getattr(found, field.name)[rows] for field in dataclasses.fields(found)}
-    return Found(**columns)
+def _judged_before(frame: JudgedFrame, names: Sequence[str], judged: BenchmarkVerdict | None) -> Judgement | None:
+    """What was said of the frame among others; None where nothing was, or not of these detections."""
+    errors = None if judged is None else judged.errors_of(frame.truth.key)
+    if judged is None or errors is None:
+        return None
+    rows, found = np.concatenate([errors.right, errors.false]), frame.found
+    if rows.size and rows.max() >= len(found.scores):
+        return None
+    least = _least(names, judged.counted_from)[found.classes[rows]]
+    return (errors, judged.counted_from) if (found.scores[rows] >= least - _ROUNDING).all() else None
 
 
-def _errors(frame: JudgedFrame, shown: JudgedSet, config: FinetuneConfig) -> FrameErrors:
-    """What is right, wrong and missed; nothing of it where no benchmark judges the run or nobody labelled the frame."""
+def _judged_alone(frame: JudgedFrame, shown: JudgedSet, config: FinetuneConfig) -> Judgement:
+    """Counting from the score of best F1 in this frame on; nothing is judged without a benchmark or labels."""
     none = np.zeros(0, np.int64)
+    nothing = FrameErrors(key=frame.truth.key, missed=none, false=none, right=none)
     if not config.judge.benchmarks or frame.truth.boxes is None:
-        return FrameErrors(key=frame.truth.key, missed=none, false=none, right=none)
-    benchmark, count = config.judge.benchmarks[0], len(frame.found.scores)
-    # Equal scores leave no choice of where counting begins; their order is that of the scores all the same.
-    order = np.arange(count)[::-1] if benchmark in _LATER_FIRST else np.arange(count)
-    found = dataclasses.replace(_rows(frame.found, order), scores=np.ones(count))
-    verdict = verdict_of(benchmark, [dataclasses.replace(frame, found=found)], shown.manifest, config.model.classes)
-    if not verdict.frames:
-        return FrameErrors(key=frame.truth.key, missed=none, false=none, right=none)
-    errors = verdict.frames[0]
-    return dataclasses.replace(errors, false=order[errors.false], right=order[errors.right])
+        return nothing, None
+    verdict = verdict_of(config.judge.benchmarks[0], [frame], shown.manifest, config.model.classes)
+    errors = verdict.frames[0] if verdict.frames else nothing
+    return errors, lowest_counted(verdict, [frame], config.model.classes)
+
+
+def _marks(found: Found, errors: FrameErrors) -> tuple[Bool[np.ndarray, " D"], Bool[np.ndarray, " D"]]:
+    return _mask(errors.right, len(found.scores)), _mask(errors.false, len(found.scores))
+
+
+def _counted(found: Found, names: Sequence[str], counted_from: Mapping[str, float] | None) -> Bool[np.ndarray, " D"]:
+    """Objects whose scores count, whatever the benchmark says of them."""
+    if counted_from is None:
+        return np.ones(len(found.scores), dtype=bool)
+    return np.asarray(found.scores >= _least(names, counted_from)[found.classes])
+
+
+def _least(names: Sequence[str], counted_from: Mapping[str, float]) -> Float64[np.ndarray, " classes"]:
+    return np.array([counted_from.get(name, np.inf) for name in names])
+
+
+def _rows(found: Found, rows: Int64[np.ndarray, " d"]) -> Found:
+    return Found(**{field.name: getattr(found, field.name)[rows] for field in dataclasses.fields(found)})
 
 
 def pictures_of_detector(config: RunConfig, _: BatchSpec, run: Supervised) -> Draw:

@@ -59,8 +59,7 @@ class TrainedDetector:
     @torch.no_grad()
     def frame(self, index: int) -> MarkedFrame:
         """One frame, by its row in the set's manifest; raises `SampleError` where it is damaged."""
-        counted_from = None if self.judged is None else self.judged.counted_from
-        return marked_frame(self.detector, self.shown, index, self.config, counted_from=counted_from)
+        return marked_frame(self.detector, self.shown, index, self.config, judged=self.judged)
 
     def views(self, frame: MarkedFrame) -> dict[str, RgbImage]:
         """Pictures of a frame, their names behind its key."""
@@ -135,7 +134,7 @@ def objects_table(frame: MarkedFrame) -> TextTable:
             score,
             f"{np.hypot(*box[:2]):.1f}",
             *(f"{value:.1f}" for value in box[:6]),
-            f"{np.degrees(box[6]):.0f}",
+            f"{np.degrees(np.arctan2(np.sin(box[6]), np.cos(box[6]))):.0f}",
         )
         for mark, name, score, box in rows
     )

@@ -39,6 +39,10 @@ class BenchmarkVerdict:
     frames: Sequence[FrameErrors]
     counted_from: Mapping[str, float]
 
+    def errors_of(self, key: str) -> FrameErrors | None:
+        """Errors of one frame; None where it was not judged."""
+        return next((frame for frame in self.frames if frame.key == key), None)
+
     def worst(self, count: int) -> list[FrameErrors]:
         """Frames with most errors first, of equally many by their key; those without errors are left out."""
         wrong = [frame for frame in self.frames if frame.count]
