@@ -20,7 +20,7 @@ from launchers.runs.files import DETECTIONS_FILE
 
 _NUM_FAILURES = 10
 _SHOWN_CURVES: Mapping[str, tuple[str, str]] = {
-    "kitti": ("3D AP R40", "moderate"),
+    "kitti": ("3D AP", "moderate"),
     "nuscenes": ("AP 2 m", ""),
     "waymo": ("AP", "LEVEL_2"),
     "once": ("AP", "overall"),
@@ -83,9 +83,7 @@ def describe_detector(folder: Path, config: Mapping[str, Any], trouble: list[str
         epoch=float(last["epoch"]),
         headline=_headline(lines),
         precision={
-            (name, curve["category"]): (curve["recall"], _numbers(curve["precision"]))
-            for name, part in parts.items()
-            for curve in _chosen(name, part)
+            (name, curve["category"]): _reached(curve) for name, part in parts.items() for curve in _chosen(name, part)
         },
         tables=[_figures(name, part, last) for name, part in judged.items()],
         failures=[_failures(name, part) for name, part in parts.items()],
@@ -123,8 +121,12 @@ def _chosen(benchmark: str, part: BenchmarkVerdict) -> list[Mapping[str, Any]]:
     return list({curve["category"]: curve for curve in reversed(part.curves)}.values())[::-1]
 
 
-def _numbers(values: Sequence[float | None]) -> list[float]:
-    return [math.nan if value is None else float(value) for value in values]
+def _reached(curve: Mapping[str, Any]) -> Curve:
+    """Recalls and precisions, up to the highest recall that is reached."""
+    precision = [math.nan if value is None else float(value) for value in curve["precision"]]
+    while precision and not precision[-1] > 0:
+        precision.pop()
+    return curve["recall"][: len(precision)], precision
 
 
 def _figures(name: str, part: Mapping[str, Any], line: Mapping[str, Any]) -> TextTable:
