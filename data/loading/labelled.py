@@ -26,7 +26,10 @@ def with_fraction(opened: Opened, config: FractionConfig) -> Opened:
         return opened
     if len(opened.stretches) > 1:
         raise ValueError(f"data.fraction.kind={config.kind} is a choice within one set; set data.more=[]")
-    indices = select(opened.reader.manifest, opened.indices, config)
+    try:
+        indices = select(opened.reader.manifest, opened.indices, config)
+    except ValueError as error:
+        raise ValueError(f"data.fraction: {error}") from error
     return dataclasses.replace(
         opened, indices=indices, stretches=(dataclasses.replace(opened.stretches[0], num=len(indices)),)
     )

@@ -123,7 +123,7 @@ def class_numbers(manifest: Manifest, wanted: Sequence[str]) -> Int[np.ndarray, 
         near = nearest(unknown[0], names) if names else ""
         raise ShardError(
             f"{manifest.root} ({manifest.set_name}) has no class {', '.join(map(repr, unknown))} whose boxes are "
-            f"asked for; {known}{near}. Set method.classes to names of the set"
+            f"asked for; {known}{near}. Set model.classes to names of the set"
         )
     numbers = np.full(max(len(names), IGNORE_LABEL + 1), -1, dtype=np.int64)
     for number, name in enumerate(wanted):

@@ -112,7 +112,7 @@ class ObjectSampler:
         for name, count in config.counts.items():
             if name not in names:
                 raise RangeError(
-                    f"counts: got {name!r}, expected some of the detector's classes: {', '.join(names)}"
+                    f"data.sampling.counts: got {name!r}, expected some of the detector's classes: {', '.join(names)}"
                     f"{nearest(name, names)}"
                 )
             self._counts[names.index(name)] = count

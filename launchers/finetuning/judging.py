@@ -25,7 +25,8 @@ from configs.load import ConfigError
 from data.loading.detection_frames import frame_truth
 from data.loading.loader import DataConfig
 from data.storage.manifest import Manifest, load_manifest
-from data.storage.reader import SampleReader
+from data.storage.reader import SampleError, SampleReader
+from data.views.truth import FrameTruth
 from engine.checkpoint import told_by_main
 from engine.detection.frames import JudgeError, paired
 from engine.detection.judge import BENCHMARKS, judge
@@ -66,13 +67,18 @@ class JudgedSet:
         """As the section `judge` asks.
 
         Raises:
-            ConfigError: an unknown benchmark.
-            ShardError: no such set or split.
+            ConfigError: an unknown benchmark or split.
+            ShardError: no such set.
         """
         unknown = [name for name in config.judge.benchmarks if name not in BENCHMARKS]
         if unknown:
             raise ConfigError(f"judge.benchmarks: got {unknown[0]!r}, expected any of {', '.join(BENCHMARKS)}")
         manifest = load_manifest(config.judge.shards or config.data.shards, config.data.cache)
+        if not {*config.judge.split.split("+")} <= {*manifest.splits}:
+            raise ConfigError(
+                f"judge.split: got {config.judge.split!r}, expected one of {', '.join(sorted({*manifest.splits}))}, or "
+                f"several joined by +, of {manifest.root}; judge.shards names another set"
+            )
         return cls(
             manifest=manifest,
             indices=thin(manifest.indices(config.judge.split), config.judge.limit),
@@ -184,6 +190,23 @@ def judged_steps(run_dir: Path) -> list[int]:
     return [line["step"] for line in json_lines(texts) if isinstance(line.get("step"), int)]
 
 
+def check_benchmarks(judged: JudgedSet, config: FinetuneConfig) -> None:
+    """Refuse before the training what a benchmark would refuse after it, by the first frame with nothing found in it.
+
+    A frame that cannot be read, or that nobody has labelled, says nothing.
+
+    Raises:
+        ConfigError: see `judge_frames`.
+    """
+    first = int(judged.indices[0])
+    try:
+        truth = FrameTruth.of(SampleReader(judged.manifest).read(first, images=False, labels=True), first)
+    except SampleError:
+        return
+    if truth.boxes is not None:
+        judge_frames([JudgedFrame(truth=truth, found=NOTHING)], judged, config)
+
+
 class Judging:
     """Judges a detector every so many epochs and at the end; an `engine.measuring.Measurement`."""
 
@@ -196,6 +219,7 @@ class Judging:
         """
         self._config, self._world, self._steps_per_epoch = config, world, steps_per_epoch
         self._judged = JudgedSet.of(config)
+        check_benchmarks(self._judged, config)
         check_frame(self._judged, config)
         self._steps: Iterable[int] = told_by_main(lambda: judged_steps(Path(config.run_dir)), world)
         self._file: MetricsFile | None = None

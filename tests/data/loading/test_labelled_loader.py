@@ -151,7 +151,7 @@ def test_a_run_goes_on_with_the_same_fraction_alone(root: str) -> None:
         source.check_state(loader(root, fraction=other).state(5))
     assert samples_fingerprint(config_of(root, fraction=FEW)) == source.state(0)["samples"]
     assert samples_fingerprint(config_of(root)) == loader(root).state(0)["samples"]
-    with pytest.raises(ValueError, match="count is 9, but there are only 8 samples"):
+    with pytest.raises(ValueError, match=r"data\.fraction: count is 9, but there are only 8 samples"):
         loader(root, fraction=dataclasses.replace(FEW, count=9))
 
 

@@ -222,7 +222,9 @@ def test_classes_without_objects_and_mistakes(reader: SampleReader, database: Ob
     sample, boxes, after, joined = put_into(none, reader, 0)
     assert after is sample
     assert joined is boxes
-    with pytest.raises(RangeError, match=r"counts: got 'cars', expected .*pedestrian, car; did you mean 'car'"):
+    with pytest.raises(
+        RangeError, match=r"data\.sampling\.counts: got 'cars', expected .*pedestrian, car; did you mean 'car'"
+    ):
         ObjectSampler(database, NAMES, ObjectSamplingConfig(counts={"cars": 3}))
     with pytest.raises(RangeError, match=r"counts: got .*expected 1 or more of each class"):
         ObjectSamplingConfig(counts={"car": 0})
