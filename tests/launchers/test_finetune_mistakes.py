@@ -10,7 +10,7 @@ from configs.detection import FinetuneConfig
 from engine.distributed import World
 from launchers.cli import TRY_AGAIN
 from launchers.cli import main as tandem
-from launchers.finetuning.judging import JudgedSet, check_benchmarks
+from launchers.finetuning.judging import Judging
 from launchers.training.train import load_any_run
 from tests.helpers.finetune_run import arguments, finetune_here
 from tests.helpers.pretrain_run import CONFIGS
@@ -50,7 +50,7 @@ def test_it_ends_before_it_trains(
 def test_weights_of_another_network(street_set: str, world: World, one_thread: None, tmp_path: Path) -> None:
     finetune_here(tmp_path / "run", street_set, "schedule.steps=1", "judge.benchmarks=[]")
     with pytest.raises(ValueError, match=r"init=.*not those of model\.backbone as it is set; set model\.backbone as"):
-        finetune_here(tmp_path / "other", street_set, f"init={tmp_path / 'run'}", "model.backbone.preset=res16unet14")
+        finetune_here(tmp_path / "other", street_set, f"init={tmp_path / 'run'}", "model.backbone.preset=res16unet18")
 
 
 def test_no_box_at_all_is_a_run(street_set: str, world: World, one_thread: None, tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_no_box_at_all_is_a_run(street_set: str, world: World, one_thread: None,
     assert losses(tmp_path / "run") == [0.0]  # the toy's loss is about boxes alone
 
 
-def test_what_a_benchmark_lacks_is_told_before_the_training(toy_set: str, tmp_path: Path) -> None:
+def test_what_a_benchmark_lacks_is_told_before_the_training(toy_set: str, world: World, tmp_path: Path) -> None:
     """Not after days of it, at the first judgement: this set knows neither truncation nor image boxes."""
     with known():
         path, *rest = arguments(tmp_path / "run", toy_set, "judge.benchmarks=[kitti]")
@@ -67,4 +67,4 @@ def test_what_a_benchmark_lacks_is_told_before_the_training(toy_set: str, tmp_pa
     with pytest.raises(
         ValueError, match=r"judge\.benchmarks=kitti, judge\.split=val: frame .* have no .*choose a benchmark"
     ):
-        check_benchmarks(JudgedSet.of(config), config)
+        Judging(config, world, steps_per_epoch=1)
