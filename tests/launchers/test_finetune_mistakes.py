@@ -67,4 +67,4 @@ def test_what_a_benchmark_lacks_is_told_before_the_training(toy_set: str, world:
     with pytest.raises(
         ValueError, match=r"judge\.benchmarks=kitti, judge\.split=val: frame .* have no .*choose a benchmark"
     ):
-        Judging(config, world, steps_per_epoch=1)
+        Judging(config, world, steps_per_epoch=1.0)
