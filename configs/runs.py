@@ -52,6 +52,11 @@ def read_run(
     return load(kind, path, overrides, choices=_CHOICES[kind], defaults=defaults)
 
 
+def is_detectors(path: str | Path) -> bool:
+    """Whether a YAML file, or the name of one that comes with Tandem, is that of a detector's training."""
+    return _kind(path, {}) is FinetuneConfig
+
+
 def trained(resolved: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """Of a resolved config, the name of the section that says what is trained, and the section; ("method", {}) if none.
 

@@ -39,13 +39,16 @@ PRETRAIN_CHOICES: Choices = {
 
 @dataclass(frozen=True, kw_only=True)
 class FollowConfig:
-    """The evaluations that follow a pre-training run.
+    """What follows a pre-training run: evaluations, and detectors that are trained from it.
 
     Attributes:
-        configs: YAML files of downstream protocols, for example configs/downstream/street.yaml; (): none follows.
-        overrides: `section.field=value`, for each of those files.
-        fractions: numbers of labelled sweeps, drawn at random, that fine-tuning is repeated with; (): the choice that
-            each file makes itself.
+        configs: YAML files of downstream protocols, for example configs/downstream/street.yaml, or of detectors'
+            trainings, for example configs/finetune/second_street.yaml; (): nothing follows.
+        overrides: `section.field=value`, for each file of protocols.
+        detector_overrides: the same, for each file of a detector.
+        fractions: numbers of labelled sweeps, drawn at random, that fine-tuning and detectors are repeated with; 0:
+            all; (): the choice that each file makes itself.
+        seeds: of detectors' trainings and of their draws of labels, a training each; (): the run's own seed.
         every: updates between the checkpoints that the best is looked for among; 0: only the last is evaluated. They
             are compared on logs held out from the train split, never on the test split.
         select_by: protocol that compares them.
@@ -53,14 +56,17 @@ class FollowConfig:
 
     configs: tuple[str, ...] = ()
     overrides: tuple[str, ...] = ()
+    detector_overrides: tuple[str, ...] = ()
     fractions: tuple[int, ...] = ()
+    seeds: tuple[int, ...] = ()
     every: int = 0
     select_by: str = "linear_probe"
 
     def __post_init__(self) -> None:
-        different(self, "configs", "fractions")
-        at_least(self, fractions=1)
+        different(self, "configs", "fractions", "seeds")
+        at_least(self, "0: all", fractions=0)
         at_least(self, "0: off", every=0)
+        at_least(self, seeds=0)
         one_of(self, select_by=PROTOCOLS)
         useful = bool(self.configs) or not self.every
         expect(self, "every", useful, "0: configs is empty, there is nothing to compare checkpoints by")

@@ -77,6 +77,9 @@ _RIGHT_MATCH = "below 5 pixels"
 _FEW_PIXELS = "a random pixel: the share of the image that a circle of 5 pixels covers, below 1"
 _OF_REGISTERED = " over the registered images (Euler sum) alone"
 
+_ANY_BOX = "boxes at random: about 0"
+_BY_RECALL = "mean over the classes of the precision, averaged over recall, of boxes that "
+
 METRICS: dict[str, Metric] = {
     "miou": _share(
         "mIoU",
@@ -220,5 +223,15 @@ METRICS: dict[str, Metric] = {
         "everything said to be seen: 100",
         in_tables=False,
     ),
+    # Of detectors: the first headline figure of each benchmark, in percent also where its tool gives a share of 1.
+    "detection_kitti": _share("3D AP R40", _BY_RECALL + "overlap the truth, moderate objects", _ANY_BOX),
+    "detection_nuscenes": _share(
+        "NDS", "average precision, half of it, and five errors of the boxes that were found, the other half", _ANY_BOX
+    ),
+    "detection_waymo": _share(
+        "mAPH LEVEL_2", _BY_RECALL + "overlap the truth, weighted by how right the heading is", _ANY_BOX
+    ),
+    "detection_once": _share("mAP", _BY_RECALL + "overlap the truth and do not look backwards", _ANY_BOX),
+    "detection_argoverse2": _share("CDS", "average precision, less for errors of place, size and turn", _ANY_BOX),
 }
 """All metrics by the name that results.json and TensorBoard use."""

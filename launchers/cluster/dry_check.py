@@ -9,6 +9,7 @@ import re
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from configs.load import ConfigError
 from configs.runs import RunConfig
 from configs.schema import SlurmConfig
 from data.loading.evaluation import load_batch
+from data.loading.fractions import FractionConfig
 from data.loading.loader import DataConfig, check_suits
 from data.sample import Batch
 from data.storage.manifest import load_manifest
@@ -132,8 +134,10 @@ def check_runs(configs: Sequence[RunConfig], *, one_batch: bool = True) -> float
                 check_cache(config.data.cache, opened, config.data.shards_per_group, warn=False)
             except ValueError as error:
                 raise ConfigError(f"{config.run_dir}: {error}") from error
-        if one_batch and (config.data, config.method) not in seen:
-            seen.append((config.data, config.method))
+        # The batch is of the first samples, whichever of them keep their labels.
+        tried = replace(config.data, fraction=FractionConfig()), config.method
+        if one_batch and tried not in seen:
+            seen.append(tried)
             _one_batch(config)
     return time.monotonic() - began
 

@@ -15,15 +15,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from configs.load import dump, load
-from configs.runs import RunConfig, dump_run
+from configs.load import ConfigError, dump, load
+from configs.runs import RunConfig, dump_run, is_detectors
 from configs.schema import EvaluateConfig, FollowConfig
+from data.loading.fractions import FractionConfig
 from data.storage.manifest import Manifest, load_manifest
 from engine.downstream.protocols import PROTOCOLS
 from engine.downstream.results import fingerprint
@@ -57,7 +58,13 @@ def selection_job(run_dir: Path, config: RunConfig) -> SelectBestJob | None:
     if follow.every == 0:
         return None
     settings = []
-    for protocols in _protocols(config).values():
+    files = _protocols(config)
+    if not files:
+        raise ConfigError(
+            f"evaluate.every: got {follow.every}, expected 0: no file of protocols in evaluate.configs compares "
+            "checkpoints, and detectors start from the last one"
+        )
+    for protocols in files.values():
         held = dataclasses.replace(protocols.data, holdout=True)
         settings.append(dump(dataclasses.replace(protocols, protocols=(follow.select_by,), data=held, random=False)))
     return SelectBestJob(run_dir=str(run_dir), settings=tuple(settings), every=follow.every, by=follow.select_by)
@@ -102,15 +109,20 @@ def baseline_key(context: Mapping[str, Any], protocols: EvaluateConfig) -> str:
     return fingerprint({"context": dict(context), "settings": settings, "data": data})
 
 
-def _protocols(config: RunConfig) -> dict[str, EvaluateConfig]:
-    """Each downstream file by a short name."""
-    named: dict[str, EvaluateConfig] = {}
-    for path in config.evaluate.configs:
+def named_files(paths: Iterable[str]) -> dict[str, str]:
+    """YAML files by short names."""
+    named: dict[str, str] = {}
+    for path in paths:
         stem = safe_name(Path(path).stem)
         # Files in two folders may share a name.
-        name = next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 100))) if n not in named)
-        named[name] = load(EvaluateConfig, path, config.evaluate.overrides)
+        named[next(n for n in (stem, *(f"{stem}-{i}" for i in range(2, 100))) if n not in named)] = path
     return named
+
+
+def _protocols(config: RunConfig) -> dict[str, EvaluateConfig]:
+    """Each downstream file by a short name; detectors are not among them."""
+    files = named_files(path for path in config.evaluate.configs if not is_detectors(path))
+    return {name: load(EvaluateConfig, path, config.evaluate.overrides) for name, path in files.items()}
 
 
 def _elements(config: RunConfig) -> dict[str, EvaluateConfig]:
@@ -125,11 +137,16 @@ def _elements(config: RunConfig) -> dict[str, EvaluateConfig]:
             logger.warning("evaluate.fractions has no effect on %s: it does no fine-tuning", stem)
         for protocol in alone.drawn():
             own = alone.fraction
-            drawn = [dataclasses.replace(own, kind="random", count=count) for count in config.evaluate.fractions]
+            drawn = [_fraction(own, count) for count in config.evaluate.fractions]
             for fraction in drawn or [own]:
                 name = safe_name(f"{stem}-{protocol}-{describe_fraction(fraction)}")
                 elements[name] = dataclasses.replace(alone, protocols=(protocol,), fraction=fraction)
     return elements
+
+
+def _fraction(own: FractionConfig, count: int) -> FractionConfig:
+    """So many drawn samples; 0: all."""
+    return dataclasses.replace(own, kind="random", count=count) if count else dataclasses.replace(own, kind="all")
 
 
 def safe_name(text: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,12 +35,14 @@ class Point:
         overrides: as written, for the record.
         after: folder of another point that must be trained before.
         is_first: another point builds on it.
+        follows: the training of a detector that follows another point.
     """
 
     config: RunConfig
     overrides: tuple[str, ...] = ()
     after: Path | None = None
     is_first: bool = False
+    follows: bool = False
 
     @property
     def run_dir(self) -> Path:
@@ -159,7 +161,8 @@ def plan_submission(request: SubmitRequest) -> SubmissionPlan:
         queued = slurm.queue(job for jobs in known_jobs(request) for job in jobs.ids())
         active = frozenset(job for job, info in queued.items() if info.active)
     runs = tuple(_requested_run(point, request, active) for point in request.points)
-    to_train = tuple(run for run in runs if request.train and not run.finished and run.training is None)
+    to_train = tuple(run for run in runs if _is_due(run, request))
+    _check_order(to_train, runs)
     for run in to_train:
         if (who := holder(run.point.run_dir)) is not None:
             raise ConfigError(f"{run.point.run_dir} is being trained by {who}; wait for it or cancel it first")
@@ -167,6 +170,21 @@ def plan_submission(request: SubmitRequest) -> SubmissionPlan:
     if to_train and request.check:
         print(f"checked: config, shards, folders, one batch at toy width ({seconds:.0f} s)")
     return SubmissionPlan(runs=runs, to_train=to_train, active=active)
+
+
+def _is_due(run: RequestedRun, request: SubmitRequest) -> bool:
+    return (request.train or run.point.follows) and not run.finished and run.training is None
+
+
+def _check_order(to_train: Sequence[RequestedRun], runs: Sequence[RequestedRun]) -> None:
+    """Refuse to train a run on that detectors have started from: they would belong to weights that are gone."""
+    due = {run.point.run_dir for run in to_train}
+    for run in runs:
+        if run.point.follows and run.point.after in due and list_checkpoints(run.point.run_dir):
+            raise ConfigError(
+                f"{run.point.run_dir} has started from {run.point.after}, which is to be trained on; remove that "
+                "folder to train it again afterwards, or leave what follows out (--no-evaluate)"
+            )
 
 
 def known_jobs(request: SubmitRequest) -> list[Jobs]:
@@ -194,8 +212,8 @@ def _requested_run(point: Point, request: SubmitRequest, active: frozenset[str])
     return RequestedRun(
         point=point,
         jobs=jobs,
-        finished=_needs_no_training(point) if request.train else is_finished(point.run_dir),
-        training=request.after or (jobs.pretrain if jobs.pretrain in active else None),
+        finished=_needs_no_training(point) if request.train or point.follows else is_finished(point.run_dir),
+        training=(None if point.follows else request.after) or (jobs.pretrain if jobs.pretrain in active else None),
         # Made here for their errors: a mistake in a downstream file must not show when training is queued already.
         select=selection_job(point.run_dir, point.config) if follow else None,
         elements=tuple(evaluation_jobs(point.run_dir, point.config)) if follow else (),

@@ -1,7 +1,8 @@
 """Queues runs with all that follows them; the core of `tandem submit`, `sweep` and `requeue`.
 
-Pre-training first, one array. Then for each run its evaluations, which wait for it to succeed; random-initialisation
-rows, which wait for nothing; and one report after all. Called again, it queues what is neither done nor queued.
+Pre-training first, one array, and with it detectors from random weights. Then for each run its detectors and its
+evaluations, which wait for it to succeed; random-initialisation rows, which wait for nothing; and one report after all.
+Called again, it queues what is neither done nor queued.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from configs.load import dump
 from configs.runs import dump_run
 from launchers.cluster.evaluation_jobs import ReportJob
 from launchers.cluster.freeze import CodeState, freeze_code, freeze_run, present_code
+from launchers.cluster.plan_detectors import random_points, with_detectors
 from launchers.cluster.plan_submission import RequestedRun, SubmissionPlan, SubmitRequest, known_jobs, plan_submission
 from launchers.cluster.queues import AT_ONCE, After, DebugQueue, LocalQueue, Queue
 from launchers.cluster.slurm_queue import SlurmQueue
@@ -37,6 +39,8 @@ def submit(request: SubmitRequest, *, dry_run: bool = False) -> bool:
         RunLockedError: another submission is at work on one of the runs.
         SlurmError: SLURM is not here or refuses; what was queued before is in the runs' jobs.json.
     """
+    if request.evaluate:
+        request = replace(request, points=with_detectors(request.points))
     plan = plan_submission(request)
     for run in plan.runs:
         _print_status(run, request)
@@ -69,14 +73,16 @@ def new_queue(request: SubmitRequest, code: CodeState) -> Queue:
 
 
 def _train(plan: SubmissionPlan, request: SubmitRequest, queue: Queue, code: CodeState) -> list[RequestedRun]:
-    """Queue pre-training: one array, and what builds on a first stage behind that; all runs, with the ids of both."""
+    """Queue training: one array, and behind each run another of those that build on it; all runs, with their ids."""
     training = {run.point.run_dir: run.training for run in plan.runs}
     due = {run.point.run_dir for run in plan.to_train} | {folder for folder, job in training.items() if job is not None}
-    waiting = [run for run in plan.to_train if run.point.after in due]
-    for runs in ([run for run in plan.to_train if run not in waiting], *([run] for run in waiting)):
+    waves: dict[Path | None, list[RequestedRun]] = {None: []}
+    for run in plan.to_train:  # a run comes before those that build on it
+        waves.setdefault(run.point.after if run.point.after in due else None, []).append(run)
+    for before, runs in waves.items():
         if not runs:
             continue
-        first = training.get(runs[0].point.after) if runs[0].point.after is not None else None
+        first = None if before is None else training[before]
         works = [_training_job(run, request, code) for run in runs]
         ids = queue.submit(works, name=request.name, after=AT_ONCE if first is None else After(succeeded=(first,)))
         for run, job in zip(runs, ids, strict=True):
@@ -116,17 +122,20 @@ class _FollowUps:
     active: frozenset[str]
 
     def submit(self, runs: Sequence[RequestedRun]) -> None:
-        evaluated = [run for run in runs if run.elements]
-        if not evaluated:
+        started_from = {run.point.after for run in runs if run.point.follows}
+        followed = [r for r in runs if r.elements or r.point.follows or r.point.run_dir in started_from]
+        if not followed:
             say("no evaluations: evaluate.configs is empty")
             return
+        evaluated = [run for run in runs if run.elements]
         pending = [job for run in evaluated for job in self._evaluations(run)]
         pending += self._baselines(evaluated)
+        self._note_random_detectors(runs)
         pending += [run.training for run in runs if run.training is not None]
         if not pending:
             say(f"nothing left to do; `tandem report {self.request.root}` writes the report again")
             return
-        self._report(evaluated, pending)
+        self._report(followed, pending)
 
     def _evaluations(self, run: RequestedRun) -> list[str]:
         """Queue the elements that are neither done nor queued; ids of all that are not done."""
@@ -161,6 +170,16 @@ class _FollowUps:
             if own:
                 self._record(run, baselines=own)
         return [queued[key] for key in {job.key for run in runs for job in run.baselines} if key in queued]
+
+    def _note_random_detectors(self, runs: Sequence[RequestedRun]) -> None:
+        """Record the trainings from random weights as jobs of the runs that are compared with them."""
+        training = {run.point.run_dir: run.training for run in runs if run.training is not None}
+        for run in runs:
+            folders = [] if run.point.follows else [point.run_dir for point in random_points(run.point)]
+            own = {folder.name: training[folder] for folder in folders if folder in training}
+            if own:
+                known = read_jobs(run.point.run_dir) or Jobs()
+                self._record(run, baselines={**known.baselines, **own})
 
     def _report(self, runs: Sequence[RequestedRun], pending: Sequence[str]) -> None:
         """Queue the report, in place of one that waits, unless nothing is new."""
@@ -218,5 +237,7 @@ def _print_plan(request: SubmitRequest, plan: SubmissionPlan) -> None:
         say(f"  {run.point.run_dir}")
     elements = sum(len(run.elements) for run in plan.runs)
     if elements:
-        say(f"then {elements} evaluations, random initialisation beside them, and a report in {request.root}")
+        say(f"then {elements} evaluations, random initialisation beside them")
+    if elements or any(run.point.follows for run in plan.runs):
+        say(f"then a report in {request.root}")
     say("nothing was queued (--dry-run)")

@@ -25,17 +25,17 @@ from data.batch_spec import VoxelConfig
 from engine.checkpoint import load_weights
 from engine.downstream.results import LeakLevel
 from engine.errors import CheckpointError
-from launchers.evaluation.networks import identity_of, origin_of
+from launchers.evaluation.networks import open_source, origin_of
 from launchers.evaluation.weight_file import read_file
-from launchers.training.restore import find_checkpoint_folder, load_run_config
+from launchers.runs.settings import setting_of
+from launchers.training.restore import find_checkpoint_folder
 from models.detection.base import Detector
+from models.lidar.base import BackboneConfig
 from models.lidar.inputs import PointInput
 from models.weights import compare, load_state
 
 logger = logging.getLogger("tandem.pretrain")
 
-INIT_FILE = "init.json"
-"""In the run's folder: what the detector started from."""
 LAYOUTS = ("tandem", "slidr")
 """Of files of 3D networks; the first needs no name."""
 
@@ -47,6 +47,10 @@ class Start:
     Attributes:
         source: as the config names it.
         identity: run, step and beginning of the weights' sha256, or those of a file; "random".
+        name: of what the weights were trained by, for tables: a method, a detector, or the file.
+        pretraining: how, for people, e.g. "600 steps, seed 0"; "" where that is unknown.
+        setting: see `engine.downstream.results.Result`.
+        pretrain_seeds: the same.
         sha256: of the file of weights; "" for random ones.
         teacher: what the source's networks learnt from, see `engine.downstream.results.Result`.
         leak: the same.
@@ -57,6 +61,10 @@ class Start:
 
     source: str
     identity: str
+    name: str = RANDOM
+    pretraining: str = ""
+    setting: str = ""
+    pretrain_seeds: tuple[int, ...] = ()
     sha256: str = ""
     teacher: str = ""
     leak: LeakLevel = "none"
@@ -65,7 +73,7 @@ class Start:
     grid: Mapping[str, Any] | None = None
 
     def to_text(self) -> str:
-        """For `INIT_FILE`."""
+        """For init.json in the run's folder."""
         return json.dumps(dataclasses.asdict(self), indent=1) + "\n"
 
     def __str__(self) -> str:
@@ -81,19 +89,18 @@ class _Source:
     """Weights to start from, read.
 
     Attributes:
+        title: for messages.
+        start: what is known before anything is filled.
         voxels: that its network was fed.
         state: tensors for a given part of the detector: the whole of it ("") or its "backbone".
         part: which of the two it fills.
     """
 
     title: str
-    identity: str
-    sha256: str
+    start: Start
     voxels: VoxelConfig
     state: Callable[[nn.Module], Mapping[str, Tensor]]
-    part: str
-    teacher: str
-    leak: LeakLevel
+    part: str = "backbone"
 
 
 def fill(detector: Detector, config: FinetuneConfig) -> Start:
@@ -116,16 +123,35 @@ def fill(detector: Detector, config: FinetuneConfig) -> Start:
     other_grid = source.voxels != config.data.voxel
     if other_grid:
         logger.warning("init=%s: it learnt from other voxels than this detector is fed: %s", config.init, source.voxels)
-    return Start(
-        source=config.init,
-        identity=source.identity,
-        sha256=source.sha256,
-        teacher=source.teacher,
-        leak=source.leak,
+    return dataclasses.replace(
+        source.start,
         filled=tuple(f"{prefix}{name}" for name in filled),
         random=(*(f"{prefix}{name}" for name in empty), *others),
         grid=dataclasses.asdict(source.voxels) if other_grid else None,
     )
+
+
+def check_fits(backbone: BackboneConfig, voxels: VoxelConfig, config: FinetuneConfig) -> None:
+    """Refuse a detector that a pre-training run's network could not fill, before that is trained.
+
+    Args:
+        backbone: the run's 3D network.
+        voxels: that it is fed.
+        config: of the detector, whose `init` is the run.
+
+    Raises:
+        ConfigError: its weights or input would not fit; names the setting.
+    """
+    source = _Source(
+        title=config.init,
+        start=Start(source=config.init, identity=config.init),
+        voxels=voxels,
+        state=lambda _: backbone.build().state_dict(),
+    )
+    _check_input(source, config)
+    tower = config.model.tower("backbone")
+    assert isinstance(tower, BackboneConfig)
+    _parts(tower.build(), source, config)
 
 
 def sha256_of(init: str) -> str | None:
@@ -148,43 +174,44 @@ def _named(init: str) -> tuple[str, Path]:
 def _open(config: FinetuneConfig) -> _Source:
     layout, path = _named(config.init)
     if layout or (path.is_file() and path.name != WEIGHTS_FILE):
-        return _open_file(path, layout or LAYOUTS[0])
+        return _open_file(path, layout or LAYOUTS[0], config)
     return _open_run(path.parent if path.is_file() else path, config)
 
 
 def _open_run(path: Path, config: FinetuneConfig) -> _Source:
     """A run's checkpoint: a detector of the same settings is taken whole, else the 3D network."""
-    checkpoint = find_checkpoint_folder(path)
-    run = load_run_config(checkpoint)
+    opened = open_source(path)
+    checkpoint, run = opened.checkpoint, opened.config
     part = "" if isinstance(run, FinetuneConfig) and run.model == config.model else "backbone"
     weights = load_weights(checkpoint, prefix="backbone." if part else "")
     teacher, leak = origin_of(run)
-    return _Source(
-        title=str(checkpoint),
-        identity=identity_of(checkpoint),
+    start = Start(
+        source=config.init,
+        identity=opened.identity,
+        name=opened.method,
+        pretraining=f"{opened.steps} steps, seed {run.seed}",
+        setting=setting_of(run),
+        pretrain_seeds=(run.seed,),
         sha256=_checkpoint_sha256(checkpoint),
-        voxels=run.data.voxel,
-        state=lambda _: weights,
-        part=part,
         teacher=teacher,
         leak=leak,
     )
+    return _Source(title=str(checkpoint), start=start, voxels=run.data.voxel, state=lambda _: weights, part=part)
 
 
-def _open_file(path: Path, layout: str) -> _Source:
+def _open_file(path: Path, layout: str, config: FinetuneConfig) -> _Source:
     content = read_file(path, layout)
-    leak = content.metadata.get("leak", "unknown")
     sha256 = _sha256(path)
-    return _Source(
-        title=f"{path} (layout {layout})",
+    start = Start(
+        source=config.init,
         identity=f"{path.name} {sha256[:12]} {layout}",
+        name=path.stem,
         sha256=sha256,
-        voxels=load(VoxelConfig, None, defaults=dict(content.voxels)),
-        state=content.state,
-        part="backbone",
         teacher=content.metadata.get("teacher", ""),
-        leak=leak,  # type: ignore[arg-type]
+        leak=content.metadata.get("leak", "unknown"),  # type: ignore[arg-type]
     )
+    voxels = load(VoxelConfig, None, defaults=dict(content.voxels))
+    return _Source(title=f"{path} (layout {layout})", start=start, voxels=voxels, state=content.state)
 
 
 def _check_input(source: _Source, config: FinetuneConfig) -> None:
@@ -200,6 +227,20 @@ def _check_input(source: _Source, config: FinetuneConfig) -> None:
 
 def _fill_part(part: nn.Module, source: _Source, config: FinetuneConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Copy the weights; names of the sub-networks that were filled, and of those that the source lacks entirely."""
+    names = _parts(part, source, config)
+    try:
+        load_state(part, source.state(part), source=source.title, min_match=0.0)
+    except ValueError as error:
+        raise ConfigError(f"init={config.init}: {error}") from error
+    return names
+
+
+def _parts(part: nn.Module, source: _Source, config: FinetuneConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names of the sub-networks that the source fills, and of those that it lacks entirely.
+
+    Raises:
+        ConfigError: it fills none, or anything else does not fit.
+    """
     report = compare(part, source.state(part), source=source.title)
     present = {name.split(".")[0] for name in report.matched}
     lacking = {name.split(".")[0] for name in report.missing}
@@ -209,10 +250,6 @@ def _fill_part(part: nn.Module, source: _Source, config: FinetuneConfig) -> tupl
             f"init={config.init}: its weights are not those of {where} as it is set; set {where} as the source has it "
             f"(preset, in_channels, grid), or start from another\n{report.text()}"
         )
-    try:
-        load_state(part, source.state(part), source=source.title, min_match=0.0)
-    except ValueError as error:
-        raise ConfigError(f"init={config.init}: {error}") from error
     return tuple(sorted(present)), tuple(sorted(lacking))
 
 

@@ -255,6 +255,8 @@ class Judging:
             "epoch": step / self._steps_per_epoch,
             "time": time.time(),
             "seconds": time.perf_counter() - began,
+            "set": self._judged.manifest.set_name,
+            "data": self._judged.manifest.fingerprint(),
             "split": self._config.judge.split,
             "frames": len(frames),
             "left_out": len(self._judged.indices) - len(frames),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,19 @@ from common.run_files import CHECKPOINTS_FOLDER, EVENTS_FOLDER, METRICS_FILE, RE
 from configs.load import ArgumentError, ConfigError
 from engine.downstream.results import Result, ResultsError, read_results
 from launchers.evaluation.selection import Selection, read_selection
+from launchers.reporting.detection_results import detection_results
 from launchers.reporting.troubles import Trouble, troubles
 from launchers.runs import files
-from launchers.runs.files import BASELINES, folders_below, holds_runs, is_run, read_config
+from launchers.runs.files import (
+    BASELINES,
+    DETECTORS,
+    RANDOM_DETECTORS,
+    detectors_in,
+    folders_below,
+    holds_runs,
+    is_run,
+    read_config,
+)
 from launchers.runs.settings import labels, setting_of_tree
 
 _NOT_SEARCHED = {
@@ -96,7 +106,7 @@ def _chosen(runs: Mapping[str, Path], damaged: dict[Path, str]) -> dict[str, Sel
 
 
 def gather(folders: Sequence[Path], damaged: dict[Path, str] | None = None) -> tuple[list[Result], dict[str, Path]]:
-    """All results (each once) and all pre-training runs below some folders, with the baselines beside the runs.
+    """All results (each once) and all runs below some folders, with the baselines and random detectors beside the runs.
 
     Of rows in a folder `baselines`, shared by all runs around it, those count that a result here is compared with.
 
@@ -126,13 +136,33 @@ def gather(folders: Sequence[Path], damaged: dict[Path, str] | None = None) -> t
     for folder in dict.fromkeys(run.parent / BASELINES for run in runs):
         for path in sorted(folder.glob(f"*/{RESULTS_FILE}")):
             _take(shared, _read(path, noted))
+    detected = detection_results(runs, noted)
     # Empty where only baselines were asked for: then all of them count.
-    compared = {(r.protocol, r.fingerprint) for r in results.values() if r.pretrained}
+    compared = {(r.protocol, r.fingerprint) for r in (*results.values(), *detected) if r.pretrained}
+    for run in _random_detectors(runs):
+        if any((r.protocol, r.fingerprint) in compared for r in detection_results([run], noted)):
+            runs[run] = None
+    _take(results, detection_results(runs, noted))
     _take(results, [r for r in shared.values() if not compared or (r.protocol, r.fingerprint) in compared])
+    return list(results.values()), _named(list(runs))
+
+
+def _random_detectors(runs: Iterable[Path]) -> list[Path]:
+    """Trainings from random weights beside some runs that are not among them."""
+    parents = dict.fromkeys(run.parent for run in runs)
+    return [run for parent in parents for run in detectors_in(parent / RANDOM_DETECTORS) if run not in set(runs)]
+
+
+def _named(runs: Sequence[Path]) -> dict[str, Path]:
+    """Runs by the shortest name that tells them apart; detectors by that of the run that they follow, too."""
     names = [run.name for run in runs]
-    # The shortest name that tells a run apart.
-    named = {run.name if names.count(run.name) == 1 else f"{run.parent.name}/{run.name}": run for run in runs}
-    return list(results.values()), named
+
+    def name(run: Path) -> str:
+        if run.parent.name == DETECTORS:
+            return f"{run.parent.parent.name}/{run.name}"
+        return run.name if names.count(run.name) == 1 else f"{run.parent.name}/{run.name}"
+
+    return {name(run): run for run in runs}
 
 
 def _read(path: Path, damaged: dict[Path, str]) -> list[Result]:

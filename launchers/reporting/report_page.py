@@ -19,6 +19,7 @@ from launchers.drawing.curves import Chart, RunCurve, chart, line_style
 from launchers.drawing.page import embedded, template
 from launchers.reporting.collect import ReportSources
 from launchers.reporting.detection_report import DetectionReport, epoch_charts, precision_charts
+from launchers.reporting.detection_table import HEADER, NUMERIC, TITLE, detection_rows, is_detection
 from launchers.reporting.table import Group, explanations, groups, notes
 from launchers.reporting.troubles import choice_rows
 
@@ -92,7 +93,13 @@ def page(
         runs=runs,
         trouble=sources.trouble,
         tiles=_tiles(grouped),
-        tables=[list(same) for _, same in itertools.groupby(grouped, key=lambda group: group.header)],
+        tables=[
+            list(same)
+            for _, same in itertools.groupby(
+                (g for g in grouped if not is_detection(g)), key=lambda group: group.header
+            )
+        ],
+        detection={"title": TITLE, "header": HEADER, "numeric": NUMERIC, "rows": detection_rows(grouped)},
         remarks=notes(sources.results),
         explanations=explanations(sources.results),
         choices=[row[:-1] for row in choice_rows(sources.chosen)],  # a page has no room for the dates

@@ -13,6 +13,7 @@ from rich.table import Table
 from engine.downstream.metrics import METRICS
 from engine.downstream.protocols import PROTOCOLS, title_of
 from engine.downstream.results import Difference, Result, baseline_of, paired_difference
+from launchers.reporting.detection_table import HEADER, NUMERIC, TITLE, detection_rows, is_detection
 from launchers.reporting.doubts import LEAST_PAIRS, LEAST_TEST_SAMPLES, doubts, test_samples
 from launchers.reporting.repetitions import rows_of
 
@@ -153,8 +154,10 @@ def notes(results: Sequence[Result]) -> list[str]:
     errors = dict.fromkeys(r.measure.title for r in results if not r.measure.higher_is_better)
     if errors:
         lines.append(f"{', '.join(errors)}: lower is better, so a difference below 0 is a gain.")
-    if any(group.leader for group in made):
+    if any(group.leader for group in made if not is_detection(group)):
         lines.append("Bold: better than every other row of its group by more than chance.")
+    if any(beyond for _, beyond in detection_rows(made)):
+        lines.append("Bold in the table of detection: better than random initialisation by more than chance.")
     gains = [row[2] for group in made for row in group.rows]
     if any(_DOUBTFUL in gain for gain in gains):
         lines.append(
@@ -200,10 +203,12 @@ def print_table(results: Sequence[Result], console: Console, labels: Mapping[str
     made = groups(results, labels)
     if not made:
         console.print("no results yet")
-    names = [_name(result) for group in made for result in group.results]
+    names = [_name(result) for group in made if not is_detection(group) for result in group.results]
     # All tables get the same first column, so that the numbers stand below each other.
     width = min(max(map(len, ["initialisation", *names])), max(console.width - _NUMBERS_WIDTH, _LEAST_NAME_WIDTH))
     for group in made:
+        if is_detection(group):
+            continue
         table = Table(title=escape(group.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
         table.add_column("initialisation", overflow="fold", width=width)
         for name, least in ((group.header[1], 11), ("over random", 13), ("seeds", 5), ("rate", 6)):
@@ -211,6 +216,13 @@ def print_table(results: Sequence[Result], console: Console, labels: Mapping[str
         for result, row in zip(group.results, group.rows, strict=True):
             cells = (_name(result), row[1], row[2], *row[-2 - len(_TEXTS) : -len(_TEXTS)])
             table.add_row(*map(escape, cells), style="bold" if result is group.leader else "")
+        console.print(table)
+    if rows := detection_rows(made):
+        table = Table(title=TITLE, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for column, name in enumerate(HEADER):
+            table.add_column(name, justify="right" if column in NUMERIC else "left", overflow="fold")
+        for cells, beyond_chance in rows:
+            table.add_row(*map(escape, cells), style="bold" if beyond_chance else "")
         console.print(table)
     for metric in dict.fromkeys(result.measure for result in results):
         console.print(escape(f"{metric.heading}: {metric.explanation}"), style="dim")
@@ -225,10 +237,17 @@ def _name(result: Result) -> str:
 def markdown(results: Sequence[Result], labels: Mapping[str, str] | None = None) -> str:
     """As markdown, one table a group; `labels` as in `groups`."""
     blocks = []
-    for group in groups(results, labels):
+    made = groups(results, labels)
+    for group in made:
+        if is_detection(group):
+            continue
         rule = ["---:" if column in group.numeric else "---" for column in range(len(group.header))]
         lines = [f"**{plain(group.title)}**", "", *(table_line(cells) for cells in (group.header, rule, *group.rows))]
         blocks.append("\n".join(lines))
+    if rows := detection_rows(made):
+        rule = ["---:" if column in NUMERIC else "---" for column in range(len(HEADER))]
+        shown = (tuple(f"**{cell}**" for cell in cells) if beyond else cells for cells, beyond in rows)
+        blocks.append("\n".join([f"**{TITLE}**", "", *map(table_line, (HEADER, rule, *shown))]))
     remarks = ("- " + line.replace("*", "\\*") for line in notes(results))  # a bare star would start a list
     explained = [f"- {plain(name)}: {plain(text)}" for name, text in explanations(results).items()]
     return "\n\n".join([*blocks, "\n".join(remarks), "What protocols and measures mean:", "\n".join(explained)]) + "\n"

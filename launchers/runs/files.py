@@ -12,9 +12,11 @@ init.json, detections.jsonl     of a detector's run: what it started from; how i
 verdict.json, pictures/         the newest judgement with curves and frames; the newest pictures of one frame
 selection/                      which of its checkpoints is the best
 evaluation/<element>/           config.yaml and results.json, or error.txt, of the jobs that follow it
+detectors/<name>/               runs that follow it: detectors that start from it
 results.json, labelled/, predictions/, registration/    of `tandem evaluate` on it
 <folder of runs>/
 baselines/<key>/                random-initialisation rows that runs share, like an element
+random_detectors/<name>-<key>/  runs: detectors from random initialisation that runs share
 code/<hash>/, logs/             of what was queued there
 report.html, report.md, hparams/
 """
@@ -60,6 +62,10 @@ CLUSTER_FILE = "cluster.yaml"
 DETECTIONS_FILE, VERDICT_FILE = "detections.jsonl", "verdict.json"
 EVALUATIONS = "evaluation"
 BASELINES = "baselines"
+DETECTORS = "detectors"
+RANDOM_DETECTORS = "random_detectors"
+INIT_FILE = "init.json"
+"""In the folder of a detector's run: what it started from."""
 SELECTION = "selection"
 ERROR_FILE = "error.txt"
 """In the folder of an element, baseline, selection or report: why it failed, first line for tables, then where."""
@@ -108,10 +114,19 @@ def holds_runs(folder: Path) -> bool:
 
 
 def find_runs(root: Path) -> Iterator[Path]:
-    """Runs at or below a folder, by name; nothing is looked for inside a run. A folder that may not be read counts."""
+    """Runs at or below a folder, by name; a folder that may not be read counts.
+
+    Nothing is looked for inside a run but the detectors that follow it.
+    """
     for folder in folders_below(root, lambda folder, depth: depth < _MAX_DEPTH and not is_run(folder)):
         if is_run(folder):
             yield folder
+            yield from detectors_in(folder / DETECTORS)
+
+
+def detectors_in(folder: Path) -> list[Path]:
+    """Runs right inside a folder of detectors, by name; none where there is no such folder."""
+    return [path for path in sorted(_inside(folder, ())) if is_run(path)]
 
 
 def folders_below(

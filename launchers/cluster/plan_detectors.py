@@ -1,0 +1,130 @@
+"""Detectors that follow a pre-training run: trainings of their own, from its last checkpoint and from random weights.
+
+A training is one detector with one number of labels and one seed, which draws the labels, too. Those from random
+weights lie beside the runs and are shared by all that ask for the same. Each is a run like any other, with everything
+that belongs to one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+
+from configs.detection import RANDOM, FinetuneConfig
+from configs.load import ConfigError
+from configs.runs import RunConfig, dump_run, is_detectors, read_run
+from engine.checkpoint import newest_records
+from engine.downstream.results import fingerprint
+from launchers.cluster.plan_followups import named_files, safe_name
+from launchers.cluster.plan_submission import Point
+from launchers.evaluation.common import describe_fraction
+from launchers.finetuning.init import check_fits, sha256_of
+from launchers.runs.files import DETECTORS, RANDOM_DETECTORS
+from models.lidar.base import BackboneConfig
+
+_KEY_LENGTH = 8
+
+
+def with_detectors(points: Sequence[Point]) -> tuple[Point, ...]:
+    """The points, and behind them the trainings of the detectors that follow them, each once.
+
+    Raises:
+        ConfigError: a mistake in a detector's file, or a network that the run could not fill; or a detector that was
+            trained from the run as it was before.
+    """
+    followers: dict[Path, Point] = {}
+    for point in points:
+        for follower in (*pretrained_points(point), *random_points(point)):
+            followers.setdefault(follower.run_dir, follower)
+    own = [point for point in points if point.run_dir not in followers]
+    return (*own, *followers.values())
+
+
+def pretrained_points(point: Point) -> list[Point]:
+    """Trainings from a run's last checkpoint, in a folder of its own."""
+    config = point.config
+    made = []
+    checked: list[tuple[object, object]] = []
+    for name, detector in _detectors(config).items():
+        folder = point.run_dir / DETECTORS / name
+        started = dataclasses.replace(detector, init=str(point.run_dir), run_dir=str(folder))
+        if (started.model, started.data.voxel) not in checked:
+            checked.append((started.model, started.data.voxel))
+            _check_network(config, started)
+        _check_weights(started)
+        made.append(Point(config=started, after=point.run_dir, follows=True))
+    return made
+
+
+def random_points(point: Point) -> list[Point]:
+    """The same trainings from random weights, in a folder that all runs beside this one share."""
+    made = []
+    for name, detector in _detectors(point.config).items():
+        settings = yaml.safe_load(dump_run(dataclasses.replace(detector, init=RANDOM, run_dir="")))
+        key = fingerprint(settings)[:_KEY_LENGTH]
+        folder = point.run_dir.parent / RANDOM_DETECTORS / f"{name}-{key}"
+        made.append(Point(config=dataclasses.replace(detector, init=RANDOM, run_dir=str(folder)), follows=True))
+    return made
+
+
+def _detectors(config: RunConfig) -> dict[str, FinetuneConfig]:
+    """The trainings that a run's `evaluate` asks for, by name; what they start from and where they lie is not set."""
+    follow = config.evaluate
+    made: dict[str, FinetuneConfig] = {}
+    for stem, path in named_files([path for path in follow.configs if is_detectors(path)]).items():
+        for count in follow.fractions or (None,):
+            for seed in follow.seeds or (config.seed,):
+                overrides = [*follow.detector_overrides, *_labels(count), f"seed={seed}", f"data.fraction.seed={seed}"]
+                try:
+                    detector = read_run(path, overrides, defaults={"run_dir": DETECTORS}, kind=FinetuneConfig)
+                except ConfigError as error:
+                    raise ConfigError(f"evaluate.configs: {path}: {error}") from error
+                assert isinstance(detector, FinetuneConfig)
+                if not detector.judge.benchmarks:
+                    raise ConfigError(
+                        f"evaluate.configs: {path}: judge.benchmarks: got [], expected one at least: nothing would "
+                        'tell what was gained (evaluate.detector_overrides=["judge.benchmarks=[kitti]"])'
+                    )
+                made[safe_name(f"{stem}-{describe_fraction(detector.data.fraction)}-seed{seed}")] = detector
+    return made
+
+
+def _labels(count: int | None) -> list[str]:
+    if count is None:
+        return []
+    return ["data.fraction.kind=all"] if count == 0 else ["data.fraction.kind=random", f"data.fraction.count={count}"]
+
+
+def _check_network(config: RunConfig, detector: FinetuneConfig) -> None:
+    """Refuse a detector on another 3D network than the one that is pre-trained."""
+    backbone = config.method.tower("backbone")
+    if not isinstance(backbone, BackboneConfig):
+        raise ConfigError(
+            f"evaluate.configs: {type(config.method).__name__} has no 3D network that a detector could start from; "
+            "remove the detectors"
+        )
+    wanted = detector.model.tower("backbone")
+    try:
+        check_fits(backbone, config.data.voxel, detector)
+    except ConfigError as error:
+        asked = json.dumps(dataclasses.asdict(wanted)) if wanted is not None and wanted != backbone else ""
+        hint = f"\nthe detector's network, for `method.backbone`: {asked}" if asked else ""
+        raise ConfigError(f"evaluate.configs: the detector does not fit the run: {error}{hint}") from error
+
+
+def _check_weights(detector: FinetuneConfig) -> None:
+    """Refuse to count a detector that was trained from another checkpoint as one of this run."""
+    records = newest_records(Path(detector.run_dir))
+    if records is None:
+        return
+    built_with = (records[0].get("fingerprint") or {}).get("init")
+    there = sha256_of(detector.init)
+    if there is not None and built_with != there:
+        raise ConfigError(
+            f"{detector.run_dir} was trained from another checkpoint than {detector.init} has now; remove that folder "
+            "to train it again, or leave what follows out (--no-evaluate)"
+        )
