@@ -8,8 +8,9 @@ that belongs to one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import yaml
@@ -17,6 +18,7 @@ import yaml
 from configs.detection import RANDOM, FinetuneConfig
 from configs.load import ConfigError
 from configs.runs import RunConfig, dump_run, is_detectors, read_run
+from configs.schema import FollowConfig
 from engine.checkpoint import newest_records
 from engine.downstream.results import fingerprint
 from launchers.cluster.plan_followups import named_files, safe_name
@@ -49,7 +51,7 @@ def pretrained_points(point: Point) -> list[Point]:
     config = point.config
     made = []
     checked: list[tuple[object, object]] = []
-    for name, detector in _detectors(config).items():
+    for name, detector in _detectors(config.evaluate, config.seed).items():
         folder = point.run_dir / DETECTORS / name
         started = dataclasses.replace(detector, init=str(point.run_dir), run_dir=str(folder))
         if (started.model, started.data.voxel) not in checked:
@@ -63,7 +65,7 @@ def pretrained_points(point: Point) -> list[Point]:
 def random_points(point: Point) -> list[Point]:
     """The same trainings from random weights, in a folder that all runs beside this one share."""
     made = []
-    for name, detector in _detectors(point.config).items():
+    for name, detector in _detectors(point.config.evaluate, point.config.seed).items():
         settings = yaml.safe_load(dump_run(dataclasses.replace(detector, init=RANDOM, run_dir="")))
         key = fingerprint(settings)[:_KEY_LENGTH]
         folder = point.run_dir.parent / RANDOM_DETECTORS / f"{name}-{key}"
@@ -71,13 +73,13 @@ def random_points(point: Point) -> list[Point]:
     return made
 
 
-def _detectors(config: RunConfig) -> dict[str, FinetuneConfig]:
+@functools.cache  # a sweep has many runs and few detectors
+def _detectors(follow: FollowConfig, run_seed: int) -> Mapping[str, FinetuneConfig]:
     """The trainings that a run's `evaluate` asks for, by name; what they start from and where they lie is not set."""
-    follow = config.evaluate
     made: dict[str, FinetuneConfig] = {}
     for stem, path in named_files([path for path in follow.configs if is_detectors(path)]).items():
         for count in follow.fractions or (None,):
-            for seed in follow.seeds or (config.seed,):
+            for seed in follow.seeds or (run_seed,):
                 overrides = [*follow.detector_overrides, *_labels(count), f"seed={seed}", f"data.fraction.seed={seed}"]
                 try:
                     detector = read_run(path, overrides, defaults={"run_dir": DETECTORS}, kind=FinetuneConfig)

@@ -78,7 +78,7 @@ def collect(folders: Sequence[Path]) -> ReportSources:
         results=results,
         runs=runs,
         configs=configs,
-        labels=labels({setting_of_tree(config): config for config in configs.values() if config}),
+        labels=labels({setting_of_tree(c): c for c in configs.values() if c and not c.get("model")}),
         chosen=_chosen(runs, damaged),
         trouble=troubles(runs, damaged),
         evaluated=evaluated(folders, runs),

@@ -18,7 +18,7 @@ from common.small_files import DamagedFileError, read_json, read_text
 from configs.detection import RANDOM
 from data.loading.fractions import FractionConfig
 from engine.downstream.metrics import METRICS
-from engine.downstream.results import Result, ResultsError, fingerprint
+from engine.downstream.results import Result, fingerprint
 from launchers.evaluation.common import describe_fraction
 from launchers.runs.attempts import is_finished
 from launchers.runs.files import DETECTIONS_FILE, INIT_FILE, read_config
@@ -44,7 +44,7 @@ def detection_results(folders: Iterable[Path], damaged: dict[Path, str]) -> list
     for folder in folders:
         try:
             found += _of_run(folder)
-        except (DamagedFileError, ResultsError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, DamagedFileError, KeyError, TypeError, ValueError) as error:
             damaged[folder / DETECTIONS_FILE] = f"{folder}: its verdicts cannot be read: {error}"
     together: dict[tuple[object, ...], list[Result]] = {}
     for result in found:

@@ -59,13 +59,18 @@ def _repetitions(members: Sequence[Result]) -> list[tuple[tuple[str, ...], list[
 def gain_of(runs: Sequence[Result], results: Sequence[Result]) -> Difference | None:
     """Over random initialisation, whose records are looked for in `results`; None where a run has none to pair with."""
     gains = []
+    seeds: set[int] = set()
     for run in runs:
         baseline = baseline_of(run, results) if run.pretrained else None
         gain = paired_difference(run, baseline) if baseline is not None else None
         if gain is None:
             return None
+        assert baseline is not None
+        seeds |= set(run.seeds) & set(baseline.seeds)
         gains.append(gain)
-    return mean_difference(gains)
+    # Runs that are each paired on a seed of their own share no draw.
+    mean = mean_difference(gains)
+    return mean if len(runs) == 1 else dataclasses.replace(mean, independent=min(len(runs), len(seeds)))
 
 
 def _merged(runs: Sequence[Result]) -> Result:

@@ -19,8 +19,17 @@ from launchers.drawing.curves import Chart, RunCurve, chart, line_style
 from launchers.drawing.page import embedded, template
 from launchers.reporting.collect import ReportSources
 from launchers.reporting.detection_report import DetectionReport, epoch_charts, precision_charts
-from launchers.reporting.detection_table import HEADER, NUMERIC, TITLE, detection_rows, is_detection
-from launchers.reporting.table import Group, explanations, groups, notes
+from launchers.reporting.table import (
+    DETECTION_HEADER,
+    DETECTION_NUMERIC,
+    DETECTION_TITLE,
+    Group,
+    detection_rows,
+    explanations,
+    groups,
+    is_detection,
+    notes,
+)
 from launchers.reporting.troubles import choice_rows
 
 _PICTURE_WIDTH_PX = 1280
@@ -99,7 +108,12 @@ def page(
                 (g for g in grouped if not is_detection(g)), key=lambda group: group.header
             )
         ],
-        detection={"title": TITLE, "header": HEADER, "numeric": NUMERIC, "rows": detection_rows(grouped)},
+        detection={
+            "title": DETECTION_TITLE,
+            "header": DETECTION_HEADER,
+            "numeric": DETECTION_NUMERIC,
+            "rows": detection_rows(grouped),
+        },
         remarks=notes(sources.results),
         explanations=explanations(sources.results),
         choices=[row[:-1] for row in choice_rows(sources.chosen)],  # a page has no room for the dates

@@ -13,7 +13,7 @@ from rich.table import Table
 from engine.downstream.metrics import METRICS
 from engine.downstream.protocols import PROTOCOLS, title_of
 from engine.downstream.results import Difference, Result, baseline_of, paired_difference
-from launchers.reporting.detection_table import HEADER, NUMERIC, TITLE, detection_rows, is_detection
+from launchers.reporting.detection_results import PROTOCOL
 from launchers.reporting.doubts import LEAST_PAIRS, LEAST_TEST_SAMPLES, doubts, test_samples
 from launchers.reporting.repetitions import rows_of
 
@@ -31,6 +31,9 @@ _TEXTS = ("teacher", "labels seen in pre-training")
 _NUMBERS_WIDTH = 61
 """Columns of the terminal that the numbers and the gaps take, with two learning rates and a mark."""
 _LEAST_NAME_WIDTH = 19
+DETECTION_TITLE = "Detection: method x detector x labels"
+DETECTION_HEADER = ("detector", "labels", "initialisation", "metric", "value", "over random", "runs", "learnt from")
+DETECTION_NUMERIC = (4, 5, 6)
 _DOUBTFUL, _UNEQUAL = "?", "‡"
 """Marks behind a gain: may be chance; over other seeds than the two means that stand in the table."""
 
@@ -142,6 +145,32 @@ def _row(result: Result, metrics: Sequence[str], gain: str) -> tuple[str, ...]:
     )
 
 
+def is_detection(group: Group) -> bool:
+    """Whether a group's records are of detectors."""
+    return group.results[0].protocol.startswith(PROTOCOL)
+
+
+def detection_rows(groups: Sequence[Group]) -> list[tuple[tuple[str, ...], bool]]:
+    """Cells in the order of `DETECTION_HEADER`, and whether the gain of the row is beyond chance and one for the better.
+
+    By set and detector, few labels first; random initialisation first of each.
+    """
+    rows = []
+    for group in sorted(filter(is_detection, groups), key=_order):
+        detector, _, benchmark = group.results[0].protocol.removeprefix(PROTOCOL).rpartition(", ")
+        for result, gain, why, cells in zip(group.results, group.gains, group.doubts, group.rows, strict=True):
+            heading = f"{result.measure.heading} ({result.dataset}, {benchmark})"
+            runs = str(len(result.seeds))
+            row = (detector, result.labels, result.init, heading, *cells[1:3], runs, result.teacher or "–")
+            rows.append((row, gain is not None and not why and result.measure.sign * gain.mean > 0))
+    return rows
+
+
+def _order(group: Group) -> tuple[str, str, float]:
+    first = group.results[0]
+    return first.dataset, first.protocol, first.settings.get("train_sweeps", float("inf"))
+
+
 def notes(results: Sequence[Result]) -> list[str]:
     """Remarks on how to read the table."""
     made = groups(results)
@@ -218,9 +247,9 @@ def print_table(results: Sequence[Result], console: Console, labels: Mapping[str
             table.add_row(*map(escape, cells), style="bold" if result is group.leader else "")
         console.print(table)
     if rows := detection_rows(made):
-        table = Table(title=TITLE, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
-        for column, name in enumerate(HEADER):
-            table.add_column(name, justify="right" if column in NUMERIC else "left", overflow="fold")
+        table = Table(title=DETECTION_TITLE, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+        for column, name in enumerate(DETECTION_HEADER):
+            table.add_column(name, justify="right" if column in DETECTION_NUMERIC else "left", overflow="fold")
         for cells, beyond_chance in rows:
             table.add_row(*map(escape, cells), style="bold" if beyond_chance else "")
         console.print(table)
@@ -245,9 +274,9 @@ def markdown(results: Sequence[Result], labels: Mapping[str, str] | None = None)
         lines = [f"**{plain(group.title)}**", "", *(table_line(cells) for cells in (group.header, rule, *group.rows))]
         blocks.append("\n".join(lines))
     if rows := detection_rows(made):
-        rule = ["---:" if column in NUMERIC else "---" for column in range(len(HEADER))]
+        rule = ["---:" if column in DETECTION_NUMERIC else "---" for column in range(len(DETECTION_HEADER))]
         shown = (tuple(f"**{cell}**" for cell in cells) if beyond else cells for cells, beyond in rows)
-        blocks.append("\n".join([f"**{TITLE}**", "", *map(table_line, (HEADER, rule, *shown))]))
+        blocks.append("\n".join([f"**{DETECTION_TITLE}**", "", *map(table_line, (DETECTION_HEADER, rule, *shown))]))
     remarks = ("- " + line.replace("*", "\\*") for line in notes(results))  # a bare star would start a list
     explained = [f"- {plain(name)}: {plain(text)}" for name, text in explanations(results).items()]
     return "\n\n".join([*blocks, "\n".join(remarks), "What protocols and measures mean:", "\n".join(explained)]) + "\n"
