@@ -151,7 +151,7 @@ def is_detection(group: Group) -> bool:
 
 
 def detection_rows(groups: Sequence[Group]) -> list[tuple[tuple[str, ...], bool]]:
-    """Cells in the order of `DETECTION_HEADER`, and whether the gain of the row is beyond chance and one for the better.
+    """Cells in the order of `DETECTION_HEADER`, and whether the row is better than random by more than chance.
 
     By set and detector, few labels first; random initialisation first of each.
     """
