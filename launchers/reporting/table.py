@@ -168,7 +168,7 @@ def detection_rows(groups: Sequence[Group]) -> list[tuple[tuple[str, ...], bool]
 
 def _order(group: Group) -> tuple[str, str, float]:
     first = group.results[0]
-    return first.dataset, first.protocol, first.settings.get("train_sweeps", float("inf"))
+    return first.dataset, first.protocol, float(first.settings.get("train_sweeps", "inf"))
 
 
 def notes(results: Sequence[Result]) -> list[str]:

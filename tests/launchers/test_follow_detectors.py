@@ -41,8 +41,8 @@ SECOND = str(REPOSITORY / "configs" / "finetune" / "second_street.yaml")
 SEGCONTRAST = str(REPOSITORY / "configs" / "pretrain" / "segcontrast_street.yaml")
 
 
-def point(run_dir: Path, *overrides: str, **follow: Any) -> Point:
-    config = load_any_run(SEGCONTRAST, [f"run_dir={run_dir}", *VOXELS, TOWER, *overrides], kind=PretrainConfig)
+def point(run_dir: Path, *overrides: str, tower: str = TOWER, **follow: Any) -> Point:
+    config = load_any_run(SEGCONTRAST, [f"run_dir={run_dir}", *VOXELS, tower, *overrides], kind=PretrainConfig)
     assert isinstance(config, PretrainConfig)
     asked = FollowConfig(configs=(SECOND,), **follow)
     return Point(config=dataclasses.replace(config, evaluate=asked))
@@ -80,10 +80,10 @@ def test_a_detector_that_the_run_cannot_fill_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"does not fit the run.*\n?.*set model.backbone as the source has it"
     ) as caught:
-        with_detectors([point(tmp_path, "method.backbone={name: res16unet, preset: res16unet_tiny, in_channels: 4}")])
+        with_detectors([point(tmp_path, tower="method.backbone={preset: res16unet_tiny, in_channels: 4}")])
     assert '"preset": "second_tiny"' in str(caught.value)
-    with pytest.raises(ConfigError, match=r"data.voxel.intensity_scale: got 1.0, expected 255.0"):
-        with_detectors([point(tmp_path, "data.voxel.intensity_scale=255")])
+    with pytest.raises(ConfigError, match=r"data.voxel.reduce: got mean, expected first"):
+        with_detectors([point(tmp_path, "data.voxel.reduce=first")])
     with pytest.raises(ConfigError, match=r"second_street.yaml: judge.benchmarks: got \[\], expected one at least"):
         with_detectors([point(tmp_path, detector_overrides=("judge.benchmarks=[]",))])
 
