@@ -149,7 +149,8 @@ def gather(folders: Sequence[Path], damaged: dict[Path, str] | None = None) -> t
 
 def _random_detectors(runs: Iterable[Path]) -> list[Path]:
     """Trainings from random weights beside some runs that are not among them."""
-    parents = dict.fromkeys(run.parent for run in runs)
+    followed = (run.parent.parent if run.parent.name == DETECTORS else run for run in runs)
+    parents = dict.fromkeys(run.parent for run in followed)
     return [run for parent in parents for run in detectors_in(parent / RANDOM_DETECTORS) if run not in set(runs)]
 
 
