@@ -14,9 +14,8 @@ from configs.load import ConfigError
 from engine.detection.scores import MEAN
 from launchers.drawing.curves import Chart, RunCurve, chart
 from launchers.drawing.page import TextTable
-from launchers.finetuning.init import INIT_FILE
 from launchers.finetuning.verdict import BenchmarkVerdict, Verdict, read_verdict
-from launchers.runs.files import DETECTIONS_FILE
+from launchers.runs.files import DETECTIONS_FILE, INIT_FILE
 
 _NUM_FAILURES = 10
 _SHOWN_CURVES: Mapping[str, tuple[str, str]] = {
