@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from engine.detection.scores import Scores
 from engine.detection.waymo import score_waymo
 from launchers.cli import guarded
 from launchers.evaluation import nuscenes_truth
-from launchers.options.score import parser
+from launchers.options.score import parse
 from launchers.runs.terminal import terminal
 
 _WIDTH = 120
@@ -104,9 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         ArgumentError: a file is missing, malformed, or does not fit the others.
     """
-    options = parser().parse_args(argv)
+    options = parse(argv)
     predictions, ground_truth = (_existing(path) for path in (options.predictions, options.ground_truth))
-    keys = None if options.frames is None else _existing(options.frames).read_text(encoding="utf-8").split()
+    keys = None if options.frames is None else _listed(_existing(options.frames))
     benchmark = _BENCHMARKS[options.benchmark]
     try:
         truth, found = benchmark.read(predictions, ground_truth, keys, options)
@@ -126,6 +127,18 @@ def _existing(path: str) -> Path:
     if not Path(path).exists():
         raise ArgumentError(f"{path}: no such file or folder")
     return Path(path)
+
+
+def _listed(file: Path) -> list[str]:
+    """Names of frames in a list, with or without the mark that editors put before UTF-8."""
+    try:
+        keys = file.read_text(encoding="utf-8-sig").split()
+    except UnicodeDecodeError as error:
+        raise ArgumentError(f"{file} is no text in UTF-8 ({error}); expected the frames' names, one a line") from error
+    twice = next((key for key, number in Counter(keys).items() if number > 1), None)
+    if twice is not None:
+        raise ArgumentError(f"{file}: frame {twice} is listed twice; name each frame once")
+    return keys
 
 
 def _print(scores: Scores, num_worst: int) -> None:

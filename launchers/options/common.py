@@ -37,6 +37,13 @@ def positive_number(text: str) -> float:
     raise argparse.ArgumentTypeError(f"got {text!r}, expected a finite number above 0")
 
 
+def whole_number(text: str) -> int:
+    """The type of an option that is a whole number of 0 or more."""
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number of 0 or more")
+
+
 # ---- what Tab offers: argcomplete calls these with the beginning of the word
 
 

@@ -23,14 +23,17 @@ Examples:
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 from launchers.cli import verb_parser
-from launchers.options.common import completed, offer_paths, positive_number
+from launchers.options.common import completed, offer_paths, positive_number, whole_number
 
 BENCHMARKS = ("kitti", "nuscenes", "waymo", "once", "argoverse2")
 SUFFIXES = (".json", ".bin", ".parquet", ".feather")
 """Of files that Tab offers."""
 HEIGHT_RULES = ("development-kit", "ports")
+_OF_ONE = {"split": "nuscenes", "height_rule": "kitti", "max_distance": "once"}
+"""Option -> the one benchmark that has it."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--frames", metavar="LIST", help="text file with the frames that count, one name a line")
     p.add_argument("--split", metavar="NAME", help="nuscenes: scenes that count, such as val (default: all)")
     p.add_argument("--out", metavar="FILE", help="write all figures, curves and the errors of each frame as JSON")
-    p.add_argument("--worst", type=int, default=5, metavar="N", help="frames to name (default: %(default)s)")
+    p.add_argument("--worst", type=whole_number, default=5, metavar="N", help="frames to name (default: %(default)s)")
     p.add_argument(
         "--height-rule",
         choices=HEIGHT_RULES,
@@ -57,3 +60,14 @@ def parser() -> argparse.ArgumentParser:
         help="once: boxes farther apart do not overlap; 5 is what the released code does on a CPU",
     )
     return p
+
+
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options; leaves with a message and code 2 where one is of another benchmark, which would change nothing."""
+    p = parser()
+    options = p.parse_args(words)
+    for name, benchmark in _OF_ONE.items():
+        if options.benchmark != benchmark and getattr(options, name) != p.get_default(name):
+            option = f"--{name.replace('_', '-')}"
+            p.error(f"{option} is an option of {benchmark}, got it with {options.benchmark}: leave it out")
+    return options

@@ -63,7 +63,7 @@ def test_the_table_has_figures_and_numbers_of_objects(
 def test_listed_frames_alone_are_judged(
     kitti: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "val.txt").write_text("000000\n")
+    (tmp_path / "val.txt").write_bytes(b"\xef\xbb\xbf000000\r\n")  # as editors of Windows write it
     assert tandem(["score", "kitti", *map(str, kitti), "--frames", str(tmp_path / "val.txt")]) == 0
     assert "│ Car        │ objects" in (text := capsys.readouterr().out)
     assert "000001" not in text
@@ -109,6 +109,42 @@ def test_mistakes_are_named(
         text = file.read_text()
         file.write_text(" ".join(text.split()[:8]) if change == "cut" else text.replace("Car", "Cra"))
     assert tandem(["score", "kitti", str(results), str(labels)]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"000000\n000001 000000\n", "frame 000000 is listed twice"),
+        (b"\xff\xfe0\x000\x00", "is no text in UTF-8"),
+        (b"", "there is no frame to judge"),
+    ],
+    ids=["twice", "utf-16", "empty"],
+)
+def test_wrong_lists_of_frames_are_named(
+    content: bytes, message: str, kitti: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "val.txt").write_bytes(content)
+    assert tandem(["score", "kitti", *map(str, kitti), "--frames", str(tmp_path / "val.txt")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["kitti", "--split", "val"], "--split is an option of nuscenes, got it with kitti"),
+        (["once", "--height-rule", "ports"], "--height-rule is an option of kitti, got it with once"),
+        (["kitti", "--max-distance", "5"], "--max-distance is an option of once, got it with kitti"),
+        (["kitti", "--worst", "-3"], "got '-3', expected a whole number of 0 or more"),
+    ],
+    ids=["split", "height rule", "distance", "worst"],
+)
+def test_options_that_would_change_nothing_are_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    benchmark, *rest = words
+    with pytest.raises(SystemExit, match="2"):
+        tandem(["score", benchmark, "found", "true", *rest])
     assert message in capsys.readouterr().err
 
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.feather
 from jaxtyping import Float64
 
+from engine.detection.formats.quaternions import yaws_of
 from engine.detection.formats.tables import column, frames_of_rows, read_table, united
 from engine.detection.frames import FoundObjects, JudgeError, TrueObjects
 
@@ -137,7 +138,5 @@ def _names(table: Any, file: Path) -> list[str]:
 
 def _boxes(table: Any, file: Path) -> Float64[np.ndarray, "K 7"]:
     values = {name: column(table, file, name, np.float64) for name in _NUMBERS}
-    qw, qx, qy, qz = (values[name] for name in _QUATERNION)
-    # Of a quaternion of any length: the direction that +x is turned to.
-    yaws = np.arctan2(2 * (qw * qz + qx * qy), qw**2 + qx**2 - qy**2 - qz**2)
+    yaws = yaws_of(np.column_stack([values[name] for name in _QUATERNION]))
     return np.column_stack([*(values[name] for name in (*_CENTER, *_SIZE)), yaws])

@@ -16,12 +16,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
-from jaxtyping import Float64
 
 from common.files import replace_file
+from engine.detection.formats.quaternions import yaws_of
 from engine.detection.frames import FoundObjects, JudgeError, needed
 from engine.detection.nuscenes_rules import ATTRIBUTES, NuscenesSettings
 
@@ -60,7 +60,7 @@ def _frame(path: Path, token: str, records: object) -> FoundObjects:
     values = np.array(rows, dtype=np.float64).reshape(-1, 13)
     return FoundObjects(
         key=token,
-        boxes=np.column_stack([values[:, :3], values[:, [4, 3, 5]], yaw_of(values[:, 6:10])]),
+        boxes=np.column_stack([values[:, :3], values[:, [4, 3, 5]], yaws_of(values[:, 6:10])]),
         scores=values[:, 12],
         classes=tuple(record["detection_name"] for record in records),
         velocities_mps=values[:, 10:12],
@@ -82,37 +82,40 @@ def _row(record: object, token: str, where: str) -> list[float]:
         if not isinstance(value, str) or value not in known:
             expected = ", ".join(entry or '""' for entry in sorted(known))
             raise JudgeError(f"{where}: {name} is {value!r}, expected one of {expected}")
-    score = record.get("detection_score")
-    if isinstance(score, bool) or not isinstance(score, (int, float)) or not 0 <= score < math.inf:
-        raise JudgeError(f"{where}: detection_score is {score!r}, expected a number of 0 or more")
-    return [*row, float(score)]
+    given = record.get("detection_score")
+    score = _number(given) if _is_number(given) else math.nan
+    if not 0 <= score < math.inf:
+        raise JudgeError(f"{where}: detection_score is {given!r:.100}, expected a number of 0 or more")
+    return [*row, score]
 
 
 def _numbers(record: Mapping[str, Any], name: str, count: int, where: str) -> list[float]:
     values = record.get(name)
     fits = isinstance(values, list) and len(values) == count and all(_is_number(value) for value in values)
     if not fits:
-        raise JudgeError(f"{where}: {name} is {values!r}, expected {count} numbers")
+        raise JudgeError(f"{where}: {name} is {values!r:.100}, expected {count} numbers")
     assert isinstance(values, list)
-    row = [float(value) for value in values]
+    row = [_number(value) for value in values]
     # A velocity may be unknown; the official tool skips it.
     if name != "velocity" and not all(map(math.isfinite, row)):
-        raise JudgeError(f"{where}: {name} is {values!r}, expected finite numbers")
+        raise JudgeError(f"{where}: {name} is {values!r:.100}, expected finite numbers")
     if name == "size" and min(row) <= 0:
-        raise JudgeError(f"{where}: size is {values!r}, expected width, length and height above 0")
+        raise JudgeError(f"{where}: size is {values!r:.100}, expected width, length and height above 0")
     if name == "rotation" and not any(row):
-        raise JudgeError(f"{where}: rotation is {values!r}, expected a quaternion w, x, y, z")
+        raise JudgeError(f"{where}: rotation is {values!r:.100}, expected a quaternion w, x, y, z")
     return row
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def yaw_of(rotations: Float64[np.ndarray, "D 4"]) -> Float64[np.ndarray, " D"]:
-    """Headings of quaternions w, x, y, z of any length: where they turn the x axis to, seen from above."""
-    w, x, y, z = rotations.T
-    return np.asarray(np.arctan2(2 * (x * y + w * z), w * w + x * x - y * y - z * z))
+def _number(value: int | float) -> float:
+    """Whole numbers of JSON have no limit: what no float can hold is infinite."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.copysign(math.inf, value > 0 or -1)
 
 
 def write_results(path: Path, found: Sequence[FoundObjects], uses: Mapping[str, bool]) -> None:

@@ -130,7 +130,7 @@ def _annotated(file: Path) -> list[TrueObjects]:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise JudgeError(f"{path}: no JSON: {error}") from error
 
 
@@ -159,5 +159,5 @@ def _rows(entry: Mapping[str, Any], field: str, shape: tuple[int, ...], where: s
         if values.shape != shape:
             raise ValueError(f"got {values.shape}")
         return values
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise JudgeError(f"{where}: {field}: expected numbers of shape {shape}, one row an object ({error})") from error

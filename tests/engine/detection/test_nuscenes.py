@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks.detection_nuscenes import largest_difference
-from engine.detection.formats.nuscenes import yaw_of
+from engine.detection.formats.quaternions import yaws_of
 from engine.detection.frames import FoundObjects, JudgeError, TrueObjects
 from engine.detection.judge import judge
 from engine.detection.nuscenes import score_nuscenes
@@ -329,7 +329,7 @@ def key_frame() -> TrueObjects:
     kinds = [tables["category"][tables["instance"][row["instance_token"]]["category_token"]]["name"] for row in rows]
     stated = [[tables["attribute"][token]["name"] for token in row["attribute_tokens"]] for row in rows]
     sizes = np.array([row["size"] for row in rows])[:, [1, 0, 2]]
-    yaws = yaw_of(np.array([row["rotation"] for row in rows], dtype=np.float64))
+    yaws = yaws_of(np.array([row["rotation"] for row in rows], dtype=np.float64))
     return TrueObjects(
         key=sample["token"],
         boxes=np.column_stack([[row["translation"] for row in rows], sizes, yaws]),

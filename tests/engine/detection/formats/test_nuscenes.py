@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.detection.formats.nuscenes import USES, read_results, write_results, yaw_of
+from engine.detection.formats.nuscenes import USES, read_results, write_results
+from engine.detection.formats.quaternions import yaws_of
 from engine.detection.frames import FoundObjects, JudgeError
 from tests.helpers.nuscenes_scenes import scene
 
@@ -69,7 +70,7 @@ def test_heading_of_a_tilted_box() -> None:
     """Turned by 0.3 about z after a tilt of 0.2 about y: the x axis still points along 0.3."""
     about_z, about_y = np.array([np.cos(0.15), np.sin(0.15)]), np.array([np.cos(0.1), np.sin(0.1)])
     tilted = [about_z[0] * about_y[0], -about_z[1] * about_y[1], about_z[0] * about_y[1], about_z[1] * about_y[0]]
-    assert yaw_of(np.array([tilted]))[0] == pytest.approx(0.3)
+    assert yaws_of(np.array([tilted]))[0] == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +88,8 @@ def test_heading_of_a_tilted_box() -> None:
         ("attribute_name", "parked", "attribute_name is 'parked', expected one of \"\", cycle"),
         ("detection_score", -0.1, "detection_score is -0.1, expected a number of 0 or more"),
         ("detection_score", float("nan"), "detection_score is nan, expected a number"),
+        ("detection_score", 10**400, "detection_score is 10+, expected a number"),
+        ("translation", [10**400, 0, 0], "translation is .10+, expected finite numbers"),
         ("detection_score", "0.5", "detection_score is '0.5', expected a number"),
     ],
     ids=lambda value: value if isinstance(value, str) and value.isidentifier() else "",
@@ -139,3 +142,12 @@ def test_what_may_not_be_submitted_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(JudgeError, match="found object 0 of frame a: size is"):
         write_results(path, [wrong], META)
     assert not path.exists()
+
+
+@pytest.mark.parametrize("length", [1e-200, 1.0, 1e200], ids=["short", "unit", "long"])
+def test_headings_do_not_depend_on_a_quaternions_length(length: float) -> None:
+    """A quarter turn; its products would leave the range of a double."""
+    half = np.sqrt(0.5) * length
+    yaws = yaws_of(np.array([[half, 0, 0, half], [0, 0, 0, 0]]))
+    assert yaws[0] == pytest.approx(np.pi / 2)
+    assert np.isnan(yaws[1])

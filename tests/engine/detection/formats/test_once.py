@@ -76,11 +76,12 @@ def test_empty_lists_are_a_frame_without_objects(tmp_path: Path) -> None:
         ),
         ([{"frame_id": "5", "name": ["Car"], "boxes_3d": [BOX]}], "entry 0: score: expected numbers"),
         ([{"frame_id": "5", "name": ["Car"], "boxes_3d": [BOX], "score": []}], "score: expected numbers"),
+        ([{"frame_id": "5", "name": ["Car"], "boxes_3d": [BOX], "score": [10**400]}], "score: expected numbers"),
         ([{"frame_id": "5", "name": "Car", "boxes_3d": [BOX], "score": [1]}], "name: expected a list of classes"),
         ([{"frame_id": "6", "name": [], "boxes_3d": [], "score": []}], "frame 5 has no predictions in .*empty lists"),
         ([{"frame_id": "5", "name": [], "boxes_3d": [], "score": []}] * 2, "entry 1: frame 5 is there twice"),
     ],
-    ids=["no list", "no id", "class", "box", "no scores", "few scores", "names", "missing", "twice"],
+    ids=["no list", "no id", "class", "box", "no scores", "few scores", "huge score", "names", "missing", "twice"],
 )
 def test_malformed_results_are_named(tmp_path: Path, content: Any, message: str) -> None:
     with pytest.raises(JudgeError, match=message):
@@ -93,6 +94,7 @@ def test_malformed_annotations_are_named(tmp_path: Path) -> None:
     path = _results(tmp_path, [])
     with pytest.raises(JudgeError, match="expected an object with a list `frames`"):
         read_truth(path)
-    path.write_text("{")
-    with pytest.raises(JudgeError, match="no JSON"):
-        read_truth(path)
+    for text in ("{", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(JudgeError, match="no JSON"):
+            read_truth(path)
