@@ -4,8 +4,8 @@
 # first. `cummean` is to leave them out; until the first box that has an attribute it gives 0, the best value there is.
 # Why it matters: attr_err is part of NDS. Two detectors that get every attribute wrong have 0.51 and 1.00, by whether
 # their surest detections fall on boxes without an attribute (about 0.4 % of the annotations, the kit says).
-# Tandem: does not compute NDS; what it leaves out of a mean is left out of the count as well
-# (engine/downstream/confusion.py, engine/downstream/depth.py).
+# Tandem: its NDS is the benchmark's, this rule included (engine/detection/nuscenes_curve.py), so that it equals a
+# leaderboard's; in measures of its own, what is left out of a mean is left out of the count as well.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -20,7 +20,7 @@ from engine.detection.frames import FoundObjects
 from launchers.evaluation.detections import JudgedFrame, benchmark_classes, found_objects, moved, select
 
 _CAM2_FROM_CAM0_M = (0.059849, -0.000358, 0.002746)
-"""What P2 adds to a place in the rectified frame of camera 0: in all of KITTI's calibrations within a millimetre. Sets
+"""What P2 adds to a place in the rectified frame of camera 0: those of other recording days differ by some 2 mm. Sets
 hold the left colour camera's place only. Source: KITTI, calibration of 2011-09-26."""
 
 
