@@ -18,7 +18,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from configs.load import ConfigError, load
+from configs.load import ConfigError
+from configs.runs import read_run
 from data.storage.shard import ShardError
 from engine.errors import CheckpointError
 from launchers.cancel import own_jobs
@@ -133,20 +134,20 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     write_runs(root)
     for name, reader in READERS.items():
         assert reader(root) == "fine", f"{name} before anything was done"
-    monkeypatch.setattr("launchers.training.restore.load", _once_for_each_content(load))
+    monkeypatch.setattr("launchers.training.restore.read_run", _once_for_each_content(read_run))
     logging.disable(logging.CRITICAL)
     yield root
     logging.disable(logging.NOTSET)
 
 
-def _once_for_each_content(load: Callable[..., object]) -> Callable[..., object]:
+def _once_for_each_content(read: Callable[[Path], object]) -> Callable[[Path], object]:
     """What a config is loaded to depends on its bytes alone; loading takes half of the time, and few are struck."""
     known: dict[bytes, object] = {}
 
-    def remembered(kind: type, path: Path, **options: object) -> object:
+    def remembered(path: Path) -> object:
         content = path.read_bytes() if path.is_file() else b""
         if content not in known:
-            known[content] = load(kind, path, **options)  # an error is not kept
+            known[content] = read(path)  # an error is not kept
         return known[content]
 
     return remembered
