@@ -20,9 +20,22 @@ from engine.downstream.results import fingerprint
 from models.methods import METHODS
 
 _NO_SETTING = frozenset({"run_dir", "seed", "checkpoint", "monitor", "evaluate", "judge"})
-_NO_DATA_SETTING = frozenset({"cache", "expected_superpixels"})  # an expectation is checked; it shapes no number
+# An expectation is checked; it shapes no number. Nor does the place where cut out objects lie.
+_NO_DATA_SETTING = frozenset({"cache", "expected_superpixels", "objects_folder"})
 _VOXEL_ADDED: Mapping[str, object] = {"intensity_offset": 0.0}
 """Settings that `data.voxel` got later, at the value that leaves all as before: no part of the setting then."""
+_DATA_ADDED: Mapping[str, Mapping[str, object]] = {
+    "fraction": {"kind": "all"},
+    "sampling": {"counts": {}},
+    "boxes": {"min_points": 0},
+}
+"""Sections that `data` got later, each with the setting that, at this value, makes it of no effect."""
+_FLAGS_ADDED: Mapping[str, object] = {"class_balanced": False, "cut_to_cameras": False}
+"""As `_VOXEL_ADDED`, of `data`."""
+_POINTS_ADDED: Mapping[str, object] = {"flip_axes": "xy"}
+"""As `_VOXEL_ADDED`, of `data.augment.points` and `data.augment.second_points`."""
+_NETWORK_ADDED: Mapping[str, object] = {"voxel_size_m": None}
+"""As `_VOXEL_ADDED`, of each network in `method` or `model`."""
 _ONECYCLE = frozenset({"rise_share", "start_lr_scale", "momentum_range"})
 """Settings that `schedule` got with onecycle, which alone uses them: no part of the setting of any other kind."""
 _MAX_LABEL = 72
@@ -51,8 +64,7 @@ def _parts(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             if part is not None:
                 yield key, {name: value for name, value in part.items() if name != "run_dir"}
         elif key == "data":
-            data = {name: value for name, value in (part or {}).items() if name not in _NO_DATA_SETTING}
-            yield key, data | ({"voxel": voxel_identity(data["voxel"])} if data.get("voxel") else {})
+            yield key, _data_identity(part or {})
         elif key == "method":
             yield key, _as_hashed_of_old(part or {})
         elif key == "schedule":
@@ -62,9 +74,32 @@ def _parts(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             yield key, part
 
 
+def _data_identity(data: Mapping[str, Any]) -> dict[str, Any]:
+    """As `voxel_identity`, of a section `data`."""
+    identity: dict[str, Any] = {}
+    for name, value in data.items():
+        neutral = _DATA_ADDED.get(name)
+        unused = neutral is not None and all((value or {}).get(key) == same for key, same in neutral.items())
+        if name not in _NO_DATA_SETTING and not unused:
+            identity[name] = value
+    if identity.get("voxel"):
+        identity["voxel"] = voxel_identity(identity["voxel"])
+    if identity.get("augment"):
+        identity["augment"] = {
+            name: _without(part, _POINTS_ADDED) if isinstance(part, Mapping) else part
+            for name, part in identity["augment"].items()
+        }
+    return _without(identity, _FLAGS_ADDED)
+
+
 def voxel_identity(voxel: Mapping[str, Any]) -> dict[str, Any]:
     """A section `data.voxel` without what a later version added and what is not used: as it counts into identities."""
-    return {name: value for name, value in voxel.items() if name not in _VOXEL_ADDED or value != _VOXEL_ADDED[name]}
+    return _without(voxel, _VOXEL_ADDED)
+
+
+def _without(section: Mapping[str, Any], added: Mapping[str, object]) -> dict[str, Any]:
+    """A section without the settings that were added, where they leave all as before."""
+    return {name: value for name, value in section.items() if name not in added or value != added[name]}
 
 
 def fingerprint_of(resolved: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,8 +110,10 @@ def fingerprint_of(resolved: Mapping[str, Any]) -> dict[str, Any]:
 
 def _method_identity(method: Mapping[str, Any]) -> dict[str, Any]:
     """As `voxel_identity`, of a section `method`."""
-    added = ADDED_LATER.get(method.get("name", ""), {})
-    return {name: value for name, value in method.items() if name not in added or value != added[name]}
+    identity = _without(method, ADDED_LATER.get(method.get("name", ""), {}))
+    return {
+        name: _without(part, _NETWORK_ADDED) if isinstance(part, Mapping) else part for name, part in identity.items()
+    }
 
 
 def _as_hashed_of_old(method: Mapping[str, Any]) -> Mapping[str, Any]:

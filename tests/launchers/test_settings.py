@@ -9,12 +9,27 @@ import pytest
 import yaml
 
 from configs.load import ADDED_LATER, dump
+from configs.runs import dump_run, read_run
 from configs.schema import PRETRAIN_CHOICES
 from engine.checkpoint import check_same
 from launchers.runs.changes import changes, saved_config
 from launchers.runs.settings import fingerprint_of, setting_of, setting_of_tree, voxel_identity
 from launchers.training.train import load_run
 from tests.helpers.pretrain_run import CONFIGS
+
+OF_BEFORE = json.loads((Path(__file__).parents[1] / "golden" / "runs_of_before.json").read_text())
+"""Resolved configs with their identities, as commit c7604f0 wrote them: runs of then have them in their folders."""
+
+
+@pytest.mark.parametrize("name", sorted(OF_BEFORE))
+def test_runs_of_before_remain_repetitions_and_go_on(name: str, tmp_path: Path) -> None:
+    before = OF_BEFORE[name]
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(before["config"]))
+    now = read_run(file)
+    assert setting_of(now) == setting_of_tree(before["config"]) == before["setting"]
+    check_same(before["fingerprint"], fingerprint_of(yaml.safe_load(dump_run(now))), Path("run"))
+    assert changes(saved_config(before["config"], Path("run")), now) == []
 
 
 @pytest.mark.parametrize("method", sorted(ADDED_LATER))
@@ -39,7 +54,9 @@ def test_a_setting_added_later_makes_no_new_setting_unless_it_is_used(method: st
 def test_a_setting_added_later_counts_where_it_is_used() -> None:
     simipu = str(CONFIGS / "simipu_street.yaml")
     assert setting_of(load_run(simipu, ["method.chunk_rows=64"])) != setting_of(load_run(simipu))
-    assert setting_of(load_run(simipu, ["data.voxel.intensity_offset=1"])) != setting_of(load_run(simipu))
+    for used in ("data.voxel.intensity_offset=1", "data.class_balanced=true", "data.boxes.min_points=1"):
+        assert setting_of(load_run(simipu, [used])) != setting_of(load_run(simipu))
+    assert setting_of(load_run(simipu, ["data.objects_folder=elsewhere"])) == setting_of(load_run(simipu))
 
 
 def test_an_input_without_an_offset_is_that_of_before() -> None:
