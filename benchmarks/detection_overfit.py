@@ -166,7 +166,7 @@ CASES = {
     "point_rcnn": Case(
         config="kitti_point_rcnn",
         frames="kitti",
-        updates=160,
+        updates=320,
         overrides=(
             *_KITTI_GRID,
             "model.backbone.preset=res16unet_tiny",
