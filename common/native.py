@@ -5,9 +5,9 @@ linkage, and has a counterpart in Python that gives the same results where nothi
 without contraction (`-ffp-contract=off`) and without `-ffast-math` keeps the order of floating-point operations that is
 written there.
 
-The result is kept in `$XDG_CACHE_HOME/tandem/native` (`~/.cache/tandem/native`) under a name made of the source, the
-flags, the compiler's version and what the processor can do: another node type of a cluster, or a newer compiler, builds
-its own. One process builds, others that want the same wait for it.
+The result is kept in `$XDG_CACHE_HOME/tandem/native` (`~/.cache/tandem/native`) under a name made of the source and the
+headers beside it, the flags, the compiler's version and what the processor can do: another node type of a cluster, or a
+newer compiler, builds its own. One process builds, others that want the same wait for it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import hashlib
 import logging
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ from common.files import private_folder, replacing
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-fPIC", "-shared")
 _COMPILERS = {".c": ("CC", ("cc", "gcc", "clang")), ".cpp": ("CXX", ("c++", "g++", "clang++"))}
 """End of a source's name -> the variable that names its compiler, and those that are looked for without it."""
+_INCLUDE = re.compile(r'^#include "([^"]+)"', re.MULTILINE)
 _BUILD_TIMEOUT_S = 300.0
 _POLL_S = 0.05
 _SHOWN = 600
@@ -44,15 +46,16 @@ class BuildError(Exception):
 
 
 @functools.cache
-def library(source: Path, instead: str) -> ctypes.CDLL | None:
+def library(source: Path, instead: str, *, flags: Sequence[str] = ()) -> ctypes.CDLL | None:
     """A source's library, built if it has to be; None where that is not possible, which is said once a process.
 
     Args:
         source: C (.c) or C++ (.cpp).
         instead: what runs in its place, for the warning ("numpy, ten times slower").
+        flags: further ones for the compiler, hashable (a tuple).
     """
     try:
-        return load(source)
+        return load(source, flags=flags)
     except BuildError as error:
         logger.warning("%s is not used: %s. Instead: %s", source.name, error, instead)
         return None
@@ -83,7 +86,7 @@ def built(source: Path, *, flags: Sequence[str] = ()) -> Path:
     variable, names = _COMPILERS[source.suffix]
     command = _compiler(variable, names)
     flags = (*_FLAGS, *flags)
-    identity = [source.read_text(), *command, *flags, _version_of(command), _processor()]
+    identity = [*_texts(source), *command, *flags, _version_of(command), _processor()]
     digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:20]
     try:
         base = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -93,6 +96,18 @@ def built(source: Path, *, flags: Sequence[str] = ()) -> Path:
     except (OSError, RuntimeError) as error:  # the latter: a user without a home
         raise BuildError(f"its library cannot be kept ({error}); XDG_CACHE_HOME names another place") from error
     return path
+
+
+def _texts(source: Path) -> list[str]:
+    """The source and the headers that it includes from beside it, and those that they include."""
+    texts: dict[Path, str] = {}
+    waiting = [source]
+    while waiting:
+        path = waiting.pop()
+        if path not in texts:
+            texts[path] = path.read_text()
+            waiting += [path.parent / name for name in _INCLUDE.findall(texts[path])]
+    return list(texts.values())
 
 
 def _compiler(variable: str, names: Sequence[str]) -> list[str]:

@@ -82,6 +82,17 @@ def test_what_it_was_made_of_is_in_its_name(tmp_path: Path, what: str, monkeypat
     assert native.load(file, flags=flags).answer() == (43 if what == "source" else 42)
 
 
+def test_headers_beside_a_source_are_part_of_it(tmp_path: Path) -> None:
+    (tmp_path / "inner.h").write_text("#define ANSWER 42\n")
+    (tmp_path / "outer.h").write_text('#pragma once\n#include "inner.h"\n#include <stdint.h>\n')
+    file = source(tmp_path, '#include "outer.h"\nint answer(void) { return ANSWER; }\n')
+    assert native.load(file).answer() == 42
+    first = native.built(file)
+    (tmp_path / "inner.h").write_text("#define ANSWER 43\n")
+    assert native.built(file) != first
+    assert native.load(file).answer() == 43
+
+
 def test_two_processes_build_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noted = compiler(tmp_path, 'sleep 0.3; exec cc "$@"', monkeypatch)
     script = "import sys, pathlib, common.native as n; print(n.load(pathlib.Path(sys.argv[1])).answer())"
