@@ -3,7 +3,7 @@
 Linear on purpose: a deeper pixel head could solve the contrastive task from image position alone, and the points
 would learn nothing of what is seen (SLidR, section 3.3).
 
-Letters: I images, C channels, D embedding, R rows, H W pixels, h w cells.
+Letters: I images, C channels, D embedding, R rows, P pairs, S segments, H W pixels, h w cells.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.lidar.layers import normalize
-from models.pairing import FeatureMap, full_precision, upsample_to_pixels
+from models.pairing import FeatureMap, full_precision, read_pixels, upsample_to_pixels
+from models.pooling import segment_mean_of_unit_pixels
 
 
 def unit(rows: Float[Tensor, "*rows D"]) -> Float[Tensor, "*rows D"]:
@@ -53,8 +54,26 @@ class PixelHead(nn.Module):
 
     def forward(self, feature_map: FeatureMap, size: tuple[int, int]) -> Float[Tensor, "I D H W"]:
         """Unit embeddings of every pixel of images of `size` (height, width)."""
-        cells = self.linear(feature_map.values.movedim(1, -1)).movedim(-1, 1)
-        return unit_pixels(replace(feature_map, values=cells), size)
+        return unit_pixels(self._cells(feature_map), size)
+
+    def segment_mean(
+        self, feature_map: FeatureMap, segments: Int[Tensor, "I H W"], num_segments: int
+    ) -> Float[Tensor, "S D"]:
+        """Mean of the unit embeddings of each segment's pixels, 0 where it has none, without `forward`'s maps."""
+        return segment_mean_of_unit_pixels(self._cells(feature_map), segments, num_segments)
+
+    def read(self, feature_map: FeatureMap, image: Int[Tensor, " P"], uv: Float[Tensor, "P 2"]) -> Float[Tensor, "P D"]:
+        """Unit embeddings at pixel coordinates; see `read_pixels`.
+
+        Both the layer and the reading are linear, so their order is free: the one that leaves fewer rows comes first.
+        """
+        images, _, rows, columns = feature_map.values.shape
+        if images * rows * columns < len(image):
+            return unit(read_pixels(self._cells(feature_map), image, uv))
+        return self.pooled(read_pixels(feature_map, image, uv))
+
+    def _cells(self, feature_map: FeatureMap) -> FeatureMap:
+        return replace(feature_map, values=self.linear(feature_map.values.movedim(1, -1)).movedim(-1, 1))
 
     def pooled(self, features: Float[Tensor, "S C"]) -> Float[Tensor, "S D"]:
         """Unit embeddings of features that were pooled before (over superpixels, or whole images)."""

@@ -3,8 +3,7 @@
 A feature map has cells: the centre of cell i lies on pixel `origin_px + stride * i` (pixel 0 = centre of the top-left
 pixel). Between centres features are bilinear, outside the outermost centres they are constant.
 
-No function builds a matrix of segments x pixels (150 x 92,160 floats = 55 MB an image for 224x416): `segment_mean`
-adds rows up, `segment_mean_of_map` weighs cells, of which there are stride^2 times fewer than pixels.
+Means over the superpixels of a map, without its pixels: `models.pooling`.
 
 Letters: I images, C channels, H W pixels, h w cells, R rows, P pairs, S segments.
 """
@@ -140,7 +139,7 @@ def resample_cells(
     if scale == 1 and offset == 0 and tuple(feature_map.shape[-2:]) == size:
         return feature_map
     for dim, length in ((2, size[0]), (3, size[1])):
-        lower, upper, weight = _linear_cells(length, feature_map.shape[dim], scale, offset, feature_map)
+        lower, upper, weight = linear_cells(length, feature_map.shape[dim], scale, offset, feature_map)
         shape = [1, 1, 1, 1]
         shape[dim] = length
         feature_map = torch.lerp(
@@ -154,47 +153,7 @@ def upsample_to_pixels(feature_map: FeatureMap, size: tuple[int, int]) -> Float[
     return feature_map.read_at(size, stride=1, origin_px=0.0)
 
 
-def segment_mean_of_map(
-    feature_map: FeatureMap, segments: Int[Tensor, "I H W"], num_segments: int
-) -> tuple[Float[Tensor, "S C"], Float[Tensor, " S"]]:
-    """Mean over each segment's pixels of the up-sampled map, without up-sampling it.
-
-    The mean is linear in the cells, so each segment needs only one weight a cell:
-        weight[s, cell] = sum over pixels of s of that pixel's bilinear weight for the cell
-        mean[s] = weight[s] @ cells / pixels of s
-    One image at a time; its weights take (segments in the image) x h x w floats, stride^2 times less than
-    segments x pixels, and no memory is kept between images unless gradients are asked for.
-
-    `segments` has the segment of each pixel, unique over all images, negative where none.
-
-    Returns:
-        Means (zeros where a segment has no pixel) and the number of pixels of each segment.
-    """
-    values = full_precision(feature_map.values)
-    stride, origin = feature_map.stride, feature_map.origin_px
-    (height, width), (rows, columns) = segments.shape[-2:], feature_map.size
-    y0, y1, fy = _linear_cells(height, rows, 1 / stride, -origin / stride, values)
-    x0, x1, fx = _linear_cells(width, columns, 1 / stride, -origin / stride, values)
-    corners = [
-        (yi[:, None] * columns + xi[None, :], wy[:, None] * wx[None, :])
-        for yi, wy in ((y0, 1 - fy), (y1, fy))
-        for xi, wx in ((x0, 1 - fx), (x1, fx))
-    ]
-    means = values.new_zeros(num_segments, values.shape[1])
-    counts = values.new_zeros(num_segments)
-    for cells, ids in zip(values, segments, strict=True):
-        inside = ids >= 0
-        present, local, pixels = torch.unique(ids[inside], return_inverse=True, return_counts=True)
-        weights = values.new_zeros(present.shape[0] * rows * columns)
-        for cell, weight in corners:
-            weights.index_add_(0, local * (rows * columns) + cell[inside], weight[inside])
-        share = weights.view(-1, rows * columns) / pixels.unsqueeze(1)
-        means = means.index_add(0, present, share @ cells.flatten(1).T)
-        counts = counts.index_add(0, present, pixels.to(counts.dtype))
-    return means, counts
-
-
-def _linear_cells(
+def linear_cells(
     length: int, cells: int, scale: float, offset: float, like: Tensor
 ) -> tuple[Int[Tensor, " length"], Int[Tensor, " length"], Float[Tensor, " length"]]:
     """For each output position the two cells around it and the weight of the upper one."""

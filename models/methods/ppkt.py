@@ -28,7 +28,7 @@ from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods.base import LossTerms, RowContrastConfig, contrast_terms
-from models.methods.pixel_pairs import PixelPairs, features_at_pairs
+from models.methods.pixel_pairs import PixelPairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,4 +100,4 @@ class Ppkt(PixelPairs):
 
     def pixels_at(self, images: UInt8[Tensor, "I 3 H W"], pairs: PointPixelPairs) -> Float[Tensor, "K D"]:
         """Unit embedding of each pair's pixel."""
-        return self.pixel_head.pooled(features_at_pairs(self.teacher, images, pairs))
+        return self.pixel_head.read(self.teacher.feature_map(images), pairs.image, pairs.uv)

@@ -33,7 +33,8 @@ from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods.base import EmbedsPoints, LossTerms, PoolsTeacher, RowContrastConfig, contrast_terms
-from models.pairing import FeatureMap, segment_mean, segment_mean_of_map
+from models.pairing import FeatureMap, segment_mean
+from models.pooling import segment_mean_of_map
 from models.visuals import PixelSketch, Sketch
 
 
@@ -148,10 +149,7 @@ class Slidr(EmbedsPoints, PoolsTeacher):
     def _embed_superpixels(self, superpixels: Superpixels, maps: FeatureMap | None) -> Float[Tensor, "S D"]:
         """Mean unit embedding of each superpixel; without maps, from cached features: unit embedding of the mean."""
         if maps is not None:
-            of_pixel = _of_pixel(superpixels)
-            pixels = self.pixel_head(maps, (of_pixel.shape[-2], of_pixel.shape[-1]))
-            rows = pixels.movedim(1, -1).reshape(-1, pixels.shape[1])
-            return segment_mean(rows, of_pixel.reshape(-1), superpixels.num)[0]
+            return self.pixel_head.segment_mean(maps, _of_pixel(superpixels), superpixels.num)
         features = superpixels.features
         assert features is not None
         if features.shape[1] != self.teacher.num_features:

@@ -9,7 +9,6 @@ from models.pairing import (
     read_pixels,
     resample_cells,
     segment_mean,
-    segment_mean_of_map,
     upsample_to_pixels,
 )
 from tests.reference.contrast import bilinear_at, segment_mean_loop, upsample_loop
@@ -103,37 +102,3 @@ def test_reading_integer_pixels_equals_upsampling():
     uv = torch.stack([u.flatten(), v.flatten()], dim=1).double()
     rows = read_pixels(FeatureMap(cells, 4, 0.0), torch.zeros(len(uv), dtype=torch.long), uv)
     torch.testing.assert_close(rows.T.reshape(2, 12, 16), whole[0])
-
-
-def test_pooling_a_map_equals_pooling_its_pixels():
-    torch.manual_seed(3)
-    cells = torch.randn(2, 5, 3, 4, dtype=torch.float64)
-    first = torch.randint(-1, 6, (1, 12, 16))
-    second = torch.where(first < 0, -1, first + 6)
-    segments = torch.cat([first, second])
-    got, counts = segment_mean_of_map(FeatureMap(cells, 4, 1.5), segments, 13)
-    pixels = upsample_to_pixels(FeatureMap(cells, 4, 1.5), (12, 16)).movedim(1, -1).reshape(-1, 5)
-    wanted, wanted_counts = segment_mean_loop(pixels, segments.flatten(), 13)
-    torch.testing.assert_close(got, wanted)
-    assert counts.tolist() == wanted_counts.tolist()
-
-
-def test_pooling_a_map_gradient():
-    segments = torch.tensor([[[0, 0, 1, 1], [0, 2, 2, -1], [0, 2, 1, 1], [0, 0, 0, 1]]])
-    cells = torch.randn(1, 2, 2, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: segment_mean_of_map(FeatureMap(x, 2, 0.5), segments, 3)[0], (cells,))
-
-
-def test_pooling_a_map_keeps_far_less_than_segments_times_pixels():
-    cells = torch.randn(1, 8, 40, 80, requires_grad=True)
-    segments = torch.arange(150).repeat_interleave(160 * 320 // 150 + 1)[: 160 * 320].view(1, 160, 320)
-    saved = 0
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal saved
-        saved += tensor.numel()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-        segment_mean_of_map(FeatureMap(cells, 4, 1.5), segments, 150)[0].sum()
-    assert saved < 150 * 160 * 320 / 8
