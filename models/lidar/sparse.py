@@ -27,9 +27,9 @@ from common.ranges import one_of
 from models.lidar.base import BackboneConfig
 from models.lidar.neighbors import KernelMap, check_range, pack, strided_map, submanifold_map, unpack
 
-BackendName = Literal["auto", "torch", "spconv"]
+BackendName = Literal["auto", "torch", "spconv", "native"]
 
-_AUTO_ORDER = ("spconv", "torch")
+_AUTO_ORDER = ("spconv", "native", "torch")
 
 
 @runtime_checkable
@@ -175,7 +175,8 @@ class SparseBackboneConfig(BackboneConfig):
     """Settings that the networks of sparse convolutions share.
 
     Attributes:
-        backend: sparse convolution back-end; "auto": spconv on CUDA where it is installed, else torch.
+        backend: sparse convolution back-end; "auto": spconv on CUDA where it is installed, native (kernels compiled on
+            first use) on the CPU where there is a C++ compiler, else torch.
     """
 
     backend: BackendName = "auto"
