@@ -24,7 +24,15 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "slidr_toy.json"
 STEPS = 20
 # Paper's optimizer, image network in every step, all augmentations, samples met again in five epochs of 16. A low rate:
 # rounding differs from processor to processor, and must not grow beyond the tolerance in 20 steps.
-OPTIONS = (*UNCACHED, "optim.name=sgd", "optim.lr=0.0003", "optim.momentum=0.9", f"schedule.steps={STEPS}", "seed=11")
+OPTIONS = (
+    *UNCACHED,
+    "method.backbone.backend=torch",
+    "optim.name=sgd",
+    "optim.lr=0.0003",
+    "optim.momentum=0.9",
+    f"schedule.steps={STEPS}",
+    "seed=11",
+)
 
 
 def here() -> dict[str, str]:

@@ -38,8 +38,9 @@ struct Panels {
 };
 
 // sums[places[r]][v] += sum over steps of left(r, step) * right[step][v], for R rows and V vectors.
-// Left: the row's neighbour lies RowStride elements on, the step's `step_stride`. Each sum is taken step by step, so
-// the result does not depend on R, V or on how rows are shared out.
+// Left: the row's neighbour lies RowStride elements on, the step's `step_stride`. Each sum is taken from zero step by
+// step and then added, so the result does not depend on R, V or on how rows are shared out, and the rounding of a few
+// long sums of short ones is less than of one long sum.
 template <typename A, int R, int V, int RowStride>
 void multiply_block(const typename A::Element* left, int64_t step_stride, const typename A::Element* right,
                     int64_t steps, typename A::Sum* sums, int64_t row_of_sums, const int32_t* __restrict places) {
@@ -49,7 +50,7 @@ void multiply_block(const typename A::Element* left, int64_t step_stride, const 
 #pragma GCC unroll 32
     for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sum[r][v] = load(sums + places[r] * row_of_sums + v * L);
+        for (int v = 0; v < V; ++v) sum[r][v] = Vector<Sum>{};
     for (int64_t step = 0; step < steps; ++step) {
         Vector<typename A::Element> row[V];
 #pragma GCC unroll 4
@@ -62,9 +63,11 @@ void multiply_block(const typename A::Element* left, int64_t step_stride, const 
         right += V * L;
     }
 #pragma GCC unroll 32
-    for (int r = 0; r < R; ++r)
+    for (int r = 0; r < R; ++r) {
+        Sum* to = sums + places[r] * row_of_sums;
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) store(sums + places[r] * row_of_sums + v * L, sum[r][v]);
+        for (int v = 0; v < V; ++v) store(to + v * L, load(to + v * L) + sum[r][v]);
+    }
 }
 
 // The same for any number of rows. Left and places must be readable `kMostRows` further: what the places there name is

@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from models.lidar import pointnet2
 from models.lidar.backbones import BACKBONES
 from models.lidar.base import Backbone
-from tests.models.lidar.test_sparse import needs_spconv
+from tests.models.lidar.test_sparse import needs_compiler, needs_spconv
 
 SETTINGS: dict[str, dict[str, object]] = {
     "pillars": {"pillar_size_m": 0.25, "range_min_m": (-2.0, -4.0, -1.0), "range_max_m": (6.0, 4.0, 1.5)},
@@ -121,10 +121,12 @@ def test_norms_can_be_synchronised(name: str) -> None:
     assert set(synced.state_dict()) == keys
 
 
-@needs_spconv
+@pytest.mark.parametrize(
+    "other", [pytest.param("spconv", marks=needs_spconv), pytest.param("native", marks=needs_compiler)]
+)
 @pytest.mark.parametrize("name", [n for n, kind in BACKBONES.items() if "backend" in get_type_hints(kind)])
-def test_spconv_gives_the_same_features(name: str) -> None:
-    nets = [build(name, backend=backend).eval() for backend in ("torch", "spconv")]
+def test_back_ends_give_the_same_features(name: str, other: str) -> None:
+    nets = [build(name, backend=backend).eval() for backend in ("torch", other)]
     nets[1].load_state_dict(nets[0].state_dict())
     with torch.no_grad():
         a, b = (net(*cloud()) for net in nets)

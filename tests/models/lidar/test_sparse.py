@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.lidar import backend_torch
+from models.lidar import backend_torch, sparse
 from models.lidar.neighbors import COORD_LIMIT, kernel_offsets, pack, unpack
 from models.lidar.sparse import (
     InverseConv3d,
@@ -22,6 +23,20 @@ from tests.reference import dense_conv
 
 HAS_SPCONV = importlib.util.find_spec("spconv") is not None
 needs_spconv = pytest.mark.skipif(not HAS_SPCONV, reason="spconv is not installed")
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="no compiler")
+
+
+@pytest.fixture(params=["torch", pytest.param("native", marks=needs_compiler)])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What "auto" chooses."""
+    name: str = request.param
+    monkeypatch.setattr(
+        sparse, "load_backend", lambda asked, device: load_backend(name if asked == "auto" else asked, device)
+    )
+    return name
+
+
+on_every_backend = pytest.mark.usefixtures("backend")
 
 
 def scene(counts: tuple[int, ...] = (60, 0, 35), channels: int = 3, seed: int = 0) -> tuple[Tensor, Tensor, int]:
@@ -53,6 +68,7 @@ def assert_same_gradients(out: Tensor, expected: Tensor, leaves: list[Tensor]) -
 SCENES = [(60, 0, 35), (1,), (2, 1)]
 
 
+@on_every_backend
 @pytest.mark.parametrize("counts", SCENES)
 @pytest.mark.parametrize("size", [1, 3, 5])
 def test_submanifold_equals_dense(size: int, counts: tuple[int, ...]) -> None:
@@ -65,6 +81,7 @@ def test_submanifold_equals_dense(size: int, counts: tuple[int, ...]) -> None:
     assert_same_gradients(out.features, expected, [features, conv.weight, conv.bias])
 
 
+@on_every_backend
 @pytest.mark.parametrize("counts", SCENES)
 @pytest.mark.parametrize("size", [2, 3])
 def test_strided_equals_dense(size: int, counts: tuple[int, ...]) -> None:
@@ -79,6 +96,7 @@ def test_strided_equals_dense(size: int, counts: tuple[int, ...]) -> None:
     assert_same_gradients(out.features, expected, [features, conv.weight])
 
 
+@on_every_backend
 @pytest.mark.parametrize("counts", SCENES)
 @pytest.mark.parametrize("size", [2, 3])
 def test_inverse_equals_dense_transposed(size: int, counts: tuple[int, ...]) -> None:
@@ -93,6 +111,7 @@ def test_inverse_equals_dense_transposed(size: int, counts: tuple[int, ...]) -> 
     assert_same_gradients(out.features, expected, [values, up.weight])
 
 
+@on_every_backend
 def test_weight_order_is_x_fastest_and_reads_at_plus_offset() -> None:
     # An impulse at (1, 0, 0): the voxel at the origin sees it under offset (+1, 0, 0) = number 14 of 27.
     coords = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0]])
@@ -112,7 +131,7 @@ def test_floor_division_below_zero() -> None:
 
 
 @pytest.mark.parametrize("kind", ["submanifold", "strided", "inverse"])
-def test_gradcheck(kind: str) -> None:
+def test_gradcheck(kind: str, backend: str) -> None:
     coords, features, num = scene((7, 5), channels=2)
     x = as_tensor(coords, features, num)
     if kind == "submanifold":
@@ -122,9 +141,12 @@ def test_gradcheck(kind: str) -> None:
         kernel_map = kernel_map.transposed if kind == "inverse" else kernel_map
     rows = torch.randn(kernel_map.num_in, 2, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(len(kernel_map.counts), 2, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda r, w: backend_torch.convolve(r, w, kernel_map), (rows, weight))
+    assert torch.autograd.gradcheck(
+        lambda r, w: load_backend(backend, "cpu").convolve(r, w, kernel_map), (rows, weight)
+    )
 
 
+@on_every_backend
 @pytest.mark.parametrize("num_samples", [0, 2])
 def test_empty_input(num_samples: int) -> None:
     features = torch.zeros(0, 3, requires_grad=True)
@@ -139,6 +161,7 @@ def test_empty_input(num_samples: int) -> None:
     assert not same.weight.grad.any()
 
 
+@on_every_backend
 def test_rows_follow_their_voxels() -> None:
     coords, features, num = scene()
     conv = SubmanifoldConv3d(3, 4).double()
@@ -160,6 +183,7 @@ def test_sorted_input_needs_no_reordering() -> None:
     assert again.features is tensor.features
 
 
+@on_every_backend
 def test_samples_do_not_see_each_other() -> None:
     coords, features, _ = scene((40, 40))
     conv = SubmanifoldConv3d(3, 4).double()
@@ -170,6 +194,7 @@ def test_samples_do_not_see_each_other() -> None:
         assert torch.equal(alone.features, together.features[together.coords[:, 0] == sample])
 
 
+@on_every_backend
 def test_two_runs_are_bit_equal() -> None:
     coords, features, num = scene((300, 0, 200), channels=16)
     features = features.float().requires_grad_()
@@ -182,6 +207,7 @@ def test_two_runs_are_bit_equal() -> None:
     assert all(torch.equal(a, b) for a, b in zip(run(), run(), strict=True))
 
 
+@on_every_backend
 def test_float32_is_float32() -> None:
     # The torch back-end may route float32 products through oneDNN; reduced precision would be off by about 1e-2.
     coords, features, num = scene((300, 0, 200), channels=32)
@@ -213,6 +239,7 @@ def test_maps_are_shared_by_the_layers_of_a_stage() -> None:
     assert StridedConv3d(3, 3)(y).grid is StridedConv3d(3, 3)(x).grid
 
 
+@on_every_backend
 def test_scratch_of_inference_mode_can_be_used_in_training() -> None:
     coords, features, num = scene()
     conv = SubmanifoldConv3d(3, 4).double()
@@ -223,6 +250,7 @@ def test_scratch_of_inference_mode_can_be_used_in_training() -> None:
     assert torch.equal(out, frozen)
 
 
+@on_every_backend
 def test_autocast_computes_in_bf16_and_trains_float32_weights() -> None:
     coords, features, num = scene((200, 100), channels=16)
     conv = SubmanifoldConv3d(16, 16, bias=True)
@@ -289,10 +317,6 @@ def test_refused_layers_and_features() -> None:
         InverseConv3d(3, 3).double()(StridedConv3d(3, 3).double()(other), x)
     with pytest.raises(ValueError, match="expected 'auto' or one of"):
         load_backend("cudnn", "cpu")
-
-
-def test_auto_back_end_on_cpu_is_torch() -> None:
-    assert load_backend("auto", "cpu") is backend_torch
 
 
 @needs_spconv
