@@ -60,7 +60,7 @@ def timed_neighbor_maps() -> Iterator[list[float]]:
         return call
 
     with ExitStack() as stack:
-        for name in ("submanifold_map", "strided_map"):
+        for name in ("submanifold_map", "strided_map", "bounded_map"):
             stack.enter_context(mock.patch.object(sparse, name, timed(getattr(sparse, name))))
         yield spent
 

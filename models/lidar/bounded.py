@@ -9,17 +9,10 @@ Letters: M voxels, C channels, K kernel offsets.
 
 from __future__ import annotations
 
-import itertools
 import math
 
-import torch
-from jaxtyping import Bool, Int32, Int64
-from torch import Tensor
-
-from models.lidar.neighbors import KernelMap, map_to_new_voxels, pack, unpack
-from models.lidar.sparse import BackendName, SparseConvolution, SparseTensor, VoxelGrid
-
-Triple = tuple[int, int, int]
+from models.lidar.neighbors import Triple, Window
+from models.lidar.sparse import BackendName, SparseConvolution, SparseTensor
 
 
 class BoundedConv3d(SparseConvolution):
@@ -52,40 +45,15 @@ class BoundedConv3d(SparseConvolution):
                 f"a box of {size} cells is too small for kernel {kernel_size}, stride {stride}, padding {padding}"
             )
         super().__init__(in_channels, out_channels, math.prod(kernel_size), backend=backend)
-        self.kernel_size = kernel_size
         self.size, self.out_size = size, (x, y, z)
-        self.stride, self.padding = stride, padding
+        self.window = Window(kernel=kernel_size, stride=stride, padding=padding, cells=self.out_size)
 
     def extra_repr(self) -> str:
         """What `print(module)` shows."""
-        return f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}, size={self.size}"
+        window = self.window
+        return f"{super().extra_repr()}, stride={window.stride}, padding={window.padding}, size={self.size}"
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve. All voxels must lie in the box."""
-        keys, kernel_map = self._map(x.coords)
-        grid = VoxelGrid(
-            coords=unpack(keys), keys=keys, num_samples=x.num_samples, stride=x.stride * max(self.stride[:2])
-        )
+        grid, kernel_map = x.grid.bounded(self.window)
         return SparseTensor(self._convolve(x.features, kernel_map), grid)
-
-    def _map(self, coords: Int32[Tensor, "M 4"]) -> tuple[Int64[Tensor, " M_out"], KernelMap]:
-        """Packed output voxels, ascending, and pairs."""
-        reached = [
-            [self._cells(coords[:, 1 + axis], axis, offset) for offset in range(size)]
-            for axis, size in enumerate(self.kernel_size)
-        ]
-        in_rows, out_keys = [], []
-        for z, y, x in itertools.product(*reversed(reached)):
-            rows = (x[0] & y[0] & z[0]).nonzero().squeeze(1)
-            cells = [coords[:, 0], x[1], y[1], z[1]]
-            in_rows.append(rows.int())
-            out_keys.append(pack(torch.stack([c.index_select(0, rows) for c in cells], dim=1)))
-        return map_to_new_voxels(in_rows, out_keys, num_in=len(coords))
-
-    def _cells(
-        self, coords: Int32[Tensor, " M"], axis: int, offset: int
-    ) -> tuple[Bool[Tensor, " M"], Int32[Tensor, " M"]]:
-        """Along one axis: whether an output cell reads a voxel under this offset, and which cell."""
-        reach = coords + (self.padding[axis] - offset)
-        cell = reach.div(self.stride[axis], rounding_mode="floor")
-        return (cell * self.stride[axis] == reach) & (cell >= 0) & (cell < self.out_size[axis]), cell

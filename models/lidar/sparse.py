@@ -25,7 +25,17 @@ from torch import Tensor, nn
 
 from common.ranges import one_of
 from models.lidar.base import BackboneConfig
-from models.lidar.neighbors import KernelMap, check_range, pack, strided_map, submanifold_map, unpack
+from models.lidar.neighbors import (
+    MAX_SIZE,
+    KernelMap,
+    Window,
+    bounded_map,
+    check_range,
+    pack,
+    strided_map,
+    submanifold_map,
+    unpack,
+)
 
 BackendName = Literal["auto", "torch", "spconv", "native"]
 
@@ -83,7 +93,7 @@ class VoxelGrid:
     num_samples: int  # B; samples without voxels count
     stride: int = 1  # edge length of a cell in cells of the finest grid
     _submanifold: dict[int, KernelMap] = field(default_factory=dict, repr=False)
-    _coarser: dict[int, tuple[VoxelGrid, KernelMap]] = field(default_factory=dict, repr=False)
+    _coarser: dict[int | Window, tuple[VoxelGrid, KernelMap]] = field(default_factory=dict, repr=False)
 
     def submanifold_map(self, size: int) -> KernelMap:
         """Pairs of a stride-1 convolution on these voxels; built once."""
@@ -96,10 +106,20 @@ class VoxelGrid:
         (a cycle would keep the memory of a batch until the garbage collector runs).
         """  # noqa: D205
         if size not in self._coarser:
-            keys, kernel_map = strided_map(self.coords, size)
-            grid = VoxelGrid(coords=unpack(keys), keys=keys, num_samples=self.num_samples, stride=2 * self.stride)
-            self._coarser[size] = (grid, kernel_map)
+            self._coarser[size] = self._onto(*strided_map(self.keys, size), factor=2)
         return self._coarser[size]
+
+    def bounded(self, window: Window) -> tuple[VoxelGrid, KernelMap]:
+        """Voxels and pairs of a convolution inside a box, which holds all voxels; built once, as in `coarser`."""
+        if window not in self._coarser:
+            self._coarser[window] = self._onto(*bounded_map(self.keys, window), factor=max(window.stride[:2]))
+        return self._coarser[window]
+
+    def _onto(
+        self, keys: Int64[Tensor, " M_out"], kernel_map: KernelMap, *, factor: int
+    ) -> tuple[VoxelGrid, KernelMap]:
+        stride = factor * self.stride
+        return VoxelGrid(coords=unpack(keys), keys=keys, num_samples=self.num_samples, stride=stride), kernel_map
 
     @functools.cached_property
     def voxels_per_sample(self) -> tuple[int, ...]:
@@ -253,8 +273,8 @@ class SubmanifoldConv3d(SparseConvolution):
         bias: bool = False,
         backend: BackendName = "auto",
     ) -> None:
-        if kernel_size < 1 or kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size is {kernel_size}, expected an odd number")
+        if kernel_size not in range(1, MAX_SIZE + 1, 2):
+            raise ValueError(f"kernel_size is {kernel_size}, expected an odd number from 1 to {MAX_SIZE}")
         super().__init__(in_channels, out_channels, kernel_size**3, bias=bias, backend=backend)
         self.kernel_size = kernel_size
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from models.lidar.bev import BN_EPS
-from models.lidar.bounded import BoundedConv3d, Triple
+from models.lidar.bounded import BoundedConv3d
 from models.lidar.layers import normalize
+from models.lidar.neighbors import Triple
 from models.lidar.res16unet import ResidualBlock
 from models.lidar.sparse import SparseBackboneConfig, SparseConvolution, SparseTensor, SubmanifoldConv3d
 

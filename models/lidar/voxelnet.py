@@ -34,7 +34,7 @@ from data.batch_spec import VoxelConfig
 from models.lidar.ball_pooling import PointSet, scattered
 from models.lidar.base import Backbone, BirdEyeGrid
 from models.lidar.bev import BevBackbone, BevLayout, read_bev, to_bev
-from models.lidar.bounded import Triple
+from models.lidar.neighbors import Triple
 from models.lidar.sparse import SparseBackboneConfig, SparseTensor, sparse_tensor
 from models.lidar.sparse_encoder import EncoderLayout, SparseEncoder
 

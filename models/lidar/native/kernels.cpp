@@ -1,6 +1,7 @@
 // The one translation unit of the native kernels: compiled by common/native.py with -march=native, so which
 // instructions are used is decided here, at compile time, for the processor that will run them.
 #include "convolve_calls.h"
+#include "maps.h"
 #include "pool.h"
 
 extern "C" {

@@ -214,11 +214,11 @@ def _dense_encoder(encoder: SparseEncoder, grid: Tensor, mask: Tensor) -> tuple[
         assert isinstance(layer, ConvNormReLU3d)
         conv = layer.conv
         if isinstance(conv, BoundedConv3d):
-            x, y, z = conv.kernel_size
+            x, y, z = conv.window.kernel
             weight = conv.weight.view(z, y, x, *conv.weight.shape[1:]).permute(4, 3, 2, 1, 0)
-            shape = {"stride": conv.stride, "padding": conv.padding}
+            shape = {"stride": conv.window.stride, "padding": conv.window.padding}
             grid = F.conv3d(grid, weight, **shape)
-            mask = (F.conv3d(mask, mask.new_ones(1, 1, *conv.kernel_size), **shape) > 0).double()
+            mask = (F.conv3d(mask, mask.new_ones(1, 1, *conv.window.kernel), **shape) > 0).double()
         else:
             grid = same(conv, grid)
         grid = mask * norm(layer.norm, grid).relu()
