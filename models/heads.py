@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.lidar.layers import normalize
+from models.lidar.layers import norm_act
 from models.pairing import FeatureMap, full_precision, read_pixels, upsample_to_pixels
 from models.pooling import segment_mean_of_unit_pixels
 
@@ -94,9 +94,9 @@ class MLPHead(nn.Module):
 
     def forward(self, features: Float[Tensor, "R C"]) -> Float[Tensor, "R D"]:
         """Unit embeddings of rows."""
-        first, norm, relu, last = self.layers
+        first, norm, _, last = self.layers
         assert isinstance(norm, nn.BatchNorm1d)
-        return unit(last(relu(normalize(norm, first(features)))))
+        return unit(last(norm_act(norm, first(features))))
 
 
 class PlainMLPHead(nn.Module):

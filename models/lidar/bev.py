@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.lidar.layers import normalize
+from models.lidar.layers import norm_act
 from models.pairing import full_precision
 
 BN_EPS = 1e-3
@@ -87,7 +87,7 @@ class ConvNormReLU(nn.Module):
 
     def forward(self, bev: Float[Tensor, "B C_in Y X"]) -> Float[Tensor, "B C_out Y_out X_out"]:
         """Convolve; a map of a single cell (or of no sample) is normalised with the running statistics."""
-        return F.relu_(normalize(self.norm, self.conv(bev)))
+        return norm_act(self.norm, self.conv(bev))
 
 
 def _to_stride(in_channels: int, out_channels: int, stride: int, out_stride: int) -> nn.Conv2d | nn.ConvTranspose2d:

@@ -22,13 +22,12 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from common.ranges import one_of
 from models.lidar.base import Backbone
-from models.lidar.layers import normalize
+from models.lidar.layers import norm_act
 from models.lidar.sparse import (
     BackendName,
     InverseConv3d,
@@ -107,11 +106,11 @@ class ResidualBlock(nn.Module):
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Same voxels, new features."""
         out: SparseTensor = self.conv1(x)
-        out = self.conv2(out.with_features(F.relu_(normalize(self.norm1, out.features))))
+        out = self.conv2(out.with_features(norm_act(self.norm1, out.features)))
         residual: Tensor = x.features
         if self.shortcut is not None and self.shortcut_norm is not None:
-            residual = normalize(self.shortcut_norm, self.shortcut(x).features)
-        return out.with_features(F.relu_(normalize(self.norm2, out.features) + residual))
+            residual = norm_act(self.shortcut_norm, self.shortcut(x).features, relu=False)
+        return out.with_features(norm_act(self.norm2, out.features, residual=residual))
 
 
 def _blocks(in_channels: int, out_channels: int, count: int, config: Res16UNetConfig) -> nn.Sequential:
@@ -132,7 +131,7 @@ class EncoderStage(nn.Module):
     def forward(self, x: SparseTensor) -> SparseTensor:
         """To twice the stride."""
         out = self.down(x)
-        result: SparseTensor = self.blocks(out.with_features(F.relu_(normalize(self.norm, out.features))))
+        result: SparseTensor = self.blocks(out.with_features(norm_act(self.norm, out.features)))
         return result
 
 
@@ -150,7 +149,7 @@ class DecoderStage(nn.Module):
     def forward(self, x: SparseTensor, skip: SparseTensor) -> SparseTensor:
         """To half the stride."""
         up = self.up(x, skip)
-        activated = F.relu_(normalize(self.norm, up.features))
+        activated = norm_act(self.norm, up.features)
         # Under autocast a residual sum may be wider than the convolution's type.
         joined = torch.cat([activated, skip.features.to(activated.dtype)], dim=1)
         result: SparseTensor = self.blocks(up.with_features(joined))
@@ -216,8 +215,8 @@ class Res16UNet(Backbone):
     def stem_stage(self, x: SparseTensor) -> SparseTensor:
         """One or two convolutions at full resolution, each with BatchNorm and ReLU."""
         out: SparseTensor = self.stem(x)
-        out = out.with_features(F.relu_(normalize(self.stem_norm, out.features)))
+        out = out.with_features(norm_act(self.stem_norm, out.features))
         if self.stem2 is not None and self.stem2_norm is not None:
             out = self.stem2(out)
-            out = out.with_features(F.relu_(normalize(self.stem2_norm, out.features)))
+            out = out.with_features(norm_act(self.stem2_norm, out.features))
         return out

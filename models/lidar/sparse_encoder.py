@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import nn
 
 from models.lidar.bev import BN_EPS
 from models.lidar.bounded import BoundedConv3d
-from models.lidar.layers import normalize
+from models.lidar.layers import norm_act
 from models.lidar.neighbors import Triple
 from models.lidar.res16unet import ResidualBlock
 from models.lidar.sparse import SparseBackboneConfig, SparseConvolution, SparseTensor, SubmanifoldConv3d
@@ -108,4 +107,4 @@ class ConvNormReLU3d(nn.Module):
     def forward(self, x: SparseTensor) -> SparseTensor:
         """New features, on the voxels that the convolution makes."""
         out: SparseTensor = self.conv(x)
-        return out.with_features(F.relu_(normalize(self.norm, out.features)))
+        return out.with_features(norm_act(self.norm, out.features))

@@ -39,7 +39,7 @@ from models.contrast.losses import world_size
 from models.contrast.sinkhorn import sinkhorn
 from models.heads import unit
 from models.lidar.base import BackboneConfig
-from models.lidar.layers import PointLayer, normalize
+from models.lidar.layers import PointLayer, norm_act
 from models.lidar.voxelnet import VoxelNetConfig
 from models.methods.base import LossTerms, Objective, RowContrastConfig, joined_clouds
 from models.pairing import row_mask
@@ -150,7 +150,7 @@ class ProposalContrast(Objective):
         match = self.sample(batch, matches.first)
         # Both views in one go: BatchNorm then has at least two rows as soon as there is a proposal.
         hidden = self.shared(self.encode(batch, second, matches.first[match], matches.second[match]))
-        u = unit(normalize(self.proposal_norm, self.proposal_linear(hidden)))
+        u = unit(norm_act(self.proposal_norm, self.proposal_linear(hidden), relu=False))
         scores = self.prototypes(unit(self.cluster_linear(hidden)))
 
         proposal_loss = self._proposal_loss(u)
@@ -254,7 +254,7 @@ class ProposalContrast(Objective):
         match = self.sample(batch, matches.first)
         centre = matches.first[match]
         hidden = self.shared(self.encode(batch, second, centre, matches.second[match]))
-        u = unit(normalize(self.proposal_norm, self.proposal_linear(hidden)))
+        u = unit(norm_act(self.proposal_norm, self.proposal_linear(hidden), relu=False))
         first, other = u.tensor_split(2)
         clusters = self.prototypes(unit(self.cluster_linear(hidden))).argmax(dim=1)[: len(centre)]
         labels = torch.full((batch.num_points,), -1, device=centre.device)

@@ -2,6 +2,7 @@
 // instructions are used is decided here, at compile time, for the processor that will run them.
 #include "convolve_calls.h"
 #include "maps.h"
+#include "norm.h"
 #include "pool.h"
 
 extern "C" {
