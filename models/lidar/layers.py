@@ -23,7 +23,8 @@ def norm_act(
     training-mode BatchNorm raises. Such a stage is normalised with the running statistics, which stay as they are. A
     norm converted to a synchronised one counts the voxels of all ranks itself and must be called by every rank.
 
-    On the CPU rows and maps with channels last, of float32 or bfloat16, go through one native operation.
+    On the CPU rows and maps with channels last, of float32 or bfloat16, go through one native operation, but for norms
+    that `leave_to_torch` has marked.
     """
     if _native(norm, features, residual):
         return _norm_act_native(norm, features, residual, relu)
@@ -40,12 +41,22 @@ def norm_act(
     return F.relu_(out) if relu else out
 
 
+def leave_to_torch(module: nn.Module) -> None:
+    """Let torch normalise in all norms inside a module: to the bit what it was before there were native kernels."""
+    for child in module.modules():
+        if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+            child.__dict__[_BY_TORCH] = True
+
+
+_BY_TORCH = "normalised_by_torch"
+
+
 def _native(norm: nn.BatchNorm1d | nn.BatchNorm2d, features: _Features, residual: _Features | None) -> bool:
     """Whether `norm_act` may go past the module: it is an ordinary one, and nobody wants to hear of its call.
 
     ZeRO-3 is such a listener: it gathers the weights of a module outside a 3D network when that is called.
     """
-    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d):
+    if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) or _BY_TORCH in norm.__dict__:
         return False
     if norm._forward_pre_hooks or norm._forward_hooks or norm._backward_pre_hooks or norm._backward_hooks:
         return False

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from common.ranges import one_of
 from models.lidar.base import Backbone
-from models.lidar.layers import norm_act
+from models.lidar.layers import leave_to_torch, norm_act
 from models.lidar.sparse import (
     BackendName,
     InverseConv3d,
@@ -181,6 +181,8 @@ class Res16UNet(Backbone):
         )
         self.num_features = layout.channels[-1]
         self.level_features = (*levels, *layout.channels[4:])
+        if config.backend == "torch":
+            leave_to_torch(self)
 
     def forward(
         self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int

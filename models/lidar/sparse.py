@@ -196,7 +196,7 @@ class SparseBackboneConfig(BackboneConfig):
 
     Attributes:
         backend: sparse convolution back-end; "auto": spconv on CUDA where it is installed, native (kernels compiled on
-            first use) on the CPU where there is a C++ compiler, else torch.
+            first use) on the CPU where there is a C++ compiler, else torch. With "torch" torch normalises, too.
     """
 
     backend: BackendName = "auto"

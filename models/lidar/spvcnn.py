@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from common.ranges import at_least, below, one_of
 from models.lidar import res16unet
 from models.lidar.base import Backbone
-from models.lidar.layers import PointLayer
+from models.lidar.layers import PointLayer, leave_to_torch
 from models.lidar.neighbors import pack
 from models.lidar.res16unet import Res16UNet, Res16UNetConfig
 from models.lidar.sparse import SparseBackboneConfig, SparseTensor, VoxelGrid, sparse_tensor
@@ -87,6 +87,8 @@ class Spvcnn(Backbone):
             PointLayer(a, b, bn_momentum=config.bn_momentum, bias=True) for a, b in itertools.pairwise(widths)
         )
         self.dropout = nn.Dropout(config.dropout)
+        if config.backend == "torch":
+            leave_to_torch(self)
 
     def forward(
         self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int

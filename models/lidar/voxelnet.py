@@ -34,6 +34,7 @@ from data.batch_spec import VoxelConfig
 from models.lidar.ball_pooling import PointSet, scattered
 from models.lidar.base import Backbone, BirdEyeGrid
 from models.lidar.bev import BevBackbone, BevLayout, read_bev, to_bev
+from models.lidar.layers import leave_to_torch
 from models.lidar.neighbors import Triple
 from models.lidar.sparse import SparseBackboneConfig, SparseTensor, sparse_tensor
 from models.lidar.sparse_encoder import EncoderLayout, SparseEncoder
@@ -178,6 +179,8 @@ class VoxelNet(Backbone):
         if layout.bev is not None:
             self.bev_backbone = BevBackbone(self.num_features, layout.bev, bn_momentum=config.bn_momentum)
             self.num_features = layout.bev.num_features
+        if config.backend == "torch":
+            leave_to_torch(self)
 
     @overload
     def forward(

@@ -1,33 +1,19 @@
-// Vectors of float32, read from and written to float32 or bfloat16 memory.
+// Vectors of float32, whole or in part, read from and written to float32 or bf16 memory.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
+#include "convolve_vectors.h"
 
 #define TANDEM_INLINE inline __attribute__((always_inline))
 
 namespace tandem::lanes {
 
-// As many numbers at once as the processor's registers hold: a compiler cuts wider vectors up badly. Each channel is
-// summed by itself, so the width changes no result.
-#if defined(__AVX512F__)
-constexpr int64_t kLanes = 16;
-#elif defined(__AVX2__)
-constexpr int64_t kLanes = 8;
-#else
-constexpr int64_t kLanes = 4;
-#endif
-typedef float Lanes __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
-typedef uint16_t Shorts __attribute__((vector_size(2 * kLanes)));
-
-struct Bfloat16 {
-    uint16_t bits;
-};
+using Lanes = Vector<float>;
+using Bits = Vector<uint32_t>;
+constexpr int64_t kWidth = kLanes<float>;
+typedef uint16_t Shorts __attribute__((vector_size(2 * kWidth)));
 
 // Whole: all lanes are there; else the first `width` of them, the others 0 and never stored.
 template <bool Whole>
@@ -38,9 +24,9 @@ TANDEM_INLINE Lanes load(const float* from, int64_t width) {
 }
 
 template <bool Whole>
-TANDEM_INLINE Lanes load(const Bfloat16* from, int64_t width) {
+TANDEM_INLINE Lanes load(const Bf16* from, int64_t width) {
     Shorts shorts = {};
-    std::memcpy(&shorts, from, Whole ? sizeof shorts : width * sizeof(Bfloat16));
+    std::memcpy(&shorts, from, Whole ? sizeof shorts : width * sizeof(Bf16));
     return (Lanes)(__builtin_convertvector(shorts, Bits) << 16);
 }
 
@@ -51,7 +37,7 @@ TANDEM_INLINE void store(float* to, const Lanes& lanes, int64_t width) {
 
 // To the nearest, ties to even; what is not a number stays so, whatever its payload.
 template <bool Whole>
-TANDEM_INLINE void store(Bfloat16* to, const Lanes& lanes, int64_t width) {
+TANDEM_INLINE void store(Bf16* to, const Lanes& lanes, int64_t width) {
 #ifdef __AVX512BF16__
     const Shorts shorts = (Shorts)_mm512_cvtneps_pbh((__m512)lanes);
 #else
@@ -60,7 +46,7 @@ TANDEM_INLINE void store(Bfloat16* to, const Lanes& lanes, int64_t width) {
     const Bits kept = lanes != lanes ? bits | 0x400000 : nearest;
     const Shorts shorts = __builtin_convertvector(kept >> 16, Shorts);
 #endif
-    std::memcpy(to, &shorts, Whole ? sizeof shorts : width * sizeof(Bfloat16));
+    std::memcpy(to, &shorts, Whole ? sizeof shorts : width * sizeof(Bf16));
 }
 
 }  // namespace tandem::lanes

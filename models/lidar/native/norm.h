@@ -30,8 +30,8 @@ struct Shape {
 
     int64_t block_rows() const { return std::max<int64_t>(kBlock / channels, 16); }
     int64_t blocks() const { return (rows + block_rows() - 1) / block_rows(); }
-    int64_t vectors() const { return (channels + kLanes - 1) / kLanes; }
-    int64_t at(int64_t vector) const { return std::max<int64_t>(std::min(vector * kLanes, channels - kLanes), 0); }
+    int64_t vectors() const { return (channels + kWidth - 1) / kWidth; }
+    int64_t at(int64_t vector) const { return std::max<int64_t>(std::min(vector * kWidth, channels - kWidth), 0); }
     int64_t rows_of(int64_t block) const { return std::min(block_rows(), rows - block * block_rows()); }
     int64_t start_of(int64_t block) const { return block * block_rows() * channels; }
 };
@@ -259,7 +259,7 @@ void forward(const Number* x, const Number* residual, Number* out, const Shape& 
     const int64_t channels = shape.channels;
     double* sums = scratch<struct Statistics, double>(2 * channels);
     double *middle = sums, *variance = sums + channels;
-    const bool whole = channels >= kLanes;
+    const bool whole = channels >= kWidth;
     if (training) {
         if (whole) statistics<true>(x, shape, middle, variance, threads);
         else statistics<false>(x, shape, middle, variance, threads);
@@ -342,7 +342,7 @@ void tandem_norm_forward(const void* x, const void* residual, void* out, int64_t
                 Shape{rows, channels}, relu != 0, weight, bias, running_mean, running_var, rate, eps, training != 0,
                 statistics, statistics + channels, threads);
     };
-    if (bfloat16) run(Bfloat16{});
+    if (bfloat16) run(tandem::Bf16{});
     else run(float{});
 }
 
@@ -365,10 +365,10 @@ void tandem_norm_backward(const void* grad, const void* x, const void* out, void
                 static_cast<Number*>(dx), static_cast<Number*>(residual), Shape{rows, channels}, relu != 0, weight,
                 bias, statistics, statistics + channels, training != 0, d_weight, d_bias, threads);
         };
-        if (channels >= kLanes) with(std::true_type{});
+        if (channels >= kWidth) with(std::true_type{});
         else with(std::false_type{});
     };
-    if (bfloat16) run(Bfloat16{});
+    if (bfloat16) run(tandem::Bf16{});
     else run(float{});
 }
 }

@@ -8,6 +8,7 @@ import subprocess
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,9 @@ from models.lidar.layers import norm_act
 from models.lidar.native import normalization
 from models.lidar.native.library import FLAGS
 from models.lidar.res16unet import Res16UNetConfig
+from models.lidar.sparse import SparseBackboneConfig
+from models.lidar.spvcnn import SpvcnnConfig
+from models.lidar.voxelnet import VoxelNetConfig
 
 PROBE = Path(__file__).with_name("norm_probe.cpp")
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
@@ -257,9 +261,22 @@ def test_kept_for_the_gradient(added: bool) -> None:
     assert sum(kept.values()) == (2 if added else 1) * x.numel() + 4 * 16  # the result, if at all, and four rows
 
 
+@pytest.mark.parametrize("config", [Res16UNetConfig, SpvcnnConfig, VoxelNetConfig])
+def test_the_torch_backend_normalises_by_torch(config: type[SparseBackboneConfig]) -> None:
+    norms = {}
+    for backend in ("torch", "native"):
+        net = config(backend=backend).toy()
+        net = replace(net, backend=backend).build()
+        norms[backend] = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d)]
+    x = torch.randn(9, 16)
+    assert all(not layers._native(norm, x[:, :1].expand(-1, norm.num_features), None) for norm in norms["torch"])
+    assert all(layers._native(norm, x[:, :1].expand(-1, norm.num_features), None) for norm in norms["native"])
+    assert not layers._native(copy.deepcopy(norms["torch"][0]), x.new_zeros(3, norms["torch"][0].num_features), None)
+
+
 def test_a_network_gives_what_it_gives_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(5)
-    net = Res16UNetConfig(preset="res16unet_tiny", backend="torch").build()
+    net = Res16UNetConfig(preset="res16unet_tiny", backend="native").build()
     coords = torch.unique(torch.randint(0, 12, (700, 3)), dim=0)
     coords = F.pad(coords, (1, 0)).int()
     features = torch.randn(len(coords), 1)
