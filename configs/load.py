@@ -190,11 +190,20 @@ ADDED_LATER: Mapping[str, Mapping[str, object]] = {
 """Method -> settings that it got later, at the value that leaves all as before, whatever their default is now."""
 
 
+_DATA_ADDED_LATER: Mapping[str, object] = {"order": 1}
+"""As `ADDED_LATER`, of `data`."""
+_RESOLVED_DATA = frozenset({"num_workers", "prefetch", "start_method", "micro_batch_size", "shards_per_group"})
+"""Settings that every resolved `data` has, of any version, and no file that was written by hand has all of."""
+
+
 def _fill_added(source: DictConfig, schema: DictConfig, methods: Mapping[str, type]) -> None:
-    """Give a resolved `method` of an old run the settings that did not exist then.
+    """Give a resolved `method` or `data` of an old run the settings that did not exist then.
 
     Such a section holds all other settings of the method; one with only some of them was written by hand, for today.
     """
+    data = _section(source, ("data",))
+    if data is not None and set(data) >= _RESOLVED_DATA:
+        data.update({setting: value for setting, value in _DATA_ADDED_LATER.items() if setting not in data})
     method, chosen = _section(source, ("method",)), _section(schema, ("method",))
     if method is None or chosen is None:
         return

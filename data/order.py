@@ -12,10 +12,14 @@ two share it.
 
 Locality: shards are shuffled, then samples within groups of shards, so a group of `shards_per_group` files is all
 that is being read at a time (a page cache or a spinning disk needs that; object stores even more).
+
+There are two versions of the order (`data.order`). `SampleOrder` is the first one: it makes the permutation of an epoch
+as a whole, and runs that began with it go on with it. New runs take `data.shard_order.ShardOrder`.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -130,9 +134,51 @@ class Stretch:
         return samples[in_epoch], np.repeat(np.asarray(passes), self.num)[in_epoch]
 
 
-@dataclass
-class SampleOrder(SharesTables):
+class Order(ABC):
     """The endless stream of samples.
+
+    Attributes:
+        seed: of all draws.
+        shards_per_group: shards that are mixed with each other.
+    """
+
+    seed: int
+    shards_per_group: int
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Samples in an epoch."""
+
+    @property
+    @abstractmethod
+    def num_shards(self) -> int:
+        """Shards that hold samples in use."""
+
+    @abstractmethod
+    def at(self, position: int) -> tuple[int, int]:
+        """(pass, sample index) at a position of the stream; the pass is the epoch where the weight is 1."""
+
+    @abstractmethod
+    def window(self, position: int, num: int) -> Int[np.ndarray, " k"]:
+        """The samples at `num` positions from `position` on."""
+
+    @abstractmethod
+    def replacement(self, position: int, attempt: int) -> int:
+        """Sample to use at a position whose own sample is damaged.
+
+        A uniform draw that depends on (seed, position, attempt) alone; `attempt` counts from 1. Not the next
+        sample of the stream: that one is likely to be in the same batch already.
+        """
+
+
+def replacement_draw(seed: int, position: int, attempt: int, num: int) -> int:
+    """Which of `num` samples replaces a damaged one, see `Order.replacement`."""
+    return int(_rng(_REPLACEMENT_STREAM, seed, position, attempt).integers(num))
+
+
+@dataclass
+class SampleOrder(SharesTables, Order):
+    """The endless stream of samples, each epoch's permutation made as a whole.
 
     Attributes:
         indices: samples in use (manifest indices).
@@ -170,14 +216,19 @@ class SampleOrder(SharesTables):
         """Workers get the arguments, not the permutations."""
         return {**super().__getstate__(), "_epochs": {}}
 
+    @property
+    def num_shards(self) -> int:
+        """See `Order`."""
+        return len(np.unique(self.shards))
+
     def at(self, position: int) -> tuple[int, int]:
-        """(pass, sample index) at a position of the stream; the pass is the epoch where the weight is 1."""
+        """See `Order.at`."""
         epoch, offset = divmod(position, len(self))
         samples, passes = self._order(epoch)
         return int(passes[offset]), int(samples[offset])
 
     def window(self, position: int, num: int) -> Int[np.ndarray, " k"]:
-        """The samples at `num` positions from `position` on; no more than two epochs have."""
+        """See `Order.window`; no more than two epochs have."""
         epoch, offset = divmod(position, len(self))
         first = self._order(epoch)[0][offset : offset + num]
         if len(first) == num:
@@ -185,13 +236,8 @@ class SampleOrder(SharesTables):
         return np.concatenate([first, self._order(epoch + 1)[0][: num - len(first)]])
 
     def replacement(self, position: int, attempt: int) -> int:
-        """Sample to use at a position whose own sample is damaged.
-
-        A uniform draw that depends on (seed, position, attempt) alone; `attempt` counts from 1. Not the next
-        sample of the stream: that one is likely to be in the same batch already.
-        """
-        rng = _rng(_REPLACEMENT_STREAM, self.seed, position, attempt)
-        return int(self.indices[rng.integers(len(self.indices))])
+        """See `Order.replacement`."""
+        return int(self.indices[replacement_draw(self.seed, position, attempt, len(self.indices))])
 
     def _order(self, epoch: int) -> tuple[Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
         """Samples of an epoch in their order, and the pass of each."""

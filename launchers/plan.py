@@ -18,6 +18,7 @@ from torch import nn
 from configs.find import find_config
 from configs.load import UNREADABLE, ConfigError, required_settings
 from configs.runs import RunConfig
+from data.loading.in_use import NEWEST_ORDER
 from data.loading.labelled import with_fraction
 from data.preparing.superpixels import SuperpixelConfig
 from data.storage.mixture import open_sets
@@ -136,12 +137,13 @@ def data_sizes(config: RunConfig, options: argparse.Namespace) -> tuple[Data, in
         data = Data(samples=options.samples, bytes_per_sample=options.bytes_per_sample)
         return data, config.data.cameras_per_sample or options.cameras or 1, num_segments
     opened = with_fraction(open_sets(config.data.sets, warn=True), config.data.fraction)
-    manifest, indices = opened.reader.manifest, opened.indices
-    per_visit = np.repeat([s.weight for s in opened.stretches], [s.num for s in opened.stretches])
+    manifest = opened.reader.manifest
+    sizes = [int(part.sum()) for part in opened.values("sample_size")]
+    weighted = [(s.weight * size, s.weight * s.num) for s, size in zip(opened.stretches, sizes, strict=True)]
     data = Data(
         samples=sum(stretch.per_epoch for stretch in opened.stretches),
-        bytes_per_sample=float(np.average(manifest.sample_size[indices], weights=per_visit)),
-        shards=len(set(manifest.sample_shard[indices].tolist())),
+        bytes_per_sample=sum(size for size, _ in weighted) / sum(num for _, num in weighted),
+        shards=len(np.unique(opened.blocks.shard)),
     )
     return data, config.data.cameras_per_sample or len(manifest.camera_names), opened.num_segments or num_segments
 
@@ -172,6 +174,7 @@ def run_settings(
         warmup_steps=config.schedule.warmup_steps,
         keep=config.checkpoint.keep,
         chunk_rows=config.method.chunk_rows,
+        order=config.data.order or NEWEST_ORDER,
     )
 
 

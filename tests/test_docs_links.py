@@ -208,16 +208,16 @@ def test_the_drawing_of_readme_is_what_its_script_draws():
 def test_the_checker_sees_what_is_broken(tmp_path, monkeypatch):
     monkeypatch.setattr("tests.test_docs_links.ROOT", tmp_path)
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "order.py").write_text("def batch(): ...\n")
+    (tmp_path / "data" / "geometry.py").write_text("def batch(): ...\n")
     page = Path("page.md")
     (tmp_path / page).write_text(
         "# A title: of two parts\n[a](#a-title-of-two-parts) [b](#nowhere) [c](gone.md) ![d](gone.png)\n"
-        "`data/order.py` `data/gone.py` `data/order.py: batch` `data/order.py: gone`\n"
-        "`data/{order,lost}.py` `lost.md` `report.md`\n"
-        "`data.order` `data.order.batch` `data.order.gone` `data.gone` `data.voxel.kind=ball`\n"
+        "`data/geometry.py` `data/gone.py` `data/geometry.py: batch` `data/geometry.py: gone`\n"
+        "`data/{geometry,lost}.py` `lost.md` `report.md`\n"
+        "`data.geometry` `data.geometry.batch` `data.geometry.gone` `data.gone` `data.voxel.kind=ball`\n"
         "`data.voxel.gone`\n"
         "```\npython -m benchmarks.gone configs/gone.yaml data/<name>.py\n"
-        "from data.order import batch, gone\n```\n"
+        "from data.geometry import batch, gone\n```\n"
     )
     assert [line.split(":")[0] for line in broken_links(page)] == [
         "image 'd'",
@@ -226,8 +226,14 @@ def test_the_checker_sees_what_is_broken(tmp_path, monkeypatch):
         "link to gone.png",
     ]
     assert [line.split(":")[0] for line in broken_paths(page)] == [
-        *("data/gone.py", "data/lost.py", "configs/gone.yaml", "data/order.py", "lost.md")
+        *("data/gone.py", "data/lost.py", "configs/gone.yaml", "data/geometry.py", "lost.md")
     ]
     assert [line.split(":")[0] for line in broken_names(page)] == [
-        *("python -m benchmarks.gone", "from data.order import gone", "data.order.gone", "data.gone", "data.voxel.gone")
+        *(
+            "python -m benchmarks.gone",
+            "from data.geometry import gone",
+            "data.geometry.gone",
+            "data.gone",
+            "data.voxel.gone",
+        )
     ]

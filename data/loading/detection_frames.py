@@ -11,7 +11,8 @@ from jaxtyping import Int
 
 from data.batch_spec import BatchSpec
 from data.loading.collate import collate
-from data.loading.loader import DataConfig, check_suits
+from data.loading.in_use import check_suits
+from data.loading.loader import DataConfig
 from data.loading.sequential import SequentialBatches
 from data.order import SampleDraws
 from data.sample import Batch
@@ -77,7 +78,7 @@ def detection_frames(
     Raises:
         ShardError: too many damaged samples, classes that the set has not, or a worker died.
     """
-    check_suits(reader.manifest, indices, spec, config.max_skip_share)
+    check_suits(reader.manifest, [reader.manifest.num_pairs[indices]], spec, config.max_skip_share)
     config = dataclasses.replace(config, augment=NO_AUGMENTATION, cameras_per_sample=None)
     frames = _Frames(reader=reader, indices=indices, batch_size=batch_size, config=config, spec=spec)
     for loaded in frames.run_loaded(config.num_workers, config.max_skip_share):

@@ -15,7 +15,8 @@ from jaxtyping import Int
 from data.batch_spec import BatchSpec, VoxelConfig
 from data.geometry import transform
 from data.loading.collate import collate
-from data.loading.loader import DataConfig, check_suits
+from data.loading.in_use import check_suits
+from data.loading.loader import DataConfig
 from data.loading.sequential import SequentialBatches
 from data.order import SampleDraws
 from data.sample import Batch
@@ -124,7 +125,8 @@ def image_batches(
     """
     if seed is None:
         config = dataclasses.replace(config, augment=NO_AUGMENTATION, cameras_per_sample=None)
-    check_suits(reader.manifest, indices if among is None else among, spec, config.max_skip_share)
+    num_pairs = reader.manifest.num_pairs[indices if among is None else among]
+    check_suits(reader.manifest, [num_pairs], spec, config.max_skip_share)
     views = _Views(
         reader=reader,
         indices=indices,

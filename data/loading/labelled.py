@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from data.loading.fractions import FractionConfig, select
-from data.order import Stretch
 from data.storage.mixture import Opened
 from data.storage.object_database import ObjectDatabase
 
@@ -30,9 +27,7 @@ def with_fraction(opened: Opened, config: FractionConfig) -> Opened:
         indices = select(opened.reader.manifest, opened.indices, config)
     except ValueError as error:
         raise ValueError(f"data.fraction: {error}") from error
-    return dataclasses.replace(
-        opened, indices=indices, stretches=(dataclasses.replace(opened.stretches[0], num=len(indices)),)
-    )
+    return opened.of_rows([indices], [opened.stretches[0].weight])
 
 
 def class_balanced(opened: Opened, database: ObjectDatabase) -> Opened:
@@ -56,11 +51,11 @@ def class_balanced(opened: Opened, database: ObjectDatabase) -> Opened:
     occurs = num_with > 0
     per_class = np.zeros(len(num_with))
     per_class[occurs] = num_with.sum() / (occurs.sum() * num_with[occurs])
-    indices, stretches = [], []
+    rows, weights = [], []
     # Samples of the same classes are one stretch: its passes tell the visits of a sample apart.
     for kind in np.unique(has_class[has_class.any(axis=1)], axis=0):
         of_kind = np.isin(opened.indices, database.samples[(has_class == kind).all(axis=1)])
-        indices.append(opened.indices[of_kind])
+        rows.append(opened.indices[of_kind])
         weight = opened.stretches[0].weight * float(per_class[kind].sum())
-        stretches.append(Stretch(num=int(of_kind.sum()), weight=min(weight, MAX_WEIGHT)))
-    return dataclasses.replace(opened, indices=np.concatenate(indices), stretches=tuple(stretches))
+        weights.append(min(weight, MAX_WEIGHT))
+    return opened.of_rows(rows, weights)

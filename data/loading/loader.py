@@ -2,34 +2,29 @@
 
 The n-th batch of a rank is a pure function of (config, seed, n, rank, world size). Workers hold no state: each gets
 a batch number and makes that batch, so the batches do not depend on the number of workers, and a run resumes at any
-number. A damaged sample is replaced (`SampleOrder.replacement`), so every batch has its full size, and counted
+number. A damaged sample is replaced (`Order.replacement`), so every batch has its full size, and counted
 (`data.loading.skips`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-from jaxtyping import Int
-
-from common.ranges import at_least, share
+from common.ranges import at_least, expect, share
 from common.retry import RETRY_MIN
 from data.batch_spec import BatchSpec
 from data.loading.collate import collate
 from data.loading.fractions import FractionConfig
+from data.loading.in_use import NEWEST_ORDER, check_suits, fingerprint, order_of
 from data.loading.labelled import class_balanced, with_fraction
 from data.loading.objects import open_objects
-from data.loading.skips import MAX_UNSUITED_SHARE, Skip, SkipLedger
+from data.loading.skips import Skip, SkipLedger
 from data.loading.workers import Loaded, WorkerConfig, run_workers
-from data.order import SampleDraws, SampleOrder, Stretch, batch_positions
+from data.order import Order, SampleDraws, batch_positions
 from data.sample import Batch
-from data.storage.manifest import Manifest
 from data.storage.mixture import Opened, SetConfig, open_sets
 from data.storage.object_database import ObjectDatabase
 from data.storage.prefetch import check_cache, shards_of
@@ -37,7 +32,6 @@ from data.storage.reader import Reader, SampleError, SampleReader
 from data.storage.remote.shard_cache import CacheConfig
 from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCache
-from data.views.boxes import class_numbers
 from data.views.object_sampling import ObjectSampler
 from data.views.second_sweep import PartnerFinder
 from data.views.view import View, ViewConfig, partners_for, read_view
@@ -57,6 +51,9 @@ class DataConfig(SetConfig, ViewConfig, WorkerConfig):
             set of its own, pictures) takes the first.
         micro_batch_size: samples a rank takes in one forward pass.
         shards_per_group: shards that are shuffled with each other.
+        order: version of the order of samples. 1: made for an epoch as a whole (`data.order.SampleOrder`); 2: for a
+            group of shards at a time, so that it costs the same in a set of any size (`data.shard_order.ShardOrder`).
+            null: the run's own when it goes on, else 2.
         max_skip_share: share of damaged samples that a run tolerates, see `SkipLedger`.
         retry_min: minutes for which the storage of the shards may be away before the run ends.
         cache: where shards of sets behind a URL are kept.
@@ -69,6 +66,7 @@ class DataConfig(SetConfig, ViewConfig, WorkerConfig):
     more: tuple[SetConfig, ...] = ()
     micro_batch_size: int = 4
     shards_per_group: int = 8
+    order: int | None = None
     max_skip_share: float = 0.01
     retry_min: float = RETRY_MIN
     cache: CacheConfig = field(default_factory=CacheConfig)
@@ -81,6 +79,7 @@ class DataConfig(SetConfig, ViewConfig, WorkerConfig):
         ViewConfig.__post_init__(self)
         WorkerConfig.__post_init__(self)
         at_least(self, micro_batch_size=1, shards_per_group=1)
+        expect(self, "order", self.order in (None, 1, 2), "1, 2 or null")
         share(self, "max_skip_share")
         at_least(self, "minutes; 0: never", retry_min=0)
 
@@ -98,12 +97,14 @@ class _TrainingBatches:
     Attributes:
         ahead: samples of the stream whose shards are announced to the reader; 0 where none lie behind a URL.
         chosen: fingerprint of the samples that the order is made of.
+        num_samples: how many these are.
         sampler: puts objects of other sweeps in.
     """
 
     reader: Reader
-    order: SampleOrder
+    order: Order
     chosen: str
+    num_samples: int
     ahead: int
     config: DataConfig
     spec: BatchSpec
@@ -155,15 +156,14 @@ class ShardLoader:
 
     Attributes:
         manifest: of the set, or of all sets of a mixture.
-        indices: samples in use.
     """
 
     def __init__(self, make: _TrainingBatches) -> None:
-        self.manifest, self.indices = make.reader.manifest, make.order.indices
+        self.manifest = make.reader.manifest
         self._make, self._config = make, make.config
         # Counted here and not in the workers, which each see only their own batches.
         self._ledger = SkipLedger(
-            max_share=make.config.max_skip_share, num_samples=len(self.indices), root=make.config.shards
+            max_share=make.config.max_skip_share, num_samples=make.num_samples, root=make.config.shards
         )
 
     @property
@@ -202,6 +202,7 @@ class ShardLoader:
         return {
             "samples_taken": position * self.samples_per_micro_batch,
             "seed": order.seed,
+            "order": self._config.order or NEWEST_ORDER,
             "samples_per_epoch": self.samples_per_epoch,
             "shards_per_group": order.shards_per_group,
             "samples": self._make.chosen,
@@ -218,11 +219,12 @@ class ShardLoader:
         """
         remedies = {
             "seed": "use the run's seed",
+            "order": "set data.order to the run's",
             "samples_per_epoch": "use the same sets, splits, limits, fraction and weights",
             "shards_per_group": "set it back",
             "samples": "use the same sets, splits, limits, fraction and weights",
         }
-        expected = self.state(0)
+        expected, state = self.state(0), {"order": 1, **state}  # the first runs knew no other order
         for name, remedy in remedies.items():
             if state.get(name) != expected[name]:
                 raise ValueError(
@@ -239,9 +241,9 @@ class ShardLoader:
             )
 
 
-def _ahead(order: SampleOrder, micro_batch_size: int) -> int:
+def _ahead(order: Order, micro_batch_size: int) -> int:
     """Samples of an average group of shards, so that the group after the present one is announced in time."""
-    group = len(order) * order.shards_per_group // len(np.unique(order.shards))
+    group = len(order) * order.shards_per_group // order.num_shards
     return min(max(group, micro_batch_size), len(order))
 
 
@@ -257,43 +259,6 @@ def _samples_taken(state: Mapping[str, int | str]) -> int:
     return product
 
 
-def _fingerprint(manifest: Manifest, indices: Int[np.ndarray, " n"], stretches: Sequence[Stretch]) -> str:
-    digest = hashlib.sha256(json.dumps([manifest.fingerprint(), len(indices)]).encode())
-    digest.update(indices.astype("<i8").tobytes())
-    if stretches != (Stretch(num=len(indices)),):  # one set once an epoch: as before there were mixtures
-        digest.update(json.dumps([[stretch.num, stretch.weight] for stretch in stretches]).encode())
-    return digest.hexdigest()[:16]
-
-
-def check_suits(manifest: Manifest, indices: Int[np.ndarray, " n"], spec: BatchSpec, max_skip_share: float) -> None:
-    """Refuse a set that has next to nothing of what a method asks for, before anything is read.
-
-    Raises:
-        ShardError: most samples have no point that a camera sees, and the method needs images; or the set has not the
-            classes whose boxes the method needs. Says why.
-    """
-    if spec.boxes:
-        class_numbers(manifest, spec.boxes)
-    without = int((manifest.num_pairs[indices] == 0).sum())
-    if not spec.images or (
-        without < len(indices) and without <= max(max_skip_share, MAX_UNSUITED_SHARE) * len(indices)
-    ):
-        return
-    what = (
-        f"{manifest.root}: this method needs points that a camera sees, and {without} of {len(indices)} samples have "
-    )
-    if not manifest.camera_names:
-        raise ShardError(
-            f"{what}none: the set has no cameras. Take a method that needs no images (docs/methods.md), or prepare the "
-            "set with cameras into a new folder"
-        )
-    raise ShardError(
-        f"{what}none in any of {', '.join(manifest.camera_names)}: the calibration of the source is wrong or read the "
-        f"wrong way round, or most samples come without images. `tandem inspect {manifest.root} --out FOLDER` draws "
-        "points into images; a method without images needs none (docs/methods.md)"
-    )
-
-
 def open_samples(config: DataConfig, *, warn: bool = False) -> Opened:
     """The samples in use. With `warn`, see `open_sets`.
 
@@ -307,8 +272,7 @@ def open_samples(config: DataConfig, *, warn: bool = False) -> Opened:
 
 def samples_fingerprint(config: DataConfig) -> str:
     """What `ShardLoader.state` says of the samples of these sets, without a loader; errors as of `open_samples`."""
-    opened = open_samples(config)
-    return _fingerprint(opened.reader.manifest, opened.indices, opened.stretches)
+    return fingerprint(open_samples(config), config.order)
 
 
 def build_loader(
@@ -354,33 +318,33 @@ def build_loader(
             raise ShardError(f"{teacher_cache.path} was built from other shards than {config.shards}; build it again")
     if config.more and spec.boxes:
         raise ValueError("data.more names other sets, but boxes are read of one set: classes differ; set data.more=[]")
-    check_suits(opened.reader.manifest, opened.indices, spec, config.max_skip_share)
-    chosen = _fingerprint(opened.reader.manifest, opened.indices, opened.stretches)
+    check_suits(opened.reader.manifest, opened.values("num_pairs"), spec, config.max_skip_share)
+    chosen = fingerprint(opened, config.order)
     database = _objects(config, opened, spec)
     if database is not None and config.class_balanced:
         opened = class_balanced(opened, database)
-    if rank == 0 and len(opened.indices) < config.micro_batch_size * world_size:
+    if rank == 0 and len(opened) < config.micro_batch_size * world_size:
         logger.warning(
             "%s: %d samples are fewer than one global micro-batch (%d x %d); a batch will hold a sample twice",
             config.shards,
-            len(opened.indices),
+            len(opened),
             config.micro_batch_size,
             world_size,
         )
-    reader, indices = opened.reader, opened.indices
-    shards = reader.manifest.sample_shard[indices]
-    order = SampleOrder(indices, shards, seed, config.shards_per_group, opened.stretches)
+    reader = opened.reader
+    order = order_of(opened, config.order, seed=seed, shards_per_group=config.shards_per_group)
     make = _TrainingBatches(
         reader=reader,
         order=order,
         chosen=chosen,
+        num_samples=len(opened),
         ahead=_ahead(order, config.micro_batch_size) if reader.remote_shards else 0,
         config=config,
         spec=spec,
         rank=rank,
         world_size=world_size,
         cache=teacher_cache,
-        partners=partners_for(reader, indices, spec),
+        partners=partners_for(reader, opened.indices, spec) if spec.second_cloud else None,
         sampler=ObjectSampler(database, spec.boxes, config.sampling) if database and config.sampling.counts else None,
     )
     return ShardLoader(make)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from common.ranges import at_least
 from common.retry import RETRY_MIN
 from data.order import Stretch
 from data.sample import Sample
+from data.shard_order import Blocks
 from data.storage.decode import DecodeSpec
 from data.storage.manifest import SAMPLE_COLUMNS, Manifest, load_manifest
 from data.storage.reader import Reader, SampleReader
@@ -54,21 +56,78 @@ class SetConfig:
         at_least(self, "null: all", limit=1)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Chosen:
+    """Samples of one set that are in use and come equally often.
+
+    Attributes:
+        manifest: of the set.
+        split: of the set; None for all of it.
+        limit: use only this many first samples, by log and time.
+        rows: these and no others, by log and time; None: as `split` and `limit` say.
+        row_start: rows of the joined manifest before those of the set.
+        shard_start: likewise of its shards.
+    """
+
+    manifest: Manifest
+    split: str | None = None
+    limit: int | None = None
+    rows: Int[np.ndarray, " k"] | None = None
+    row_start: int = 0
+    shard_start: int = 0
+
+    def indices(self) -> Int[np.ndarray, " k"]:
+        """Rows of the joined manifest, by log and time."""
+        rows = self.rows if self.rows is not None else self.manifest.indices(self.split)[: self.limit]
+        return rows + self.row_start
+
+    def blocks(self) -> Blocks:
+        """The same by shards, for the order of samples."""
+        rows = self.indices() - self.row_start
+        return Blocks.of_rows(rows, self.manifest.sample_shard[rows]).moved(self.row_start, self.shard_start)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Opened:
     """Sets that are ready to be read.
 
     Attributes:
         reader: of all sets.
-        indices: samples in use, set after set.
-        stretches: the sets' shares of `indices` and their weights.
+        sets: the samples in use, a part a stretch.
+        stretches: how many each of `sets` are, and their weights.
         num_segments: superpixels an image, at most, in the set with the most; None where a set does not say.
     """
 
     reader: Reader
-    indices: Int[np.ndarray, " n"]
+    sets: tuple[Chosen, ...]
     stretches: tuple[Stretch, ...]
     num_segments: int | None
+
+    def __len__(self) -> int:
+        """Samples in use."""
+        return sum(stretch.num for stretch in self.stretches)
+
+    @cached_property
+    def indices(self) -> Int[np.ndarray, " n"]:
+        """Samples in use, set after set: a list of them all, which `blocks` does without."""
+        return np.concatenate([part.indices() for part in self.sets])
+
+    @cached_property
+    def blocks(self) -> Blocks:
+        """Samples in use, by sets and shards."""
+        return Blocks.joined([part.blocks() for part in self.sets])
+
+    def of_rows(self, rows: Sequence[Int[np.ndarray, " _"]], weights: Sequence[float]) -> Opened:
+        """Of a single set, only these rows: a stretch for each part, which comes as often as its weight says."""
+        (manifest,) = {id(part.manifest): part.manifest for part in self.sets}.values()
+        stretches = [Stretch(num=len(part), weight=weight) for part, weight in zip(rows, weights, strict=True)]
+        chosen = tuple(Chosen(manifest=manifest, rows=part) for part in rows)
+        return dataclasses.replace(self, sets=chosen, stretches=tuple(stretches))
+
+    def values(self, column: str) -> Iterator[Int[np.ndarray, " _"]]:
+        """A column of the sample table, of the samples in use: a piece for each of `sets`, in no particular order."""
+        for part in self.sets:
+            yield getattr(part.manifest, column)[part.indices() - part.row_start]
 
 
 class MixedReader(Reader):
@@ -113,21 +172,21 @@ def open_sets(
     Raises:
         ShardError: no prepared set, no such split, no samples in it, or superpixels other than expected.
     """
-    readers, indices, start = [], [], 0
+    readers, chosen, stretches, rows, shards = [], [], [], 0, 0
     for config in sets:
         manifest = open_set(config, cache, warn=warn)
-        in_use = manifest.indices(config.split)[: config.limit]
-        if len(in_use) == 0:
+        of_set = Chosen(manifest=manifest, split=config.split, limit=config.limit, row_start=rows, shard_start=shards)
+        if (num := len(of_set.indices())) == 0:
             raise ShardError(f"{config.shards} has no samples in split {config.split!r}; choose another split")
         readers.append(SampleReader(manifest, retry_min=retry_min))
-        indices.append(start + in_use)
-        start += len(manifest)
-    stretches = tuple(Stretch(num=len(part), weight=config.weight) for part, config in zip(indices, sets, strict=True))
+        chosen.append(of_set)
+        stretches.append(Stretch(num=num, weight=config.weight))
+        rows, shards = rows + len(manifest), shards + len(manifest.shards)
     reader = readers[0] if len(readers) == 1 else MixedReader(readers)
     segments = [r.manifest.superpixels.num_segments if r.manifest.superpixels else None for r in readers]
     known = [number for number in segments if number is not None]
     most = max(known) if len(known) == len(segments) else None  # no bound while a set does not say
-    return Opened(reader=reader, indices=np.concatenate(indices), stretches=stretches, num_segments=most)
+    return Opened(reader=reader, sets=tuple(chosen), stretches=tuple(stretches), num_segments=most)
 
 
 def open_set(config: SetConfig, cache: CacheConfig | None = None, *, warn: bool = False) -> Manifest:

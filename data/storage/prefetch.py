@@ -39,7 +39,7 @@ def check_cache(cache: CacheConfig, opened: Opened, shards_per_group: int, *, wa
         ValueError: there is no room for a group of shards and one that follows.
     """
     manifest, remote = opened.reader.manifest, opened.reader.remote_shards
-    in_use = shards_of(manifest, opened.indices) if remote else []
+    in_use = np.unique(opened.blocks.shard).tolist() if remote else []
     sizes = sorted((manifest.shards[shard].num_bytes for shard in in_use if shard in remote), reverse=True)
     needed, good = sum(sizes[: shards_per_group + 1]), sum(sizes[: 2 * shards_per_group])
     if needed > cache.max_bytes:

@@ -19,10 +19,11 @@ from configs.runs import RunConfig
 from configs.schema import SlurmConfig
 from data.loading.evaluation import load_batch
 from data.loading.fractions import FractionConfig
-from data.loading.loader import DataConfig, check_suits
+from data.loading.in_use import check_suits
+from data.loading.loader import DataConfig
 from data.sample import Batch
 from data.storage.manifest import load_manifest
-from data.storage.mixture import open_set, open_sets
+from data.storage.mixture import open_sets
 from data.storage.prefetch import check_cache
 from data.storage.reader import SampleError, SampleReader
 from data.storage.store import is_url
@@ -125,9 +126,10 @@ def check_runs(configs: Sequence[RunConfig], *, one_batch: bool = True) -> float
     seen: list[tuple[DataConfig, MethodConfig]] = []
     for config in configs:
         for data_set in config.data.sets:
-            manifest = open_set(data_set)
-            in_use = manifest.indices(data_set.split)[: data_set.limit]
-            check_suits(manifest, in_use, config.method.batch_spec(), config.data.max_skip_share)
+            one = open_sets((data_set,))
+            check_suits(
+                one.reader.manifest, one.values("num_pairs"), config.method.batch_spec(), config.data.max_skip_share
+            )
         if any(is_url(data_set.shards) for data_set in config.data.sets):
             try:
                 opened = open_sets(config.data.sets, config.data.cache)

@@ -68,6 +68,7 @@ class PlannedRun:
         workers: loader processes of each process; 0: it reads itself.
         prefetch: batches that each makes ahead.
         shards_per_group: shards that are shuffled with each other.
+        order: version of the order of samples.
         sync_bn: statistics over all processes.
         contrast_rows: rows a process brings to the loss where negatives are gathered; 0 where they are not.
         bucket_numel: elements that ZeRO reduces at a time.
@@ -101,6 +102,7 @@ class PlannedRun:
     checkpoint_every_s: float | None = None
     keep: int = 1
     chunk_rows: int | None = None
+    order: int = 2
 
     @property
     def world_size(self) -> int:

@@ -8,11 +8,15 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from data.preparing.defaults import SAMPLES_PER_SHARD
 from launchers.planning.arithmetic import FP32, Data, Model, PlannedRun
 
-INDEX_BYTES = 8
 EPOCHS_HELD = 2
-"""Permutations that each reading process keeps (`data.order.SampleOrder`)."""
+"""Orders that each reading process keeps."""
+INDEX_BYTES = 16
+"""Of the first version (`data.order.SampleOrder`), a sample: its row and its pass."""
+SHARD_BYTES = 20
+"""Of the second version (`data.shard_order.ShardOrder`), a shard: its number, what is taken of it, and its pass."""
 
 
 class Reading(NamedTuple):
@@ -23,7 +27,7 @@ class Reading(NamedTuple):
         shards_open: different shards that these lie in, at most; None without a set.
         readers_per_shard: reading processes that share one of them.
         opens_per_sample: files opened for each sample read; the rest of reads finds its file open.
-        order_bytes_per_node: index permutations, held by every reading process.
+        order_bytes_per_node: orders of samples, held by every reading process.
     """
 
     in_flight: int
@@ -41,7 +45,9 @@ def reading(data: Data, run: PlannedRun) -> Reading:
     opens each once; a set of no more shards than a reader keeps open is opened once and for all.
     """
     in_flight = run.world_size * run.micro_batch_size * (1 + run.workers * run.prefetch)
-    order_bytes = float(EPOCHS_HELD * INDEX_BYTES * data.samples * run.processes_per_node * max(run.workers, 1))
+    shards = data.shards or -(-data.samples // SAMPLES_PER_SHARD)
+    one = INDEX_BYTES * data.samples if run.order == 1 else SHARD_BYTES * shards
+    order_bytes = float(EPOCHS_HELD * one * run.processes_per_node * max(run.workers, 1))
     if data.shards is None:
         return Reading(in_flight, None, None, opens_per_sample=1.0, order_bytes_per_node=order_bytes)
     in_group = min(run.shards_per_group, data.shards)

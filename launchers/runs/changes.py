@@ -8,7 +8,7 @@ what they hold (`check_samples`), as the loader does.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import yaml
 from common.trees import flat
 from configs.load import ConfigError
 from configs.runs import RunConfig, dump_run, read_run
+from data.loading.in_use import NEWEST_ORDER
 from data.loading.loader import samples_fingerprint
 from data.storage.shard import ShardError
 from engine.errors import CheckpointError
@@ -130,9 +131,21 @@ def saved_config(resolved: Mapping[str, Any], where: Path) -> RunConfig:
         ) from error
 
 
+def begun_with(now: RunConfig, before: RunConfig | None) -> RunConfig:
+    """The config with a version of the order of samples: its own, else that of the run it continues, else the newest.
+
+    Old runs go on with the order that they began with; which it is, is in the config of their checkpoint.
+    """
+    order = now.data.order or (before and before.data.order) or NEWEST_ORDER
+    return replace(now, data=replace(now.data, order=order))
+
+
 def changes(before: RunConfig, now: RunConfig) -> list[Change]:
-    """The settings that differ, names of methods and networks first, without those that are free to."""
-    was, is_now = flat_config(before), flat_config(now)
+    """The settings that differ, names of methods and networks first, without those that are free to.
+
+    Where `now` leaves the order of samples open, it is that of `before`.
+    """
+    was, is_now = flat_config(begun_with(before, None)), flat_config(begun_with(now, before))
     absent = object()
     differing = [n for n in was.keys() | is_now.keys() if was.get(n, absent) != is_now.get(n, absent)]
     found = [Change(name, was.get(name, "absent"), is_now.get(name, "absent"), kind_of(name)) for name in differing]
@@ -169,6 +182,7 @@ def check_samples(
         CheckpointError: other samples.
         ShardError: no prepared set there.
     """
+    now = begun_with(now, before)
     places = [[one.shards for one in config.data.sets] for config in (before, now)]
     same_place, trained_on = places[0] == places[1], (state.get("source") or {}).get("samples")
     if same_place and not (made_again and trained_on):

@@ -16,6 +16,7 @@ import yaml
 from common.trees import flat as flat_names
 from configs.load import ADDED_LATER
 from configs.runs import RunConfig, dump_run, trained
+from data.loading.in_use import NEWEST_ORDER
 from engine.downstream.results import fingerprint
 from models.methods import METHODS
 
@@ -30,7 +31,7 @@ _DATA_ADDED: Mapping[str, Mapping[str, object]] = {
     "boxes": {"min_points": 0},
 }
 """Sections that `data` got later, each with the setting that, at this value, makes it of no effect."""
-_FLAGS_ADDED: Mapping[str, object] = {"class_balanced": False, "cut_to_cameras": False}
+_FLAGS_ADDED: Mapping[str, object] = {"class_balanced": False, "cut_to_cameras": False, "order": 1}
 """As `_VOXEL_ADDED`, of `data`."""
 _POINTS_ADDED: Mapping[str, object] = {"flip_axes": "xy"}
 """As `_VOXEL_ADDED`, of `data.augment.points` and `data.augment.second_points`."""
@@ -89,6 +90,8 @@ def _data_identity(data: Mapping[str, Any]) -> dict[str, Any]:
             name: _without(part, _POINTS_ADDED) if isinstance(part, Mapping) else part
             for name, part in identity["augment"].items()
         }
+    if "order" in identity:  # a run that has not begun leaves it open
+        identity["order"] = identity["order"] or NEWEST_ORDER
     return _without(identity, _FLAGS_ADDED)
 
 

@@ -35,11 +35,13 @@ class Continued:
     Attributes:
         state: state.json.
         resolved: config.json.
+        config: the same as this version reads it.
         changes: what is recorded: settings, number of processes, software.
     """
 
     state: Mapping[str, Any]
     resolved: Mapping[str, Any]
+    config: RunConfig
     changes: tuple[Change, ...]
 
 
@@ -69,7 +71,7 @@ def continued(config: RunConfig, world: World) -> Continued | None:
     for name, value in now.items():
         if was.get(name) not in (None, value):
             found.append(Change(name, was[name], value, "recorded"))
-    return Continued(state=state, resolved=resolved, changes=tuple(found))
+    return Continued(state=state, resolved=resolved, config=before, changes=tuple(found))
 
 
 def warn_of(before: Continued) -> None:

@@ -31,6 +31,7 @@ from engine.errors import CheckpointError
 from engine.measuring import Measurement
 from engine.pretrain import Pictures, PretrainSummary, pretrain
 from launchers.drawing.training_pictures import pictures_of_set
+from launchers.runs.changes import begun_with
 from launchers.runs.files import CONFIG_FILE, ENVIRONMENT_FILE
 from launchers.runs.provenance import describe_environment
 from launchers.runs.settings import fingerprint_of
@@ -130,12 +131,17 @@ def train(config: RunConfig, parts: RunParts = PRETRAINING) -> PretrainSummary:
     """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with supervised(config) as run:
-        world, spec, resolved = run.world, config.method.batch_spec(), yaml.safe_load(resolved_yaml(config))
-        provenance = _provenance(config) if run.record is not None else {}
+        world, spec = run.world, config.method.batch_spec()
+        provenance: dict[str, str] = {}  # what is needed to run it again, by file
         if run.record is not None:
+            provenance[ENVIRONMENT_FILE] = json.dumps(describe_environment(), indent=1) + "\n"
             run.record.keep(ENVIRONMENT_FILE, provenance[ENVIRONMENT_FILE])
         # Before anything is built from a config that may be another run's.
         before = continued(config, world)
+        config = begun_with(config, None if before is None else before.config)
+        resolved = yaml.safe_load(resolved_yaml(config))
+        if run.record is not None:
+            provenance[CONFIG_FILE] = resolved_yaml(config)
         done = None if before is None else finished_before(config, before, world)
         if done is not None and not parts.owes(config, done.step, world):
             run.summary = done
@@ -177,14 +183,6 @@ def train(config: RunConfig, parts: RunParts = PRETRAINING) -> PretrainSummary:
         if world.is_main:
             _print_summary(run.summary, source, world)
     return run.summary
-
-
-def _provenance(config: RunConfig) -> dict[str, str]:
-    """What is needed to run it again, by file: the resolved config, the git commit and the environment."""
-    return {
-        CONFIG_FILE: resolved_yaml(config),
-        ENVIRONMENT_FILE: json.dumps(describe_environment(), indent=1) + "\n",
-    }
 
 
 def _write_provenance(folder: Path, texts: Mapping[str, str]) -> None:

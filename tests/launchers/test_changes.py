@@ -126,7 +126,7 @@ def test_other_software_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     found = changes(before, now)
     software = [dataclasses.replace(found[0], name="software.torch", before="2.11.0", now="2.13.0")]
     with caplog.at_level(logging.WARNING):
-        warn_of(Continued(state={}, resolved={}, changes=(*found, *software)))
+        warn_of(Continued(state={}, resolved={}, config=before, changes=(*found, *software)))
     settings, versions = [record.getMessage() for record in caplog.records]
     assert settings.endswith(f"from here: optim.lr: {before.optim.lr} -> 0.125")
     assert "torch: 2.11.0 -> 2.13.0; its numbers may differ by rounding" in versions

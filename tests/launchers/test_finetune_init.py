@@ -182,7 +182,8 @@ def test_an_exported_file_and_another_detector(tmp_path: Path) -> None:
 def test_the_run_goes_on_without_its_source_and_not_with_another(tmp_path: Path) -> None:
     folder = pretrained(tmp_path / "run")
     settings = config(str(folder))
-    before = Continued(state={"fingerprint": {"init": sha256_of(str(folder))}}, resolved={}, changes=())
+    state = {"fingerprint": {"init": sha256_of(str(folder))}}
+    before = Continued(state=state, resolved={}, config=settings, changes=())
     assert assemble_detector(settings, before, ALONE).fingerprint == {"init": sha256_of(str(folder))}
     gone = config(str(tmp_path / "gone"))
     assert assemble_detector(gone, before, ALONE).fingerprint == {"init": sha256_of(str(folder))}

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from common.run_files import WEIGHTS_FILE
-from data.order import SampleOrder, batch_positions
+from data.order import Order, SampleOrder, batch_positions
+from data.shard_order import Blocks, ShardOrder
 from data.storage.manifest import load_manifest, write_manifest
 from data.storage.superpixel_record import SuperpixelRecord
 from engine.checkpoint import newest_intact, read_rank_state
@@ -145,14 +146,18 @@ def test_predicted_traffic_is_what_two_processes_send() -> None:
         )
 
 
-def test_a_window_of_the_stream_touches_no_more_shards_than_predicted() -> None:
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_window_of_the_stream_touches_no_more_shards_than_predicted(version: int) -> None:
     """The real order of samples: the shards of all samples in flight, and how often readers change files."""
     settings = run(nodes=4, processes_per_node=4, micro_batch_size=4)
     data = Data(samples=32_000, bytes_per_sample=1.0, shards=160)
     predicted = storage.reading(data, settings)
     assert predicted.in_flight == 16 * 4 * (1 + 2 * 2)
-    order = SampleOrder(np.arange(32_000), np.arange(32_000) // 200, seed=1, shards_per_group=8)
-    shards = [int(order.shards[order.at(p)[1]]) for p in range(32_000)]
+    rows = np.arange(32_000)
+    order: Order = SampleOrder(rows, rows // 200, seed=1, shards_per_group=8)
+    if version == 2:
+        order = ShardOrder(Blocks.of_rows(rows, rows // 200), seed=1, shards_per_group=8)
+    shards = [order.at(p)[1] // 200 for p in range(32_000)]
     assert predicted.shards_open is not None
     for start in range(0, 32_000 - predicted.in_flight, 999):
         assert len(set(shards[start : start + predicted.in_flight])) <= predicted.shards_open

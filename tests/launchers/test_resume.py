@@ -11,13 +11,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
-from common.run_files import list_checkpoints
+from common.files import file_sha256
+from common.run_files import SUMS_FILE, list_checkpoints
 from engine.distributed import World
 from engine.errors import CheckpointError
 from launchers.runs.attempts import is_finished, read_attempts
 from tests.helpers.pretrain_run import CONFIGS, UNCACHED, arguments, child, pretrain_here
-from tests.helpers.toy_run import losses, metrics, weights
+from tests.helpers.toy_run import losses, metrics, stop_at, weights
 
 STEPS, EVERY = 12, 4
 CACHED = ("data.augment.image.enabled=false",)
@@ -66,6 +68,27 @@ def test_killed_once(toy_set: str, world: World, one_thread: None, tmp_path: Pat
     """With the teacher in every step, image augmentation on, and a worker that is left behind."""
     kills = (random.randint(EVERY, STEPS - 2),)
     check_resume(toy_set, tmp_path, *UNCACHED, "data.num_workers=1", kills=kills, ends_in_a_child=True)
+
+
+def test_a_run_of_before_goes_on_with_its_order_of_samples(
+    toy_set: str, world: World, one_thread: None, tmp_path: Path
+) -> None:
+    """A folder as earlier versions left it names no order: it is the first one, bit for bit."""
+    common = (*CACHED, "schedule.steps=4", "checkpoint.every_steps=2", "checkpoint.keep=9")
+    pretrain_here(tmp_path / "whole", toy_set, *common, "data.order=1")
+    cut = stop_at(tmp_path / "whole", tmp_path / "cut", 2)
+    (checkpoint,) = list_checkpoints(cut)
+    for name, section in (("config.json", "data"), ("state.json", "source")):
+        content = json.loads((checkpoint / name).read_text())
+        assert content[section].pop("order") == 1
+        (checkpoint / name).write_text(json.dumps(content))
+    sums = {path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)} for path in checkpoint.iterdir()}
+    (checkpoint / SUMS_FILE).write_text(json.dumps({k: v for k, v in sums.items() if k != SUMS_FILE}))
+    with pytest.raises(CheckpointError, match=r"data\.order: 1 in the run, 2 now"):
+        pretrain_here(cut, toy_set, *common, "data.order=2")
+    pretrain_here(cut, toy_set, *common)
+    assert losses(cut) == losses(tmp_path / "whole")
+    assert yaml.safe_load((cut / "config.yaml").read_text())["data"]["order"] == 1
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from configs.load import ADDED_LATER, dump
 from configs.runs import dump_run, read_run
 from configs.schema import PRETRAIN_CHOICES
 from engine.checkpoint import check_same
-from launchers.runs.changes import changes, saved_config
+from launchers.runs.changes import begun_with, changes, saved_config
 from launchers.runs.settings import fingerprint_of, setting_of, setting_of_tree, voxel_identity
 from launchers.training.train import load_run
 from tests.helpers.pretrain_run import CONFIGS
@@ -65,3 +65,18 @@ def test_an_input_without_an_offset_is_that_of_before() -> None:
     assert before["data"]["voxel"].pop("intensity_offset") == 0
     assert setting_of_tree(before) == setting_of(config)
     assert changes(saved_config(before, Path("run")), config) == []
+
+
+def test_the_order_of_samples_is_part_of_the_setting() -> None:
+    """Runs of before have the first version; one that leaves it open is a repetition of those that took the newest."""
+    file = str(CONFIGS / "slidr_street.yaml")
+    left_open, first, second = (load_run(file, override) for override in ([], ["data.order=1"], ["data.order=2"]))
+    assert setting_of(left_open) == setting_of(second) != setting_of(first)
+    before = yaml.safe_load(dump(first, choices=PRETRAIN_CHOICES))
+    del before["data"]["order"]
+    assert setting_of_tree(before) == setting_of(first)
+    was = saved_config(before, Path("run"))
+    assert (was.data.order, begun_with(left_open, was).data.order, begun_with(left_open, None).data.order) == (1, 1, 2)
+    assert changes(was, left_open) == []
+    assert [str(change) for change in changes(was, second)] == ["data.order: 1 -> 2"]
+    assert changes(left_open, second) == []

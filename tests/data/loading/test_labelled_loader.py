@@ -17,9 +17,9 @@ from common.file_lock import FileLock
 from data.batch_spec import BatchSpec, VoxelConfig
 from data.loading.fractions import FractionConfig
 from data.loading.labelled import class_balanced, with_fraction
-from data.loading.loader import DataConfig, ShardLoader, build_loader, samples_fingerprint
+from data.loading.loader import DataConfig, ShardLoader, build_loader, open_samples, samples_fingerprint
 from data.loading.objects import open_objects
-from data.order import SampleOrder, Stretch
+from data.order import SampleOrder
 from data.sample import Batch
 from data.storage.manifest import load_manifest
 from data.storage.mixture import open_sets
@@ -127,7 +127,7 @@ def test_sampling_ends_after_its_epochs(root: str) -> None:
 # ---- few labels
 def test_no_object_of_an_unlabelled_sweep_is_known(root: str, tmp_path: Path) -> None:
     source = loader(root, fraction=FEW, objects_folder=str(tmp_path))
-    labelled = set(source.indices.tolist())
+    labelled = set(open_samples(config_of(root, fraction=FEW)).indices.tolist())
     assert len(labelled) == 3
     seen: set[int] = set()
     for batch in take(source, 0, 12):
@@ -190,7 +190,7 @@ def test_a_rare_class_does_not_come_without_end(root: str) -> None:
     # Of 10,000 sweeps one has the second class.
     database.samples, database.num_boxes = np.arange(10000), np.ones((10000, 2), dtype=np.int64)
     database.num_boxes[1:, 1] = 0
-    many = dataclasses.replace(opened, indices=np.arange(10000), stretches=(Stretch(num=10000),))
+    many = opened.of_rows([np.arange(10000)], [1.0])
     chosen = class_balanced(many, database)
     assert {stretch.num: stretch.weight for stretch in chosen.stretches} == {1: 1000.0, 9999: pytest.approx(0.50005)}
     SampleOrder(chosen.indices, np.zeros(10000, dtype=np.int64), 0, 8, chosen.stretches)

@@ -21,7 +21,8 @@ import data.views.voxelize
 from data.batch_spec import BatchSpec, VoxelConfig
 from data.loading.evaluation import image_batches, load_batch, point_batches
 from data.loading.image_evaluation import ImageTruthBatches, ImageTruthConfig, ImageTruthSpec
-from data.loading.loader import DataConfig, ShardLoader, build_loader, check_suits
+from data.loading.in_use import check_suits
+from data.loading.loader import DataConfig, ShardLoader, build_loader
 from data.loading.skips import Skip, SkipLedger
 from data.preparing.prepare import PrepareConfig
 from data.preparing.samples import prepare_samples
@@ -226,7 +227,7 @@ def test_points_that_no_camera_sees_are_no_damage(root: str) -> None:
     pairs = np.zeros(16, np.int32)
     manifest = dataclasses.replace(load_manifest(root), num_pairs=pairs)
     with pytest.raises(ShardError, match=r"12 of 12 samples have none in any of front, left: the calibration"):
-        check_suits(manifest, np.arange(12), BatchSpec(), 1.0)
+        check_suits(manifest, [manifest.num_pairs[:12]], BatchSpec(), 1.0)
     pairs[:6] = 5
-    check_suits(manifest, np.arange(12), BatchSpec(), 0.01)
-    check_suits(manifest, np.arange(12), BatchSpec(images=False), 0.01)
+    check_suits(manifest, [manifest.num_pairs[:12]], BatchSpec(), 0.01)
+    check_suits(manifest, [manifest.num_pairs[:12]], BatchSpec(images=False), 0.01)
