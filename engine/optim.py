@@ -7,7 +7,7 @@ decays of their own: `engine.tower_optim`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,6 +23,8 @@ from engine.tower_optim import (
     TowersOptimizer,
     check_numbers,
     check_towers,
+    fused,
+    lay_gradients_like,
     layer_scales,
     tower_of,
 )
@@ -126,14 +128,38 @@ def build_optimizer(objective: nn.Module, config: OptimConfig, lr: float) -> tor
     if config.towers:
         return TowersOptimizer(groups, lr)
     if config.name == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, betas=config.betas, eps=config.eps)
+        return adamw(groups, lr=lr, betas=config.betas, eps=config.eps)
     return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, dampening=config.dampening)
+
+
+def adamw(groups: Sequence[dict[str, Any]], **numbers: Any) -> torch.optim.AdamW:
+    """AdamW of torch, fused where its parameters are on the CPU; `numbers` are its own."""
+    fuse = fused([p for group in groups for p in _listed(group["params"])])
+    optimizer = torch.optim.AdamW(groups, fused=fuse or None, **numbers)
+    if fuse:
+        optimizer.register_step_pre_hook(_lay_gradients)
+    return optimizer
+
+
+def _lay_gradients(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    # The groups of now: ZeRO has put flat buffers into the place of their parameters.
+    lay_gradients_like(p for group in optimizer.param_groups for p in group["params"])
 
 
 def set_lr(groups: Iterable[dict[str, Any]], lr: float) -> None:
     """Set the rate of the coming update; `lr` is that of a group with lr_scale 1."""
     for group in groups:
         group["lr"] = lr * group["lr_scale"]
+
+
+def in_form_of(groups: Sequence[Mapping[str, Any]], state: Mapping[str, Any]) -> dict[str, Any]:
+    """An optimizer's state, of another machine or version, with the form of AdamW that these groups have.
+
+    torch reads from the state's own groups whether AdamW is fused, and puts its count of updates where that form needs
+    it, which on CUDA is another place than for the other forms.
+    """
+    form = {key: groups[0][key] for key in ("fused",) if key in groups[0]}
+    return {**state, "param_groups": [{**group, **form} for group in state["param_groups"]]}
 
 
 @contextmanager

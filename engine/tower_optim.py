@@ -11,7 +11,7 @@ buffers have that kind's state, and a checkpoint can be resharded for other numb
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -142,6 +142,26 @@ def _numbered(module: nn.Module, place: str) -> Iterator[tuple[str, HasLayers]]:
 # ---- the optimiser
 
 
+def fused(params: Sequence[Tensor]) -> bool:
+    """Whether torch's fused AdamW takes these parameters: on the CPU, where it needs a third of the time.
+
+    On CUDA torch chooses itself: its fused form keeps the count of updates there, the other one on the CPU, and a run
+    must be able to go on where another one left off.
+    """
+    return all(p.device.type == "cpu" and p.is_floating_point() for p in params)
+
+
+def lay_gradients_like(params: Iterable[Tensor]) -> None:
+    """Give each gradient its parameter's strides: torch 2.13's fused AdamW goes through both as they lie in memory.
+
+    Its form for CUDA refuses other strides, that for the CPU silently updates the wrong elements
+    (findings/torch_fused_adamw_strides.sh). Autograd and ZeRO keep them alike; this costs a comparison.
+    """
+    for p in params:
+        if p.grad is not None and p.grad.stride() != p.stride():
+            p.grad = torch.empty_like(p).copy_(p.grad)
+
+
 class TowersOptimizer(torch.optim.Optimizer):
     """SGD and AdamW side by side: a group's `kind` says which.
 
@@ -203,6 +223,9 @@ def _adamw_step(group: Mapping[str, Any], params: list[Tensor], state: Mapping[A
             state[p]["step"] = torch.tensor(0.0)  # on the CPU, as torch keeps it: no launch of a kernel to count
             state[p]["exp_avg"], state[p]["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
     beta1, beta2 = group["betas"]
+    fuse = fused(params)
+    if fuse:
+        lay_gradients_like(params)
     adamw(
         params,
         [p.grad for p in params if p.grad is not None],
@@ -210,6 +233,7 @@ def _adamw_step(group: Mapping[str, Any], params: list[Tensor], state: Mapping[A
         [state[p]["exp_avg_sq"] for p in params],
         [],
         [state[p]["step"] for p in params],
+        fused=fuse or None,
         lr=group["lr"],
         weight_decay=group["weight_decay"],
         beta1=beta1,

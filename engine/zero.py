@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from engine.deepspeed_config import SUB_GROUP_NUMEL, EngineConfig, deepspeed_dict, import_deepspeed
 from engine.distributed import World
 from engine.interfaces import BatchLike
-from engine.optim import momentum_of, set_lr
+from engine.optim import in_form_of, momentum_of, set_lr
 from engine.rng import get_rng_state, set_rng_state
 from engine.zero_layout import Layout, Param
 
@@ -300,6 +300,8 @@ class ZeroEngine:
 
     def _load_shard(self, shard: Mapping[str, Any]) -> None:
         optimizer = self._engine.optimizer
+        base = SHARD_KEYS[self.stage][0]
+        shard = {**shard, base: in_form_of(optimizer.param_groups, shard[base])}
         if self.stage == 0:
             optimizer.load_state_dict(shard["optimizer"])
             return

@@ -17,6 +17,7 @@ from common.ranges import at_least, below, positive
 from engine.downstream.common import Reader, Samples, Truth, check_rates, check_seeds
 from engine.errors import DivergenceError
 from engine.interfaces import BatchT
+from engine.optim import adamw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class TrainingConfig:
     def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimizer over groups that state their rates."""
         if self.optimizer == "adamw":
-            return torch.optim.AdamW(groups, weight_decay=self.weight_decay)
+            return adamw(groups, weight_decay=self.weight_decay)
         return torch.optim.SGD(groups, momentum=self.momentum, dampening=self.dampening, weight_decay=self.weight_decay)
 
 

@@ -146,6 +146,22 @@ def test_a_resumed_run_is_bit_identical(world: World, tmp_path: Path, stage: int
             assert torch.equal(weights(broken)[name], value), name
 
 
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_run_begun_without_the_fused_form_goes_on(
+    world: World, tmp_path: Path, stage: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The state is the same; the last bits differ, and no setting counts as changed."""
+    more: dict[str, Any] = {"optim": {"name": "adamw", "lr": 0.01}, "checkpoint": {"every_steps": 4}}
+    monkeypatch.setattr("engine.optim.fused", lambda params: False)
+    run_toy(job(tmp_path / "before", stage, **more))
+    cut = shutil.copytree(tmp_path / "before", tmp_path / "cut")
+    shutil.rmtree(next(path for path in list_checkpoints(cut) if path.name == "step_00000008"))
+    monkeypatch.undo()
+    run_toy(job(cut, stage, **more))
+    assert losses(cut) == pytest.approx(losses(tmp_path / "before"), rel=1e-5)
+    assert "settings change" not in caplog.text
+
+
 def test_the_log_window_survives_an_interruption(world: World, tmp_path: Path) -> None:
     def settings_for(run_dir: Path) -> dict[str, Any]:
         made = job(run_dir, checkpoint={"every_steps": 2})

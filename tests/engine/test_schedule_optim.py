@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.optim import OptimConfig, build_optimizer, momentum_of, param_groups, peak_lr, set_lr
+from engine.optim import OptimConfig, build_optimizer, in_form_of, momentum_of, param_groups, peak_lr, set_lr
 from engine.schedule import ScheduleConfig, lr_scale, lr_table, momentum_at, total_steps
 
 
@@ -186,3 +186,39 @@ def test_optim_ranges(field: str, value: object) -> None:
 def test_schedule_ranges(field: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{field}: got {value}"):
         ScheduleConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_fused_adamw_is_torchs_whatever_a_gradients_strides() -> None:
+    """On the CPU the fused form, which alone would read a gradient of other strides as it lies in memory."""
+    weights = []
+    for ours in (True, False):
+        network = nn.Conv2d(4, 6, 3)
+        nn.init.constant_(network.weight, 0.1)
+        optimizer = (
+            build_optimizer(network, OptimConfig(name="adamw", lr=0.1, weight_decay=0.01), 0.1)
+            if ours
+            else torch.optim.AdamW(network.parameters(), lr=0.1, weight_decay=0.01)
+        )
+        assert bool(optimizer.param_groups[0]["fused"]) == ours
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            grad = torch.randn(network.weight.shape, generator=generator)
+            network.weight.grad = grad.to(memory_format=torch.channels_last)
+            assert network.weight.grad.stride() != network.weight.stride()
+            optimizer.step()
+        weights.append(network.weight.detach())
+    torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-6)
+
+
+def test_a_state_takes_the_form_of_the_optimizer_that_reads_it() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    plain = torch.optim.AdamW([weight], lr=0.1)
+    weight.grad = torch.ones(3)
+    plain.step()
+    fused = torch.optim.AdamW([weight], lr=0.1, fused=True)
+    state = in_form_of(fused.param_groups, plain.state_dict())
+    assert [group["fused"] for group in state["param_groups"]] == [True]
+    fused.load_state_dict(state)
+    assert fused.state[weight]["step"] == 1
+    towers = [{"lr": 0.1, "kind": "adamw"}]  # they have no such entry, and get none
+    assert in_form_of(towers, {"state": {}, "param_groups": towers}) == {"state": {}, "param_groups": towers}
