@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from common.retry import StorageRetry, read_at
-from data.storage.remote.remote_store import RemoteStore
 from data.storage.remote.shard_cache import CacheConfig
 from data.storage.shard import Shard
 
@@ -137,4 +136,9 @@ class LocalStore:
 
 def open_store(root: str, cache: CacheConfig, *, retry_min: float) -> Store:
     """The store of a set in a folder or behind a URL, whose storage may be away for `retry_min` minutes."""
-    return RemoteStore(root, cache, retry_min) if is_url(root) else LocalStore(root, retry_min)
+    if not is_url(root):
+        return LocalStore(root, retry_min)
+    # Not before it is needed: the libraries of URLs take a quarter of a second.
+    from data.storage.remote.remote_store import RemoteStore
+
+    return RemoteStore(root, cache, retry_min)

@@ -11,14 +11,15 @@ Letters: N points, M cells, E pairs of cells, K clusters.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
 
 from data.batch_spec import PointClusterConfig
+
+if TYPE_CHECKING:  # scipy takes a third of a second, and few methods ask for clusters
+    from scipy.spatial import cKDTree
 
 _PAIRS_AT_A_TIME = 1 << 20
 """Point pairs that are compared at once: 50 MB."""
@@ -74,7 +75,7 @@ def _dbscan(points: Float[np.ndarray, "N 3"], config: PointClusterConfig) -> Int
     if not core.any():
         return cluster
     cluster[core] = components(points[core], config.radius_m)
-    tree = cKDTree(points[core], balanced_tree=False, compact_nodes=False)
+    tree = _tree(points[core])
     distance, nearest = _nth_nearest(tree, points[~core], 1, config.radius_m)
     reached = np.isfinite(distance)
     cluster[np.flatnonzero(~core)[reached]] = cluster[core][nearest[reached]]
@@ -85,9 +86,15 @@ def _core_points(points: Float[np.ndarray, "N 3"], config: PointClusterConfig) -
     cells = _Cells.of(points, config.radius_m / np.sqrt(3))
     core = np.asarray((cells.count >= config.min_points)[cells.cell])  # a full cell needs no comparison
     rest = np.flatnonzero(~core)
-    tree = cKDTree(points, balanced_tree=False, compact_nodes=False)
+    tree = _tree(points)
     core[rest] = np.isfinite(_nth_nearest(tree, points[rest], config.min_points, config.radius_m)[0])
     return core
+
+
+def _tree(points: Float[np.ndarray, "N 3"]) -> cKDTree:
+    from scipy.spatial import cKDTree
+
+    return cKDTree(points, balanced_tree=False, compact_nodes=False)
 
 
 def _nth_nearest(
@@ -197,6 +204,9 @@ def _within(
 
 
 def _connected(num: int, a: Int[np.ndarray, " E"], b: Int[np.ndarray, " E"]) -> Int[np.ndarray, " M"]:
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(a), dtype=np.int8), (a, b)), shape=(num, num))
     return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 

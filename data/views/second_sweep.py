@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Int
-from scipy.spatial import cKDTree
 
 from data.batch_spec import SecondCloud
 from data.geometry import transform
@@ -62,6 +61,8 @@ def match_sweeps(first: Sample, second: Sample, radius_m: float) -> SweepMatches
 
     The sweeps are registered by their poses. Several points of the first may have the same partner.
     """
+    from scipy.spatial import cKDTree  # not before it is needed: it takes a third of a second
+
     T_world_second = second.T_world_ego @ second.T_ego_lidar
     T_first_second = np.linalg.inv(first.T_world_ego @ first.T_ego_lidar) @ T_world_second
     # Cutting at the median point of each cell is slower to build and hardly faster to search.

@@ -23,7 +23,6 @@ from typing import Final
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 RTE_LIMIT_M = 2.0
@@ -130,6 +129,8 @@ def mean_or_nan(values: Float64[Tensor, " n"]) -> float:
 def _euler_sum(R: Float64[Tensor, "B 3 3"]) -> Float64[Tensor, " B"]:
     if len(R) == 0:
         return R.new_zeros(0)
+    from scipy.spatial.transform import Rotation  # not before it is needed: it takes long
+
     with warnings.catch_warnings():
         # At a middle angle of 90 degrees the other two are not unique. Such a sample is far beyond every limit anyway.
         warnings.filterwarnings("ignore", message="Gimbal lock")

@@ -20,7 +20,6 @@ from functools import partial
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 
@@ -96,6 +95,8 @@ def _each(
 
 
 def _assign(cost: Float[np.ndarray, "R C"], gate: float) -> _Pairs:
+    from scipy.optimize import linear_sum_assignment  # not before it is needed: it takes long
+
     rows, columns = linear_sum_assignment(np.minimum(cost, gate))
     below_gate = cost[rows, columns] < gate
     return rows[below_gate].astype(np.int64), columns[below_gate].astype(np.int64)

@@ -13,16 +13,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int, Int64
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from models.points.ragged import bounds
+
+if TYPE_CHECKING:  # scipy takes a third of a second, and few networks search
+    from scipy.spatial import cKDTree
 
 MAX_TREE_DIMS = 16
 CHUNK_PAIRS = 1 << 24
@@ -153,6 +155,8 @@ def _search(
 
 
 def _tree(points: Tensor) -> cKDTree:
+    from scipy.spatial import cKDTree
+
     # Splitting at the middle instead of the median: half the time to build, searches are as fast on sweeps.
     return cKDTree(points.double().numpy(), balanced_tree=False, compact_nodes=False)
 
