@@ -4,8 +4,7 @@
     python -m benchmarks.norm --rows 67700 --channels 96 --threads 2
 
 Both take the same rows in alternation, the first one changes; ratios are formed pair by pair, reported are their median
-and quartiles. Between pairs the caches are emptied, as a convolution does in a network. Memory is what lives after the
-forward pass beyond the inputs: the result and what is kept for the gradient.
+and quartiles. Before each the caches are emptied, as a convolution does in a network.
 """
 
 from __future__ import annotations
@@ -53,20 +52,6 @@ def seconds(call: Call, norm: nn.BatchNorm1d, x: Tensor, residual: Tensor | None
     return middle - began, time.process_time() - middle
 
 
-def kept_bytes(call: Call, norm: nn.BatchNorm1d, x: Tensor, residual: Tensor | None) -> int:
-    """Of the result and all that is saved for the gradient, without the inputs."""
-    storages: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        pack(call(norm, x, residual))
-    inputs = {t.untyped_storage().data_ptr() for t in (x, residual) if t is not None}
-    return sum(size for place, size in storages.items() if place not in inputs)
-
-
 def measure(rows: int, channels: int, dtype: torch.dtype, *, added: bool, pairs: int) -> list[str]:
     """A row of the table."""
     generator = torch.Generator().manual_seed(0)
@@ -84,13 +69,11 @@ def measure(rows: int, channels: int, dtype: torch.dtype, *, added: bool, pairs:
                 times[call].append(spent)
     before, after = (np.array(times[call]) for call in (by_torch, native))
     ratios = before.sum(1) / after.sum(1)
-    memory = [kept_bytes(call, norm, x, other) for call in (by_torch, native)]
     medians = (1e3 * np.median(t, axis=0) for t in (before, after))
     return [
         f"{rows} x {channels}, {str(dtype)[6:]}, {'residual' if added else 'alone'}",
         *(f"{forward:.2f} + {backward:.2f}" for forward, backward in medians),
         f"{np.median(ratios):.2f} ({np.quantile(ratios, 0.25):.2f}-{np.quantile(ratios, 0.75):.2f})",
-        f"{memory[0] / memory[1]:.1f}",
     ]
 
 
@@ -114,7 +97,7 @@ def main() -> None:
         for dtype in (torch.float32, torch.bfloat16)
         for added in (False, True)
     ]
-    header = ("rows x channels", "torch, ms forward + backward", "native", "torch / native", "memory, torch / native")
+    header = ("rows x channels", "torch, ms forward + backward", "native", "torch / native")
     print(markdown(header, rows))
 
 

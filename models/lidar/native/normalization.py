@@ -1,7 +1,7 @@
 """BatchNorm over rows, a residual added, ReLU, as one native operation with its gradient.
 
-Two passes over the rows forward and two backward, where torch needs seven and nine; kept for the gradient are the rows
-and, with a residual, the result, which the next layer keeps anyway. Sums in float32 within blocks of rows, in double
+Two passes over the rows forward and two backward; kept for the gradient are the rows and, with a residual, the result,
+which the next layer keeps anyway. Sums in float32 within blocks of rows, in double
 over the blocks; results are equal to the last bit at any number of threads. bfloat16 rows are rounded once, at the end.
 
 Source of the gradient: Ioffe & Szegedy, "Batch normalization", ICML 2015, section 3.
