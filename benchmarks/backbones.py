@@ -2,9 +2,10 @@
 
     python -m benchmarks.backbones --points '../shared/data/kitti_raw/**/velodyne_points/data/*.bin'
 
-Each network gets the grid that its paper uses on KITTI (`GRIDS`), its input made by the loader's own `voxelize`. Times
-are medians over repetitions; each drops other points, as in training, so that no shape repeats. On the CPU it is the
-process's own time (of all threads), which a busy machine disturbs less; compare within one call nonetheless.
+Each network gets the grid that its paper uses on KITTI, WaffleIron ScaLR's (`GRIDS`), its input made by the loader's
+own `voxelize`. Times are medians over repetitions; each drops other points, as in training, so that no shape repeats.
+On the CPU it is the process's own time (of all threads), which a busy machine disturbs less; compare within one call
+nonetheless.
 """
 
 from __future__ import annotations
@@ -38,7 +39,14 @@ PILLARS = VoxelConfig(
     range_min=(0.0, -39.68, -3.0),
     range_max=(69.12, 39.68, 1.0),
 )
-GRIDS = {"voxelnet": SECOND, "pillars": PILLARS}
+SCALR = VoxelConfig(
+    kind="cartesian",
+    size=(0.1, 0.1, 0.1),
+    features="xyz_intensity",
+    range_min=(-64.0, -64.0, -8.0),
+    range_max=(64.0, 64.0, 8.0),
+)
+GRIDS = {"voxelnet": SECOND, "pillars": PILLARS, "waffleiron": SCALR}
 SECOND_GRID = {"grid_min": (0, -800, -30), "grid_max": (1408, 800, 10)}
 RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("res16unet", {"preset": "res16unet_tiny"}),
@@ -56,6 +64,7 @@ RUNS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("pointnet2", {"preset": "pointnet2_tiny"}),
     ("pointnet2", {"preset": "pointrcnn"}),
     ("pointnet2", {"preset": "simipu_released"}),
+    ("waffleiron", {"preset": "waffleiron_tiny"}),
 )
 
 

@@ -6,6 +6,7 @@ from models.lidar.pointnet2 import PointNet2Config
 from models.lidar.res16unet import Res16UNetConfig
 from models.lidar.spvcnn import SpvcnnConfig
 from models.lidar.voxelnet import VoxelNetConfig
+from models.lidar.waffleiron import WaffleIronConfig
 
 BACKBONES: dict[str, type[BackboneConfig]] = {
     "res16unet": Res16UNetConfig,
@@ -13,4 +14,5 @@ BACKBONES: dict[str, type[BackboneConfig]] = {
     "pillars": PillarsConfig,
     "pointnet2": PointNet2Config,
     "voxelnet": VoxelNetConfig,
+    "waffleiron": WaffleIronConfig,
 }

@@ -146,3 +146,26 @@ class BackboneConfig(ABC):
     @abstractmethod
     def build(self) -> Backbone:
         """Assemble the network with fresh weights."""
+
+
+def check_range(
+    voxels: VoxelConfig, low: tuple[float, float, float], high: tuple[float, float, float], *, whose: str
+) -> None:
+    """Refuse voxels beyond the range that a network works on, from `low` to `high` in metres; `whose` says of what.
+
+    Raises:
+        ValueError: no Cartesian limits inside the range; says which settings to change.
+    """
+    within = (
+        voxels.kind == "cartesian"
+        and voxels.range_min is not None
+        and voxels.range_max is not None
+        and all(a >= b for a, b in zip(voxels.range_min, low, strict=True))
+        and all(a <= b for a, b in zip(voxels.range_max, high, strict=True))
+    )
+    if not within:
+        raise ValueError(
+            f"points outside {whose} range would train on the features of its rim; the range is {low} to {high}, got "
+            f"data.voxel.kind={voxels.kind!r}, range_min={voxels.range_min}, range_max={voxels.range_max}: set "
+            f"data.voxel.kind=cartesian, data.voxel.range_min={list(low)}, data.voxel.range_max={list(high)}, or less"
+        )

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from common.ranges import below, expect, one_of, positive
 from data.batch_spec import VoxelConfig
-from models.lidar.base import Backbone, BackboneConfig, BirdEyeGrid
+from models.lidar.base import Backbone, BackboneConfig, BirdEyeGrid, check_range
 from models.lidar.bev import BN_EPS, BevBackbone, BevLayout, read_bev, to_bev
 from models.lidar.layers import PointLayer
 from models.pairing import segment_mean
@@ -122,20 +122,7 @@ class PillarsConfig(BackboneConfig):
             ValueError: another input than x, y, z first, or no Cartesian limits inside the pillars' range.
         """
         super().check_voxels(voxels)
-        low, high = voxels.range_min, voxels.range_max
-        if (
-            voxels.kind != "cartesian"
-            or low is None
-            or high is None
-            or any(a < b for a, b in zip(low, self.range_min_m, strict=True))
-            or any(a > b for a, b in zip(high, self.range_max_m, strict=True))
-        ):
-            raise ValueError(
-                f"points outside the pillars' range would train on the features of its rim; the range is "
-                f"{self.range_min_m} to {self.range_max_m}, got data.voxel.kind={voxels.kind!r}, range_min={low}, "
-                f"range_max={high}: set data.voxel.kind=cartesian, data.voxel.range_min={list(self.range_min_m)}, "
-                f"data.voxel.range_max={list(self.range_max_m)}, or less"
-            )
+        check_range(voxels, self.range_min_m, self.range_max_m, whose="the pillars'")
 
     def toy(self) -> PillarsConfig:
         """See `BackboneConfig.toy`."""

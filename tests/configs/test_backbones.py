@@ -27,6 +27,7 @@ BOUNDED = (
 )
 NEEDS = {
     "voxelnet": BOUNDED,
+    "waffleiron": BOUNDED,
     "pillars": (BOUNDED[0], "data.voxel.range_min=[0,-39.68,-3]", "data.voxel.range_max=[69.12,39.68,1]"),
 }
 TINY = {
@@ -36,6 +37,7 @@ TINY = {
     "pillars": {"preset": "pillars_tiny", "range_min_m": (-8.0, -8.0, -8.0), "range_max_m": (8.0, 8.0, 8.0)}
     | {"pillar_size_m": 0.5},
     "pointnet2": {"preset": "pointnet2_tiny"},
+    "waffleiron": {"preset": "waffleiron_tiny", "range_min_m": (-8.0, -8.0, -8.0), "range_max_m": (8.0, 8.0, 8.0)},
 }
 
 
@@ -87,6 +89,7 @@ def test_runs_from_before_there_was_a_choice_stay_as_they_are(tmp_path: Path) ->
             ["method.backbone.in_channels: got 1, expected at least 3"],
         ),
         (["method.backbone.name=pillars", *XYZ], ["method.backbone: points outside the pillars' range"]),
+        (["method.backbone.name=waffleiron", *XYZ], ["method.backbone: points outside the grids' range"]),
         (["method.backbone.name=voxelnet"], ["method.backbone: ", "set data.voxel.kind=cartesian"]),
         (
             ["method.backbone.name=voxelnet", *BOUNDED, "data.voxel.range_max=[51.2,51.2,5.0]"],

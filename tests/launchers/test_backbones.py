@@ -39,6 +39,13 @@ SMALL = {
         *RANGE,
     ),
     "pointnet2": (*XYZ, "method.backbone.preset=pointnet2_tiny"),
+    "waffleiron": (
+        *XYZ,
+        "method.backbone.preset=waffleiron_tiny",
+        "method.backbone.cell_m=2.0",
+        "method.backbone.drop_path=0.2",
+        *RANGE,
+    ),
 }
 PROTOCOLS = (
     "protocols=[linear_probe,knn,finetune]",

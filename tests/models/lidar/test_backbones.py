@@ -16,6 +16,7 @@ from tests.models.lidar.test_sparse import needs_compiler, needs_spconv
 
 SETTINGS: dict[str, dict[str, object]] = {
     "pillars": {"pillar_size_m": 0.25, "range_min_m": (-2.0, -4.0, -1.0), "range_max_m": (6.0, 4.0, 1.5)},
+    "waffleiron": {"cell_m": 0.5, "range_min_m": (-4.0, -4.0, -2.0), "range_max_m": (4.0, 4.0, 2.0)},
     "voxelnet": {"grid_min": (-16, -16, -10), "grid_max": (16, 16, 14)},
 }
 """Small maps about the cloud, for speed; a network that is not named is built with its own defaults."""
