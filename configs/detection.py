@@ -27,7 +27,9 @@ class JudgeConfig:
 
     Attributes:
         benchmarks: metrics, of `engine.detection.judge.BENCHMARKS`; (): the detector is not judged.
-        every_epochs: epochs between two judgements; 0: only at the end of the run.
+        every_epochs: epochs between two judgements; 0: only at the end of the run, and after `every_steps`.
+        every_steps: updates between two judgements, beside those by epochs; 0: none but those. For few labels, whose
+            epochs are a handful of updates, with every_epochs=0.
         shards: folder or URL of a prepared set with labelled boxes; None for the set that the detector is trained on.
         split: of that set.
         limit: use at most this many frames, evenly spread; None for all.
@@ -37,6 +39,7 @@ class JudgeConfig:
 
     benchmarks: tuple[str, ...] = ()
     every_epochs: int = 1
+    every_steps: int = 0
     shards: str | None = None
     split: str = "val"
     limit: int | None = None
@@ -45,7 +48,7 @@ class JudgeConfig:
 
     def __post_init__(self) -> None:
         different(self, "benchmarks")
-        at_least(self, "0: only at the end", every_epochs=0)
+        at_least(self, "0: only at the end", every_epochs=0, every_steps=0)
         at_least(self, limit=1, batch_size=1, num_workers=0)
 
 

@@ -87,8 +87,9 @@ class Boxes:
         num_radar_points: points of radars inside, as the set states them; -1 where unknown.
         truncations: share of the object outside its image; NaN where unknown.
         occlusions: the set's own level; -1 where unknown.
-        image_boxes_px: left, top, right, bottom in the image of the set's first camera; NaN where unknown.
+        image_boxes_px: left, top, right, bottom in the image of `camera`; NaN where unknown.
         alphas: KITTI's observation angle, radians; NaN where unknown.
+        camera: name of the camera that the last four are about; None: the set's first one.
     """
 
     centers_m: Float[np.ndarray, "boxes 3"]
@@ -106,6 +107,7 @@ class Boxes:
     occlusions: Int[np.ndarray, " boxes"] | None = None
     image_boxes_px: Float[np.ndarray, "boxes 4"] | None = None
     alphas: Float[np.ndarray, " boxes"] | None = None
+    camera: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,7 @@ class Sample:
         times_s: how long before the sweep's time each point was measured, seconds: 0 or more in a cloud of several
             sweeps; None where all points count as of the sweep's time.
         elongations: of each point's pulse beyond its nominal width, in the set's own unit; None where not measured.
+        token: what the set's own benchmark calls the sweep (nuScenes' sample token); None where `key` tells it.
     """
 
     key: str
@@ -142,6 +145,7 @@ class Sample:
     boxes: Boxes | None = None
     times_s: Float[np.ndarray, " N"] | None = None
     elongations: Float[np.ndarray, " N"] | None = None
+    token: str | None = None
 
     def T_cam_lidar(self, camera: CameraView) -> Float[np.ndarray, "4 4"]:  # noqa: N802
         """Pose chain LiDAR -> ego at the sweep's time -> world -> ego at the camera's time -> camera."""

@@ -21,6 +21,9 @@ from launchers.reporting.table import print_table
 from launchers.runs.files import CONFIG_FILE
 from launchers.runs.terminal import terminal
 
+_WIDTH = 120
+"""Of tables of detection metrics, which a pipe has no width for."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the verb; 0 when all results are written."""
@@ -59,9 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _rejudge(options: argparse.Namespace) -> int:
     """What `--detector` asks for."""
-    from launchers.finetuning.rejudge import print_scores, rejudge
+    from launchers.evaluation.score_table import print_scores
+    from launchers.finetuning.rejudge import rejudge
 
-    console = terminal()
+    console = terminal(width=_WIDTH)
     judged = rejudge(
         Path(options.detector),
         options.overrides,

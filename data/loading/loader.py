@@ -333,6 +333,9 @@ def build_loader(
         )
     reader = opened.reader
     order = order_of(opened, config.order, seed=seed, shards_per_group=config.shards_per_group)
+    sampler = ObjectSampler(database, spec.boxes, config.sampling) if database and config.sampling.counts else None
+    if rank == 0 and sampler is not None:
+        sampler.tell_lacking()
     make = _TrainingBatches(
         reader=reader,
         order=order,
@@ -345,7 +348,7 @@ def build_loader(
         world_size=world_size,
         cache=teacher_cache,
         partners=partners_for(reader, opened.indices, spec) if spec.second_cloud else None,
-        sampler=ObjectSampler(database, spec.boxes, config.sampling) if database and config.sampling.counts else None,
+        sampler=sampler,
     )
     return ShardLoader(make)
 

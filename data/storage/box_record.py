@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -152,7 +153,7 @@ def decode_boxes(read: NpyReader, schema_version: int) -> Boxes | None:
     table = read("boxes.npy", "<f8", (None, sum(_TABLE.values())))
     if table is None:
         return None
-    optional: dict[str, np.ndarray] = {}
+    optional: dict[str, Any] = {}
     names = _DETAILS if schema_version >= 3 else _DETAILS[:_DETAILS_BEFORE_3]
     details = read("box_details.npy", "<i4", (len(table), len(names)))
     if details is not None:

@@ -6,6 +6,7 @@ damage is named.
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -71,6 +72,8 @@ def decode_sample(key: str, members: Mapping[str, bytes], parts: DecodeSpec) -> 
         boxes = decode_boxes(
             lambda name, dtype, shape: _decode_optional(name, members, dtype, shape), meta["schema_version"]
         )
+    if boxes is not None:
+        boxes = dataclasses.replace(boxes, camera=_name_or_none(meta, "boxes_camera"))
     sample = Sample(
         key=key,
         log=meta["log"],
@@ -85,6 +88,7 @@ def decode_sample(key: str, members: Mapping[str, bytes], parts: DecodeSpec) -> 
         boxes=boxes,
         times_s=_decode_optional("times_s.npy", members, "<f4", (num_points,)),
         elongations=_decode_optional("elongations.npy", members, "<f4", (num_points,)),
+        token=_name_or_none(meta, "token"),
     )
     check_sample(sample)
     return sample
@@ -110,6 +114,13 @@ def _decode_meta(members: Mapping[str, bytes]) -> dict[str, Any]:
     if not all(isinstance(name, str) for name in meta["members"]):
         raise DamagedError("meta-broken", "an entry of members is no string")
     return meta
+
+
+def _name_or_none(meta: Mapping[str, Any], name: str) -> str | None:
+    value = meta.get(name)
+    if value is not None and not isinstance(value, str):
+        raise DamagedError("meta-broken", f"{name} is {value!r:.100}, expected a name")
+    return value
 
 
 def _matrix(holder: Mapping[str, Any], name: str, side: int) -> Float[np.ndarray, "side side"]:

@@ -108,6 +108,10 @@ def check_sample(sample: Sample) -> None:
     _check_measured("elongations", sample.elongations, (0.0, MAX_ELONGATION))
     if sample.boxes is not None:
         check_boxes(sample.boxes, MAX_COORDINATE_M)
+        if sample.boxes.camera not in (None, *(camera.name for camera in sample.cameras)):
+            raise DamagedError("boxes-broken", f"2D boxes of the camera {sample.boxes.camera!r}, which is not there")
+    if sample.token is not None and not _KEY.match(sample.token):
+        raise DamagedError("meta-broken", f"token {sample.token!r:.100}, expected letters, digits, '-' and '_' only")
     _check_rigid("T_ego_lidar", sample.T_ego_lidar, _MAX_EXTRINSICS_M)
     _check_rigid("T_world_ego", sample.T_world_ego, _MAX_POSITION_M)
     for camera in sample.cameras:
@@ -334,12 +338,16 @@ def _imencode(extension: str, image: np.ndarray, options: list[int]) -> bytes:
 
 
 def _encode_meta(sample: Sample, members: list[str]) -> bytes:
+    boxes_camera = None if sample.boxes is None else sample.boxes.camera
     meta = {
         "schema_version": SCHEMA_VERSION,
         "log": sample.log,
         "timestamp_us": int(sample.timestamp_us),
         "T_ego_lidar": sample.T_ego_lidar.tolist(),
         "T_world_ego": sample.T_world_ego.tolist(),
+        # These two only where there are any: other sets keep their bytes.
+        **({} if sample.token is None else {"token": sample.token}),
+        **({} if boxes_camera is None else {"boxes_camera": boxes_camera}),
         "cameras": [
             {
                 "name": camera.name,

@@ -91,6 +91,11 @@ class StreetCameraConfig:
             expect(self, listed, len(getattr(self, listed)) == len(self.names), f"{len(self.names)} entries, as names")
         between(self, time_offsets_s=(-0.5, 0.5))
 
+    @property
+    def boxes_camera(self) -> int | None:
+        """Number of the camera that 2D boxes are in: the one that looks ahead most; None where there is none."""
+        return min(range(len(self.names)), key=lambda n: abs(math.remainder(self.yaws_deg[n], 360)), default=None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class StreetConfig:

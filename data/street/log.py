@@ -67,6 +67,7 @@ class LogRenderer:
         start_us = _LOG_START_US * (self.log_index + 1)
         sweep = self.sweep(frame)
         views = tuple(self.view(frame, camera) for camera in range(len(self.config.cameras.names)))
+        seen_by = self.config.cameras.boxes_camera
         return Sample(
             key=f"{log}-{frame:05d}",
             log=log,
@@ -78,7 +79,7 @@ class LogRenderer:
             cameras=views,
             labels=sweep.labels,
             instances=sweep.instances,
-            boxes=self.boxes(frame, sweep, views[0] if views else None),
+            boxes=self.boxes(frame, sweep, None if seen_by is None else views[seen_by]),
         )
 
     def sweep(self, frame: int) -> Sweep:
@@ -111,13 +112,13 @@ class LogRenderer:
             labels=rendering.labels if cameras.labels else None,
         )
 
-    def boxes(self, frame: int, sweep: Sweep, first: CameraView | None = None) -> Boxes:
+    def boxes(self, frame: int, sweep: Sweep, seen_by: CameraView | None = None) -> Boxes:
         """Boxes of the objects that the sweep met, in the LiDAR frame; velocities are over ground.
 
         Args:
             frame: of the log.
             sweep: of that frame.
-            first: its first camera's view, with the depth; None: what the camera sees of the boxes is left out.
+            seen_by: a camera's view of it, with the depth; None: what a camera sees of the boxes is left out.
         """
         time_s = frame / self.config.frame_rate_hz
         met, counts = np.unique(sweep.instances[sweep.instances > 0].astype(np.int64), return_counts=True)
@@ -138,10 +139,13 @@ class LogRenderer:
             num_points=counts.astype(np.int64),
             categories=labels,
         )
-        if first is None:
+        if seen_by is None:
             return boxes
-        seen = seen_boxes(self._placed(met - 1, time_s + self.config.cameras.time_offsets_s[0]), first)
-        return dataclasses.replace(boxes, **vars(seen))
+        cameras = self.config.cameras
+        then_s = time_s + cameras.time_offsets_s[cameras.names.index(seen_by.name)]
+        return dataclasses.replace(
+            boxes, **vars(seen_boxes(self._placed(met - 1, then_s), seen_by)), camera=seen_by.name
+        )
 
     def _placed(self, rows: Int[np.ndarray, " n"], time_s: float) -> Float[np.ndarray, "n 7"]:
         """Centre, size and heading in the world of some objects."""

@@ -17,6 +17,7 @@ Letters: K boxes, N points, C candidates.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ from data.storage.object_database import ObjectDatabase, ObjectTable, columns_of
 from data.storage.shard import ShardError
 from data.views.boxes import ViewBoxes, all_boxes, rows_inside
 from data.views.ground import ground_mask
+
+logger = logging.getLogger(__name__)
 
 _PERMUTATIONS_KEPT = 64
 _GROUND_WITHIN_M = 3.0
@@ -107,7 +110,7 @@ class ObjectSampler:
             RangeError: `config.counts` names a class that is not among `names`.
         """
         self.database = database
-        self._config = config
+        self._config, self._names = config, tuple(names)
         self._counts = {}
         for name, count in config.counts.items():
             if name not in names:
@@ -119,6 +122,19 @@ class ObjectSampler:
         usable = config.usable(database.table)
         self._objects = {number: np.flatnonzero(usable & (database.table.classes == number)) for number in self._counts}
         self._permutations: OrderedDict[tuple[int, int, int], Int[np.ndarray, " k"]] = OrderedDict()
+
+    def tell_lacking(self) -> None:
+        """Warn of classes that are asked for and of which there is no object to put in."""
+        lacking = [self._names[number] for number, objects in self._objects.items() if len(objects) == 0]
+        if lacking:
+            logger.warning(
+                "data.sampling.counts: no %s is put in: the %d objects of the %d samples in use have none that "
+                "data.sampling allows (min_points, difficulty, height in the image, truncation, occlusion). Use more "
+                "labels (data.fraction), or looser limits",
+                " and no ".join(lacking),
+                len(self.database.table),
+                len(self.database.samples),
+            )
 
     def put_into(self, sample: Sample, boxes: ViewBoxes, index: int, draws: SampleDraws) -> tuple[Sample, ViewBoxes]:
         """The sweep with objects added: their points come first, their boxes last. Points have no classes any more.

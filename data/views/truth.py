@@ -26,6 +26,7 @@ class FrameTruth:
         cameras: calibration of all cameras, in the set's order.
         T_ego_lidar: extrinsics.
         T_world_ego: ego pose at the sweep's time.
+        token: see `Sample`.
     """
 
     index: int
@@ -36,6 +37,7 @@ class FrameTruth:
     cameras: tuple[CameraView, ...]
     T_ego_lidar: Float[np.ndarray, "4 4"]
     T_world_ego: Float[np.ndarray, "4 4"]
+    token: str | None = None
 
     @classmethod
     def of(cls, sample: Sample, index: int) -> FrameTruth:
@@ -50,7 +52,14 @@ class FrameTruth:
             cameras=tuple(dataclasses.replace(camera, **bare) for camera in sample.cameras),
             T_ego_lidar=sample.T_ego_lidar,
             T_world_ego=sample.T_world_ego,
+            token=sample.token,
         )
+
+    @property
+    def boxes_camera(self) -> CameraView | None:
+        """The camera that 2D boxes, truncations, occlusions and observation angles are about; None without cameras."""
+        name = None if self.boxes is None else self.boxes.camera
+        return next((camera for camera in self.cameras if name in (None, camera.name)), None)
 
     def T_cam_lidar(self, camera: CameraView) -> Float[np.ndarray, "4 4"]:  # noqa: N802
         """See `Sample.T_cam_lidar`."""

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+from engine.detection import argoverse2
 from engine.detection.argoverse2 import score_argoverse2
 from engine.detection.frames import FoundObjects, JudgeError, TrueObjects, paired
 from engine.detection.kitti import score_kitti
+from engine.detection.kitti_rules import KITTI_CLASSES
 from engine.detection.nuscenes import score_nuscenes
-from engine.detection.once import score_once
+from engine.detection.nuscenes_rules import CLASS_RANGE_M
+from engine.detection.once import ONCE_CLASSES, score_once
 from engine.detection.scores import Scores
-from engine.detection.waymo import score_waymo
+from engine.detection.waymo import MIN_IOU, score_waymo
 
 Pairs = Sequence[tuple[TrueObjects, FoundObjects]]
 """True and found objects of every frame."""
@@ -23,6 +26,38 @@ BENCHMARKS: Mapping[str, Callable[[Pairs], Scores]] = {
     "once": score_once,
 }
 """Name of a benchmark -> its metric with the official settings."""
+
+
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "argoverse2": argoverse2.CLASSES,
+    "kitti": tuple(kind.name for kind in KITTI_CLASSES),
+    "nuscenes": tuple(CLASS_RANGE_M),
+    "waymo": tuple(MIN_IOU),
+    "once": tuple(name for kind in ONCE_CLASSES for name in kind.members),
+}
+"""Benchmark -> names of the classes that it judges. Case does not count, but for nuScenes'."""
+
+
+def check_classes(benchmark: str, classes: Sequence[str]) -> None:
+    """Refuse a detector that knows nothing of what a benchmark judges: it would have 0, however good it is.
+
+    Args:
+        benchmark: one of `BENCHMARKS`.
+        classes: of the detector, by the benchmark's names.
+
+    Raises:
+        JudgeError: none of them is judged.
+    """
+    known = CLASSES.get(benchmark)
+    if known is None:  # not one of ours
+        return
+    spelt = set(known) if benchmark == "nuscenes" else {name.lower() for name in known}
+    own = classes if benchmark == "nuscenes" else [name.lower() for name in classes]
+    if spelt.isdisjoint(own):
+        raise JudgeError(
+            f"none of the detector's classes ({', '.join(classes)}) is judged by {benchmark}, which knows "
+            f"{', '.join(known)}; choose a benchmark of these classes"
+        )
 
 
 def judge(benchmark: str, truth: Sequence[TrueObjects], found: Sequence[FoundObjects]) -> Scores:

@@ -298,7 +298,7 @@ def _value(rows: Sequence[Score], subset: str, metric: str) -> float:
 
 def _notes(groups: Sequence[_Group], board: _Board) -> tuple[str, ...]:
     notes = []
-    few = [f"{g.kind.name} {g.level.name} {g.roles.num_true}" for g in groups if g.roles.num_true < _FULL_R40]
+    few = [f"{g.kind.name} {g.level.name} {g.roles.num_true}" for g in groups if 0 < g.roles.num_true < _FULL_R40]
     if few:
         notes.append(
             f"R40 of fewer than {_FULL_R40} objects n reaches (n - 1) / 40 at most, however good the detector: "

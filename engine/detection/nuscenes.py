@@ -181,7 +181,7 @@ def _check(frames: Sequence[FramePair], scores: Float64[np.ndarray, " D"], setti
                 "most; keep those with the highest scores"
             )
         for what, used, known in (
-            ("class of a found object", set(found.classes), _CODES.keys()),
+            ("class of a found object", set() if settings.other_classes else set(found.classes), _CODES.keys()),
             ("attribute of a found object", set(found.attributes or ()), _ATTRIBUTES.keys() | {""}),
             ("attribute of a true object", set(frame.attributes or ()), _ATTRIBUTES.keys() | {""}),
         ):

@@ -143,7 +143,7 @@ def true_objects(frame: FrameTruth, manifest: Manifest, benchmark: str) -> TrueO
     if boxes is None:
         return None
     T, origin = _frame_of(frame, benchmark)
-    first = frame.cameras[0] if frame.cameras else None
+    camera = frame.boxes_camera
     return TrueObjects(
         key=frame.key,
         boxes=moved(np.column_stack([boxes.centers_m, boxes.sizes_m, boxes.yaws]).astype(np.float64), T),
@@ -158,7 +158,7 @@ def true_objects(frame: FrameTruth, manifest: Manifest, benchmark: str) -> TrueO
         occlusions=_or_none(boxes.occlusions, np.int64),
         image_boxes_px=_or_none(boxes.image_boxes_px, np.float64),
         alphas=_or_none(boxes.alphas, np.float64),
-        ignored_px=None if first is None else _or_none(first.ignored_px, np.float64),
+        ignored_px=None if camera is None else _or_none(camera.ignored_px, np.float64),
     )
 
 
@@ -169,7 +169,7 @@ def benchmark_classes(classes: Sequence[str], manifest: Manifest, benchmark: str
 
 
 def found_objects(found: Found, frame: FrameTruth, names: Sequence[str], benchmark: str) -> FoundObjects:
-    """What was found in a frame, with its boxes in the first camera's image where there is one.
+    """What was found in a frame, with its boxes in the image that the true ones are given in, where there is one.
 
     Args:
         found: in the frame.
@@ -181,8 +181,7 @@ def found_objects(found: Found, frame: FrameTruth, names: Sequence[str], benchma
     classes = tuple(names[number] for number in found.classes.tolist())
     speeds = np.nan_to_num(np.linalg.norm(found.velocities_mps, axis=1)).tolist()
     in_image: dict[str, Float64[np.ndarray, "..."]] = {}
-    if frame.cameras:
-        camera = frame.cameras[0]
+    if (camera := frame.boxes_camera) is not None:
         boxes, T_cam_lidar = torch.from_numpy(found.boxes), torch.from_numpy(frame.T_cam_lidar(camera)).double()
         K = torch.from_numpy(camera.K).double()
         in_image = {

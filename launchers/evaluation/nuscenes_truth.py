@@ -33,9 +33,8 @@ def read_truth(folder: Path, keys: Sequence[str] | None, split: str | None) -> l
         raise JudgeError(f"no split {split!r} of nuScenes; expected one of {', '.join(SPLITS)}")
     scenes = read_table(folder, "scene", "name", "token")
     index = NuscenesIndex(folder, (LIDAR,), [token for _, token in scenes], whole=())
-    tokens = [row[0] for row in read_table(folder, "sample", "token")]
     frames = {
-        tokens[row["sample"]]: row
+        bytes(index.sample_tokens[row["sample"]]).decode("ascii"): row
         for number, (name, _) in enumerate(scenes)
         if split is None or name in SPLITS[split]
         for row in index.frames(number, 0)

@@ -26,10 +26,9 @@ from data.loading.detection_frames import frame_truth
 from data.loading.loader import DataConfig
 from data.storage.manifest import Manifest, load_manifest
 from data.storage.reader import SampleError, SampleReader
-from data.views.truth import FrameTruth
 from engine.checkpoint import told_by_main
 from engine.detection.frames import JudgeError, paired
-from engine.detection.judge import BENCHMARKS, judge
+from engine.detection.judge import BENCHMARKS, check_classes, judge
 from engine.detection.nuscenes import score_nuscenes
 from engine.detection.nuscenes_rules import CLASS_RANGE_M, NuscenesSettings
 from engine.detection.scores import Scores
@@ -130,18 +129,6 @@ def judge_frames(frames: Sequence[JudgedFrame], judged: JudgedSet, config: Finet
     return scores
 
 
-def check_frame(judged: JudgedSet, config: FinetuneConfig) -> None:
-    """Judge an empty hand on one frame, so that what a benchmark lacks shows before a run trains for hours.
-
-    Raises:
-        ConfigError: see `judge_frames`.
-        ShardError: the frame cannot be read.
-    """
-    truth = frame_truth(SampleReader(judged.manifest), int(judged.indices[0]))
-    if truth.boxes is not None:
-        judge_frames([JudgedFrame(truth=truth, found=NOTHING)], judged, config)
-
-
 def verdict_of(benchmark: str, frames: Sequence[JudgedFrame], manifest: Manifest, classes: Sequence[str]) -> Scores:
     """Of one benchmark; nuScenes' means are over the detector's classes, and say so where these are not all ten.
 
@@ -152,7 +139,7 @@ def verdict_of(benchmark: str, frames: Sequence[JudgedFrame], manifest: Manifest
     if benchmark == "nuscenes":
         own = benchmark_classes(classes, manifest, benchmark)
         if known := tuple(name for name in CLASS_RANGE_M if name in own):
-            return score_nuscenes(paired(truth, found), NuscenesSettings(classes=known))
+            return score_nuscenes(paired(truth, found), NuscenesSettings(classes=known, other_classes=True))
     return judge(benchmark, truth, found)
 
 
@@ -191,16 +178,20 @@ def judged_steps(run_dir: Path) -> list[int]:
 
 
 def check_benchmarks(judged: JudgedSet, config: FinetuneConfig) -> None:
-    """Refuse before the training what a benchmark would refuse after it, by the first frame with nothing found in it.
+    """Refuse before the training what would fail after it: by the classes, and by the first frame, nothing found in it.
 
     A frame that cannot be read, or that nobody has labelled, says nothing.
 
     Raises:
-        ConfigError: see `judge_frames`.
+        ConfigError: a benchmark judges none of the detector's classes; or see `judge_frames`.
     """
-    first = int(judged.indices[0])
+    for name in config.judge.benchmarks:
+        try:
+            check_classes(name, benchmark_classes(config.model.classes, judged.manifest, name))
+        except JudgeError as error:
+            raise ConfigError(f"judge.benchmarks={name}: {error}") from error
     try:
-        truth = FrameTruth.of(SampleReader(judged.manifest).read(first, images=False, labels=True), first)
+        truth = frame_truth(SampleReader(judged.manifest), int(judged.indices[0]))
     except SampleError:
         return
     if truth.boxes is not None:
@@ -208,7 +199,7 @@ def check_benchmarks(judged: JudgedSet, config: FinetuneConfig) -> None:
 
 
 class Judging:
-    """Judges a detector every so many epochs and at the end; an `engine.measuring.Measurement`."""
+    """Judges a detector every so many epochs or updates and at the end; an `engine.measuring.Measurement`."""
 
     def __init__(self, config: FinetuneConfig, world: World, *, steps_per_epoch: float) -> None:
         """Open the set.
@@ -220,7 +211,6 @@ class Judging:
         self._config, self._world, self._steps_per_epoch = config, world, steps_per_epoch
         self._judged = JudgedSet.of(config)
         check_benchmarks(self._judged, config)
-        check_frame(self._judged, config)
         self._steps: Iterable[int] = told_by_main(lambda: judged_steps(Path(config.run_dir)), world)
         self._file: MetricsFile | None = None
         self._begun = 0
@@ -235,8 +225,11 @@ class Judging:
         return step not in self._steps and (last or self._ends_period(step))
 
     def _ends_period(self, step: int) -> bool:
-        """Whether the last of so many epochs ended with this update."""
-        period = self._config.judge.every_epochs * self._steps_per_epoch
+        """Whether the last of so many epochs, or of so many updates, ended with this update."""
+        judge = self._config.judge
+        if judge.every_steps > 0 and step % judge.every_steps == 0:
+            return True
+        period = judge.every_epochs * self._steps_per_epoch
         return period > 0 and math.floor(step / period + 1e-9) > math.floor((step - 1) / period + 1e-9)
 
     def __call__(self, objective: nn.Module, step: int, stopped: Callable[[], bool]) -> Mapping[str, float] | None:

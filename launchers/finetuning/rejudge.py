@@ -8,21 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from common.files import replace_file
 from common.run_files import CHECKPOINT_CONFIG
-from configs.detection import FinetuneConfig
+from configs.detection import RANDOM, FinetuneConfig
 from configs.load import ArgumentError, ConfigError
 from configs.runs import read_run
 from data.storage.reader import SampleReader
-from engine.detection.scores import MEAN, Scores
+from engine.detection.scores import Scores
 from launchers.evaluation.common import device_of
 from launchers.evaluation.detections import JudgedFrame, detect
 from launchers.evaluation.networks import identity_of, run_folder_of
 from launchers.evaluation.submission import write_submission
-from launchers.finetuning.judging import JudgedSet, judge_frames, record_of
+from launchers.finetuning.judging import JudgedSet, check_benchmarks, judge_frames, record_of
 from launchers.training.restore import build_objective, find_checkpoint_folder
 from models.detection.base import Detector
 
@@ -77,6 +75,7 @@ def rejudge(
     if not config.judge.benchmarks:
         raise ConfigError("judge.benchmarks: got [], expected one at least, for example judge.benchmarks=[kitti]")
     judged = JudgedSet.of(config)
+    check_benchmarks(judged, config)
     frames = _found(checkpoint, config, judged, device)
     labelled = any(frame.truth.boxes is not None for frame in frames)
     if not labelled and submission is None:
@@ -99,7 +98,10 @@ def rejudge(
     return Rejudged(
         scores=scores,
         results=folder / name,
-        submissions=tuple(write_submission(place, b, frames, judged.manifest, classes) for b, place in places),
+        submissions=tuple(
+            write_submission(place, name, frames, judged.manifest, classes, pretrained=config.init != RANDOM)
+            for name, place in places
+        ),
     )
 
 
@@ -118,20 +120,3 @@ def _found(checkpoint: Path, config: FinetuneConfig, judged: JudgedSet, device: 
     )
     assert found is not None  # nothing ends it early
     return found
-
-
-def print_scores(scores: Scores, console: Console) -> None:
-    """The headline figures, and a row for each class of the first of them."""
-    table = Table(title=scores.benchmark, title_justify="left")
-    for column in ("class", "objects", "metric", "subset", "value"):
-        table.add_column(column, justify="right" if column in {"objects", "value"} else "left")
-    for title, value in scores.headline.items():
-        table.add_row(MEAN, "", title, "", f"{value:.2f}")
-    for row in scores.rows:
-        if row.category != MEAN:
-            table.add_row(
-                row.category, str(row.num_true), row.metric, row.subset, f"{row.value:.2f} {row.unit}".strip()
-            )
-    console.print(table)
-    for note in scores.notes:
-        console.print(f"note: {note}", soft_wrap=True)

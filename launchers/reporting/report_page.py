@@ -72,6 +72,15 @@ class RunReport:
     detection: DetectionReport | None = None
 
 
+def by_kind(runs: Sequence[RunReport]) -> dict[str, list[RunReport]]:
+    """Runs of pre-training apart from the trainings of detectors, by what each kind is called."""
+    kinds = {
+        "Pre-training": [run for run in runs if run.detection is None],
+        "Training of detectors": [run for run in runs if run.detection is not None],
+    }
+    return {kind: group for kind, group in kinds.items() if group}
+
+
 _TEMPLATE = template(Path(__file__).with_name("report.html.j2"))
 
 
@@ -121,8 +130,14 @@ def page(
         detector_legend=[(f"{name}, from {d.init}", line_style(colours[name])) for name, d in detectors.items()],
         epoch_charts=epoch_charts(detectors, colours),
         precision_charts=precision_charts(detectors, colours),
-        charts=_charts(runs, colours),
-        legend=[(name, line_style(number)) for name, number in colours.items()],
+        trainings=[
+            {
+                "title": kind,
+                "charts": _charts(group, colours),
+                "legend": [(run.name, line_style(colours[run.name])) for run in group],
+            }
+            for kind, group in by_kind(runs).items()
+        ],
         pictures=[
             embedded(f"{run.name}: {name}", image, _PICTURE_WIDTH_PX)
             for run in runs

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from launchers.reporting.collect import ReportSources
 from launchers.reporting.detection_report import DetectionReport
-from launchers.reporting.report_page import RunReport
+from launchers.reporting.report_page import RunReport, by_kind
 from launchers.reporting.table import markdown, plain, table_line
 from launchers.reporting.troubles import Trouble, choice_rows
 
@@ -23,8 +23,8 @@ def text_report(sources: ReportSources, runs: Sequence[RunReport], title: str, m
         parts += ["## Choice of checkpoints", _table(choice_rows(sources.chosen))]
     if detectors := {run.name: run.detection for run in runs if run.detection is not None}:
         parts += ["## Detectors", _detectors(detectors)]
-    if runs:
-        parts += ["## Training" if detectors else "## Pre-training", _runs(runs)]
+    for heading, group in by_kind(runs).items():
+        parts += [f"## {heading}", _runs(group)]
     parts += ["## This report", "\n".join(f"- {plain(k)}: {plain(v)}" for k, v in made.items())]
     return "\n\n".join(parts) + "\n"
 

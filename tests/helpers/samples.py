@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -126,19 +127,24 @@ def full_sample(rng: np.random.Generator | None = None, num_boxes: int = 2) -> S
     rng = np.random.default_rng(0) if rng is None else rng
     sample = make_sample(rng)
     unknown = np.arange(num_boxes) == 1
-    boxes = dataclasses.replace(
-        make_boxes(rng, num_boxes),
+    numbers: dict[str, Any] = {
         **{name: np.where(unknown, -1, 3) for name in ("num_points", "difficulties", "attributes", "categories")},
         **{name: np.where(unknown, -1, 2) for name in ("num_radar_points", "occlusions")},
+    }
+    boxes = dataclasses.replace(
+        make_boxes(rng, num_boxes),
+        **numbers,
         truncations=np.where(unknown, np.nan, 0.3),
         image_boxes_px=np.where(unknown[:, None], np.nan, [1.25, 2.1, 30.7, 27.1]),
         alphas=np.where(unknown, np.nan, -1.57),
+        camera=CAMERA_NAMES[1],
     )
     first = dataclasses.replace(sample.cameras[0], ignored_px=np.array([[0.5, 1, 20, 30], [5, 5, 5, 9]]))
     return dataclasses.replace(
         sample,
         boxes=boxes,
         cameras=(first, *sample.cameras[1:]),
+        token="8f3e",
         times_s=np.linspace(0, 0.45, 400, dtype=np.float32),
         elongations=np.linspace(0, 1.5, 400, dtype=np.float32),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,18 @@ from configs.runs import read_run
 from data.loading.detection_frames import frame_truth
 from data.storage.reader import SampleReader
 from engine.detection.formats.kitti import read_found
-from launchers.evaluation.detections import NOTHING, Found, JudgedFrame, found_objects, true_objects
+from engine.detection.formats.nuscenes import read_results
+from engine.detection.formats.once import once_boxes
+from engine.detection.formats.once import read_found as once_found
+from engine.detection.nuscenes_rules import CLASS_RANGE_M
+from launchers.evaluation.detections import (
+    NOTHING,
+    Found,
+    JudgedFrame,
+    benchmark_classes,
+    found_objects,
+    true_objects,
+)
 from launchers.evaluation.submission import write_submission
 from launchers.finetuning.judging import JudgedSet, judge_frames, record_of
 from launchers.finetuning.rejudge import rejudge
@@ -85,8 +97,84 @@ def test_what_is_written_for_a_benchmark_is_what_was_found(street_set: str, tmp_
     for frame, read in zip(frames, back, strict=True):
         sizes = {tuple(np.round(row, 3)) for row in frame.found.boxes[:, 3:6]}
         assert {tuple(np.round(row, 3)) for row in read.boxes[:, 3:6]} <= sizes
-    with pytest.raises(ArgumentError, match="--submission: no files of once can be written here, only of kitti"):
-        write_submission(tmp_path, "once", frames, judged.manifest, settings.model.classes)
+    with pytest.raises(ArgumentError, match="--submission: no files of coco can be written here, only of kitti"):
+        write_submission(tmp_path, "coco", frames, judged.manifest, settings.model.classes)
+
+
+def test_kittis_metric_is_about_the_camera_that_looks_ahead(street_set: str) -> None:
+    settings = config(street_set)
+    judged = JudgedSet.of(settings)
+    for frame in frames_of(judged, settings.model.classes):
+        assert frame.truth.boxes_camera is not None
+        assert frame.truth.boxes_camera.name == "front"
+        true = true_objects(frame.truth, judged.manifest, "kitti")
+        assert true is not None
+        names = benchmark_classes(settings.model.classes, judged.manifest, "kitti")
+        found = found_objects(frame.found, frame.truth, names, "kitti")
+        rows = [true.categories.index(name) for name in dict.fromkeys(true.categories) if name in names]
+        assert rows
+        # The sweep is a little earlier than the image.
+        seen = ~np.isnan(true.image_boxes_px).any(axis=1) & np.isin(true.categories, names)
+        assert seen.any()
+        of_found = np.flatnonzero(np.isin(true.categories, names))
+        apart = true.image_boxes_px[seen] - found.image_boxes_px[np.isin(of_found, np.flatnonzero(seen))]
+        assert np.median(np.abs(apart)) < 3
+
+
+def test_nuscenes_results_are_named_by_sample_tokens(street_set: str, tmp_path: Path) -> None:
+    """Only samples, as many objects as are allowed, classes that it has, velocities that are numbers."""
+    settings = config(street_set)
+    judged = JudgedSet.of(settings)
+    classes = (*settings.model.classes, "tram")
+    frames = frames_of(judged, settings.model.classes)
+    with pytest.raises(ArgumentError, match=r"has no sample token, .*prepare it again"):
+        write_submission(tmp_path, "nuscenes", frames, judged.manifest, classes)
+    (first, second, *_) = (
+        dataclasses.replace(frame, truth=dataclasses.replace(frame.truth, token=token))
+        for frame, token in zip(frames, ("aa", None, "cc"), strict=True)
+    )
+    boxes = np.repeat(first.found.boxes[:1], 600, axis=0)
+    many = Found(
+        boxes=boxes,
+        velocities_mps=np.full((600, 2), np.nan),
+        classes=np.where(np.arange(600) == 599, 5, 0),
+        scores=np.linspace(0.1, 0.9, 600),
+    )
+    third = dataclasses.replace(first, truth=dataclasses.replace(first.truth, token="cc"), found=many)
+    place = write_submission(tmp_path, "nuscenes", [first, second, third], judged.manifest, classes, pretrained=True)
+    assert place == tmp_path / "results.json"
+    back, uses = read_results(place)
+    assert uses == {
+        "use_camera": False,
+        "use_lidar": True,
+        "use_radar": False,
+        "use_map": False,
+        "use_external": True,
+    }
+    assert [frame.key for frame in back] == ["aa", "cc"]
+    true = true_objects(first.truth, judged.manifest, "nuscenes")
+    assert true is not None
+    kept = np.isin(true.categories, list(CLASS_RANGE_M))
+    np.testing.assert_allclose(back[0].boxes[:, :6], true.boxes[kept, :6], atol=1e-6)
+    assert set(back[0].classes) <= set(CLASS_RANGE_M)
+    assert "bicycle" in back[0].classes  # the street world's cyclists
+    assert len(back[1]) == 500
+    assert back[1].scores.max() == pytest.approx(many.scores[598])  # the tram is left out
+    assert not back[1].velocities_mps.any()
+
+
+def test_once_results_are_named_by_frame_ids(street_set: str, tmp_path: Path) -> None:
+    settings = config(street_set)
+    judged = JudgedSet.of(settings)
+    frames = [
+        dataclasses.replace(frame, truth=dataclasses.replace(frame.truth, key=f"000080_{number}"))
+        for number, frame in enumerate(frames_of(judged, settings.model.classes))
+    ]
+    place = write_submission(tmp_path, "once", frames, judged.manifest, settings.model.classes)
+    back = once_found(place, ["0", "1", "2"])
+    for frame, read in zip(frames, back, strict=True):
+        np.testing.assert_allclose(read.boxes[:, :3], once_boxes(frame.found.boxes)[:, :3], atol=1e-6)
+        assert set(read.classes) <= {"Car", "Truck", "Bus", "Pedestrian", "Cyclist"}
 
 
 def test_what_cannot_be_judged_is_named(street_set: str, tmp_path: Path) -> None:

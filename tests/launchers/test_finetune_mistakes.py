@@ -27,6 +27,11 @@ MISTAKES = {
         "only 9 samples",
     ),
     "benchmark": ("judge.benchmarks=[kity]", "judge.benchmarks: got 'kity'", "expected any of"),
+    "benchmark of other classes": (
+        "model.classes=[building]",
+        "judge.benchmarks=kitti: none of the detector's classes (building) is judged by kitti",
+        "choose a benchmark of these classes",
+    ),
     "split": ("judge.split=test", "judge.split: got 'test'", "expected one of train, val"),
     "init that is not there": ("init=/nowhere/run", "init=/nowhere/run", "does not exist"),
     "init that is no weights": (f"init={STREET}", "cannot be read as safetensors", "tandem export"),

@@ -11,10 +11,14 @@ from engine.detection.frames import FoundObjects
 from engine.detection.kitti_rules import KittiSettings
 from engine.detection.nuscenes_rules import CLASS_OF
 from launchers.cli import main as tandem
+from launchers.evaluation.submission import write_submission
+from launchers.finetuning.judging import JudgedSet
 from launchers.options.score import BENCHMARKS, HEIGHT_RULES, parser
 from launchers.score import _BENCHMARKS
 from tests.engine.detection.test_argoverse2_format import annotations, found
 from tests.engine.detection.test_waymo_format import BOX, truth_message
+from tests.helpers.layouts.kitti import write_kitti_object
+from tests.launchers.test_detections import config, frames_of
 
 LABEL = "Car 0.00 0 -1.57 100.00 120.00 300.00 220.00 1.50 1.60 4.00 2.00 1.70 {z} -1.57"
 
@@ -226,3 +230,68 @@ def test_files_of_another_kind_are_named(tmp_path: Path, capsys: pytest.CaptureF
     for benchmark in ("nuscenes", "waymo", "once", "argoverse2"):
         assert tandem(["score", benchmark, str(tmp_path / "file"), str(tmp_path / "file")]) in {1, 2}
         assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_where_the_figures_are_to_go_is_looked_at_first(
+    kitti: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for out, message in ((tmp_path, "is a folder; expected a file, "), (tmp_path / "file" / "x", "cannot be made")):
+        assert tandem(["score", "kitti", *map(str, kitti), "--out", str(out)]) == 2
+        told = capsys.readouterr()
+        assert message in told.err
+        assert not told.out  # nothing was judged
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "classes", "figure"),
+    [
+        ("once", ("car", "pedestrian", "cyclist"), ("Pedestrian", "overall", "AP")),
+        ("waymo", ("pedestrian", "cyclist"), ("pedestrian", "LEVEL_2", "AP")),
+    ],
+)
+def test_a_prepared_set_is_ground_truth_where_the_files_have_their_boxes(
+    benchmark: str,
+    classes: tuple[str, ...],
+    figure: tuple[str, str, str],
+    street_set: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """All that is there is found and written in the benchmark's files: perfect."""
+    judged = JudgedSet.of(config(street_set))
+    frames = frames_of(judged, classes)
+    place = write_submission(tmp_path / "found", benchmark, frames, judged.manifest, classes)
+    out = tmp_path / "scores.json"
+    words = ["score", benchmark, str(place), street_set, "--split", "val", "--out", str(out)]
+    assert tandem(words) == 0, capsys.readouterr().err
+    rows = {(row["category"], row["subset"], row["metric"]): row for row in json.loads(out.read_text())["rows"]}
+    assert rows[figure]["num_true"] > 0
+    assert rows[figure]["value"] > 0.99 * (100 if rows[figure]["unit"] == "%" else 1)
+    assert tandem([*words[:4], "--split", "tets"]) == 2
+    assert "--split: got 'tets', expected one of train, val" in capsys.readouterr().err
+    (tmp_path / "list.txt").write_text("nowhere\n")
+    assert tandem([*words[:4], "--frames", str(tmp_path / "list.txt")]) == 2
+    assert f"frame nowhere is not in {street_set}" in capsys.readouterr().err
+
+
+def test_kittis_labels_and_the_set_made_of_them_judge_alike(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    raw, shards, results = tmp_path / "raw", tmp_path / "shards", tmp_path / "results"
+    write_kitti_object(raw, image_size=(192, 320))
+    labels = raw / "training" / "label_2"
+    assert tandem(["prepare", "kitti-object", str(raw), str(shards), "--no-superpixels", "--workers=1"]) == 0
+    results.mkdir()
+    for file in labels.glob("*.txt"):
+        lines = [line for line in file.read_text().splitlines() if not line.startswith("DontCare")]
+        (results / file.name).write_text("".join(f"{line} 0.{9 - n % 9}\n" for n, line in enumerate(lines)))
+    tables = []
+    for truth in (labels, shards):
+        out = tmp_path / "scores.json"
+        assert tandem(["score", "kitti", str(results), str(truth), "--out", str(out)]) == 0, capsys.readouterr().err
+        tables.append(
+            {(row["category"], row["subset"], row["metric"]): row for row in json.loads(out.read_text())["rows"]}
+        )
+    assert sum(row["num_true"] for row in tables[0].values()) > 0
+    for name, row in tables[0].items():
+        assert tables[1][name]["num_true"] == row["num_true"], name
+        assert tables[1][name]["value"] == pytest.approx(row["value"], abs=1e-6), name

@@ -225,6 +225,7 @@ class NuscenesConverter(FrameConverter):
             instances=None if instances is None else np.pad(instances, (0, num_earlier)),
             boxes=boxes,
             times_s=cloud.times_s if self.num_sweeps > 1 else None,
+            token=bytes(self._index.sample_tokens[row["sample"]]).decode("ascii") if row["key"] else None,
         )
 
     def _records(self, row: np.void) -> Float32[np.ndarray, "N 5"]:

@@ -73,6 +73,7 @@ class NuscenesIndex:
         T_ego_sensor: extrinsics of each calibrated sensor.
         K: its intrinsics, NaN for the LiDAR.
         num_without_sweep: key frames of which sample_data has no sweep.
+        sample_tokens: of each key frame (`sample` of its frames), ASCII.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class NuscenesIndex:
             sensors = _Sensors(folder, channels)
             self.T_ego_sensor, self.K = sensors.T_ego_sensor, sensors.K
             samples = _Samples(folder, scenes)
+            self.sample_tokens = _text(list(samples.number), _TOKEN)
             self._build_frames(_read_frames(folder, sensors, samples, whole), sensors, samples, len(scenes))
             self._build_annotations(_read_annotations(folder, samples), len(samples.times_us))
         except (KeyError, ValueError, TypeError, OverflowError) as error:

@@ -84,11 +84,14 @@ def test_key_frames_are_what_was_written(source: Path) -> None:
     assert converter.logs() == SCENES
     assert converter.camera_names() == CAMERAS
     assert [converter.num_frames(log) for log in SCENES] == [3, 3]
+    rows = json.loads((source / "v1.0-mini" / "sample.json").read_text())
+    tokens = {row["timestamp"]: row["token"] for row in rows}
     for scene in SCENES:
         for sample, truth in zip(frames_of(converter, scene), truths(scene), strict=True):
             assert isinstance(sample, Sample)
             assert (sample.key, sample.log) == (f"{scene}_{truth.timestamp_us}", scene)
             assert sample.timestamp_us == truth.timestamp_us
+            assert sample.token == tokens[sample.timestamp_us]
             np.testing.assert_array_equal(sample.points_lidar, truth.points_lidar.astype(np.float32))
             np.testing.assert_allclose(sample.intensity, truth.intensity, atol=0.5 / 255 + 1e-6)
             assert float(sample.intensity.max()) > 0.5

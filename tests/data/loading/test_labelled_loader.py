@@ -244,3 +244,16 @@ def test_settings_that_exclude_each_other(root: str) -> None:
         with_fraction(two, FEW)
     with pytest.raises(ShardError, match=r"no class 'cyclist'"):
         build_loader(config_of(root), spec=BatchSpec(images=False, boxes=("cyclist",)), seed=0, rank=0, world_size=1)
+
+
+def test_classes_of_which_nothing_can_be_put_in_are_named(root: str, caplog: pytest.LogCaptureFixture) -> None:
+    """By rank 0 alone; the classes that have objects are put in all the same."""
+    few = dataclasses.replace(SAMPLING, min_points=POINTS_EACH[PEDESTRIAN] + 1)
+    loader(root, sampling=few, rank=1, world_size=2)
+    loader(root)
+    assert not caplog.records
+    loader(root, sampling=few)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.message.startswith("data.sampling.counts: no pedestrian is put in: the ")
+    assert "Use more labels (data.fraction), or looser limits" in record.message

@@ -122,6 +122,11 @@ WRONG: dict[str, tuple[str, Callable[[Sample], Sample]]] = {
     "pixel of no class": ("labels-range", lambda s: camera(s, labels=np.full((48, 96), 9, np.uint8))),
     "rectangle from right to left": ("boxes-broken", lambda s: camera(s, ignored_px=np.array([[9.0, 0, 5, 9]]))),
     "rectangle to nowhere": ("boxes-broken", lambda s: camera(s, ignored_px=np.array([[0, 0, np.nan, 9]]))),
+    "2D boxes of no camera": (
+        "boxes-broken",
+        lambda s: dataclasses.replace(s, boxes=dataclasses.replace(boxes_of(s), camera="rear")),
+    ),
+    "token with a path": ("meta-broken", lambda s: dataclasses.replace(s, token="../x")),
     "negative category": ("boxes-broken", lambda s: boxes(s, categories=np.array([0, -3]))),
     "box of no category": ("labels-range", lambda s: boxes(s, categories=np.array([0, 2]))),
     "truncated by more than all": ("boxes-broken", lambda s: boxes(s, truncations=np.array([0.1, 1.1]))),

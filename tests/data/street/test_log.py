@@ -43,7 +43,7 @@ def _digest(sample: Sample) -> str:
     assert sample.instances is not None
     arrays = [sample.points_lidar, sample.intensity, sample.labels, sample.instances, sample.T_world_ego]
     boxes = [getattr(sample.boxes, field.name) for field in dataclasses.fields(sample.boxes)]
-    arrays += [column for column in boxes if column is not None]
+    arrays += [column for column in boxes if isinstance(column, np.ndarray)]
     for view in sample.cameras:
         assert view.image is not None
         assert view.depth_m is not None
@@ -166,6 +166,22 @@ def _inside(sample: Sample, i: int, shrink_m: float) -> np.ndarray:
     c, s = np.cos(boxes.yaws[i]), np.sin(boxes.yaws[i])
     local = np.stack([c * offset[:, 0] + s * offset[:, 1], -s * offset[:, 0] + c * offset[:, 1], offset[:, 2]], axis=1)
     return (np.abs(local) < boxes.sizes_m[i] / 2 - shrink_m).all(axis=1)
+
+
+def test_image_boxes_are_those_of_the_camera_that_looks_ahead(logs):
+    assert {sample.boxes.camera for log in logs for sample in log} == {"front"}
+    aside = {"names": ("left",), "yaws_deg": (60.0,), "mounts_m": ((0.0, 0.0, 1.0),), "time_offsets_s": (0.0,)}
+    assert StreetCameraConfig(**aside).boxes_camera == 0
+    assert StreetCameraConfig(names=(), yaws_deg=(), mounts_m=(), time_offsets_s=()).boxes_camera is None
+    sample = logs[0][0]
+    (front,) = (camera for camera in sample.cameras if camera.name == "front")
+    centers = transform(sample.T_cam_lidar(front), sample.boxes.centers_m)
+    seen = ~np.isnan(sample.boxes.image_boxes_px[:, 0])
+    assert seen.sum() > 3
+    # What it shows is in front of it, and what lies well inside its image is shown.
+    assert (centers[seen, 2] > -sample.boxes.sizes_m[seen].max()).all()
+    pixels, depth = project(front.K, centers)
+    assert seen[visible(pixels, depth, front.image_size, min_depth_m=1.0)].all()
 
 
 def test_boxes_hold_their_points_and_no_others(logs):

@@ -35,6 +35,7 @@ def test_a_perfect_detector_gets_n_minus_one_of_forty(count: int, r40: float) ->
 
 def test_what_is_nowhere_has_no_figure_and_is_left_out_of_means() -> None:
     scores = _judged(*_cars(41))
+    assert not any("R40" in note for note in scores.notes)  # of 0 objects there is nothing to reach
     assert math.isnan(scores.value("Cyclist", "moderate", "3D AP R40"))
     assert scores.headline["3D AP R40, moderate"] == pytest.approx(100)
     assert "neither true nor found, left out of means: Cyclist, Pedestrian" in scores.notes

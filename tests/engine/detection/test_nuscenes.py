@@ -13,7 +13,7 @@ import pytest
 from benchmarks.detection_nuscenes import largest_difference
 from engine.detection.formats.quaternions import yaws_of
 from engine.detection.frames import FoundObjects, JudgeError, TrueObjects
-from engine.detection.judge import judge
+from engine.detection.judge import BENCHMARKS, CLASSES, check_classes, judge
 from engine.detection.nuscenes import score_nuscenes
 from engine.detection.nuscenes_matching import NONE, greedy, near_pairs
 from engine.detection.nuscenes_rules import CLASS_OF, CLASS_RANGE_M, NuscenesSettings, inside_any, likely_attribute
@@ -273,6 +273,29 @@ def test_fewer_classes() -> None:
     assert scores.headline["NDS"] == pytest.approx(1)  # of mAP and the two errors that cones have
     with pytest.raises(ValueError, match="classes: got"):
         NuscenesSettings(classes=("van",))
+
+
+def test_found_objects_of_other_classes_are_passed_over_where_that_is_asked_for() -> None:
+    both = dataclasses.replace(found((0.0, 5.0)), classes=("car", "tram"), attributes=("vehicle.moving", ""))
+    with pytest.raises(JudgeError, match="class of a found object is 'tram'"):
+        score_nuscenes([(truth((0.0,)), both)])
+    settings = NuscenesSettings(other_classes=True)
+    alone = score_nuscenes([(truth((0.0,)), found((0.0,)))])
+    assert settings.is_official
+    assert score_nuscenes([(truth((0.0,)), both)], settings).headline == pytest.approx(alone.headline, nan_ok=True)
+
+
+def test_every_benchmark_names_its_classes_and_refuses_others() -> None:
+    assert set(CLASSES) == set(BENCHMARKS)
+    for benchmark, known in CLASSES.items():
+        check_classes(benchmark, ["tram", known[-1]])
+        with pytest.raises(
+            JudgeError, match=rf"none of the detector's classes \(tram\) is judged by {benchmark}, which"
+        ):
+            check_classes(benchmark, ["tram"])
+    check_classes("kitti", ["cyclist"])
+    with pytest.raises(JudgeError, match="judged by nuscenes"):
+        check_classes("nuscenes", ["Car"])  # its names are compared as they are
 
 
 def test_errors_of_a_frame() -> None:

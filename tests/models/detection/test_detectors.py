@@ -22,6 +22,15 @@ from tests.helpers.distributed import run_distributed
 from tests.helpers.learning import assert_mean_of_ranks
 
 every_detector = pytest.mark.parametrize("name", TINY)
+ODD = (
+    "no boxes",
+    "one sample without boxes",
+    "no points",
+    "nothing",
+    "boxes without points",
+    "boxes outside the range",
+)
+"""Batches; the loader gives boxes without points (`data.boxes.min_points` 0), and none outside the range."""
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +52,13 @@ def without_points(batch: Batch) -> Batch:
         voxel_coords=batch.voxel_coords[:0],
         voxel_features=batch.voxel_features[:0],
     )
+
+
+def with_boxes_at(batch: Batch, shift_m: tuple[float, float, float]) -> Batch:
+    assert batch.boxes is not None
+    moved = batch.boxes.boxes.clone()
+    moved[:, :3] += torch.tensor(shift_m)
+    return dataclasses.replace(batch, boxes=dataclasses.replace(batch.boxes, boxes=moved))
 
 
 def check_step(model: nn.Module, batch: Batch) -> LossTerms:
@@ -105,7 +121,7 @@ def test_it_learns_from_street_sweeps_and_detects(name: str) -> None:
 
 
 @every_detector
-@pytest.mark.parametrize("case", ["no boxes", "one sample without boxes", "no points", "nothing"])
+@pytest.mark.parametrize("case", ODD)
 def test_odd_batches_train_and_are_looked_at(name: str, case: str) -> None:
     batch = street_batch()
     if case in ("no boxes", "nothing"):
@@ -114,10 +130,17 @@ def test_odd_batches_train_and_are_looked_at(name: str, case: str) -> None:
         batch = without_boxes(batch, 1)
     if case in ("no points", "nothing"):
         batch = without_points(batch)
+    if case in ("boxes without points", "boxes outside the range"):
+        batch = with_boxes_at(batch, (0.0, 0.0, 60.0) if case == "boxes without points" else (1000.0, 0.0, 0.0))
     model = build(name)
     terms = check_step(model, batch)
     # PointRCNN's boxes are those of points.
-    nothing_to_find = ("no boxes", "nothing", "no points") if name == "point_rcnn" else ("no boxes", "nothing")
+    nothing_to_find = {"no boxes", "nothing"}
+    if name == "point_rcnn":
+        nothing_to_find |= {"no points", "boxes without points", "boxes outside the range"}
+    # Anchors stand within the range; a heat map has such a centre on its rim.
+    if not name.startswith("centerpoint"):
+        nothing_to_find |= {"boxes outside the range"}
     assert (terms.parts["box"] == 0) == (case in nothing_to_find)
     with torch.no_grad():
         found = model.eval().detect(batch)
