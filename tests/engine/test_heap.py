@@ -37,3 +37,22 @@ def test_memory_of_large_blocks_goes_back_at_once() -> None:
 def test_without_it_the_heap_keeps_them() -> None:
     """If this fails, the C library has learnt better and `engine.heap` can go."""
     assert left_mib("as it is") > 120
+
+
+FAULTS = """
+import resource
+from engine.heap import map_large_tensors
+assert map_large_tensors()
+for number in range(60):
+    if number == 10:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    blocks = [b"x" * (4 << 20) for _ in range(8)]
+    del blocks
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def test_the_end_of_the_heap_stays_warm() -> None:
+    """50 rounds of 32 MiB are 400,000 pages, if each comes from the kernel again."""
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20_000
