@@ -82,7 +82,7 @@ def _of_loss_and_memory(plan: Plan) -> Iterator[str]:
     if matrix > MAX_SIMILARITY_BYTES:
         yield (
             f"gathered negatives: {human_bytes(matrix)} of similarities a process, several times that in the "
-            "backward pass; set method.chunk_rows, or method.gather_negatives=false"
+            "backward pass; set a smaller method.chunk_rows, or method.gather_negatives=false"
         )
     now = arithmetic.memory(plan.model, run)
     if run.zero_stage == 3 and plan.model.trainable < arithmetic.GATHERED_ONCE_NUMEL and run.world_size > 1:

@@ -54,6 +54,7 @@ KINDS: Mapping[str, Kind] = {
     "engine.stall_min": "free",
     # The same updates to rounding.
     "engine.device": "recorded",
+    "method.chunk_rows": "recorded",
     "engine.zero_stage": "recorded",
     "engine.zero3_persistent_numel": "recorded",
     # How an update's samples are shared out. Their number is another matter: the engine refuses another one.

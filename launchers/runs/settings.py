@@ -19,6 +19,7 @@ from configs.runs import RunConfig, dump_run, trained
 from data.loading.in_use import NEWEST_ORDER
 from engine.downstream.results import fingerprint
 from models.methods import METHODS
+from models.methods.base import CHUNK_ROWS
 
 _NO_SETTING = frozenset({"run_dir", "seed", "checkpoint", "monitor", "evaluate", "judge"})
 # An expectation is checked; it shapes no number. Nor does the place where cut out objects lie.
@@ -108,11 +109,16 @@ def _without(section: Mapping[str, Any], added: Mapping[str, object]) -> dict[st
 def fingerprint_of(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """What the weights of a run's checkpoints belong to: its method, or its detector, and its input."""
     name, section = trained(resolved)
-    return {name: _method_identity(section), "voxel": voxel_identity(resolved["data"]["voxel"])}
+    identity = _method_identity(section)
+    if "chunk_rows" in identity:  # changes no number but by rounding
+        identity["chunk_rows"] = None
+    return {name: identity, "voxel": voxel_identity(resolved["data"]["voxel"])}
 
 
 def _method_identity(method: Mapping[str, Any]) -> dict[str, Any]:
     """As `voxel_identity`, of a section `method`."""
+    if method.get("chunk_rows") == CHUNK_ROWS:  # the default was None, with the same numbers to rounding
+        method = {**method, "chunk_rows": None}
     identity = _without(method, ADDED_LATER.get(method.get("name", ""), {}))
     return {
         name: _without(part, _NETWORK_ADDED) if isinstance(part, Mapping) else part for name, part in identity.items()

@@ -47,7 +47,7 @@ class SlidrConfig(RowContrastConfig):
         teacher: frozen image network. The paper's is `name: resnet50, weights: moco_v2:<path>`.
         embedding_dim: D, dimensions of the common space.
         symmetric: also superpixels as anchors and superpoints as targets, mean of both.
-        chunk_rows: saves memory above some 10,000 superpixels; not with `tolerant`, whose weights are S x S anyway.
+        chunk_rows: saves less memory with `tolerant`, whose weights are S x S anyway.
         tolerant: of negatives that the teacher finds similar; None: all negatives count alike, as in SLidR.
     """
 

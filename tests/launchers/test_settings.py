@@ -42,13 +42,33 @@ def test_a_setting_added_later_makes_no_new_setting_unless_it_is_used(method: st
     assert {name: before["method"].pop(name) for name in added} == added
     assert setting_of_tree(before) == setting_of(as_before)
     assert changes(saved_config(before, Path("run")), as_before) == []
-    fingerprint = {"method": before["method"], "voxel": voxel_identity(before["data"]["voxel"])}  # of its checkpoints
+    method = {
+        name: None if name == "chunk_rows" else value for name, value in before["method"].items()
+    }  # as it was then
+    fingerprint = {"method": method, "voxel": voxel_identity(before["data"]["voxel"])}  # of its checkpoints
     check_same(fingerprint, fingerprint_of(yaml.safe_load(dump(as_before, choices=PRETRAIN_CHOICES))), Path("run"))
     now = load_run(file)
     changed = {name for name, value in added.items() if getattr(now.method, name) != value}
     assert {c.name for c in changes(saved_config(before, Path("run")), now)} == {f"method.{name}" for name in changed}
-    assert (setting_of(now) == setting_of(as_before)) == (not changed)
+    counts = changed - {"chunk_rows"}  # its default and that of before give the same numbers to rounding
+    assert (setting_of(now) == setting_of(as_before)) == (not counts)
     assert setting_of(load_run(file, ["optim.lr=0.5"])) != setting_of(now)
+
+
+@pytest.mark.parametrize("name", ["slidr_street", "simipu_street", "ppkt_street"])
+def test_a_run_from_before_chunks_goes_on_and_is_a_repetition(name: str) -> None:
+    """The whole matrix at once was the default; checkpoints hold the method that they were written with."""
+    file = str(CONFIGS / f"{name}.yaml")
+    now, before = load_run(file), load_run(file, ["method.chunk_rows=null"])
+    assert now.method.chunk_rows == 512
+    assert setting_of(now) == setting_of(before)
+    assert [(change.name, change.kind) for change in changes(before, now)] == [("method.chunk_rows", "recorded")]
+    trees = [
+        yaml.safe_load(dump(config, choices=PRETRAIN_CHOICES))
+        for config in (now, before, load_run(file, ["method.chunk_rows=64"]))
+    ]
+    check_same(fingerprint_of(trees[1]), fingerprint_of(trees[0]), Path("run"))
+    check_same(fingerprint_of(trees[1]), fingerprint_of(trees[2]), Path("run"))
 
 
 def test_a_setting_added_later_counts_where_it_is_used() -> None:
