@@ -18,6 +18,9 @@ from jaxtyping import Float64, Int64
 
 T = TypeVar("T")
 
+_MOST = 1e8
+"""Metres: above coordinates of any map, and nothing that is computed of them overflows."""
+
 
 class JudgeError(ValueError):
     """Objects that a metric cannot judge; the message names the frame, what is wrong with it and what to do."""
@@ -136,11 +139,12 @@ def _check_rows(frame: Any, who: str, count: int, *, apart: tuple[str, ...]) -> 
 
 
 def _check_boxes(boxes: Float64[np.ndarray, "K 7"], who: str, key: str) -> None:
-    wrong = np.flatnonzero(~np.isfinite(boxes).all(1) | (boxes[:, 3:6] < 0).any(1))
+    wrong = np.flatnonzero(~(np.abs(boxes) <= _MOST).all(1) | (boxes[:, 3:6] < 0).any(1))  # nor NaN
     if wrong.size:
         row = boxes[wrong[0]].tolist()
         raise JudgeError(
-            f"frame {key}: {who} object {wrong[0]} is the box {row}: expected finite numbers, sizes of 0 or more"
+            f"frame {key}: {who} object {wrong[0]} is the box {row}: expected finite numbers up to {_MOST:g} in size, "
+            "sizes of 0 or more"
         )
 
 

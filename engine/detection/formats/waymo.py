@@ -213,6 +213,11 @@ def _read_message(file: Path, *, found: bool) -> _Objects:
                 f"{file}: object {marked} has overlap_with_nlz, for which this metric has no rule; write the file "
                 "without it: it is not needed for the leaderboard"
             )
+    for number, entry in enumerate(objects):
+        if isinstance(entry.context_name, bytes):  # what protobuf gives in place of text that is no UTF-8
+            raise JudgeError(
+                f"{file}: object {number} has the context name {entry.context_name!r:.100}, which is no text"
+            )
     labels = [entry.object for entry in objects]
     rows = [[getattr(label.box, field) for field in _BOX_FIELDS] for label in labels]
     return _Objects(
