@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from launchers.reporting.collect import ReportSources
@@ -42,7 +43,7 @@ def _detectors(runs: Mapping[str, DetectionReport]) -> str:
             name,
             run.init,
             "–" if run.epoch is None else f"{run.epoch:.4g}",
-            *(f"{run.headline[t][1][-1]:.2f}" if t in run.headline else "–" for t in titles),
+            *(_figure(run.headline[t][1][-1] if t in run.headline else math.nan) for t in titles),
         )
         for name, run in runs.items()
     ]
@@ -52,6 +53,11 @@ def _detectors(runs: Mapping[str, DetectionReport]) -> str:
             f"{plain(name)}, {plain(table.title)}:\n\n{_table([table.header, *table.rows])}" for table in run.failures
         ]
     return "\n\n".join(parts)
+
+
+def _figure(value: float) -> str:
+    """Of a headline; a benchmark of whose classes there is no object has none."""
+    return f"{value:.2f}" if math.isfinite(value) else "–"
 
 
 def _runs(runs: Sequence[RunReport]) -> str:

@@ -268,7 +268,7 @@ def run(street_set: str, world: World, tmp_path_factory: pytest.TempPathFactory)
         folder,
         street_set,
         "schedule.steps=5",
-        "judge.benchmarks=[kitti]",
+        "judge.benchmarks=[nuscenes]",
         "judge.every_epochs=1",
         "monitor.picture_every=5",
     )
@@ -282,8 +282,8 @@ def test_a_run_leaves_its_newest_pictures_and_verdict(run: Path) -> None:
     }
     verdict = read_verdict(run)
     assert verdict is not None
-    assert (verdict.step, verdict.split, list(verdict.benchmarks)) == (5, "val", ["kitti"])
-    assert len(verdict.benchmarks["kitti"].frames) == 3
+    assert (verdict.step, verdict.split, list(verdict.benchmarks)) == (5, "val", ["nuscenes"])
+    assert len(verdict.benchmarks["nuscenes"].frames) == 3
 
 
 def test_report_of_detectors(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -291,7 +291,7 @@ def test_report_of_detectors(run: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert tandem(["report", str(run), "--out", str(tmp_path / "report.html")]) == 0
     page, text = ((tmp_path / f"report.{suffix}").read_text() for suffix in ("html", "md"))
     assert "scratch, from random" in page
-    assert "kitti: 3D AP R40, moderate" in page
+    assert "nuscenes: NDS" in page
     assert "frames have errors; those with most" in page
     assert "scratch: street-000003-0000" in page, "pictures of the worst frame"
     assert "No downstream results yet: run" not in page

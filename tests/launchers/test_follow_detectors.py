@@ -216,7 +216,7 @@ SWEEP: dict[str, Any] = {
 
 def detector_overrides(shards: str) -> str:
     small = ["data.micro_batch_size=2", "data.num_workers=0", "schedule.steps=2", "checkpoint.every_steps=0"]
-    small += [f"data.shards={shards}", "judge.every_epochs=0", "judge.benchmarks=[kitti]", "engine.device=cpu"]
+    small += [f"data.shards={shards}", "judge.every_epochs=0", "judge.benchmarks=[nuscenes]", "engine.device=cpu"]
     return f"evaluate.detector_overrides={json.dumps(small)}"
 
 
