@@ -25,7 +25,7 @@ from common.ranges import RangeError
 from common.small_files import DamagedFileError, read_text, shown
 from common.trees import leaves
 from configs.find import KINDS, find_config, kind_of
-from configs.text import TextDumper, keep_text
+from configs.text import keep_text
 from models.image.published import HELP
 
 T = TypeVar("T")
@@ -219,42 +219,12 @@ def read_value(text: str) -> Any:
     return value
 
 
-def dump(config: object, *, choices: Choices | None = None) -> str:
-    """The config as YAML that `load` reads back to an equal object."""
-    tree = OmegaConf.to_container(OmegaConf.structured(config))
-    assert isinstance(tree, dict)
-    for section, table in (choices or {}).items():
-        _put_name(config, tree, section.split("."), table)
-    return yaml.dump(_plain(tree), Dumper=TextDumper, sort_keys=False, allow_unicode=True)
-
-
-def _put_name(config: object, tree: dict[Any, Any], path: Sequence[str], table: Mapping[str, type]) -> None:
-    """Say in the tree which dataclass of the table a section is.
-
-    Inside another section the name is left out where the section is of its default kind: files, and fingerprints of
-    checkpoints, from before there was a choice stay as they are.
-    """
-    *outer, last = path
-    for key in outer:
-        config, tree = getattr(config, key, None), tree.get(key, {})
-    value = getattr(config, last, None)
-    if value is None or _has_own_name(type(value)):
-        return
-    name = next((name for name, kind in table.items() if kind is type(value)), None)
-    if name is None:
-        raise ConfigError(
-            f"{'.'.join(path)}: {type(value).__name__} has no name, expected one of {', '.join(sorted(table))}"
-        )
-    if not outer or type(value) is not _default_kind(type(config), last):
-        tree[last] = {"name": name, **tree[last]}
-
-
-def _has_own_name(kind: type) -> bool:
+def has_own_name(kind: type) -> bool:
     """Whether `name` is a setting of the dataclass itself: one that stands for several names of its table."""
     return any(field.name == "name" for field in dataclasses.fields(kind))
 
 
-def _default_kind(owner: type, key: str) -> type | None:
+def default_kind(owner: type, key: str) -> type | None:
     """Of a dataclass's field: the class of its default value."""
     field = next(f for f in dataclasses.fields(owner) if f.name == key)
     if field.default_factory is not dataclasses.MISSING:
@@ -369,7 +339,7 @@ def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources
             f"{'.'.join(outer)} as it was chosen"
         )
     chosen = OmegaConf.structured(table[name])
-    if _has_own_name(table[name]):
+    if has_own_name(table[name]):
         shared = (set(chosen) & set(owner[last])) - {"name"}
         with read_write(chosen):  # OmegaConf makes frozen dataclasses read-only
             chosen.update({key: owner[last][key] for key in shared})

@@ -13,8 +13,9 @@ import yaml
 
 from common.small_files import DamagedFileError, read_text
 from configs.detection import FINETUNE_CHOICES, FinetuneConfig
+from configs.dump import dump
 from configs.find import KINDS, PACKAGED, config_names
-from configs.load import Choices, dump, load
+from configs.load import Choices, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 
 RunConfig = PretrainConfig | FinetuneConfig

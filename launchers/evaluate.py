@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.run_files import RESULTS_FILE
+from configs.dump import dump
 from configs.find import SUFFIXES, config_names
-from configs.load import ConfigError, dump, load
+from configs.load import ConfigError, load
 from configs.runs import RunConfig, read_run
 from configs.schema import EvaluateConfig
 from launchers.cli import guarded

@@ -18,7 +18,8 @@ from rich.table import Table
 
 from common.nearby import nearest
 from common.printable import listed
-from configs.load import Choices, ConfigError, dump, load
+from configs.dump import dump
+from configs.load import Choices, ConfigError, load
 from data.convert.base import Converter
 from data.convert.sets import SETTINGS
 from data.preparing.prepare import (

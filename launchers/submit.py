@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.load import ConfigError, dump, load
+from configs.dump import dump
+from configs.load import ConfigError, load
 from configs.runs import SECTIONS, read_run
 from configs.schema import SlurmConfig
 from launchers.cli import FAILURE, guarded

@@ -17,7 +17,8 @@ from typing import Any
 import yaml
 
 from common.printable import printable
-from configs.load import UNREADABLE, ConfigError, dump, load, read_value
+from configs.dump import dump
+from configs.load import UNREADABLE, ConfigError, load, read_value
 from configs.schema import SweepConfig
 from configs.text import TextDumper
 from launchers.cli import FAILURE, guarded

@@ -21,7 +21,8 @@ from typing import Any
 
 import yaml
 
-from configs.load import ConfigError, dump, load
+from configs.dump import dump
+from configs.load import ConfigError, load
 from configs.runs import RunConfig, dump_run, is_detectors
 from configs.schema import EvaluateConfig, FollowConfig
 from data.loading.fractions import FractionConfig

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.printable import say
-from configs.load import dump
+from configs.dump import dump
 from configs.runs import dump_run
 from launchers.cluster.evaluation_jobs import ReportJob
 from launchers.cluster.freeze import CodeState, freeze_code, freeze_run, present_code

@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 
-from configs.load import ConfigError, dump, load
+from configs.dump import dump
+from configs.load import ConfigError, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from models.lidar.backbones import BACKBONES
 from models.lidar.base import Backbone, BackboneConfig

@@ -9,7 +9,8 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from configs.load import ConfigError, dump, load
+from configs.dump import dump
+from configs.load import ConfigError, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from data.views.augment import PointAugmentConfig
 from data.views.colour import ColourConfig

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from configs.load import ConfigError, dump, load
+from configs.dump import dump
+from configs.load import ConfigError, load
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from engine.checkpoint import check_same
 from engine.errors import CheckpointError

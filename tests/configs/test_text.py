@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.load import ConfigError, dump, load, read_value
+from configs.dump import dump
+from configs.load import ConfigError, load, read_value
 from configs.schema import SlurmConfig, SweepConfig
 
 REWRITTEN = [

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import yaml
 
-from configs.load import dump
+from configs.dump import dump
 from configs.schema import PRETRAIN_CHOICES
 from engine import metric_names as names
 from engine.checkpoint import save_checkpoint

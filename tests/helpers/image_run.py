@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from configs.load import dump
+from configs.dump import dump
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from data.loading.loader import DataConfig
 from data.views.augment import NO_AUGMENTATION

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from configs.load import dump
+from configs.dump import dump
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from data.batch_spec import VoxelConfig
 from data.loading.loader import DataConfig

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from configs.load import ADDED_LATER, dump
+from configs.dump import dump
+from configs.load import ADDED_LATER
 from configs.runs import dump_run, read_run
 from configs.schema import PRETRAIN_CHOICES
 from engine.checkpoint import check_same

@@ -14,7 +14,8 @@ import yaml
 
 from common.files import file_sha256
 from common.run_files import checkpoint_folder, list_checkpoints
-from configs.load import ConfigError, dump
+from configs.dump import dump
+from configs.load import ConfigError
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from data.loading.loader import samples_fingerprint
 from engine.checkpoint import find_checkpoint, load_weights, read_state

@@ -18,7 +18,8 @@ from typing import Any
 import pytest
 
 from common.file_lock import FileLock
-from configs.load import ConfigError, dump
+from configs.dump import dump
+from configs.load import ConfigError
 from configs.schema import PRETRAIN_CHOICES, FollowConfig, PretrainConfig, ResourcesConfig, SlurmConfig
 from engine.checkpoint import CheckpointConfig
 from engine.errors import CheckpointError, RunLockedError

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import yaml
 
-from configs.load import ConfigError, dump, load
+from configs.dump import dump
+from configs.load import ConfigError, load
 from data.batch_spec import BatchSpec
 from data.loading.loader import DataConfig, ShardLoader, build_loader
 from data.order import SampleOrder, Stretch
