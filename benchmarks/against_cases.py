@@ -189,6 +189,7 @@ def _coords(spec: Mapping[str, Any], number: int) -> Tensor:
 
 def _batch(arrays: Mapping[str, np.ndarray]) -> Any:
     """The tree's own Batch, of arrays by the names that `Batch.tensors()` has."""
+    from data import sample
     from data.sample import Batch
 
     values: dict[str, Any] = {
@@ -201,7 +202,7 @@ def _batch(arrays: Mapping[str, np.ndarray]) -> Any:
     if "pairs" not in known:
         named = {OLD_NAMES.get(name, name): value for name, value in values.items()}
         return Batch(**{name: value for name, value in named.items() if name in known})
-    types = typing.get_type_hints(Batch)
+    types = typing.get_type_hints(Batch, {**vars(sample), "torch": torch, "Tensor": Tensor})
     fields = {name: value for name, value in values.items() if "." not in name}
     for group in {name.partition(".")[0] for name in values if "." in name}:
         (kind,) = (kind for kind in typing.get_args(types[group]) if kind is not type(None))

@@ -12,16 +12,19 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, Integer, Shaped, UInt8
-from torch import Tensor
 
 from common.constants import MIN_DEPTH_M
+
+if TYPE_CHECKING:  # sets are prepared and verified without torch, which takes seconds
+    import torch
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -416,7 +419,7 @@ def _first_rows(part: T, counts: Mapping[str, int]) -> T:
         value = getattr(part, field.name)
         if isinstance(value, Batch):
             changed[field.name] = first_sample(value)
-        elif isinstance(value, Tensor):
+        elif _is_tensor(value):
             letter = re.search(r"['\"] ?([A-Z])", str(field.type))
             assert letter is not None, f"{field.name}: {field.type} does not say what its rows are"
             changed[field.name] = value[: counts[letter[1]]]
@@ -425,10 +428,15 @@ def _first_rows(part: T, counts: Mapping[str, int]) -> T:
     return dataclasses.replace(part, **changed)  # type: ignore[type-var]
 
 
+def _is_tensor(value: Any) -> bool:
+    # Where nobody has imported torch there is none.
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
+
+
 def _named_tensors(part: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     for field in dataclasses.fields(part):
         value = getattr(part, field.name)
-        if isinstance(value, Tensor):
+        if _is_tensor(value):
             yield prefix + field.name, value
         elif dataclasses.is_dataclass(value):
             yield from _named_tensors(value, f"{prefix}{field.name}.")
@@ -439,7 +447,7 @@ def _mapped(part: T, change: Callable[[Tensor], Tensor], done: dict[int, Tensor]
     changed: dict[str, Any] = {}
     for field in dataclasses.fields(part):  # type: ignore[arg-type]
         value = getattr(part, field.name)
-        if isinstance(value, Tensor):
+        if _is_tensor(value):
             if id(value) not in done:
                 done[id(value)] = change(value)
             changed[field.name] = done[id(value)]

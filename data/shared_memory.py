@@ -6,11 +6,13 @@ A prepared set of 28 million sweeps has 2 GiB of tables. Pickled to a worker, th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from jaxtyping import Shaped
+
+if TYPE_CHECKING:  # sets are prepared and verified without torch, which takes seconds
+    import torch
 
 MIN_BYTES = 4 << 20
 """Smaller tables are pickled: a copy costs less than a shared segment and its file descriptor."""
@@ -50,6 +52,8 @@ class SharesTables:
 
 
 def _shared(array: Shaped[np.ndarray, "..."]) -> _Table:
+    import torch
+
     memory = torch.empty(array.nbytes, dtype=torch.uint8).share_memory_()
     memory.numpy()[:] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     return _Table(memory, array.dtype.str, array.shape)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 import cv2
-import torch
 
 from common.interrupt import kill_children
 from common.processes import leave_interrupts_to_parent, signals_held_back
@@ -109,7 +109,8 @@ def _start_worker(work: Work[Any, Any], counts: Any) -> None:
     _worker_work, _worker_tally = work, Tally(counts)
     leave_interrupts_to_parent()
     cv2.setNumThreads(1)
-    torch.set_num_threads(1)
+    if torch := sys.modules.get("torch"):  # else nothing of the work uses it
+        torch.set_num_threads(1)
 
 
 def _work(item: Any) -> Any:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from webdataset.writer import TarWriter
 
 from data.sample import Sample
 from data.storage.encode import CodecConfig, SetBounds, check_fits_set, count_labelled, count_pairs, encode_sample
@@ -57,6 +56,9 @@ class ShardWriter:
         self._bounds = bounds
         self._temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
         self._file = self._temporary.open("wb")
+        # Not before a shard is written: it imports torch where that is installed.
+        from webdataset.writer import TarWriter
+
         self._tar = TarWriter(self._file, user="", group="", mtime=0, encoder=False, compress=False)
         self._keys: list[str] = []
         self._logs: list[str] = []

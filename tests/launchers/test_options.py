@@ -41,6 +41,21 @@ for line in lines:
     assert all(f"usage: tandem {verb}" in done.stdout for verb in VERBS)
 
 
+def test_sets_are_looked_after_without_torch() -> None:
+    """`tandem prepare` with `--show-config`, `--verify` or a mistake: what they import is counted."""
+    code = (
+        "import sys, launchers.prepare, launchers.verify; print([n for n in ('torch', 'aiohttp') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_run_imports_no_library_that_only_few_of_its_settings_need() -> None:
+    code = "import sys, launchers.training.train as t; print([n for n in ('scipy', 'aiohttp') if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.stdout == "[]\n", done.stderr
+
+
 def actions(p: argparse.ArgumentParser) -> Iterator[tuple[argparse.ArgumentParser, argparse.Action]]:
     for action in p._actions:
         yield p, action
