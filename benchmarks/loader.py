@@ -35,6 +35,7 @@ from benchmarks.ordinary import OfficialFrames, ordinary_sample, street_frames, 
 from data.batch_spec import BatchSpec, VoxelConfig
 from data.loading.collate import collate
 from data.loading.loader import DataConfig, build_loader
+from data.loading.memory import keep_freed_memory
 from data.loading.workers import Loaded, _Packed
 from data.order import SampleDraws
 from data.storage.manifest import SetInfo, load_manifest
@@ -186,6 +187,7 @@ def main() -> None:
     arguments = parser.parse_args()
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
+    keep_freed_memory()  # as in a worker
     print(setting(_SEED))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -1,16 +1,23 @@
-"""What cutting large images at a smaller size costs in quality and saves in time; agreement with scikit-image.
+"""Superpixels: implementations side by side; what cutting large images at a smaller size costs; agreement.
 
+    python -m benchmarks.superpixels --implementations [IMAGE_FOLDER ...] [--streets N]  (pip install fast-slic==0.4.0)
     python -m benchmarks.superpixels [IMAGE_FOLDER ...] [--streets N] [--repeats N]
     python -m benchmarks.superpixels --scikit-image [IMAGE_FOLDER ...]      (pip install scikit-image==0.26.0)
 
-Three tables on `superpixels.max_pixels`. Time: one core, the same street image at four sizes. Street world at 900 x
-1600, whose true pixel classes are known: recall of class borders within 1 and 2 pixels, purity (share of pixels in
-their superpixel's majority class, the achievable accuracy of segmentation), share of pixels that lie on a border (more
-borders recall more), superpixels. Real images: the same borders and pixels against those of SLIC at full size; SLIC on
-the same image with noise of one grey level shows how far two equally good cuts lie apart.
+--implementations: the default, OpenCV's (`superpixels.like=null` with the settings that were its default),
+scikit-image's with SLidR's settings and, where it is installed, fast-slic with 5 and 10 iterations at the default's
+size, each on every image in turn. Time is processor time; "times OpenCV" is the median of ratios on the same image.
+Street world at 900 x 1600 against its true pixel classes (measures below); real images: mean variance of colour
+(CIELAB) within superpixels.
+
+Without an option, three tables on `superpixels.max_pixels`. Time: one core, the same street image at four sizes. Street
+world at 900 x 1600, whose true pixel classes are known: recall of class borders within 1 and 2 pixels, purity (share of
+pixels in their superpixel's majority class, the achievable accuracy of segmentation), share of pixels that lie on a
+border (more borders recall more), superpixels. Real images: the same borders and pixels against those of SLIC at full
+size; SLIC on the same image with noise of one grey level shows how far two equally good cuts lie apart.
 
 --scikit-image instead: SLidR's settings (150, compactness 6, sigma 3, 10 iterations) cut by scikit-image, by
-`superpixels.like=scikit-image` and by the default's implementation, against scikit-image: share of the pairs of pixels
+`superpixels.like=scikit-image` and by the other implementations, against scikit-image: share of the pairs of pixels
 that either has in one superpixel and both have (Jaccard), border recall, superpixels; and time, as a ratio.
 
 Source: Neubert and Protzel, Superpixel Benchmark and Comparison (Forum Bildverarbeitung 2012), for the measures.
@@ -23,7 +30,7 @@ import dataclasses
 import importlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +40,7 @@ from jaxtyping import Bool, Int, UInt8
 
 from benchmarks.common import REPOSITORY, markdown, seconds_of, setting
 from data.convert.raw_files import read_image
+from data.preparing import fast_slic, fast_slic_numpy
 from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import IGNORE_LABEL
 from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
@@ -55,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="real images, .jpg or .png (default: ../shared/data)")
     parser.add_argument("--streets", type=int, default=12, help="streets, two images each (default: %(default)s)")
+    parser.add_argument("--implementations", action="store_true", help="implementations side by side instead")
     parser.add_argument("--scikit-image", action="store_true", help="agreement with scikit-image instead")
     parser.add_argument("--repeats", type=int, default=5, help="of each time (default: %(default)s)")
     options = parser.parse_args(argv)
@@ -65,6 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nAgainst scikit-image, {len(images)} real images\n\n{against_scikit_image(images)}")
         return 0
     streets = list(street_images(options.streets))
+    if options.implementations:
+        images = [read_image(path) for path in real_paths(options.folders)]
+        print(f"\n{len(streets)} street images, {len(images)} real ones\n\n{implementations(streets, images)}")
+        return 0
     print(f"\nms an image, median of {options.repeats}\n\n{times(streets[0][0], options.repeats)}")
     height, width = STREET_SIZE
     print(f"\nStreet world, {len(streets)} images of {height} x {width}\n\n{against_labels(streets)}")
@@ -152,7 +165,7 @@ def against_full_size(images: Sequence[Image]) -> str:
 
 
 def against_scikit_image(images: Sequence[Image]) -> str:
-    """Agreement with scikit-image of our two implementations, and of itself after noise, by size of the images."""
+    """Agreement with scikit-image of our implementations, and of itself after noise, by size of the images."""
     cut = _scikit_image()
     rng = np.random.default_rng(0)
     found: dict[tuple[str, str], list[list[float]]] = {}
@@ -171,6 +184,7 @@ def against_scikit_image(images: Sequence[Image]) -> str:
             "scikit-image, noise of 1 grey level": (cut, _with_noise(image, rng)),
             "like=scikit-image": (partial(segment, config=slidr), image),
             "like=null": (partial(segment, config=dataclasses.replace(slidr, like=None)), image),
+            "like=fast-slic": (partial(segment, config=dataclasses.replace(slidr, like="fast-slic")), image),
         }
         truth, first_s = cut(image), 0.0
         for name, (call, seen) in calls.items():
@@ -186,6 +200,75 @@ def against_scikit_image(images: Sequence[Image]) -> str:
         for key, values in sorted(found.items())
     ]
     return markdown(header, rows)
+
+
+OPENCV = SuperpixelConfig(like=None, smoothing=0.05, iterations=5)
+SLIDR = SuperpixelConfig(
+    like="scikit-image",
+    compactness=6.0,
+    smoothing=0.0306,
+    iterations=10,
+    min_fragment_percent=50,
+    max_pixels=ALL_PIXELS,
+)
+
+
+def implementations(streets: Sequence[tuple[Image, UInt8[np.ndarray, "H W"]]], images: Sequence[Image]) -> str:
+    """Time, agreement with classes, variance of colour and number of superpixels by implementation."""
+    ways: dict[str, Callable[[Image], Ids]] = {
+        "OpenCV": partial(segment, config=OPENCV),
+        "default": partial(segment, config=SuperpixelConfig()),
+        "scikit-image's, SLidR's settings": partial(segment, config=SLIDR),
+        **_fast_slic(),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    measured: dict[str, list[list[float]]] = {name: [] for name in ways}
+    real: dict[str, list[list[float]]] = {name: [] for name in ways}
+    for image, labels in streets:
+        for name, (ids, taken) in _each_on(ways, image).items():
+            seconds[name].append(taken)
+            measured[name].append([*agreement(labels, ids, labels != IGNORE_LABEL)[1:], ids.max() + 1.0])
+    for image in images:
+        for name, (ids, _) in _each_on(ways, image).items():
+            real[name].append([colour_variance(image, ids), ids.max() + 1.0])
+    rows = []
+    for name in ways:
+        times = np.array(seconds[name])
+        faster = np.median(np.array(seconds["OpenCV"]) / times)
+        means = [*np.mean(measured[name], axis=0), *(np.mean(real[name], axis=0) if real[name] else ())]
+        texts = [f"{value:.{digits}f}" for value, digits in zip(means, (3, 3, 3, 0, 1, 0), strict=False)]
+        rows.append([name, f"{1e3 * np.median(times):.1f}", f"{faster:.1f}", *texts])
+    header = ["cut by", "ms", "times OpenCV", *AGREEMENT[1:], "superpixels"]
+    return markdown([*header, *(["real: variance", "superpixels"] if images else [])], rows)
+
+
+def _each_on(ways: Mapping[str, Callable[[Image], Ids]], image: Image) -> dict[str, tuple[Ids, float]]:
+    """Superpixels and processor seconds of each implementation on one image."""
+    found = {}
+    for name, way in ways.items():
+        start = time.process_time()
+        ids = way(image)
+        found[name] = ids, time.process_time() - start
+    return found
+
+
+def _fast_slic() -> dict[str, Callable[[Image], Ids]]:
+    """fast-slic at the default's size with its default settings; nothing where it is not installed."""
+    try:
+        made = importlib.import_module("fast_slic.avx2").SlicAvx2  # no dependency of the project
+    except ImportError:
+        return {}
+
+    def cut(image: Image, iterations: int) -> Ids:
+        size = SuperpixelConfig().max_pixels
+        scale = min(1.0, (size / (image.shape[0] * image.shape[1])) ** 0.5)
+        small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        ids = made(num_components=150, num_threads=1).iterate(np.ascontiguousarray(small), iterations)
+        whole = cv2.resize(ids.astype(np.uint16), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
+        used = np.bincount(whole.ravel()) > 0
+        return np.asarray((np.cumsum(used) - 1)[whole])
+
+    return {f"fast-slic, {number} iterations": partial(cut, iterations=number) for number in (5, 10)}
 
 
 def _scikit_image() -> Callable[[Image], Ids]:
@@ -212,6 +295,15 @@ def pair_jaccard(first: Ids, second: Ids) -> float:
 
 
 AGREEMENT = [*(f"recall {tolerance} px" for tolerance in TOLERANCES_PX), "purity", "border share"]
+
+
+def colour_variance(image: Image, ids: Ids) -> float:
+    """Mean squared distance in CIELAB of pixels from the mean of their superpixel."""
+    planes = fast_slic_numpy.lab(image, *fast_slic.lab_tables(), 9, 9).reshape(3, -1) / 64
+    of_pixel = ids.ravel()
+    sizes = np.bincount(of_pixel)
+    means = [np.bincount(of_pixel, plane) / sizes for plane in planes]
+    return float(sum(np.mean((plane - mean[of_pixel]) ** 2) for plane, mean in zip(planes, means, strict=True)))
 
 
 def agreement(truth: np.ndarray, ids: Ids, known: Bool[np.ndarray, "H W"]) -> list[float]:

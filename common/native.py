@@ -25,6 +25,10 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.ctypeslib import ndpointer
 
 from common.file_lock import FileLock
 from common.files import private_folder, replacing
@@ -165,3 +169,8 @@ def _build_once(path: Path, command: Sequence[str]) -> None:
         if not path.exists():
             with replacing(path, durable=True) as temporary:
                 _run([*command, "-o", str(temporary)], "fails")
+
+
+def array_type(kind: type[np.generic]) -> Any:
+    """Type of an argument that is an array without gaps."""
+    return ndpointer(kind, flags="C_CONTIGUOUS")

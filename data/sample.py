@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, Shaped, UInt8
 
 from common.constants import MIN_DEPTH_M
+from data.runs import Runs
 
 if TYPE_CHECKING:  # sets are prepared and verified without torch, which takes seconds
     import torch
@@ -49,6 +50,8 @@ class CameraView:
         min_depth_m: points nearer to the camera's plane make no pair with its pixels: near the vehicle, a scanner sees
             past what hides them from a camera beside it. Depth cameras see their points themselves.
         superpixels: segment id of each pixel, consecutive from 0; None before they are made.
+        superpixel_runs: when it is read, the same as it is stored, in place of `superpixels`, where the reader was
+            asked for it.
         ignored_px: left, top, right, bottom of rectangles in which unlabelled objects are (KITTI's DontCare); None
             where the set has none.
         depth_m: ground-truth depth along the optical axis, 0 where unknown; None where the set has none.
@@ -65,9 +68,17 @@ class CameraView:
     image: UInt8[np.ndarray, "H W 3"] | None = None
     jpeg: bytes | None = None
     superpixels: Integer[np.ndarray, "H W"] | None = None
+    superpixel_runs: Runs | None = None
     ignored_px: Float[np.ndarray, "rects 4"] | None = None
     depth_m: Float[np.ndarray, "H W"] | None = None
     labels: UInt8[np.ndarray, "H W"] | None = None
+
+    @property
+    def num_superpixels(self) -> int:
+        """How many it has in whatever form, 0 before they are made."""
+        if self.superpixel_runs is not None:
+            return self.superpixel_runs.largest + 1
+        return 0 if self.superpixels is None else int(self.superpixels.max()) + 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +218,8 @@ class Superpixels:
         num: S, counting superpixels that have no point.
         per_image: how many of them belong to each image, in order.
         of_pair: superpixel of each pair.
-        of_pixel: superpixel of each pixel, -1 where none; None under a teacher cache, which needs no pixels.
+        of_pixel: superpixel of each pixel, -1 where none, int32: `.long()` where it is an index; None under a teacher
+            cache, which needs no pixels.
         features: cached teacher features pooled over each superpixel; None without a teacher cache.
     """
 

@@ -9,9 +9,10 @@ from typing import TypeVar
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, Integer, UInt8
 from torch import Tensor
 
+from data.loading.memory import room
 from data.sample import Batch, BatchBoxes, Cameras, PointClusters, PointMatches, PointPixelPairs, Superpixels
 from data.views.view import View, ViewSuperpixels
 
@@ -22,8 +23,9 @@ V = TypeVar("V")
 def collate(views: Sequence[View]) -> Batch:
     """Lay views one after another.
 
-    Indices are int64, voxel coordinates int32. Superpixel ids: those of image i begin where the ids of images
-    0 ... i-1 end, counting also superpixels that hold no point or were cropped away; clusters of samples likewise.
+    Indices are int64, voxel coordinates int32 as are the superpixels of pixels, which are most of a batch. Superpixel
+    ids: those of image i begin where the ids of images 0 ... i-1 end, counting also superpixels that hold no point or
+    were cropped away; clusters of samples likewise.
     What a second view has in common with the first is the same tensor.
     """
     batch = _with_images(_points(views), views, None)
@@ -123,9 +125,12 @@ def _images(views: Sequence[View]) -> UInt8[Tensor, "I 3 H W"] | None:
     images = _each(views, lambda view: view.images)
     if images is None:
         return None
-    # Planes one by one: much faster than transposing whole images.
-    planes = [plane for of_sample in images for image in of_sample for plane in cv2.split(image)]
-    return torch.from_numpy(np.stack(planes).reshape(-1, 3, *planes[0].shape))
+    first = images[0][0]
+    batch = room((sum(map(len, images)), 3, *first.shape[:2]), torch.uint8)
+    of_sample = (image for sample in images for image in sample)
+    for planes, image in zip(batch.numpy(), of_sample, strict=True):
+        cv2.split(image, list(planes))  # much faster than transposing whole images
+    return batch
 
 
 def _superpixels(
@@ -136,9 +141,7 @@ def _superpixels(
     of_pair = np.concatenate([part.of_pair for part in parts]) + starts[pair_image.numpy()]
     if like is None:
         maps, features = _each(parts, lambda part: part.of_pixel), _each(parts, lambda part: part.features)
-        planes = [ids for of_sample in maps or () for ids in of_sample]
-        numbered = [ids + start for ids, start in zip(planes, starts, strict=False)]
-        of_pixel = None if maps is None else torch.from_numpy(np.stack(numbered))
+        of_pixel = None if maps is None else _numbered([ids for of_sample in maps for ids in of_sample], starts)
         pooled = None if features is None else _concatenated(features)
     else:
         of_pixel, pooled = like.of_pixel, like.features
@@ -149,6 +152,14 @@ def _superpixels(
         of_pixel=of_pixel,
         features=pooled,
     )
+
+
+def _numbered(maps: Sequence[Integer[np.ndarray, "H W"]], starts: Int[np.ndarray, " I_and_1"]) -> Int[Tensor, "I H W"]:
+    """The superpixel of each pixel, numbered through."""
+    batch = room((len(maps), *maps[0].shape), torch.int32)
+    for ids, start, numbered in zip(maps, starts.tolist(), batch.numpy(), strict=False):
+        np.add(ids, start, out=numbered, dtype=np.int32)
+    return batch
 
 
 def _each(views: Sequence[V], part: Callable[[V], T | None]) -> list[T] | None:

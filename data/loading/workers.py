@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.processes import end_with_parent, signals_held_back
 from common.ranges import at_least
+from data.loading.memory import handed_over_alone, keep_freed_memory, room
 from data.loading.skips import Skip
 from data.sample import Batch
 from data.storage.shard import ShardError
@@ -58,8 +59,8 @@ class Loaded:
 
 
 class _Packed:
-    """A `Loaded` whose tensors lie in one buffer: handing each over by itself costs a file descriptor and a round
-    trip through the worker, 10 ms a batch.
+    """A `Loaded` whose small tensors lie in one buffer: handing each over by itself costs a file descriptor and a round
+    trip through the worker, 10 ms a batch. The few large ones stay where they were made.
     """  # noqa: D205
 
     def __init__(self, loaded: Loaded) -> None:
@@ -67,23 +68,29 @@ class _Packed:
         pickler = _WithoutTensors(content)
         pickler.dump(loaded)
         tensors = [tensor for _, tensor in pickler.numbered.values()]
-        sizes = [-(-t.numel() * t.element_size() // _ALIGN) * _ALIGN for t in tensors]
+        self._large = {number: tensor for number, tensor in enumerate(tensors) if handed_over_alone(tensor)}
+        sizes = [0 if n in self._large else -(-t.nbytes // _ALIGN) * _ALIGN for n, t in enumerate(tensors)]
         starts = [0, *itertools.accumulate(sizes)]
         self._content = content.getvalue()
         self._layout = [(t.dtype, tuple(t.shape), start) for t, start in zip(tensors, starts[:-1], strict=True)]
-        self._buffer = torch.empty(starts[-1], dtype=torch.uint8)
-        for place, tensor in zip(self._layout, tensors, strict=True):
-            _window(self._buffer, *place).copy_(tensor)
+        self._buffer = room((starts[-1],), torch.uint8)
+        for number, (place, tensor) in enumerate(zip(self._layout, tensors, strict=True)):
+            if number not in self._large:
+                _window(self._buffer, *place).copy_(tensor)
 
     def pin_memory(self) -> _Packed:
         """The same in page-locked memory (called by torch's DataLoader)."""
         self._buffer = self._buffer.pin_memory()
+        self._large = {number: tensor.pin_memory() for number, tensor in self._large.items()}
         return self
 
     def unpack(self) -> Loaded:
-        """The `Loaded`, its tensors being windows of the buffer."""
+        """The `Loaded`, its small tensors being windows of the buffer."""
         unpickler = _WithTensors(io.BytesIO(self._content))
-        unpickler.tensors = [_window(self._buffer, *place) for place in self._layout]
+        unpickler.tensors = [
+            self._large[number] if number in self._large else _window(self._buffer, *place)
+            for number, place in enumerate(self._layout)
+        ]
         loaded: Loaded = unpickler.load()
         return loaded
 
@@ -214,6 +221,7 @@ def _kill(workers: Iterable[multiprocessing.process.BaseProcess]) -> None:
 
 
 def _start_worker(worker: int) -> None:
+    keep_freed_memory()
     # The worker is one of many on the machine's cores.
     cv2.setNumThreads(0)
     torch.set_num_threads(1)

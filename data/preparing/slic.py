@@ -20,16 +20,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from jaxtyping import Float32, Float64, Int, Int32, UInt8
-from numpy.ctypeslib import ndpointer
 
-from common.native import library
+from common.native import array_type, library
 from data.preparing import slic_numpy
 
 _SOURCE = Path(__file__).with_suffix(".c")
@@ -37,6 +35,8 @@ _REACH = 2
 """Grid steps between a pixel and the centres that it is compared with, at most."""
 _LARGEST = 3.0
 """Largest segment, in mean segments."""
+_GROWTH = 1.2
+"""Factor by which the smallest segment grows while there are too many."""
 _COLOUR_UNITS = np.float32(1 << 16)
 """Steps of a colour channel a unit of CIELAB: about the precision that single precision has at 100."""
 _INSTEAD = "numpy, with the same superpixels in ten times the time"
@@ -74,14 +74,32 @@ def cut(
     rows, columns = (np.arange(int(side // 2), n, round(side)) for side, n in zip(grid, size, strict=True))
     seeds = np.stack(np.meshgrid(rows, columns, indexing="ij"), axis=-1).reshape(-1, 2).astype(np.float64)
     down, across = (_REACH * round(side) for side in _grid_cells(*size, len(seeds)))
-    cluster, join = _loops()
+    native = library(_SOURCE, _INSTEAD)
+    cluster = slic_numpy.cluster if native is None else functools.partial(_cluster, native)
     labels = cluster(lab, seeds, (down, across), (compactness / step) ** 2, iterations)
-    mean_size = size[0] * size[1] / len(seeds)
+    return joined(labels, num_segments, len(seeds), smallest, _LARGEST)
+
+
+def joined(
+    labels: Int32[np.ndarray, "H W"], num_segments: int, num_centres: int, smallest: float, largest: float
+) -> Int32[np.ndarray, "H W"]:
+    """Connected segments from centres of pixels, at most `num_segments` of them: where more are left, `smallest` grows.
+
+    Args:
+        labels: the centre of each pixel.
+        num_segments: upper bound.
+        num_centres: how many there were to choose from.
+        smallest: smallest segment, in mean segments; smaller pieces join a neighbour.
+        largest: largest segment, in mean segments.
+    """
+    native = library(_SOURCE, _INSTEAD)
+    join = slic_numpy.join if native is None else functools.partial(_join, native)
+    mean_pixels = labels.size / num_centres
     while True:
-        ids = join(labels, int(smallest * mean_size), int(_LARGEST * mean_size))
+        ids = join(labels, int(smallest * mean_pixels), int(largest * mean_pixels))
         if ids.max() < num_segments:
             return ids
-        smallest = 1.2 * max(smallest, 0.01)
+        smallest = _GROWTH * max(smallest, 0.01)
 
 
 def _grid_cells(height: int, width: int, num_segments: int) -> tuple[float, float]:
@@ -106,14 +124,6 @@ def _smooth_lab(image: UInt8[np.ndarray, "H W 3"], sigma_px: float) -> Float32[n
     return np.ascontiguousarray(lab)
 
 
-def _loops() -> tuple[Callable[..., Int32[np.ndarray, "H W"]], Callable[..., Int32[np.ndarray, "H W"]]]:
-    """`slic_numpy.cluster` and `slic_numpy.join`, compiled where that is possible."""
-    native = library(_SOURCE, _INSTEAD)
-    if native is None:
-        return slic_numpy.cluster, slic_numpy.join
-    return functools.partial(_cluster, native), functools.partial(_join, native)
-
-
 def _cluster(
     native: ctypes.CDLL,
     lab: Float32[np.ndarray, "H W 3"],
@@ -125,7 +135,7 @@ def _cluster(
     """See `slic_numpy.cluster`."""
     function = native.tandem_slic_cluster
     whole: Any = ctypes.c_int64
-    image, places, found = _array(np.float32), _array(np.float64), _array(np.int32)
+    image, places, found = array_type(np.float32), array_type(np.float64), array_type(np.int32)
     function.argtypes = [image, whole, whole, places, whole, whole, whole, ctypes.c_double, whole, found]
     height, width, _ = lab.shape
     labels = np.empty((height, width), np.int32)
@@ -139,14 +149,9 @@ def _join(
 ) -> Int32[np.ndarray, "H W"]:
     """See `slic_numpy.join`."""
     function = native.tandem_slic_join
-    function.argtypes = [_array(np.int32), *[ctypes.c_int64] * 4, _array(np.int32)]
+    function.argtypes = [array_type(np.int32), *[ctypes.c_int64] * 4, array_type(np.int32)]
     function.restype = ctypes.c_int64
     ids = np.empty_like(labels)
     if function(labels, *labels.shape, min_pixels, max_pixels, ids) < 0:
         raise MemoryError(f"no memory to cut an image of {labels.shape[0]} x {labels.shape[1]} pixels")
     return ids
-
-
-def _array(kind: type[np.generic]) -> Any:
-    """Type of an argument that is an array without gaps."""
-    return ndpointer(kind, flags="C_CONTIGUOUS")

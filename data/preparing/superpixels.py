@@ -1,13 +1,14 @@
 """SLIC superpixels: patches of similar colour, the units between which SLidR contrasts.
 
-By default OpenCV's implementation (`cv2.ximgproc`), driven so that its parameters mean what they mean in scikit-image,
-which SLidR's preparation used: the image is blurred, converted to CIELAB in its natural scale (L from 0 to 100, which
-takes float input; 8-bit Lab stretches L by 2.55), and OpenCV's "ruler" is then scikit-image's "compactness", the weight
-of distance in units of the superpixel's side against colour difference. It has other seeds, windows and rules of
-joining all the same, so no setting of it gives SLidR's superpixels; `like: scikit-image` (`data.preparing.slic`) does.
+Three implementations, of one meaning of their parameters and with superpixels of their own: in integers, after the
+design of fast-slic (`data.preparing.fast_slic`), the default; scikit-image's (`data.preparing.slic`), which SLidR's
+preparation used; and OpenCV's (`cv2.ximgproc`), the default of earlier versions. OpenCV's is driven so that its
+parameters mean what they mean in scikit-image: the image is blurred, converted to CIELAB in its natural scale (L from 0
+to 100, which takes float input; 8-bit Lab stretches L by 2.55), and OpenCV's "ruler" is then scikit-image's
+"compactness", the weight of distance in units of the superpixel's side against colour difference.
 
-Cost: linear in pixels and iterations, 0.3 us a pixel on one core. Images of more than `max_pixels` are therefore cut at
-that size and the ids brought back to all pixels: the blur takes more from the borders than shrinking does, as long as a
+Cost: linear in pixels and iterations, of which images of more than `max_pixels` therefore have fewer: they are cut at
+that size and the ids brought back to all pixels. The blur takes more from the borders than shrinking does, as long as a
 superpixel keeps some 2000 pixels (`benchmarks/superpixels.py` compares borders and purity with cutting all pixels).
 
 Source: Achanta et al., SLIC (TPAMI 2012); Sautier et al., SLidR (CVPR 2022), section 3.1.
@@ -24,9 +25,15 @@ import cv2
 import numpy as np
 from jaxtyping import Int, UInt8
 
-from data.preparing.slic import cut
+from data.preparing import fast_slic, slic
 from data.storage.superpixel_record import SuperpixelRecord
 
+_METHODS: dict[str | None, str] = {
+    None: "slic",
+    "scikit-image": "slic of scikit-image",
+    "fast-slic": "slic like fast-slic",
+}
+"""`SuperpixelConfig.like` -> `SuperpixelRecord.method`."""
 _GROWTH = 1.2
 """Factor by which the smallest allowed fragment grows while there are too many segments."""
 
@@ -36,25 +43,26 @@ class SuperpixelConfig:
     """How an image is cut.
 
     Attributes:
-        like: null: OpenCV's SLIC. "scikit-image": the superpixels of scikit-image's `slic`, which SLidR
-            used; SLidR's are num_segments 150, compactness 6, smoothing 0.0306, 10 iterations, min_fragment_percent 50
-            at full size.
+        like: "fast-slic": in integers, the fastest. "scikit-image": the superpixels of scikit-image's `slic`, which
+            SLidR used; SLidR's are num_segments 150, compactness 6, smoothing 0.0306, 10 iterations,
+            min_fragment_percent 50 at full size. null: OpenCV's, the default of earlier versions with smoothing 0.05
+            and 5 iterations.
         num_segments: upper bound, and about the number, of superpixels an image; SLidR uses 150 (30 with VoxelNet).
         compactness: larger gives squarer superpixels, smaller follows colour more closely. SLidR uses 6; at the small
             images of the street world 10 keeps textured ground from fraying.
         smoothing: standard deviation of the Gaussian blur before, as a share of a superpixel's side, so that it
             suits any resolution. SLidR blurs by 3 pixels at a side of 98 (0.03).
-        iterations: of k-means; within-segment colour variance after 5 is within 3 % of that after 20.
+        iterations: of k-means.
         min_fragment_percent: connected pieces smaller than this share of the mean superpixel join a neighbour.
         max_pixels: larger images are shrunk to about this size, cut, and the ids enlarged; raise it with
             `num_segments`.
     """
 
-    like: Literal["scikit-image"] | None = None
+    like: Literal["fast-slic", "scikit-image"] | None = "fast-slic"
     num_segments: int = 150
     compactness: float = 10.0
-    smoothing: float = 0.05
-    iterations: int = 5
+    smoothing: float = 0.03
+    iterations: int = 8
     min_fragment_percent: int = 25
     max_pixels: int = 360_000
 
@@ -66,7 +74,7 @@ class SuperpixelConfig:
         """What a set's manifest says about superpixels that were made like this."""
         settings = dataclasses.asdict(self)
         like = settings.pop("like")
-        return SuperpixelRecord(method="slic" if like is None else f"slic of {like}", **settings)
+        return SuperpixelRecord(method=_METHODS[like], **settings)
 
 
 def segment(image: UInt8[np.ndarray, "H W 3"], config: SuperpixelConfig) -> Int[np.ndarray, "H W"]:
@@ -90,32 +98,37 @@ def segment(image: UInt8[np.ndarray, "H W 3"], config: SuperpixelConfig) -> Int[
 
 def _slic(image: UInt8[np.ndarray, "H W 3"], config: SuperpixelConfig) -> Int[np.ndarray, "H W"]:
     """Cut at the image's own size."""
-    if config.like == "scikit-image":
-        return cut(
-            image,
-            num_segments=config.num_segments,
-            compactness=config.compactness,
-            smoothing=config.smoothing,
-            iterations=config.iterations,
-            smallest=config.min_fragment_percent / 100,
-        )
+    if config.like is None:
+        return _opencv(image, config)
+    cut = fast_slic.cut if config.like == "fast-slic" else slic.cut
+    return cut(
+        image,
+        num_segments=config.num_segments,
+        compactness=config.compactness,
+        smoothing=config.smoothing,
+        iterations=config.iterations,
+        smallest=config.min_fragment_percent / 100,
+    )
+
+
+def _opencv(image: UInt8[np.ndarray, "H W 3"], config: SuperpixelConfig) -> Int[np.ndarray, "H W"]:
     height, width = image.shape[:2]
     side = superpixel_side(height, width, config.num_segments)
     if min(height, width) < 2 * side:  # OpenCV needs room for seeds in both directions
         return _grid(height, width, side)
-    slic = cv2.ximgproc.createSuperpixelSLIC(
+    found = cv2.ximgproc.createSuperpixelSLIC(
         _smooth_lab(image, config.smoothing * side), cv2.ximgproc.SLIC, side, float(config.compactness)
     )
-    slic.iterate(config.iterations)
+    found.iterate(config.iterations)
     percent = float(config.min_fragment_percent)
-    slic.enforceLabelConnectivity(int(percent))
+    found.enforceLabelConnectivity(int(percent))
     # A cluster that lies in several pieces becomes several segments, so the bound can be passed by a few.
-    while slic.getNumberOfSuperpixels() > config.num_segments:
+    while found.getNumberOfSuperpixels() > config.num_segments:
         if percent >= 100:
             return _grid(height, width, side)
         percent = min(100.0, max(percent, 1.0) * _GROWTH)
-        slic.enforceLabelConnectivity(int(percent))
-    return _consecutive(np.asarray(slic.getLabels(), dtype=np.int32))
+        found.enforceLabelConnectivity(int(percent))
+    return _consecutive(np.asarray(found.getLabels(), dtype=np.int32))
 
 
 def _consecutive(ids: Int[np.ndarray, "H W"]) -> Int[np.ndarray, "H W"]:

@@ -18,11 +18,12 @@ import simplejpeg
 from jaxtyping import Float, Integer, UInt8
 
 from common.constants import MIN_DEPTH_M
+from data.runs import Runs
 from data.sample import CameraView, Sample
 from data.storage.box_record import decode_boxes
 from data.storage.damage import DamagedError
 from data.storage.encode import DEPTH_UNIT_M, READABLE_VERSIONS, check_image_size, check_sample, is_camera_name
-from data.storage.run_lengths import SizeError, decode_runs
+from data.storage.run_lengths import SizeError, read_runs
 from data.storage.untrusted import parse_json, parse_npy
 
 _MOST_MIN_DEPTH_M = 1000
@@ -30,7 +31,8 @@ _MAX_META_BYTES = 1 << 20
 """Far above any calibration."""
 
 Images = bool | Literal["encoded"]
-"""Whether the images of a sample are read, and as what: see `DecodeSpec`."""
+SuperpixelForm = bool | Literal["runs"]
+"""Whether the images or superpixels of a sample are read, and as what: see `DecodeSpec`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +41,13 @@ class DecodeSpec:
 
     Attributes:
         images: pixels; "encoded": the JPEGs, for callers that need only a part of the pixels.
+        superpixels: of each pixel; "runs": as run lengths, likewise (sets of version 1 have them by pixel anyhow).
         labels: classes, instances and boxes of the points.
         image_labels: class of each pixel.
     """
 
     images: Images = True
-    superpixels: bool = True
+    superpixels: SuperpixelForm = True
     labels: bool = True
     depth: bool = False
     image_labels: bool = False
@@ -146,14 +149,16 @@ def _decode_camera(entry: Mapping[str, Any], members: Mapping[str, bytes], parts
         raise DamagedError("member-missing", f"{name}.jpg")
     image_size = (size[0], size[1])
     check_image_size(name, *image_size)
-    image = jpeg = superpixels = depth_m = labels = None
+    image = jpeg = superpixels = runs = depth_m = labels = None
     if parts.images:
         jpeg = members[f"{name}.jpg"]
         check_jpeg(f"{name}.jpg", jpeg, image_size)
     if jpeg is not None and parts.images != "encoded":
         image, jpeg = decode_jpeg(f"{name}.jpg", jpeg), None
     if parts.superpixels:
-        superpixels = _decode_superpixels(name, members, image_size)
+        superpixels, runs = _decode_superpixels(name, members, image_size)
+    if runs is not None and parts.superpixels != "runs":
+        superpixels, runs = runs.plane(), None
     if parts.depth and f"{name}.depth.png" in members:
         plane = _decode_plane(f"{name}.depth.png", members, image_size)
         depth_m = plane.astype(np.float32) * np.float32(DEPTH_UNIT_M)
@@ -172,6 +177,7 @@ def _decode_camera(entry: Mapping[str, Any], members: Mapping[str, bytes], parts
         image=image,
         jpeg=jpeg,
         superpixels=superpixels,
+        superpixel_runs=runs,
         ignored_px=_rectangles(name, entry.get("ignored_px")),
         depth_m=depth_m,
         labels=labels,
@@ -196,17 +202,18 @@ def _rectangles(name: str, value: Any) -> Float[np.ndarray, "rects 4"] | None:
 
 def _decode_superpixels(
     camera: str, members: Mapping[str, bytes], size: tuple[int, int]
-) -> Integer[np.ndarray, "H W"] | None:
+) -> tuple[Integer[np.ndarray, "H W"] | None, Runs | None]:
+    """As a plane or as runs, as they are stored; neither where there are none."""
     name = f"{camera}.superpixels.npy.gz"
     if name in members:
         try:
-            return decode_runs(members[name], size)
+            return None, read_runs(members[name], size)
         except SizeError as error:
             raise DamagedError("image-size", f"{name}: {error}") from error
         except ValueError as error:
             raise DamagedError("image-broken", f"{name}: {error}") from error
     name = f"{camera}.superpixels.png"  # version 1
-    return _decode_plane(name, members, size) if name in members else None
+    return (_decode_plane(name, members, size) if name in members else None), None
 
 
 def check_jpeg(name: str, data: bytes, size: tuple[int, int]) -> None:

@@ -154,10 +154,10 @@ def check_fits_set(sample: Sample, bounds: SetBounds) -> None:
         detail = f"category {categories.max()} of a box; the set names {bounds.num_categories} kinds of boxes"
         raise DamagedError("labels-range", detail)
     for camera in sample.cameras:
-        if camera.superpixels is not None and bounds.most_segments is not None:
-            largest = int(camera.superpixels.max())
-            if largest >= bounds.most_segments:
-                detail = f"{largest + 1} superpixels, the manifest states {bounds.most_segments} at most"
+        if bounds.most_segments is not None:
+            number = camera.num_superpixels
+            if number > bounds.most_segments:
+                detail = f"{number} superpixels, the manifest states {bounds.most_segments} at most"
                 raise DamagedError("superpixel-ids", f"{camera.name}: {detail}")
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from common.retry import RETRY_MIN, StorageAwayError
 from data.sample import Sample
 from data.storage.damage import DamagedError
-from data.storage.decode import DecodeSpec, Images, decode_sample
+from data.storage.decode import DecodeSpec, Images, SuperpixelForm, decode_sample
 from data.storage.encode import MAX_SAMPLE_BYTES, check_fits_set
 from data.storage.manifest import Manifest
 from data.storage.shard import ShardError
@@ -76,7 +76,7 @@ class Reader(ABC):
         index: int,
         *,
         images: Images = True,
-        superpixels: bool = True,
+        superpixels: SuperpixelForm = True,
         labels: bool = True,
         depth: bool = False,
         image_labels: bool = False,

@@ -14,6 +14,8 @@ import zlib
 import numpy as np
 from jaxtyping import Integer, Shaped
 
+from data.runs import Runs
+
 _GZIP = 31
 """Window bits that make zlib write and read gzip's frame, with a time of 0: the same plane gives the same bytes."""
 _HEADER_BYTES = 256
@@ -54,14 +56,22 @@ def decode_runs(data: bytes, size: tuple[int, int]) -> Shaped[np.ndarray, "H W"]
         ValueError: no such file.
         SizeError: a plane of another size.
     """
+    return read_runs(data, size).plane()
+
+
+def read_runs(data: bytes, size: tuple[int, int]) -> Runs:
+    """As `decode_runs`, of which parts can be asked for.
+
+    Raises:
+        ValueError: no such file.
+        SizeError: a plane of another size.
+    """
     # In the worst case each pixel is a run of its own, of 2 + 2 bytes: whatever unpacks to more is refused.
     values, lengths = _runs(_unpacked(data, 4 * size[0] * size[1] + _HEADER_BYTES))
-    num_pixels = int(lengths.sum(dtype=np.int64))
-    if num_pixels != size[0] * size[1]:
-        raise SizeError(f"runs of {num_pixels} pixels, expected {size[0]}x{size[1]}")
-    if values.max() < 256:
-        values = values.astype(np.uint8)
-    return np.repeat(values, lengths).reshape(size)
+    ends = np.cumsum(lengths, dtype=np.int64)
+    if ends[-1] != size[0] * size[1]:
+        raise SizeError(f"runs of {ends[-1]} pixels, expected {size[0]}x{size[1]}")
+    return Runs(values=values.astype(np.uint8) if values.max() < 256 else values, ends=ends, size=size)
 
 
 class SizeError(ValueError):

@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from common.ranges import ascending, at_least, at_most, below, one_of, positive, share
 from data.geometry import rigid, yaw_rotation
+from data.runs import Runs
 from data.views.colour import ColourConfig
 
 
@@ -261,9 +262,11 @@ class PixelTransform:
         columns = self.left + ((np.arange(out_width) + 0.5) * self.width / out_width).astype(np.int64)
         return rows, columns[::-1] if self.mirrored else columns
 
-    def nearest(self, stored: Shaped[np.ndarray, "H W"]) -> Shaped[np.ndarray, "h w"]:
+    def nearest(self, stored: Shaped[np.ndarray, "H W"] | Runs) -> Shaped[np.ndarray, "h w"]:
         """A plane that must not be averaged (superpixels, classes, depth) in the result, by nearest neighbour."""
         rows, columns = self.source_pixels()
+        if isinstance(stored, Runs):
+            return np.asarray(stored.window(rows, self.left, self.left + self.width).take(columns - self.left, axis=1))
         return np.asarray(stored.take(rows, axis=0).take(columns, axis=1))
 
 

@@ -17,7 +17,7 @@ from data.batch_spec import BatchSpec, VoxelConfig
 from data.geometry import transform
 from data.order import SampleDraws
 from data.sample import CameraView, Sample
-from data.storage.decode import Images, decode_jpeg
+from data.storage.decode import Images, SuperpixelForm, decode_jpeg
 from data.storage.reader import Reader, SampleError, blamed_on
 from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCache
@@ -165,7 +165,8 @@ def read_view(
             storage is away.
     """
     images: Images = "encoded" if spec.images and cache is None else False
-    sample = reader.read(index, images=images, superpixels=spec.superpixels, labels=labels or bool(spec.boxes))
+    superpixels: SuperpixelForm = "runs" if spec.superpixels else False
+    sample = reader.read(index, images=images, superpixels=superpixels, labels=labels or bool(spec.boxes))
     return view_of(sample, reader, index, config, spec, draws, partners, cache, labels=labels, sampler=sampler)
 
 
@@ -222,7 +223,7 @@ def _cached_features(cache: TeacherCache, index: int, sample: Sample) -> list[np
     """
     offsets, rows = cache.offsets(index), cache.features(index, sample.key)
     for number, view in enumerate(sample.cameras):
-        stored = 0 if view.superpixels is None else int(view.superpixels.max()) + 1
+        stored = view.num_superpixels
         if stored != offsets[number + 1] - offsets[number]:
             raise ShardError(
                 f"sample {sample.key}, camera {view.name}: {stored} superpixels in the shards, "
@@ -369,7 +370,7 @@ def _record(sample: Sample, in_use: tuple[int, ...], spec: BatchSpec, draws: Sam
     pairs = point_pixel_pairs(sample, in_use) if spec.images else no_pairs()
     if spec.images and len(pairs) == 0:
         raise SampleError("zero-pairs", sample.key, shard, f"{len(sample.points_lidar)} points, {len(cameras)} cameras")
-    if spec.superpixels and any(camera.superpixels is None for camera in cameras):
+    if spec.superpixels and any(camera.num_superpixels == 0 for camera in cameras):
         raise SampleError("superpixels-missing", sample.key, shard, "the set was prepared without superpixels")
     ground = None if spec.ground is None else ground_mask(sample.points_lidar, spec.ground, draws.ground())
     objects = None
@@ -501,16 +502,19 @@ def _superpixels(
 
     A pair's superpixel is that of the augmented image's pixel nearest to it (halves round up).
     """
-    maps = [np.asarray(camera.superpixels) for camera in cameras]
-    nearest = np.floor(pairs.uv + 0.5).astype(np.int64)
+    stored = [
+        np.asarray(camera.superpixels) if camera.superpixel_runs is None else camera.superpixel_runs
+        for camera in cameras
+    ]
+    maps = tuple(place.nearest(ids) for place, ids in zip(pixels.transforms, stored, strict=True))
+    columns, rows = np.floor(pairs.uv + 0.5).astype(np.int64).T
     of_pair = np.empty(len(pairs), dtype=np.int64)
-    for number, (place, ids) in enumerate(zip(pixels.transforms, maps, strict=True)):
+    for number, ids in enumerate(maps):
         of_camera = pairs.of_camera(number)
-        rows, columns = place.source_pixels()
-        of_pair[of_camera] = ids[rows[nearest[of_camera][:, 1]], columns[nearest[of_camera][:, 0]]]
-    of_pixel = None
-    if pixels.images is not None:
-        of_pixel = tuple(place.nearest(ids) for place, ids in zip(pixels.transforms, maps, strict=True))
+        of_pair[of_camera] = ids[rows[of_camera], columns[of_camera]]
     return ViewSuperpixels(
-        num=tuple(int(ids.max()) + 1 for ids in maps), of_pair=of_pair, of_pixel=of_pixel, features=features
+        num=tuple(camera.num_superpixels for camera in cameras),
+        of_pair=of_pair,
+        of_pixel=None if pixels.images is None else maps,
+        features=features,
     )

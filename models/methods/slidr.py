@@ -188,4 +188,4 @@ class Slidr(EmbedsPoints, PoolsTeacher):
 def _of_pixel(superpixels: Superpixels) -> Int[Tensor, "I H W"]:
     if superpixels.of_pixel is None:
         raise ValueError("SLidR needs the superpixel of each pixel, or cached teacher features; this batch has neither")
-    return superpixels.of_pixel
+    return superpixels.of_pixel.long()

@@ -56,11 +56,11 @@ def test_every_frame_is_there_once_and_as_the_converter_gave_it(tmp_path):
     assert (summary.num_shards, summary.num_reused_shards) == (9, 0)
     assert manifest.notes == ("made up",)
     assert manifest.superpixels == SuperpixelRecord(
-        method="slic",
+        method="slic like fast-slic",
         num_segments=150,
         compactness=10.0,
-        smoothing=0.05,
-        iterations=5,
+        smoothing=0.03,
+        iterations=8,
         min_fragment_percent=25,
         max_pixels=360_000,
     )
@@ -168,6 +168,22 @@ def test_other_settings_in_the_same_folder_are_refused(tmp_path, change, field):
     with pytest.raises(ShardError, match=r"set\.frames_by_log"):
         prepare(ToyConverter(frames_by_log=(3,)), str(tmp_path), CONFIG)
     assert content(tmp_path) == before
+
+
+def test_a_folder_begun_before_integers_became_the_default_is_finished_with_opencvs(tmp_path):
+    earlier = SuperpixelConfig(like=None, smoothing=0.05, iterations=5)
+    config = dataclasses.replace(CONFIG, superpixels=earlier)
+    prepare(ToyConverter(frames_by_log=(2,)), str(tmp_path), config)
+    settings = tmp_path / RECORDS / "settings.json"
+    stored = json.loads(settings.read_text())
+    assert stored["superpixels"].pop("like") is None  # folders of 0.2 do not have the setting
+    settings.write_text(json.dumps(stored))
+    before = content(tmp_path)
+    with pytest.raises(ShardError, match=r"superpixels\.smoothing = 0\.05, now it is 0\.03"):
+        prepare(ToyConverter(frames_by_log=(2,)), str(tmp_path), CONFIG)
+    assert prepare(ToyConverter(frames_by_log=(2,)), str(tmp_path), config).num_reused_shards == 1
+    assert content(tmp_path) == before
+    assert load_manifest(str(tmp_path)).superpixels.method == "slic"
 
 
 def test_a_folder_with_another_set_is_refused(tmp_path):

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from data.preparing.superpixels import SuperpixelConfig, segment, superpixel_side
 from tests.reference.superpixels import cut as cut_pixel_by_pixel
 
+LIKE = ["fast-slic", "scikit-image", None]
+
 
 def two_colours(height: int = 80, width: int = 120, edge: int = 51) -> np.ndarray:
     rng = np.random.default_rng(0)
@@ -25,7 +27,7 @@ def assert_valid(ids: np.ndarray, shape: tuple[int, int], limit: int) -> None:
     assert 1 <= counts.size <= limit
 
 
-@pytest.mark.parametrize("like", [None, "scikit-image"])
+@pytest.mark.parametrize("like", LIKE)
 def test_ids_are_consecutive_and_segments_connected(like):
     ids = segment(two_colours(), SuperpixelConfig(like=like, num_segments=60))
     assert_valid(ids, (80, 120), 60)
@@ -35,9 +37,10 @@ def test_ids_are_consecutive_and_segments_connected(like):
         assert pieces == 1, f"segment {one} is in {pieces} pieces"
 
 
-def test_segments_do_not_cross_an_edge():
+@pytest.mark.parametrize("like", ["fast-slic", None])
+def test_segments_do_not_cross_an_edge(like):
     image, edge = two_colours(), 51
-    ids = segment(image, SuperpixelConfig(num_segments=60, smoothing=0.0))
+    ids = segment(image, SuperpixelConfig(like=like, num_segments=60, smoothing=0.0))
     left = np.bincount(ids[:, :edge].ravel(), minlength=ids.max() + 1)
     both = left + np.bincount(ids[:, edge:].ravel(), minlength=ids.max() + 1)
     impure = np.minimum(left, both - left).sum() / ids.size
@@ -89,7 +92,7 @@ def test_like_scikit_image_is_what_a_plain_reading_of_it_gives(size, num_segment
 
 @settings(max_examples=25, deadline=None)
 @given(
-    like=st.sampled_from([None, "scikit-image"]),
+    like=st.sampled_from(LIKE),
     height=st.integers(1, 70),
     width=st.integers(1, 90),
     num_segments=st.integers(1, 300),
@@ -125,7 +128,7 @@ def test_images_up_to_max_pixels_are_cut_as_they_are():
     assert (segment(image, SuperpixelConfig(max_pixels=80 * 120 // 4)) != whole).any()
 
 
-@pytest.mark.parametrize("like", [None, "scikit-image"])
+@pytest.mark.parametrize("like", LIKE)
 def test_flat_image_and_repeatability(like):
     image = np.full((60, 90, 3), 127, np.uint8)
     config = SuperpixelConfig(like=like, num_segments=50)

@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from data.storage.run_lengths import SizeError, decode_runs, encode_runs
+from data.storage.run_lengths import SizeError, decode_runs, encode_runs, npy_bytes, read_runs
 
 
 def plane_of(rng: np.random.Generator, height: int, width: int, values: int) -> np.ndarray:
@@ -23,6 +23,27 @@ def test_planes_come_back(height, width, values):
     np.testing.assert_array_equal(back, plane)
     assert back.dtype == (np.uint8 if plane.max() < 256 else np.uint16)
     assert back.flags.writeable
+
+
+@pytest.mark.parametrize("values", [1, 3, 300])
+@pytest.mark.parametrize("rows", [[0], [30], [30, 2, 2, 17, 0], [*range(31)]], ids=["first", "last", "some", "all"])
+def test_a_window_is_what_the_plane_has_there(values, rows):
+    plane = plane_of(np.random.default_rng(values), 31, 53, values)
+    runs = read_runs(encode_runs(plane, 3), (31, 53))
+    assert runs.largest == plane.max()
+    for left, right in ((0, 53), (0, 1), (52, 53), (6, 30), (7, 14)):
+        got = runs.window(np.array(rows), left, right)
+        np.testing.assert_array_equal(got, plane[rows, left:right])
+        assert got.dtype == plane.astype(np.uint8 if plane.max() < 256 else np.uint16).dtype
+
+
+def test_a_window_of_runs_beyond_their_row_and_of_none():
+    """Such files are not ours, but they say what each pixel is."""
+    content = npy_bytes(np.array([[5, 9, 7, 8, 2], [3, 0, 14, 0, 7]], dtype="<u2"))
+    runs = read_runs(gzip.compress(content), (4, 6))
+    for rows in ([0, 1, 2, 3], [3, 1], [2]):
+        for left, right in ((0, 6), (2, 5), (5, 6)):
+            np.testing.assert_array_equal(runs.window(np.array(rows), left, right), runs.plane()[rows, left:right])
 
 
 def test_anyone_can_read_them():
