@@ -2,6 +2,7 @@
 
     python -m benchmarks.loader --nuscenes DIR     # frames: the first key frame of a folder in nuScenes' layout
     python -m benchmarks.loader                    # frames: the street world at nuScenes' size (slow to draw)
+    python -m benchmarks.loader --nuscenes DIR --image-reduction 2     # images stored at half size, quality 90
     python -m benchmarks.loader --shards SET --image-size 160 320 --workers 1     # stages and waiting on a set of yours
 
 Six cameras of 900 x 1600, 35,000 points, 150 superpixels an image, crops of 224 x 416, cylindrical voxels. Both ways
@@ -38,6 +39,10 @@ from data.loading.loader import DataConfig, build_loader
 from data.loading.memory import keep_freed_memory
 from data.loading.workers import Loaded, _Packed
 from data.order import SampleDraws
+from data.preparing.shard_task import finished
+from data.preparing.superpixels import SuperpixelConfig
+from data.sample import Sample
+from data.storage.encode import CodecConfig
 from data.storage.manifest import SetInfo, load_manifest
 from data.storage.reader import SampleReader
 from data.storage.shard_writer import join_manifest, write_shard
@@ -86,12 +91,22 @@ def _print_stages(reader: SampleReader, indices: list[int], config: DataConfig, 
 
 
 # ---- side by side
-def _write_set(root: Path, frames: OfficialFrames) -> None:
+def _write_set(root: Path, frames: OfficialFrames, reduction: int, quality: int) -> None:
     root.mkdir()
     samples = (frames.sample(token, f"log_{number:06d}") for number, token in enumerate(frames.tokens))
-    table = write_shard(root / "shard-000000.tar", samples)
+    if reduction > 1:
+        bare = (_without_superpixels(sample) for sample in samples)
+        samples = (finished(sample, SuperpixelConfig(), reduction) for sample in bare)
+    table = write_shard(root / "shard-000000.tar", samples, CodecConfig(jpeg_quality=quality))  # JPEGs of files stay
+    size = (root / "shard-000000.tar").stat().st_size
+    print(f"{size / len(frames.tokens) / 1e6:.2f} MB a sample")
     names = tuple(frames.cameras(frames.tokens[0]))
     join_manifest(str(root), SetInfo(set_name="frames", camera_names=names, logs=("log",), splits=("train",)), [table])
+
+
+def _without_superpixels(sample: Sample) -> Sample:
+    bare = tuple(dataclasses.replace(camera, superpixels=None) for camera in sample.cameras)
+    return dataclasses.replace(sample, cameras=bare)
 
 
 def _side_by_side(frames: OfficialFrames, reader: SampleReader, config: DataConfig, rounds: int) -> None:
@@ -178,6 +193,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--image-size", type=int, nargs=2, default=(224, 416), metavar=("H", "W"))
+    parser.add_argument("--image-reduction", type=int, default=1, help="of the stored images")
+    parser.add_argument("--jpeg-quality", type=int, default=90, help="of stored images that are reduced")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--cameras", type=int, help="cameras a sample, of those that it has")
     parser.add_argument("--min-pairs", type=int, default=1024)
@@ -195,7 +212,7 @@ def main() -> None:
         if root is None:
             root = str(folder / "shards")
             frames = _frames(arguments, folder / "files")
-            _write_set(Path(root), frames)
+            _write_set(Path(root), frames, arguments.image_reduction, arguments.jpeg_quality)
         config = DataConfig(
             shards=root,
             split=None,

@@ -166,6 +166,7 @@ def print_summary(summary: PrepareSummary, console: Console) -> None:
             f"{pairs.mean():,.0f} (least {pairs.min():,}; cameras {cameras})" if cameras else "no cameras",
         ),
         ("superpixels", str(manifest.superpixels or "none")),
+        ("images", manifest.stored_images),
         ("shards", f"{len(manifest.shards)}, {num_bytes / 1e6:,.1f} MB"),
         ("kept from before", f"{summary.num_reused_shards} of {summary.num_shards} shards"),
         ("seconds", f"{summary.seconds:.1f}"),

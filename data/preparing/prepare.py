@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from common.printable import listed
-from common.ranges import at_least, share
+from common.ranges import at_least, between, share
 from data.calibration.heading import Heading, troubles
 from data.convert.base import Converter
 from data.preparing.defaults import MAX_SKIP_SHARE, SAMPLES_PER_SHARD
@@ -61,6 +61,7 @@ class PrepareConfig:
             better; larger ones suit network file systems.
         limit: use only this many frames, the first of the set; None for all.
         superpixels: how images are cut; None for no superpixels.
+        image_reduction: images are stored at 1/n of their height and width, 1 to 8, and cut into superpixels then.
         codec: compression of images.
         max_skip_share: share of frames that may be skipped before the set is refused; one is always allowed. Not
             part of what must stay the same when a folder is continued.
@@ -69,12 +70,14 @@ class PrepareConfig:
     samples_per_shard: int = SAMPLES_PER_SHARD
     limit: int | None = None
     superpixels: SuperpixelConfig | None = field(default_factory=SuperpixelConfig)
+    image_reduction: int = 1
     codec: CodecConfig = field(default_factory=CodecConfig)
     max_skip_share: float = MAX_SKIP_SHARE
 
     def __post_init__(self) -> None:
         at_least(self, samples_per_shard=1)
         at_least(self, "null: all", limit=1)
+        between(self, image_reduction=(1, 8))
         share(self, "max_skip_share")
 
 
@@ -251,6 +254,7 @@ def _complete(
         converter=converter,
         superpixels=config.superpixels,
         codec=config.codec,
+        image_reduction=config.image_reduction,
         allowed_skips=allowed(config, sum(task.num_frames for task in every)),
         begun=len(todo) < len(tasks),
     )
@@ -273,6 +277,8 @@ def plain_settings(config: PrepareConfig, set_name: str, own: dict[str, Any], **
     """All that the bytes of a set depend on, as plain JSON: the config, and what a converter has of its own."""
     write = dataclasses.asdict(config)
     del write["max_skip_share"]  # may change when a folder is continued
+    if config.image_reduction == 1:
+        del write["image_reduction"]  # folders that were begun before it was a setting are continued
     settings = {"schema_version": SCHEMA_VERSION, "set_name": set_name, "set": own, **write, **more}
     plain: dict[str, Any] = json.loads(json.dumps(settings))  # as it will be read back: tuples are lists
     return plain
@@ -356,6 +362,7 @@ def join_records(
         splits=tuple(splits.values()),
         skipped=skipped,
         superpixels=config.superpixels.record() if config.superpixels and source.camera_names else None,
+        image_reduction=config.image_reduction if source.camera_names else 1,
         notes=(*source.notes, *_looks(records), *wrong_ways, *dark),
     )
     return join_manifest(root, info, tables)

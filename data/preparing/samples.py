@@ -33,13 +33,12 @@ from data.preparing.shard_task import (
     FrameRange,
     ShardRecord,
     ShardTask,
-    add_superpixels,
+    finished,
     forget_skips,
     load_record,
     save_record,
     write_sample,
 )
-from data.preparing.superpixels import SuperpixelConfig
 from data.sample import Sample
 from data.storage.encode import SetBounds
 from data.storage.manifest import SetInfo
@@ -207,7 +206,7 @@ def prepare_samples(
             # spawn: OpenCV's and torch's threads do not survive a fork.
             context, start = multiprocessing.get_context("spawn"), leave_interrupts_to_parent
             pool = closing.enter_context(ProcessPoolExecutor(workers, context, initializer=start))
-        for task, item in _cut(shards.placed(samples), config.superpixels, pool, workers):
+        for task, item in _cut(shards.placed(samples), config, pool, workers):
             shards.write(task, item)
         records = shards.finish()
         info = SetInfo(
@@ -232,9 +231,9 @@ _Result = tuple[ShardTask, Sample | Skipped]
 
 
 def _cut(
-    placed: Iterator[_Placed], config: SuperpixelConfig | None, pool: ProcessPoolExecutor | None, workers: int
+    placed: Iterator[_Placed], config: PrepareConfig, pool: ProcessPoolExecutor | None, workers: int
 ) -> Iterator[_Result]:
-    """The samples with their superpixels, in their order; a few are in work at once."""
+    """The samples with their images finished, in their order; a few are in work at once."""
     if pool is None:
         yield from ((task, _finished(sample, config)) for task, sample in placed)
         return
@@ -248,8 +247,8 @@ def _cut(
         yield first, future.result()
 
 
-def _finished(sample: Sample, config: SuperpixelConfig | None) -> Sample | Skipped:
-    return read_or_skip(lambda: sample if config is None else add_superpixels(sample, config), sample.key, sample.log)
+def _finished(sample: Sample, config: PrepareConfig) -> Sample | Skipped:
+    return read_or_skip(lambda: finished(sample, config.superpixels, config.image_reduction), sample.key, sample.log)
 
 
 @dataclass
@@ -366,7 +365,7 @@ class _OpenShards:
             )
         shard = self._open[task.number]
         if isinstance(item, Sample):
-            item = write_sample(shard.writer, item, None)
+            item = write_sample(shard.writer, item, None, 1)
         if isinstance(item, Sample):
             shard.looks.add(item)
             self._tally.frame()

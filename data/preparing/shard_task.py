@@ -20,6 +20,7 @@ from common.files import file_sha256, replace_file
 from data.calibration.heading import Heading
 from data.convert.base import Converter, Skipped, read_or_skip, unforeseen
 from data.preparing.early import SampleLooks, Tally
+from data.preparing.smaller import with_smaller_images
 from data.preparing.superpixels import SuperpixelConfig, segment
 from data.sample import Sample
 from data.storage.damage import DamagedError
@@ -129,6 +130,7 @@ class ShardJob:
     converter: Converter
     superpixels: SuperpixelConfig | None
     codec: CodecConfig
+    image_reduction: int = 1
     allowed_skips: int = sys.maxsize
     begun: bool = False
 
@@ -154,7 +156,9 @@ def run_task(job: ShardJob, task: ShardTask, tally: Tally) -> ShardRecord:
     with ShardWriter(Path(job.root) / task.shard_name, job.codec, bounds) as writer:
         for part in task.stretches:
             for item in job.converter.frames(part.log, part.start, part.stop):
-                written = item if isinstance(item, Skipped) else write_sample(writer, item, job.superpixels)
+                written = item
+                if isinstance(item, Sample):
+                    written = write_sample(writer, item, job.superpixels, job.image_reduction)
                 if isinstance(written, Skipped):
                     skipped.append(dataclasses.replace(written, log=part.log))
                     tally.frame(skipped[-1])
@@ -169,9 +173,11 @@ def run_task(job: ShardJob, task: ShardTask, tally: Tally) -> ShardRecord:
     return record
 
 
-def write_sample(writer: ShardWriter, sample: Sample, superpixels: SuperpixelConfig | None) -> Sample | Skipped:
-    """Append a sample, cut into superpixels if asked to; what takes its place where that fails."""
-    made = read_or_skip(lambda: sample if superpixels is None else add_superpixels(sample, superpixels), sample.key)
+def write_sample(
+    writer: ShardWriter, sample: Sample, superpixels: SuperpixelConfig | None, image_reduction: int
+) -> Sample | Skipped:
+    """Append a sample, its images finished; what takes its place where that fails."""
+    made = read_or_skip(lambda: finished(sample, superpixels, image_reduction), sample.key)
     if isinstance(made, Sample):
         try:
             writer.write(made)
@@ -182,6 +188,17 @@ def write_sample(writer: ShardWriter, sample: Sample, superpixels: SuperpixelCon
         except Exception as error:
             return unforeseen(error, sample.key)
     return made
+
+
+def finished(sample: Sample, superpixels: SuperpixelConfig | None, image_reduction: int) -> Sample:
+    """The sample with images of the size that is stored, cut into superpixels where asked for.
+
+    Raises:
+        DamagedError: a JPEG cannot be decoded.
+        ValueError: a camera has no image.
+    """
+    sample = with_smaller_images(sample, image_reduction)
+    return sample if superpixels is None else add_superpixels(sample, superpixels)
 
 
 def add_superpixels(sample: Sample, config: SuperpixelConfig) -> Sample:

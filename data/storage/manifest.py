@@ -48,6 +48,7 @@ class SetInfo:
         notes: what the converter had to assume, to be read by whoever uses the set.
         skipped: source samples left out when the set was made, keys by reason.
         superpixels: how they were made; None for sets without them and for sets that do not record it.
+        image_reduction: images are stored at 1/n of the height and width that the source has.
     """
 
     set_name: str
@@ -59,6 +60,13 @@ class SetInfo:
     notes: tuple[str, ...] = ()
     skipped: dict[str, tuple[str, ...]] = field(default_factory=dict)
     superpixels: SuperpixelRecord | None = None
+    image_reduction: int = 1
+
+    @property
+    def stored_images(self) -> str:
+        """At what size, in words."""
+        whole = self.image_reduction == 1
+        return "as large as the source's" if whole else f"1/{self.image_reduction} of the source's height and width"
 
     @property
     def bounds(self) -> SetBounds:
@@ -263,6 +271,7 @@ def _manifest_from(root: str, content: dict[str, Any], table: dict[str, np.ndarr
         skipped={reason: tuple(keys) for reason, keys in content["skipped"].items()},
         **table,
         superpixels=record,
+        image_reduction=content.get("image_reduction", 1),
         cache=cache,
         schema_version=content["schema_version"],
     )
@@ -294,6 +303,8 @@ def write_manifest(manifest: Manifest) -> None:
         "notes": manifest.notes,
         "skipped": manifest.skipped,
         "superpixels": None if manifest.superpixels is None else dataclasses.asdict(manifest.superpixels),
+        # Only where it is another: sets of before keep their bytes.
+        **({} if manifest.image_reduction == 1 else {"image_reduction": manifest.image_reduction}),
         "logs": [{"name": name, "split": split} for name, split in zip(manifest.logs, manifest.splits, strict=True)],
         "shards": [dataclasses.asdict(shard) for shard in manifest.shards],
     }

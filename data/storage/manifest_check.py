@@ -53,6 +53,9 @@ def check_content(content: Mapping[str, Any]) -> None:
             raise ValueError(f"skipped.{reason} is {reprlib.repr(keys)}, expected a list")
         _check_words(f"skipped.{reason}", keys)
     _check_superpixels(content.get("superpixels"))
+    reduction = content.get("image_reduction", 1)
+    if not isinstance(reduction, int) or isinstance(reduction, bool) or reduction < 1:
+        raise ValueError(f"image_reduction is {reprlib.repr(reduction)}, expected a whole number from 1 on")
     for log in content["logs"]:
         _check_fields("a log", log, _LOG_FIELDS)
     for shard in content["shards"]:

@@ -85,6 +85,7 @@ def _contents(manifest: Manifest) -> TextTable:
             ("size", f"{human_bytes(num_bytes)}, {human_bytes(num_bytes / samples)} a sample"),
             ("cameras", ", ".join(manifest.camera_names) or "none"),
             ("categories of boxes", listed(manifest.box_categories, 8) or "none, or not recorded"),
+            ("images", manifest.stored_images),
             ("points per sample", _spread_text(manifest.num_points)),
             ("pairs per sample", _spread_text(manifest.num_pairs)),
             ("samples without pairs", f"{(manifest.num_pairs == 0).sum():,}"),

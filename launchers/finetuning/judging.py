@@ -135,6 +135,11 @@ def verdict_of(benchmark: str, frames: Sequence[JudgedFrame], manifest: Manifest
     Raises:
         JudgeError: the frames lack what it needs.
     """
+    if benchmark == "kitti" and manifest.image_reduction != 1:
+        raise JudgeError(
+            "KITTI's metric sorts objects by their height in pixels of the recorded image, and images of "
+            f"{manifest.root} are {manifest.stored_images}; prepare the set with image_reduction=1"
+        )
     truth, found = pairs_of(frames, manifest, classes, benchmark)
     if benchmark == "nuscenes":
         own = benchmark_classes(classes, manifest, benchmark)

@@ -26,6 +26,7 @@ from launchers.options.common import NUM_CORES, add_show_config, completed, offe
 _EPILOG = """\
 Settings are given as name=value after the folders:
   superpixels.<name>=...    like (fast-slic, scikit-image, null), num_segments, compactness, smoothing, iterations
+  image_reduction=2         images stored at half their height and width (docs/shards.md)
   codec.jpeg_quality=90     of the stored images
   <name>=...                of this data set: {names}
   set.<name>=...            the same, as it stands in a YAML file

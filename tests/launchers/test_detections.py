@@ -182,3 +182,12 @@ def test_what_cannot_be_judged_is_named(street_set: str, tmp_path: Path) -> None
         JudgedSet.of(config(street_set, "judge.benchmarks=[coco]"))
     with pytest.raises(ConfigError, match=r"override 'optim.lr=1': the detector is trained already"):
         rejudge(tmp_path, ["optim.lr=1"])
+
+
+def test_kittis_metric_refuses_smaller_images(street_set: str) -> None:
+    """It sorts objects by their height in pixels."""
+    settings = config(street_set, "judge.benchmarks=[kitti]")
+    judged = JudgedSet.of(settings)
+    half = dataclasses.replace(judged, manifest=dataclasses.replace(judged.manifest, image_reduction=2))
+    with pytest.raises(ConfigError, match=r"height in pixels.* 1/2 of the source's"):
+        judge_frames([], half, settings)
