@@ -63,3 +63,15 @@ def test_golden_run(world: World, one_thread: None, tmp_path: Path) -> None:
         assert got == golden["losses"]
     else:
         assert got == pytest.approx(golden["losses"], rel=1e-4)
+
+
+def test_compiled_kernels_give_the_losses_of_torch(world: World, one_thread: None, tmp_path: Path) -> None:
+    """The golden run's first steps by either back-end of sparse convolution: they round otherwise and no more."""
+    root = write_toy_set(tmp_path / "set", num_logs=5, frames_per_log=4)
+    runs = {}
+    for backend in ("torch", "auto"):
+        options = [o for o in OPTIONS if not o.startswith(("schedule.steps", "method.backbone.backend"))]
+        pretrain_here(tmp_path / backend, root, *options, f"method.backbone.backend={backend}", "schedule.steps=4")
+        runs[backend] = losses(tmp_path / backend)
+    assert len(runs["auto"]) == 4
+    assert runs["auto"] == pytest.approx(runs["torch"], rel=1e-5)

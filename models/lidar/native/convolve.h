@@ -11,6 +11,7 @@
 #include <algorithm>
 
 #include "convolve_block.h"
+#include "convolve_tiles.h"
 #include "pool.h"
 
 namespace tandem {
@@ -25,7 +26,7 @@ struct Pairs {
     int64_t center;
 };
 
-// Rows that are copied and multiplied together.
+// Rows that are copied and multiplied together: whole blocks of every kind.
 constexpr int64_t kRowsTogether = 96;
 constexpr int64_t kTileBytes = 256 * 1024;
 constexpr int64_t kSmallestTile = 64, kLargestTile = 1024;
@@ -37,6 +38,13 @@ inline int64_t tile_rows(int64_t rows, int64_t bytes_of_a_row, int threads) {
     return std::max(std::min(fits, shared), kSmallestTile);
 }
 
+// Steps that so many numbers take.
+template <typename A>
+constexpr int64_t steps_of(int64_t numbers) {
+    constexpr int64_t kNumbers = int64_t(A::kPerElement) * A::kStepMultiple;
+    return (numbers + kNumbers - 1) / kNumbers * A::kStepMultiple;
+}
+
 // Weights [K, left, right], or its transpose [K, right, left], as elements: offset by offset, panel by panel of the
 // right channels, step by step of the left ones. Channels beyond the last are zero.
 template <typename A, typename Storage>
@@ -45,7 +53,7 @@ class PackedWeight {
     using Element = typename A::Element;
 
     PackedWeight(int64_t left, int64_t right)
-        : left_(left), right_(right), panels_(right), steps_((left + A::kPerElement - 1) / A::kPerElement) {}
+        : left_(left), right_(right), panels_(right), steps_(steps_of<A>(left)) {}
 
     const Panels<A>& panels() const { return panels_; }
     int64_t steps() const { return steps_; }
@@ -83,8 +91,10 @@ class PackedWeight {
                         const Storage* source = weight + step * kPer * of_left + (first + column) * of_right;
                         Element* target = to + step * width + column;
                         const int64_t numbers = left_ - step * kPer;
-                        for (int64_t c = 0; c < columns; ++c)
-                            target[c] = A::element(source + c * of_right, of_left, numbers);
+                        if (numbers <= 0) std::fill(target, target + columns, Element(0));
+                        else
+                            for (int64_t c = 0; c < columns; ++c)
+                                target[c] = A::element(source + c * of_right, of_left, numbers);
                     }
                 }
                 for (int64_t step = from; step < until; ++step)
@@ -116,6 +126,7 @@ class Convolution {
         const int64_t row = weight_.panels().columns();
         const int64_t tile = tile_rows(rows, row * int64_t(sizeof(Sum)), threads);
         Pool::instance().run((rows + tile - 1) / tile, threads, [&](int64_t i) {
+            [[maybe_unused]] const typename A::Here here;
             make_tile(i * tile, std::min(rows, (i + 1) * tile));
         });
     }
@@ -160,9 +171,14 @@ class Convolution {
                 const int64_t channels = std::min<int64_t>(steps * A::kPerElement, in_channels_ - channel);
                 for (int64_t r = 0; r < rows; ++r) {
                     const int64_t source = in ? in[begin + r] : first + begin + r;
-                    A::along(features_ + source * in_channels_ + channel, channels, left + r * kSteps);
+                    Element* to = left + r * kSteps;
+                    A::along(features_ + source * in_channels_ + channel, channels, to);
+                    if constexpr (A::kStepMultiple > 1)
+                        std::fill(to + (channels + A::kPerElement - 1) / A::kPerElement, to + steps, Element(0));
                 }
-                for (int64_t r = rows; r < rows + kMostRows; ++r)
+                // Full blocks of every kind end with the last row.
+                const int64_t filled = rows == kRowsTogether ? rows : rows + kMostRows;
+                for (int64_t r = rows; r < filled; ++r)
                     std::fill(left + r * kSteps, left + r * kSteps + steps, Element(0));
                 for (int64_t panel = 0; panel < weight_.panels().count(); ++panel) {
                     multiply_panel<A, kSteps>(weight_.panels().vectors_of(panel), rows, left, 1,

@@ -20,7 +20,7 @@ template <int V>
 constexpr int kSomeRows = kBlockRows<V> == 8 ? 4 : kBlockRows<V> * 2 / 3;
 template <int V>
 constexpr int kFewRows = kBlockRows<V> == 8 ? 2 : kBlockRows<V> / 3;
-constexpr int kMostRows = kBlockRows<1>;
+constexpr int kMostRows = 32;  // at least of any block
 
 // Columns of a matrix of C in panels of `kPanel` vectors; the last may be narrower. Each panel's rows lie together.
 template <typename A>
@@ -93,15 +93,15 @@ template <typename A, int RowStride>
 void multiply_panel(int vectors, int64_t rows, const typename A::Element* left, int64_t step_stride,
                     const typename A::Element* right, int64_t steps, typename A::Sum* sums, int64_t row_of_sums,
                     const int32_t* places) {
-    switch (vectors) {
-        case 1: return multiply_rows<A, 1, RowStride>(rows, left, step_stride, right, steps, sums, row_of_sums, places);
-        case 2: return multiply_rows<A, 2, RowStride>(rows, left, step_stride, right, steps, sums, row_of_sums, places);
-#if defined(__AVX512F__) || defined(__aarch64__)
-        case 3: return multiply_rows<A, 3, RowStride>(rows, left, step_stride, right, steps, sums, row_of_sums, places);
-        default:
-            return multiply_rows<A, 4, RowStride>(rows, left, step_stride, right, steps, sums, row_of_sums, places);
-#endif
-    }
+    const auto multiply = [&] {
+        if (vectors == 1) return multiply_rows<A, 1, RowStride>;
+        if (vectors == 2) return multiply_rows<A, 2, RowStride>;
+        if constexpr (kPanel > 2) {
+            if (vectors == 3) return multiply_rows<A, 3, RowStride>;
+        }
+        return multiply_rows<A, kPanel, RowStride>;
+    }();
+    multiply(rows, left, step_stride, right, steps, sums, row_of_sums, places);
 }
 
 }  // namespace tandem

@@ -6,6 +6,7 @@
 
 namespace tandem {
 
+// bf16 without tiles.
 #if defined(__AVX512BF16__)
 using ForBf16 = PairsOfBf16;
 #else
@@ -23,6 +24,9 @@ int guarded(const Call& call) {
     }
 }
 
+using Convolve = void (*)(const Pairs&, const void*, int64_t, const void*, bool, void*, int64_t, int64_t, int);
+using Gradient = void (*)(const Pairs&, const void*, int64_t, const void*, int64_t, int64_t, void*, int);
+
 template <typename A, typename Storage>
 void convolve(const Pairs& pairs, const void* features, int64_t in_channels, const void* weight, bool transposed,
               void* out, int64_t rows, int64_t out_channels, int threads) {
@@ -39,6 +43,24 @@ void weight_gradient(const Pairs& pairs, const void* features, int64_t in_channe
         .run(rows, static_cast<Storage*>(out), threads);
 }
 
+inline Convolve convolve_of(int type) {
+    if (type == 0) return convolve<Plain<float>, float>;
+    if (type == 1) return convolve<Plain<double>, double>;
+#if defined(TANDEM_TILES)
+    if (tiles::allowed()) return convolve<TilesOfBf16, Bf16>;
+#endif
+    return convolve<ForBf16, Bf16>;
+}
+
+inline Gradient gradient_of(int type) {
+    if (type == 0) return weight_gradient<Plain<float>, float>;
+    if (type == 1) return weight_gradient<Plain<double>, double>;
+#if defined(TANDEM_TILES)
+    if (tiles::allowed()) return weight_gradient<TilesOfBf16, Bf16>;
+#endif
+    return weight_gradient<ForBf16, Bf16>;
+}
+
 }  // namespace tandem
 
 extern "C" {
@@ -50,11 +72,8 @@ int tandem_convolve(int type, int64_t offsets, const int64_t* starts, const int3
                     void* out, int64_t rows, int64_t out_channels, int threads) {
     using namespace tandem;
     const Pairs pairs{offsets, starts, in, out_rows, center};
-    const auto call = type == 0 ? convolve<Plain<float>, float>
-                      : type == 1 ? convolve<Plain<double>, double>
-                                  : convolve<ForBf16, Bf16>;
     return guarded([&] {
-        call(pairs, features, in_channels, weight, transposed != 0, out, rows, out_channels, threads);
+        convolve_of(type)(pairs, features, in_channels, weight, transposed != 0, out, rows, out_channels, threads);
     });
 }
 
@@ -65,11 +84,8 @@ int tandem_convolve_weight_gradient(int type, int64_t offsets, const int64_t* st
                                     void* out, int threads) {
     using namespace tandem;
     const Pairs pairs{offsets, starts, in, out_rows, center};
-    const auto call = type == 0 ? weight_gradient<Plain<float>, float>
-                      : type == 1 ? weight_gradient<Plain<double>, double>
-                                  : weight_gradient<ForBf16, Bf16>;
     return guarded(
-        [&] { call(pairs, features, in_channels, grad, rows, out_channels, out, threads); });
+        [&] { gradient_of(type)(pairs, features, in_channels, grad, rows, out_channels, out, threads); });
 }
 
 // Whether each offset's part of a list of rows ascends.

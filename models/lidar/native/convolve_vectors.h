@@ -14,7 +14,8 @@
 
 namespace tandem {
 
-#if defined(__AVX512F__)
+// Tiles (convolve_tiles.h) go with vectors of 16 floats, also where both are emulated.
+#if defined(__AVX512F__) || defined(TANDEM_TILES_EMULATED)
 constexpr int kVectorBytes = 64, kRegisters = 32;
 #elif defined(__AVX2__)
 constexpr int kVectorBytes = 32, kRegisters = 16;
@@ -72,7 +73,8 @@ inline void narrow(float x, Bf16& to) {
 }
 
 // How products are summed. An Element is what one factor holds at one step of the sum: one number, or several that the
-// processor multiplies and adds in one instruction.
+// processor multiplies and adds in one instruction. Steps come in multiples of kStepMultiple, filled up with zeros.
+// `Here` lives on a thread while it multiplies.
 
 // One number a step, sums in its own type; bf16 comes in here widened to float.
 template <typename T>
@@ -80,6 +82,9 @@ struct Plain {
     using Element = T;
     using Sum = T;
     static constexpr int kPerElement = 1;
+    static constexpr int kStepMultiple = 1;
+    static constexpr bool kByTiles = false;
+    struct Here {};
 
     static Vector<Sum> multiply_add(Vector<Sum> sum, Element x, Vector<Element> y) { return sum + x * y; }
 
@@ -102,16 +107,11 @@ struct Plain {
     }
 };
 
-#if defined(__AVX512BF16__)
 // Two bf16 numbers a step, sums in float.
-struct PairsOfBf16 {
+struct ElementsOfBf16 {
     using Element = uint32_t;
     using Sum = float;
     static constexpr int kPerElement = 2;
-
-    static Vector<Sum> multiply_add(Vector<Sum> sum, Element x, Vector<Element> y) {
-        return (Vector<Sum>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(x)), (__m512bh)y);
-    }
 
     static Element element(const Bf16* from, int64_t stride, int64_t count) {
         return from[0].bits | (count > 1 ? uint32_t(from[stride].bits) << 16 : 0);
@@ -130,6 +130,17 @@ struct PairsOfBf16 {
         }
         const uint16_t* high = &rows[1]->bits;
         for (int64_t i = 0; i < numbers; ++i) to[i] = low[i] | uint32_t(high[i]) << 16;
+    }
+};
+
+#if defined(__AVX512BF16__)
+struct PairsOfBf16 : ElementsOfBf16 {
+    static constexpr int kStepMultiple = 1;
+    static constexpr bool kByTiles = false;
+    struct Here {};
+
+    static Vector<Sum> multiply_add(Vector<Sum> sum, Element x, Vector<Element> y) {
+        return (Vector<Sum>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(x)), (__m512bh)y);
     }
 };
 #endif

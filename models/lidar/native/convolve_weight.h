@@ -32,6 +32,7 @@ class WeightGradient {
         const int64_t groups = (pairs_.offsets + group - 1) / group;
         Sum* parts = scratch<struct Parts, Sum>(spans > 1 ? size_t(spans * all) : 0);
         Pool::instance().run(spans * groups, threads, [&](int64_t i) {
+            [[maybe_unused]] const typename A::Here here;
             const int64_t part = i / groups, k = i % groups * group, end = std::min(k + group, pairs_.offsets);
             const Sum* sums = add_span(k, end, part * span, std::min(rows, (part + 1) * span));
             if (spans == 1) write(sums, end - k, out + k * size);
@@ -72,6 +73,12 @@ class WeightGradient {
         Buffers buffers;
         buffers.left = scratch<struct Left, Element>(size_t(kSteps * left_row()));
         buffers.right = scratch<struct Right, Element>(size_t(kSteps * panels_.columns()));
+        if constexpr (A::kByTiles) {
+            // Rows of the last block beyond the last channel are multiplied, and left out after.
+            const size_t rows = size_t(in_channels_ + kMostRows);
+            buffers.turned = scratch<struct Turned, Element>(rows * kSteps);
+            std::fill(buffers.turned, buffers.turned + rows * kSteps, Element(0));
+        }
         buffers.places = scratch<struct Places, int32_t>(size_t(in_channels_ + kMostRows));
         std::fill(buffers.left, buffers.left + kSteps * left_row(), Element(0));
         std::fill(buffers.right, buffers.right + kSteps * panels_.columns(), Element(0));
@@ -98,6 +105,7 @@ class WeightGradient {
 
     struct Buffers {
         Element *left, *right;
+        Element* turned = nullptr;  // left [steps, channels] as [channels, steps]
         int32_t* places;
     };
 
@@ -118,14 +126,39 @@ class WeightGradient {
                 A::across(ins, in_channels_, buffers.left + steps * left_row());
                 copy_in_panels(outs, buffers.right, steps);
             }
+            if constexpr (A::kByTiles) steps = turn_left(steps, buffers);
             for (int64_t panel = 0; panel < panels_.count(); ++panel) {
                 const int64_t column = Panels<A>::first_column(panel);
-                multiply_panel<A, 1>(panels_.vectors_of(panel), in_channels_, buffers.left, left_row(),
-                                     buffers.right + kSteps * column, steps, sums + column, panels_.columns(),
-                                     buffers.places);
+                const int vectors = panels_.vectors_of(panel);
+                const Element* right = buffers.right + kSteps * column;
+                if constexpr (A::kByTiles) {
+                    multiply_panel<A, kSteps>(vectors, in_channels_, buffers.turned, 1, right, steps, sums + column,
+                                              panels_.columns(), buffers.places);
+                } else {
+                    multiply_panel<A, 1>(vectors, in_channels_, buffers.left, left_row(), right, steps, sums + column,
+                                         panels_.columns(), buffers.places);
+                }
             }
         }
     }
+
+#if defined(TANDEM_TILES)
+    // Tiles want the left factor's steps side by side. Steps up to a whole tile are zeros; how many there are then.
+    int64_t turn_left(int64_t steps, const Buffers& buffers) const {
+        const int64_t whole = (steps + tiles::kSide - 1) / tiles::kSide * tiles::kSide;
+        std::fill(buffers.left + steps * left_row(), buffers.left + whole * left_row(), Element(0));
+        for (int64_t panel = 0; panel < panels_.count(); ++panel) {
+            const int64_t width = panels_.vectors_of(panel) * Panels<A>::kLanesOfSum;
+            Element* right = buffers.right + kSteps * Panels<A>::first_column(panel);
+            std::fill(right + steps * width, right + whole * width, Element(0));
+        }
+        for (int64_t channel = 0; channel < in_channels_; channel += tiles::kSide)
+            for (int64_t step = 0; step < whole; step += tiles::kSide)
+                tiles::turn(buffers.left + step * left_row() + channel, left_row(),
+                            buffers.turned + channel * kSteps + step, kSteps);
+        return whole;
+    }
+#endif
 
     void copy_in_panels(const Storage* const* rows, Element* right, int64_t step) const {
         for (int64_t panel = 0; panel < panels_.count(); ++panel) {

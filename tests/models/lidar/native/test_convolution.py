@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import functools
+import platform
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,9 +81,10 @@ def assert_exact(kernel_map: KernelMap, channels: tuple[int, int], dtype: torch.
         assert found.dtype is dtype
         assert found.shape == exact.shape
         error = (found.double() - exact).abs().max() if exact.numel() else torch.zeros(())
-        assert error <= RELATIVE[dtype] * exact.abs().max().clamp(min=1e-30) if exact.numel() else True
+        assert error <= RELATIVE[dtype] * (exact.abs().max() if exact.numel() else 0)
 
 
+SPAN = 4096  # kSmallestSpan of convolve_weight.h
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.bfloat16}
 CHANNELS = [(1, 1), (3, 4), (16, 32), (48, 33), (70, 130), (130, 17)]
 
@@ -95,12 +100,8 @@ def test_every_kernel_is_exact(kind: str, dtype: str) -> None:
 def test_many_rows_are_exact(dtype: str) -> None:
     """More than one tile, and more than one span of the gradient of the weight."""
     kernel_map = _wide().submanifold_map(3)
-    assert kernel_map.num_in > convolution_spans()
+    assert kernel_map.num_in > 2 * SPAN
     assert_exact(kernel_map, (20, 24), DTYPES[dtype])
-
-
-def convolution_spans() -> int:
-    return 4096  # kSmallestSpan of convolve_weight.h
 
 
 @functools.cache
@@ -217,30 +218,114 @@ def test_on_a_gpu_by_name_is_refused() -> None:
         backend_native.convolve(features.to("meta"), weight.to("meta"), kernel_map)
 
 
+PROBE = Path(__file__).with_name("convolve_probe.cpp")
 BUILDS = {
-    "AVX-512 without bf16": ("-mno-avx512bf16",),
     "AVX2": ("-mno-avx512f",),
     "portable": ("-mno-avx2", "-mno-fma", "-mno-avx"),
+    "tiles": ("-DTANDEM_TILES_EMULATED",),
 }
+CALLS = (convolution._convolve, convolution._weight_gradient, convolution._ascends)
 
 
 @pytest.fixture(params=BUILDS)
 def other_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The kernels as they are compiled for another processor."""
-    built = native.load(library.SOURCE, flags=(*library.FLAGS, *BUILDS[request.param]))
+    if platform.machine() != "x86_64":
+        pytest.skip("the flags are x86's")
+    built = native.load(PROBE, flags=(*library.FLAGS, *BUILDS[request.param]))
     monkeypatch.setattr(library, "kernels", lambda: built)
-    functions = (convolution._convolve, convolution._weight_gradient, convolution._ascends)
-    for function in functions:
-        function.cache_clear()
+    for call in CALLS:
+        call.cache_clear()
     yield request.param
-    for function in functions:
-        function.cache_clear()
+    for call in CALLS:
+        call.cache_clear()
 
 
 @pytest.mark.slow
-def test_other_builds_are_exact(other_build: str) -> None:
+def test_other_builds_are_exact_and_equal_at_any_number_of_threads(other_build: str) -> None:
     for dtype in DTYPES.values():
         for kernel_map in maps().values():
             for channels in CHANNELS:
                 assert_exact(kernel_map, channels, dtype)
         assert_exact(_wide().submanifold_map(3), (20, 24), dtype)
+    tensors = inputs(_wide().submanifold_map(3), (20, 24), torch.bfloat16)
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 3):
+            torch.set_num_threads(count)
+            results.append(compiled(_wide().submanifold_map(3), *tensors))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="Intel's instructions")
+def test_matrix_tiles_compile(tmp_path: Path) -> None:
+    """For processors with AMX; whether the instructions are there, as no test machine runs them."""
+    flags = (*library.FLAGS, "-O2", "-march=sapphirerapids", "-S", "-o", str(tmp_path / "out.s"))
+    done = subprocess.run(["c++", *flags, str(PROBE)], capture_output=True, text=True)
+    if "bad value" in done.stderr:
+        pytest.skip("the compiler knows no Sapphire Rapids")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out.s").read_text()
+    for instruction in ("tdpbf16ps", "tileloadd", "tilestored", "ldtilecfg", "sttilecfg"):
+        assert instruction in text
+
+
+DRIVER = """
+#include "{probe}"
+#include <cstdio>
+#include <vector>
+
+// A map of 8 offsets over rows in order, some of them without pairs, and one over whole rows.
+int main() {{
+    using namespace tandem;
+    for (int type = 0; type < 3; ++type)
+        for (int64_t rows : {{0, 1, 40, 700}})
+            for (int64_t channels : {{1, 5, 70}})
+                for (int64_t center : {{-1, 3}}) {{
+                    const int64_t other = 7 + channels / 2;
+                    std::vector<int64_t> starts{{0}};
+                    std::vector<int32_t> in, out;
+                    for (int k = 0; k < 8; ++k) {{
+                        for (int64_t r = 0; k != center && k != 5 && r < rows; r += 1 + k)
+                            in.push_back(int32_t(r)), out.push_back(int32_t(r));
+                        starts.push_back(int64_t(in.size()));
+                    }}
+                    const size_t bytes = type == 0 ? 4 : type == 1 ? 8 : 2;
+                    const auto numbers = [&](int64_t count) {{ return std::vector<char>(size_t(count) * bytes); }};
+                    const auto features = numbers(rows * channels), weight = numbers(8 * channels * other);
+                    auto result = numbers(rows * other), back = numbers(rows * channels);
+                    auto grad = numbers(8 * channels * other);
+                    if (!tandem_ascends(8, starts.data(), out.data())) return 1;
+                    for (int threads : {{1, 3}}) {{
+                        if (tandem_convolve(type, 8, starts.data(), in.data(), out.data(), center, features.data(),
+                                            channels, weight.data(), 0, result.data(), rows, other, threads)) return 2;
+                        if (tandem_convolve(type, 8, starts.data(), in.data(), out.data(), center, result.data(),
+                                            other, weight.data(), 1, back.data(), rows, channels, threads)) return 3;
+                        if (tandem_convolve_weight_gradient(type, 8, starts.data(), in.data(), out.data(), center,
+                                                            features.data(), channels, result.data(), rows, other,
+                                                            grad.data(), threads)) return 4;
+                    }}
+                }}
+    return 0;
+}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sanitizer", "flags"),
+    [("address,undefined", ""), ("address,undefined", "-DTANDEM_TILES_EMULATED"), ("thread", "")],
+    ids=["memory", "memory-tiles", "threads"],
+)
+def test_sanitizers_find_nothing(sanitizer: str, flags: str, tmp_path: Path) -> None:
+    main, program = tmp_path / "main.cpp", tmp_path / "main"
+    main.write_text(DRIVER.format(probe=PROBE))
+    options = ["-O1", "-g", "-march=native", f"-fsanitize={sanitizer}", *library.FLAGS, *flags.split()]
+    subprocess.run(["c++", *options, str(main), "-o", str(program)], check=True)
+    done = subprocess.run([str(program)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert sys.platform != "linux" or not done.stderr
