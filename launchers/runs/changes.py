@@ -55,6 +55,7 @@ KINDS: Mapping[str, Kind] = {
     # The same updates to rounding.
     "engine.device": "recorded",
     "method.chunk_rows": "recorded",
+    "*.backbone.backend": "recorded",
     "engine.zero_stage": "recorded",
     "engine.zero3_persistent_numel": "recorded",
     # How an update's samples are shared out. Their number is another matter: the engine refuses another one.

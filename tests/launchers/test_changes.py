@@ -74,7 +74,7 @@ def _fits(name: list[str], pattern: list[str]) -> bool:
         ("free", "checkpoint.every_steps monitor.log_every engine.timeout_min evaluate.configs first.run_dir"),
         ("recorded", "optim.lr optim.towers.backbone.weight_decay schedule.steps schedule.warmup_steps"),
         ("recorded", "optim.towers.backbone.encoder.lr"),
-        ("recorded", "engine.zero_stage engine.accumulation_steps data.micro_batch_size"),
+        ("recorded", "engine.zero_stage method.backbone.backend engine.accumulation_steps data.micro_batch_size"),
         ("refused", "seed engine.precision engine.clip_norm engine.sync_bn optim.name optim.towers.backbone.name"),
         ("refused", "data.image_size data.augment.points.rotate data.split data.limit data.weight data.more"),
         ("refused", "optim.towers.backbone.encoder.name optim.towers.backbone.layer_decay"),
