@@ -113,7 +113,11 @@ def layers(args: argparse.Namespace, all_coords: Tensor, dtype: torch.dtype) -> 
     backends = {name: load_backend(name, "cpu") for name in args.backends}
     first, *others = backends
     generator = torch.Generator().manual_seed(0)
-    table = []
+    header = ["channels", "voxels"]
+    for name in PASSES:
+        header += [f"{name}, ms", "of arithmetic"]
+    header += [f"{other} / {first}: forward, all" for other in others]
+    print(f"\n{str(dtype)[6:]}, {args.threads} threads, {first}\n\n{markdown(header, [])}", flush=True)
     for channels in args.channels:
         found: list[Mapping[str, Times]] = []
         voxels = []
@@ -145,13 +149,7 @@ def layers(args: argparse.Namespace, all_coords: Tensor, dtype: torch.dtype) -> 
                 whole = [sum(row[other].values()) / sum(row[first].values()) for row in found]
                 text += f", {np.median(whole):.2f}"
             cells.append(text)
-        table.append(cells)
-    header = ["channels", "voxels"]
-    for name in PASSES:
-        header += [f"{name}, ms", "of arithmetic"]
-    header += [f"{other} / {first}: forward, all" for other in others]
-    print(f"\n{str(dtype)[6:]}, {args.threads} threads, {args.backends[0]}\n")
-    print(markdown(header, table), flush=True)
+        print("| " + " | ".join(cells) + " |", flush=True)
 
 
 def thinned(coords: Tensor, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,8 @@
 namespace tandem {
 
 constexpr int64_t kSmallestSpan = 4096, kMostSpans = 16;
+// What the sums of all spans may take together.
+constexpr int64_t kPartsBytes = 32 * 1024 * 1024;
 constexpr int64_t kGroupBytes = 256 * 1024, kRowsBytes = 256 * 1024;
 
 template <typename A, typename Storage>
@@ -26,7 +28,9 @@ class WeightGradient {
     // Into out [K, in_channels, out_channels]; `rows`: of grad.
     void run(int64_t rows, Storage* out, int threads) {
         const int64_t size = in_channels_ * out_channels_, all = pairs_.offsets * size;
-        const int64_t span = std::max((rows + kMostSpans - 1) / kMostSpans, kSmallestSpan);
+        const int64_t fit = std::max<int64_t>(kPartsBytes / std::max<int64_t>(all * int64_t(sizeof(Sum)), 1), 1);
+        const int64_t most = std::min(kMostSpans, fit);
+        const int64_t span = std::max((rows + most - 1) / most, kSmallestSpan);
         const int64_t spans = std::max<int64_t>((rows + span - 1) / span, 1);
         const int64_t group = std::max<int64_t>(kGroupBytes / (sums_of_offset() * int64_t(sizeof(Sum))), 1);
         const int64_t groups = (pairs_.offsets + group - 1) / group;
