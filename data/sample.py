@@ -274,6 +274,21 @@ class PointMatches:
     second: Int[Tensor, " Q"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class VoxelMaps:
+    """Neighbour maps of the voxels, which a loader made for the network (`models.lidar.prepared`, which reads them).
+
+    Attributes:
+        keys: packed voxels of all strides of all passes of the network.
+        rows: input and output row of each pair.
+        layout: what of them is what.
+    """
+
+    keys: Int[Tensor, " keys"]
+    rows: Int[Tensor, "2 pairs"]
+    layout: Any
+
+
 _NEEDS = {
     "images": "images (BatchSpec.images, no teacher cache)",
     "cameras": "calibrated images (BatchSpec.images)",
@@ -317,6 +332,7 @@ class Batch:
             `BatchSpec.second_images`). Of the two parts, cloud and images, the one that was not asked for is that of
             the first view. It has no second view itself.
         matches: between the points of this view and of a second cloud.
+        maps: neighbour maps of both views' voxels, where the loader was asked to make them.
     """
 
     keys: tuple[str, ...]
@@ -338,6 +354,7 @@ class Batch:
     image_labels: UInt8[Tensor, "I H W"] | None = None
     second: Batch | None = None
     matches: PointMatches | None = None
+    maps: VoxelMaps | None = None
 
     @property
     def num_samples(self) -> int:
@@ -408,7 +425,8 @@ def first_sample(batch: Batch) -> Batch:
     counts["P"] = 0 if batch.pairs is None else int((batch.pairs.point < counts["N"]).sum())
     counts["Q"] = 0 if batch.matches is None else int((batch.matches.first < counts["N"]).sum())
     counts["S"] = 0 if batch.superpixels is None else int(batch.superpixels.per_image[: counts["I"]].sum())
-    first = dataclasses.replace(_first_rows(batch, counts), keys=batch.keys[:1])
+    # Maps are those of all samples.
+    first = dataclasses.replace(_first_rows(dataclasses.replace(batch, maps=None), counts), keys=batch.keys[:1])
     if first.superpixels is not None:
         first = dataclasses.replace(first, superpixels=dataclasses.replace(first.superpixels, num=counts["S"]))
     # How many clusters its recorded sweep had is not known: those that are left in either view count.

@@ -61,6 +61,7 @@ class DataConfig(SetConfig, ViewConfig, WorkerConfig):
         class_balanced: repeat samples so that the detector's classes are equally frequent, see
             `data.loading.labelled.class_balanced`.
         objects_folder: where the objects that `sampling` puts in are kept; None: in the set's folder.
+        maps_in_workers: the network's neighbour maps are made by the loader's workers, not by the training itself.
     """
 
     more: tuple[SetConfig, ...] = ()
@@ -73,6 +74,7 @@ class DataConfig(SetConfig, ViewConfig, WorkerConfig):
     fraction: FractionConfig = field(default_factory=FractionConfig)
     class_balanced: bool = False
     objects_folder: str | None = None
+    maps_in_workers: bool = False
 
     def __post_init__(self) -> None:
         SetConfig.__post_init__(self)
@@ -99,6 +101,7 @@ class _TrainingBatches:
         chosen: fingerprint of the samples that the order is made of.
         num_samples: how many these are.
         sampler: puts objects of other sweeps in.
+        finish: what is done to each batch last.
     """
 
     reader: Reader
@@ -113,6 +116,7 @@ class _TrainingBatches:
     cache: TeacherCache | None
     partners: PartnerFinder | None
     sampler: ObjectSampler | None
+    finish: Callable[[Batch], Batch] | None
 
     def __call__(self, number: int) -> Loaded:
         positions = batch_positions(
@@ -128,6 +132,8 @@ class _TrainingBatches:
                 return Loaded(batch=None, num_seen=len(positions) + len(skips), skips=tuple(skips))
             views.append(view)
         batch = collate(views)
+        if self.finish is not None:
+            batch = self.finish(batch)
         return Loaded(batch=batch, num_seen=len(positions) + len(skips), skips=tuple(skips))
 
     def _view_at(self, position: int, skips: list[Skip]) -> View | None:
@@ -283,11 +289,13 @@ def build_loader(
     rank: int,
     world_size: int,
     teacher_cache: TeacherCache | None = None,
+    finish: Callable[[Batch], Batch] | None = None,
 ) -> ShardLoader:
     """The training stream of one rank, whose batches hold what `spec` asks for.
 
     With a teacher cache, images are not decoded: batches carry `superpixels.features` instead of `images` and
-    `superpixels.of_pixel`.
+    `superpixels.of_pixel`. `finish` changes each batch last; it is picklable, as workers
+    call it.
 
     Raises:
         ShardError: no prepared set, no such split, no samples, none that suits the method, or a cache of another set.
@@ -349,6 +357,7 @@ def build_loader(
         cache=teacher_cache,
         partners=partners_for(reader, opened.indices, spec) if spec.second_cloud else None,
         sampler=sampler,
+        finish=finish,
     )
     return ShardLoader(make)
 

@@ -29,7 +29,7 @@ logger = logging.getLogger("tandem.report")
 PROTOCOL = "detection, "
 """What the protocols of these records begin with; the detector and the benchmark follow."""
 _METRIC = "detection_"
-_NOT_COMPARED = frozenset({"num_workers", "cache", "shards_per_group", "order"})
+_NOT_COMPARED = frozenset({"num_workers", "cache", "shards_per_group", "order", "maps_in_workers"})
 """Settings of `data` that change no number of a training."""
 
 

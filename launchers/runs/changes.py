@@ -38,6 +38,7 @@ KINDS: Mapping[str, Kind] = {
     "data.num_workers": "free",
     "data.prefetch": "free",
     "data.start_method": "free",
+    "data.maps_in_workers": "free",
     "monitor": "free",
     "checkpoint": "free",
     "evaluate": "free",

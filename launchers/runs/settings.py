@@ -22,8 +22,8 @@ from models.methods import METHODS
 from models.methods.base import CHUNK_ROWS
 
 _NO_SETTING = frozenset({"run_dir", "seed", "checkpoint", "monitor", "evaluate", "judge"})
-# An expectation is checked; it shapes no number. Nor does the place where cut out objects lie.
-_NO_DATA_SETTING = frozenset({"cache", "expected_superpixels", "objects_folder"})
+# An expectation is checked; it shapes no number. Nor does the place where cut out objects lie, or who makes maps.
+_NO_DATA_SETTING = frozenset({"cache", "expected_superpixels", "objects_folder", "maps_in_workers"})
 _VOXEL_ADDED: Mapping[str, object] = {"intensity_offset": 0.0}
 """Settings that `data.voxel` got later, at the value that leaves all as before: no part of the setting then."""
 _DATA_ADDED: Mapping[str, Mapping[str, object]] = {

@@ -157,7 +157,13 @@ def train(config: RunConfig, parts: RunParts = PRETRAINING) -> PretrainSummary:
         objective = assembled.objective
         cache = teacher_cache(objective, config.method, data, run)
         source = build_loader(
-            data, spec=spec, seed=config.seed, rank=world.rank, world_size=world.world_size, teacher_cache=cache
+            data,
+            spec=spec,
+            seed=config.seed,
+            rank=world.rank,
+            world_size=world.world_size,
+            teacher_cache=cache,
+            finish=objective.map_maker() if data.maps_in_workers else None,
         )
 
         def begin(step: int) -> None:

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from common.ranges import at_least, at_most, positive
 from data.batch_spec import VoxelConfig
+
+if TYPE_CHECKING:  # which needs this module
+    from models.lidar.prepared import MapPlan
 
 
 class Backbone(nn.Module, ABC):
@@ -36,6 +39,10 @@ class Backbone(nn.Module, ABC):
             voxel_features: network input of each voxel.
             num_samples: samples in the batch, with or without voxels.
         """
+
+    def map_plan(self) -> MapPlan | None:
+        """Neighbour maps that a pass needs, which a loader can make beforehand; None: none."""
+        return None
 
 
 Centres = tuple[Float[Tensor, "Q 3"], Float[Tensor, "Q C"], Int[Tensor, " B"]]

@@ -55,5 +55,5 @@ class BoundedConv3d(SparseConvolution):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve. All voxels must lie in the box."""
-        grid, kernel_map = x.grid.bounded(self.window)
+        grid, kernel_map = x.grid.coarser(self.window)
         return SparseTensor(self._convolve(x.features, kernel_map), grid)

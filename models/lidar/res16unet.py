@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from common.ranges import one_of
 from models.lidar.base import Backbone
 from models.lidar.layers import leave_to_torch, norm_act
+from models.lidar.prepared import MapPlan
 from models.lidar.sparse import (
     BackendName,
     InverseConv3d,
@@ -202,6 +203,10 @@ class Res16UNet(Backbone):
             x = stage(x, skips.pop())
         out: Tensor = x.features
         return out if rows is None else out[rows]
+
+    def map_plan(self) -> MapPlan:
+        """See `Backbone.map_plan`."""
+        return MapPlan.halving(1 + len(self.encoder), sizes=(1, 3))
 
     @property
     def num_layers(self) -> int:

@@ -16,6 +16,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, cast, runtime_checkable
 
@@ -92,34 +95,30 @@ class VoxelGrid:
     keys: Int64[Tensor, " M"]  # the same, packed
     num_samples: int  # B; samples without voxels count
     stride: int = 1  # edge length of a cell in cells of the finest grid
-    _submanifold: dict[int, KernelMap] = field(default_factory=dict, repr=False)
-    _coarser: dict[int | Window, tuple[VoxelGrid, KernelMap]] = field(default_factory=dict, repr=False)
+    same: dict[int, KernelMap] = field(default_factory=dict, repr=False)  # maps built so far, by kernel size
+    coarse: dict[int | Window, tuple[VoxelGrid, KernelMap]] = field(default_factory=dict, repr=False)
 
     def submanifold_map(self, size: int) -> KernelMap:
         """Pairs of a stride-1 convolution on these voxels; built once."""
-        if size not in self._submanifold:
-            self._submanifold[size] = submanifold_map(self.keys, size)
-        return self._submanifold[size]
+        if size not in self.same:
+            self.same[size] = submanifold_map(self.keys, size)
+        return self.same[size]
 
-    def coarser(self, size: int) -> tuple[VoxelGrid, KernelMap]:
-        """Voxels and pairs of a stride-2 convolution; built once. A coarse grid does not refer back to its finer one
+    def coarser(self, kernel: int | Window) -> tuple[VoxelGrid, KernelMap]:
+        """Voxels and pairs of a strided convolution; built once. A coarse grid does not refer back to its finer one
         (a cycle would keep the memory of a batch until the garbage collector runs).
+
+        `kernel`: size of one of stride 2; or a window, whose input box holds all voxels.
         """  # noqa: D205
-        if size not in self._coarser:
-            self._coarser[size] = self._onto(*strided_map(self.keys, size), factor=2)
-        return self._coarser[size]
-
-    def bounded(self, window: Window) -> tuple[VoxelGrid, KernelMap]:
-        """Voxels and pairs of a convolution inside a box, which holds all voxels; built once, as in `coarser`."""
-        if window not in self._coarser:
-            self._coarser[window] = self._onto(*bounded_map(self.keys, window), factor=max(window.stride[:2]))
-        return self._coarser[window]
-
-    def _onto(
-        self, keys: Int64[Tensor, " M_out"], kernel_map: KernelMap, *, factor: int
-    ) -> tuple[VoxelGrid, KernelMap]:
-        stride = factor * self.stride
-        return VoxelGrid(coords=unpack(keys), keys=keys, num_samples=self.num_samples, stride=stride), kernel_map
+        if kernel not in self.coarse:
+            if isinstance(kernel, Window):
+                keys, kernel_map = bounded_map(self.keys, kernel)
+            else:
+                keys, kernel_map = strided_map(self.keys, kernel)
+            stride = self.stride * step_of(kernel)
+            grid = VoxelGrid(coords=unpack(keys), keys=keys, num_samples=self.num_samples, stride=stride)
+            self.coarse[kernel] = (grid, kernel_map)
+        return self.coarse[kernel]
 
     @functools.cached_property
     def voxels_per_sample(self) -> tuple[int, ...]:
@@ -127,6 +126,24 @@ class VoxelGrid:
         edges = torch.arange(self.num_samples + 1, device=self.coords.device, dtype=torch.int32)
         bounds = torch.searchsorted(self.coords[:, 0].contiguous(), edges)
         return tuple(bounds.diff().tolist())
+
+
+def step_of(kernel: int | Window | None) -> int:
+    """How many cells along x (y, if they differ and more) one of the next level's grid is; 1 without a next level."""
+    return 1 if kernel is None else max(kernel.stride[:2]) if isinstance(kernel, Window) else 2
+
+
+_known: ContextVar[tuple[VoxelGrid, ...]] = ContextVar("_known", default=())
+
+
+@contextmanager
+def known_grids(grids: tuple[VoxelGrid, ...]) -> Iterator[None]:
+    """While inside, `sparse_tensor` takes one of these grids where its voxels are the tensor's."""
+    token = _known.set(grids)
+    try:
+        yield
+    finally:
+        _known.reset(token)
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,8 +203,10 @@ def sparse_tensor(
         coords, features = coords[order], features[order]
         rows = torch.empty_like(order)
         rows[order] = torch.arange(len(order), device=order.device)
-    grid = VoxelGrid(coords=coords.int(), keys=keys, num_samples=num_samples)
-    return SparseTensor(features, grid), rows
+    for grid in _known.get():
+        if grid.num_samples == num_samples and grid.keys.shape == keys.shape and torch.equal(grid.keys, keys):
+            return SparseTensor(features, grid), rows
+    return SparseTensor(features, VoxelGrid(coords=coords.int(), keys=keys, num_samples=num_samples)), rows
 
 
 @dataclass(frozen=True, kw_only=True)

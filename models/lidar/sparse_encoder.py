@@ -14,6 +14,7 @@ from models.lidar.bev import BN_EPS
 from models.lidar.bounded import BoundedConv3d
 from models.lidar.layers import norm_act
 from models.lidar.neighbors import Triple
+from models.lidar.prepared import LevelPlan
 from models.lidar.res16unet import ResidualBlock
 from models.lidar.sparse import SparseBackboneConfig, SparseConvolution, SparseTensor, SubmanifoldConv3d
 
@@ -89,6 +90,18 @@ class SparseEncoder(nn.Module):
             if number in self._ends:
                 found.append(x)
         return [*found, x]
+
+    def map_levels(self) -> tuple[LevelPlan, ...]:
+        """Neighbour maps that `levels` needs."""
+        found: list[LevelPlan] = []
+        sizes: set[int] = set()
+        for module in self.layers.modules():
+            if isinstance(module, SubmanifoldConv3d):
+                sizes.add(module.kernel_size)
+            elif isinstance(module, BoundedConv3d):
+                found.append(LevelPlan(tuple(sorted(sizes)), module.window))
+                sizes = set()
+        return (*found, LevelPlan(tuple(sorted(sizes)), None))
 
 
 def _triple(values: Iterable[int]) -> Triple:

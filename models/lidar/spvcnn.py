@@ -31,6 +31,7 @@ from models.lidar import res16unet
 from models.lidar.base import Backbone
 from models.lidar.layers import PointLayer, leave_to_torch
 from models.lidar.neighbors import pack
+from models.lidar.prepared import MapPlan
 from models.lidar.res16unet import Res16UNet, Res16UNetConfig
 from models.lidar.sparse import SparseBackboneConfig, SparseTensor, VoxelGrid, sparse_tensor
 from models.pairing import full_precision, segment_mean
@@ -112,6 +113,10 @@ class Spvcnn(Backbone):
                 for stage in self.unet.decoder[2 * number : 2 * number + 2]:
                     x = stage(x, skips.pop())
         return points if rows is None else points[rows]
+
+    def map_plan(self) -> MapPlan:
+        """See `Backbone.map_plan`."""
+        return self.unet.map_plan()
 
 
 def voxel_means(features: Float[Tensor, "M C"], fine: VoxelGrid, coarse: VoxelGrid) -> Float[Tensor, "K C"]:

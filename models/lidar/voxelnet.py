@@ -36,6 +36,7 @@ from models.lidar.base import Backbone, BirdEyeGrid
 from models.lidar.bev import BevBackbone, BevLayout, read_bev, to_bev
 from models.lidar.layers import leave_to_torch
 from models.lidar.neighbors import Triple
+from models.lidar.prepared import MapPlan, in_box
 from models.lidar.sparse import SparseBackboneConfig, SparseTensor, sparse_tensor
 from models.lidar.sparse_encoder import EncoderLayout, SparseEncoder
 
@@ -275,11 +276,12 @@ class VoxelNet(Backbone):
     def _encoded(
         self, voxel_coords: Int[Tensor, "M 4"], voxel_features: Float[Tensor, "M F"], num_samples: int
     ) -> list[SparseTensor]:
-        cells = self._cells(voxel_coords)
-        size = torch.tensor(self.grid_size, device=voxel_coords.device)
-        inside = ((cells >= 0) & (cells < size)).all(dim=1)
-        shifted = torch.cat([voxel_coords[:, :1], cells], dim=1)[inside]
+        shifted, inside = in_box(voxel_coords, self.grid_min, self.grid_size)
         return self.encoder.levels(sparse_tensor(shifted, voxel_features[inside], num_samples)[0])
+
+    def map_plan(self) -> MapPlan:
+        """See `Backbone.map_plan`."""
+        return MapPlan(levels=self.encoder.map_levels(), box=(self.grid_min, self.grid_size))
 
     def _points(self, x: SparseTensor, step: Triple, start: Triple) -> PointSet:
         order = scattered(x.grid.keys)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -19,6 +19,8 @@ from models.contrast.losses import info_nce
 from models.image.base import ImageEncoderConfig
 from models.image.teacher import FrozenTeacher, TeacherConfig
 from models.lidar.base import Backbone, BackboneConfig
+from models.lidar.prepared import MakeMaps, grids_of, joined_coords
+from models.lidar.sparse import known_grids
 from models.visuals import Sketch
 
 MethodT = TypeVar("MethodT", bound="MethodConfig")
@@ -52,9 +54,23 @@ class Objective(nn.Module, ABC):
     `engine.interfaces`.
     """
 
+    JOINS_CLOUDS: ClassVar[bool] = False
+    """Whether the 3D network runs once on both views (`joined_clouds`), instead of once on each that it runs on."""
+
+    def __call__(self, batch: Batch, *args: Any, **kwargs: Any) -> Any:
+        """`forward`, with the neighbour maps that the batch may have come with."""
+        with known_grids(() if batch.maps is None else grids_of(batch.maps)):
+            return super().__call__(batch, *args, **kwargs)
+
     @abstractmethod
     def forward(self, batch: Batch) -> LossTerms:
         """Loss of one micro-batch."""
+
+    def map_maker(self) -> MakeMaps | None:
+        """What makes the neighbour maps of `backbone` for a batch; None where there is nothing to make."""
+        backbone = self.part("backbone")
+        plan = backbone.map_plan() if isinstance(backbone, Backbone) else None
+        return None if plan is None else MakeMaps(plan, joined=self.JOINS_CLOUDS)
 
     def part(self, name: str) -> nn.Module | None:
         """A network or head by its attribute's name; None where the method has none."""
@@ -205,8 +221,5 @@ def joined_clouds(first: Batch, second: Batch) -> tuple[Int[Tensor, "M 4"], Floa
     A network that runs once instead of once a view normalises over both views together. It must run once under ZeRO-3:
     DeepSpeed 0.19 fails on the gradient of a weight that was gathered twice in a forward pass.
     """
-    # The second view's samples are counted on from those of the first.
-    shift = torch.tensor([first.num_samples, 0, 0, 0], dtype=second.voxel_coords.dtype, device=second.points.device)
-    coords = torch.cat([first.voxel_coords, second.voxel_coords + shift])
     features = torch.cat([first.voxel_features, second.voxel_features])
-    return coords, features, first.num_samples + second.num_samples
+    return joined_coords(first, second), features, first.num_samples + second.num_samples

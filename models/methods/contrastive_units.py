@@ -147,6 +147,8 @@ class ContrastiveUnitsConfig(RowContrastConfig):
 class ContrastiveUnits(Objective):
     """Towers, heads and loss of contrastive units."""
 
+    JOINS_CLOUDS = True
+
     def __init__(self, config: ContrastiveUnitsConfig) -> None:
         super().__init__()
         self.config = config

@@ -82,6 +82,8 @@ class PointContrastConfig(RowContrastConfig):
 class PointContrast(Objective):
     """Network, head and losses of PointContrast."""
 
+    JOINS_CLOUDS = True
+
     def __init__(self, config: PointContrastConfig) -> None:
         super().__init__()
         self.config = config

@@ -119,6 +119,8 @@ class ProposalContrastConfig(RowContrastConfig):
 class ProposalContrast(Objective):
     """Network, encoder, heads and losses of ProposalContrast."""
 
+    JOINS_CLOUDS = True
+
     def __init__(self, config: ProposalContrastConfig) -> None:
         super().__init__()
         self.config = config

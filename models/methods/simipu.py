@@ -101,6 +101,8 @@ class SimipuConfig(RowContrastConfig):
 class Simipu(Objective):
     """Networks, heads and losses of SimIPU."""
 
+    JOINS_CLOUDS = True
+
     def __init__(self, config: SimipuConfig) -> None:
         super().__init__()
         self.config = config

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,19 @@ def test_any_number_of_workers_gives_the_same_batches_from_any_position(
     alone = take(loader(root), 0, 9)
     assert_same(alone, take(loader(root, num_workers=num_workers, start_method=method), 0, 9))
     assert_same(alone[5:], take(loader(root, num_workers=num_workers, start_method=method), 5, 4))
+
+
+def _renamed(batch: Batch) -> Batch:
+    return replace(batch, keys=tuple(f"{key}!" for key in batch.keys))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_what_finishes_a_batch_is_called_where_it_is_made(root: str, num_workers: int) -> None:
+    plain = loader(root, num_workers=num_workers)
+    source = build_loader(plain._config, spec=WANTS, seed=0, rank=0, world_size=1, finish=_renamed)
+    for before, after in zip(take(plain, 2, 2), take(source, 2, 2), strict=True):
+        assert after.keys == _renamed(before).keys
+        assert_same([replace(after, keys=before.keys)], [before])
 
 
 def test_an_interrupted_stream_goes_on_as_if_it_had_not_been(root: str) -> None:

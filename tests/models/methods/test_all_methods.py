@@ -10,6 +10,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from unittest import mock
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from data.sample import Batch, first_sample
 from launchers.drawing.sketches import draw
+from models.lidar import sparse
 from models.methods import METHODS
 from models.methods.base import LossTerms, MethodConfig, Objective
 from tests.helpers.degenerate_batches import degenerate_batches
@@ -130,6 +132,23 @@ def test_all_that_trains_learns_and_nothing_else(name: str, street_set: str) -> 
             assert torch.equal(parameter, frozen[n]), f"{n} is frozen, yet a forward pass changed it"
     for n, value in teacher.items():
         assert torch.equal(objective.state_dict()[n], value), f"{n} of the teacher changed"
+
+
+@every_method
+def test_maps_made_in_the_loader_change_no_number_and_are_used(name: str, street_set: str) -> None:
+    objective = build(name, street_set).eval()
+    make = objective.map_maker()
+    if make is None:
+        pytest.skip("its network has no neighbour maps")
+    batch = street_batch(name, street_set)
+    with torch.no_grad():
+        torch.manual_seed(0)
+        expected = objective(batch).total
+        built = mock.Mock(side_effect=AssertionError("a map was built again"))
+        with_maps = make(batch)
+        with mock.patch.multiple(sparse, submanifold_map=built, strided_map=built, bounded_map=built):
+            torch.manual_seed(0)
+            assert torch.equal(objective(with_maps).total, expected)
 
 
 @every_method
