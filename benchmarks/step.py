@@ -78,7 +78,10 @@ def training(config: PretrainConfig, world: World) -> Iterator[tuple[ZeroEngine,
     objective.to(world.device).train()
     optimizer = build_optimizer(objective, config.optim, config.optim.lr)
     ranks = {"rank": world.rank, "world_size": world.world_size}
-    source = build_loader(config.data, spec=config.method.batch_spec(), seed=0, teacher_cache=cache, **ranks)
+    finish = objective.map_maker() if config.data.maps_in_workers else None
+    source = build_loader(
+        config.data, spec=config.method.batch_spec(), seed=0, teacher_cache=cache, finish=finish, **ranks
+    )
     with quiet_deepspeed():
         engine = ZeroEngine(objective, optimizer, config.engine, world, micro_batch_size=config.data.micro_batch_size)
         stream = source.batches(0)

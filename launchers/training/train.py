@@ -11,7 +11,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from configs.runs import RunConfig, dump_run, read_run
 from configs.schema import PRETRAIN_CHOICES, PretrainConfig
 from data.batch_spec import BatchSpec
 from data.loading.loader import ShardLoader, build_loader
+from data.storage.teacher_cache import TeacherCache
 from engine.checkpoint import told_by_main
 from engine.distributed import World
 from engine.errors import CheckpointError
@@ -41,6 +42,7 @@ from launchers.training.micro_batch import fit_micro_batch
 from launchers.training.stages import check_first_stage, first_weights, method_to_build, method_without_weights
 from launchers.training.supervision import Supervised, supervised
 from launchers.training.teacher_cache import teacher_cache
+from models.lidar.native.library import kernels, torch_on_one_thread
 from models.methods.base import Objective
 
 logger = logging.getLogger("tandem.pretrain")
@@ -172,23 +174,34 @@ def train(config: RunConfig, parts: RunParts = PRETRAINING) -> PretrainSummary:
             if run.record is not None:
                 run.record.resumed(step, {c.name: (c.before, c.now) for c in (before.changes if before else ())})
 
-        run.summary = pretrain(
-            objective,
-            source,
-            config,
-            config.run_dir,
-            micro_batch_size=data.micro_batch_size,
-            fingerprint=fingerprint_of(resolved) | dict(assembled.fingerprint),
-            resolved_config=resolved,
-            # At ZeRO-3 a forward pass needs all ranks, so all of them draw.
-            pictures=parts.pictures(config, spec, run) if world.is_main or config.engine.zero_stage == 3 else None,
-            measurement=parts.measure(config, run, source),
-            watchdog=run.watchdog,
-            on_begin=begin,
-        )
+        with torch_on_one_thread() if _only_points(config, world, cache) else nullcontext():
+            run.summary = pretrain(
+                objective,
+                source,
+                config,
+                config.run_dir,
+                micro_batch_size=data.micro_batch_size,
+                fingerprint=fingerprint_of(resolved) | dict(assembled.fingerprint),
+                resolved_config=resolved,
+                # At ZeRO-3 a forward pass needs all ranks, so all of them draw.
+                pictures=parts.pictures(config, spec, run) if world.is_main or config.engine.zero_stage == 3 else None,
+                measurement=parts.measure(config, run, source),
+                watchdog=run.watchdog,
+                on_begin=begin,
+            )
         if world.is_main:
             _print_summary(run.summary, source, world)
     return run.summary
+
+
+def _only_points(config: RunConfig, world: World, cache: TeacherCache | None) -> bool:
+    """Whether all that takes long in a step runs in the native kernels of the sparse networks.
+
+    An image network gains by torch's threads, where it has cores of its own. This follows from the config alone: what a
+    timing would choose could be another number of threads, and other last digits, when the run goes on.
+    """
+    pixels = bool(config.method.image_networks()) or (bool(config.method.teachers()) and cache is None)
+    return world.device.type == "cpu" and not pixels and kernels() is not None
 
 
 def _write_provenance(folder: Path, texts: Mapping[str, str]) -> None:

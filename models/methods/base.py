@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -45,6 +47,15 @@ class LossTerms:
     watch: dict[str, Float[Tensor, ""]] = field(default_factory=dict)
 
 
+def _with_known_maps(forward: Callable[..., LossTerms]) -> Callable[..., LossTerms]:
+    @functools.wraps(forward)
+    def run(self: Objective, batch: Batch, *args: Any, **kwargs: Any) -> LossTerms:
+        with known_grids(() if batch.maps is None else grids_of(batch.maps)):
+            return forward(self, batch, *args, **kwargs)
+
+    return run
+
+
 class Objective(nn.Module, ABC):
     """A method's towers, heads and loss. The engine steps on `forward(batch).total`.
 
@@ -57,10 +68,11 @@ class Objective(nn.Module, ABC):
     JOINS_CLOUDS: ClassVar[bool] = False
     """Whether the 3D network runs once on both views (`joined_clouds`), instead of once on each that it runs on."""
 
-    def __call__(self, batch: Batch, *args: Any, **kwargs: Any) -> Any:
-        """`forward`, with the neighbour maps that the batch may have come with."""
-        with known_grids(() if batch.maps is None else grids_of(batch.maps)):
-            return super().__call__(batch, *args, **kwargs)
+    def __init_subclass__(cls) -> None:
+        """Let `forward` use the neighbour maps that a batch comes with; not `__call__`, which the engine passes by."""
+        super().__init_subclass__()
+        if "forward" in cls.__dict__:
+            cls.forward = _with_known_maps(cls.forward)  # type: ignore[method-assign]
 
     @abstractmethod
     def forward(self, batch: Batch) -> LossTerms:

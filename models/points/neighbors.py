@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Float32, Int, Int64
 from torch import Tensor
 
+from models.lidar.native.library import threads
 from models.points.ragged import bounds
 
 if TYPE_CHECKING:  # scipy takes a third of a second, and few networks search
@@ -163,7 +164,7 @@ def _tree(points: Tensor) -> cKDTree:
 
 def _tree_knn(queries: Tensor, points: Tensor, k: int, radius: float = np.inf) -> _Found:
     distance, index = _tree(points).query(
-        queries.double().numpy(), np.arange(1, k + 1), distance_upper_bound=radius, workers=torch.get_num_threads()
+        queries.double().numpy(), np.arange(1, k + 1), distance_upper_bound=radius, workers=threads()
     )
     rows = torch.from_numpy(np.asarray(index, np.int64))
     return rows.where(rows < points.shape[0], -1), torch.from_numpy(np.asarray(distance))

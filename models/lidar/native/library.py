@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,28 @@ def declare(name: str, arguments: Sequence[Any], result: Any = None) -> Any:
     return function
 
 
+_kept: list[int] = []
+"""Threads of the kernels inside of `torch_on_one_thread`; for all threads, as a backward pass may have its own."""
+
+
 def threads() -> int:
-    """Threads that a kernel may use: torch's setting."""
-    return torch.get_num_threads()
+    """Threads that a kernel may use: torch's setting, outside of `torch_on_one_thread`."""
+    return _kept[-1] if _kept else torch.get_num_threads()
+
+
+@contextmanager
+def torch_on_one_thread() -> Iterator[None]:
+    """While inside, torch's own operations run on one thread, and the kernels keep as many as torch had.
+
+    Around the kernels a sparse network has hundreds of small operations a step. OpenMP makes each of them wait until
+    all its threads have come, for milliseconds where another process has the core. The kernels wait for nobody who
+    comes late (`pool.h`). Besides, sums of torch's depend on the number of its threads, those of the kernels do not.
+    """
+    before = torch.get_num_threads()
+    _kept.append(threads())
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _kept.pop()
