@@ -28,8 +28,7 @@ from models.visuals import Sketch
 MethodT = TypeVar("MethodT", bound="MethodConfig")
 
 CHUNK_ROWS = 512
-"""Rows of the similarity matrix at a time by default: 1.4 times faster than the whole at 1,024, 2 to 3 times from 1,547
-rows on (one thread of a CPU), and no slower than smaller chunks."""
+"""Rows of the similarity matrix at a time by default; figures in the lab book."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +184,8 @@ class RowContrastConfig(MethodConfig):
     Attributes:
         temperature: of the softmax.
         gather_negatives: negatives from all ranks instead of this rank's batch only.
-        chunk_rows: rows at a time in the loss, gradient included: less memory and, beyond 512 rows, less time; None for
-            all at once. The same numbers to rounding.
+        chunk_rows: rows at a time in the loss, gradient included, which takes less memory; None for all at once. The
+            same numbers to rounding.
         watch_rows: rows that the collapse watch looks at.
     """
 
