@@ -138,7 +138,7 @@ def data_sizes(config: RunConfig, options: argparse.Namespace) -> tuple[Data, in
         return data, config.data.cameras_per_sample or options.cameras or 1, num_segments
     opened = with_fraction(open_sets(config.data.sets, warn=True), config.data.fraction)
     manifest = opened.reader.manifest
-    sizes = [int(part.sum()) for part in opened.values("sample_size")]
+    sizes = [sum(int(piece.sum()) for piece in part.values("sample_size")) for part in opened.sets]
     weighted = [(s.weight * size, s.weight * s.num) for s, size in zip(opened.stretches, sizes, strict=True)]
     data = Data(
         samples=sum(stretch.per_epoch for stretch in opened.stretches),

@@ -13,7 +13,7 @@ from rich.table import Table
 from configs.load import ConfigError
 from data.preparing.early import skip_text
 from data.preparing.pool import Progress as ShowProgress
-from data.preparing.repair import Repaired, repair, undo_half
+from data.preparing.repair import Repaired, repair, undo_half, upgrade
 from data.preparing.verify import VerifyReport, examples, save_report, verify
 from launchers.options.verify import parser
 from launchers.runs.terminal import terminal
@@ -31,19 +31,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     if options.workers < 1:
         raise ConfigError(f"--workers: got {options.workers}, expected at least 1")
+    if not 0 <= options.fraction <= 1:
+        raise ConfigError(f"--fraction: got {options.fraction:g}, expected 0 to 1")
     console = terminal(highlight=True)
     if options.repair and undo_half(options.out):
         console.print("an earlier repair was interrupted; its half-written table is undone")
-    verdict = _verify(options.out, options.workers, console)
+    if options.upgrade and (kept := upgrade(options.out)):
+        console.print(f"the manifest is written anew; kept: {', '.join(kept)}", highlight=False, soft_wrap=True)
+    verdict = _verify(options.out, options.workers, options.fraction, console)
     if verdict.problems and options.repair:
         show_repaired(repair(verdict), console)
-        verdict = _verify(options.out, options.workers, console)
+        verdict = _verify(options.out, options.workers, options.fraction, console)
     return 1 if verdict.problems else 0
 
 
-def _verify(out: str, workers: int, console: Console) -> VerifyReport:
+def _verify(out: str, workers: int, fraction: float, console: Console) -> VerifyReport:
     with progress(console, "samples", f"verifying {out}") as show:
-        verdict = verify(out, workers=workers, on_progress=show)
+        verdict = verify(out, workers=workers, fraction=fraction, on_progress=show)
     show_report(verdict, save_report(verdict), console)
     return verdict
 
@@ -67,6 +71,8 @@ def progress(console: Console, unit: str, title: str) -> Iterator[ShowProgress]:
 def show_report(verdict: VerifyReport, path: str, console: Console) -> None:
     """One row a reason."""
     looked = f"{verdict.num_samples} samples in {verdict.num_shards} shards, {verdict.seconds:.1f} s"
+    if verdict.num_read < verdict.num_shards:
+        looked += f"; looked into {verdict.num_read} of the shards"
     if not verdict.problems:
         console.print(f"{verdict.root} is whole: {looked}", highlight=False, soft_wrap=True)
         return

@@ -29,13 +29,16 @@ from common.files import file_sha256, replace_file
 from data.preparing.folder import locked
 from data.preparing.shard_task import RECORDS
 from data.preparing.verify import VerifyReport
-from data.storage.manifest import SAMPLE_COLUMNS, TABLE_NAME, Manifest, load_manifest, write_manifest
+from data.storage.manifest import SAMPLE_COLUMNS, TABLE_NAME, Manifest, load_manifest
 from data.storage.manifest_check import MAX_MANIFEST_BYTES
+from data.storage.manifest_writer import write_manifest
 from data.storage.shard import Shard, ShardError
 from data.storage.store import MANIFEST_NAME
 from data.storage.untrusted import parse_json
 
 SUFFIX = ".before-repair"
+_MAX_OLD_BYTES = 1 << 31
+"""Of a manifest.json that is upgraded: lists of shards that are too long to be read each time a set is opened."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +89,22 @@ def repair(report: VerifyReport) -> Repaired:
     )
 
 
+def upgrade(root: str) -> tuple[str, ...]:
+    """Write the manifest of a set anew with columns (`data.storage.columns`), whatever its size; no shard is read.
+
+    Samples, their order and the fingerprint of the set stay as they are.
+
+    Returns:
+        The names under which the old files stay; () where there is nothing to do.
+
+    Raises:
+        ShardError: the folder is in use or cannot be written, or holds no set.
+    """
+    with _alone(root):
+        manifest = load_manifest(root, max_bytes=_MAX_OLD_BYTES)
+        return () if manifest.index is not None else _replace(manifest, manifest, {}, columnar=True)
+
+
 @contextlib.contextmanager
 def _alone(root: str) -> Iterator[None]:
     """As for preparing; a set that was copied without its records is locked by its manifest."""
@@ -126,7 +145,9 @@ def _as_it_is(root: str, shard: Shard) -> Shard:
 
 
 # ---- on disk
-def _replace(before: Manifest, after: Manifest, details: Mapping[str, tuple[str, str]]) -> tuple[str, ...]:
+def _replace(
+    before: Manifest, after: Manifest, details: Mapping[str, tuple[str, str]], *, columnar: bool | None = None
+) -> tuple[str, ...]:
     """Records, then samples.npz, then the manifest; the names under which the old ones stay."""
     root, shards = Path(before.root), {shard.file: shard for shard in after.shards}
     try:
@@ -135,7 +156,7 @@ def _replace(before: Manifest, after: Manifest, details: Mapping[str, tuple[str,
             old_files.append(_keep(path))
             replace_file(path, content)
         old_files += [_keep(root / TABLE_NAME), _keep(root / MANIFEST_NAME)]
-        write_manifest(after)
+        write_manifest(after, columnar=columnar)
     except OSError as error:
         raise ShardError(f"{root} cannot be repaired: {error}") from error
     return tuple(str(path.relative_to(root)) for path in old_files)

@@ -30,10 +30,13 @@ from data.preparing.early import Tally
 from data.preparing.pool import Progress, run_all
 from data.sample import CameraView, Sample
 from data.storage.encode import count_labelled, count_pairs
-from data.storage.manifest import Manifest, load_manifest
+from data.storage.manifest import TABLE_NAME, Manifest, load_manifest
+from data.storage.manifest_check import MAX_MANIFEST_BYTES, repeated
+from data.storage.manifest_writer import set_columns_of
 from data.storage.reader import SampleError, SampleReader, blamed_on
 from data.storage.shard import ShardError
-from data.storage.store import is_url
+from data.storage.store import MANIFEST_NAME, is_url
+from data.storage.untrusted import parse_json
 
 REPORT_NAME = "verify.json"
 
@@ -82,6 +85,7 @@ class VerifyReport:
         root: folder of the set.
         num_samples: in the manifest.
         num_shards: in the manifest.
+        num_read: shards that were looked into.
         problems: shard by shard.
         seconds: it took.
     """
@@ -89,6 +93,7 @@ class VerifyReport:
     root: str
     num_samples: int
     num_shards: int
+    num_read: int
     problems: tuple[SetProblem, ...]
     seconds: float
 
@@ -105,8 +110,10 @@ class VerifyReport:
         return dict(sorted(by_reason.items(), key=lambda item: -len(item[1])))
 
 
-def verify(root: str, *, workers: int = 1, on_progress: Progress | None = None) -> VerifyReport:
+def verify(root: str, *, workers: int = 1, fraction: float = 1.0, on_progress: Progress | None = None) -> VerifyReport:
     """Look at every sample of the set in a folder, in `workers` processes (1 works in this one).
+
+    With a `fraction` below 1 only so many of the shards are looked into, evenly spread; the table always is as a whole.
 
     Raises:
         ShardError: the manifest or samples.npz cannot be read, so that there are no samples to speak of; a URL.
@@ -118,16 +125,18 @@ def verify(root: str, *, workers: int = 1, on_progress: Progress | None = None) 
 
     def show(tally: Tally) -> None:
         if on_progress is not None:
-            on_progress(tally.num_frames, len(manifest), {})
+            on_progress(tally.num_frames, total, {})
 
-    shards = range(len(manifest.shards))
+    shards = _spread(len(manifest.shards), fraction)
+    total = len(manifest) if fraction >= 1 else sum(len(manifest.rows_of_shard(shard)) for shard in shards)
     by_shard = run_all(functools.partial(verify_shard, manifest), shards, workers, show, f"verifying {root}")
     problems = [*_of_dark_logs(manifest, itertools.chain.from_iterable(by_shard))]
-    problems += [*_keys_twice(manifest), *_out_of_order(manifest)]
+    problems += [*_keys_twice(manifest), *_out_of_order(manifest), *_columns(manifest)]
     return VerifyReport(
         root=root,
         num_samples=len(manifest),
         num_shards=len(manifest.shards),
+        num_read=len(shards),
         problems=tuple(sorted(problems, key=lambda problem: (problem.shard, problem.row))),
         seconds=time.monotonic() - started,
     )
@@ -143,6 +152,7 @@ def save_report(report: VerifyReport) -> str:
     content: dict[str, Any] = {
         "num_samples": report.num_samples,
         "num_shards": report.num_shards,
+        "num_shards_read": report.num_read,
         "num_broken_samples": len(report.broken_rows),
         "seconds": round(report.seconds, 1),
         "counts": {reason: len(problems) for reason, problems in report.by_reason().items()},
@@ -155,12 +165,34 @@ def save_report(report: VerifyReport) -> str:
     return str(path)
 
 
+def _spread(num: int, fraction: float) -> list[int]:
+    """So many numbers of `num`, evenly spread."""
+    return [int(shard) for shard in np.unique(np.linspace(0, max(num - 1, 0), round(fraction * num)).astype(int))]
+
+
 # ---- the table
+def _columns(manifest: Manifest) -> Iterator[SetProblem]:
+    """What opening a set with a mapped table leaves out: its checksum, and whether the index is that of the samples."""
+    if manifest.index is None:
+        return
+    path = Path(manifest.root)
+    stated = parse_json((path / MANIFEST_NAME).read_bytes(), MAX_MANIFEST_BYTES)["table_sha256"]
+    wrong = [] if file_sha256(path / TABLE_NAME) == stated else ["its SHA-256 is not the manifest's"]
+    columns, _ = set_columns_of(manifest)
+    in_time = columns.get("in_time")
+    for name in ("shard_first", "shard_split", "log_split", "log_start"):
+        if not np.array_equal(columns[name], getattr(manifest.index, name)):
+            wrong.append(f"{name} is not that of the samples")
+    if (in_time is None) != (manifest.index.in_time is None) or (
+        in_time is not None and not np.array_equal(in_time, np.asarray(manifest.index.in_time))
+    ):
+        wrong.append("in_time is not the samples' order by log and time")
+    for detail in wrong:
+        yield SetProblem(reason="table-wrong", shard=TABLE_NAME, row=-1, key="", detail=detail)
+
+
 def _keys_twice(manifest: Manifest) -> Iterator[SetProblem]:
-    _, first = np.unique(manifest.keys, return_index=True)
-    again = np.ones(len(manifest), dtype=bool)
-    again[first] = False
-    for row in np.flatnonzero(again).tolist():
+    for row in repeated(manifest.keys).tolist():
         yield _problem(manifest, row, "key-twice", "an earlier sample has the same key")
 
 
@@ -222,7 +254,7 @@ def verify_shard(manifest: Manifest, shard: int, tally: Tally) -> list[SetProble
     if changed:
         problems.append(SetProblem(reason="shard-changed", shard=stated.file, row=-1, key="", detail=detail))
     reader = SampleReader(manifest, retry_min=0.0)  # what cannot be read now is reported, not waited for
-    for row in np.flatnonzero(manifest.sample_shard == shard).tolist():
+    for row in manifest.rows_of_shard(shard).tolist():
         try:
             sample = reader.read(row, depth=True, image_labels=True)
             with blamed_on(sample.key, stated.file):

@@ -23,7 +23,9 @@ from data.order import Stretch
 from data.sample import Sample
 from data.shard_order import Blocks
 from data.storage.decode import DecodeSpec
+from data.storage.encode import SCHEMA_VERSION
 from data.storage.manifest import SAMPLE_COLUMNS, Manifest, load_manifest
+from data.storage.npz_file import let_go
 from data.storage.reader import Reader, SampleReader
 from data.storage.remote.shard_cache import CacheConfig
 from data.storage.shard import ShardError
@@ -78,13 +80,37 @@ class Chosen:
 
     def indices(self) -> Int[np.ndarray, " k"]:
         """Rows of the joined manifest, by log and time."""
-        rows = self.rows if self.rows is not None else self.manifest.indices(self.split)[: self.limit]
+        rows = self.rows if self.rows is not None else self.manifest.indices(self.split, limit=self.limit)
         return rows + self.row_start
+
+    def __len__(self) -> int:
+        """How many these are."""
+        if self.rows is not None:
+            return len(self.rows)
+        num = self.manifest.count(self.split)
+        return num if self.limit is None else min(num, self.limit)
 
     def blocks(self) -> Blocks:
         """The same by shards, for the order of samples."""
-        rows = self.indices() - self.row_start
-        return Blocks.of_rows(rows, self.manifest.sample_shard[rows]).moved(self.row_start, self.shard_start)
+        if self.rows is None:
+            found = self.manifest.blocks(self.split, self.limit)
+        else:
+            found = Blocks.of_rows(self.rows, self.manifest.sample_shard[self.rows])
+        return found.moved(self.row_start, self.shard_start) if self.row_start else found
+
+    def values(self, column: str) -> Iterator[Int[np.ndarray, " _"]]:
+        """A column of the sample table, of these samples, in pieces and in no particular order."""
+        values = getattr(self.manifest, column)
+        blocks = self.manifest.blocks(self.split, self.limit) if self.rows is None else None
+        if blocks is None or blocks.rows is not None:
+            yield values[self.indices() - self.row_start]
+            return
+        ends = blocks.first + blocks.count
+        starts = np.flatnonzero(np.concatenate([[True], blocks.first[1:] != ends[:-1]]))
+        stops = np.append(starts[1:], len(ends)) - 1
+        for start, stop in zip(blocks.first[starts].tolist(), ends[stops].tolist(), strict=True):
+            yield values[start:stop]
+        let_go(values)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -125,9 +151,9 @@ class Opened:
         return dataclasses.replace(self, sets=chosen, stretches=tuple(stretches))
 
     def values(self, column: str) -> Iterator[Int[np.ndarray, " _"]]:
-        """A column of the sample table, of the samples in use: a piece for each of `sets`, in no particular order."""
+        """A column of the sample table, of the samples in use, in pieces and in no particular order."""
         for part in self.sets:
-            yield getattr(part.manifest, column)[part.indices() - part.row_start]
+            yield from part.values(column)
 
 
 class MixedReader(Reader):
@@ -142,7 +168,7 @@ class MixedReader(Reader):
         self._readers = tuple(readers)
         self._shard_starts = np.cumsum([0, *(len(reader.manifest.shards) for reader in readers)])
         self._starts = np.cumsum([0, *(len(reader.manifest) for reader in readers)])
-        self.manifest = _joined([reader.manifest for reader in readers])
+        self.manifest = _Joined([reader.manifest for reader in readers])
         self.remote_shards = frozenset(
             int(start) + shard
             for start, reader in zip(self._shard_starts, readers, strict=False)
@@ -155,6 +181,12 @@ class MixedReader(Reader):
         for number, (reader, start) in enumerate(zip(self._readers, self._shard_starts, strict=False)):
             # Also to sets of which nothing is needed: their shards are then not fetched whole for a single sample.
             reader.expect([s - int(start) for s, of in zip(shards, set_of_shard, strict=True) if of == number])
+
+    def shard_of(self, index: int) -> str:
+        """See `Reader.shard_of`."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        reader = self._readers[number]
+        return f"{number}.{reader.manifest.set_name}/{reader.shard_of(index - int(self._starts[number]))}"
 
     def read_parts(self, index: int, parts: DecodeSpec) -> Sample:
         """See `Reader.read_parts`."""
@@ -176,7 +208,7 @@ def open_sets(
     for config in sets:
         manifest = open_set(config, cache, warn=warn)
         of_set = Chosen(manifest=manifest, split=config.split, limit=config.limit, row_start=rows, shard_start=shards)
-        if (num := len(of_set.indices())) == 0:
+        if (num := len(of_set)) == 0:
             raise ShardError(f"{config.shards} has no samples in split {config.split!r}; choose another split")
         readers.append(SampleReader(manifest, retry_min=retry_min))
         chosen.append(of_set)
@@ -219,26 +251,67 @@ def open_set(config: SetConfig, cache: CacheConfig | None = None, *, warn: bool 
     return manifest
 
 
-def _joined(manifests: Sequence[Manifest]) -> Manifest:
-    names = [f"{number}.{manifest.set_name}" for number, manifest in enumerate(manifests)]
-    columns: dict[str, Any] = {
-        name: np.concatenate([getattr(manifest, name) for manifest in manifests]) for name in SAMPLE_COLUMNS
-    }
-    for column, of in (("sample_shard", "shards"), ("sample_log", "logs")):
-        shifts = np.cumsum([0, *(len(getattr(manifest, of)) for manifest in manifests[:-1])])
-        columns[column] += np.repeat(shifts, [len(manifest) for manifest in manifests]).astype(columns[column].dtype)
-    return Manifest(
-        root=" + ".join(manifest.root for manifest in manifests),
-        set_name="+".join(manifest.set_name for manifest in manifests),
-        camera_names=tuple(dict.fromkeys(name for manifest in manifests for name in manifest.camera_names)),
-        shards=tuple(
-            dataclasses.replace(shard, file=f"{name}/{shard.file}")
-            for name, manifest in zip(names, manifests, strict=True)
+class _Joined(Manifest):
+    """Several sets' rows, one set after another.
+
+    A column, or the list of shards or logs, is put together when somebody asks for it: training does not, and so holds
+    none of them twice.
+    """
+
+    def __init__(self, manifests: Sequence[Manifest]) -> None:
+        splits = tuple(split for manifest in manifests for split in manifest.splits)
+        known: dict[str, Any] = {
+            "_manifests": tuple(manifests),
+            "root": " + ".join(manifest.root for manifest in manifests),
+            "set_name": "+".join(manifest.set_name for manifest in manifests),
+            "camera_names": tuple(dict.fromkeys(name for m in manifests for name in m.camera_names)),
+            "class_names": (),
+            "box_categories": (),
+            "splits": splits,
+            "notes": tuple(note for manifest in manifests for note in manifest.notes),
+            "skipped": {},
+            "superpixels": None,
+            "cache": CacheConfig(),
+            "schema_version": SCHEMA_VERSION,
+        }
+        self.__dict__.update(known)  # the dataclass is frozen
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return sum(map(len, self._manifests))
+
+    def key(self, index: int) -> str:
+        """See `Manifest.key`."""
+        manifests: tuple[Manifest, ...] = self._manifests
+        for manifest in manifests:
+            if index < len(manifest):
+                return manifest.key(index)
+            index -= len(manifest)
+        raise IndexError(index)
+
+    def __getattr__(self, name: str) -> Any:
+        """What has not been asked for yet."""
+        manifests = self.__dict__.get("_manifests")
+        if manifests is None or name not in ("keys", "shards", "logs", *SAMPLE_COLUMNS):
+            raise AttributeError(name)
+        self.__dict__[name] = value = _put_together(manifests, name)
+        return value
+
+
+def _put_together(manifests: Sequence[Manifest], name: str) -> Any:
+    """A column of all sets, with their shards and logs numbered through; or the list of these by names of their own."""
+    prefixes = [f"{number}.{manifest.set_name}/" for number, manifest in enumerate(manifests)]
+    if name == "logs":
+        return tuple(prefix + log for prefix, m in zip(prefixes, manifests, strict=True) for log in m.logs)
+    if name == "shards":
+        return tuple(
+            dataclasses.replace(shard, file=prefix + shard.file)
+            for prefix, manifest in zip(prefixes, manifests, strict=True)
             for shard in manifest.shards
-        ),
-        logs=tuple(f"{name}/{log}" for name, m in zip(names, manifests, strict=True) for log in m.logs),
-        splits=tuple(split for manifest in manifests for split in manifest.splits),
-        notes=tuple(note for manifest in manifests for note in manifest.notes),
-        keys=np.concatenate([manifest.keys for manifest in manifests]),
-        **columns,
-    )
+        )
+    column = np.concatenate([getattr(manifest, name) for manifest in manifests])
+    if name in ("sample_shard", "sample_log"):
+        of = {"sample_shard": "shards", "sample_log": "logs"}[name]
+        shifts = np.cumsum([0, *(len(getattr(manifest, of)) for manifest in manifests[:-1])])
+        column += np.repeat(shifts, [len(manifest) for manifest in manifests]).astype(column.dtype)
+    return column

@@ -18,7 +18,8 @@ import numpy as np
 
 from data.sample import Sample
 from data.storage.encode import CodecConfig, SetBounds, check_fits_set, count_labelled, count_pairs, encode_sample
-from data.storage.manifest import SAMPLE_COLUMNS, Manifest, SetInfo, write_manifest
+from data.storage.manifest import SAMPLE_COLUMNS, Manifest, SetInfo
+from data.storage.manifest_writer import write_manifest
 from data.storage.shard import Shard
 
 

@@ -35,6 +35,12 @@ class Store(Protocol):
             OSError: it cannot be read; the message says why.
         """
 
+    def local_file(self, name: str, sha256: str, num_bytes: int) -> Path:
+        """A large file on this machine, to be mapped; it stays until the process ends. Raises as `read_file`.
+
+        Bytes that a network delivers are compared with the checksum, those of a folder are not.
+        """
+
     def blocks(self, name: str) -> Iterator[bytes]:
         """A large file, piece by piece; raises as `read_file`."""
 
@@ -88,6 +94,10 @@ class LocalStore:
     def read_file(self, name: str, sha256: str | None = None) -> bytes:
         """See `Store.read_file`."""
         return (self._root / name).read_bytes()
+
+    def local_file(self, name: str, sha256: str, num_bytes: int) -> Path:
+        """See `Store.local_file`."""
+        return self._root / name
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """See `Store.blocks`."""

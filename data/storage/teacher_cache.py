@@ -33,6 +33,7 @@ from jaxtyping import Float, Int
 from common.file_lock import FileLock
 from common.files import file_sha256, replace_file, replacing
 from common.retry import RETRY_MIN, StorageAwayError, StorageRetry
+from data.shared_memory import SharesTables
 from data.storage.manifest import Manifest
 from data.storage.shard import ShardError
 from data.storage.store import LocalStore
@@ -75,7 +76,7 @@ def _folder(root: str, key: str) -> Path:
     return Path(root) / "teacher_cache" / key
 
 
-class TeacherCache:
+class TeacherCache(SharesTables):
     """Read access; picklable, each process opens the files for itself.
 
     Attributes:

@@ -24,7 +24,7 @@ import numpy as np
 
 _BLOCK = 512
 _REGULAR, _PAX = (b"0", b"\0"), b"x"
-_HEADER_ERRORS = (
+HEADER_ERRORS = (
     *(ValueError, SyntaxError, TypeError, KeyError, OverflowError, RecursionError, struct.error),
     tokenize.TokenError,  # from its second try, as if Python 2 had written the header
     MemoryError,  # from Python's own parser, for deep nesting
@@ -61,7 +61,7 @@ def parse_npy(data: bytes) -> np.ndarray:
     stream = io.BytesIO(data)
     try:
         shape, fortran, dtype = _NPY_HEADERS[np.lib.format.read_magic(stream)](stream)
-    except _HEADER_ERRORS as error:
+    except HEADER_ERRORS as error:
         raise ValueError(f"no header of an array: {error}") from error
     if dtype.hasobject:
         raise ValueError("it holds python objects")

@@ -10,6 +10,7 @@ from jaxtyping import Int
 from data.batch_spec import SecondCloud
 from data.geometry import transform
 from data.sample import Sample
+from data.shared_memory import SharesTables
 from data.storage.reader import Reader, SampleError
 
 _TRIES = 4
@@ -74,7 +75,7 @@ def match_sweeps(first: Sample, second: Sample, radius_m: float) -> SweepMatches
     return SweepMatches(first=matched_points, second=np.asarray(nearest, dtype=np.int64)[matched_points])
 
 
-class PartnerFinder:
+class PartnerFinder(SharesTables):
     """Finds partners among the samples in use (`indices`, in any order)."""
 
     def __init__(self, reader: Reader, indices: Int[np.ndarray, " n"], config: SecondCloud) -> None:

@@ -24,6 +24,18 @@ def parser() -> argparse.ArgumentParser:
         help="drop what is broken from the manifest; the files that change are kept as *.before-repair",
     )
     p.add_argument(
+        "--fraction",
+        type=float,
+        default=1.0,
+        metavar="F",
+        help="look into this share of the shards, evenly spread; 0: the table of samples alone (default: 1)",
+    )
+    p.add_argument(
+        "--upgrade",
+        action="store_true",
+        help="first write the manifest anew in the form of large sets, which opens at once; shards stay as they are",
+    )
+    p.add_argument(
         "--workers",
         type=int,
         default=NUM_CORES,

@@ -14,7 +14,8 @@ import pytest
 from common.run_files import WEIGHTS_FILE
 from data.order import Order, SampleOrder, batch_positions
 from data.shard_order import Blocks, ShardOrder
-from data.storage.manifest import load_manifest, write_manifest
+from data.storage.manifest import load_manifest
+from data.storage.manifest_writer import write_manifest
 from data.storage.superpixel_record import SuperpixelRecord
 from engine.checkpoint import newest_intact, read_rank_state
 from engine.distributed import World, free_port

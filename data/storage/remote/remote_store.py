@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import zlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from common.retry import read_at
 from data.storage.remote.ahead import FetchAhead
@@ -26,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 _TRIES = 4
 """Reads of one sample with wrong bytes."""
+
+
+_held: list[int] = []
+"""Descriptors of cached files that this process has mapped, each with a lock that ends with the process."""
 
 
 class RemoteStore:
@@ -52,6 +57,15 @@ class RemoteStore:
     def read_file(self, name: str, sha256: str | None = None) -> bytes:
         """See `data.storage.store.Store.read_file`."""
         return self._download.file(name, sha256)
+
+    def local_file(self, name: str, sha256: str, num_bytes: int) -> Path:
+        """See `data.storage.store.Store.local_file`: a copy in the cache, which nobody removes while it is held."""
+        file = Shard(file=name, num_samples=0, num_bytes=num_bytes, sha256=sha256)
+        _held.append(self._cache.fetch(file, lambda part: self._download.shard(file, part)))
+        path = self._config.path / f"{sha256}.tar"
+        if not path.is_file():
+            raise OSError(f"{name} has another checksum than the set's manifest says")
+        return path
 
     def blocks(self, name: str) -> Iterator[bytes]:
         """See `data.storage.store.Store.blocks`; the cache is left alone."""

@@ -25,7 +25,8 @@ from data.preparing.shard_task import RECORDS
 from data.preparing.verify import REASONS, VerifyReport, examples, save_report, verify
 from data.sample import Sample
 from data.storage.damage import REASONS as CODEC_REASONS
-from data.storage.manifest import SAMPLE_COLUMNS, Manifest, SetInfo, load_manifest, write_manifest
+from data.storage.manifest import SAMPLE_COLUMNS, Manifest, SetInfo, load_manifest
+from data.storage.manifest_writer import write_manifest
 from data.storage.reader import SampleReader
 from data.storage.shard import ShardError
 from data.storage.shard_writer import join_manifest, write_shard
@@ -292,7 +293,7 @@ def test_a_repair_that_was_killed_between_its_files_is_undone(prepared: Manifest
     verdict = verify(prepared.root)
     real = repair_module.write_manifest
 
-    def table_only(manifest: Manifest) -> None:
+    def table_only(manifest: Manifest, **_: object) -> None:
         old = (Path(prepared.root) / "manifest.json").read_bytes()
         real(manifest)
         (Path(prepared.root) / "manifest.json").write_bytes(old)

@@ -17,7 +17,8 @@ from configs.load import ConfigError, load
 from data.batch_spec import BatchSpec
 from data.loading.loader import DataConfig, ShardLoader, build_loader
 from data.order import SampleOrder, Stretch
-from data.storage.manifest import load_manifest, write_manifest
+from data.storage.manifest import load_manifest
+from data.storage.manifest_writer import write_manifest
 from data.storage.mixture import MixedReader, SetConfig, open_sets
 from data.storage.reader import SampleReader
 from data.storage.shard import ShardError

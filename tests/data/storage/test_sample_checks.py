@@ -18,7 +18,8 @@ from data.preparing.verify import verify
 from data.sample import Boxes, CameraView, Sample
 from data.storage.damage import DamagedError
 from data.storage.encode import CodecConfig, SetBounds, check_fits_set, check_sample, encode_sample
-from data.storage.manifest import SetInfo, load_manifest, write_manifest
+from data.storage.manifest import SetInfo, load_manifest
+from data.storage.manifest_writer import write_manifest
 from data.storage.reader import SampleError, SampleReader
 from data.storage.shard_writer import join_manifest, write_shard
 from data.storage.superpixel_record import SuperpixelRecord

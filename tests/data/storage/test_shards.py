@@ -23,7 +23,8 @@ from data.sample import IGNORE_LABEL
 from data.storage.damage import REASONS, DamagedError
 from data.storage.decode import DecodeSpec, decode_sample, jpeg_size
 from data.storage.encode import CodecConfig, check_sample, count_pairs, encode_sample
-from data.storage.manifest import Manifest, SetInfo, load_manifest, write_manifest
+from data.storage.manifest import Manifest, SetInfo, load_manifest
+from data.storage.manifest_writer import write_manifest
 from data.storage.reader import SampleError, SampleReader
 from data.storage.run_lengths import decode_runs, encode_runs
 from data.storage.shard import ShardError
@@ -541,7 +542,7 @@ def test_unfinished_and_damaged_manifests(tmp_path, toy_root):
         with pytest.raises(ShardError, match="is damaged"):
             load_manifest(toy_root)
     path.write_text(json.dumps({**content, "schema_version": 99}))
-    with pytest.raises(ShardError, match="schema version 99, this code reads 1 to 3"):
+    with pytest.raises(ShardError, match="schema version 99, this code reads 1 to 4"):
         load_manifest(toy_root)
     path.write_text(json.dumps(content))
     table = Path(toy_root) / "samples.npz"
