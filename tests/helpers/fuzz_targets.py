@@ -31,6 +31,7 @@ from data.sample import Sample
 from data.storage.damage import REASONS, DamagedError
 from data.storage.encode import CodecConfig, encode_sample
 from data.storage.manifest import SAMPLE_COLUMNS, load_manifest
+from data.storage.manifest_writer import write_manifest
 from data.storage.reader import SampleReader
 from data.storage.shard import ShardError
 from data.views.view import ViewConfig
@@ -185,6 +186,7 @@ def _write_manifest(root: Path, content: dict[str, object], columns: dict[str, n
     buffer = io.BytesIO()
     np.savez(buffer, **columns)  # type: ignore[arg-type]
     content["table_sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
+    content["table_bytes"] = len(buffer.getvalue())
     (root / "samples.npz").write_bytes(buffer.getvalue())
     (root / "manifest.json").write_text(json.dumps(content))
 
@@ -249,10 +251,38 @@ def _strike_table(rng: Rng, root: Path, canary: str) -> tuple[str, Callable[[], 
     path.write_bytes(changed)
     content = json.loads(stated)
     if rng.random() < 0.9:
-        content["table_sha256"] = hashlib.sha256(changed).hexdigest()
+        content |= {"table_sha256": hashlib.sha256(changed).hexdigest(), "table_bytes": len(changed)}
     manifest.write_text(json.dumps(content))
     undo = (_restore(path, data), _restore(manifest, stated))
     return label, _all(undo)
+
+
+def _build_columns(root: Path) -> None:
+    """A set whose shards, logs and index are columns of its table, as large ones have them."""
+    _build_set(root)
+    write_manifest(load_manifest(str(root)), columnar=True)
+
+
+def _strike_columns(rng: Rng, root: Path, canary: str) -> tuple[str, Callable[[], None]]:
+    """The table, or one of its columns with any numbers in it, with a checksum that fits; or the manifest."""
+    choice, path = rng.random(), root / "manifest.json"
+    if choice < 0.3:
+        return _strike_table(rng, root, canary)
+    data, table = path.read_bytes(), (root / "samples.npz").read_bytes()
+    undo = _all([_restore(path, data), _restore(root / "samples.npz", table)])
+    if choice < 0.5:
+        label, changed = mutate(rng, path.name, data, canary)
+        path.write_bytes(changed)
+        return label, undo
+    with np.load(io.BytesIO(table)) as archive:
+        columns = {name: archive[name] for name in archive.files}
+    name = sorted(columns)[int(rng.integers(len(columns)))]
+    raw = bytearray(columns[name].tobytes())
+    for place in rng.integers(len(raw), size=int(rng.integers(1, 4))):
+        raw[place] = int(rng.integers(256))
+    columns[name] = np.frombuffer(bytes(raw), columns[name].dtype)
+    _write_manifest(root, json.loads(data), columns)
+    return f"{name} changed", undo
 
 
 # ---- sets in the making
@@ -352,6 +382,7 @@ def targets() -> list[Target]:
         Target(name="set: tar", build=_build_set, strike=_strike_tar, run=_read_set),
         Target(name="set: manifest", build=_build_set, strike=_strike_manifest, run=_read_set),
         Target(name="set: table", build=_build_set, strike=_strike_table, run=_read_set),
+        Target(name="set: columns", build=_build_columns, strike=_strike_columns, run=_read_set),
         Target(name="record", build=_build_making, strike=_strike_record, run=_continue),
     ]
     for name, write in SOURCES.items():
