@@ -9,6 +9,8 @@ the samples by log and time, and which shards a split has.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex, overload
@@ -24,6 +26,9 @@ from data.storage.shard import Shard, ShardError
 
 MIN_SAMPLES = 500_000
 """Sets of more samples are written with columns. Smaller ones stay readable by eye and by earlier versions."""
+
+_PIECE = 4096
+"""Shards that are looked at together."""
 
 MIXED = -1
 """`SetIndex.shard_split` of a shard with samples of several splits."""
@@ -59,9 +64,18 @@ class Names(SharesTables, Sequence[str]):
     def __getitem__(self, place: SupportsIndex | slice) -> str | Sequence[str]:
         """One, or some."""
         if isinstance(place, slice):
-            return Names(self._column[place].copy())
+            return self.texts(place)
+        number = range(len(self))[place]
+        return self.texts(slice(number, number + 1))[0]
+
+    def texts(self, place: slice) -> list[str]:
+        """Some, decoded.
+
+        Raises:
+            ShardError: one is no UTF-8.
+        """
         try:
-            return bytes(self._column[place]).decode()
+            return [text.decode() for text in self._column[place].tolist()]
         except UnicodeDecodeError as error:
             raise ShardError(f"the set's table is damaged: a name is no UTF-8 ({error})") from error
 
@@ -105,13 +119,17 @@ class Shards(SharesTables, Sequence[Shard]):
         Raises:
             ShardError: its name leads out of the set's folder.
         """
-        if isinstance(place, slice):
-            return [self[number] for number in range(*place.indices(len(self)))]
-        file = self._files[place]
-        if not is_plain_name(file):
-            raise ShardError(f"the set's table is damaged: shard {file!r} is no name inside the set's folder")
-        num_samples, num_bytes = int(self.num_samples[place]), int(self.num_bytes[place])
-        return Shard(file=file, num_samples=num_samples, num_bytes=num_bytes, sha256=self._sha256[place])
+        if not isinstance(place, slice):
+            number = range(len(self))[place]
+            return self[number : number + 1][0]
+        texts = zip(self._files.texts(place), self._sha256.texts(place), strict=True)
+        numbers = zip(self.num_samples[place].tolist(), self.num_bytes[place].tolist(), strict=True)
+        found = []
+        for (file, sha256), (num_samples, num_bytes) in zip(texts, numbers, strict=True):
+            if not is_plain_name(file):
+                raise ShardError(f"the set's table is damaged: shard {file!r} is no name inside the set's folder")
+            found.append(Shard(file=file, num_samples=num_samples, num_bytes=num_bytes, sha256=sha256))
+        return found
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -231,3 +249,21 @@ def index_of(table: Mapping[str, Shaped[np.ndarray, " _"]], split_names: Sequenc
             raise ValueError(f"{name} runs from {low} to {high}, expected {least} to {most}")
     own = {name: table[name] for name in ("shard_first", "shard_split", "log_split", "log_start")}
     return SetIndex(**own, in_time=table.get("in_time"), split_names=tuple(split_names))
+
+
+def set_fingerprint(schema_version: int, shards: Sequence[Shard], keys: Shaped[np.ndarray, " n"]) -> str:
+    """SHA-256 of the shards' names and checksums, and of the keys where samples were dropped from their shards.
+
+    It is that of the text of one JSON list, made in pieces: of a large set that text would take as much memory as all
+    else.
+    """
+    digest = hashlib.sha256(f"[{json.dumps(schema_version)}, [".encode())
+    num_samples = 0
+    for start in range(0, len(shards), _PIECE):
+        part = shards[start : start + _PIECE]
+        num_samples += sum(shard.num_samples for shard in part)
+        names = json.dumps([[shard.file, shard.sha256] for shard in part])[1:-1]
+        digest.update(f"{', ' if start else ''}{names}".encode())
+    dropped = len(keys) != num_samples
+    digest.update(f'], "{hashlib.sha256(keys.tobytes()).hexdigest()}"]'.encode() if dropped else b"]]")
+    return digest.hexdigest()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +31,7 @@ from data.storage.columns import (
     SetIndex,
     Shards,
     index_of,
+    set_fingerprint,
 )
 from data.storage.encode import READABLE_VERSIONS, SCHEMA_VERSION, SetBounds
 from data.storage.manifest_check import (
@@ -226,10 +226,7 @@ class Manifest(SetInfo, SharesTables):
 
     def fingerprint(self) -> str:
         """Changes when any stored byte or the choice of the samples changes; caches beside the shards go by it."""
-        content: list[Any] = [self.schema_version, [[shard.file, shard.sha256] for shard in self.shards]]
-        if len(self) != sum(shard.num_samples for shard in self.shards):  # some were dropped by a repair
-            content.append(hashlib.sha256(self.keys.tobytes()).hexdigest())
-        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return set_fingerprint(self.schema_version, self.shards, self.keys)
 
     def damaged_shards(self) -> list[str]:
         """Reads every tar whole and names those whose checksum differs from the manifest's, or that are gone."""

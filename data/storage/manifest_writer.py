@@ -37,7 +37,7 @@ def write_manifest(manifest: Manifest, *, columnar: bool | None = None) -> None:
         )
     columns: dict[str, Any] = {"keys": manifest.keys}
     columns |= {name: np.asarray(getattr(manifest, name), dtype=kind) for name, kind in SAMPLE_COLUMNS.items()}
-    content = {
+    content: dict[str, Any] = {
         "schema_version": manifest.schema_version,
         "set_name": manifest.set_name,
         "num_samples": len(manifest),
