@@ -11,6 +11,7 @@ Letters: C feature width, K classes, M voxels, R rows of the bank.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,6 +27,7 @@ from engine.interfaces import PointBatch
 
 Predictor = Callable[[Tensor], Tensor]
 """Voxel features float32 [M, C] -> class int64 [M]."""
+Threads = Callable[[], AbstractContextManager[None]]
 KeyT = TypeVar("KeyT")
 
 
@@ -35,13 +37,16 @@ class SweepParts(Parts[PointBatch]):
 
     Attributes:
         keep: called with initialisation, protocol, network and predictor of the first seed (for pictures).
+        threads: opened around a network's passes and updates, to set the threads that they run on.
     """
 
     keep: Callable[[str, str, nn.Module, Predictor], None] | None = None
+    threads: Threads = nullcontext
 
     def run(self, network: nn.Module, batch: PointBatch) -> Tensor:
         """Features of the batch's voxels."""
-        return run_backbone(network, batch)
+        with self.threads():
+            return run_backbone(network, batch)
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ def extract_bank(
     voxels_per_sweep: int | None,
     seed: int,
     device: torch.device | str = "cpu",
+    threads: Threads = nullcontext,
     on_sweeps: Callable[[int], None] = lambda count: None,
 ) -> FeatureBank:
     """Run a frozen network (evaluation mode) over sweeps and keep labelled voxels.
@@ -91,7 +97,7 @@ def extract_bank(
         chosen = _choose_voxels(
             batch.voxel_coords[:, 0].cpu(), target != task.ignore_label, voxels_per_sweep, (seed, done)
         )
-        with torch.inference_mode():
+        with torch.inference_mode(), threads():
             values = run_backbone(backbone, on_device)
         features.append(values[chosen.to(device)].half().cpu())
         labels.append(target[chosen])
@@ -130,6 +136,7 @@ def score(
     task: SegmentationTask,
     *,
     device: torch.device | str = "cpu",
+    threads: Threads = nullcontext,
     on_sweeps: Callable[[int], None] = lambda count: None,
 ) -> dict[KeyT, ConfusionMatrix]:
     """Measure predictors at full resolution in one pass: every labelled point gets its voxel's prediction.
@@ -143,7 +150,8 @@ def score(
         labels = point_labels(batch).long()
         on_device = batch.to(device)
         with torch.inference_mode():
-            features = run_backbone(backbone, on_device).float()
+            with threads():
+                features = run_backbone(backbone, on_device).float()
             for name, predict in predictors.items():
                 matrices[name].update(predict(features).cpu()[batch.point_voxel.cpu()], labels.cpu())
         on_sweeps(batch.num_samples)

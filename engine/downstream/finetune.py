@@ -237,7 +237,8 @@ def measure_finetune(
 
     (name,) = names
     read, task, config = job.parts.read, job.task(), job.section(name)
-    matrices, tuned = train_on_draws(
-        job, init, name, meter, train=train, score=confusion, goodness=ConfusionMatrix.miou, keep=keep
-    )
+    with job.parts.threads():
+        matrices, tuned = train_on_draws(
+            job, init, name, meter, train=train, score=confusion, goodness=ConfusionMatrix.miou, keep=keep
+        )
     return {name: segmentation_measured(task, matrices, tuned, scale=100)}

@@ -46,6 +46,7 @@ def measure_frozen(
                 predictors,
                 job.task(),
                 device=job.device,
+                threads=job.parts.threads,
                 on_sweeps=lambda n: meter.advance(n * work, text),
             )
             if network == 0 and job.parts.keep is not None:
@@ -96,6 +97,7 @@ def _bank(
         voxels_per_sweep=job.config.voxels_per_sweep,
         seed=number,
         device=job.device,
+        threads=job.parts.threads,
         on_sweeps=lambda n: meter.advance(n, f"{init.name}: features of the train split"),
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from engine.downstream.common import LabelDraws, Samples, Splits, run_backbone
 from engine.downstream.features import Predictor, SweepParts
 from launchers.drawing.predictions import draw_sweep_predictions, write_predictions
 from launchers.evaluation.common import Evaluation, drawn_sample, workers_for
+from models.lidar.native.library import threads_for_points
 
 
 def sweep_parts(evaluation: Evaluation, splits: Splits, draws: Mapping[str, LabelDraws]) -> SweepParts:
@@ -37,7 +39,7 @@ def sweep_parts(evaluation: Evaluation, splits: Splits, draws: Mapping[str, Labe
         labels = draws[protocol].text if protocol in draws else "all"
         write_predictions(evaluation.folder, f"{protocol} {labels} {init}", picture)
 
-    return SweepParts(read=read, keep=keep)
+    return SweepParts(read=read, keep=keep, threads=partial(threads_for_points, torch.device(evaluation.device)))
 
 
 @dataclass(frozen=True)

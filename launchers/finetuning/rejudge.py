@@ -23,6 +23,7 @@ from launchers.evaluation.submission import write_submission
 from launchers.finetuning.judging import JudgedSet, check_benchmarks, judge_frames, record_of
 from launchers.training.restore import build_objective, find_checkpoint_folder
 from models.detection.base import Detector
+from models.lidar.native.library import threads_for_points
 
 FOLDER = "judged"
 """Of a run: verdicts of `tandem evaluate --detector`."""
@@ -110,13 +111,14 @@ def _found(checkpoint: Path, config: FinetuneConfig, judged: JudgedSet, device: 
     place = device_of(device)
     detector = build_objective(checkpoint, config).to(place)
     assert isinstance(detector, Detector)
-    found = detect(
-        detector,
-        SampleReader(judged.manifest),
-        judged.indices,
-        judged.data,
-        batch_size=config.judge.batch_size,
-        device=place,
-    )
+    with threads_for_points(place):
+        found = detect(
+            detector,
+            SampleReader(judged.manifest),
+            judged.indices,
+            judged.data,
+            batch_size=config.judge.batch_size,
+            device=place,
+        )
     assert found is not None  # nothing ends it early
     return found

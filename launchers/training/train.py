@@ -42,7 +42,7 @@ from launchers.training.micro_batch import fit_micro_batch
 from launchers.training.stages import check_first_stage, first_weights, method_to_build, method_without_weights
 from launchers.training.supervision import Supervised, supervised
 from launchers.training.teacher_cache import teacher_cache
-from models.lidar.native.library import kernels, torch_on_one_thread
+from models.lidar.native.library import threads_for_points
 from models.methods.base import Objective
 
 logger = logging.getLogger("tandem.pretrain")
@@ -174,7 +174,7 @@ def train(config: RunConfig, parts: RunParts = PRETRAINING) -> PretrainSummary:
             if run.record is not None:
                 run.record.resumed(step, {c.name: (c.before, c.now) for c in (before.changes if before else ())})
 
-        with torch_on_one_thread() if _only_points(config, world, cache) else nullcontext():
+        with threads_for_points(world.device) if _only_points(config, cache) else nullcontext():
             run.summary = pretrain(
                 objective,
                 source,
@@ -194,14 +194,13 @@ def train(config: RunConfig, parts: RunParts = PRETRAINING) -> PretrainSummary:
     return run.summary
 
 
-def _only_points(config: RunConfig, world: World, cache: TeacherCache | None) -> bool:
-    """Whether all that takes long in a step runs in the native kernels of the sparse networks.
+def _only_points(config: RunConfig, cache: TeacherCache | None) -> bool:
+    """Whether no image network runs in a step.
 
     An image network gains by torch's threads, where it has cores of its own. This follows from the config alone: what a
     timing would choose could be another number of threads, and other last digits, when the run goes on.
     """
-    pixels = bool(config.method.image_networks()) or (bool(config.method.teachers()) and cache is None)
-    return world.device.type == "cpu" and not pixels and kernels() is not None
+    return not config.method.image_networks() and (not config.method.teachers() or cache is not None)
 
 
 def _write_provenance(folder: Path, texts: Mapping[str, str]) -> None:

@@ -5,8 +5,7 @@
 #include <cstring>
 
 #include "convolve_vectors.h"
-
-#define TANDEM_INLINE inline __attribute__((always_inline))
+#include "inline.h"
 
 namespace tandem::lanes {
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +76,8 @@ def torch_on_one_thread() -> Iterator[None]:
     finally:
         torch.set_num_threads(before)
         _kept.pop()
+
+
+def threads_for_points(device: torch.device) -> AbstractContextManager[None]:
+    """Around work of sparse networks without an image network: `torch_on_one_thread` where the kernels do that work."""
+    return torch_on_one_thread() if device.type == "cpu" and kernels() is not None else nullcontext()

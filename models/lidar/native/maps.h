@@ -15,9 +15,8 @@
 #include <immintrin.h>
 #endif
 
+#include "inline.h"
 #include "pool.h"
-
-#define TANDEM_INLINE __attribute__((always_inline)) inline
 
 namespace tandem {
 

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from engine.downstream import frozen
 from engine.downstream.common import ChangedError, LabelDraws, hold_out, voxel_labels
-from engine.downstream.features import SweepParts
+from engine.downstream.features import SweepParts, Threads
 from engine.downstream.finetune import FinetuneConfig, finetune, rate_groups
 from engine.downstream.fit import learning_rate_factor
-from engine.downstream.knn import KnnConfig
+from engine.downstream.knn import KnnClassifier, KnnConfig
 from engine.downstream.linear_probe import LinearProbeConfig
 from engine.downstream.protocols import ProtocolsConfig, of_tower
 from engine.downstream.results import Result, paired_difference
@@ -39,10 +42,11 @@ def run(
     draws: LabelDraws | None = DRAWS,
     known: Sequence[Result] = (),
     progress: Callable[[float, str], None] | None = None,
+    threads: Threads = nullcontext,
 ) -> list[Result]:
     job = Job(
         protocols=of_tower(config.protocols, "backbone"),
-        parts=SweepParts(read=sweeps),
+        parts=SweepParts(read=sweeps, threads=threads),
         splits=toy_splits(),
         dataset="toy",
         classes=TASK,
@@ -71,6 +75,34 @@ def test_all_protocols_compare_under_the_same_budget() -> None:
     trained = [(indices, seed) for indices, augment, seed, _ in sweeps.calls if augment]
     half = len(trained) // 2
     assert trained[:half] == trained[half:]
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "knn", "finetune", "sweep_probe"])
+def test_networks_run_with_their_own_threads_and_what_is_fitted_to_features_with_all(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside = [False]
+
+    @contextmanager
+    def threads() -> Iterator[None]:
+        assert not inside[0] or name in ("finetune", "sweep_probe")  # they calibrate inside
+        before, inside[0] = inside[0], True
+        yield
+        inside[0] = before
+
+    def noted(function: Callable[..., Any], places: list[bool]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: (places.append(inside[0]), function(*args, **kwargs))[1]
+
+    networks: list[bool] = []
+    fits: list[bool] = []
+    monkeypatch.setattr(ToyNet, "forward", noted(ToyNet.forward, networks))
+    monkeypatch.setattr(frozen, "fit_linear", noted(frozen.fit_linear, fits))
+    monkeypatch.setattr(KnnClassifier, "predict", noted(KnnClassifier.predict, fits))
+    run([PRETRAINED], ToySweeps(), dataclasses.replace(SMALL, protocols=(name,)), threads=threads)
+    assert networks
+    assert all(networks)
+    assert not any(fits)
+    assert bool(fits) == (name in ("linear_probe", "knn"))
 
 
 def test_nothing_is_ever_fitted_or_tuned_on_the_test_split() -> None:
