@@ -276,7 +276,7 @@ def test_fewer_classes() -> None:
 
 
 def test_found_objects_of_other_classes_are_passed_over_where_that_is_asked_for() -> None:
-    both = dataclasses.replace(found((0.0, 5.0)), classes=("car", "tram"), attributes=("vehicle.moving", ""))
+    both = dataclasses.replace(found((0.0,), (5.0,)), classes=("car", "tram"), attributes=("vehicle.moving", ""))
     with pytest.raises(JudgeError, match="class of a found object is 'tram'"):
         score_nuscenes([(truth((0.0,)), both)])
     settings = NuscenesSettings(other_classes=True)
