@@ -16,9 +16,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
-from torch.nn import functional
 
 from common.ranges import ascending, at_least, at_most, below, one_of, positive, share
 from data.geometry import rigid, yaw_rotation
@@ -283,6 +281,9 @@ def _resized(image: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> UInt8[
     height, width = size
     if image.shape[0] < height or image.shape[1] < width:
         return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR))
+    import torch  # slow to import, and preparing a set needs the rest of this file alone
+    from torch.nn import functional
+
     # A fifth of the time of OpenCV's area averaging; in this order of the axes nothing is copied on the way.
     planes = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     planes = functional.interpolate(planes, size=size, mode="bilinear", antialias=True)
