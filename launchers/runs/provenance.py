@@ -18,7 +18,16 @@ PACKAGES = ("common", "configs", "data", "engine", "launchers", "models")
 """Folders of the code."""
 
 _PACKAGES = ("tandem-pretrain", "torch", "deepspeed", "spconv", "webdataset", "numpy", "scipy")
-_COMPUTE = ("spconv-cu120", "spconv-cu126", "opencv-contrib-python-headless", "safetensors", "simplejpeg", "fpsample")
+_COMPUTE = (
+    "spconv-cu120",
+    "spconv-cu126",
+    "spconv-triton",
+    "triton",
+    "opencv-contrib-python-headless",
+    "safetensors",
+    "simplejpeg",
+    "fpsample",
+)
 """More packages that a run's numbers may depend on."""
 
 

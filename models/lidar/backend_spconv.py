@@ -60,9 +60,11 @@ def convolve(
     if pairs.shape[2] == 0:
         return features.new_zeros(0, weight.shape[2])
     filters = weight.permute(2, 0, 1).unsqueeze(1).unsqueeze(1).contiguous()  # [C_out, 1, 1, K, C_in]
-    out: Tensor = SparseConvFunction.apply(
-        features.contiguous(), filters, pairs, counts, kernel_map.num_out, ConvAlgo.Native
-    )
+    # Under autocast to whatever type spconv's function casts its inputs to float16, whose range bf16 runs leave.
+    with torch.autocast(features.device.type, enabled=False):
+        out: Tensor = SparseConvFunction.apply(
+            features.contiguous(), filters, pairs, counts, kernel_map.num_out, ConvAlgo.Native
+        )
     return out
 
 

@@ -40,9 +40,10 @@ from models.lidar.neighbors import (
     unpack,
 )
 
-BackendName = Literal["auto", "torch", "spconv", "native"]
+BackendName = Literal["auto", "torch", "spconv", "triton", "native"]
 
-_AUTO_ORDER = ("spconv", "native", "torch")
+_AUTO_ORDER = ("spconv", "triton", "native", "torch")
+_EXTRAS = {"spconv": "[cu126] or [cu120]", "triton": "[triton], beside a torch for CUDA or ROCm"}
 
 
 @runtime_checkable
@@ -76,7 +77,15 @@ def load_backend(name: str, device_type: str) -> Backend:
     if name != "auto":
         if name not in _AUTO_ORDER:
             raise ValueError(f"backend is {name!r}, expected 'auto' or one of {_AUTO_ORDER}")
-        return cast(Backend, importlib.import_module(f"models.lidar.backend_{name}"))
+        try:
+            return cast(Backend, importlib.import_module(f"models.lidar.backend_{name}"))
+        except ImportError as error:
+            if name not in _EXTRAS:
+                raise
+            raise ImportError(
+                f"backend is {name!r}, whose library cannot be imported ({error}): install tandem-pretrain with "
+                f"{_EXTRAS[name]}, or use backend='auto'"
+            ) from error
     for candidate in _AUTO_ORDER:
         try:
             backend = cast(Backend, importlib.import_module(f"models.lidar.backend_{candidate}"))
@@ -214,8 +223,9 @@ class SparseBackboneConfig(BackboneConfig):
     """Settings that the networks of sparse convolutions share.
 
     Attributes:
-        backend: sparse convolution back-end; "auto": spconv on CUDA where it is installed, native (kernels compiled on
-            first use) on the CPU where there is a C++ compiler, else torch. With "torch" torch normalises, too.
+        backend: sparse convolution back-end; "auto": on CUDA spconv where it is installed, else triton (spconv-triton;
+            also AMD) where that is; on the CPU native (kernels compiled on first use) where there is a C++ compiler;
+            else torch. With "torch" torch normalises, too.
     """
 
     backend: BackendName = "auto"
