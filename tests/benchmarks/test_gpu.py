@@ -84,7 +84,7 @@ def test_every_line_runs_on_tiny_shapes(tmp_path: Path, capsys: pytest.CaptureFi
     assert text.startswith("## 20")
     for head in ("A step of SLidR", "Teacher", "Neighbour maps", "JPEG decoding", "Layers: torch", "Layers: native"):
         assert f"### {head}" in text
-    assert "| bf16, batch 2, torch |" in text
+    assert "| bf16, batch 2, auto |" in text
     assert "- fp32, CUDA graph: not measured: no CUDA" in text
     assert "- torchcodec, GPU: not measured: no CUDA" in text
     assert "Not run" not in text
