@@ -229,10 +229,10 @@ CALLS = (convolution._convolve, convolution._weight_gradient, convolution._ascen
 
 @pytest.fixture(params=BUILDS)
 def other_build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The kernels as they are compiled for another processor."""
+    """The kernels as they are compiled for another processor, but for -O1: half the time."""
     if platform.machine() != "x86_64":
         pytest.skip("the flags are x86's")
-    built = native.load(PROBE, flags=(*library.FLAGS, *BUILDS[request.param]))
+    built = native.load(PROBE, flags=(*library.FLAGS, "-O1", *BUILDS[request.param]))
     monkeypatch.setattr(library, "kernels", lambda: built)
     for call in CALLS:
         call.cache_clear()
@@ -300,7 +300,7 @@ int main() {{
                     auto result = numbers(rows * other), back = numbers(rows * channels);
                     auto grad = numbers(8 * channels * other);
                     if (!tandem_ascends(8, starts.data(), out.data())) return 1;
-                    for (int threads : {{1, 3}}) {{
+                    for (int threads : {{rows < 700 ? 1 : 3}}) {{
                         if (tandem_convolve(type, 8, starts.data(), in.data(), out.data(), center, features.data(),
                                             channels, weight.data(), 0, result.data(), rows, other, threads)) return 2;
                         if (tandem_convolve(type, 8, starts.data(), in.data(), out.data(), center, result.data(),
@@ -318,13 +318,13 @@ int main() {{
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("sanitizer", "flags"),
-    [("address,undefined", ""), ("address,undefined", "-DTANDEM_TILES_EMULATED"), ("thread", "")],
+    [("address,undefined", "-O0"), ("address,undefined", "-O0 -DTANDEM_TILES_EMULATED"), ("thread", "-O1")],
     ids=["memory", "memory-tiles", "threads"],
 )
 def test_sanitizers_find_nothing(sanitizer: str, flags: str, tmp_path: Path) -> None:
     main, program = tmp_path / "main.cpp", tmp_path / "main"
     main.write_text(DRIVER.format(probe=PROBE))
-    options = ["-O1", "-g", "-march=native", f"-fsanitize={sanitizer}", *library.FLAGS, *flags.split()]
+    options = ["-g", "-march=native", f"-fsanitize={sanitizer}", *library.FLAGS, *flags.split()]
     subprocess.run(["c++", *options, str(main), "-o", str(program)], check=True)
     done = subprocess.run([str(program)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
