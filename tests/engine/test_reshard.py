@@ -312,7 +312,7 @@ def forget(checkpoint: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_go_on_as_one_three_or_four(tmp_path: Path) -> None:
+def test_two_processes_go_on_as_one_three_or_four(world: World, tmp_path: Path) -> None:
     """Stages 0 to 3, SGD with momentum and AdamW, 2 -> {1, 3, 4}; 2 -> 1 -> 3; other stages; native bf16."""
     kinds = [(stage, name) for stage in STAGES for name in KEYS]
     native: dict[str, Any] = {"engine": {"precision": "bf16_native"}, "objective": {"norm": False}}
@@ -334,7 +334,11 @@ def test_two_processes_go_on_as_one_three_or_four(tmp_path: Path) -> None:
             elif size == 3:
                 jobs.append(goes_on(f"{name}{stage}-1", f"{name}{stage}-1-3", stage, size, name, 2 * STOP))
         jobs.append(job(stop_at(tmp_path / "native", tmp_path / f"native-{size}", STOP), 3, size, **native))
-        finish(spawn(jobs, world_size=size), timeout_s=200)
+        if size == 1:  # here: a process less to start
+            for here in jobs:
+                run_toy(here)
+        else:
+            finish(spawn(jobs, world_size=size), timeout_s=200)
     worst = max(assert_continues(cut, whole) for cut, whole in pairs)
     assert len(pairs) == 3 * 8 + 3 * 4 + 4
     print(f"largest relative difference of a loss: {worst:.1e}")

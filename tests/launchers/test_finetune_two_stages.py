@@ -76,7 +76,9 @@ def test_stage_three_learns_the_same(street_set: str, world: World, one_thread: 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_killed_and_on_other_numbers_of_processes(street_set: str, one_thread: None, tmp_path: Path) -> None:
+def test_killed_and_on_other_numbers_of_processes(
+    street_set: str, world: World, one_thread: None, tmp_path: Path
+) -> None:
     """SIGKILL on two processes costs nothing, bit for bit; 2 -> 1 -> 3 processes go on.
 
     Each rank draws RoIs and drop-out for itself, so other numbers of processes have the first stage's losses, of which
@@ -88,29 +90,29 @@ def test_killed_and_on_other_numbers_of_processes(street_set: str, one_thread: N
         "optim.name=sgd",
         "optim.lr=0.0001",
         "schedule.kind=constant",
-        "schedule.steps=6",
-        "checkpoint.every_steps=2",
+        "schedule.steps=4",
+        "checkpoint.every_steps=1",
     )
     own += ("checkpoint.keep=9", f"data.shards={street_set}", "data.micro_batch_size=3")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     jobs = [[str(config), *own, f"run_dir={run_dir}"] for run_dir in (whole, cut)]
     ranks = spawn_ranks(jobs, world_size=2)
-    kill_after(ranks[0], cut, 3)
+    kill_after(ranks[0], cut, 2)
     ranks[1].kill()
     ranks[1].communicate()
-    assert len(metrics(cut)) < 6
+    assert len(metrics(cut)) < 4
     finish(spawn_ranks(jobs[1:], world_size=2))
-    assert read_attempts(cut)[-1].resumed == 2
+    assert read_attempts(cut)[-1].resumed in (1, 2, 3)
     assert losses(cut) == losses(whole)
     expected, got = weights(whole), weights(cut)
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
-    fewer = stop_at(whole, tmp_path / "fewer", 2)
-    finish(spawn_ranks([[str(config), *own, f"run_dir={fewer}"]]))
-    more = stop_at(fewer, tmp_path / "more", 4)
+    fewer = stop_at(whole, tmp_path / "fewer", 1)
+    train_run(load_any_run(str(config), [*own, f"run_dir={fewer}"], kind=FinetuneConfig))
+    more = stop_at(fewer, tmp_path / "more", 2)
     finish(spawn_ranks([[str(config), *own, f"run_dir={more}"]], world_size=3))
     assert [attempt.world_size for attempt in read_attempts(more)] == [2, 1, 3]
-    assert [line["step"] for line in metrics(more)] == [1, 2, 3, 4, 5, 6]
+    assert [line["step"] for line in metrics(more)] == [1, 2, 3, 4]
     for part in ("class", "box", "direction"):
         parts = [[line[f"train/loss_{part}"] for line in metrics(run)] for run in (more, whole)]
         assert parts[0] == pytest.approx(parts[1], rel=0.02), part

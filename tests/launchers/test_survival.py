@@ -161,7 +161,7 @@ def test_a_killed_rank_is_noted_and_the_run_goes_on(toy_set: str, tmp_path: Path
     def start(run_dir: Path) -> list:  # type: ignore[type-arg]
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
         command = arguments(
-            run_dir, toy_set, *SHORT, "schedule.steps=10", "data.num_workers=1", "data.micro_batch_size=2",
+            run_dir, toy_set, *SHORT, "schedule.steps=6", "data.num_workers=1", "data.micro_batch_size=2",
             "engine.heartbeat_s=5",
         )  # fmt: skip
         ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]

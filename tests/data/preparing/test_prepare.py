@@ -282,7 +282,7 @@ def test_kill_9_then_again_gives_the_same_bytes(tmp_path, undisturbed):
 @pytest.mark.slow
 def test_kill_9_again_and_again(tmp_path, undisturbed):
     rng = np.random.default_rng(0)
-    for _ in range(6):
+    for _ in range(4):
         kill_with_records(tmp_path, min(num_records(tmp_path) + 1, 9), float(rng.uniform(0, 0.2)))
     assert start(tmp_path).wait(90) == 0
     assert content(tmp_path) == undisturbed
