@@ -3,7 +3,7 @@
 In float64 the gradients agree to 1e-10 (measured: 2e-14), so the arithmetic is the same. In float32, as runs are, the
 order of sums differs, and where it turns the sign of an activation near 0, a ReLU passes or stops a gradient: single
 elements of a first gradient then differ by up to 2 % of their tensor's largest, of two runs of one process just as much
-(float32 against float64). Stated tolerance over 5 steps in float32: losses 1e-4, gradient norms 2 %, the way that all
+(float32 against float64). Stated tolerance over 4 steps in float32: losses 1e-4, gradient norms 2 %, the way that all
 weights together have gone 1 % of its length.
 """
 
@@ -28,7 +28,7 @@ from tests.helpers.distributed import run_distributed
 from tests.helpers.pretrain_run import UNCACHED, arguments, pretrain_here, spawn_ranks
 from tests.helpers.toy_run import finish, losses, metrics, stop_at, weights
 
-SGD = ("optim.name=sgd", "optim.lr=0.002", "optim.momentum=0.9", "method.gather_negatives=true", "schedule.steps=5")
+SGD = ("optim.name=sgd", "optim.lr=0.002", "optim.momentum=0.9", "method.gather_negatives=true", "schedule.steps=4")
 ONE, TWO = "data.micro_batch_size=4", "data.micro_batch_size=2"
 
 
@@ -112,18 +112,19 @@ def test_loader_norms_and_gathered_negatives_are_exact(toy_set: str, one_thread:
 
 # ---- the engine, float32
 # Slow: two processes, many runs. By default tests/engine/test_ranks.py sees every stage with a toy objective.
-SETTINGS: dict[str, tuple[tuple[str, ...], str, str]] = {
-    "symmetric-chunked": (("method.symmetric=true", "method.chunk_rows=16"), ONE, TWO),
-    "clipped": (("engine.clip_norm=0.5",), ONE, TWO),
-    "workers": (("data.num_workers=1",), ONE, TWO),
-    "teacher-cache": (("method.teacher.cache=true", "data.augment.image.enabled=false"), ONE, TWO),
-    "accumulation": (("engine.accumulation_steps=2",), TWO, "data.micro_batch_size=1"),
+SETTINGS: dict[str, tuple[tuple[str, ...], str, str, tuple[int, ...]]] = {
+    "symmetric-chunked": (("method.symmetric=true", "method.chunk_rows=16"), ONE, TWO, (0, 3)),
+    "clipped": (("engine.clip_norm=0.5",), ONE, TWO, (0, 2, 3)),
+    "workers": (("data.num_workers=1",), ONE, TWO, (2,)),
+    "teacher-cache": (("method.teacher.cache=true", "data.augment.image.enabled=false"), ONE, TWO, (3,)),
+    "accumulation": (("engine.accumulation_steps=2",), TWO, "data.micro_batch_size=1", (0, 2, 3)),
 }
-"""Name -> settings, and those that make the same global batch on one process and on two."""
+"""Name -> settings, those that make the same global batch on one process and on two, and stages: one stage where only
+the loader differs, which knows none."""
 OTHERS = {"alone": "method.gather_negatives=false", "loose": "engine.sync_bn=false"}
 """Settings that make another run on two processes than on one."""
 STAGES = (0, 1, 2, 3)
-PLAIN = (*UNCACHED, *SGD, TWO, "checkpoint.every_steps=3")
+PLAIN = (*UNCACHED, *SGD, TWO, "checkpoint.every_steps=2")
 
 
 def at(name: str, stage: int) -> str:
@@ -140,8 +141,8 @@ def two_ranks(toy_set: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     jobs = [arguments(root / at("plain", s), toy_set, *PLAIN, f"engine.zero_stage={s}") for s in STAGES]
     jobs += [job(name, TWO, option) for name, option in OTHERS.items()]
-    for name, (options, _, two) in SETTINGS.items():
-        jobs += [job(at(name, stage), *options, two, f"engine.zero_stage={stage}") for stage in (0, 2, 3)]
+    for name, (options, _, two, stages) in SETTINGS.items():
+        jobs += [job(at(name, stage), *options, two, f"engine.zero_stage={stage}") for stage in stages]
     finish(spawn_ranks(jobs, world_size=2), timeout_s=800)
     return root
 
@@ -170,24 +171,24 @@ def test_every_stage_equals_one_process(
 def test_other_settings_on_two_ranks(
     name: str, two_ranks: Path, toy_set: str, world: World, one_thread: None, tmp_path: Path
 ) -> None:
-    options, one, _ = SETTINGS[name]
+    options, one, _, stages = SETTINGS[name]
     pretrain_here(tmp_path, toy_set, *UNCACHED, *SGD, *options, one)
-    for stage in (0, 2, 3):
+    for stage in stages:
         assert_same_run(toy_set, tmp_path, two_ranks / at(name, stage))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_two_ranks_resume_bit_for_bit(two_ranks: Path, toy_set: str, tmp_path: Path) -> None:
-    """Stopped after step 3 by losing the later checkpoint, continued, compared with the run that was never stopped."""
+    """Stopped after step 2 by losing the later checkpoint, continued, compared with the run that was never stopped."""
     jobs = []
     for stage in STAGES:
-        cut = stop_at(two_ranks / at("plain", stage), tmp_path / str(stage), 3)
+        cut = stop_at(two_ranks / at("plain", stage), tmp_path / str(stage), 2)
         jobs.append(arguments(cut, toy_set, *PLAIN, f"engine.zero_stage={stage}"))
     finish(spawn_ranks(jobs, world_size=2), timeout_s=280)
     for stage in STAGES:
         whole, cut = two_ranks / at("plain", stage), tmp_path / str(stage)
-        assert read_attempts(cut)[-1].resumed == 3
+        assert read_attempts(cut)[-1].resumed == 2
         assert losses(cut) == losses(whole), f"stage {stage}"
         expected, got = weights(whole), weights(cut)
         assert all(torch.equal(got[name], expected[name]) for name in expected), f"stage {stage}"
