@@ -27,15 +27,10 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import REPOSITORY, markdown, setting
-from common.run_files import CHECKPOINT_CONFIG
-from configs.detection import FinetuneConfig
-from configs.runs import read_run
-from data.storage.reader import SampleReader
+from benchmarks.found_objects import found_by
 from engine.detection.scores import MEAN, Scores
-from launchers.evaluation.detections import JudgedFrame, detect
-from launchers.finetuning.judging import JudgedSet, judge_frames
-from launchers.training.restore import build_objective, find_checkpoint_folder
-from models.detection.base import Detector
+from launchers.evaluation.detections import JudgedFrame
+from launchers.finetuning.judging import judge_frames
 
 KITTI_FRAMES = ("000006", "000008", "000010", "000021")
 """Those with most cars of the first frames of KITTI object: 24 cars, a pedestrian, a cyclist, a van."""
@@ -247,22 +242,7 @@ def cells(title: str, case: Case, shards: Path, out: Path, seed: int) -> list[li
 
 def verdict(run_dir: Path, case: Case) -> tuple[Scores, int]:
     """What the benchmark of the set says of the last checkpoint; the number of frames."""
-    checkpoint = find_checkpoint_folder(run_dir)
-    config = read_run(checkpoint / CHECKPOINT_CONFIG)
-    assert isinstance(config, FinetuneConfig)
-    judged = JudgedSet.of(config)
-    detector = build_objective(checkpoint, config).eval()
-    assert isinstance(detector, Detector)
-    with torch.no_grad():
-        frames = detect(
-            detector,
-            SampleReader(judged.manifest),
-            judged.indices,
-            judged.data,
-            batch_size=config.judge.batch_size,
-            device=torch.device("cpu"),
-        )
-    assert frames is not None  # nothing ends it early
+    config, judged, frames = found_by(run_dir)
     repeated = frames if case.frames == "nuscenes" else [copy for n in range(REPEATS) for copy in _renamed(frames, n)]
     return judge_frames(repeated, judged, config)[case.frames], len(frames)
 

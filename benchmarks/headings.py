@@ -15,18 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from jaxtyping import Float64
 
 from benchmarks.common import markdown, setting
-from common.run_files import CHECKPOINT_CONFIG
-from configs.detection import FinetuneConfig
-from configs.runs import read_run
-from data.storage.reader import SampleReader
-from launchers.evaluation.detections import JudgedFrame, detect
-from launchers.finetuning.judging import JudgedSet
-from launchers.training.restore import build_objective, find_checkpoint_folder
-from models.detection.base import Detector
+from benchmarks.found_objects import found_by
+from launchers.evaluation.detections import JudgedFrame
 
 REACH_M = 2.0
 NEAR_RAD = np.pi / 6
@@ -46,22 +39,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a run of tandem finetune")
     parser.add_argument("overrides", nargs="*", help="of the section judge")
     args = parser.parse_args()
-    checkpoint = find_checkpoint_folder(args.run)
-    config = read_run(checkpoint / CHECKPOINT_CONFIG, args.overrides)
-    assert isinstance(config, FinetuneConfig)
-    judged = JudgedSet.of(config)
-    detector = build_objective(checkpoint, config).eval()
-    assert isinstance(detector, Detector)
-    with torch.no_grad():
-        frames = detect(
-            detector,
-            SampleReader(judged.manifest),
-            judged.indices,
-            judged.data,
-            batch_size=config.judge.batch_size,
-            device=torch.device("cpu"),
-        )
-    assert frames is not None  # nothing ends it early
+    config, judged, frames = found_by(args.run, args.overrides)
     print(f"{setting(config.seed)}, {args.run}, split {config.judge.split}, {len(frames)} frames")
     numbers = {name: judged.manifest.class_names.index(name) for name in config.model.classes}
     print(markdown(HEADER, [_row(name, number, own, frames) for own, (name, number) in enumerate(numbers.items())]))

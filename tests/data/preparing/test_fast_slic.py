@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
@@ -23,6 +20,7 @@ from data.sample import IGNORE_LABEL
 from data.street.config import StreetConfig
 from data.street.log import generate_log
 from tests.data.preparing.test_slic import patches
+from tests.helpers.sanitizers import must_run_clean
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data"
 DEFAULTS = {"num_segments": 150, "compactness": 10.0, "smoothing": 0.03, "iterations": 8, "smallest": 0.25}
@@ -199,18 +197,7 @@ print("clean")
 
 @pytest.mark.slow
 def test_nothing_is_read_or_written_beside_the_arrays(tmp_path: Path) -> None:
-    found = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=False)
-    runtime = Path(found.stdout.strip())
-    if not runtime.is_absolute() or not runtime.exists():
-        pytest.skip("the compiler has no address sanitizer")
-    env = {
-        **os.environ,
-        "LD_PRELOAD": str(runtime.resolve()),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
-        "XDG_CACHE_HOME": str(tmp_path),
-    }
-    done = subprocess.run([sys.executable, "-c", _SANITIZED], env=env, capture_output=True, text=True, timeout=200)
-    assert done.stdout == "clean\n", done.stderr[-3000:]
+    must_run_clean(_SANITIZED, tmp_path)
 
 
 def test_without_a_compiler_joining_is_in_numpy_too() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import platform
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +15,7 @@ from hypothesis import strategies as st
 from common import native
 from data.convert.raw_files import read_image
 from data.preparing import slic, slic_numpy
+from tests.helpers.sanitizers import must_run_clean
 from tests.reference.superpixels import joined
 
 REAL = Path(__file__).resolve().parents[4] / "shared" / "data"
@@ -167,15 +165,4 @@ print("clean")
 
 @pytest.mark.slow
 def test_nothing_is_read_or_written_beside_the_arrays(tmp_path: Path) -> None:
-    found = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True, check=False)
-    runtime = Path(found.stdout.strip())
-    if not runtime.is_absolute() or not runtime.exists():
-        pytest.skip("the compiler has no address sanitizer")
-    env = {
-        **os.environ,
-        "LD_PRELOAD": str(runtime.resolve()),
-        "ASAN_OPTIONS": "detect_leaks=0",  # Python's own
-        "XDG_CACHE_HOME": str(tmp_path),
-    }
-    done = subprocess.run([sys.executable, "-c", _SANITIZED], env=env, capture_output=True, text=True, timeout=200)
-    assert done.stdout == "clean\n", done.stderr[-3000:]
+    must_run_clean(_SANITIZED, tmp_path)
