@@ -82,6 +82,10 @@ class Recording(ABC):
         A damaged part is a problem, and reading goes on behind it as far as the format allows.
         """
 
+    def times(self, topic: str) -> Int[np.ndarray, " n"]:
+        """When each message of a topic was written, in order; of an index, where the recording has one."""
+        return np.sort(np.array([message.written_ns for message in self.messages([topic])], dtype=np.int64))
+
     @abstractmethod
     def close(self) -> None:
         """Let go of the files."""
