@@ -102,6 +102,16 @@ def built(source: Path, *, flags: Sequence[str] = ()) -> Path:
     return path
 
 
+def compiler_version(suffix: str) -> str:
+    """The compiler of sources with this suffix, and the first line that it says of its version.
+
+    Raises:
+        BuildError: there is none, or it does not say its version.
+    """
+    command = _compiler(*_COMPILERS[suffix])
+    return f"{' '.join(command)}: {next(iter(_version_of(command).splitlines()), '').strip()}"
+
+
 def _texts(source: Path) -> list[str]:
     """The source and the headers that it includes from beside it, and those that they include."""
     texts: dict[Path, str] = {}

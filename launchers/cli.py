@@ -35,6 +35,7 @@ VERBS = {
     "export": "write trained weights for other code bases",
     "weights": "published image networks: where they come from; what a weight file is",
     "score": "judge anybody's detections as a benchmark does, from files",
+    "doctor": "what this machine has, what would run on it, what is missing",
     "demo": "the full pipeline, end to end, on the built-in street world",
 }
 
