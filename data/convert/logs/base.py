@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float, Float32, Int, Int64, UInt8
 
 Kind = Literal["lidar", "camera", "camera_info", "transforms", "odometry", "other"]
 
@@ -62,11 +62,17 @@ class Recording(ABC):
     """A recording that is open for reading; a context manager.
 
     Attributes:
-        problems: what could not be read, in words, filled while reading: cut files, damaged chunks, unknown types.
+        problems: what could not be read, in words, filled while reading: cut files, damaged chunks, unknown types. What
+            is read twice is listed once.
     """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
+
+    def report(self, problem: str) -> None:
+        """Add a problem, unless it is known."""
+        if problem not in self.problems:
+            self.problems.append(problem)
 
     @property
     @abstractmethod
@@ -80,10 +86,17 @@ class Recording(ABC):
         """Messages of some topics by the time of writing, from `start_ns` to before `stop_ns`, lazily.
 
         A damaged part is a problem, and reading goes on behind it as far as the format allows.
+
+        Raises:
+            ShardError: no such topic, or nothing here can read its messages.
         """
 
-    def times(self, topic: str) -> Int[np.ndarray, " n"]:
-        """When each message of a topic was written, in order; of an index, where the recording has one."""
+    def times(self, topic: str) -> Int64[np.ndarray, " N"]:
+        """When each message of a topic was written, ascending; from the index where the recording has one.
+
+        Raises:
+            ShardError: as `messages`.
+        """
         return np.sort(np.array([message.written_ns for message in self.messages([topic])], dtype=np.int64))
 
     @abstractmethod
