@@ -1,57 +1,101 @@
 """Reading a file of weights from elsewhere as data: nothing that it contains is executed.
 
-Files are read with `torch.load(weights_only=True)` or as safetensors, whatever their name ends in. Plain containers
-that training scripts leave beside the tensors (numpy's numbers and arrays, command lines, mappings with defaults)
-become stand-ins of ours; any other class is refused by its name, and is never imported.
+Files are read as safetensors or as what `torch.save` wrote (`models.pickled_weights`), whatever their name ends in.
+Plain containers that training scripts leave beside the tensors (numpy's numbers and arrays, command lines, mappings
+with defaults) are read; objects of any other class are left out, and which these were is said.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
-import pickle
+import functools
+import logging
 import re
 import zipfile
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors.torch import load_file
 
+from common.printable import listed, printable_line
 from models.image.published import HELP
+from models.pickled_values import Ignored
+from models.pickled_weights import read_pickled_weights
+
+logger = logging.getLogger("tandem.weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightContent:
+    """What lies in a file of weights.
+
+    Attributes:
+        content: tensors and plain values by name.
+        ignored: names of foreign classes and functions that the file refers to; none of them was built or called.
+        modules: those of them that were networks, whose tensors are in the content.
+    """
+
+    content: dict[str, object]
+    ignored: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+
+    def not_used(self) -> str:
+        """The names, for a person; "" where there are none."""
+        if not self.ignored:
+            return ""
+        apart = f"; of the networks {listed(self.modules, 5)} the tensors alone are taken" if self.modules else ""
+        names = [printable_line(name)[:100] for name in self.ignored]
+        return f"read as data, and nothing built or called of {listed(names, 8)}{apart}"
 
 
 def read_checkpoint(path: str | Path) -> dict[str, object]:
-    """Contents of a safetensors file or of what `torch.save` wrote.
+    """Contents of a safetensors file or of what `torch.save` wrote. What was left out of it is logged once.
 
     Raises:
-        ValueError: there is no such file, it is damaged or something else than weights, or it holds objects of other
-            classes (which are never built, because building them may execute code).
+        ValueError: see `read_weight_content`.
+    """
+    read = read_weight_content(path)
+    if read.ignored:
+        _tell(str(path), read.not_used())
+    return read.content
+
+
+@functools.cache
+def _tell(path: str, text: str) -> None:
+    logger.warning("weights: %s: %s", path, text)
+
+
+def read_weight_content(path: str | Path) -> WeightContent:
+    """The same, with the list of what was left out.
+
+    Raises:
+        ValueError: there is no such file, it is damaged or something else than weights.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"weights: {path} is not a file. Give the path of a downloaded checkpoint; {HELP}")
     try:
         other = _what_else(path)
-        content = None if other else _content(path)
+        read = None if other else _content(path)
     except PermissionError:
         raise
     except Exception as error:  # a damaged file fails in any way: archive, lengths, nesting, memory
-        raise ValueError(f"weights: {path} {_refusal(path, error)}") from error
-    if other:
+        raise ValueError(
+            f"weights: {path} cannot be read as tensors and plain values ({_reason(error)}). It may be damaged"
+        ) from error
+    if read is None:
         raise ValueError(f"weights: {path} {other}")
+    content, ignored, modules = read
     if not isinstance(content, dict):
-        raise ValueError(f"weights: {path} holds a {type(content).__name__}, expected a dictionary")
-    return {str(key): value for key, value in content.items()}
+        what = f"an object of {content.name}" if isinstance(content, Ignored) else f"a {type(content).__name__}"
+        raise ValueError(f"weights: {path} holds {what}, expected a dictionary")
+    return WeightContent(content={str(key): value for key, value in content.items()}, ignored=ignored, modules=modules)
 
 
-def _content(path: Path) -> object:
+def _content(path: Path) -> tuple[object, tuple[str, ...], tuple[str, ...]]:
     if _is_safetensors(path):
-        return load_file(path)
-    # A file object: torch.load goes by the name, too.
-    with torch.serialization.safe_globals([*_STAND_INS]), path.open("rb") as file:
-        return _settled(torch.load(file, map_location="cpu", weights_only=True))
+        return load_file(path), (), ()
+    read = read_pickled_weights(path)
+    return read.content, read.ignored, read.modules
 
 
 # ---- files that are no weights
@@ -102,131 +146,5 @@ def _is_safetensors(path: Path) -> bool:
     return len(start) == 9 and start[8:] == b"{" and int.from_bytes(start[:8], "little") <= path.stat().st_size - 8
 
 
-def _refusal(path: Path, error: Exception) -> str:
-    """Why a file cannot be read, and how its owner makes one that can."""
-    text = str(error)
-    foreign = re.search(r"GLOBAL (\S+)", text)
-    if foreign is not None:
-        others = [name for name in _foreign_names(path) if name != foreign[1]]
-        more = f" (and {', '.join(others[:3])}{', ...' if len(others) > 3 else ''})" if others else ""
-        return (
-            f"holds an object of {foreign[1]}{more}, which is refused because building it may execute code. Save the "
-            "tensors alone where that class is installed and the file is trusted: "
-            "torch.save({k: v for k, v in state_dict.items() if torch.is_tensor(v)}, out)"
-        )
-    if "Unsupported operand 149" in text:  # FRAME, the first operation of protocols 4 and 5
-        return "is pickled in another protocol than torch.save's own (2); save it again: torch.save(content, out)"
-    if isinstance(error, pickle.UnpicklingError):  # torch's text advises to switch its safety off
-        found = re.search(r"WeightsUnpickler error: *(\S.*)", text)
-        reason = found[1].strip() if found else "no pickle of tensors"
-    else:
-        reason = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
-    return f"cannot be read as tensors and plain values ({reason}). It may be damaged or hold other objects"
-
-
-def _foreign_names(path: Path) -> list[str]:
-    try:
-        with torch.serialization.safe_globals([*_STAND_INS]):
-            return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
-    except Exception:  # an older layout, or damaged as well
-        return []
-
-
-# ---- stand-ins: hold what was pickled, import and execute nothing
-
-_DTYPES = {
-    "f2": torch.float16,
-    "f4": torch.float32,
-    "f8": torch.float64,
-    "i1": torch.int8,
-    "i2": torch.int16,
-    "i4": torch.int32,
-    "i8": torch.int64,
-    "u1": torch.uint8,
-    "b1": torch.bool,
-}
-
-
-class _NumpyDtype:
-    def __init__(self, code: object = "", *_: object) -> None:
-        self.code, self.order = str(code), "="
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = str(state[1])
-
-    def tensor(self, data: object, shape: tuple[int, ...]) -> torch.Tensor | None:
-        """The numbers in some bytes; None for types that torch lacks (texts, dates, objects)."""
-        dtype = _DTYPES.get(self.code.lstrip("<=|"))
-        if dtype is None or self.order == ">" or not isinstance(data, bytes):
-            return None
-        if len(data) != math.prod(shape) * dtype.itemsize:
-            raise ValueError(f"an array of shape {shape} with {len(data)} bytes")
-        # An empty buffer is none for torch.
-        return (
-            torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
-        )
-
-
-class _NumpyArray:
-    value: torch.Tensor | None = None
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        _, shape, dtype, by_column, data = state
-        if isinstance(dtype, _NumpyDtype):
-            read = dtype.tensor(data, tuple(reversed(shape)) if by_column else tuple(shape))
-            self.value = (
-                read.permute(*reversed(range(read.ndim))).contiguous() if by_column and read is not None else read
-            )
-
-
-def _numpy_array(*_: object) -> _NumpyArray:
-    return _NumpyArray()
-
-
-def _numpy_number(dtype: object, data: object = b"") -> float | int | bool | None:
-    read = dtype.tensor(data, ()) if isinstance(dtype, _NumpyDtype) else None
-    return None if read is None else read.item()
-
-
-def _empty_bytes() -> bytes:
-    """Pickle's protocol 2 calls `bytes` for empty ones alone; with a number it would take that much memory."""
-    return b""
-
-
-def _plain_mapping(*_: object) -> dict[object, object]:
-    """Of a mapping with defaults, its entries."""
-    return {}
-
-
-class _Path:
-    """A path in a recorded command line; kept by nobody."""
-
-    def __init__(self, *parts: object) -> None:
-        self.parts = parts
-
-
-_NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
-_STAND_INS: tuple[type | tuple[Callable[..., Any], str], ...] = (
-    argparse.Namespace,  # DINO keeps its command line in the checkpoint; a plain container
-    (_plain_mapping, "collections.defaultdict"),
-    *(
-        (kind, f"{module}.{kind.__name__}")
-        for kind in (dict, list, int, float)
-        for module in ("builtins", "__builtin__")
-    ),
-    *((_empty_bytes, f"{module}.bytes") for module in ("builtins", "__builtin__")),
-    *((_numpy_number, f"{module}.scalar") for module in _NUMPY),
-    *((_numpy_array, f"{module}._reconstruct") for module in _NUMPY),
-    (_NumpyArray, "numpy.ndarray"),
-    (_NumpyDtype, "numpy.dtype"),
-    *((_Path, f"pathlib.{kind}") for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")),
-)
-
-
-def _settled(value: object) -> object:
-    """Arrays among the values become tensors."""
-    if isinstance(value, _NumpyArray):
-        return value.value
-    if isinstance(value, dict):
-        return {key: _settled(item) for key, item in value.items()}
-    return value
+def _reason(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -6,25 +6,31 @@ import argparse
 import collections
 import gzip
 import json
+import os
 import pathlib
+import pickle
 import sys
+import time
 import types
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.weight_files import read_checkpoint
+from models.pickled_values import Ignored
+from models.weight_files import read_checkpoint, read_weight_content
 from tests.helpers.mutations import mutate
 
 WEIGHT = torch.arange(6.0).reshape(2, 3)
 
 
-@pytest.mark.parametrize("protocol", [2, 4])
-def test_containers_of_training_scripts_are_read_as_data(tmp_path: Path, protocol: int) -> None:
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "row"])
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_containers_of_training_scripts_are_read_as_data(tmp_path: Path, protocol: int, zipped: bool) -> None:
     counts: collections.defaultdict[str, list[int]] = collections.defaultdict(list, seen=[1])
     content = {
         "state_dict": collections.OrderedDict(weight=WEIGHT),
@@ -36,43 +42,199 @@ def test_containers_of_training_scripts_are_read_as_data(tmp_path: Path, protoco
         "empty": np.zeros((0, 3), dtype=np.float32),
         "names": np.array(["a", "b"]),
         "counts": counts,
+        "seen": {3},
         "args": argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("/x")),
     }
-    if protocol == 4:  # torch reads protocol 2 alone, and that is what it writes
-        torch.save(content, tmp_path / "run.pth", pickle_protocol=4)
-        with (
-            pytest.raises(ValueError, match=r"run\.pth is pickled in another protocol"),
-            pytest.warns(UserWarning, match="protocol 4"),
-        ):
-            read_checkpoint(tmp_path / "run.pth")
-        return
-    torch.save(content, tmp_path / "run.pth")
-    read = read_checkpoint(tmp_path / "run.pth")
-    assert torch.equal(read["state_dict"]["weight"], WEIGHT)  # type: ignore[index]
-    assert torch.equal(read["as_array"], WEIGHT)  # type: ignore[arg-type]
-    assert torch.equal(read["half"], torch.arange(4, dtype=torch.float16))  # type: ignore[arg-type]
-    assert torch.equal(read["flags"], torch.tensor([True, False]))  # type: ignore[arg-type]
-    assert torch.equal(read["empty"], torch.zeros(0, 3))  # type: ignore[arg-type]
+    torch.save(content, tmp_path / "run.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    found = read_weight_content(tmp_path / "run.pth")
+    assert found.not_used() == ""
+    read: dict[str, Any] = found.content
+    assert torch.equal(read["state_dict"]["weight"], WEIGHT)
+    assert torch.equal(read["as_array"], WEIGHT)
+    assert torch.equal(read["half"], torch.arange(4, dtype=torch.float16))
+    assert torch.equal(read["flags"], torch.tensor([True, False]))
+    assert torch.equal(read["empty"], torch.zeros(0, 3))
     assert (read["best"], read["epoch"], read["names"], read["counts"]) == (0.75, 7, None, {"seen": [1]})
     assert type(read["counts"]) is dict
-    assert read["args"].lr == 0.1  # type: ignore[attr-defined]
+    assert read["seen"] == [3]
+    assert read["args"].lr == 0.1
 
 
-def test_a_foreign_class_is_named_and_never_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "row"])
+def test_tensors_are_what_torch_reads(tmp_path: Path, zipped: bool) -> None:
+    """Of each type, strided, shared, without values; and the versions of a state dict's modules."""
+    numbers = torch.arange(-6, 6)
+    types = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "bool", "complex64")
+    network = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    content: dict[str, Any] = {
+        **{name: numbers.to(getattr(torch, name)) for name in types},
+        "uint8": torch.arange(5, dtype=torch.uint8),
+        "turned": WEIGHT.T,
+        "part": WEIGHT[1, 1:],
+        "same": WEIGHT,
+        "spread": torch.ones(1).expand(4),
+        "number": torch.tensor(3.0),
+        "none": torch.empty(0, 4),
+        "parameter": torch.nn.Parameter(WEIGHT.clone()),
+        "state": network.state_dict(),
+    }
+    if zipped:
+        content["float8"] = torch.ones(3).to(torch.float8_e4m3fn)
+        content["uint16"] = torch.arange(3).to(torch.uint16)
+    torch.save(content, tmp_path / "a.pth", _use_new_zipfile_serialization=zipped)
+    expected = torch.load(tmp_path / "a.pth", weights_only=True)
+    read: dict[str, Any] = read_checkpoint(tmp_path / "a.pth")
+    assert [*read] == [*expected]
+    state, theirs = read.pop("state"), expected.pop("state")
+    assert state._metadata == theirs._metadata
+    for key, value in (*expected.items(), *((f"state.{k}", v) for k, v in theirs.items())):
+        mine = state[key.removeprefix("state.")] if key.startswith("state.") else read[key]
+        assert (mine.dtype, mine.shape, mine.stride()) == (value.dtype, value.shape, value.stride()), key
+        assert torch.equal(
+            mine.view(torch.uint8) if key == "float8" else mine,
+            value.view(mine.dtype) if key != "float8" else value.view(torch.uint8),
+        ), key
+    assert read["same"].data_ptr() == read["turned"].data_ptr()
+
+
+def test_bytes_of_python_2_are_read(tmp_path: Path) -> None:
+    """Names as byte strings, an ordered mapping that is given its entries as lists."""
+    row = b"\x80\x02cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n"
+    row += b"U\x02f8K\x00K\x01\x87R(K\x03U\x01<NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    row += b"U\x08" + np.float64(2.5).tobytes() + b"\x86R."
+    pairs = b"\x80\x02ccollections\nOrderedDict\n]](U\x01aK\x07ea\x85R."
+    content = b"\x80\x02}(U\x04best" + row[2:-1] + b"U\x04dict" + pairs[2:-1] + b"u."
+    header = b"".join(pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+    (tmp_path / "old.pth").write_bytes(header + content + pickle.dumps([], 2))
+    assert read_checkpoint(tmp_path / "old.pth") == {"best": 2.5, "dict": {"a": 7}}
+
+
+class Marker:
+    """Whatever makes, calls or restores one of these leaves a file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _touch, (str(self.folder / "called"),), {"folder": self.folder}, iter([1]), iter([("a", 2)])
+
+    def __setstate__(self, state: object) -> None:
+        raise AssertionError("restored")
+
+
+def _touch(name: str) -> Marker:
+    Path(name).touch()
+    return Marker(Path(name).parent)
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "row"])
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_foreign_classes_are_left_out_and_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, protocol: int, zipped: bool
+) -> None:
+    """A module that notices its own import, classes that notice that they are made, a call that leaves a file."""
     module = types.ModuleType("their_project")
-    for name in ("HistoryBuffer", "Config"):
-        kind = type(name, (), {"__module__": "their_project"})
-        setattr(module, name, kind)
+    for name, base in (("HistoryBuffer", object), ("Config", dict), ("Row", list)):
+        setattr(module, name, type(name, (base,), {"__module__": "their_project"}))
     monkeypatch.setitem(sys.modules, "their_project", module)
-    torch.save({"w": WEIGHT, "a": module.HistoryBuffer(), "b": module.Config()}, tmp_path / "run.pth")
+    buffer, config = module.HistoryBuffer(), module.Config(lr=0.1, weight=WEIGHT)
+    buffer.seen = [1, 2]
+    content = {"w": WEIGHT, "a": buffer, "b": config, "c": module.Row([1, 2]), "d": Marker(tmp_path), "e": os.mkdir}
+    torch.save(content, tmp_path / "run.pth", pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
     monkeypatch.delitem(sys.modules, "their_project")
-    with pytest.raises(
-        ValueError, match=r"holds an object of their_project\.HistoryBuffer \(and their_project\.Config\)"
-    ) as caught:
-        read_checkpoint(tmp_path / "run.pth")
-    assert "torch.save({k: v" in str(caught.value)
-    assert "weights_only" not in str(caught.value)
+    (tmp_path / "their_project.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    found = read_weight_content(tmp_path / "run.pth")
+    assert torch.equal(found.content["w"], WEIGHT)  # type: ignore[arg-type]
+    assert found.content["a"] == Ignored("their_project.HistoryBuffer")
+    assert torch.equal(found.content["b"]["weight"], WEIGHT)  # type: ignore[index]
+    assert found.content["c"] == [1, 2]
+    assert found.content["d"] == {"a": 2}
+    here = __name__
+    expected = ("their_project.HistoryBuffer", "their_project.Config", "their_project.Row", f"{here}._touch")
+    assert found.ignored == (*expected, f"{os.name}.mkdir")
+    assert "nothing built or called of their_project.HistoryBuffer, their_project.Config" in found.not_used()
+    assert not {"called", "imported"} & {path.name for path in tmp_path.iterdir()}
     assert "their_project" not in sys.modules
+    read_checkpoint(tmp_path / "run.pth")
+    read_checkpoint(tmp_path / "run.pth")
+    assert caplog.text.count("run.pth: read as data, and nothing built or called of their_project") == 1
+
+
+def test_a_whole_network_gives_its_state_dict(tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.ReLU())
+            self.again = self.layers[0]
+            self.register_buffer("grid", torch.ones(2), persistent=False)
+
+    Net.__qualname__ = "Net"
+    Net.__module__ = __name__
+    globals()["Net"] = Net
+    network = Net()
+    torch.save({"model": network, "epoch": 3}, tmp_path / "whole.pth")
+    del globals()["Net"]
+    found = read_weight_content(tmp_path / "whole.pth")
+    model: Any = found.content["model"]
+    assert {*model} == {*network.state_dict()}
+    assert all(torch.equal(model[key], value) for key, value in network.state_dict().items())
+    assert f"{__name__}.Net" in found.modules
+    assert "of the networks" in found.not_used()
+    torch.save(network.layers, tmp_path / "bare.pth")
+    assert [*read_checkpoint(tmp_path / "bare.pth")][:2] == ["0.weight", "0.bias"]
+
+
+def row_file(content: bytes, keys: bytes = b"\x80\x02].") -> bytes:
+    """An older file with these pickles."""
+    header = (pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}))
+    return b"".join((*header, content, keys))
+
+
+LAUGHS = b")\x94" + b"".join(b"0h%ch%c\x86\x94" % (i, i) for i in range(60))
+"""A tuple of itself twice, 60 levels deep: walking it would take 2**60 steps."""
+STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu"
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x80\x02}X\x01\x00\x00\x00a" + LAUGHS + b"s.", ""),
+        (b"\x80\x02}" + LAUGHS + b"Ns.", "has a key of type tuple"),
+        (b"\x80\x02" + LAUGHS + b"Q.", "refers to a tuple"),
+        (b"\x80\x02}X\x01\x00\x00\x00a" + REBUILD + LAUGHS + b"R" + b"s.", "not enough values"),
+        (b"\x80\x02}X\x01\x00\x00\x00a" + REBUILD + b"(N" + LAUGHS + b"NNtRs.", "has a tensor of shape"),
+        (b"\x80\x02}X\x01\x00\x00\x00a" + REBUILD + b"(" + STORAGE + b"J\xff\xff\xff\x7ftQK\x00))tRs.", "no numbers"),
+        (b"\x80\x02}Nr\xff\xff\xff\x7fs.", ""),  # memo number 2**31 - 1
+        (b"\x80\x02\x82\x01.", "has the instruction EXT1"),
+        (b"\x80\x05\x97.", "has the instruction NEXT_BUFFER"),
+        (b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f", "expected 9223372036854775807 bytes"),
+        (b"\x80\x02}K\x01b.", "gives a state to a plain value"),
+        (b"\x80\x02}X\x01\x00\x00\x00a(K\x01K\x02R.", "calls what is no name"),
+    ],
+)  # fmt: skip
+def test_hostile_pickles_take_no_time_and_no_memory(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "a.pth").write_bytes(row_file(content))
+    started = time.monotonic()
+    try:
+        read_checkpoint(tmp_path / "a.pth")
+    except ValueError as error:
+        assert words in str(error)  # noqa: PT017
+    assert time.monotonic() - started < 2
+
+
+def test_a_tensor_is_no_larger_than_its_file(tmp_path: Path) -> None:
+    torch.save({"w": torch.ones(1).expand(1 << 40)}, tmp_path / "spread.pth")
+    with pytest.raises(ValueError, match=r"has a tensor of shape \(1099511627776,\), larger than the file"):
+        read_checkpoint(tmp_path / "spread.pth")
+    torch.save({"w": torch.ones(1000)}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as archive, zipfile.ZipFile(tmp_path / "packed.pth", "w") as packed:
+        for info in archive.infolist():
+            packed.writestr(info.filename, archive.read(info), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match="its members are compressed"):
+        read_checkpoint(tmp_path / "packed.pth")
 
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 346000000\n"
