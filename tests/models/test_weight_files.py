@@ -203,7 +203,7 @@ REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
     [
         (b"\x80\x02}X\x01\x00\x00\x00a" + LAUGHS + b"s.", ""),
         (b"\x80\x02}" + LAUGHS + b"Ns.", "has a key of type tuple"),
-        (b"\x80\x02" + LAUGHS + b"Q.", "refers to a tuple"),
+        (b"\x80\x02" + LAUGHS + b"Q.", "has a tuple in the place of a text"),
         (b"\x80\x02}X\x01\x00\x00\x00a" + REBUILD + LAUGHS + b"R" + b"s.", "not enough values"),
         (b"\x80\x02}X\x01\x00\x00\x00a" + REBUILD + b"(N" + LAUGHS + b"NNtRs.", "has a tensor of shape"),
         (b"\x80\x02}X\x01\x00\x00\x00a" + REBUILD + b"(" + STORAGE + b"J\xff\xff\xff\x7ftQK\x00))tRs.", "no numbers"),
