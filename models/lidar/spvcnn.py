@@ -7,7 +7,8 @@ the cells.
 
 As in the released code the "points" are the occupied cells of the finest grid, so this network takes what any other
 backbone takes, and before the first and after the last stage the two branches have the same rows. Deviation: that code
-takes a coarse cell to be at its low corner, which moves coarse features by up to half a cell; here it is at its centre.
+takes a coarse cell to be at its low corner, which moves coarse features by up to half a cell; here it is at its centre,
+unless `coarse_cells="corner"` asks for theirs, which weights that go there need.
 
 Source: Tang, Liu, Zhao, Lin, Lin, Wang, Han, "Searching efficient 3D architectures with sparse point-voxel
 convolution", ECCV 2020, section 3.1 (SPVConv) and the released SPVCNN (widths, where the branches meet, dropout).
@@ -37,6 +38,9 @@ from models.lidar.sparse import SparseBackboneConfig, SparseTensor, VoxelGrid, s
 from models.pairing import full_precision, segment_mean
 
 Preset = Literal["spvcnn", "spvcnn_tiny"]
+CoarseCells = Literal["centre", "corner"]
+
+_LEAST = 1e-8  # added to the divisor by the released code; up to 4e-5 of a feature
 
 _UNETS: dict[str, res16unet.Preset] = {"spvcnn": "minkunet18", "spvcnn_tiny": "res16unet_tiny"}
 
@@ -49,14 +53,18 @@ class SpvcnnConfig(SparseBackboneConfig):
         preset: "spvcnn": the published one of 21.8 M parameters, its U-Net is MinkUNet18; "spvcnn_tiny": 1.7 M, for
             the CPU.
         dropout: share of the averaged point features that is zeroed on the way into the decoder.
+        coarse_cells: where a coarse cell's features are taken to be when points read them: its "centre", or its low
+            "corner", as in the released code and all that follow it (torchsparse's layout, which other projects read,
+            takes only these).
     """
 
     preset: Preset = "spvcnn"
     dropout: float = 0.3
+    coarse_cells: CoarseCells = "centre"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of(self, preset=Preset)
+        one_of(self, preset=Preset, coarse_cells=CoarseCells)
         at_least(self, dropout=0)
         below(self, dropout=1)
 
@@ -88,6 +96,7 @@ class Spvcnn(Backbone):
             PointLayer(a, b, bn_momentum=config.bn_momentum, bias=True) for a, b in itertools.pairwise(widths)
         )
         self.dropout = nn.Dropout(config.dropout)
+        self.coarse_cells: CoarseCells = config.coarse_cells
         if config.backend == "torch":
             leave_to_torch(self)
 
@@ -107,7 +116,7 @@ class Spvcnn(Backbone):
             skips.append(x)
             x = stage(x)
         for number, layer in enumerate(self.point_layers):
-            points = devoxelize(x, fine) + layer(points)
+            points = devoxelize(x, fine, self.coarse_cells) + layer(points)
             if number < 2:
                 x = x.with_features(self.dropout(voxel_means(points, fine, x.grid)).to(x.features.dtype))
                 for stage in self.unet.decoder[2 * number : 2 * number + 2]:
@@ -126,13 +135,13 @@ def voxel_means(features: Float[Tensor, "M C"], fine: VoxelGrid, coarse: VoxelGr
     return segment_mean(features, torch.searchsorted(coarse.keys, keys), len(coarse.keys))[0]
 
 
-def devoxelize(x: SparseTensor, fine: VoxelGrid) -> Float[Tensor, "M C"]:
-    """Features at the centres of the fine voxels, trilinear between the centres of the eight coarse cells around.
+def devoxelize(x: SparseTensor, fine: VoxelGrid, at: CoarseCells = "centre") -> Float[Tensor, "M C"]:
+    """Features of the fine voxels, trilinear between the eight coarse cells around, centres between centres.
 
         out[m] = sum over occupied corners c of w_mc x[c] / sum over occupied corners of w_mc
 
     Corners without a voxel do not count. The cell that holds the fine voxel is always there, so the divisor is at
-    least 1/8.
+    least 1/8; between low corners (`at`), 1/4096.
 
     `x` lies on a grid that strided convolutions of kernel size 2 made from `fine`, or on `fine` itself.
 
@@ -140,15 +149,17 @@ def devoxelize(x: SparseTensor, fine: VoxelGrid) -> Float[Tensor, "M C"]:
     """
     if x.grid is fine:
         return x.features
-    corners, weights = _corners(x.grid, fine)
+    corners, weights = _corners(x.grid, fine, at)
     features = full_precision(x.features)
     return F.embedding_bag(corners, features, mode="sum", per_sample_weights=weights.to(features.dtype))
 
 
-def _corners(coarse: VoxelGrid, fine: VoxelGrid) -> tuple[Int64[Tensor, "M 8"], Float[Tensor, "M 8"]]:
+def _corners(coarse: VoxelGrid, fine: VoxelGrid, at: CoarseCells) -> tuple[Int64[Tensor, "M 8"], Float[Tensor, "M 8"]]:
     """Rows of the eight coarse cells around each fine voxel, and their weights (0 and row 0 where there is none)."""
     factor = coarse.stride // fine.stride
-    place = (fine.coords[:, 1:].double() + 0.5) / factor - 0.5  # in coarse cells; exact, factors being powers of two
+    # In coarse cells; exact, factors being powers of two.
+    half = 0.5 if at == "centre" else 0.0
+    place = (fine.coords[:, 1:].double() + half) / factor - half
     low = place.floor()
     part = place - low
     rows, weights = [], []
@@ -161,4 +172,5 @@ def _corners(coarse: VoxelGrid, fine: VoxelGrid) -> tuple[Int64[Tensor, "M 8"], 
         rows.append(torch.where(occupied, row, 0))
         weights.append(torch.where(occupied, weight, 0.0))
     weight = torch.stack(weights, dim=1)
-    return torch.stack(rows, dim=1), weight / weight.sum(dim=1, keepdim=True)
+    total = weight.sum(dim=1, keepdim=True)
+    return torch.stack(rows, dim=1), weight / (total if at == "centre" else total + _LEAST)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 
-def devoxelize(coarse: Tensor, features: Tensor, fine: Tensor, factor: int) -> Tensor:
-    """Hat functions of all coarse cells at the centre of each fine voxel, divided by their sum."""
+def devoxelize(coarse: Tensor, features: Tensor, fine: Tensor, factor: int, half: float = 0.5) -> Tensor:
+    """Hat functions of all coarse cells at the centre of each fine voxel, over their sum; `half` 0: at low corners."""
     rows = []
     for voxel in fine:
         total, weight = torch.zeros_like(features[0]), 0.0
@@ -16,7 +16,7 @@ def devoxelize(coarse: Tensor, features: Tensor, fine: Tensor, factor: int) -> T
                 continue
             hat = 1.0
             for axis in (1, 2, 3):
-                distance = abs((int(voxel[axis]) + 0.5) - (int(cell[axis]) + 0.5) * factor) / factor
+                distance = abs((int(voxel[axis]) + half) - (int(cell[axis]) + half) * factor) / factor
                 hat *= max(0.0, 1.0 - distance)
             total, weight = total + hat * value, weight + hat
         rows.append(total / weight)

@@ -39,6 +39,15 @@ def test_interpolation_equals_loops(counts: tuple[int, ...], steps: int) -> None
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_interpolation_between_corners_equals_loops(steps: int) -> None:
+    fine, coarse = levels((60, 0, 35), steps)
+    out = devoxelize(coarse, fine.grid, "corner")
+    expected = towers.devoxelize(coarse.coords, coarse.features, fine.coords, 2**steps, half=0.0)
+    torch.testing.assert_close(out, expected, rtol=5e-5, atol=0)  # their divisor has 1e-8 more, of at least 1/4096
+    assert (out - devoxelize(coarse, fine.grid)).abs().max() > 0.1
+
+
 @pytest.mark.parametrize("counts", [(60, 0, 35), (1,)])
 @pytest.mark.parametrize("steps", [1, 4])
 def test_means_equal_loops(counts: tuple[int, ...], steps: int) -> None:
@@ -74,3 +83,13 @@ def test_published_size() -> None:
 def test_refused_dropout() -> None:
     with pytest.raises(ValueError, match=r"dropout: got 1\.0"):
         SpvcnnConfig(dropout=1.0)
+
+
+def test_coarse_cells_change_the_features_alone() -> None:
+    coords, features, num = scene((60, 35))
+    torch.manual_seed(0)
+    centre = SpvcnnConfig(preset="spvcnn_tiny", in_channels=3, backend="torch").build().eval()
+    corner = SpvcnnConfig(preset="spvcnn_tiny", in_channels=3, backend="torch", coarse_cells="corner").build().eval()
+    corner.load_state_dict(centre.state_dict())
+    with torch.no_grad():
+        assert not torch.allclose(centre(coords, features.float(), num), corner(coords, features.float(), num))
