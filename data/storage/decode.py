@@ -294,13 +294,29 @@ def jpeg_size(data: bytes) -> tuple[int, int]:
     Raises:
         DamagedError: no frame header before the scan data.
     """
+    position = _frame_header(data)
+    height, width = struct.unpack(">HH", data[position + 5 : position + 9])
+    return height, width
+
+
+def jpeg_coding(data: bytes) -> tuple[bool, int]:
+    """Whether a JPEG is baseline, the kind that every decoder reads, and how many components its pixels have.
+
+    Raises:
+        DamagedError: as `jpeg_size`.
+    """
+    position = _frame_header(data)
+    return data[position + 1] == 0xC0, data[position + 9] if position + 9 < len(data) else 0
+
+
+def _frame_header(data: bytes) -> int:
+    """Where a JPEG's frame header begins."""
     position = 2
     while data[:2] == b"\xff\xd8" and position + 9 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         # C4, C8 and CC lie in the frame-header range but are tables and extensions.
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = struct.unpack(">HH", data[position + 5 : position + 9])
-            return height, width
+            return position
         # The stated length counts its own two bytes, but not the marker's.
         position += 2 + int(struct.unpack(">H", data[position + 2 : position + 4])[0])
     raise DamagedError("image-broken", "not a JPEG, or cut before its frame header")

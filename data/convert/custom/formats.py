@@ -108,14 +108,7 @@ def _camera(where: str, entry: Any) -> LogCamera:
     if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
         raise DamagedError("meta-broken", f"{where}.image_size is {size!r}, expected [height, width]")
     K = _matrix(f"{where}.K", content["K"], 3)
-    if not (K[0, 0] > 0 and K[1, 1] > 0 and K[1, 0] == 0 and np.array_equal(K[2], [0, 0, 1])):
-        detail = f"{where}.K is {K.tolist()}, expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels"
-        raise DamagedError("calibration-singular", detail)
-    shares = (K[0, 2] / size[1], K[1, 2] / size[0])
-    resized = not any(_CENTRED[0] <= share <= _CENTRED[1] for share in shares) and abs(shares[0] - shares[1]) < _ALIKE
-    if resized or not _WITHIN[0] <= shares[0] <= _WITHIN[1]:
-        detail = f"{where}.K has the principal point ({K[0, 2]:g}, {K[1, 2]:g}), image_size is {size} (height, width)"
-        raise DamagedError("calibration-singular", f"{detail}: K is that of another size; scale it with the images")
+    check_intrinsics(f"{where}.K", K, (size[0], size[1]))
     white = content.get("image_max")
     if white is not None and not (_is_number(white) and 255 <= white <= 65535):
         raise DamagedError("meta-broken", f"{where}.image_max is {white!r}, expected 255 to 65535")
@@ -128,6 +121,23 @@ def _camera(where: str, entry: Any) -> LogCamera:
         model=model,
         white=None if white is None else float(white),
     )
+
+
+def check_intrinsics(where: str, K: Float[np.ndarray, "3 3"], size: tuple[int, int]) -> None:
+    """Refuse a matrix that is none of a camera's, or that is for images of another size (height, width).
+
+    Raises:
+        DamagedError: what is wrong.
+    """
+    if not (K[0, 0] > 0 and K[1, 1] > 0 and K[1, 0] == 0 and np.array_equal(K[2], [0, 0, 1])):
+        detail = f"{where} is {K.tolist()}, expected [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels"
+        raise DamagedError("calibration-singular", detail)
+    shares = (K[0, 2] / size[1], K[1, 2] / size[0])
+    resized = not any(_CENTRED[0] <= share <= _CENTRED[1] for share in shares) and abs(shares[0] - shares[1]) < _ALIKE
+    if resized or not _WITHIN[0] <= shares[0] <= _WITHIN[1]:
+        stated = f"image_size is [{size[0]}, {size[1]}] (height, width)"
+        detail = f"{where} has the principal point ({K[0, 2]:g}, {K[1, 2]:g}), {stated}"
+        raise DamagedError("calibration-singular", f"{detail}: K is that of another size; scale it with the images")
 
 
 def doubts(calibration: LogCalibration) -> list[str]:

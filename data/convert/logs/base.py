@@ -112,7 +112,7 @@ class Recording(ABC):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cloud:
-    """A sweep of one LiDAR, points without a finite place left out.
+    """A sweep of one LiDAR, without the points that are no measurement.
 
     Attributes:
         stamp_ns: of the header.
@@ -121,7 +121,7 @@ class Cloud:
         intensity: as the driver has it, unscaled; None where it gives none.
         time_ns: when each point was measured, relative to `stamp_ns`; None where the driver does not say.
         ring: number of each point's laser; None where the driver does not say.
-        left_out: points without a finite place.
+        left_out: points that were no measurement: a number that is not finite, or the sensor's own place.
     """
 
     stamp_ns: int
@@ -161,6 +161,8 @@ class CameraInfo:
         image_size: height, width that K is for, binning and region of interest taken into account.
         model: "pinhole" or "fisheye", see `data.convert.custom.formats.LogCamera`.
         distortion: of the model; None where there is none.
+        T_cam_frame: from `frame` to the camera that the images are of: rectified ones are of a turned camera. None: it
+            is `frame`.
     """
 
     stamp_ns: int
@@ -169,6 +171,7 @@ class CameraInfo:
     image_size: tuple[int, int]
     model: Literal["pinhole", "fisheye"]
     distortion: Float[np.ndarray, " n"] | None
+    T_cam_frame: Float[np.ndarray, "4 4"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
