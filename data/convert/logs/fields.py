@@ -45,8 +45,15 @@ def field_of(where: str, content: Any, *names: str) -> Any:
     for name in names:
         if hasattr(content, name):
             return getattr(content, name)
-    held = [name for name in getattr(content, "__slots__", None) or vars(content) if not name.startswith("_")]
-    raise DamagedError("meta-broken", f"{where}: no field {' or '.join(names)}; it has {listed(held) or 'none'}")
+    raise DamagedError(
+        "meta-broken", f"{where}: no field {' or '.join(names)}; it has {listed(_held(content)) or 'none'}"
+    )
+
+
+def _held(content: Any) -> list[str]:
+    descriptor = getattr(content, "DESCRIPTOR", None)  # protobuf's
+    names = getattr(content, "__dict__", {}) if descriptor is None else descriptor.fields_by_name
+    return [name for name in names if not name.startswith("_")]
 
 
 def whole(where: str, content: Any, name: str) -> int:

@@ -41,12 +41,10 @@ _ABSOLUTE = {"nanoseconds": 1, "microseconds": 1000, "seconds": _NS}
 """Unit of times on the stamp's own clock -> nanoseconds; so far apart that only one can be near the stamp."""
 _LEAST_STAMP_NS = 100 * _NS
 """A clock that has run for less does not tell its own times from times after the stamp."""
-_COARSEST_S = 1e-3
-
 _DRIVERS = (
-    ("Livox", {"tag", "line"}),
+    ("Livox", {"line"}),
     ("Ouster", {"t", "reflectivity"}),
-    ("Autoware", {"return_type", "channel"}),
+    ("Autoware", {"time_stamp", "channel"}),
     ("Velodyne", {"time", "ring"}),
     ("Hesai or RoboSense", {"timestamp", "ring"}),
 )
@@ -171,7 +169,6 @@ def _after_stamp(
     most = float(np.abs(values.astype(np.float64)).max())
     for unit, scale_ns in _ABSOLUTE.items():
         if stamp_ns > _LEAST_STAMP_NS and abs(most * scale_ns - stamp_ns) <= _LONGEST_S * _NS:
-            _check_steps(where, values, scale_ns)
             return f"{unit} of the stamp's clock", _since_stamp(values, scale_ns, stamp_ns)
     floating = values.dtype.kind == "f"
     if floating and most < _LONGEST_S:
@@ -189,17 +186,6 @@ def _since_stamp(values: Shaped[np.ndarray, " N"], scale_ns: int, stamp_ns: int)
     whole = np.floor(values)  # apart from the rest, which would lose its digits
     rest = np.rint((values - whole) * scale_ns).astype(np.int64)
     return np.asarray(whole.astype(np.int64) * scale_ns - stamp_ns + rest)
-
-
-def _check_steps(where: str, values: Shaped[np.ndarray, " N"], scale_ns: int) -> None:
-    """Refuse float32 of times since 1970, whose neighbours are minutes apart."""
-    if values.dtype.kind == "f":
-        step_s = float(np.spacing(np.abs(values).max())) * scale_ns / _NS
-        if step_s > _COARSEST_S:
-            detail = f"{where} holds {values.dtype}, which has steps of {step_s:g} s there"
-            raise DamagedError(
-                "array-broken", f"{detail}: such times need float64; read the points without their times"
-            )
 
 
 _EXPECTED = (

@@ -111,10 +111,9 @@ class TransformTree:
             return _Edge(parent=parents[0], place=first)
         always = [transform for transform in stated if transform.stamp_ns is None]
         if always and len(always) < len(stated):
-            detail = (
-                f"frame {child} has transforms from {parents[0]} that hold always, and {len(stated) - len(always)} "
-            )
-            raise DamagedError("meta-broken", f"{detail}others that move: leave out one of the topics")
+            others = f"{len(stated) - len(always)} others that move"
+            detail = f"frame {child} has {len(always)} transforms from {parents[0]} that hold always, and {others}"
+            raise DamagedError("meta-broken", f"{detail}: leave out one of the topics")
         if always:
             detail = f"frame {child} has {len(always)} different transforms from {parents[0]} that hold always"
             raise DamagedError("meta-broken", f"{detail} (was the recording put together of two?)")
