@@ -35,8 +35,13 @@ def picture(number: int) -> np.ndarray:
 
 
 @functools.cache
-def stream(codec: str, b_frames: int = 0) -> tuple[bytes, ...]:
+def stream(codec: str) -> tuple[bytes, ...]:
     """One message a frame, with a key frame every few."""
+    return tuple(data for _, data in encoded(codec, 0))
+
+
+def encoded(codec: str, b_frames: int) -> list[tuple[int, bytes]]:
+    """Number of the picture of each message, and its bytes."""
     context = av.CodecContext.create(ENCODERS[codec], "w")
     context.width = context.height = SIDE
     context.pix_fmt, context.time_base, context.gop_size = "yuv420p", fractions.Fraction(1, 10), EVERY_KEY
@@ -52,7 +57,7 @@ def stream(codec: str, b_frames: int = 0) -> tuple[bytes, ...]:
         frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
         frame.pts = number
         packets += context.encode(frame)
-    return tuple(bytes(packet) for packet in (*packets, *context.encode(None)))
+    return [(packet.pts, bytes(packet)) for packet in (*packets, *context.encode(None))]
 
 
 def message(codec: str, data: bytes, number: int) -> tuple[Topic, Message]:
@@ -84,12 +89,17 @@ def test_each_message_gives_its_own_picture(codec: str) -> None:
 
 
 def test_pictures_that_were_sent_out_of_order_keep_their_own_stamps() -> None:
-    """Of a stream with B-frames, whose messages come in the order of decoding."""
-    packets = stream("h264", b_frames=2)
+    """Of a stream with B-frames, whose messages come in the order of decoding, with the stamps of their pictures."""
+    packets = encoded("h264", 2)
+    assert [number for number, _ in packets] != list(range(FRAMES))
     decoder = VideoDecoder(message("h264", b"", 0)[0])
-    pictures = [one for number, data in enumerate(packets) for one in decoder.read(message("h264", data, number)[1])]
+    pictures = [one for number, data in packets for one in decoder.read(message("h264", data, number)[1])]
     pictures += decoder.rest()
     assert sorted(one.stamp_ns for one in pictures) == [STAMP_NS + n * 100_000_000 for n in range(FRAMES)]
+    for one in pictures:
+        assert one.rgb is not None
+        expected = picture((one.stamp_ns - STAMP_NS) // 100_000_000)
+        np.testing.assert_allclose(one.rgb.astype(int), expected, atol=12)
 
 
 def test_a_stream_begins_at_a_key_frame() -> None:
