@@ -1,0 +1,60 @@
+"""When a detector's training stops to be judged."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from configs.detection import FinetuneConfig
+from engine.distributed import World
+from launchers.finetuning.judging import Judging
+from launchers.runs.files import DETECTIONS_FILE
+from launchers.training.train import load_any_run
+from tests.helpers.pretrain_run import CONFIGS
+
+STEPS_PER_EPOCH = 2.5
+LAST = 12
+
+PERIODS = {
+    "updates": ((0, 5), [5, 10, 12]),
+    "epochs": ((2, 0), [5, 10, 12]),
+    "an epoch of no whole number of updates": ((1, 0), [3, 5, 8, 10, 12]),
+    "both": ((2, 4), [4, 5, 8, 10, 12]),
+    "the end alone": ((0, 0), [12]),
+}
+
+
+def _judging(run_dir: Path, street_set: str, world: World, every: tuple[int, int]) -> Judging:
+    path = str(CONFIGS.parent / "finetune" / "centerpoint_street.yaml")
+    epochs, steps = every
+    settings = [f"run_dir={run_dir}", f"data.shards={street_set}", f"judge.every_epochs={epochs}"]
+    config = load_any_run(path, [*settings, f"judge.every_steps={steps}"], kind=FinetuneConfig)
+    return Judging(config, world, steps_per_epoch=STEPS_PER_EPOCH)
+
+
+def _due(judging: Judging, first: int = 1) -> list[int]:
+    return [step for step in range(first, LAST + 1) if judging.due(step, last=step == LAST)]
+
+
+@pytest.mark.parametrize("name", PERIODS)
+def test_it_is_judged_after_so_many_updates_or_epochs_and_at_the_end(
+    name: str, street_set: str, world: World, tmp_path: Path
+) -> None:
+    every, expected = PERIODS[name]
+    judging = _judging(tmp_path, street_set, world, every)
+    judging.begin(0)
+    assert _due(judging) == expected
+
+
+def test_what_was_judged_before_the_run_went_on_is_not_judged_again(
+    street_set: str, world: World, tmp_path: Path
+) -> None:
+    (tmp_path / DETECTIONS_FILE).write_text("".join(json.dumps({"step": step}) + "\n" for step in (5, 10)))
+    judging = _judging(tmp_path, street_set, world, (0, 5))
+    judging.begin(8)  # from a checkpoint: what came after it is done again, and judged again
+    assert _due(judging, 5) == [10, 12]
+    judging = _judging(tmp_path, street_set, world, (0, 5))
+    judging.begin(10)
+    assert _due(judging, 5) == [12]
