@@ -71,12 +71,9 @@ class Ros1File(ChunkedFile):
         connections, chunks = _number(bag, b"conn_count"), _number(bag, b"chunk_count")
         counts: dict[int, int] = {}
         pieces = []
-        for number in range(connections + chunks):
+        for _ in range(connections + chunks):
             record = self._record(at)
             if record is None or record[2] > self.size or _kind(record[0]) not in (_CONNECTION, _CHUNK_INFO):
-                self.report(
-                    f"{self.path}: the index ends after {number} of {connections + chunks} records; read without"
-                )
                 return False
             fields, start, at = record
             content = self.at(start, at - start)
