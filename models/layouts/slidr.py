@@ -27,8 +27,9 @@ class SlidrLayout(Layout):
             raise ValueError(
                 f"the backbone is a {type(network).__name__}; SLidR's layout is for a Res16UNet; use --format tandem"
             )
+        places = minkowski_places(network)
         refuse_other_eps(network, EPS, "SLidR")
-        return minkowski_places(network)
+        return places
 
     def wrap(self, state: Mapping[str, AnyTensor], metadata: Mapping[str, str]) -> Any:
         """{"model_points": ..., "config": what the run states}."""

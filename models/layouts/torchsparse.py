@@ -194,11 +194,11 @@ def torchsparse_offsets(size: int) -> list[Offset]:
 NAMES = UNetNames(
     stem=(Layer(kernel="stem.0.kernel", norm="stem.1"), Layer(kernel="stem.3.kernel", norm="stem.4")),
     encoder=[
-        Stage(resample=Layer(kernel="0.net.0.kernel", norm="0.net.1").within(name), blocks=name, first=1)
+        Stage(resample=Layer(kernel="0.net.0.kernel", norm="0.net.1").within(name), blocks=f"{name}.", first=1)
         for name in ("stage1", "stage2", "stage3", "stage4")
     ],
     decoder=[
-        Stage(resample=Layer(kernel="0.net.0.kernel", norm="0.net.1").within(name), blocks=f"{name}.1")
+        Stage(resample=Layer(kernel="0.net.0.kernel", norm="0.net.1").within(name), blocks=f"{name}.1.")
         for name in ("up1", "up2", "up3", "up4")
     ],
     conv1=Layer(kernel="net.0.kernel", norm="net.1"),

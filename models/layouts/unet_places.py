@@ -46,7 +46,7 @@ class Unit:
 
 def units(network: Res16UNet) -> Iterator[Unit]:
     """All convolutions, in the order of computation."""
-    yield Unit(kernel="stem.weight", norm="stem_norm", part="stem")
+    yield Unit(kernel="stem.weight", norm="stem_norm", part="stem", cells=network.stem.kernel_size)
     if network.stem2 is not None:
         yield Unit(kernel="stem2.weight", norm="stem2_norm", part="stem", stage=1)
     for decoder, stages in ((False, network.encoder), (True, network.decoder)):
@@ -135,12 +135,14 @@ class Sizes:
 
     Attributes:
         stem: convolutions of the stem.
+        down_widens: whether strided convolutions, not the blocks behind them, change the channels.
         base: channels after it.
         channels: after each encoder stage and each decoder stage.
         blocks: of each of these.
     """
 
     stem: int
+    down_widens: bool
     base: int
     channels: tuple[int, ...]
     blocks: tuple[int, ...]
@@ -155,6 +157,7 @@ def sizes(network: Res16UNet) -> Sizes:
     stages = (*network.encoder, *network.decoder)
     return Sizes(
         stem=1 if network.stem2 is None else 2,
+        down_widens=network.encoder[1].down.in_channels != network.encoder[1].down.out_channels,  # type: ignore[union-attr]
         base=network.level_features[0],
         channels=tuple(network.level_features[1:]),
         blocks=tuple(len(list(stage.get_submodule("blocks").children())) for stage in stages),

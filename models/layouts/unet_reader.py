@@ -39,7 +39,10 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A strided or transposed convolution, and the name and first number of the residual blocks behind it."""
+    """A strided or transposed convolution and the residual blocks behind it.
+
+    `blocks` is what their names begin with, `first` the number of the first.
+    """
 
     resample: Layer
     blocks: str
@@ -177,7 +180,7 @@ class UNetReader:
 
     def _blocks(self, x: Any, stage: Stage) -> Any:
         number = stage.first
-        while (name := f"{stage.blocks}.{number}") and self.names.conv1.within(name).kernel in self.by.state:
+        while (name := f"{stage.blocks}{number}") and self.names.conv1.within(name).kernel in self.by.state:
             x = self._block(x, name)
             number += 1
         return x

@@ -3,7 +3,8 @@
 Stem at stride 1, four encoder stages to stride 16, four decoder stages back. The name "MinkUNet" stands for several
 networks in the literature, which are NOT interchangeable: the `res16unet` presets have one 3³ convolution as stem, the
 `minkunet` presets two (those of SegContrast, TARL, BEVContrast, NCLR and mmdetection3d). In all of them a stage's
-strided convolution keeps the channels and its first block changes them; Pointcept's SpUNet does it the other way.
+strided convolution keeps the channels and its first block changes them; `spunet34`, Pointcept's SpUNet, does it the
+other way, has a 5³ stem and another eps.
 
 There is no last layer: heads live in `models/heads.py`. A linear head with bias from 96 to 64 channels completes the
 published network of 37.85 M parameters.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -39,7 +41,7 @@ from models.lidar.sparse import (
     sparse_tensor,
 )
 
-Preset = Literal["res16unet34c", "res16unet18", "res16unet_tiny", "minkunet34", "minkunet18"]
+Preset = Literal["res16unet34c", "res16unet18", "res16unet_tiny", "minkunet34", "minkunet18", "spunet34"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,9 @@ class _Layout:
     channels: tuple[int, ...]  # encoder stages 1-4, decoder stages 1-4
     blocks: tuple[int, ...]
     stem_convolutions: int = 1
+    stem_size: int = 3
+    down_widens: bool = False  # a stage's strided convolution, not its first block, changes the channels
+    bn_eps: float = 1e-5
 
 
 _WIDE = (32, 64, 128, 256, 256, 128, 96, 96)
@@ -59,6 +64,9 @@ _LAYOUTS: dict[str, _Layout] = {
     "res16unet_tiny": _Layout(stem=16, channels=(32, 48, 64, 80, 64, 48, 48, 48), blocks=(1,) * 8),
     "minkunet34": _Layout(stem=32, channels=_WIDE, blocks=(2, 3, 4, 6, 2, 2, 2, 2), stem_convolutions=2),
     "minkunet18": _Layout(stem=32, channels=_WIDE, blocks=(2,) * 8, stem_convolutions=2),
+    "spunet34": _Layout(
+        stem=32, channels=_WIDE, blocks=(2, 3, 4, 6, 2, 2, 2, 2), stem_size=5, down_widens=True, bn_eps=1e-3
+    ),
 }
 
 
@@ -69,8 +77,8 @@ class Res16UNetConfig(SparseBackboneConfig):
     Attributes:
         preset: "res16unet34c": blocks 2, 3, 4, 6, the published size; "res16unet18": two blocks a stage;
             "res16unet_tiny": one block a stage, narrow, 1.7 M parameters, for the CPU; "minkunet34", "minkunet18":
-            blocks as in the first two, a second convolution in the stem.
-        bn_momentum: see `BackboneConfig` (SLidR: 0.05 in pre-training, 0.02 in fine-tuning).
+            blocks as in the first two, a second convolution in the stem; "spunet34": Pointcept's SpUNet-v1m1.
+        bn_momentum: see `BackboneConfig` (SLidR: 0.05 in pre-training, 0.02 in fine-tuning; SpUNet: 0.01).
     """
 
     preset: Preset = "res16unet34c"
@@ -88,21 +96,28 @@ class Res16UNetConfig(SparseBackboneConfig):
         """Assemble the network with fresh weights."""
         return Res16UNet(self)
 
+    def norm(self, channels: int) -> nn.BatchNorm1d:
+        """A BatchNorm of this network."""
+        return nn.BatchNorm1d(channels, eps=_LAYOUTS[self.preset].bn_eps, momentum=self.bn_momentum)
+
 
 class ResidualBlock(nn.Module):
     """Two 3³ submanifold convolutions with a shortcut (1 x 1 where the number of channels changes)."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, bn_momentum: float, backend: BackendName) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, bn_momentum: float, bn_eps: float = 1e-5, backend: BackendName
+    ) -> None:
         super().__init__()
+        norm = partial(nn.BatchNorm1d, out_channels, eps=bn_eps, momentum=bn_momentum)
         self.conv1 = SubmanifoldConv3d(in_channels, out_channels, backend=backend)
-        self.norm1 = nn.BatchNorm1d(out_channels, momentum=bn_momentum)
+        self.norm1 = norm()
         self.conv2 = SubmanifoldConv3d(out_channels, out_channels, backend=backend)
-        self.norm2 = nn.BatchNorm1d(out_channels, momentum=bn_momentum)
+        self.norm2 = norm()
         self.shortcut: SubmanifoldConv3d | None = None
         self.shortcut_norm: nn.BatchNorm1d | None = None
         if in_channels != out_channels:
             self.shortcut = SubmanifoldConv3d(in_channels, out_channels, 1, backend=backend)
-            self.shortcut_norm = nn.BatchNorm1d(out_channels, momentum=bn_momentum)
+            self.shortcut_norm = norm()
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Same voxels, new features."""
@@ -116,18 +131,19 @@ class ResidualBlock(nn.Module):
 
 def _blocks(in_channels: int, out_channels: int, count: int, config: Res16UNetConfig) -> nn.Sequential:
     widths = itertools.pairwise([in_channels] + [out_channels] * count)
-    momentum, backend = config.bn_momentum, config.backend
-    return nn.Sequential(*(ResidualBlock(a, b, bn_momentum=momentum, backend=backend) for a, b in widths))
+    eps, momentum, backend = _LAYOUTS[config.preset].bn_eps, config.bn_momentum, config.backend
+    return nn.Sequential(*(ResidualBlock(a, b, bn_momentum=momentum, bn_eps=eps, backend=backend) for a, b in widths))
 
 
 class EncoderStage(nn.Module):
-    """Strided convolution that keeps the channels, BatchNorm, ReLU, residual blocks."""
+    """Strided convolution that keeps the channels (SpUNet: changes them), BatchNorm, ReLU, residual blocks."""
 
     def __init__(self, in_channels: int, out_channels: int, num_blocks: int, config: Res16UNetConfig) -> None:
         super().__init__()
-        self.down = StridedConv3d(in_channels, in_channels, 2, backend=config.backend)
-        self.norm = nn.BatchNorm1d(in_channels, momentum=config.bn_momentum)
-        self.blocks = _blocks(in_channels, out_channels, num_blocks, config)
+        width = out_channels if _LAYOUTS[config.preset].down_widens else in_channels
+        self.down = StridedConv3d(in_channels, width, 2, backend=config.backend)
+        self.norm = config.norm(width)
+        self.blocks = _blocks(width, out_channels, num_blocks, config)
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """To twice the stride."""
@@ -144,7 +160,7 @@ class DecoderStage(nn.Module):
     ) -> None:
         super().__init__()
         self.up = InverseConv3d(in_channels, out_channels, 2, backend=config.backend)
-        self.norm = nn.BatchNorm1d(out_channels, momentum=config.bn_momentum)
+        self.norm = config.norm(out_channels)
         self.blocks = _blocks(out_channels + skip_channels, out_channels, num_blocks, config)
 
     def forward(self, x: SparseTensor, skip: SparseTensor) -> SparseTensor:
@@ -167,13 +183,13 @@ class Res16UNet(Backbone):
     def __init__(self, config: Res16UNetConfig) -> None:
         super().__init__()
         layout = _LAYOUTS[config.preset]
-        self.stem = SubmanifoldConv3d(config.in_channels, layout.stem, 3, backend=config.backend)
-        self.stem_norm = nn.BatchNorm1d(layout.stem, momentum=config.bn_momentum)
+        self.stem = SubmanifoldConv3d(config.in_channels, layout.stem, layout.stem_size, backend=config.backend)
+        self.stem_norm = config.norm(layout.stem)
         self.stem2: SubmanifoldConv3d | None = None
         self.stem2_norm: nn.BatchNorm1d | None = None
         if layout.stem_convolutions == 2:
             self.stem2 = SubmanifoldConv3d(layout.stem, layout.stem, 3, backend=config.backend)
-            self.stem2_norm = nn.BatchNorm1d(layout.stem, momentum=config.bn_momentum)
+            self.stem2_norm = config.norm(layout.stem)
         levels = (layout.stem, *layout.channels[:4])
         self.encoder = nn.ModuleList(EncoderStage(levels[i], levels[i + 1], layout.blocks[i], config) for i in range(4))
         ups = (levels[-1], *layout.channels[4:])
@@ -206,7 +222,11 @@ class Res16UNet(Backbone):
 
     def map_plan(self) -> MapPlan:
         """See `Backbone.map_plan`."""
-        return MapPlan.halving(1 + len(self.encoder), sizes=(1, 3))
+        plan = MapPlan.halving(1 + len(self.encoder), sizes=(1, 3))
+        if self.stem.kernel_size == 3:
+            return plan
+        finest = replace(plan.levels[0], sizes=(1, 3, self.stem.kernel_size))
+        return replace(plan, levels=(finest, *plan.levels[1:]))
 
     @property
     def num_layers(self) -> int:

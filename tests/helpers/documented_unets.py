@@ -19,7 +19,7 @@ class Tree(nn.Module):
         super().__init__()
         for name in sorted({key.split(".")[0] for key in shapes if "." in key}):
             inner = {key.split(".", 1)[1]: shape for key, shape in shapes.items() if key.startswith(f"{name}.")}
-            self.add_module(name, Tree(inner))
+            self.add_module(name, type(self)(inner))
         for name, shape in shapes.items():
             if "." not in name:
                 dtype = torch.long if name == "num_batches_tracked" else torch.float32
@@ -97,3 +97,78 @@ def minkowski_unet(inputs: int, blocks: tuple[int, ...], stem: int, planes: tupl
         if stage < 3:
             skips.append(width)
     return shapes
+
+
+def spunet(inputs: int, blocks: tuple[int, ...] = DEEP, planes: tuple[int, ...] = WIDE, base: int = 32) -> Shapes:
+    """Pointcept's SpUNet-v1m1 without `final`."""
+
+    def residual(name: str, width: int, out: int) -> Shapes:
+        shapes: Shapes = {
+            f"{name}.conv1.weight": (out, 3, 3, 3, width),
+            f"{name}.conv2.weight": (out, 3, 3, 3, out),
+        }
+        shapes |= norm(f"{name}.bn1", out) | norm(f"{name}.bn2", out)
+        if width != out:
+            shapes |= {f"{name}.proj.0.weight": (out, 1, 1, 1, width)} | norm(f"{name}.proj.1", out)
+        return shapes
+
+    shapes: Shapes = {"conv_input.0.weight": (base, 5, 5, 5, inputs)} | norm("conv_input.1", base)
+    widths = (base, *planes[:4])
+    for stage in range(4):
+        out, deeper = planes[7 - stage], planes[6 - stage] if stage < 3 else planes[3]
+        shapes |= {f"down.{stage}.0.weight": (widths[stage + 1], 2, 2, 2, widths[stage])}
+        shapes |= norm(f"down.{stage}.1", widths[stage + 1])
+        shapes |= {f"up.{stage}.0.weight": (out, 2, 2, 2, deeper)} | norm(f"up.{stage}.1", out)
+        for block in range(blocks[stage]):
+            shapes |= residual(f"enc.{stage}.block{block}", widths[stage + 1], widths[stage + 1])
+        for block in range(blocks[7 - stage]):
+            shapes |= residual(f"dec.{stage}.block{block}", out if block else out + widths[stage], out)
+    return shapes
+
+
+def mmdet3d_unet(inputs: int, blocks: tuple[int, ...], planes: tuple[int, ...] = WIDE, base: int = 32) -> Shapes:
+    """mmdetection3d's MinkUNetBackbone on spconv."""
+
+    def residual(name: str, width: int, out: int) -> Shapes:
+        shapes: Shapes = {
+            f"{name}.conv1.weight": (out, 3, 3, 3, width),
+            f"{name}.conv2.weight": (out, 3, 3, 3, out),
+        }
+        shapes |= norm(f"{name}.bn1", out) | norm(f"{name}.bn2", out)
+        if width != out:
+            shapes |= {f"{name}.downsample.0.weight": (out, 1, 1, 1, width)} | norm(f"{name}.downsample.1", out)
+        return shapes
+
+    shapes: Shapes = {
+        "conv_input.0.0.weight": (base, 3, 3, 3, inputs),
+        "conv_input.1.0.weight": (base, 3, 3, 3, base),
+    }
+    shapes |= norm("conv_input.0.1", base) | norm("conv_input.1.1", base)
+    widths = (base, *planes[:4])
+    for stage in range(4):
+        name, width = f"encoder.{stage}", widths[stage]
+        shapes |= {f"{name}.0.0.weight": (width, 2, 2, 2, width)} | norm(f"{name}.0.1", width)
+        for block in range(blocks[stage]):
+            shapes |= residual(f"{name}.{block + 1}", widths[stage + min(block, 1)], widths[stage + 1])
+        name, width, out = f"decoder.{stage}", planes[3 + stage], planes[4 + stage]
+        shapes |= {f"{name}.0.0.weight": (out, 2, 2, 2, width)} | norm(f"{name}.0.1", out)
+        for block in range(blocks[4 + stage]):
+            shapes |= residual(f"{name}.1.{block}", out if block else out + widths[3 - stage], out)
+    return shapes
+
+
+def mmdet3d_spvcnn(inputs: int) -> Shapes:
+    """mmdetection3d's SPVCNNBackbone, which is torchsparse's under other names."""
+    moved: Shapes = {}
+    for key, shape in torchsparse_spvcnn(inputs).items():
+        part, rest = key.split(".", 1)
+        number = int(part[-1]) - 1 if part[-1].isdigit() else 0
+        if part == "stem":
+            layer, tensor = rest.split(".", 1)
+            name = f"conv_input.{int(layer) // 3}.net.{int(layer) % 3}.{tensor}"
+        elif part == "point_transforms":
+            name = key
+        else:
+            name = f"{'encoder' if part.startswith('stage') else 'decoder'}.{number}.{rest}"
+        moved[name] = shape
+    return moved

@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from models.layouts.base import Layout, from_theirs, to_theirs
+from data.batch_spec import VoxelConfig
+from models.layouts import pointcept
+from models.layouts.base import Fed, Layout, from_theirs, to_theirs
+from models.layouts.mmdet3d_unet import Mmdet3dUNet
+from models.layouts.pointcept import PointceptLayout
 from models.layouts.slidr import SlidrLayout
 from models.layouts.torchsparse import TorchsparseLayout
 from models.lidar import res16unet
 from models.lidar.base import Backbone, BackboneConfig
+from models.lidar.inputs import PointInput
 from models.lidar.res16unet import Res16UNetConfig
 from models.lidar.spvcnn import SpvcnnConfig
+from models.lidar.voxelnet import VoxelNetConfig
 from tests.helpers import documented_unets as documented
 from tests.helpers.documented_unets import DEEP, TWO, Shapes, Tree
+
+pytest.importorskip("spconv")
 
 CORNER = SpvcnnConfig(in_channels=4, backend="torch", coarse_cells="corner")
 
@@ -31,12 +40,23 @@ NAMES = [
     pytest.param(TorchsparseLayout(), unet("minkunet18"), documented.torchsparse_unet(4, TWO), id="torchsparse-18"),
     pytest.param(TorchsparseLayout(), CORNER, documented.torchsparse_spvcnn(4), id="torchsparse-spvcnn"),
     pytest.param(SlidrLayout(), unet("res16unet34c", 1), documented.minkowski_unet(1, DEEP, 3), id="slidr-34c"),
+    pytest.param(PointceptLayout(), unet("res16unet34c"), documented.minkowski_unet(4, DEEP, 5), id="pointcept-34c"),
+    pytest.param(PointceptLayout(), unet("spunet34"), documented.spunet(4), id="pointcept-spunet"),
+    pytest.param(PointceptLayout(), CORNER, documented.torchsparse_spvcnn(4), id="pointcept-spvcnn"),
+    pytest.param(Mmdet3dUNet(), unet("minkunet34"), documented.mmdet3d_unet(4, DEEP), id="mmdet3d-34"),
+    pytest.param(Mmdet3dUNet(), unet("minkunet18"), documented.mmdet3d_unet(4, TWO), id="mmdet3d-18"),
+    pytest.param(Mmdet3dUNet(), CORNER, documented.mmdet3d_spvcnn(4), id="mmdet3d-spvcnn"),
 ]
 
 FEATURES = [
     pytest.param(TorchsparseLayout(), unet("minkunet18"), id="torchsparse"),
     pytest.param(TorchsparseLayout(), CORNER, id="torchsparse-spvcnn"),
     pytest.param(SlidrLayout(), unet("res16unet18"), id="slidr"),
+    pytest.param(PointceptLayout(), unet("res16unet34c"), id="pointcept"),
+    pytest.param(PointceptLayout(), unet("spunet34"), id="pointcept-spunet"),
+    pytest.param(PointceptLayout(), CORNER, id="pointcept-spvcnn"),
+    pytest.param(Mmdet3dUNet(), unet("minkunet34"), id="mmdet3d"),
+    pytest.param(Mmdet3dUNet(), CORNER, id="mmdet3d-spvcnn"),
 ]
 """With narrow networks, see `narrow`."""
 
@@ -45,8 +65,9 @@ FEATURES = [
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """The presets with few channels, all of different numbers where the network allows it."""
     for preset, sizes in list(res16unet._LAYOUTS.items()):
-        small = dataclasses.replace(sizes, stem=5, channels=(6, 7, 8, 9, 10, 11, 12, 13), blocks=(1, 2) * 4)
+        small = dataclasses.replace(sizes, stem=8, channels=(9, 10, 11, 12, 13, 14, 15, 16), blocks=(1, 2) * 4)
         monkeypatch.setitem(res16unet._LAYOUTS, preset, small)
+        monkeypatch.setitem(pointcept.CLASSES, (small.channels, small.blocks), "Narrow")
 
 
 def trained(config: BackboneConfig) -> Backbone:
@@ -69,8 +90,8 @@ def trained(config: BackboneConfig) -> Backbone:
 def voxels(features: int = 4) -> tuple[Tensor, Tensor, int]:
     """Two samples, negative coordinates among them, in no order."""
     generator = torch.Generator().manual_seed(2)
-    cells = torch.randint(-5, 6, (150, 3), generator=generator)
-    sample = torch.randint(0, 2, (150, 1), generator=generator)
+    cells = torch.randint(-5, 6, (90, 3), generator=generator)
+    sample = torch.randint(0, 2, (90, 1), generator=generator)
     coords = torch.unique(torch.cat([sample, cells], dim=1), dim=0).int()
     coords = coords[torch.randperm(len(coords), generator=generator)]
     return coords, torch.rand(len(coords), features, generator=generator), 2
@@ -114,10 +135,12 @@ def test_features_are_equal_there_and_tensors_come_back(layout: Layout, config: 
 
 
 def reversed_offsets(kernel: Tensor) -> Tensor:
-    return kernel.flip(0)
+    return kernel.flip((1, 2, 3) if kernel.ndim == 5 else 0)
 
 
 def other_axis_fastest(kernel: Tensor) -> Tensor:
+    if kernel.ndim == 5:
+        return kernel.transpose(1, 3)
     size = round(len(kernel) ** (1 / 3))
     return kernel.reshape(size, size, size, *kernel.shape[1:]).transpose(0, 2).reshape(kernel.shape)
 
@@ -141,6 +164,24 @@ OFFSET_FAULTS = {"reversed": reversed_offsets, "other axis fastest": other_axis_
             unet("res16unet18"),
             ["conv0p1s1.kernel", "conv3p4s2.kernel", "block2.0.conv2.kernel", "convtr4p16s2.kernel"],
             id="slidr",
+        ),
+        pytest.param(
+            PointceptLayout(),
+            unet("res16unet18"),
+            ["conv0p1s1.kernel", "conv2p2s2.kernel", "convtr7p2s2.kernel"],
+            id="pointcept",
+        ),
+        pytest.param(
+            PointceptLayout(),
+            unet("spunet34"),
+            ["conv_input.0.weight", "down.2.0.weight", "dec.1.block0.conv1.weight", "up.3.0.weight"],
+            id="pointcept-spunet",
+        ),
+        pytest.param(
+            Mmdet3dUNet(),
+            unet("minkunet18"),
+            ["conv_input.1.0.weight", "encoder.1.0.0.weight", "encoder.1.1.conv2.weight", "decoder.0.0.0.weight"],
+            id="mmdet3d",
         ),
     ],
 )
@@ -169,6 +210,80 @@ def test_swapped_convolutions_a_wrong_eps_and_wrong_cells_are_caught() -> None:
     assert difference(layout, spvcnn, state) > 1e-3
 
 
+@pytest.mark.usefixtures("narrow")
+def test_spconv_reads_a_kernel_of_one_cell_otherwise_than_its_shape_says() -> None:
+    layout, network = Mmdet3dUNet(), trained(unet("minkunet18"))
+    state = to_theirs(layout, network)
+    key = "encoder.1.1.downsample.0.weight"
+    ours = network.state_dict()["encoder.1.blocks.0.shortcut.weight"]
+    as_its_shape_says = ours.permute(2, 0, 1)[:, :, None, None].contiguous()
+    assert as_its_shape_says.shape == state[key].shape == (10, 1, 1, 1, 9)
+    assert difference(layout, network, {**state, key: as_its_shape_says}) > 1e-3
+
+
+class Turning(Tree):
+    """mmdetection3d's rule of loading: a sparse kernel's last axis to the front, unless the layer is version 2."""
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *others):  # type: ignore[no-untyped-def]
+        key = f"{prefix}weight"
+        if key in state_dict and self.weight.ndim == 5 and local_metadata.get("version") != 2:
+            state_dict[key] = state_dict[key].permute(4, 0, 1, 2, 3)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *others)
+
+
+def test_mmdetection3d_turns_kernels_back_on_loading(tmp_path: Path) -> None:
+    layout = Mmdet3dUNet()
+    torch.manual_seed(0)
+    network = unet("minkunet18").build()
+    state = to_theirs(layout, network)
+    torch.save(layout.wrap(state, {}), tmp_path / "file.pth")
+    content = torch.load(tmp_path / "file.pth", weights_only=True)
+    segmentor = Turning({f"backbone.{key}": shape for key, shape in documented.mmdet3d_unet(4, TWO).items()})
+    segmentor.load_state_dict(content["state_dict"], strict=True)
+    loaded = segmentor.state_dict()
+    assert all(torch.equal(loaded[f"backbone.{key}"], value) for key, value in state.items())
+
+    # What mmdetection3d then saves itself is as its layers have it, and is read, too.
+    again = layout.unwrap({"meta": {}, "state_dict": loaded})
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[key], value) for key, value in state.items())
+
+
+def test_pointcepts_first_kernel_has_a_rim_that_must_be_zero_on_the_way_back() -> None:
+    layout = PointceptLayout()
+    network = unet("res16unet34c").build()
+    place = layout.places(network)["stem.weight"]
+    kernel = place.out(network.stem.weight.detach())
+    assert kernel.shape == (125, 4, 32)
+    # The middle of 5 x 5 x 5 cells, and the neighbour along x; x runs fastest.
+    assert torch.equal(kernel[[62, 63]], network.stem.weight.detach()[[13, 14]])
+    assert torch.equal(place.back(kernel), network.stem.weight.detach())
+    kernel[0, 0, 0] = 1
+    with pytest.raises(ValueError, match=r"conv0p1s1\.kernel has 5 cells an edge, this network's first kernel 3"):
+        place.back(kernel)
+
+
+INSTRUCTIONS = [
+    (TorchsparseLayout(), unet("minkunet34"), ["(2, 3, 4, 6, 2, 2, 2, 2) residual blocks", "multiple of 16"]),
+    (PointceptLayout(), unet("res16unet34c"), ['type="MinkUNet34C", in_channels=4', "outer ones are 0"]),
+    (PointceptLayout(), unet("spunet34"), ['type="SpUNet-v1m1", in_channels=4', "final.weight"]),
+    (PointceptLayout(), CORNER, ['type="SPVCNN", in_channels=4', "multiple of 16"]),
+    (Mmdet3dUNet(), unet("minkunet34"), ["encoder_blocks=[2, 3, 4, 6]", "voxel_size=[0.05, 0.05, 0.05]", '"spconv"']),
+    (Mmdet3dUNet(), CORNER, ["SPVCNNBackbone", "torchsparse 1.4 alone", "batch_first=False"]),
+    (SlidrLayout(), unet("res16unet34c"), ["--pretraining_path"]),
+]
+
+
+@pytest.mark.parametrize(("layout", "config", "lines"), INSTRUCTIONS, ids=str)
+def test_instructions_say_what_to_paste_and_to_feed(layout: Layout, config: BackboneConfig, lines: list[str]) -> None:
+    cells = VoxelConfig(kind="cartesian", size=(0.05, 0.05, 0.05), features="xyz_intensity", reduce="mean")
+    with torch.device("meta"):
+        network = config.build()
+    text = layout.instructions(network, Fed(points=PointInput.of(cells), voxels=cells))
+    for line in (*lines, "x, y, z in metres, intensity from 0 to 1, of the mean of the points of a voxel"):
+        assert line in text
+
+
 @pytest.mark.parametrize(
     ("layout", "config", "message"),
     [
@@ -177,6 +292,14 @@ def test_swapped_convolutions_a_wrong_eps_and_wrong_cells_are_caught() -> None:
         (TorchsparseLayout(), SpvcnnConfig(preset="spvcnn_tiny"), r"nearest preset is spvcnn"),
         (TorchsparseLayout(), SpvcnnConfig(), r"method\.backbone\.coarse_cells=corner"),
         (SlidrLayout(), unet("minkunet18"), r"SLidR's layout has one convolution as stem, this network two"),
+        (SlidrLayout(), unet("spunet34"), r"strided convolutions keep the channels.* nearest preset is res16unet34c"),
+        (TorchsparseLayout(), unet("spunet34"), r"stem has two convolutions.* nearest preset is minkunet34"),
+        (PointceptLayout(), unet("minkunet34"), r"one convolution as stem.* nearest preset is res16unet34c"),
+        (PointceptLayout(), unet("minkunet18"), r"one convolution as stem.* nearest preset is res16unet18"),
+        (PointceptLayout(), unet("res16unet_tiny"), r"no MinkUNet with channels .* nearest preset is res16unet18"),
+        (PointceptLayout(), VoxelNetConfig(), r"no counterpart of a VoxelNet.* spunet34"),
+        (Mmdet3dUNet(), unet("res16unet34c"), r"stem has two convolutions.* nearest preset is minkunet34"),
+        (Mmdet3dUNet(), SpvcnnConfig(), r"coarse_cells=corner"),
         (SlidrLayout(), SpvcnnConfig(), r"the backbone is a Spvcnn; SLidR's layout is for a Res16UNet"),
     ],
     ids=str,

@@ -23,6 +23,7 @@ def cloud(counts: tuple[int, ...] = (120, 80), seed: int = 0) -> tuple[Tensor, T
         ("res16unet_tiny", 33, 8, 1_676_752),
         ("minkunet34", 63, 7, 37_870_688),
         ("minkunet18", 49, 7, 21_718_880),
+        ("spunet34", 59, 4, 39_135_904),
     ],
 )
 def test_structure(preset: str, convolutions: int, shortcuts: int, parameters: int) -> None:
