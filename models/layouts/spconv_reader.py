@@ -112,9 +112,9 @@ def inverse(x: Any, kernel: Kernel, *, key: str, bias: Float[Tensor, " C_out"] |
 
 def dense(x: Any) -> Float[Tensor, "B C a0 a1 a2"]:
     """The whole grid, zeros where there is no voxel. spconv 2.3.8's own indexes in a way that torch 2.13 warns of."""
-    sample, *place = x.indices.long().unbind(1)
+    cells = x.indices.long().unbind(1)
     grid: Tensor = x.features.new_zeros(x.batch_size, *x.spatial_shape, x.features.shape[1])
-    grid[(sample, *place)] = x.features
+    grid[cells] = x.features
     return grid.movedim(-1, 1)
 
 
