@@ -1,4 +1,4 @@
-"""`tandem inspect`: look into a prepared set or into a run; numbers on the terminal, pictures into a folder."""
+"""`tandem inspect`: look into a prepared set, a run or a recording; numbers on the terminal, pictures into a folder."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import numpy as np
 from common.files import replace_file
 from common.nearby import nearby
 from common.printable import say
+from data.convert.logs.first_settings import first_text, guess
+from data.convert.logs.open import find_recordings, is_recording, open_recording
+from data.convert.logs.overview import look_over
 from data.storage.manifest import Manifest, load_manifest
 from data.storage.reader import SampleError, SampleReader, blamed_on
 from data.storage.shard import ShardError
@@ -22,6 +25,7 @@ from launchers.cli import guarded
 from launchers.drawing.calibration_pictures import calibration_view, check_set
 from launchers.drawing.canvas import RgbImage, png_bytes
 from launchers.drawing.page import TextTable, page
+from launchers.drawing.recording_tables import recording_tables
 from launchers.drawing.scenes import sample_views
 from launchers.drawing.set_tables import look, sample_table, set_tables
 from launchers.finetuning.run_frames import objects_table, trained_detector
@@ -36,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser()
     options = p.parse_args(argv)
     target = Path(options.target)
+    if not is_url(options.target) and is_recording(target):
+        if options.sample or options.frame or options.check or options.calibration is not None:
+            p.error(f"--sample, --frame, --check and --calibration are for sets and runs; {target} is a recording")
+        return _inspect_recording(target, options)
+    if options.settings:
+        p.error(f"--settings is for recordings; {target} is none")
     if is_url(options.target) or (target / MANIFEST_NAME).is_file():
         if options.frame:
             p.error(f"--frame is for detectors' runs; {target} is a prepared set, whose samples --sample names")
@@ -45,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             p.error(f"--sample, --check and --calibration are for prepared sets; {target} is a run")
         return _inspect_frames(target, options, p) if options.frame else _inspect_run(target, options)
     raise ShardError(
-        f"{target} is neither a prepared set (no {MANIFEST_NAME}) nor a run (no config.yaml, no checkpoints); give the "
-        f"folder that `tandem prepare` or `tandem pretrain` wrote{nearby(target, _can_be_shown)}"
+        f"{target} is neither a prepared set (no {MANIFEST_NAME}) nor a run (no config.yaml, no checkpoints) nor a "
+        "recording (no ROS bag, no MCAP file); give the folder that `tandem prepare` or `tandem pretrain` wrote"
+        f"{nearby(target, _can_be_shown)}"
     )
 
 
@@ -169,14 +180,48 @@ def _inspect_frames(run_dir: Path, options: argparse.Namespace, p: argparse.Argu
     return 0
 
 
+# ---- recordings
+
+
+def _inspect_recording(target: Path, options: argparse.Namespace) -> int:
+    """A recording; of a folder of several the first one, since those of one vehicle have the same topics."""
+    recordings = find_recordings(target)
+    name, paths = next(iter(recordings.items()))
+    wanted = Path(options.settings) if options.settings else Path(options.out) / "topics.yaml" if options.out else None
+    if options.settings and Path(options.settings).exists():
+        raise ShardError(f"{options.settings} is there already; give another name, or remove it")
+    with open_recording(paths) as recording:
+        overview = look_over(recording)
+    first = guess(overview)
+    tables = recording_tables(overview, first, paths)
+    if len(recordings) > 1:
+        rows = tuple((one, f"{len(files)} file{'s' if len(files) > 1 else ''}") for one, files in recordings.items())
+        tables.insert(0, TextTable(title=f"recordings in {target}, of which {name} is shown", rows=rows))
+    hint = "" if wanted else "which topics are what, as a file to look over: add --settings FILE.yaml"
+    _show(f"recording {name}", str(target), tables, {}, options.out, hint)
+    if wanted and first.settings is None:
+        raise ShardError(f"{target} has no topic of a LiDAR, so {wanted} is not written")
+    if wanted and not wanted.exists():  # what a person has looked over stays
+        replace_file(wanted, first_text(first, str(target)).encode(), durable=False)
+        say(f"\n{wanted}: look it over, then `tandem prepare rosbag {target} OUT topics={wanted}`")
+    return 1 if overview.problems else 0
+
+
 # ---- output
 
 
-def _show(title: str, subtitle: str, tables: list[TextTable], pictures: dict[str, RgbImage], out: str | None) -> None:
+def _show(
+    title: str,
+    subtitle: str,
+    tables: list[TextTable],
+    pictures: dict[str, RgbImage],
+    out: str | None,
+    hint: str = "pictures: add --out FOLDER",
+) -> None:
     say(f"{title}\n{subtitle}\n")
     print("\n\n".join(table.text() for table in tables))
     if out is None:
-        print("\npictures: add --out FOLDER")
+        print(f"\n{hint}")
         return
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -186,7 +231,7 @@ def _show(title: str, subtitle: str, tables: list[TextTable], pictures: dict[str
         replace_file(folder / f"{file_name}.png", png_bytes(picture), durable=False)
     sheet = folder / "inspect.html"
     replace_file(sheet, page(title, subtitle, tables, pictures).encode(), durable=False)
-    say(f"\n{len(pictures)} pictures and {sheet}")
+    say(f"\n{f'{len(pictures)} pictures and ' if pictures else ''}{sheet}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
-"""`tandem inspect`: look into a prepared set or into a run; numbers on the terminal, pictures into a folder.
+"""`tandem inspect`: look into a prepared set, a run or a recording; numbers on the terminal, pictures into a folder.
 
     tandem inspect SHARDS [--sample KEY|INDEX ...] [--out FOLDER] [--check] [--calibration [N]]
     tandem inspect RUN [--frame KEY|INDEX ...] [--out FOLDER]
+    tandem inspect RECORDING [--settings FILE.yaml] [--out FOLDER]
+
+A recording is a ROS 1 bag, a ROS 2 bag or an MCAP file, or a folder of one: its topics with rates, gaps, sizes and
+clocks, its frames, and what deserves a look. --settings writes which topics are what, by a first guess, for
+`tandem prepare rosbag ... topics=FILE.yaml`; it needs `pip install 'tandem-pretrain[logs]'`.
 
 With --out, each picture becomes a PNG, and `inspect.html` shows everything in one file that needs no other.
 
@@ -9,6 +14,7 @@ Examples:
     tandem inspect runs/street --num 2 --out runs/street_pictures
     tandem inspect /data/my_set --calibration
     tandem inspect runs/slidr_street --out runs/slidr_street_pictures
+    tandem inspect drive.bag --settings topics.yaml
     tandem inspect runs/second_street --frame street-000050-00003 --out frame
 """
 
@@ -27,7 +33,7 @@ def parser() -> argparse.ArgumentParser:
     """Options of the verb."""
     p = verb_parser("tandem inspect", __doc__)
     target = p.add_argument(
-        "target", metavar="SHARDS_OR_RUN", help="folder or URL of a prepared set, or folder of a run"
+        "target", metavar="TARGET", help="folder or URL of a prepared set, folder of a run, or a recording"
     )
     completed(target, offer_runs)
     p.add_argument(
@@ -46,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--num", type=int, default=4, metavar="N", help="samples to draw (default: %(default)s)")
     p.add_argument("--out", metavar="FOLDER", help="write PNG pictures and inspect.html there")
+    p.add_argument("--settings", metavar="FILE.yaml", help="of a recording: write a first guess at its topics there")
     p.add_argument("--check", action="store_true", help="read every shard and compare it with its checksum (slow)")
     p.add_argument(
         "--calibration",

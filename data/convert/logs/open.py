@@ -32,6 +32,22 @@ _PART = re.compile(r"(.*?)_([0-9]+)")
 """Name of a part of a split bag: ROS appends _0, _1, and so on."""
 
 
+def is_recording(path: Path) -> bool:
+    """Whether a file begins as a recording, or a folder holds files that do."""
+    try:
+        if path.is_dir():
+            return any(_begins(found) for found in _files_of(path))
+        return path.is_file() and _begins(path)
+    except OSError:
+        return False
+
+
+def _begins(path: Path) -> bool:
+    with path.open("rb") as file:
+        first = file.read(max(map(len, _OPENERS)))
+    return any(first.startswith(mark) for mark in _OPENERS)
+
+
 def open_recording(source: str | Path | Sequence[Path]) -> FilesRecording:
     """A recording: a ROS 1 bag, a ROS 2 database, an MCAP file; a folder of such files, or several, are read as one.
 

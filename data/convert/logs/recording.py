@@ -180,6 +180,9 @@ class FilesRecording(Recording):
                 raise ShardError(f"{file.path}: topic {channel.topic}: {error}") from error
         return self._decoders[key]
 
+    def __enter__(self) -> FilesRecording:
+        return self
+
     def close(self) -> None:
         """Let go of the files."""
         for file in self._files:
