@@ -33,7 +33,7 @@ from configs.load import required_settings
 from configs.schema import PretrainConfig
 from engine.downstream.confusion import AbsentClass, ConfusionMatrix
 from engine.optim import peak_lr
-from launchers.export import random_voxels
+from launchers.exporting.proof import random_voxels
 from launchers.training.train import load_run
 from models.lidar.inputs import SLIDR_INPUT, PointInput
 from models.lidar.minkowski import from_minkowski, to_minkowski

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
-
-from common.files import replace_file
 from common.printable import say
 from common.run_files import CHECKPOINT_CONFIG
 from common.small_files import checked, read_json
@@ -24,17 +15,17 @@ from engine.checkpoint import read_state
 from engine.errors import CheckpointError
 from launchers.cli import guarded
 from launchers.evaluation.networks import origin_of
+from launchers.exporting.formats import FORMATS, IMAGES, SLIDR, resnet_of
+from launchers.exporting.layouts import text_beside, write_layout
+from launchers.exporting.proof import check, random_image, random_voxels
 from launchers.options.export import SUFFIXES, parser
 from launchers.runs.provenance import own_version
 from launchers.training.restore import build_objective, find_checkpoint_folder, load_run_config
 from models.image.base import describe_input
-from models.image.resnet import ResNet
-from models.image.resnet_encoder import ResNetEncoder
+from models.layouts.base import Fed
+from models.layouts.known import LAYOUTS
 from models.lidar.inputs import SLIDR_INPUT, PointInput
-from models.lidar.minkowski import to_minkowski
-from models.lidar.res16unet import Res16UNet
 from models.methods.base import Objective
-from models.weights import LoadReport, export_backbone, load_backbone, load_image_weights, load_slidr_backbone
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,38 +33,65 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = parser()
     options = p.parse_args(argv)
     out = Path(options.out)
-    suffix = FORMATS[options.format].suffix
+    suffix = SUFFIXES[options.format]
     if out.is_dir() and Path(options.source).suffix in SUFFIXES.values():
         p.error(f"{out} is a folder: the run comes first, then the file; did you mean {out} {options.source}?")
     if out.suffix != suffix:
         p.error(f"OUT is {options.out!r}, expected a name that ends in {suffix} for {options.format}")
-    if out.exists() and not options.force:
-        p.error(f"{out} exists; choose another name or add --force")
+    for path in (out, *([text_beside(out)] if options.format in LAYOUTS else [])):
+        if path.exists() and not options.force:
+            p.error(f"{path} exists; choose another name or add --force")
     if options.intensity_scale is not None and options.format != SLIDR:
         p.error(f"--intensity-scale is for --format {SLIDR}; {options.format} takes the input that the run had")
-    file_format = FORMATS[options.format]
     checkpoint = find_checkpoint_folder(Path(options.source))
     config = load_run_config(checkpoint)
     objective = build_objective(checkpoint, config)
     try:
-        network = file_format.network(objective)
-        metadata = {} if options.format == IMAGES else describe(checkpoint, config)
-        if options.format == SLIDR:
-            scale = options.intensity_scale or SLIDR_INPUT.intensity_scale
-            metadata["input"] = PointInput.of(config.data.voxel).scaled(scale).to_text()
-        file_format.write(out, objective, metadata)
-        inputs = _random_image() if options.format == IMAGES else random_voxels(int(metadata["in_channels"]))
-        report, difference = check(out, file_format, network, inputs)
+        if options.format in LAYOUTS:
+            _export_layout(out, options.format, checkpoint, config, objective)
+        else:
+            _export_format(out, options.format, options.intensity_scale, checkpoint, config, objective)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint} could not be exported as {options.format}: {error}") from error
-    say(f"exported {checkpoint}\n{report.text()}")
-    for name in sorted(metadata):
-        say(f"  {name}: {metadata[name]}")
-    fed = describe_input(_resnet_of(objective)) if options.format == IMAGES else PointInput.from_text(metadata["input"])
-    say(f"input: {fed}")
-    print(f"read back: features on a random input differ by at most {difference:g}")
     say(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
     return 0
+
+
+def _export_layout(out: Path, name: str, checkpoint: Path, config: RunConfig, objective: Objective) -> None:
+    fed = Fed(points=PointInput.of(config.data.voxel), voxels=config.data.voxel)
+    metadata = describe(checkpoint, config)
+    proven = write_layout(out, LAYOUTS[name], objective, fed, metadata)
+    say(f"exported {checkpoint} for {LAYOUTS[name].title}")
+    for key in sorted(metadata):
+        say(f"  {key}: {metadata[key]}")
+    say(f"input: {fed.points}")
+    added = f", {proven.added} of them 0 here" if proven.added else ""
+    print(
+        f"read back: all {proven.tensors} tensors{added}; rebuilt from them, features differ by at most "
+        f"{proven.difference:.2g} of the largest"
+    )
+    say(f"{text_beside(out)}: what to set there")
+
+
+def _export_format(
+    out: Path, name: str, intensity_scale: float | None, checkpoint: Path, config: RunConfig, objective: Objective
+) -> None:
+    file_format = FORMATS[name]
+    network = file_format.network(objective)
+    metadata = {} if name == IMAGES else describe(checkpoint, config)
+    if name == SLIDR:
+        metadata["input"] = (
+            PointInput.of(config.data.voxel).scaled(intensity_scale or SLIDR_INPUT.intensity_scale).to_text()
+        )
+    file_format.write(out, objective, metadata)
+    inputs = random_image() if name == IMAGES else random_voxels(int(metadata["in_channels"]))
+    report, difference = check(out, file_format, network, inputs)
+    say(f"exported {checkpoint}\n{report.text()}")
+    for key in sorted(metadata):
+        say(f"  {key}: {metadata[key]}")
+    fed = describe_input(resnet_of(objective)) if name == IMAGES else PointInput.from_text(metadata["input"])
+    say(f"input: {fed}")
+    print(f"read back: features on a random input differ by at most {difference:g}")
 
 
 def describe(checkpoint: Path, run: RunConfig) -> dict[str, str]:
@@ -108,159 +126,6 @@ def describe(checkpoint: Path, run: RunConfig) -> dict[str, str]:
         "step": str(read_state(checkpoint)["step"]),
         "tandem_version": own_version(),
     }
-
-
-# ---- formats
-
-
-@dataclass(frozen=True)
-class Format:
-    """One file format.
-
-    Attributes:
-        suffix: of the file's name.
-        network: the network of a method that the file holds.
-        write: (path, objective, metadata) writes the file, whole or not at all.
-        read: (path, network) fills a network of the same shape from the file.
-        tolerance: how far features read back may be from the run's, over the largest of them: 0 where tensors are
-            written as they are, rounding where a scale is folded in and out again.
-    """
-
-    suffix: str
-    network: Callable[[Objective], nn.Module]
-    write: Callable[[Path, Objective, dict[str, str]], None]
-    read: Callable[[Path, nn.Module], LoadReport]
-    tolerance: float = 0.0
-
-
-def _backbone_of(objective: Objective) -> nn.Module:
-    backbone = objective.part("backbone")
-    if backbone is None:
-        raise ValueError(f"{type(objective).__name__} has no 3D network; use --format {IMAGES} for its image network")
-    return backbone
-
-
-def _resnet_of(objective: Objective) -> ResNet:
-    encoder = objective.part("image_backbone")
-    if encoder is None:
-        raise ValueError(
-            f"{type(objective).__name__} has no image network that it trains; use --format tandem for its 3D network"
-        )
-    if not isinstance(encoder, ResNetEncoder):
-        raise ValueError(f"the image network is a {type(encoder).__name__}, and torchvision's layout is for a ResNet")
-    return encoder.network
-
-
-def _write_tandem(path: Path, objective: Objective, metadata: dict[str, str]) -> None:
-    export_backbone(path, _backbone_of(objective), metadata=metadata)
-
-
-def _read_tandem(path: Path, backbone: nn.Module) -> LoadReport:
-    return load_backbone(path, backbone, min_match=1.0)[0]
-
-
-def _write_slidr(path: Path, objective: Objective, metadata: dict[str, str]) -> None:
-    if not isinstance(objective.backbone, Res16UNet):
-        raise ValueError(
-            f"the backbone is a {type(objective.backbone).__name__}; SLidR's layout is for a Res16UNet; use --format "
-            "tandem"
-        )
-    fed = PointInput.from_text(metadata["input"])
-    state = to_minkowski(objective.backbone.state_dict(), _linear_head(objective), fed=fed)
-    _save(path, {"model_points": _plain(state), "config": metadata})
-
-
-def _read_slidr(path: Path, backbone: nn.Module) -> LoadReport:
-    return load_slidr_backbone(path, backbone, min_match=1.0)
-
-
-def _write_images(path: Path, objective: Objective, metadata: dict[str, str]) -> None:
-    _save(path, _plain(_resnet_of(objective).state_dict()))
-
-
-def _read_images(path: Path, network: nn.Module) -> LoadReport:
-    return load_image_weights(network, "torchvision", str(path), min_match=1.0)
-
-
-def _plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of tensors on the CPU.
-
-    Raises:
-        ValueError: one is not finite.
-    """
-    broken = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
-    if broken:
-        raise ValueError(f"not finite: {', '.join(broken[:5])}. The run has diverged; nothing was written")
-    return {key: value.detach().cpu().clone() for key, value in state.items()}
-
-
-def _save(path: Path, content: Mapping[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()  # torch's own writing of files turns every error into "file write failed"
-    torch.save(content, buffer)
-    replace_file(path, buffer.getvalue(), durable=False)
-
-
-def _linear_head(objective: Objective) -> tuple[Float[Tensor, "D C"], Float[Tensor, " D"]] | None:
-    """Weight and bias of a point head that is one linear layer; None for any other head."""
-    head = objective.part("point_head")
-    layers = [] if head is None else [part for part in head.modules() if next(part.children(), None) is None]
-    if len(layers) == 1 and isinstance(layers[0], nn.Linear) and layers[0].bias is not None:
-        return layers[0].weight, layers[0].bias
-    return None
-
-
-IMAGES = "torchvision"
-"""The format of image networks."""
-SLIDR = "slidr"
-"""The layout whose input has another scale."""
-
-FORMATS = {
-    "tandem": Format(SUFFIXES["tandem"], _backbone_of, _write_tandem, _read_tandem),
-    SLIDR: Format(SUFFIXES[SLIDR], _backbone_of, _write_slidr, _read_slidr, tolerance=1e-5),
-    IMAGES: Format(SUFFIXES[IMAGES], _resnet_of, _write_images, _read_images),
-}
-
-
-# ---- proof
-
-
-def check(path: Path, file_format: Format, network: nn.Module, inputs: tuple[Any, ...]) -> tuple[LoadReport, float]:
-    """Fill a copy with scrambled weights from the file, and compare it with the original.
-
-    Returns:
-        The report of the load, and the largest difference of the features.
-
-    Raises:
-        CheckpointError: the difference is larger than the format's rounding; the file is removed.
-    """
-    copied = copy.deepcopy(network)
-    with torch.no_grad():
-        for tensor in (*copied.parameters(), *copied.buffers()):
-            tensor.fill_(1)  # whatever the file does not fill will show
-    report = file_format.read(path, copied)
-    with torch.no_grad():
-        features = network.eval()(*inputs)
-        difference = float((features - copied.eval()(*inputs)).abs().max())
-    if not difference <= file_format.tolerance * float(features.abs().max()):  # true of NaN, too
-        path.unlink()
-        raise CheckpointError(
-            f"{path}: read back, its features differ by {difference} from the run's; the file was removed"
-        )
-    return report, difference
-
-
-def random_voxels(in_channels: int) -> tuple[Int[Tensor, "M 4"], Float[Tensor, "M F"], int]:
-    """Some hundred random voxels of two samples, negative coordinates among them, and the 2; the same at every call."""
-    generator = torch.Generator().manual_seed(0)
-    cells = torch.randint(-12, 12, (600, 3), generator=generator)
-    sample = torch.randint(0, 2, (600, 1), generator=generator)
-    coords = torch.unique(torch.cat([sample, cells], dim=1), dim=0).int()
-    return coords, torch.rand(len(coords), in_channels, generator=generator), 2
-
-
-def _random_image() -> tuple[Float[Tensor, "1 3 H W"]]:
-    return (torch.rand(1, 3, 96, 96, generator=torch.Generator().manual_seed(0)),)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,16 @@ Formats:
                  `fc` stays as it was), and so does our own `weights: torchvision:<path>`. Images are RGB from 0 to 1,
                  normalised as torchvision's weights expect.
 
-Example:
+    openpcdet    voxelnet, pillars, pointnet2 (pointrcnn) and the detectors second and centerpoint, for
+                 `--pretrained_model`.
+
+The last is a layout of another project: kernels turned to its order of axes, names and wrapping as its loader takes
+them. Beside OUT lies OUT.md, with the lines for its config and what to feed. Each such file is proven: the network is
+rebuilt from it on spconv (pip install spconv==2.3.8; no GPU) and plain torch and has to give the run's features.
+
+Examples:
     tandem export runs/slidr_nuscenes slidr_nuscenes.pt --format slidr
+    tandem export runs/slidr_voxelnet_nuscenes second.pth --format openpcdet
 """
 
 from __future__ import annotations
@@ -25,7 +33,12 @@ import argparse
 from launchers.cli import verb_parser
 from launchers.options.common import completed, offer_runs, positive_number
 
-SUFFIXES = {"tandem": ".safetensors", "slidr": ".pt", "torchvision": ".pth"}
+SUFFIXES = {
+    "tandem": ".safetensors",
+    "slidr": ".pt",
+    "torchvision": ".pth",
+    "openpcdet": ".pth",
+}
 """Format -> how the name of its file ends."""
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from data.batch_spec import VoxelConfig
 from models.lidar.inputs import PointInput
 from models.lidar.neighbors import Triple
+from models.methods.base import Objective
 
 AnyTensor = Shaped[Tensor, "..."]
 Axes = Literal["xyz", "zyx"]
@@ -85,13 +86,25 @@ class Layout(ABC):
 
     Attributes:
         name: of `--format`, e.g. "openpcdet".
-        suffix: of the file's name.
         title: the project and the version whose layout was read, for messages.
     """
 
     name: ClassVar[str]
-    suffix: ClassVar[str]
     title: ClassVar[str]
+
+    def network(self, objective: Objective) -> nn.Module:
+        """The part of a run that a file of this layout holds: the 3D network, or more where the project has it, too.
+
+        Raises:
+            ValueError: the run has none.
+        """
+        backbone = objective.part("backbone")
+        if backbone is None:
+            raise ValueError(
+                f"{type(objective).__name__} has no 3D network, and {self.name} is a layout of those; use --format "
+                "torchvision for its image network"
+            )
+        return backbone
 
     @abstractmethod
     def places(self, network: nn.Module) -> Mapping[str, Place]:
@@ -104,6 +117,14 @@ class Layout(ABC):
     def added(self, network: nn.Module) -> Mapping[str, AnyTensor]:
         """Tensors of theirs that ours does without, e.g. biases in front of a BatchNorm, which are 0. By their keys."""
         return {}
+
+    def settled(self, state: Mapping[str, AnyTensor], network: nn.Module) -> Mapping[str, AnyTensor]:
+        """A state dict from there that gives the same features and has nothing that has no place here.
+
+        For tensors that one place cannot turn alone, e.g. a bias that goes into a BatchNorm's mean. By their keys, as
+        it comes from `unwrap`; a file that was exported from here stays as it is.
+        """
+        return state
 
     @abstractmethod
     def wrap(self, state: Mapping[str, AnyTensor], metadata: Mapping[str, str]) -> Any:
@@ -127,6 +148,8 @@ class Layout(ABC):
     ) -> AnyTensor:
         """What a network built there of a file's state dict gives for voxels; compared with ours on every export.
 
+        It is compared by `models.layouts.result`: of a network with a bird's-eye view that is the map.
+
         Written from the project's documented layout alone. `network` may tell sizes (channels, cells, blocks), and
         nothing of order, axes or scale.
 
@@ -136,8 +159,29 @@ class Layout(ABC):
             inputs: voxel coordinates [M, 4], features [M, F], number of samples, as our network takes them.
 
         Returns:
-            What our network gives for these inputs, in the same order of rows.
+            As `models.layouts.result.result` of our network: a map, or rows in the order of the inputs.
         """
+
+
+def check_eps(network: nn.Module, eps: float, project: str) -> None:
+    """Refuse a network whose BatchNorm adds another number to the variance than the project's.
+
+    No tensor holds that number. The momentum of the running statistics may differ: it has no part in the features.
+
+    Raises:
+        ValueError: names the first layer with another one.
+    """
+    for name, norm in network.named_modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.eps != eps:
+            raise ValueError(
+                f"{name} has eps {norm.eps:g}, and {project}'s BatchNorm there {eps:g}: features would differ"
+            )
+
+
+def norm_places(ours: str, theirs: str) -> dict[str, Place]:
+    """The five tensors of a BatchNorm, which is called `ours` here and `theirs` there."""
+    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    return {f"{ours}.{part}": Place(key=f"{theirs}.{part}") for part in parts}
 
 
 def to_theirs(layout: Layout, network: nn.Module) -> dict[str, AnyTensor]:
@@ -160,6 +204,7 @@ def from_theirs(
         ValueError: as `Layout.places`.
     """
     places = layout.places(network)
+    theirs = layout.settled(theirs, network)
     found = {ours: place.back(theirs[place.key]) for ours, place in places.items() if place.key in theirs}
     known = {place.key for place in places.values()} | set(layout.added(network))
     return found, tuple(key for key in theirs if key not in known)

@@ -14,7 +14,10 @@ from common.run_files import WEIGHTS_FILE
 from engine.checkpoint import load_weights
 from engine.errors import CheckpointError
 from launchers import export
-from launchers.export import FORMATS, check, main, random_voxels
+from launchers.export import main
+from launchers.exporting.formats import FORMATS
+from launchers.exporting.proof import check, random_voxels
+from launchers.options.export import SUFFIXES
 from models.lidar.inputs import SLIDR_INPUT, PointInput
 from models.lidar.minkowski import from_minkowski, minkowski_key, to_minkowski
 from models.lidar.res16unet import Res16UNet, Res16UNetConfig
@@ -171,7 +174,7 @@ def test_a_diverged_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(export, "build_objective", broken)
     for file_format in ("tandem", "slidr"):
-        out = tmp_path / f"out{FORMATS[file_format].suffix}"
+        out = tmp_path / f"out{SUFFIXES[file_format]}"
         with pytest.raises(CheckpointError, match="not finite"):
             main([str(tmp_path / "run"), str(out), "--format", file_format])
         assert not out.exists()

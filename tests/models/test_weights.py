@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from launchers.export import random_voxels
+from launchers.exporting.proof import random_voxels
 from models.image.resnet import ResNet
 from models.image.resnet_encoder import ResNetEncoderConfig
 from models.lidar.inputs import SLIDR_INPUT, PointInput

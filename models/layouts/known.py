@@ -1,0 +1,8 @@
+"""The layouts of other projects: one line a layout. `tandem export --format` chooses from it."""
+
+from models.layouts.base import Layout
+from models.layouts.openpcdet import OpenPcdet
+
+LAYOUTS: dict[str, Layout] = {
+    "openpcdet": OpenPcdet(),
+}

@@ -1,0 +1,160 @@
+"""OpenPCDet's layout: names and shapes as documented, features as of the network, and what would be wrong is seen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine.errors import CheckpointError
+from launchers.exporting.formats import save
+from launchers.exporting.layouts import prove, random_inputs
+from models.detection.centerpoint import CenterPointConfig
+from models.detection.second import PointPillarsConfig, SecondConfig
+from models.layouts.base import from_theirs, to_theirs
+from models.layouts.openpcdet import OpenPcdet
+from models.lidar.pillars import PillarsConfig
+from models.lidar.pointnet2 import PointNet2, PointNet2Config
+from models.lidar.res16unet import Res16UNetConfig
+from models.lidar.voxelnet import VoxelNet, VoxelNetConfig
+from tests.helpers.weight_layouts import CELL_M, GRID_MAX, GRID_MIN, fed, stirred
+
+pytest.importorskip("spconv")
+
+LAYOUT = OpenPcdet()
+
+
+def voxelnet(preset: str) -> VoxelNetConfig:
+    return VoxelNetConfig(
+        preset=preset,  # type: ignore[arg-type]
+        in_channels=4,
+        grid_min=GRID_MIN,
+        grid_max=GRID_MAX,
+        voxel_size_m=CELL_M,
+    )
+
+
+def pillars(preset: str) -> PillarsConfig:
+    return PillarsConfig(
+        preset=preset,  # type: ignore[arg-type]
+        pillar_size_m=0.1,
+        range_min_m=(0.0, -1.6, -1.2),
+        range_max_m=(2.4, 1.6, 1.2),
+    )
+
+
+NETWORKS = {
+    "voxelbackbone8x": lambda: voxelnet("voxelbackbone8x").build(),
+    "second": lambda: voxelnet("second").build(),
+    "centerpoint": lambda: voxelnet("centerpoint").build(),
+    "second_tiny": lambda: voxelnet("second_tiny").build(),
+    "pointpillars": lambda: pillars("pointpillars").build(),
+    "centerpoint_pillars": lambda: pillars("centerpoint").build(),
+    "centerpoint_waymo": lambda: pillars("centerpoint_waymo").build(),
+    "pillars_tiny": lambda: pillars("pillars_tiny").build(),
+    "pointrcnn": lambda: PointNet2Config().build(),
+    "detector_second": lambda: SecondConfig(backbone=voxelnet("second_tiny")).build(),
+    "detector_pointpillars": lambda: PointPillarsConfig(backbone=pillars("pillars_tiny")).build(),
+    "detector_centerpoint": lambda: CenterPointConfig(backbone=voxelnet("second_tiny")).build(),
+}
+
+
+def proof(network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> float:
+    save(path, LAYOUT.wrap(state, {}))
+    coords, features, num_samples = random_inputs(network, fed())
+    rows = slice(0, None, 4 if isinstance(network, PointNet2) else 1)  # every neighbour is a row of its own there
+    return prove(path, LAYOUT, network, (coords[rows], features[rows], num_samples))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_rebuilt_from_its_file_gives_its_features(name: str, tmp_path: Path) -> None:
+    network = stirred(NETWORKS[name]())
+    assert proof(network, to_theirs(LAYOUT, network), tmp_path / "x.pth") < 2e-6
+    assert torch.load(tmp_path / "x.pth", weights_only=True).keys() >= {"model_state", "version", "epoch", "it"}
+
+
+def turned(state: dict[str, torch.Tensor], key: str, how: str) -> dict[str, torch.Tensor]:
+    """A state dict in which one kernel lies otherwise, by a name that says how."""
+    kernel = state[key]
+    ways = {
+        "axes x, y, z": kernel.permute(0, 3, 2, 1, 4),
+        "y and x swapped": kernel.permute(0, 1, 3, 2, 4),
+        "offsets reversed": kernel.flip(1, 2, 3),
+        "channels swapped": kernel.permute(4, 1, 2, 3, 0),
+    }
+    return {**state, key: ways[how].contiguous()}
+
+
+@pytest.mark.parametrize("how", ["axes x, y, z", "y and x swapped", "offsets reversed", "channels swapped"])
+@pytest.mark.parametrize("key", ["backbone_3d.conv1.0.0.weight", "backbone_3d.conv2.1.0.weight"])
+def test_a_kernel_that_lies_otherwise_gives_other_features(key: str, how: str) -> None:
+    network = stirred(voxelnet("second_tiny").build())
+    inputs = random_inputs(network, fed())
+    right = to_theirs(LAYOUT, network)
+    expected = LAYOUT.features(right, network, inputs)
+    found = LAYOUT.features(turned(right, key, how), network, inputs)
+    assert (expected - found).abs().max() > 1e-3 * expected.abs().max()
+
+
+def test_the_proof_refuses_a_file_whose_tensors_were_turned(tmp_path: Path) -> None:
+    network = stirred(voxelnet("second_tiny").build())
+    wrong = turned(to_theirs(LAYOUT, network), "backbone_3d.conv2.1.0.weight", "offsets reversed")
+    with pytest.raises(CheckpointError, match="1 tensors are not the run's"):
+        proof(network, wrong, tmp_path / "x.pth")
+
+
+def test_another_eps_is_refused_and_would_be_seen() -> None:
+    network = stirred(voxelnet("second_tiny").build())
+    inputs = random_inputs(network, fed())
+    state = to_theirs(LAYOUT, network)
+    expected = LAYOUT.features(state, network, inputs)
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            norm.eps = 1e-5
+    found = network.bird_eye_view(*inputs)
+    assert (expected - found).abs().max() > 1e-4 * expected.abs().max()
+    with pytest.raises(ValueError, match=r"has eps 1e-05, and OpenPCDet 0\.6's BatchNorm there 0\.001"):
+        to_theirs(LAYOUT, network)
+
+
+def test_what_has_no_counterpart_is_refused_with_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"no counterpart of a Res16UNet; it has those of voxelnet"):
+        to_theirs(LAYOUT, Res16UNetConfig(preset="res16unet_tiny").build())
+    with pytest.raises(ValueError, match="of Tandem's presets only pointrcnn"):
+        to_theirs(LAYOUT, PointNet2Config(preset="simipu_tiny").build())
+
+
+def test_biases_of_a_released_residual_network_go_into_the_norms() -> None:
+    network = stirred(voxelnet("centerpoint").build())
+    inputs = random_inputs(network, fed())
+    theirs = to_theirs(LAYOUT, network)
+    generator = torch.Generator().manual_seed(2)
+    biases = {
+        k: torch.rand(v.shape, generator=generator)
+        for k, v in theirs.items()
+        if k.endswith(("conv1.bias", "conv2.bias"))
+    }
+    assert len(biases) == 16
+    expected = LAYOUT.features({**theirs, **biases}, network, inputs)
+    found, strangers = from_theirs(LAYOUT, {**theirs, **biases}, network)
+    assert strangers == ()
+    network.load_state_dict(found)
+    assert isinstance(network, VoxelNet)
+    with torch.no_grad():
+        torch.testing.assert_close(network.bird_eye_view(*inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_offset_of_z_of_released_pillars_goes_into_the_column_of_z() -> None:
+    network = stirred(pillars("pillars_tiny").build())
+    network.config.__dict__["range_max_m"] = (2.4, 1.6, 2.0)  # whose middle is not 0
+    inputs = random_inputs(network, fed())
+    theirs = to_theirs(LAYOUT, network)
+    key = "vfe.pfn_layers.0.linear.weight"
+    assert theirs[key].shape == (32, 10)
+    theirs[key][:, 9] = torch.linspace(-1, 1, 32)
+    expected = LAYOUT.features(theirs, network, inputs)
+    network.load_state_dict(from_theirs(LAYOUT, theirs, network)[0])
+    with torch.no_grad():
+        torch.testing.assert_close(network.bird_eye_view(*inputs), expected, rtol=1e-4, atol=1e-4)
