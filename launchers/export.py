@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error(f"{out} is a folder: the run comes first, then the file; did you mean {out} {options.source}?")
     if out.suffix != suffix:
         p.error(f"OUT is {options.out!r}, expected a name that ends in {suffix} for {options.format}")
-    for path in (out, *([text_beside(out)] if options.format in LAYOUTS else [])):
+    for path in (out, *([] if options.format in FORMATS else [text_beside(out)])):
         if path.exists() and not options.force:
             p.error(f"{path} exists; choose another name or add --force")
     if options.intensity_scale is not None and options.format != SLIDR:
@@ -47,10 +47,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = load_run_config(checkpoint)
     objective = build_objective(checkpoint, config)
     try:
-        if options.format in LAYOUTS:
-            _export_layout(out, options.format, checkpoint, config, objective)
-        else:
+        if options.format in FORMATS:
             _export_format(out, options.format, options.intensity_scale, checkpoint, config, objective)
+        else:
+            _export_layout(out, options.format, checkpoint, config, objective)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint} could not be exported as {options.format}: {error}") from error
     say(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")

@@ -17,7 +17,10 @@ Formats:
     openpcdet    voxelnet, pillars, pointnet2 (pointrcnn) and the detectors second and centerpoint, for
                  `--pretrained_model`.
 
-The last is a layout of another project: kernels turned to its order of axes, names and wrapping as its loader takes
+    torchsparse  res16unet (minkunet34, minkunet18) and spvcnn, as torchsparse's own examples, SegContrast's family,
+                 BEVLab and PCSeg have them.
+
+The last two are layouts of other projects: kernels turned to its order of axes, names and wrapping as its loader takes
 them. Beside OUT lies OUT.md, with the lines for its config and what to feed. Each such file is proven: the network is
 rebuilt from it on spconv (pip install spconv==2.3.8; no GPU) and plain torch and has to give the run's features.
 
@@ -38,6 +41,7 @@ SUFFIXES = {
     "slidr": ".pt",
     "torchvision": ".pth",
     "openpcdet": ".pth",
+    "torchsparse": ".pt",
 }
 """Format -> how the name of its file ends."""
 

@@ -163,21 +163,6 @@ class Layout(ABC):
         """
 
 
-def check_eps(network: nn.Module, eps: float, project: str) -> None:
-    """Refuse a network whose BatchNorm adds another number to the variance than the project's.
-
-    No tensor holds that number. The momentum of the running statistics may differ: it has no part in the features.
-
-    Raises:
-        ValueError: names the first layer with another one.
-    """
-    for name, norm in network.named_modules():
-        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d) and norm.eps != eps:
-            raise ValueError(
-                f"{name} has eps {norm.eps:g}, and {project}'s BatchNorm there {eps:g}: features would differ"
-            )
-
-
 def norm_places(ours: str, theirs: str) -> dict[str, Place]:
     """The five tensors of a BatchNorm, which is called `ours` here and `theirs` there."""
     parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

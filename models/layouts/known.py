@@ -2,7 +2,11 @@
 
 from models.layouts.base import Layout
 from models.layouts.openpcdet import OpenPcdet
+from models.layouts.slidr import SlidrLayout
+from models.layouts.torchsparse import TorchsparseLayout
 
 LAYOUTS: dict[str, Layout] = {
     "openpcdet": OpenPcdet(),
+    "slidr": SlidrLayout(),
+    "torchsparse": TorchsparseLayout(),
 }

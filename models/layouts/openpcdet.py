@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models.detection.anchor_head import AnchorHead
 from models.detection.bird_eye import BirdEyeDetector
 from models.detection.centre_head import CentreHead
-from models.layouts.base import AnyTensor, Fed, Layout, Place, check_eps
+from models.layouts.base import AnyTensor, Fed, Layout, Place
 from models.layouts.openpcdet_text import openpcdet_text
 from models.layouts.pillar_parts import PillarNames, pillar_places, read_pillars, without_z_offset
 from models.layouts.pointnet_parts import EPS as POINT_EPS
@@ -37,6 +37,7 @@ from models.layouts.second_parts import (
     stages_of,
 )
 from models.layouts.spconv_reader import State, batch_norm
+from models.layouts.unet_places import refuse_other_eps
 from models.lidar.pillars import Pillars
 from models.lidar.pointnet2 import PointNet2
 from models.lidar.res16unet import ResidualBlock
@@ -65,18 +66,18 @@ class OpenPcdet(Layout):
     def places(self, network: nn.Module) -> Mapping[str, Place]:
         """See `Layout.places`."""
         if isinstance(network, BirdEyeDetector):
-            check_eps(network.get_submodule("dense_head"), _HEAD_EPS, self.title)
+            refuse_other_eps(network.get_submodule("dense_head"), _HEAD_EPS, self.title)
             inner = {_OURS + key: place for key, place in self.places(network.backbone).items()}
             return {**inner, **{k: Place(key=k) for k in network.state_dict() if k.startswith("dense_head.")}}
         if isinstance(network, PointNet2):
-            check_eps(network, POINT_EPS, self.title)
+            refuse_other_eps(network, POINT_EPS, self.title)
             return pointnet_places(network)
         if not isinstance(network, VoxelNet | Pillars):
             raise ValueError(
                 f"OpenPCDet has no counterpart of a {type(network).__name__}; it has those of voxelnet, pillars and "
                 "pointnet2 (preset pointrcnn). U-Nets go to pointcept, mmdet3d and torchsparse"
             )
-        check_eps(network, _EPS, self.title)
+        refuse_other_eps(network, _EPS, self.title)
         if isinstance(network, Pillars):
             found = pillar_places(network.pillar_encoder, "pillar_encoder", _PILLARS)
         else:
