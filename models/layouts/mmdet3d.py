@@ -1,0 +1,136 @@
+"""Weights as mmdetection3d has them: sparse encoders, pillars and the 2D backbone of its detectors; U-Nets elsewhere.
+
+Kernels have axes z, y, x, and lie in a file as `models.layouts.mmdet3d_parts` says. Parts have the names that they have
+in VoxelNet (`voxel_encoder`, `middle_encoder`, `backbone`, `neck`); CenterPoint's begin with `pts_` there.
+
+Its residual encoder puts a stage's strided convolution last where Tandem (and OpenPCDet) begins the next stage with it:
+the same layers in the same order, under other names.
+
+Source: mmdetection3d 1.4, names and shapes of SparseEncoder, DynamicPillarFeatureNet, SECOND, SECONDFPN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from models.layouts.base import AnyTensor, Fed, Layout, Place
+from models.layouts.mmdet3d_parts import from_file, to_file
+from models.layouts.mmdet3d_text import mmdet3d_text
+from models.layouts.pillar_parts import PillarNames, pillar_places, read_pillars, without_z_offset
+from models.layouts.second_parts import (
+    BevNames,
+    Step,
+    bev_places,
+    bev_sizes,
+    encoded,
+    layer_places,
+    read_bev,
+    stages_of,
+)
+from models.layouts.unet_places import refuse_other_eps
+from models.lidar.pillars import Pillars
+from models.lidar.res16unet import ResidualBlock
+from models.lidar.voxelnet import VoxelNet
+
+_EPS = 1e-3
+_BEV = BevNames(blocks="backbone.blocks.", deblocks="neck.deblocks.", first=0)
+_PILLARS = PillarNames(layers="voxel_encoder.pfn_layers.", linear="0", norm="1")
+
+
+class Mmdet3d(Layout):
+    """See the module."""
+
+    name = "mmdet3d"
+    title = "mmdetection3d 1.4"
+
+    def places(self, network: nn.Module) -> Mapping[str, Place]:
+        """See `Layout.places`."""
+        if not isinstance(network, VoxelNet | Pillars):
+            raise ValueError(
+                f"mmdetection3d has no counterpart of a {type(network).__name__}; it has those of voxelnet and pillars"
+            )
+        refuse_other_eps(network, _EPS, self.title)
+        if isinstance(network, Pillars):
+            found = pillar_places(network.pillar_encoder, "pillar_encoder", _PILLARS)
+        else:
+            found = {}
+            for theirs, ours in _named(network):
+                found |= layer_places(ours, theirs, "zyx")
+        if network.bev_backbone is not None:
+            found |= bev_places(network.bev_backbone, "bev_backbone", _BEV)
+        return found
+
+    def settled(self, state: Mapping[str, AnyTensor], network: nn.Module) -> Mapping[str, AnyTensor]:
+        """Of pillars without the offset of z."""
+        return without_z_offset(state, network, _PILLARS) if isinstance(network, Pillars) else state
+
+    def wrap(self, state: Mapping[str, AnyTensor], metadata: Mapping[str, str]) -> Any:
+        """What `load_from` and `init_cfg` take."""
+        return {"state_dict": to_file(state), "meta": {"tandem": dict(metadata)}}
+
+    def unwrap(self, content: Mapping[str, object]) -> Mapping[str, AnyTensor]:
+        """See `Layout.unwrap`; names without `pts_`, which CenterPoint's parts begin with."""
+        state = content.get("state_dict")
+        return {k.removeprefix("pts_"): v for k, v in from_file(state).items()} if isinstance(state, Mapping) else {}
+
+    def instructions(self, network: nn.Module, fed: Fed) -> str:
+        """See `Layout.instructions`."""
+        return mmdet3d_text(network, fed, len(self.places(network)))
+
+    def features(
+        self, state: Mapping[str, AnyTensor], network: nn.Module, inputs: tuple[AnyTensor, AnyTensor, int]
+    ) -> AnyTensor:
+        """See `Layout.features`."""
+        if isinstance(network, Pillars):
+            bev = read_pillars(state, network, _PILLARS, inputs, eps=_EPS)
+        else:
+            assert isinstance(network, VoxelNet)
+            residual = "middle_encoder.encoder_layers.encoder_layer1.0.conv1.weight" in state
+            bev = encoded(state, network, _block_steps() if residual else _steps(), inputs, eps=_EPS)
+        if network.bev_backbone is None:
+            return bev
+        return read_bev(state, bev, bev_sizes(network.bev_backbone), _BEV, eps=_EPS)
+
+
+_AT = "middle_encoder."
+
+
+def _named(network: VoxelNet) -> list[tuple[str, tuple[str, nn.Module]]]:
+    """Their name of each of our layers."""
+    stages = stages_of(network.encoder, "encoder")
+    residual = any(isinstance(layer, ResidualBlock) for _, layer in stages.stages[0])
+    named = [(f"{_AT}conv_input", stages.first)]
+    for number, stage in enumerate(stages.stages, start=1):
+        layers = list(stage)
+        if residual:
+            if number > 1:
+                layers = layers[1:]
+            if number < len(stages.stages):
+                layers.append(stages.stages[number][0])
+        named += [(f"{_AT}encoder_layers.encoder_layer{number}.{place}", layer) for place, layer in enumerate(layers)]
+    return [*named, (f"{_AT}conv_out", stages.last)]
+
+
+def _steps() -> list[Step]:
+    """The layers of a SparseEncoder of convolutions (`block_type` conv_module), in their order."""
+    steps = [Step("submanifold", f"{_AT}conv_input", "subm1")]
+    steps.append(Step("submanifold", f"{_AT}encoder_layers.encoder_layer1.0", "subm1"))
+    for stage, padding in ((2, (1, 1, 1)), (3, (1, 1, 1)), (4, (0, 1, 1))):
+        at = f"{_AT}encoder_layers.encoder_layer{stage}"
+        steps.append(Step("strided", f"{at}.0", f"spconv{stage}", (2, 2, 2), padding))
+        steps += [Step("submanifold", f"{at}.{number}", f"subm{stage}") for number in (1, 2)]
+    return [*steps, Step("strided", f"{_AT}conv_out", "spconv_down2", (2, 1, 1), (0, 0, 0))]
+
+
+def _block_steps() -> list[Step]:
+    """The layers of one of residual blocks (`block_type` basicblock, as CenterPoint's configs have it)."""
+    steps = [Step("submanifold", f"{_AT}conv_input", "subm1")]
+    for stage, padding in ((1, (1, 1, 1)), (2, (1, 1, 1)), (3, (0, 1, 1)), (4, None)):
+        at = f"{_AT}encoder_layers.encoder_layer{stage}"
+        steps += [Step("block", f"{at}.{number}", f"subm{stage}") for number in (0, 1)]
+        if padding is not None:
+            steps.append(Step("strided", f"{at}.2", f"spconv{stage}", (2, 2, 2), padding))
+    return [*steps, Step("strided", f"{_AT}conv_out", "spconv_down2", (2, 1, 1), (0, 0, 0))]
