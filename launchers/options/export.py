@@ -13,16 +13,16 @@ Formats:
                  likewise. `torchvision.models.resnet50(weights=None).load_state_dict(..., strict=False)` loads it (its
                  `fc` stays as it was), and so does our own `weights: torchvision:<path>`. Images are RGB from 0 to 1,
                  normalised as torchvision's weights expect.
-
-    openpcdet    voxelnet, pillars, pointnet2 (pointrcnn) and the detectors second and centerpoint, for
-                 `--pretrained_model`.
-
+    mmdet3d      voxelnet and pillars, for `load_from` and `init_cfg` of mmdetection3d 1.4.
+    openpcdet    voxelnet, pillars, pointnet2 (pointrcnn) and whole detectors (second, pointpillars, centerpoint), for
+                 `--pretrained_model` of OpenPCDet.
     torchsparse  res16unet (minkunet34, minkunet18) and spvcnn, as torchsparse's own examples, SegContrast's family,
                  BEVLab and PCSeg have them.
 
-The last two are layouts of other projects: kernels turned to its order of axes, names and wrapping as its loader takes
-them. Beside OUT lies OUT.md, with the lines for its config and what to feed. Each such file is proven: the network is
-rebuilt from it on spconv (pip install spconv==2.3.8; no GPU) and plain torch and has to give the run's features.
+The last three are layouts of other projects: kernels turned to their order of axes, names and wrapping as their loaders
+take them. Beside OUT lies OUT.md, with the lines for the config there and what to feed. Each such file is proven: the
+network is rebuilt from it on spconv (pip install spconv==2.3.8; no GPU) and plain torch, and has to give the run's
+features.
 
 Examples:
     tandem export runs/slidr_nuscenes slidr_nuscenes.pt --format slidr
@@ -40,6 +40,7 @@ SUFFIXES = {
     "tandem": ".safetensors",
     "slidr": ".pt",
     "torchvision": ".pth",
+    "mmdet3d": ".pth",
     "openpcdet": ".pth",
     "torchsparse": ".pt",
 }

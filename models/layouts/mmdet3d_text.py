@@ -41,8 +41,8 @@ def mmdet3d_text(network: nn.Module, fed: Fed, num_tensors: int) -> str:
             "# For mmdetection3d",
             "",
             f"Set `load_from = 'FILE'`. Of the file's {num_tensors} tensors the log should name none as unexpected and",
-            "none of another size; missing are the heads alone. In CenterPoint, whose parts are called `pts_voxel_encoder`,",
-            "`pts_middle_encoder`, `pts_backbone`, `pts_neck`, give each part its own line instead:",
+            "none of another size; missing are the heads alone. In CenterPoint, whose parts are",
+            "called `pts_voxel_encoder`, `pts_middle_encoder`, `pts_backbone`, `pts_neck`, give each its own line:",
             "",
             "```python",
             "init_cfg=dict(type='Pretrained', checkpoint='FILE', prefix='middle_encoder')  # and so on",
@@ -178,5 +178,5 @@ def _bev(backbone: BevBackbone | None, in_channels: int) -> list[str]:
     ]
 
 
-def _numbers(values: tuple[float, ...]) -> str:
+def _numbers(values: tuple[float | int, ...]) -> str:
     return f"[{', '.join(f'{value:.10g}' for value in values)}]"

@@ -215,5 +215,5 @@ def _bev(backbone: BevBackbone | None) -> list[str]:
     ]
 
 
-def _numbers(values: Sequence[float]) -> str:
+def _numbers(values: Sequence[float | int]) -> str:
     return f"[{', '.join(f'{value:.10g}' for value in values)}]"

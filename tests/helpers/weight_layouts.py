@@ -10,10 +10,12 @@ from torch import nn
 from data.batch_spec import VoxelConfig
 from models.layouts.base import Fed
 from models.lidar.inputs import PointInput
+from models.lidar.pillars import PillarsConfig
+from models.lidar.voxelnet import VoxelNetConfig
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
-GRID_MIN, GRID_MAX, CELL_M = (0, -32, -12), (48, 32, 12), (0.05, 0.05, 0.1)
+GRID_MIN, GRID_MAX, CELL_M = (0, -32, -20), (48, 32, 20), (0.05, 0.05, 0.1)
 """A grid of detectors that a test can afford; no two axes have the same number of cells."""
 
 
@@ -35,13 +37,34 @@ def stirred(network: ModuleT) -> ModuleT:
     return network.eval()
 
 
-def fed(*, reduce: str = "first", cell_m: tuple[float, float, float] = CELL_M) -> Fed:
-    """Voxels with x, y, z and intensity in the grid above."""
-    low, high = ((c * size for c, size in zip(cells, cell_m, strict=True)) for cells in (GRID_MIN, GRID_MAX))
+def small_voxelnet(preset: str) -> VoxelNetConfig:
+    """On the grid above."""
+    return VoxelNetConfig(
+        preset=preset,  # type: ignore[arg-type]
+        in_channels=4,
+        grid_min=GRID_MIN,
+        grid_max=GRID_MAX,
+        voxel_size_m=CELL_M,
+    )
+
+
+def small_pillars(preset: str) -> PillarsConfig:
+    """In the same range."""
+    return PillarsConfig(
+        preset=preset,  # type: ignore[arg-type]
+        pillar_size_m=0.1,
+        range_min_m=(0.0, -1.6, -1.2),
+        range_max_m=(2.4, 1.6, 1.2),
+    )
+
+
+def fed(*, features: str = "xyz_intensity", reduce: str = "first") -> Fed:
+    """Voxels of the grid above."""
+    low, high = ([c * size for c, size in zip(cells, CELL_M, strict=True)] for cells in (GRID_MIN, GRID_MAX))
     voxels = VoxelConfig(
         kind="cartesian",
-        size=cell_m,
-        features="xyz_intensity",
+        size=CELL_M,
+        features=features,  # type: ignore[arg-type]
         reduce=reduce,  # type: ignore[arg-type]
         range_min=tuple(low),  # type: ignore[arg-type]
         range_max=tuple(high),  # type: ignore[arg-type]

@@ -15,49 +15,37 @@ from models.detection.centerpoint import CenterPointConfig
 from models.detection.second import PointPillarsConfig, SecondConfig
 from models.layouts.base import from_theirs, to_theirs
 from models.layouts.openpcdet import OpenPcdet
-from models.lidar.pillars import PillarsConfig
 from models.lidar.pointnet2 import PointNet2, PointNet2Config
 from models.lidar.res16unet import Res16UNetConfig
-from models.lidar.voxelnet import VoxelNet, VoxelNetConfig
-from tests.helpers.weight_layouts import CELL_M, GRID_MAX, GRID_MIN, fed, stirred
+from models.lidar.voxelnet import VoxelNet
+from tests.helpers.weight_layouts import fed, small_pillars, small_voxelnet, stirred
+from tests.models.layouts.skeletons import (
+    bev_backbone,
+    listed,
+    pillar_layers,
+    point_rcnn_backbone,
+    tree_of,
+    voxel_backbone,
+)
 
 pytest.importorskip("spconv")
 
 LAYOUT = OpenPcdet()
 
 
-def voxelnet(preset: str) -> VoxelNetConfig:
-    return VoxelNetConfig(
-        preset=preset,  # type: ignore[arg-type]
-        in_channels=4,
-        grid_min=GRID_MIN,
-        grid_max=GRID_MAX,
-        voxel_size_m=CELL_M,
-    )
-
-
-def pillars(preset: str) -> PillarsConfig:
-    return PillarsConfig(
-        preset=preset,  # type: ignore[arg-type]
-        pillar_size_m=0.1,
-        range_min_m=(0.0, -1.6, -1.2),
-        range_max_m=(2.4, 1.6, 1.2),
-    )
-
-
 NETWORKS = {
-    "voxelbackbone8x": lambda: voxelnet("voxelbackbone8x").build(),
-    "second": lambda: voxelnet("second").build(),
-    "centerpoint": lambda: voxelnet("centerpoint").build(),
-    "second_tiny": lambda: voxelnet("second_tiny").build(),
-    "pointpillars": lambda: pillars("pointpillars").build(),
-    "centerpoint_pillars": lambda: pillars("centerpoint").build(),
-    "centerpoint_waymo": lambda: pillars("centerpoint_waymo").build(),
-    "pillars_tiny": lambda: pillars("pillars_tiny").build(),
+    "voxelbackbone8x": lambda: small_voxelnet("voxelbackbone8x").build(),
+    "second": lambda: small_voxelnet("second").build(),
+    "centerpoint": lambda: small_voxelnet("centerpoint").build(),
+    "second_tiny": lambda: small_voxelnet("second_tiny").build(),
+    "pointpillars": lambda: small_pillars("pointpillars").build(),
+    "centerpoint_pillars": lambda: small_pillars("centerpoint").build(),
+    "centerpoint_waymo": lambda: small_pillars("centerpoint_waymo").build(),
+    "pillars_tiny": lambda: small_pillars("pillars_tiny").build(),
     "pointrcnn": lambda: PointNet2Config().build(),
-    "detector_second": lambda: SecondConfig(backbone=voxelnet("second_tiny")).build(),
-    "detector_pointpillars": lambda: PointPillarsConfig(backbone=pillars("pillars_tiny")).build(),
-    "detector_centerpoint": lambda: CenterPointConfig(backbone=voxelnet("second_tiny")).build(),
+    "detector_second": lambda: SecondConfig(backbone=small_voxelnet("second_tiny")).build(),
+    "detector_pointpillars": lambda: PointPillarsConfig(backbone=small_pillars("pillars_tiny")).build(),
+    "detector_centerpoint": lambda: CenterPointConfig(backbone=small_voxelnet("second_tiny")).build(),
 }
 
 
@@ -66,6 +54,52 @@ def proof(network: nn.Module, state: dict[str, torch.Tensor], path: Path) -> flo
     coords, features, num_samples = random_inputs(network, fed())
     rows = slice(0, None, 4 if isinstance(network, PointNet2) else 1)  # every neighbour is a row of its own there
     return prove(path, LAYOUT, network, (coords[rows], features[rows], num_samples))
+
+
+def skeleton(name: str) -> nn.Module:
+    """The parts of a detector, from the documented names and shapes."""
+    if name == "pointrcnn":
+        return tree_of(backbone_3d=point_rcnn_backbone())
+    if name == "voxelbackbone8x":
+        return tree_of(backbone_3d=voxel_backbone((16, 32, 64, 64), 128, residual=False))
+    if name in ("second", "centerpoint"):
+        widths = (16, 32, 64, 128) if name == "centerpoint" else (16, 32, 64, 64)
+        blocks, ups = bev_backbone(256, (5, 5), (128, 256), (1, 2), (256, 256), padded=True)
+        encoder = voxel_backbone(widths, 128, residual=name == "centerpoint")
+        return tree_of(backbone_3d=encoder, backbone_2d=listed(blocks=blocks, deblocks=ups))
+    if name == "detector_second":
+        blocks, ups = bev_backbone(64, (1, 1), (48, 64), (1, 2), (48, 48), padded=True)
+        encoder = voxel_backbone((16, 16, 32, 32), 32, residual=False)
+        head = tree_of(conv_cls=nn.Conv2d(96, 18, 1), conv_box=nn.Conv2d(96, 42, 1), conv_dir_cls=nn.Conv2d(96, 12, 1))
+        return tree_of(backbone_3d=encoder, backbone_2d=listed(blocks=blocks, deblocks=ups), dense_head=head)
+    strides, points = {
+        "pointpillars": ((1, 2, 4), (64,)),
+        "centerpoint_pillars": ((0.5, 1, 2), (32, 64)),
+        "centerpoint_waymo": ((1, 2, 4), (32, 64)),
+    }[name]
+    blocks, ups = bev_backbone(64, (3, 5, 5), (64, 128, 256), strides, (128, 128, 128), padded=True)
+    vfe = listed(pfn_layers=pillar_layers(10, points, named=True))
+    return tree_of(vfe=vfe, backbone_2d=listed(blocks=blocks, deblocks=ups))
+
+
+SKELETONS = (
+    "voxelbackbone8x",
+    "second",
+    "centerpoint",
+    "pointpillars",
+    "centerpoint_pillars",
+    "centerpoint_waymo",
+    "pointrcnn",
+    "detector_second",
+)
+
+
+@pytest.mark.parametrize("name", SKELETONS)
+def test_each_tensor_has_its_place_in_a_tree_of_the_documented_names(name: str) -> None:
+    with torch.device("meta"):
+        network, tree = NETWORKS[name](), skeleton(name)
+    state = {key: value.shape for key, value in to_theirs(LAYOUT, network.to_empty(device="cpu")).items()}
+    assert state == {key: value.shape for key, value in tree.state_dict().items()}
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -90,7 +124,7 @@ def turned(state: dict[str, torch.Tensor], key: str, how: str) -> dict[str, torc
 @pytest.mark.parametrize("how", ["axes x, y, z", "y and x swapped", "offsets reversed", "channels swapped"])
 @pytest.mark.parametrize("key", ["backbone_3d.conv1.0.0.weight", "backbone_3d.conv2.1.0.weight"])
 def test_a_kernel_that_lies_otherwise_gives_other_features(key: str, how: str) -> None:
-    network = stirred(voxelnet("second_tiny").build())
+    network = stirred(small_voxelnet("second_tiny").build())
     inputs = random_inputs(network, fed())
     right = to_theirs(LAYOUT, network)
     expected = LAYOUT.features(right, network, inputs)
@@ -99,14 +133,14 @@ def test_a_kernel_that_lies_otherwise_gives_other_features(key: str, how: str) -
 
 
 def test_the_proof_refuses_a_file_whose_tensors_were_turned(tmp_path: Path) -> None:
-    network = stirred(voxelnet("second_tiny").build())
+    network = stirred(small_voxelnet("second_tiny").build())
     wrong = turned(to_theirs(LAYOUT, network), "backbone_3d.conv2.1.0.weight", "offsets reversed")
     with pytest.raises(CheckpointError, match="1 tensors are not the run's"):
         proof(network, wrong, tmp_path / "x.pth")
 
 
 def test_another_eps_is_refused_and_would_be_seen() -> None:
-    network = stirred(voxelnet("second_tiny").build())
+    network = stirred(small_voxelnet("second_tiny").build())
     inputs = random_inputs(network, fed())
     state = to_theirs(LAYOUT, network)
     expected = LAYOUT.features(state, network, inputs)
@@ -127,7 +161,7 @@ def test_what_has_no_counterpart_is_refused_with_the_nearest() -> None:
 
 
 def test_biases_of_a_released_residual_network_go_into_the_norms() -> None:
-    network = stirred(voxelnet("centerpoint").build())
+    network = stirred(small_voxelnet("centerpoint").build())
     inputs = random_inputs(network, fed())
     theirs = to_theirs(LAYOUT, network)
     generator = torch.Generator().manual_seed(2)
@@ -148,7 +182,7 @@ def test_biases_of_a_released_residual_network_go_into_the_norms() -> None:
 
 
 def test_the_offset_of_z_of_released_pillars_goes_into_the_column_of_z() -> None:
-    network = stirred(pillars("pillars_tiny").build())
+    network = stirred(small_pillars("pillars_tiny").build())
     network.config.__dict__["range_max_m"] = (2.4, 1.6, 2.0)  # whose middle is not 0
     inputs = random_inputs(network, fed())
     theirs = to_theirs(LAYOUT, network)
@@ -159,3 +193,29 @@ def test_the_offset_of_z_of_released_pillars_goes_into_the_column_of_z() -> None
     network.load_state_dict(from_theirs(LAYOUT, theirs, network)[0])
     with torch.no_grad():
         torch.testing.assert_close(network.bird_eye_view(*inputs), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_text_has_the_lines_to_paste() -> None:
+    text = LAYOUT.instructions(small_voxelnet("second").build(), fed())
+    for line in (
+        "    POINT_CLOUD_RANGE: [0, -1.6, -2, 2.4, 1.6, 2]",
+        "          VOXEL_SIZE: [0.05, 0.05, 0.1]",
+        "          MAX_POINTS_PER_VOXEL: 1",
+        "        used_feature_list: ['x', 'y', 'z', 'intensity']",
+        "        NAME: VoxelBackBone8x",
+        "        LAYER_NUMS: [5, 5]",
+        "        UPSAMPLE_STRIDES: [1, 2]",
+        "        NUM_UPSAMPLE_FILTERS: [256, 256]",
+    ):
+        assert line in text.splitlines()
+    assert "Done (loaded 156/N)" in text
+    assert "**Widths.**" not in text
+    assert "**Widths.**" in LAYOUT.instructions(small_voxelnet("second_tiny").build(), fed())
+    assert "MAX_POINTS_PER_VOXEL: 5" in LAYOUT.instructions(small_voxelnet("second").build(), fed(reduce="mean"))
+    assert "NAME: DynPillarVFE" in LAYOUT.instructions(small_pillars("pointpillars").build(), fed())
+    assert "NPOINTS: [4096, 1024, 256, 64]" in LAYOUT.instructions(PointNet2Config().build(), fed())
+
+
+def test_an_input_that_cannot_be_fed_there_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"was fed intensity: train with data\.voxel\.features=xyz_intensity"):
+        LAYOUT.instructions(small_voxelnet("second").build(), fed(features="intensity"))
