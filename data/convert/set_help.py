@@ -60,6 +60,14 @@ HELP: dict[str, tuple[str, str]] = {
         "S3DIS (aligned v1.2): SRC holds Area_N/<room>/Annotations/<class>_<number>.txt",
         "grid_m=0.02, val_areas=[5]",
     ),
+    "rosbag": (
+        "bags of ROS 1 and ROS 2 (docs/recordings.md): SRC is a .bag, a bag's folder, or a folder of them",
+        "topics=FILE.yaml (of tandem inspect), cameras=[...] or [none], val_logs=[...], intensity_max=255, deskew=true",
+    ),
+    "mcap": (
+        "MCAP files of ROS 2 or with Foxglove's schemas (docs/recordings.md): SRC is an .mcap, or a folder of them",
+        "topics=FILE.yaml (of tandem inspect), cameras=[...] or [none], val_logs=[...], intensity_max=255, deskew=true",
+    ),
     "custom": (
         "your own logs (docs/custom_data.md): SRC holds <log>/{calibration.json,poses.csv,lidar,cameras}",
         "cameras=[...] or [none], val_logs=[...], columns=[x,y,z,intensity], max_image_gap_ms=60",

@@ -10,6 +10,7 @@ from data.convert.kitti.kitti_object import KittiObjectConverter
 from data.convert.kitti.kitti_raw import KittiRawConverter
 from data.convert.kitti.semantickitti import SemanticKittiConverter
 from data.convert.kitti.semanticposs import SemanticPossConverter
+from data.convert.logs.converter import McapConverter, RosbagConverter
 from data.convert.nuscenes.converter import NuscenesConverter
 from data.convert.once import OnceConverter
 from data.convert.pandaset.converter import PandasetConverter
@@ -36,6 +37,8 @@ SETTINGS: dict[str, type[Converter]] = {
     "sunrgbd": SunRgbdConverter,
     "scannet": ScanNetConverter,
     "s3dis": S3disConverter,
+    "rosbag": RosbagConverter,
+    "mcap": McapConverter,
     "custom": CustomConverter,
 }
 """Set -> its converter, a dataclass of the set's own settings."""

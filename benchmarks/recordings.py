@@ -1,0 +1,222 @@
+"""Preparing recordings: frames a second and core by stage, beside `rosbags` alone; peak memory at two sizes; the disk.
+
+    python -m benchmarks.recordings                    # 0.5 GiB, some minutes
+    python -m benchmarks.recordings --gib 20 --folder /data/tmp
+
+A ROS 2 bag of MCAP is generated as a vehicle would record it: one LiDAR of 120,000 points at 10 Hz (x, y, z, intensity,
+time, float32), three cameras of 1280 x 800 as JPEG at 10 Hz with camera info, odometry at 100 Hz. Sweeps and images
+repeat after a second. Rates are processor time of one process and one thread, which a busy machine shifts less than a
+clock's; what reads is warm. Rows:
+
+- rosbags alone: `AnyReader` reads and decodes every message of the topics that are used, and nothing is made of it;
+- read: the same by `data.convert.logs`;
+- convert: samples, JPEGs decoded: read, and clouds, poses and pairs by time; with deskew: each point moved as well;
+- prepare: shards without and with superpixels.
+
+The disk's rate is that of reading the file once after the system was asked to forget it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from benchmarks.common import REPOSITORY, markdown, seconds_of, setting
+from data.convert.logs.converter import RosbagConverter, forget_reader
+from data.convert.logs.open import open_recording
+from data.geometry import rigid, yaw_rotation
+from data.preparing.prepare import PrepareConfig, prepare
+from data.preparing.superpixels import SuperpixelConfig
+from data.sample import Sample
+from tests.helpers.recordings import Entry, write_ros2
+
+_GIB = 1 << 30
+_T0_NS = 1_700_000_000_000_000_000
+_PERIOD_NS = 100_000_000
+_REPEAT = 10
+_POINTS = 120_000
+_SIZE = (800, 1280)
+_YAWS = {"front": 0.0, "left": 1.0, "right": -1.0}
+
+
+# ---- the recording
+def entries(num_bytes: int) -> Iterator[Entry]:
+    """Messages of about so many bytes in all, by the time of writing, one sweep's period after the other."""
+    rng = np.random.default_rng(0)
+    sweeps = [_sweep(rng) for _ in range(_REPEAT)]
+    images = {camera: [_jpeg(rng) for _ in range(_REPEAT)] for camera in _YAWS}
+    K = np.array([[700.0, 0, 639.5], [0, 700.0, 399.5], [0, 0, 1]])
+    optical = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
+    static = [("base_link", "lidar", rigid(np.eye(3), np.array([0.0, 0, 1.8])))]
+    static += [
+        ("base_link", f"{camera}_optical", rigid(yaw_rotation(yaw) @ optical, np.array([1.0, 0, 1.5])))
+        for camera, yaw in _YAWS.items()
+    ]
+    yield Entry.of("/tf_static", "transforms", _T0_NS - _PERIOD_NS, "", static)
+    written = number = 0
+    while written < num_bytes:
+        start_ns = _T0_NS + number * _PERIOD_NS
+        sweep = sweeps[number % _REPEAT]
+        several = [Entry.of("/lidar/points", "cloud", start_ns, "lidar", sweep)]
+        for camera, jpegs in images.items():
+            frame, jpeg = f"{camera}_optical", jpegs[number % _REPEAT]
+            several.append(Entry.of(f"/{camera}/image/compressed", "jpeg", start_ns + 10_000_000, frame, jpeg))
+            several.append(
+                Entry.of(f"/{camera}/camera_info", "info", start_ns + 10_000_000, frame, (K, _SIZE, "plumb_bob", ()))
+            )
+            written += len(jpeg)
+        for time_ns in range(start_ns - _PERIOD_NS // 2, start_ns + _PERIOD_NS // 2, 10_000_000):
+            several.append(Entry.of("/odometry", "odometry", time_ns, "odom", ("odom", "base_link", _ego(time_ns))))
+        yield from sorted(several, key=lambda entry: entry.written_ns)
+        written += 4 * len(sweep) * _POINTS
+        number += 1
+
+
+def _sweep(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    azimuth = np.linspace(np.pi, -np.pi, _POINTS)
+    height = rng.uniform(-0.4, 0.2, _POINTS)
+    range_m = np.minimum(rng.uniform(3, 80, _POINTS), 1.8 / np.maximum(-height, 0.02))
+    return {
+        "x": range_m * np.cos(azimuth),
+        "y": range_m * np.sin(azimuth),
+        "z": range_m * height,
+        "intensity": rng.integers(0, 255, _POINTS),
+        "time": np.linspace(-0.05, 0.05, _POINTS),
+    }
+
+
+def _jpeg(rng: np.random.Generator) -> bytes:
+    coarse = rng.integers(0, 255, (_SIZE[0] // 16, _SIZE[1] // 16, 3), dtype=np.uint8)
+    image = cv2.resize(coarse, _SIZE[::-1], interpolation=cv2.INTER_CUBIC).astype(np.float32)
+    image += rng.normal(0, 4, _SIZE)[..., None]
+    return cv2.imencode(".jpg", np.clip(image, 0, 255).astype(np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+
+
+def _ego(time_ns: int) -> np.ndarray:
+    seconds = (time_ns - _T0_NS) / 1e9
+    return rigid(yaw_rotation(0.05 * seconds), np.array([10.0 * seconds, 0.0, 0.0]))
+
+
+# ---- what is measured
+def rosbags_alone(bag: Path, topics: Sequence[str]) -> int:
+    """Read and decode all messages of some topics; how many there are."""
+    from rosbags.highlevel import AnyReader
+
+    with AnyReader([bag]) as reader:
+        connections = [one for one in reader.connections if one.topic in topics]
+        return sum(reader.deserialize(data, one.msgtype) is not None for one, _, data in reader.messages(connections))
+
+
+def ours_alone(bag: Path, topics: Sequence[str]) -> int:
+    """The same by the reader that is used here."""
+    with open_recording(bag) as recording:
+        return sum(message.content is not None for message in recording.messages(topics))
+
+
+def convert(bag: Path, frames: int, *, deskew: bool) -> None:
+    """Samples of the first frames."""
+    converter = RosbagConverter(source=str(bag), deskew=deskew)
+    (log,) = converter.logs()
+    for item in converter.frames(log, 0, frames):
+        if not isinstance(item, Sample):
+            raise RuntimeError(f"{item.key}: {item.detail}")
+    forget_reader()
+
+
+def prepare_frames(bag: Path, frames: int, superpixels: SuperpixelConfig | None) -> None:
+    """Shards of the first frames."""
+    with tempfile.TemporaryDirectory(dir=bag.parent) as folder:
+        config = PrepareConfig(limit=frames, superpixels=superpixels)
+        prepare(RosbagConverter(source=str(bag)), folder, config)
+    forget_reader()
+
+
+def peak_mib(bag: Path) -> float:
+    """Largest resident memory of a process that prepares a whole recording without superpixels."""
+    with tempfile.TemporaryDirectory(dir=bag.parent) as folder:
+        words = ["rosbag", str(bag), f"{folder}/set", "--workers", "1", "--no-superpixels"]
+        code = (
+            "import resource, sys; from launchers.prepare import main; code = main(sys.argv[1:]); "
+            "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+        )
+        command = [sys.executable, "-c", code, *words]
+        done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    return float(done.stdout.rpartition("peak ")[2]) / 1024
+
+
+def disk_rate(file: Path) -> float:
+    """Bytes a second of reading a file from the disk once."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        began, num_bytes = time.perf_counter(), 0
+        while block := os.read(descriptor, 8 << 20):
+            num_bytes += len(block)
+        return num_bytes / (time.perf_counter() - began)
+    finally:
+        os.close(descriptor)
+
+
+def main() -> None:
+    """Generate, measure, print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gib", type=float, default=0.5, help="of the larger recording (default: %(default)s)")
+    parser.add_argument("--frames", type=int, default=100, help="that rates are measured on (default: %(default)s)")
+    parser.add_argument("--folder", help="for the recordings, on the disk to be judged (default: a temporary one)")
+    args = parser.parse_args()
+    cv2.setNumThreads(1)
+    print(setting(0), file=sys.stderr)
+    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
+        bags = {share: write_ros2(Path(temporary) / f"part{share}", entries(int(args.gib * _GIB / share)), "mcap")
+                for share in (4, 1)}  # fmt: skip
+        whole = bags[1]
+        (file,) = whole.glob("*.mcap")
+        disk = disk_rate(file)
+        with open_recording(whole) as recording:
+            topics = [topic.name for topic in recording.topics.values()]
+            sweeps = recording.topics["/lidar/points"].count
+        num_bytes, frames = (
+            file.stat().st_size,
+            min(args.frames, sweeps - 4),
+        )  # those at the ends have no poses around them
+        reads: dict[str, Callable[[], object]] = {
+            "rosbags alone": lambda: rosbags_alone(whole, topics),
+            "read": lambda: ours_alone(whole, topics),
+        }
+        of_frames: dict[str, Callable[[], object]] = {
+            "convert": lambda: convert(whole, frames, deskew=False),
+            "convert, deskew": lambda: convert(whole, frames, deskew=True),
+            "prepare, no superpixels": lambda: prepare_frames(whole, frames, None),
+            "prepare": lambda: prepare_frames(whole, frames, SuperpixelConfig()),
+        }
+        rows = []
+        for calls, count in ((reads, sweeps), (of_frames, frames)):
+            for name, call in calls.items():
+                rate = count / seconds_of(call)
+                share = rate * num_bytes / sweeps / disk
+                rows.append([name, f"{rate:.1f}", f"{1e3 / rate:.1f}", f"{share:.1%}"])
+        print(f"{sweeps} sweeps, {num_bytes / sweeps / 1e6:.2f} MB a sweep with its images; disk {disk / 1e6:.0f} MB/s")
+        print(markdown(["", "frames/s a core", "ms a frame", "of the disk's rate"], rows))
+        sizes = [[f"{_size(bag) / _GIB:.2f}", f"{peak_mib(bag):.0f}"] for bag in bags.values()]
+        print(markdown(["GiB of recording", "peak MiB"], sizes))
+        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(f"(this process, which wrote and read both: {own:.0f} MiB)")
+
+
+def _size(bag: Path) -> int:
+    return sum(path.stat().st_size for path in bag.iterdir())
+
+
+if __name__ == "__main__":
+    main()
