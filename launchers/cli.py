@@ -32,6 +32,7 @@ VERBS = {
     "plan": "what a run would cost on a number of GPUs: batches, memory, traffic, hours",
     "report": "gather results of any number of runs into one table and one HTML file",
     "inspect": "look into shards or a run: numbers and pictures",
+    "fit": "will weights trained on one sensor serve another set",
     "export": "write trained weights for other code bases",
     "weights": "published image networks: where they come from; what a weight file is",
     "score": "judge anybody's detections as a benchmark does, from files",

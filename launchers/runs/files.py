@@ -13,6 +13,7 @@ verdict.json, pictures/         the newest judgement with curves and frames; the
 selection/                      which of its checkpoints is the best
 evaluation/<element>/           config.yaml and results.json, or error.txt, of the jobs that follow it
 detectors/<name>/               runs that follow it: detectors that start from it
+sensors.json                    what the sensors of its set are like (`tandem fit`)
 results.json, labelled/, predictions/, registration/    of `tandem evaluate` on it
 <folder of runs>/
 baselines/<key>/                random-initialisation rows that runs share, like an element
@@ -67,6 +68,7 @@ RANDOM_DETECTORS = "random_detectors"
 INIT_FILE = "init.json"
 """In the folder of a detector's run: what it started from."""
 SELECTION = "selection"
+SENSORS_FILE = "sensors.json"
 ERROR_FILE = "error.txt"
 """In the folder of an element, baseline, selection or report: why it failed, first line for tables, then where."""
 LABELLED_FOLDER = "labelled"
