@@ -29,6 +29,7 @@ from tests.helpers.recordings import Entry, changed, in_order, write_mcap, write
 
 T0 = 1_700_000_000_000_000_000
 MS = 1_000_000
+FIRST_POSE = T0 - 120 * MS
 SPEED_MPS = 10.0
 K = np.array([[20.0, 0, 11.5], [0, 20.0, 7.5], [0, 0, 1]])
 SIZE = (16, 24)
@@ -80,7 +81,7 @@ def drive(sweeps: int = 8) -> list[Entry]:
     times = range(T0, T0 + sweeps * 100 * MS, 100 * MS)
     entries = [static(), *(cloud(time, "/lidar", "lidar", T_EGO_LIDAR) for time in times)]
     entries += [entry for time in times for entry in image(time + 20 * MS)]
-    entries += [odometry(time) for time in range(T0 - 40 * MS, times[-1] + 200 * MS, 20 * MS)]
+    entries += [odometry(time) for time in range(FIRST_POSE, times[-1] + 200 * MS, 20 * MS)]
     return in_order(entries)
 
 
@@ -132,7 +133,7 @@ def test_each_sweep_has_the_nearest_image_and_poses_of_both_times(tmp_path: Path
         nearest = min(side_times, key=lambda time: abs(time - stamp))
         assert side.timestamp_us == nearest // 1000
         assert side.image[0, 0, 0] == (nearest - T0) // MS % 251
-        origin = ego_at(T0 - 40 * MS)[:3, 3]
+        origin = ego_at(FIRST_POSE)[:3, 3]
         for time, T in ((stamp, sample.T_world_ego), (nearest, side.T_world_ego)):
             expected = ego_at(time)
             np.testing.assert_allclose(T[:3, 3], expected[:3, 3] - origin, atol=1e-5)  # 20 ms of a curve apart
@@ -261,7 +262,7 @@ def test_an_mcap_of_protobuf_is_a_log(tmp_path: Path) -> None:
     path = write_mcap(tmp_path / "drive.mcap", drive(4))
     samples = samples_of(McapConverter(source=str(path)))
     for number, sample in enumerate(samples):
-        expected = ego_at(T0 + number * 100 * MS)[:3, 3] - ego_at(T0 - 40 * MS)[:3, 3]
+        expected = ego_at(T0 + number * 100 * MS)[:3, 3] - ego_at(FIRST_POSE)[:3, 3]
         np.testing.assert_allclose(sample.T_world_ego[:3, 3], expected, atol=1e-5)
     assert len(samples) == 4
 
