@@ -30,7 +30,7 @@ from data.sample import Sample
 
 _TF = "geometry_msgs/TransformStamped[] transforms"
 _NS = 1_000_000_000
-WRITTEN_AFTER_NS = {"cloud": 60_000_000, "jpeg": 25_000_000, "png": 25_000_000, "info": 25_000_000}
+WRITTEN_AFTER_NS = {"cloud": 60_000_000, **dict.fromkeys(("jpeg", "png", "h264", "info"), 25_000_000)}
 """Kind -> how long after its stamp it is written; 2 ms for anything else: a sweep is ready when the turn is over."""
 CLOUD_FIELDS = ("x", "y", "z", "intensity")
 
@@ -41,8 +41,8 @@ class Entry:
 
     Attributes:
         topic: its topic.
-        kind: "cloud": value is name -> column; "jpeg", "png": bytes; "info": K, size, distortion model, coefficients;
-            "transforms": triples of parent, child, 4x4; "odometry": one such triple.
+        kind: "cloud": value is name -> column; "jpeg", "png", "h264": bytes; "info": K, size, distortion model and
+            coefficients; "transforms": triples of parent, child, 4x4; "odometry": one such triple.
         stamp_ns: of the header.
         written_ns: when it was written.
         frame: of the header.
@@ -146,6 +146,7 @@ class _Ros:
         "cloud": "sensor_msgs/msg/PointCloud2",
         "jpeg": "sensor_msgs/msg/CompressedImage",
         "png": "sensor_msgs/msg/CompressedImage",
+        "h264": "sensor_msgs/msg/CompressedImage",
         "info": "sensor_msgs/msg/CameraInfo",
         "transforms": "tf2_msgs/msg/TFMessage",
         "odometry": "nav_msgs/msg/Odometry",
@@ -191,6 +192,9 @@ class _Ros:
 
     def _png(self, entry: Entry) -> Any:
         return self._image(entry, "png")
+
+    def _h264(self, entry: Entry) -> Any:
+        return self._image(entry, "h264")
 
     def _image(self, entry: Entry, how: str) -> Any:
         header = self._header(entry.stamp_ns, entry.frame)

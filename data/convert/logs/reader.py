@@ -14,7 +14,7 @@ from jaxtyping import Float, UInt8
 
 from data.convert.base import Skipped, read_or_skip
 from data.convert.custom.formats import LogCalibration, LogCamera
-from data.convert.logs.base import CameraInfo, LogSettings, Message, Recording, Topic, Transform
+from data.convert.logs.base import CameraInfo, LogSettings, Message, Picture, Recording, Topic, Transform
 from data.convert.logs.cameras import is_rectified, read_camera_info
 from data.convert.logs.fields import header_of
 from data.convert.logs.motion import Motion, Pose, on_the_way
@@ -22,6 +22,7 @@ from data.convert.logs.pairing import ReadSettings, near, stamp_of
 from data.convert.logs.pictures import read_picture
 from data.convert.logs.sweeps import SweepReader
 from data.convert.logs.transforms import read_transforms
+from data.convert.logs.videos import Videos
 from data.convert.logs.window import Held, Window, span, windows
 from data.sample import CameraView, Sample
 from data.storage.damage import DamagedError
@@ -76,6 +77,7 @@ class LogReader:
         self._recording, self._topics, self._settings = recording, topics, settings
         self._calibration = calibration
         self._sweeps = SweepReader(recording, topics, settings)
+        self._videos = Videos(recording, topics.cameras.values())
         self._moving = moving_topics(recording, topics)
         self._always = self._read_always()
         self._heads = {topic: self._head(topic) for topic in (*topics.lidars, *topics.cameras.values())}
@@ -172,13 +174,21 @@ class LogReader:
         """
         reach = self.reach_ns()
         start, stop, _ = span(written_ns, numbers, reach)
-        messages = self._held(self._recording.messages(list(reach), start, stop))
+        around = self._recording.messages(list(reach), start, stop)
+        messages = self._held(itertools.chain(self._videos.before(start), around))
         for window in windows(messages, self._topics.lidars[0], written_ns, numbers, reach):
             key = frame_key(self.name, window.number)
             yield read_or_skip(functools.partial(self._sample, key, window), key, self.name)
 
     def _held(self, messages: Iterable[Message]) -> Iterator[Held[Any]]:
+        decoders = self._videos.decoders()
+        written_ns = 0
         for message in messages:
+            written_ns = message.written_ns
+            if message.topic in decoders:
+                for picture in decoders.read(message):
+                    yield self._shown(message.topic, written_ns, picture)
+                continue
             try:
                 if message.topic in self._moving:
                     content: Any = self._transforms(message)
@@ -189,6 +199,13 @@ class LogReader:
                 logger.warning("%s: %s", self.name, error.detail)
                 continue
             yield Held(topic=message.topic, written_ns=message.written_ns, stamp_ns=stamp_ns, content=content)
+        for topic, picture in decoders.rest():
+            yield self._shown(topic, written_ns, picture)
+
+    def _shown(self, topic: str, written_ns: int, picture: Picture) -> Held[Any]:
+        """A picture of a video, which comes out when later frames are written where the stream has B-frames."""
+        stamp_ns = picture.stamp_ns if self._settings.by_header else written_ns
+        return Held(topic=topic, written_ns=written_ns, stamp_ns=stamp_ns, content=picture)
 
     def _sample(self, key: str, window: Window[Any]) -> Sample:
         sweep, before, topics = window.sweep, window.before, self._topics
@@ -244,7 +261,9 @@ class LogReader:
         topic = self._topics.cameras[name]
         gap_ms = self._settings.max_image_gap_ms
         found = near(topic, window, sweep, self._settings, max_gap_ms=gap_ms, what="image", setting="max_image_gap_ms")
-        picture = read_picture(self._recording.topics[topic], found.content, white=self._settings.image_max)
+        picture = found.content
+        if not isinstance(picture, Picture):
+            picture = read_picture(self._recording.topics[topic], picture, white=self._settings.image_max)
         camera = self._camera(name, picture.frame, found.stamp_ns, motion)
         jpeg, image = picture.jpeg, picture.rgb
         where = f"{topic} at {found.stamp_ns} ns"

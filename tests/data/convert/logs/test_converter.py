@@ -25,6 +25,7 @@ from data.preparing.prepare import PrepareConfig, prepare
 from data.sample import Sample
 from data.storage.shard import ShardError
 from launchers.prepare import main
+from tests.data.convert.logs.test_video import FRAMES, SIDE, encoded, picture
 from tests.helpers.recordings import Entry, changed, in_order, write_mcap, write_ros1, write_ros2
 
 T0 = 1_700_000_000_000_000_000
@@ -236,6 +237,30 @@ def test_distorted_images_are_undistorted(tmp_path: Path) -> None:
     ]
     for sample in samples_of(bag(tmp_path, entries)):
         np.testing.assert_array_equal(sample.cameras[0].image, cv2.undistort(picture, K, np.array(distortion)))
+
+
+@pytest.mark.parametrize("b_frames", [0, 2])
+def test_videos_are_decoded_from_the_key_frame_before_each_part(tmp_path: Path, b_frames: int) -> None:
+    """Key frames every 400 ms: a part that begins between two needs what was written before it."""
+    size = (SIDE, SIDE)
+    K_video = np.array([[60.0, 0, 31.5], [0, 60.0, 31.5], [0, 0, 1]])
+    entries = [one for one in drive(FRAMES) if one.kind not in ("png", "info")]
+    for place, (number, data) in enumerate(encoded("h264", b_frames)):
+        shown = T0 + number * 100 * MS + 20 * MS
+        sent = Entry.of("/front/video", "h264", shown, "front_optical", data)
+        entries.append(changed(sent, written_ns=T0 + place * 100 * MS + 45 * MS))
+        entries.append(Entry.of("/front/camera_info", "info", shown, "front_optical", (K_video, size, "", ())))
+    converter = bag(tmp_path, in_order(entries), max_pose_gap_ms=50.0, max_delay_ms=320.0)
+    whole = samples_of(converter)
+    assert len(whole) == FRAMES
+    for number, sample in enumerate(whole):
+        (view,) = sample.cameras
+        assert view.timestamp_us * 1000 == T0 + number * 100 * MS + 20 * MS
+        assert np.abs(view.image.astype(float) - picture(number)).mean() < 4
+        forget_reader()
+        (alone,) = converter.frames("drive", number, number + 1)
+        assert isinstance(alone, Sample), alone
+        np.testing.assert_array_equal(alone.cameras[0].image, view.image)
 
 
 # ---- logs and settings
