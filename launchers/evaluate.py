@@ -16,7 +16,7 @@ from configs.runs import RunConfig, read_run
 from configs.schema import EvaluateConfig
 from launchers.cli import guarded
 from launchers.evaluation.measure import evaluate_file, evaluate_random, evaluate_runs, results_file, shown_progress
-from launchers.evaluation.weight_file import StatedByHand, WeightFile, open_weight_file
+from launchers.evaluation.weight_file import StatedByHand, WeightFile, like_config, open_weight_file
 from launchers.options.evaluate import parse
 from launchers.reporting.table import print_table
 from launchers.runs.files import CONFIG_FILE
@@ -87,6 +87,7 @@ def _file_of(options: argparse.Namespace, config: EvaluateConfig) -> WeightFile:
     by_hand = StatedByHand(
         preset=options.backbone,
         leak=options.leak,
+        like=None if options.like is None else like_config(options.like),
         intensity_scale=options.intensity_scale,
         intensity_offset=options.intensity_offset,
     )

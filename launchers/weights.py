@@ -6,11 +6,15 @@ import hashlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from common.printable import say
 from launchers.cli import FAILURE, guarded
 from launchers.options.weights import parser
 from models.image.published import HEADER, PUBLISHED, PublishedWeights, markdown, rows
+
+if TYPE_CHECKING:  # which needs torch
+    from models.layouts.back_in import Fit
 
 _CHUNK = 1 << 20
 
@@ -46,17 +50,21 @@ def _check(path: Path) -> int:
     from common.nearby import nearest
     from configs.load import ArgumentError, ConfigError
     from models.image.recognise import fits
-    from models.weights import own_weights_file, read_checkpoint
+    from models.weight_files import read_weight_content
+    from models.weights import own_weights_file
 
     if not path.exists():
         beside = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ArgumentError(f"{path}: no such file{nearest(path.name, beside)}")
     try:
         file = own_weights_file(path) if path.is_dir() else path
-        content = read_checkpoint(file)
+        read = read_weight_content(file)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    content = read.content
     say(f"{file}: {file.stat().st_size / 1e6:,.0f} MB, {_summary(content)}")
+    if read.ignored:
+        say(f"  {read.not_used()}")
     published, agrees, verdict = _published(file)
     if published is not None:
         print(f"  {verdict}")
@@ -66,6 +74,8 @@ def _check(path: Path) -> int:
         say(f"  a 3D network in layout {layout}; to measure it:")
         say(f"  tandem evaluate --weights {path} --layout {layout} --out OUT CONFIG data.shards=SET")
         return 0
+    if not found and (points := _fitting_points(content)):
+        return _say_points(path, content, points)
     if not found:
         print(
             "  fills no image network that Tandem has (`tandem weights list` names those it has), and is no 3D network"
@@ -78,6 +88,11 @@ def _check(path: Path) -> int:
             f"{'' if fit.file_format == 'imagenet' else f':{path}'}"
             f"    {matched} of {total} tensors; of the file {len(fit.report.unused)} unused, "
             f"{len(fit.report.dropped)} left out by rule"
+        )
+    if any(fit.file_format.startswith("openmmlab") for fit in found if fit.merit == found[0].merit):
+        print(
+            "  openmmlab_bgr was fed BGR from 0 to 255 less the mean, openmmlab_rgb what torchvision's networks are: the "
+            "file does not say which, its config does (to_rgb)"
         )
     broken = found[0].broken()
     if broken:
@@ -96,6 +111,36 @@ def _layout_of_points(file: Path, content: Mapping[str, object]) -> str | None:
     except ValueError:
         return None
     return "tandem"
+
+
+def _fitting_points(content: Mapping[str, object]) -> list[Fit]:
+    """The 3D networks that a file in another project's layout fills."""
+    from models.layouts.back_in import fits
+
+    return fits(content)
+
+
+def _say_points(path: Path, content: Mapping[str, object], points: list[Fit]) -> int:
+    """What a file of a 3D network is, and how it is used."""
+    from models.layouts.back_in import stated
+    from models.layouts.known import LAYOUTS
+
+    said = stated(content)
+    for fit in points:
+        say(f"  a 3D network in the layout of {LAYOUTS[fit.layout].title}:")
+        say(
+            f"  {fit.family}, preset {fit.preset}, {fit.in_channels} features of a voxel; {len(fit.report.matched)} "
+            f"tensors{f'; {fit.taken}' if str(fit.taken) else ''}"
+        )
+    if said:
+        say(f"  fed: {said.get('input', 'not stated')}")
+    else:
+        say("  what it is fed is not stated; --like CONFIG says it by a config with the same network and voxels:")
+    layout = points[0].layout
+    like = "" if said else " --like CONFIG"
+    say(f"  tandem evaluate --weights {path} --layout {layout}{like} --out OUT PROTOCOLS data.shards=SET")
+    say(f"  tandem finetune CONFIG init={layout}:{path}")
+    return 0
 
 
 def _summary(content: Mapping[str, object]) -> str:

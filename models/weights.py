@@ -105,6 +105,8 @@ class KeyRule:
         return tensors, tuple(dropped)
 
 
+_NO_RESNET = r"(?!conv1\.|bn1\.|layer[1-4]\.)"
+
 IMAGE_FORMATS: dict[str, KeyRule] = {
     "torchvision": KeyRule(),
     "moco_v1": KeyRule(containers=("state_dict",), prefix=r"module\.encoder_q\."),
@@ -119,14 +121,19 @@ IMAGE_FORMATS: dict[str, KeyRule] = {
     "openmmlab_bgr": KeyRule(
         containers=("state_dict",),
         prefix=r"(?:(?:img_)?backbone\.)?",
-        drop=r"(?!conv1\.|bn1\.|layer[1-4]\.)",
+        drop=_NO_RESNET,
         bgr=True,
     ),
+    # The same of images as torchvision's networks take them, which most of their configs have. No tensor says which.
+    "openmmlab_rgb": KeyRule(containers=("state_dict",), prefix=r"(?:(?:img_)?backbone\.)?", drop=_NO_RESNET),
+    # The image network beside the 3D network in a pre-training checkpoint of the SLidR family.
+    "slidr_images": KeyRule(containers=("model_images", "state_dict"), prefix=r"(?:model_images\.)?encoder\."),
 }
 """Prefix rules of public image checkpoints, ResNet encoders."""
 
 VIT_FORMATS: dict[str, KeyRule] = {
     "dino": IMAGE_FORMATS["dino"],
+    "slidr_images": IMAGE_FORMATS["slidr_images"],
     # The mask token stands in for hidden patches in pre-training only.
     "dinov2": KeyRule(
         containers=("teacher", "student"),

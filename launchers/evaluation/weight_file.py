@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,14 +15,23 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from common.files import file_sha256
-from configs.load import ConfigError, load
+from configs.find import find_config
+from configs.load import UNREADABLE, ConfigError, load, required_settings
+from configs.runs import RunConfig, read_run
 from configs.schema import PRETRAIN_CHOICES, EvaluateConfig, PretrainConfig
+from data.batch_spec import VoxelConfig
 from engine.downstream.protocols import PROTOCOLS, of_tower
 from engine.downstream.results import LeakLevel
 from engine.downstream.runner import TOWER_TITLES, Initialisation, Tower
 from launchers.evaluation.networks import describe_origin, random_network
+from launchers.runs.files import CONFIG_FILE
 from models.image.resnet import NETWORK_PREFIX, ResNetName
-from models.lidar.inputs import SLIDR_VOXELS
+from models.layouts.back_in import first_kernel, stated, taken, unwrapped
+from models.layouts.base import Layout
+from models.layouts.known import LAYOUTS
+from models.lidar.backbones import BACKBONES
+from models.lidar.base import BackboneConfig
+from models.lidar.inputs import SLIDR_VOXELS, PointInput
 from models.lidar.minkowski import from_minkowski
 from models.lidar.res16unet import Preset
 from models.weights import (
@@ -45,12 +55,14 @@ class StatedByHand:
     Attributes:
         preset: of the network; None where the file does not say it: the one that it fits.
         leak: how much human labelling the weights brought along.
-        intensity_scale: of layout slidr, see `models.lidar.inputs.PointInput`.
+        like: of layouts that say nothing of it: a config whose 3D network is the file's, and is fed what that is fed.
+        intensity_scale: of 3D networks of other projects, see `models.lidar.inputs.PointInput`.
         intensity_offset: the same.
     """
 
     preset: str | None = None
     leak: LeakLevel | None = None
+    like: RunConfig | None = None
     intensity_scale: float | None = None
     intensity_offset: float | None = None
 
@@ -111,7 +123,8 @@ def open_weight_file(path: Path, layout: str, config: EvaluateConfig, by_hand: S
 
     Args:
         path: the file.
-        layout: how its tensors are named: "tandem", "slidr", or one of `models.weights.IMAGE_FORMATS`.
+        layout: how its tensors are named: "tandem", "slidr", or one of `models.layouts.known.LAYOUTS` or of
+            `models.weights.IMAGE_FORMATS`.
         config: names the set and the protocols.
         by_hand: what the file does not say.
 
@@ -191,7 +204,7 @@ def read_file(path: Path, layout: str, by_hand: StatedByHand | None = None) -> F
     Raises:
         ValueError: it is missing, damaged, or in another layout.
     """
-    readers = {"tandem": _tandem, "slidr": _slidr}
+    readers = {**dict.fromkeys(LAYOUTS, _theirs), "tandem": _tandem, "slidr": _slidr}
     return readers.get(layout, _images)(path, layout, by_hand or StatedByHand())
 
 
@@ -251,6 +264,79 @@ def _slidr(path: Path, layout: str, by_hand: StatedByHand) -> FileContent:
     )
 
 
+def _theirs(path: Path, layout: str, by_hand: StatedByHand) -> FileContent:
+    """A 3D network in a layout of another project, which says neither how it is built nor what it is fed."""
+    content = read_checkpoint(path)
+    theirs = unwrapped(LAYOUTS[layout], content, str(path))
+    metadata = stated(content)
+    if metadata:
+        backbone, voxels = _section(path, metadata, "backbone"), _section(path, metadata, "voxel")
+    elif by_hand.like is not None:
+        backbone, voxels = _like(by_hand.like)
+    else:
+        raise ValueError(
+            f"weights: {path}: files of layout {layout} do not say what their network is fed; expected --like CONFIG, "
+            "a pre-training config whose method.backbone and data.voxel are those of the file"
+        )
+    preset = backbone.get("preset")
+    if not isinstance(preset, str):
+        raise ValueError(f"weights: {path}: no preset of the network is stated; expected --like CONFIG")
+    scale, offset = by_hand.intensity_scale or 1.0, by_hand.intensity_offset or 0.0
+    fed = dataclasses.replace(
+        PointInput.of(load(VoxelConfig, None, defaults=voxels)), intensity_scale=scale, intensity_offset=offset
+    )
+    state = functools.partial(_theirs_as_ours, LAYOUTS[layout], theirs, fed)
+    return FileContent(
+        tower="backbone",
+        method={"name": "slidr", "backbone": backbone},
+        voxels=voxels if by_hand.intensity_offset is None else {**voxels, "intensity_offset": offset / scale},
+        preset=preset,
+        presets=tuple(dict.fromkeys((by_hand.preset or preset, preset))),
+        state=state,
+        metadata=metadata,
+    )
+
+
+def _theirs_as_ours(
+    layout: Layout, theirs: Mapping[str, Tensor], fed: PointInput, network: nn.Module
+) -> Mapping[str, Tensor]:
+    state = taken(layout, theirs, network).state
+    if fed.intensity_scale == 1:
+        return state
+    first = first_kernel(network)
+    if first is None:
+        raise ValueError(
+            f"--intensity-scale {fed.intensity_scale:g}: of a {type(network).__name__} it cannot be folded into the "
+            "first layer, which is no sparse convolution"
+        )
+    return {**state, first: fed.fold(state[first], fed.intensity_scale)} if first in state else state
+
+
+def like_config(text: str) -> RunConfig:
+    """What `--like` names: a run's folder, or a config of pre-training by file or name; what it asks for may be absent.
+
+    Raises:
+        ConfigError: there is none, or it cannot be read.
+    """
+    if Path(text).is_dir():
+        return read_run(Path(text) / CONFIG_FILE)
+    try:
+        asked = required_settings(find_config(text, "pretrain"))
+    except (OSError, *UNREADABLE):
+        asked = []  # reading it says it better
+    return read_run(text, [f"{name}=random" for name in asked], defaults={"run_dir": "none"})
+
+
+def _like(config: RunConfig) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of its 3D network and of its voxels."""
+    tower = config.method.tower("backbone")
+    family = next((name for name, kind in BACKBONES.items() if kind is type(tower)), None)
+    if not isinstance(tower, BackboneConfig) or family is None:
+        raise ValueError(f"--like: {type(config.method).__name__} has no 3D network")
+    settings = json.loads(json.dumps([dataclasses.asdict(tower), dataclasses.asdict(config.data.voxel)]))
+    return {"name": family, **settings[0]}, settings[1]
+
+
 def _images(path: Path, layout: str, by_hand: StatedByHand) -> FileContent:
     _refuse_scale(layout, by_hand)
     tensors = {
@@ -269,7 +355,10 @@ def _images(path: Path, layout: str, by_hand: StatedByHand) -> FileContent:
 
 def _refuse_scale(layout: str, by_hand: StatedByHand) -> None:
     if (by_hand.intensity_scale, by_hand.intensity_offset) != (None, None):
-        raise ValueError(f"--intensity-scale and --intensity-offset are for layout slidr, got layout {layout}")
+        raise ValueError(
+            "--intensity-scale and --intensity-offset are for 3D networks of other projects, whose files do not say "
+            f"it; got layout {layout}"
+        )
 
 
 def _section(path: Path, metadata: Mapping[str, str], name: str) -> dict[str, Any]:

@@ -30,14 +30,17 @@ from launchers.evaluation.weight_file import read_file
 from launchers.runs.settings import setting_of
 from launchers.training.restore import find_checkpoint_folder
 from models.detection.base import Detector
+from models.layouts.back_in import stated, taken, unwrapped
+from models.layouts.base import Layout
+from models.layouts.known import LAYOUTS
 from models.lidar.base import BackboneConfig
 from models.lidar.inputs import PointInput
-from models.weights import compare, load_state
+from models.weights import compare, load_state, read_checkpoint
 
 logger = logging.getLogger("tandem.pretrain")
 
-LAYOUTS = ("tandem", "slidr")
-"""Of files of 3D networks; the first needs no name."""
+OWN_LAYOUTS = ("tandem", "slidr")
+"""Of files that say, or have always the same, input; the first needs no name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,7 @@ class Start:
         leak: the same.
         filled: sub-networks with the source's weights.
         random: sub-networks with fresh weights.
+        assumed: what the file does not say, and was taken for granted.
         grid: voxels of the source, where the detector is fed others; None: the same, or random.
     """
 
@@ -70,6 +74,7 @@ class Start:
     leak: LeakLevel = "none"
     filled: tuple[str, ...] = ()
     random: tuple[str, ...] = ()
+    assumed: str = ""
     grid: Mapping[str, Any] | None = None
 
     def to_text(self) -> str:
@@ -81,6 +86,7 @@ class Start:
         parts = [f"starts from {self.identity}"]
         parts += [f"filled: {', '.join(self.filled)}"] if self.filled else []
         parts += [f"random: {', '.join(self.random)}"] if self.random else []
+        parts += [f"assumed: {self.assumed}"] if self.assumed else []
         return "; ".join(parts)
 
 
@@ -112,7 +118,7 @@ def fill(detector: Detector, config: FinetuneConfig) -> Start:
     if config.init == RANDOM:
         return Start(source=RANDOM, identity=RANDOM, random=_children(detector))
     try:
-        source = _open(config)
+        source = _open(config, detector)
     except (CheckpointError, ValueError) as error:
         raise ConfigError(f"init={config.init}: {error}") from error
     _check_input(source, config)
@@ -168,13 +174,15 @@ def sha256_of(init: str) -> str | None:
 def _named(init: str) -> tuple[str, Path]:
     """Layout and path; "" where none is given."""
     layout, colon, path = init.partition(":")
-    return (layout, Path(path)) if colon and layout in LAYOUTS else ("", Path(init))
+    return (layout, Path(path)) if colon and layout in (*OWN_LAYOUTS, *LAYOUTS) else ("", Path(init))
 
 
-def _open(config: FinetuneConfig) -> _Source:
+def _open(config: FinetuneConfig, detector: Detector) -> _Source:
     layout, path = _named(config.init)
+    if layout in LAYOUTS and layout not in OWN_LAYOUTS:
+        return _open_theirs(path, LAYOUTS[layout], config, detector)
     if layout or (path.is_file() and path.name != WEIGHTS_FILE):
-        return _open_file(path, layout or LAYOUTS[0], config)
+        return _open_file(path, layout or OWN_LAYOUTS[0], config)
     return _open_run(path.parent if path.is_file() else path, config)
 
 
@@ -212,6 +220,41 @@ def _open_file(path: Path, layout: str, config: FinetuneConfig) -> _Source:
     )
     voxels = load(VoxelConfig, None, defaults=dict(content.voxels))
     return _Source(title=f"{path} (layout {layout})", start=start, voxels=voxels, state=content.state)
+
+
+def _open_theirs(path: Path, layout: Layout, config: FinetuneConfig, detector: Detector) -> _Source:
+    """A file of another project: the whole detector where the layout has it and all heads fit, else the 3D network."""
+    content = read_checkpoint(path)
+    theirs = unwrapped(layout, content, str(path))
+    sha256, said = _sha256(path), stated(content)
+    part = "" if _fits_whole(layout, theirs, detector) else "backbone"
+    took = taken(layout, theirs, detector.get_submodule(part))
+    if str(took):
+        logger.warning("init=%s: %s", config.init, took)
+    voxels = load(VoxelConfig, None, defaults=json.loads(said["voxel"])) if "voxel" in said else config.data.voxel
+    assumed = "" if "voxel" in said else f"it learnt from what this detector is fed: {PointInput.of(voxels)}; {voxels}"
+    if assumed:
+        logger.warning("init=%s: a file of this layout does not say what it was fed; assumed: %s", config.init, assumed)
+    start = Start(
+        source=config.init,
+        identity=f"{path.name} {sha256[:12]} {layout.name}",
+        name=path.stem,
+        sha256=sha256,
+        teacher=said.get("teacher", ""),
+        leak=said.get("leak", "unknown"),  # type: ignore[arg-type]
+        assumed=assumed,
+    )
+    title = f"{path} (layout {layout.name})"
+    return _Source(title=title, start=start, voxels=voxels, state=lambda _: took.state, part=part)
+
+
+def _fits_whole(layout: Layout, theirs: Mapping[str, Tensor], detector: Detector) -> bool:
+    """Whether a file holds such a detector, head and all: heads of other classes have other shapes."""
+    try:
+        report = compare(detector, taken(layout, theirs, detector).state, source=layout.name)
+    except ValueError:
+        return False
+    return not report.mismatched and not report.unused
 
 
 def _check_input(source: _Source, config: FinetuneConfig) -> None:

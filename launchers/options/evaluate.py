@@ -14,7 +14,10 @@ With --weights a network from a file is measured, a published one for example, w
 Layouts:
     tandem      what `tandem export` writes.
     slidr       checkpoints of the SLidR family, and what `tandem export --format slidr` writes.
-    torchvision, moco_v1, moco_v2, moco_v3, dino, openmmlab_bgr    ResNets, for the protocols of image networks.
+    openpcdet, mmdet3d, pointcept, spconv, torchsparse    3D networks of these projects, and what `tandem export` writes
+                for them. Files from elsewhere do not say what they are fed: --like CONFIG does.
+    torchvision, moco_v1, moco_v2, moco_v3, dino, openmmlab_bgr, openmmlab_rgb, slidr_images
+                ResNets, for the protocols of image networks.
 
 With --detector the checkpoint of a run of `tandem finetune` is judged once more, on any split, and what it finds is
 written as benchmarks take it:
@@ -49,7 +52,10 @@ _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 
 _WEIGHTS = (".pt", ".pth", ".ckpt", ".tar", ".safetensors")
 """What names of files of weights end in."""
-LAYOUTS = ("tandem", "slidr", "torchvision", "moco_v1", "moco_v2", "moco_v3", "dino", "openmmlab_bgr")
+LAYOUTS = (
+    *("tandem", "slidr", "openpcdet", "mmdet3d", "pointcept", "spconv", "torchsparse"),
+    *("torchvision", "moco_v1", "moco_v2", "moco_v3", "dino", "openmmlab_bgr", "openmmlab_rgb", "slidr_images"),
+)
 """Of files of weights."""
 LEAKS = ("none", "ssl-teacher", "supervised-teacher", "class-agnostic-masks", "class-name-prompts", "unknown")
 """The words of `engine.downstream.results.LeakLevel`, which is slow to import."""
@@ -91,17 +97,23 @@ def parser(*, from_file: bool = False, of_detector: bool = False) -> argparse.Ar
     file.add_argument(
         "--leak", choices=LEAKS, help="labels that reached its training (default: as it says, or unknown)"
     )
+    like = file.add_argument(
+        "--like",
+        metavar="CONFIG",
+        help="of files that do not say it: a run, or a config of pre-training, with the file's network and voxels",
+    )
+    completed(like, offer_runs)
     file.add_argument(
         "--intensity-scale",
         type=positive_number,
         metavar="MAX",
-        help="of slidr: the largest intensity that it was fed (default: as it says, or 255)",
+        help="the largest intensity that it was fed (default: as it says; of slidr, 255; else 1)",
     )
     file.add_argument(
         "--intensity-offset",
         type=float,
         metavar="N",
-        help="of slidr: what was added to intensity; 1 for SLidR's runs on SemanticKITTI (default: as it says, or 0)",
+        help="what was added to intensity; 1 for SLidR's runs on SemanticKITTI (default: as it says, or 0)",
     )
     add_show_config(p)
     return p
@@ -125,7 +137,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         p.error("--submission goes with --detector RUN")
     given = [
         option
-        for option in ("layout", "backbone", "leak", "intensity_scale", "intensity_offset")
+        for option in ("layout", "backbone", "leak", "like", "intensity_scale", "intensity_offset")
         if getattr(options, option) is not None
     ]
     if options.weights is None and given:
