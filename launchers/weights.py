@@ -91,8 +91,8 @@ def _check(path: Path) -> int:
         )
     if any(fit.file_format.startswith("openmmlab") for fit in found if fit.merit == found[0].merit):
         print(
-            "  openmmlab_bgr was fed BGR from 0 to 255 less the mean, openmmlab_rgb what torchvision's networks are: the "
-            "file does not say which, its config does (to_rgb)"
+            "  openmmlab_bgr was fed BGR from 0 to 255 less the mean, openmmlab_rgb what torchvision's networks are; "
+            "which of them, its config says (to_rgb), not the file"
         )
     broken = found[0].broken()
     if broken:

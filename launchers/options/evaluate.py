@@ -14,8 +14,8 @@ With --weights a network from a file is measured, a published one for example, w
 Layouts:
     tandem      what `tandem export` writes.
     slidr       checkpoints of the SLidR family, and what `tandem export --format slidr` writes.
-    openpcdet, mmdet3d, pointcept, spconv, torchsparse    3D networks of these projects, and what `tandem export` writes
-                for them. Files from elsewhere do not say what they are fed: --like CONFIG does.
+    openpcdet and the other formats of `tandem export --help` for 3D networks    what it writes, and those projects' own
+                files. The latter do not say what the network is fed: --like CONFIG does.
     torchvision, moco_v1, moco_v2, moco_v3, dino, openmmlab_bgr, openmmlab_rgb, slidr_images
                 ResNets, for the protocols of image networks.
 
@@ -47,13 +47,14 @@ from launchers.options.common import (
     offer_runs,
     positive_number,
 )
+from launchers.options.export import NO_POINTS, SUFFIXES
 
 _OVERRIDE = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*=")
 
 _WEIGHTS = (".pt", ".pth", ".ckpt", ".tar", ".safetensors")
 """What names of files of weights end in."""
 LAYOUTS = (
-    *("tandem", "slidr", "openpcdet", "mmdet3d", "pointcept", "spconv", "torchsparse"),
+    *(name for name in SUFFIXES if name not in NO_POINTS),
     *("torchvision", "moco_v1", "moco_v2", "moco_v3", "dino", "openmmlab_bgr", "openmmlab_rgb", "slidr_images"),
 )
 """Of files of weights."""

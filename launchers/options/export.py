@@ -45,6 +45,8 @@ SUFFIXES = {
     "torchsparse": ".pt",
 }
 """Format -> how the name of its file ends."""
+NO_POINTS = ("torchvision",)
+"""Those of other networks than 3D ones."""
 
 
 def parser() -> argparse.ArgumentParser:

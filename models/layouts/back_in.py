@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from models.layouts.base import AnyTensor, Layout, from_theirs
 from models.layouts.known import LAYOUTS
@@ -135,9 +135,9 @@ def fits(content: Mapping[str, object]) -> list[Fit]:
             continue
         for family, config in BACKBONES.items():
             for preset in presets(config):
-                fit = _fit(name, theirs, family, preset)
-                if fit is not None and fit.report.share == 1 and not fit.report.unused:
-                    found.append(fit)
+                tried = (_fit(name, theirs, family, preset, more) for more in _GRIDS.get(family, ({},)))
+                fit = next((f for f in tried if f is not None and f.report.share == 1 and not f.report.unused), None)
+                found += [fit] if fit is not None else []
     return found
 
 
@@ -150,19 +150,25 @@ _CHANNELS = (4, 1, 3, 5)
 """Numbers of features of a voxel that occur."""
 
 
-def _fit(layout: str, theirs: Mapping[str, AnyTensor], family: str, preset: str) -> Fit | None:
+_GRIDS: dict[str, tuple[dict[str, Any], ...]] = {
+    "voxelnet": tuple({"grid_min": (-64, -64, 0), "grid_max": (64, 64, cells)} for cells in (40, 24, 56))
+}
+"""Settings of families whose tensors depend on more than preset and input: the layers of z are folded into channels."""
+
+
+def _fit(
+    layout: str, theirs: Mapping[str, AnyTensor], family: str, preset: str, settings: Mapping[str, Any]
+) -> Fit | None:
     """The number of input channels that fits best, where any can be compared."""
     found = None
     for in_channels in _CHANNELS:
         try:
-            network = _empty(family, preset, in_channels)
+            network = _empty(family, {**settings, "preset": preset, "in_channels": in_channels})
             took = taken(LAYOUTS[layout], theirs, network)
         except ValueError:  # no counterpart, or no network of so few features
             continue
         report = compare(network, took.state, source=preset)
-        fit = Fit(
-            layout=layout, family=family, preset=preset, in_channels=in_channels, report=report, taken=took
-        )
+        fit = Fit(layout=layout, family=family, preset=preset, in_channels=in_channels, report=report, taken=took)
         if report.share == 1:
             return fit
         if len(report.mismatched) > 1 or report.missing:  # more than the first layer differs
@@ -171,7 +177,6 @@ def _fit(layout: str, theirs: Mapping[str, AnyTensor], family: str, preset: str)
     return found
 
 
-def _empty(family: str, preset: str, in_channels: int) -> Backbone:
-    settings: dict[str, Any] = {"preset": preset, "in_channels": in_channels}
+def _empty(family: str, settings: Mapping[str, Any]) -> Backbone:
     with torch.device("meta"):
         return BACKBONES[family](**settings).build()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from pathlib import Path
 from typing import get_args
 
@@ -11,13 +13,18 @@ import torch
 
 from engine.downstream.results import LeakLevel, Result, read_results
 from launchers.cli import main as tandem
+from launchers.evaluation.weight_file import StatedByHand, like_config, read_file
 from launchers.options.evaluate import LAYOUTS, LEAKS
+from models.layouts import known as layouts
+from models.layouts.base import to_theirs
 from models.lidar.minkowski import to_minkowski
 from models.lidar.res16unet import Res16UNetConfig
+from models.lidar.voxelnet import VoxelNetConfig
 from models.weights import IMAGE_FORMATS
 from tests.helpers.image_run import write_image_run
 from tests.helpers.run_folder import write_toy_run
 from tests.helpers.samples import write_toy_set
+from tests.helpers.weight_layouts import GRID_MAX, GRID_MIN, fed, stirred
 
 POINTS = (
     "protocols=[linear_probe,knn,finetune]",
@@ -157,7 +164,7 @@ def test_what_does_not_fit_is_named(folder: Path, tmp_path: Path, capsys: pytest
         images, "torchvision", *IMAGES, "--backbone", "resnet50"
     )
     assert "depth cannot measure" in refused(slidr, "slidr", "protocols=[knn,depth]")
-    assert "are for layout slidr, got layout tandem" in refused(
+    assert "whose files do not say it; got layout tandem" in refused(
         folder / "tandem.safetensors", "tandem", *POINTS, "--intensity-scale", "255"
     )
     broken = torch.load(slidr, weights_only=True)
@@ -188,4 +195,35 @@ def test_weights_check_says_how_an_export_is_used(
 def test_the_words_of_options_are_those_of_the_code() -> None:
     """They are written out, because the command line must not wait for torch."""
     assert get_args(LeakLevel) == LEAKS
-    assert ("tandem", "slidr", *IMAGE_FORMATS) == LAYOUTS
+    assert {*LAYOUTS} == {"tandem", *layouts.LAYOUTS, *IMAGE_FORMATS}
+
+
+def test_a_network_of_another_project(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its file says nothing of its input: a config does, and the scale of intensity by hand."""
+    network = stirred(VoxelNetConfig(preset="second_tiny", in_channels=4, grid_min=GRID_MIN, grid_max=GRID_MAX).build())
+    file = tmp_path / "theirs.pth"
+    torch.save({"model_state": to_theirs(layouts.LAYOUTS["openpcdet"], network)}, file)
+    with pytest.raises(ValueError, match=r"do not say what their network is fed; expected --like CONFIG"):
+        read_file(file, "openpcdet")
+    backbone = (
+        f"{{name: voxelnet, preset: second_tiny, in_channels: 4, grid_min: {[*GRID_MIN]}, grid_max: {[*GRID_MAX]}}}"
+    )
+    voxels = json.dumps(dataclasses.asdict(fed().voxels))
+    (tmp_path / "like.yaml").write_text(
+        f"data: {{shards: '???', voxel: {voxels}}}\nmethod: {{name: pointcontrast, backbone: {backbone}}}\n"
+    )
+    like = like_config(str(tmp_path / "like.yaml"))
+    read = read_file(file, "openpcdet", StatedByHand(like=like))
+    assert (read.preset, read.voxels["size"]) == ("second_tiny", [*fed().voxels.size])
+    ours = network.state_dict()
+    assert all(torch.equal(read.state(network)[key], value) for key, value in ours.items())
+    first = "encoder.layers.0.conv.weight"
+    scaled = read_file(file, "openpcdet", StatedByHand(like=like, intensity_scale=255)).state(network)
+    assert torch.equal(scaled[first][:, 3], ours[first][:, 3] * 255)
+    assert torch.equal(scaled[first][:, :3], ours[first][:, :3])
+
+    assert tandem(["weights", "check", str(file)]) == 0
+    said = capsys.readouterr().out
+    assert "a 3D network in the layout of OpenPCDet 0.6:\n  voxelnet, preset second_tiny, 4 features of a voxel" in said
+    assert f"tandem finetune CONFIG init=openpcdet:{file}" in said
+    assert "what it is fed is not stated; --like CONFIG says it" in said

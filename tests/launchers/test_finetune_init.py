@@ -24,6 +24,8 @@ from launchers.finetuning.init import Start, fill, sha256_of
 from launchers.finetuning.run import assemble_detector
 from launchers.training.continuing import Continued
 from models.detection.base import Detector
+from models.layouts.base import to_theirs
+from models.layouts.known import LAYOUTS
 from models.weights import export_backbone
 
 ALONE = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
@@ -177,6 +179,48 @@ def test_an_exported_file_and_another_detector(tmp_path: Path) -> None:
     save_file({"x": torch.zeros(1)}, tmp_path / "foreign.safetensors")
     with pytest.raises(ConfigError, match=r"init=.*foreign.safetensors: weights: .* has format None"):
         filled(config(str(tmp_path / "foreign.safetensors")))
+
+
+def test_a_file_of_another_project(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whole where its head is this one; else the 3D network; and what it does not say is taken for granted by name."""
+    settings = config("random")
+    torch.manual_seed(3)
+    other = settings.model.build()
+    layout = LAYOUTS["openpcdet"]
+    theirs = to_theirs(layout, other)
+    kernels = {key: v.permute(1, 2, 3, 4, 0).contiguous() if v.ndim == 5 else v for key, v in theirs.items()}
+    file = tmp_path / "theirs.pth"
+    torch.save({"model_state": kernels, "epoch": 80}, file)
+    _, detector, start = filled(config(f"openpcdet:{file}"))
+    assert equal(detector, other, "backbone")
+    assert equal(detector, other, "dense_head")
+    assert start.filled == ("backbone", "dense_head")
+    assert start.assumed.startswith(
+        "it learnt from what this detector is fed: x, y, z in metres, intensity from 0 to 1"
+    )
+    assert "kernels turned from the order of spconv 1.x or mmcv" in caplog.text
+    assert "does not say what it was fed; assumed: it learnt" in caplog.text
+    assert (start.leak, start.name, start.sha256) == ("unknown", "theirs", sha256_of(f"openpcdet:{file}"))
+
+    fresh, detector, start = filled(config(f"openpcdet:{file}", "model.classes=[car]"))
+    assert equal(detector, other, "backbone")
+    assert equal(detector, fresh, "dense_head")
+    assert start.random == ("dense_head",)
+    assert "left out: dense_head" in caplog.text
+
+    said = {"tandem_version": "1", "voxel": json.dumps({**GRID, "reduce": "first"}), "leak": "none"}
+    torch.save(layout.wrap(theirs, said), file)
+    with pytest.raises(ConfigError, match=r"data.voxel.reduce: got mean, expected first: init=openpcdet:"):
+        filled(config(f"openpcdet:{file}"))
+    torch.save(layout.wrap(theirs, {**said, "voxel": json.dumps(GRID)}), file)
+    assert filled(config(f"openpcdet:{file}"))[2].assumed == ""
+    torch.save({"state_dict": theirs}, file)
+    with pytest.raises(ConfigError, match=r"is not in the layout of OpenPCDet"):
+        filled(config(f"openpcdet:{file}"))
+    half = {key: value for key, value in theirs.items() if not key.startswith("backbone_3d.conv4")}
+    torch.save({"model_state": half}, file)
+    with pytest.raises(ConfigError, match=r"missing: (backbone\.)?encoder\.layers"):
+        filled(config(f"openpcdet:{file}"))
 
 
 def test_the_run_goes_on_without_its_source_and_not_with_another(tmp_path: Path) -> None:

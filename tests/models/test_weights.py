@@ -54,7 +54,10 @@ def _file(file_format: str, state: dict[str, Tensor]) -> dict[str, object]:
         momentum = {f"module.momentum_encoder.{key}": value for key, value in other.items()}
         head = {"fc.0.weight": torch.zeros(8, 512), "fc.1.running_mean": torch.zeros(8)}
         return {"epoch": 3, "state_dict": put("module.base_encoder.", head) | momentum}
-    if file_format == "openmmlab_bgr":
+    if file_format == "slidr_images":
+        images = put("encoder.", fc) | {"decoder.0.weight": torch.zeros(64, 512, 1, 1)}
+        return {"model_points": {"conv0p1s1.kernel": torch.zeros(125, 1, 32)}, "model_images": images, "epoch": 50}
+    if file_format in ("openmmlab_bgr", "openmmlab_rgb"):
         return {"meta": {}, "state_dict": put("img_backbone.") | {"bbox_head.weight": torch.zeros(1)}}
     head = {f"module.head.{key}": torch.zeros(2) for key in ("mlp.0.weight", "last_layer.weight_g")}
     student = {f"module.backbone.{key}": value for key, value in other.items()}
