@@ -1,7 +1,7 @@
 """`tandem weights`: which published image networks load here, and what a weight file is.
 
     tandem weights list                 where the published files come from, their licences, how they are loaded
-    tandem weights check FILE           what FILE is, which networks it fills, in which layout; nothing in it is executed
+    tandem weights check FILE           what FILE is, its layout, which networks it fills; nothing in it is executed
 
 docs/teacher_weights.md has the same table. Files are never downloaded by Tandem.
 

@@ -218,7 +218,7 @@ def test_a_network_of_another_project(tmp_path: Path, capsys: pytest.CaptureFixt
     ours = network.state_dict()
     assert all(torch.equal(read.state(network)[key], value) for key, value in ours.items())
     first = "encoder.layers.0.conv.weight"
-    scaled = read_file(file, "openpcdet", StatedByHand(like=like, intensity_scale=255)).state(network)
+    scaled = read_file(file, "openpcdet", StatedByHand(like=like, intensity_scale=255.0)).state(network)
     assert torch.equal(scaled[first][:, 3], ours[first][:, 3] * 255)
     assert torch.equal(scaled[first][:, :3], ours[first][:, :3])
 
