@@ -91,8 +91,11 @@ def _part(key: str) -> str:
 def stated(content: Mapping[str, object]) -> dict[str, str]:
     """What `tandem export` says in a file of its own; {} for files from elsewhere."""
     for value in content.values():
-        if isinstance(value, Mapping) and "tandem_version" in value:
-            return {str(key): str(text) for key, text in value.items()}
+        if not isinstance(value, Mapping):
+            continue
+        for place in (value, *(inner for inner in value.values() if isinstance(inner, Mapping))):
+            if "tandem_version" in place:
+                return {str(key): str(text) for key, text in place.items()}
     return {}
 
 

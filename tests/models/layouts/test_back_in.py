@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.layouts.back_in import Taken, fits, taken, unwrapped
+from models.layouts.back_in import Taken, fits, stated, taken, unwrapped
 from models.layouts.base import to_theirs
 from models.layouts.known import LAYOUTS
 from models.layouts.old_kernels import order_of
@@ -73,6 +73,13 @@ def test_other_parts_are_left_out_and_strangers_stay() -> None:
     assert [row[0] for row in report.mismatched] == ["bev_backbone.blocks.0.0.conv.weight"]
     with pytest.raises(ValueError, match=r"x\.pth is not in the layout of OpenPCDet.*it has: state_dict"):
         unwrapped(OPENPCDET, {"state_dict": theirs}, "x.pth")
+
+
+@pytest.mark.parametrize("name", sorted(LAYOUTS))
+def test_what_an_export_states_is_found_in_every_layout(name: str) -> None:
+    said = {"tandem_version": "1", "voxel": "{}"}
+    assert stated(LAYOUTS[name].wrap({"a": torch.zeros(1)}, said)) == said
+    assert stated({"state_dict": {"a": torch.zeros(1)}, "meta": {"epoch": 3}}) == {}
 
 
 @pytest.mark.parametrize(
