@@ -16,6 +16,7 @@ from models.layouts.base import Fed, Layout, from_theirs, to_theirs
 from models.layouts.mmdet3d_unet import Mmdet3dUNet
 from models.layouts.pointcept import PointceptLayout
 from models.layouts.slidr import SlidrLayout
+from models.layouts.spconv_plain import SpconvPlain
 from models.layouts.torchsparse import TorchsparseLayout
 from models.lidar import res16unet
 from models.lidar.base import Backbone, BackboneConfig
@@ -57,6 +58,8 @@ FEATURES = [
     pytest.param(PointceptLayout(), CORNER, id="pointcept-spvcnn"),
     pytest.param(Mmdet3dUNet(), unet("minkunet34"), id="mmdet3d"),
     pytest.param(Mmdet3dUNet(), CORNER, id="mmdet3d-spvcnn"),
+    pytest.param(SpconvPlain(), unet("minkunet34"), id="spconv-two-stems"),
+    pytest.param(SpconvPlain(), unet("spunet34"), id="spconv-spunet"),
 ]
 """With narrow networks, see `narrow`."""
 
@@ -271,6 +274,16 @@ INSTRUCTIONS = [
     (Mmdet3dUNet(), unet("minkunet34"), ["encoder_blocks=[2, 3, 4, 6]", "voxel_size=[0.05, 0.05, 0.05]", '"spconv"']),
     (Mmdet3dUNet(), CORNER, ["SPVCNNBackbone", "torchsparse 1.4 alone", "batch_first=False"]),
     (SlidrLayout(), unet("res16unet34c"), ["--pretraining_path"]),
+    (
+        SpconvPlain(),
+        unet("spunet34"),
+        [
+            "1. SubMConv3d, 5x5x5, 4 to 32: `stem.weight`, then `stem_norm`",
+            "2. SparseConv3d, stride 2, 2x2x2, 32 to 32: `encoder.0.down.weight`",
+            "59. SubMConv3d, 3x3x3, 96 to 96: `decoder.3.blocks.1.conv2.weight`, then `decoder.3.blocks.1.norm2`",
+            "(eps 0.001)",
+        ],
+    ),
 ]
 
 
@@ -300,6 +313,7 @@ def test_instructions_say_what_to_paste_and_to_feed(layout: Layout, config: Back
         (PointceptLayout(), VoxelNetConfig(), r"no counterpart of a VoxelNet.* spunet34"),
         (Mmdet3dUNet(), unet("res16unet34c"), r"stem has two convolutions.* nearest preset is minkunet34"),
         (Mmdet3dUNet(), SpvcnnConfig(), r"coarse_cells=corner"),
+        (SpconvPlain(), SpvcnnConfig(), r"no sequence of spconv's layers here for a Spvcnn"),
         (SlidrLayout(), SpvcnnConfig(), r"the backbone is a Spvcnn; SLidR's layout is for a Res16UNet"),
     ],
     ids=str,
