@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,11 +15,21 @@ from torch import Tensor, nn
 from common.files import replace_file
 from models.image.resnet import ResNet
 from models.image.resnet_encoder import ResNetEncoder
+from models.layouts.minkowski_unet import minkowski_features
+from models.layouts.slidr import SlidrLayout
 from models.lidar.inputs import PointInput
 from models.lidar.minkowski import to_minkowski
-from models.lidar.res16unet import Res16UNet
 from models.methods.base import Objective
-from models.weights import LoadReport, export_backbone, load_backbone, load_image_weights, load_slidr_backbone
+from models.weight_files import read_checkpoint
+from models.weights import (
+    LoadReport,
+    export_backbone,
+    load_backbone,
+    load_image_weights,
+    load_slidr_backbone,
+    slidr_input,
+    slidr_points,
+)
 
 
 @dataclass(frozen=True)
@@ -31,12 +42,15 @@ class Format:
         read: (path, network) fills a network of the same shape from the file.
         tolerance: how far features read back may be from the run's, over the largest of them: 0 where tensors are
             written as they are, rounding where a scale is folded in and out again.
+        rebuild: (path, inputs) gives the features by a reader that knows the other code's layout alone; None: the
+            layout is torch's own.
     """
 
     network: Callable[[Objective], nn.Module]
     write: Callable[[Path, Objective, dict[str, str]], None]
     read: Callable[[Path, nn.Module], LoadReport]
     tolerance: float = 0.0
+    rebuild: Callable[[Path, tuple[Any, ...]], Tensor] | None = None
 
 
 def backbone_of(objective: Objective) -> nn.Module:
@@ -76,18 +90,23 @@ def _read_tandem(path: Path, backbone: nn.Module) -> LoadReport:
 
 
 def _write_slidr(path: Path, objective: Objective, metadata: dict[str, str]) -> None:
-    if not isinstance(objective.backbone, Res16UNet):
-        raise ValueError(
-            f"the backbone is a {type(objective.backbone).__name__}; SLidR's layout is for a Res16UNet; use --format "
-            "tandem"
-        )
+    backbone = backbone_of(objective)
+    SlidrLayout().places(backbone)  # refuses what has no counterpart
     fed = PointInput.from_text(metadata["input"])
-    state = to_minkowski(objective.backbone.state_dict(), _linear_head(objective), fed=fed)
+    state = to_minkowski(backbone.state_dict(), _linear_head(objective), fed=fed)
     save(path, {"model_points": finite(state), "config": metadata})
 
 
 def _read_slidr(path: Path, backbone: nn.Module) -> LoadReport:
     return load_slidr_backbone(path, backbone, min_match=1.0)
+
+
+def _rebuild_slidr(path: Path, inputs: tuple[Any, ...]) -> Tensor:
+    content = read_checkpoint(path)
+    coords, features, num_samples = inputs
+    return minkowski_features(
+        slidr_points(content), (coords, slidr_input(content).scale_features(features), num_samples)
+    )
 
 
 def _write_images(path: Path, objective: Objective, metadata: dict[str, str]) -> None:
@@ -134,6 +153,6 @@ SLIDR = "slidr"
 
 FORMATS = {
     "tandem": Format(backbone_of, _write_tandem, _read_tandem),
-    SLIDR: Format(backbone_of, _write_slidr, _read_slidr, tolerance=1e-5),
+    SLIDR: Format(backbone_of, _write_slidr, _read_slidr, tolerance=1e-5, rebuild=_rebuild_slidr),
     IMAGES: Format(resnet_of, _write_images, _read_images),
 }

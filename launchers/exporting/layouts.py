@@ -14,7 +14,7 @@ from common.files import replace_file
 from data.batch_spec import VoxelConfig
 from engine.errors import CheckpointError
 from launchers.exporting.formats import finite, save
-from launchers.exporting.proof import random_voxels
+from launchers.exporting.proof import TOLERANCE, random_voxels
 from models.detection.bird_eye import BirdEyeDetector
 from models.layouts.base import Fed, Layout, from_theirs, to_theirs
 from models.layouts.result import result
@@ -23,8 +23,6 @@ from models.lidar.voxelnet import VoxelNet
 from models.methods.base import Objective
 from models.weight_files import read_checkpoint
 
-TOLERANCE = 1e-5
-"""Of features in float32, over the largest of them: both sides add up the same products in another order."""
 _BLOB = (12, 14, 10)
 """Cells along x, y, z within which random voxels lie, dense enough that most have neighbours."""
 _PER_BLOB = 200

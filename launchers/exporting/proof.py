@@ -14,6 +14,9 @@ from engine.errors import CheckpointError
 from launchers.exporting.formats import Format
 from models.weights import LoadReport
 
+TOLERANCE = 1e-5
+"""Of features in float32, over the largest of them: both sides add up the same products in another order."""
+
 
 def check(path: Path, file_format: Format, network: nn.Module, inputs: tuple[Any, ...]) -> tuple[LoadReport, float]:
     """Fill a copy with scrambled weights from the file, and compare it with the original.
@@ -22,7 +25,8 @@ def check(path: Path, file_format: Format, network: nn.Module, inputs: tuple[Any
         The report of the load, and the largest difference of the features.
 
     Raises:
-        CheckpointError: the difference is larger than the format's rounding; the file is removed.
+        CheckpointError: the difference is larger than rounding, or that of the network rebuilt from the file alone is;
+            the file is removed.
     """
     copied = copy.deepcopy(network)
     with torch.no_grad():
@@ -32,11 +36,20 @@ def check(path: Path, file_format: Format, network: nn.Module, inputs: tuple[Any
     with torch.no_grad():
         features = network.eval()(*inputs)
         difference = float((features - copied.eval()(*inputs)).abs().max())
-    if not difference <= file_format.tolerance * float(features.abs().max()):  # true of NaN, too
-        path.unlink()
-        raise CheckpointError(
-            f"{path}: read back, its features differ by {difference} from the run's; the file was removed"
-        )
+        largest = float(features.abs().max())
+        if not difference <= file_format.tolerance * largest:  # true of NaN, too
+            path.unlink()
+            raise CheckpointError(
+                f"{path}: read back, its features differ by {difference} from the run's; the file was removed"
+            )
+        if file_format.rebuild is not None:
+            rebuilt = float((features - file_format.rebuild(path, inputs)).abs().max())
+            if not rebuilt <= TOLERANCE * largest:
+                path.unlink()
+                raise CheckpointError(
+                    f"{path}: rebuilt as the other code reads it, its features differ by {rebuilt} from the run's; the "
+                    "file was removed"
+                )
     return report, difference
 
 

@@ -13,13 +13,17 @@ Formats:
                  likewise. `torchvision.models.resnet50(weights=None).load_state_dict(..., strict=False)` loads it (its
                  `fc` stays as it was), and so does our own `weights: torchvision:<path>`. Images are RGB from 0 to 1,
                  normalised as torchvision's weights expect.
-    mmdet3d      voxelnet and pillars, for `load_from` and `init_cfg` of mmdetection3d 1.4.
+    mmdet3d      voxelnet, pillars, res16unet (minkunet34, minkunet18) and spvcnn, for `load_from` and `init_cfg` of
+                 mmdetection3d 1.4.
     openpcdet    voxelnet, pillars, pointnet2 (pointrcnn) and whole detectors (second, pointpillars, centerpoint), for
                  `--pretrained_model` of OpenPCDet.
+    pointcept    res16unet (spunet34 for SpUNet-v1m1; res16unet34c, res16unet18 for MinkUNet) and spvcnn, for
+                 Pointcept's `weight`.
+    spconv       res16unet of any preset: own names, kernels as spconv 2 has them, for networks built by hand.
     torchsparse  res16unet (minkunet34, minkunet18) and spvcnn, as torchsparse's own examples, SegContrast's family,
                  BEVLab and PCSeg have them.
 
-The last three are layouts of other projects: kernels turned to their order of axes, names and wrapping as their loaders
+The last five are layouts of other projects: kernels turned to their order of axes, names and wrapping as their loaders
 take them. Beside OUT lies OUT.md, with the lines for the config there and what to feed. Each such file is proven: the
 network is rebuilt from it on spconv (pip install spconv==2.3.8; no GPU) and plain torch, and has to give the run's
 features.
@@ -42,6 +46,8 @@ SUFFIXES = {
     "torchvision": ".pth",
     "mmdet3d": ".pth",
     "openpcdet": ".pth",
+    "pointcept": ".pth",
+    "spconv": ".pt",
     "torchsparse": ".pt",
 }
 """Format -> how the name of its file ends."""

@@ -1,4 +1,4 @@
-"""Weights as mmdetection3d has them: sparse encoders, pillars and the 2D backbone of its detectors; U-Nets elsewhere.
+"""Weights as mmdetection3d has them: sparse encoders, pillars, the 2D backbone of detectors; U-Nets by `mmdet3d_unet`.
 
 Kernels have axes z, y, x, and lie in a file as `models.layouts.mmdet3d_parts` says. Parts have the names that they have
 in VoxelNet (`voxel_encoder`, `middle_encoder`, `backbone`, `neck`); CenterPoint's begin with `pts_` there.
@@ -19,6 +19,7 @@ from torch import nn
 from models.layouts.base import AnyTensor, Fed, Layout, Place
 from models.layouts.mmdet3d_parts import from_file, to_file
 from models.layouts.mmdet3d_text import mmdet3d_text
+from models.layouts.mmdet3d_unet import mmdet3d_unet_features, mmdet3d_unet_places, mmdet3d_unet_text
 from models.layouts.pillar_parts import PillarNames, pillar_places, read_pillars, without_z_offset
 from models.layouts.second_parts import (
     BevNames,
@@ -32,7 +33,8 @@ from models.layouts.second_parts import (
 )
 from models.layouts.unet_places import refuse_other_eps
 from models.lidar.pillars import Pillars
-from models.lidar.res16unet import ResidualBlock
+from models.lidar.res16unet import Res16UNet, ResidualBlock
+from models.lidar.spvcnn import Spvcnn
 from models.lidar.voxelnet import VoxelNet
 
 _EPS = 1e-3
@@ -48,9 +50,12 @@ class Mmdet3d(Layout):
 
     def places(self, network: nn.Module) -> Mapping[str, Place]:
         """See `Layout.places`."""
+        if isinstance(network, Res16UNet | Spvcnn):
+            return mmdet3d_unet_places(network)
         if not isinstance(network, VoxelNet | Pillars):
             raise ValueError(
-                f"mmdetection3d has no counterpart of a {type(network).__name__}; it has those of voxelnet and pillars"
+                f"mmdetection3d has no counterpart of a {type(network).__name__}; it has those of voxelnet, "
+                "pillars, res16unet (minkunet34, minkunet18) and spvcnn"
             )
         refuse_other_eps(network, _EPS, self.title)
         if isinstance(network, Pillars):
@@ -78,12 +83,16 @@ class Mmdet3d(Layout):
 
     def instructions(self, network: nn.Module, fed: Fed) -> str:
         """See `Layout.instructions`."""
+        if isinstance(network, Res16UNet | Spvcnn):
+            return mmdet3d_unet_text(network, fed)
         return mmdet3d_text(network, fed, len(self.places(network)))
 
     def features(
         self, state: Mapping[str, AnyTensor], network: nn.Module, inputs: tuple[AnyTensor, AnyTensor, int]
     ) -> AnyTensor:
         """See `Layout.features`."""
+        if isinstance(network, Res16UNet | Spvcnn):
+            return mmdet3d_unet_features(state, inputs)
         if isinstance(network, Pillars):
             bev = read_pillars(state, network, _PILLARS, inputs, eps=_EPS)
         else:

@@ -1,6 +1,6 @@
 """mmdetection3d's MinkUNetBackbone on spconv and its SPVCNNBackbone on torchsparse.
 
-Both work on (x, y, z). On spconv, kernels are [C_out, k0, k1, k2, C_in], see `mmdet3d_state` for how they lie in a file
+Both work on (x, y, z). On spconv, kernels are [C_out, k0, k1, k2, C_in], see `mmdet3d_parts` for how they lie in a file
 and `spconv_unet` for those of one cell; SPVCNNBackbone runs on torchsparse 1.4 alone, and has its kernels.
 
 Source: mmdetection3d 1.4, `mmdet3d/models/backbones/minkunet_backbone.py`, `spvcnn_backone.py`,
@@ -10,16 +10,14 @@ Source: mmdetection3d 1.4, `mmdet3d/models/backbones/minkunet_backbone.py`, `spv
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import replace
 
 from torch import nn
 
-from models.layouts.base import AnyTensor, Fed, Layout, Place
-from models.layouts.mmdet3d_state import as_loaded, for_loader
+from models.layouts.base import AnyTensor, Fed, Place
 from models.layouts.spconv_unet import BySpconv, spconv_kernel
 from models.layouts.torchsparse import (
     EPS,
-    found_state,
     input_text,
     spvcnn_features,
     torchsparse_kernel,
@@ -30,6 +28,8 @@ from models.layouts.unet_places import Unit, sizes, spvcnn_places, unet_places
 from models.layouts.unet_reader import ByDictionary, Layer, Stage, UNetNames, UNetReader
 from models.lidar.spvcnn import Spvcnn
 
+TITLE = "mmdetection3d 1.4"
+
 PREFIX = "backbone."
 """Of a segmentor's 3D network."""
 
@@ -37,47 +37,43 @@ _SPCONV_PARTS = {"conv1": ("conv1.weight", "bn1"), "conv2": ("conv2.weight", "bn
 _TORCHSPARSE_PARTS = {"conv1": ("net.0.kernel", "net.1"), "conv2": ("net.3.kernel", "net.4")}
 
 
-class Mmdet3dUNet(Layout):
-    """See the module."""
+def mmdet3d_unet_places(network: nn.Module) -> dict[str, Place]:
+    """Places of a `Res16UNet` or a `Spvcnn`.
 
-    name: ClassVar[str] = "mmdet3d"
-    suffix: ClassVar[str] = ".pth"
-    title: ClassVar[str] = "mmdetection3d 1.4"
+    Raises:
+        ValueError: there is no equal network there.
+    """
+    unet = torchsparse_unet(network, TITLE)
+    if isinstance(network, Spvcnn):
+        places = spvcnn_places(network, _torchsparse_name, torchsparse_kernel)
+    else:
+        places = unet_places(unet, _spconv_name, spconv_kernel)
+    return {ours: replace(place, key=PREFIX + place.key) for ours, place in places.items()}
 
-    def places(self, network: nn.Module) -> Mapping[str, Place]:
-        """See `Layout.places`."""
-        unet = torchsparse_unet(network, self.title)
-        if isinstance(network, Spvcnn):
-            return spvcnn_places(network, _torchsparse_name, torchsparse_kernel)
-        return unet_places(unet, _spconv_name, spconv_kernel)
 
-    def wrap(self, state: Mapping[str, AnyTensor], metadata: Mapping[str, str]) -> Any:
-        """{"meta": what the run states, "state_dict": under `backbone.`}."""
-        return {
-            "meta": dict(metadata),
-            "state_dict": {PREFIX + key: value for key, value in for_loader(state).items()},
-        }
+def mmdet3d_unet_features(state: Mapping[str, AnyTensor], inputs: tuple[AnyTensor, AnyTensor, int]) -> AnyTensor:
+    """Features of each voxel, computed from a file's tensors."""
+    own = {key.removeprefix(PREFIX): value for key, value in state.items()}
+    if "point_transforms.0.0.weight" in own:
+        return spvcnn_features(UNetReader(TORCHSPARSE_NAMES, ByDictionary(own, torchsparse_offsets), EPS), inputs)
+    return UNetReader(SPCONV_NAMES, BySpconv(own), EPS).whole(inputs)
 
-    def unwrap(self, content: Mapping[str, object]) -> Mapping[str, AnyTensor]:
-        """`state_dict`, whatever stands before the network's names in it, kernels either way."""
-        firsts = ("conv_input.0.0.weight", "conv_input.0.net.0.kernel")
-        return as_loaded(next((state for first in firsts if (state := found_state(content, first))), {}))
 
-    def instructions(self, network: nn.Module, fed: Fed) -> str:
-        """See `Layout.instructions`."""
-        size, spvcnn = sizes(torchsparse_unet(network, self.title)), isinstance(network, Spvcnn)
-        edges = ", ".join(f"{edge:g}" for edge in fed.voxels.size)
-        if spvcnn:
-            library = (
-                "- torchsparse 1.4 alone: mmdetection3d hands its layers' arguments over by place, and 2.1 has another "
-                "order of them.\n"
-            )
-        else:
-            library = (
-                "- The grid there ends at the last voxel, and spconv drops coarse cells that are not whole: voxels in "
-                "the last cells of an odd number get no coarse features. They are the far rim of a sweep.\n"
-            )
-        return f"""# {"SPVCNNBackbone" if spvcnn else "MinkUNetBackbone"} for mmdetection3d
+def mmdet3d_unet_text(network: nn.Module, fed: Fed) -> str:
+    """The text beside a file."""
+    size, spvcnn = sizes(torchsparse_unet(network, TITLE)), isinstance(network, Spvcnn)
+    edges = ", ".join(f"{edge:g}" for edge in fed.voxels.size)
+    if spvcnn:
+        library = (
+            "- torchsparse 1.4 alone: mmdetection3d hands its layers' arguments over by place, and 2.1 has another "
+            "order of them.\n"
+        )
+    else:
+        library = (
+            "- The grid there ends at the last voxel, and spconv drops coarse cells that are not whole: voxels in "
+            "the last cells of an odd number get no coarse features. They are the far rim of a sweep.\n"
+        )
+    return f"""# {"SPVCNNBackbone" if spvcnn else "MinkUNetBackbone"} for mmdetection3d
 
 ```python
 load_from = "FILE"
@@ -101,19 +97,12 @@ model = dict(
 )
 ```
 
-The loader is to report no unexpected key, and as missing the decode head's alone.
+The loader is to report no unexpected key, and as missing the decode head's alone. `load_from` and `init_cfg` with
+prefix="backbone" both turn the kernels of this file to what spconv 2 wants.
 
 {input_text(fed)}
 {library}- Momentum of BatchNorm is the config's own there and not in the file.
 """
-
-    def features(
-        self, state: Mapping[str, AnyTensor], network: nn.Module, inputs: tuple[AnyTensor, AnyTensor, int]
-    ) -> AnyTensor:
-        """See `Layout.features`."""
-        if "point_transforms.0.0.weight" in state:
-            return spvcnn_features(UNetReader(TORCHSPARSE_NAMES, ByDictionary(state, torchsparse_offsets), EPS), inputs)
-        return UNetReader(SPCONV_NAMES, BySpconv(state), EPS).whole(inputs)
 
 
 def _names(unit: Unit, parts: Mapping[str, tuple[str, str]], conv: str, shortcut: str) -> tuple[str, str]:

@@ -51,7 +51,6 @@ class PointceptLayout(Layout):
     """See the module."""
 
     name: ClassVar[str] = "pointcept"
-    suffix: ClassVar[str] = ".pth"
     title: ClassVar[str] = "Pointcept 1.6"
 
     _torchsparse = TorchsparseLayout()

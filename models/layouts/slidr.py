@@ -18,7 +18,6 @@ class SlidrLayout(Layout):
     """See the module. The scale of intensity is the launcher's affair: it is folded before a file is written."""
 
     name: ClassVar[str] = "slidr"
-    suffix: ClassVar[str] = ".pt"
     title: ClassVar[str] = "SLidR and its relatives"
 
     def places(self, network: nn.Module) -> Mapping[str, Place]:

@@ -24,7 +24,6 @@ class SpconvPlain(Layout):
     """See the module."""
 
     name: ClassVar[str] = "spconv"
-    suffix: ClassVar[str] = ".pt"
     title: ClassVar[str] = "spconv 2.2 and later"
 
     def places(self, network: nn.Module) -> Mapping[str, Place]:

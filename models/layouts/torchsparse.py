@@ -50,7 +50,6 @@ class TorchsparseLayout(Layout):
     """See the module."""
 
     name: ClassVar[str] = "torchsparse"
-    suffix: ClassVar[str] = ".pt"
     title: ClassVar[str] = "torchsparse 1.4 and 2.1 (SegContrast's family, BEVLab, PCSeg)"
 
     def places(self, network: nn.Module) -> Mapping[str, Place]:

@@ -114,6 +114,15 @@ class PointInput:
         folded[:, channel] *= factor
         return folded
 
+    def scale_features(self, features: Float[Tensor, "M F"]) -> Float[Tensor, "M F"]:
+        """Features of voxels as this input has them, from those of a set here, with intensity times the scale."""
+        channel = _INTENSITY[self.features]
+        if channel is None or self.intensity_scale == 1:
+            return features
+        scaled = features.clone()
+        scaled[:, channel] *= self.intensity_scale
+        return scaled
+
 
 SLIDR_INPUT = PointInput(intensity_scale=255.0)
 """Of published SLidR checkpoints, which learnt from nuScenes' intensities as its files have them.

@@ -26,6 +26,11 @@ class Tree(nn.Module):
                 self.register_buffer(name, torch.empty(shape, dtype=dtype))
 
 
+def prefixed(name: str, shapes: Shapes) -> Shapes:
+    """The tensors inside a module of this name."""
+    return {f"{name}.{key}": shape for key, shape in shapes.items()}
+
+
 def norm(name: str, channels: int) -> Shapes:
     """A BatchNorm."""
     shapes: Shapes = {f"{name}.{part}": (channels,) for part in ("weight", "bias", "running_mean", "running_var")}

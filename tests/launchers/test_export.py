@@ -15,9 +15,11 @@ from engine.checkpoint import load_weights
 from engine.errors import CheckpointError
 from launchers import export
 from launchers.export import main
+from launchers.exporting import formats
 from launchers.exporting.formats import FORMATS
 from launchers.exporting.proof import check, random_voxels
 from launchers.options.export import SUFFIXES
+from models import weights
 from models.lidar.inputs import SLIDR_INPUT, PointInput
 from models.lidar.minkowski import from_minkowski, minkowski_key, to_minkowski
 from models.lidar.res16unet import Res16UNet, Res16UNetConfig
@@ -178,6 +180,45 @@ def test_a_diverged_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(CheckpointError, match="not finite"):
             main([str(tmp_path / "run"), str(out), "--format", file_format])
         assert not out.exists()
+
+
+def test_a_file_is_proven_as_the_other_code_reads_it(
+    run: tuple[Path, Objective], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Kernels turned both in writing and in reading back: only a reader of its own sees that.
+    def turned(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {key: value.flip(0) if value.ndim == 3 and len(value) == 8 else value for key, value in state.items()}
+
+    written, read = formats.to_minkowski, weights.from_minkowski
+    monkeypatch.setattr(formats, "to_minkowski", lambda *a, **k: turned(written(*a, **k)))
+    monkeypatch.setattr(weights, "from_minkowski", lambda theirs, *a, **k: read(turned(dict(theirs)), *a, **k))
+    out = tmp_path / "model.pt"
+    with pytest.raises(CheckpointError, match=r"rebuilt as the other code reads it, its features differ"):
+        main([str(run[0]), str(out), "--format", "slidr"])
+    assert not out.exists()
+
+
+def test_a_unet_goes_to_spconv_and_is_refused_where_it_has_no_counterpart(
+    run: tuple[Path, Objective], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("spconv")
+    out = tmp_path / "unet.pt"
+    assert main([str(run[0]), str(out), "--format", "spconv"]) == 0
+    assert re.search(
+        r"read back: all \d+ tensors; rebuilt from them, features differ by at most", capsys.readouterr().out
+    )
+    assert "33. SubMConv3d" in (tmp_path / "unet.pt.md").read_text()
+    content = torch.load(out, weights_only=True)
+    assert content["state_dict"]["stem.weight"].shape == (16, 3, 3, 3, 1)
+    for file_format, nearest in (
+        ("pointcept", "res16unet18"),
+        ("mmdet3d", "minkunet18"),
+        ("torchsparse", "minkunet18"),
+    ):
+        refused = tmp_path / f"refused{SUFFIXES[file_format]}"
+        with pytest.raises(CheckpointError, match=f"the nearest preset is {nearest}"):
+            main([str(run[0]), str(refused), "--format", file_format])
+        assert not refused.exists()
 
 
 def test_mistakes_are_answered_with_code_2(run: tuple[Path, Objective], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.batch_spec import VoxelConfig
 from models.layouts import pointcept
 from models.layouts.base import Fed, Layout, from_theirs, to_theirs
-from models.layouts.mmdet3d_unet import Mmdet3dUNet
+from models.layouts.mmdet3d import Mmdet3d
 from models.layouts.pointcept import PointceptLayout
 from models.layouts.slidr import SlidrLayout
 from models.layouts.spconv_plain import SpconvPlain
@@ -44,9 +44,16 @@ NAMES = [
     pytest.param(PointceptLayout(), unet("res16unet34c"), documented.minkowski_unet(4, DEEP, 5), id="pointcept-34c"),
     pytest.param(PointceptLayout(), unet("spunet34"), documented.spunet(4), id="pointcept-spunet"),
     pytest.param(PointceptLayout(), CORNER, documented.torchsparse_spvcnn(4), id="pointcept-spvcnn"),
-    pytest.param(Mmdet3dUNet(), unet("minkunet34"), documented.mmdet3d_unet(4, DEEP), id="mmdet3d-34"),
-    pytest.param(Mmdet3dUNet(), unet("minkunet18"), documented.mmdet3d_unet(4, TWO), id="mmdet3d-18"),
-    pytest.param(Mmdet3dUNet(), CORNER, documented.mmdet3d_spvcnn(4), id="mmdet3d-spvcnn"),
+    pytest.param(
+        Mmdet3d(),
+        unet("minkunet34"),
+        documented.prefixed("backbone", documented.mmdet3d_unet(4, DEEP)),
+        id="mmdet3d-34",
+    ),
+    pytest.param(
+        Mmdet3d(), unet("minkunet18"), documented.prefixed("backbone", documented.mmdet3d_unet(4, TWO)), id="mmdet3d-18"
+    ),
+    pytest.param(Mmdet3d(), CORNER, documented.prefixed("backbone", documented.mmdet3d_spvcnn(4)), id="mmdet3d-spvcnn"),
 ]
 
 FEATURES = [
@@ -56,8 +63,8 @@ FEATURES = [
     pytest.param(PointceptLayout(), unet("res16unet34c"), id="pointcept"),
     pytest.param(PointceptLayout(), unet("spunet34"), id="pointcept-spunet"),
     pytest.param(PointceptLayout(), CORNER, id="pointcept-spvcnn"),
-    pytest.param(Mmdet3dUNet(), unet("minkunet34"), id="mmdet3d"),
-    pytest.param(Mmdet3dUNet(), CORNER, id="mmdet3d-spvcnn"),
+    pytest.param(Mmdet3d(), unet("minkunet34"), id="mmdet3d"),
+    pytest.param(Mmdet3d(), CORNER, id="mmdet3d-spvcnn"),
     pytest.param(SpconvPlain(), unet("minkunet34"), id="spconv-two-stems"),
     pytest.param(SpconvPlain(), unet("spunet34"), id="spconv-spunet"),
 ]
@@ -181,9 +188,12 @@ OFFSET_FAULTS = {"reversed": reversed_offsets, "other axis fastest": other_axis_
             id="pointcept-spunet",
         ),
         pytest.param(
-            Mmdet3dUNet(),
+            Mmdet3d(),
             unet("minkunet18"),
-            ["conv_input.1.0.weight", "encoder.1.0.0.weight", "encoder.1.1.conv2.weight", "decoder.0.0.0.weight"],
+            [
+                f"backbone.{key}.weight"
+                for key in ("conv_input.1.0", "encoder.1.0.0", "encoder.1.1.conv2", "decoder.0.0.0")
+            ],
             id="mmdet3d",
         ),
     ],
@@ -215,9 +225,9 @@ def test_swapped_convolutions_a_wrong_eps_and_wrong_cells_are_caught() -> None:
 
 @pytest.mark.usefixtures("narrow")
 def test_spconv_reads_a_kernel_of_one_cell_otherwise_than_its_shape_says() -> None:
-    layout, network = Mmdet3dUNet(), trained(unet("minkunet18"))
+    layout, network = Mmdet3d(), trained(unet("minkunet18"))
     state = to_theirs(layout, network)
-    key = "encoder.1.1.downsample.0.weight"
+    key = "backbone.encoder.1.1.downsample.0.weight"
     ours = network.state_dict()["encoder.1.blocks.0.shortcut.weight"]
     as_its_shape_says = ours.permute(2, 0, 1)[:, :, None, None].contiguous()
     assert as_its_shape_says.shape == state[key].shape == (10, 1, 1, 1, 9)
@@ -235,16 +245,16 @@ class Turning(Tree):
 
 
 def test_mmdetection3d_turns_kernels_back_on_loading(tmp_path: Path) -> None:
-    layout = Mmdet3dUNet()
+    layout = Mmdet3d()
     torch.manual_seed(0)
     network = unet("minkunet18").build()
     state = to_theirs(layout, network)
     torch.save(layout.wrap(state, {}), tmp_path / "file.pth")
     content = torch.load(tmp_path / "file.pth", weights_only=True)
-    segmentor = Turning({f"backbone.{key}": shape for key, shape in documented.mmdet3d_unet(4, TWO).items()})
+    segmentor = Turning(documented.prefixed("backbone", documented.mmdet3d_unet(4, TWO)))
     segmentor.load_state_dict(content["state_dict"], strict=True)
     loaded = segmentor.state_dict()
-    assert all(torch.equal(loaded[f"backbone.{key}"], value) for key, value in state.items())
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
 
     # What mmdetection3d then saves itself is as its layers have it, and is read, too.
     again = layout.unwrap({"meta": {}, "state_dict": loaded})
@@ -271,8 +281,8 @@ INSTRUCTIONS = [
     (PointceptLayout(), unet("res16unet34c"), ['type="MinkUNet34C", in_channels=4', "outer ones are 0"]),
     (PointceptLayout(), unet("spunet34"), ['type="SpUNet-v1m1", in_channels=4', "final.weight"]),
     (PointceptLayout(), CORNER, ['type="SPVCNN", in_channels=4', "multiple of 16"]),
-    (Mmdet3dUNet(), unet("minkunet34"), ["encoder_blocks=[2, 3, 4, 6]", "voxel_size=[0.05, 0.05, 0.05]", '"spconv"']),
-    (Mmdet3dUNet(), CORNER, ["SPVCNNBackbone", "torchsparse 1.4 alone", "batch_first=False"]),
+    (Mmdet3d(), unet("minkunet34"), ["encoder_blocks=[2, 3, 4, 6]", "voxel_size=[0.05, 0.05, 0.05]", '"spconv"']),
+    (Mmdet3d(), CORNER, ["SPVCNNBackbone", "torchsparse 1.4 alone", "batch_first=False"]),
     (SlidrLayout(), unet("res16unet34c"), ["--pretraining_path"]),
     (
         SpconvPlain(),
@@ -311,8 +321,8 @@ def test_instructions_say_what_to_paste_and_to_feed(layout: Layout, config: Back
         (PointceptLayout(), unet("minkunet18"), r"one convolution as stem.* nearest preset is res16unet18"),
         (PointceptLayout(), unet("res16unet_tiny"), r"no MinkUNet with channels .* nearest preset is res16unet18"),
         (PointceptLayout(), VoxelNetConfig(), r"no counterpart of a VoxelNet.* spunet34"),
-        (Mmdet3dUNet(), unet("res16unet34c"), r"stem has two convolutions.* nearest preset is minkunet34"),
-        (Mmdet3dUNet(), SpvcnnConfig(), r"coarse_cells=corner"),
+        (Mmdet3d(), unet("res16unet34c"), r"stem has two convolutions.* nearest preset is minkunet34"),
+        (Mmdet3d(), SpvcnnConfig(), r"coarse_cells=corner"),
         (SpconvPlain(), SpvcnnConfig(), r"no sequence of spconv's layers here for a Spvcnn"),
         (SlidrLayout(), SpvcnnConfig(), r"the backbone is a Spvcnn; SLidR's layout is for a Res16UNet"),
     ],
