@@ -17,9 +17,10 @@ from mcap_protobuf.writer import Writer as ProtobufWriter
 from rosbags.rosbag1 import Writer as Writer1
 from rosbags.rosbag2 import Writer as Writer2
 from rosbags.rosbag2.enums import CompressionFormat, CompressionMode, StoragePlugin
-from rosbags.typesys import Stores, get_typestore
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 ROS1 = get_typestore(Stores.ROS1_NOETIC)
+ROS1.register(get_types_from_msg("geometry_msgs/TransformStamped[] transforms", "tf2_msgs/msg/TFMessage"))
 ROS2 = get_typestore(Stores.ROS2_HUMBLE)
 
 Entry = tuple[str, int, Any]
@@ -32,7 +33,7 @@ NUM_POSES, NUM_IMAGES = 60, 12
 IMAGE_BYTES = 4000
 
 
-def ros(store: Any, name: str, **fields: Any) -> Any:
+def ros(store: Any, name: str, /, **fields: Any) -> Any:
     """A message of ROS; `fields` that are not given are its type's zeros."""
     return store.types[name](**fields)
 

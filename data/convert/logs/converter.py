@@ -26,7 +26,7 @@ from data.convert.logs.open import find_recordings, open_recording
 from data.convert.logs.pairing import ReadSettings
 from data.convert.logs.reader import LogReader, frame_key
 from data.convert.logs.survey import Survey, survey
-from data.convert.logs.topics_file import read_topics
+from data.convert.logs.topics_file import check_topics, read_topics
 from data.sample import Sample
 from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
@@ -120,6 +120,7 @@ class RecordingConverter(Converter):
     def _survey(self, name: str, paths: tuple[Path, ...]) -> Survey:
         with open_recording(paths) as recording:
             topics = self._named_topics if self.topics else found_by_type(recording, paths[0])
+            check_topics(topics, recording.topics, self.topics or paths[0])
             return survey(name, paths, recording, self._chosen(topics, name), self._read_settings(), self.every)
 
     def _chosen(self, topics: LogSettings, log: str) -> LogSettings:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from data.convert.logs.base import LogSettings
+from data.convert.logs.by_type import camera_name
 from data.convert.logs.overview import Overview, TopicFacts
-from data.convert.logs.settings import settings_text
+from data.convert.logs.topics_file import topics_text
 
-_IMAGE_WORDS = re.compile(r"/(image\w*|compressed\w*|video|ffmpeg|theora|raw)(?=/|\Z)")
-"""Parts of a topic's name that say how a camera's images are stored, not which camera it is."""
 _NO_PICTURES = ("depth", "theora", "disparity", "thermal")
 """Words in names of topics whose images are not taken for a camera's."""
 _COMPRESSED = ("CompressedImage", "CompressedVideo")
@@ -90,7 +88,7 @@ def first_text(first: FirstSettings, source: str) -> str:
     """
     assert first.settings is not None
     notes = {field: (said, *first.notes.get(field, ())) for field, said in _EXPLAINED.items()}
-    return settings_text(first.settings, [line.format(source=source) for line in _HEAD], notes)
+    return topics_text(first.settings, [line.format(source=source) for line in _HEAD], notes)
 
 
 def _lidars(overview: Overview, notes: dict[str, list[str]]) -> list[str]:
@@ -105,12 +103,6 @@ def _lidars(overview: Overview, notes: dict[str, list[str]]) -> list[str]:
     if len(chosen) > 1:
         notes.setdefault("lidars", []).append("the first one's sweeps are the samples; the others are merged into them")
     return [facts.topic.name for facts in chosen.values()]
-
-
-def camera_name(topic: str) -> str:
-    """A camera's name by a topic of its images or its calibration: "/front/image_raw/compressed" is "front"."""
-    name = _IMAGE_WORDS.sub("", re.sub(r"/(camera_info|calibration)\Z", "", topic))
-    return re.sub(r"[^A-Za-z0-9_]", "_", name.strip("/")) or "camera"
 
 
 def _cameras(overview: Overview, notes: dict[str, list[str]]) -> dict[str, str]:
