@@ -61,7 +61,7 @@ def mmdet3d_text(network: nn.Module, fed: Fed, num_tensors: int) -> str:
             "",
             f"- {fed.points}.",
             f"- Intensity runs from {fed.points.intensity_offset:g} to {top:g}. Where your data set gives another",
-            "  range (nuScenes: 0 to 255; Waymo: its hyperbolic tangent), bring it to this one in the pipeline.",
+            "  range (nuScenes: 0 to 255), bring it to this one in the pipeline.",
             *(f"- {note}" for note in notes),
             "",
             "## What was checked",

@@ -12,7 +12,8 @@ from models.detection.anchor_head import AnchorHead, AnchorOutputs
 from models.detection.bird_eye import BirdEyeDetector
 from models.detection.centre_head import CentreHead, CentreOutputs
 from models.layouts.base import AnyTensor
-from models.lidar.base import GivesBirdEyeView
+from models.lidar.pillars import Pillars
+from models.lidar.voxelnet import VoxelNet
 
 
 def result(network: nn.Module, inputs: tuple[AnyTensor, AnyTensor, int]) -> AnyTensor:
@@ -24,11 +25,11 @@ def result(network: nn.Module, inputs: tuple[AnyTensor, AnyTensor, int]) -> AnyT
     """
     with torch.no_grad():
         if isinstance(network, BirdEyeDetector):
-            assert isinstance(network.backbone, GivesBirdEyeView)
+            assert isinstance(network.backbone, VoxelNet | Pillars)
             head = network.get_submodule("dense_head")
             assert isinstance(head, AnchorHead | CentreHead)
             return _said(head.forward(network.backbone.bird_eye_view(*inputs)))
-        if isinstance(network, GivesBirdEyeView):
+        if isinstance(network, VoxelNet | Pillars):  # GivesBirdEyeView would ask for the grid, which may be unknown
             return network.bird_eye_view(*inputs)
         out: Tensor = network(*inputs)
         return out

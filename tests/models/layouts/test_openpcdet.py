@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,7 @@ NETWORKS = {
     "second": lambda: small_voxelnet("second").build(),
     "centerpoint": lambda: small_voxelnet("centerpoint").build(),
     "second_tiny": lambda: small_voxelnet("second_tiny").build(),
+    "without_metres": lambda: replace(small_voxelnet("second_tiny"), voxel_size_m=None).build(),
     "pointpillars": lambda: small_pillars("pointpillars").build(),
     "centerpoint_pillars": lambda: small_pillars("centerpoint").build(),
     "centerpoint_waymo": lambda: small_pillars("centerpoint_waymo").build(),
