@@ -17,8 +17,9 @@ from launchers.cli import guarded
 from launchers.evaluation.networks import origin_of
 from launchers.exporting.formats import FORMATS, IMAGES, SLIDR, resnet_of
 from launchers.exporting.layouts import text_beside, write_layout
+from launchers.exporting.onnx_file import IMAGE_SIZE, Part, onnx_files, write_onnx
 from launchers.exporting.proof import check, random_image, random_voxels
-from launchers.options.export import SUFFIXES, parser
+from launchers.options.export import ONNX, SUFFIXES, parser
 from launchers.runs.provenance import own_version
 from launchers.training.restore import build_objective, find_checkpoint_folder, load_run_config
 from models.image.base import describe_input
@@ -38,16 +39,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error(f"{out} is a folder: the run comes first, then the file; did you mean {out} {options.source}?")
     if out.suffix != suffix:
         p.error(f"OUT is {options.out!r}, expected a name that ends in {suffix} for {options.format}")
-    for path in (out, *([] if options.format in FORMATS else [text_beside(out)])):
+    beside = onnx_files(out)[1:] if options.format == ONNX else [] if options.format in FORMATS else [text_beside(out)]
+    for path in (out, *beside):
         if path.exists() and not options.force:
             p.error(f"{path} exists; choose another name or add --force")
     if options.intensity_scale is not None and options.format != SLIDR:
         p.error(f"--intensity-scale is for --format {SLIDR}; {options.format} takes the input that the run had")
+    if options.format != ONNX and (options.part, options.image_size) != (None, None):
+        p.error(f"--part and --image-size are for --format {ONNX}")
+    if options.image_size is not None and min(options.image_size) < 1:
+        p.error(f"--image-size: got {options.image_size}, expected two numbers of pixels")
     checkpoint = find_checkpoint_folder(Path(options.source))
     config = load_run_config(checkpoint)
     objective = build_objective(checkpoint, config)
     try:
-        if options.format in FORMATS:
+        if options.format == ONNX:
+            size = tuple(options.image_size or IMAGE_SIZE)
+            _export_onnx(out, options.part, (size[0], size[1]), checkpoint, config, objective)
+        elif options.format in FORMATS:
             _export_format(out, options.format, options.intensity_scale, checkpoint, config, objective)
         else:
             _export_layout(out, options.format, checkpoint, config, objective)
@@ -71,6 +80,24 @@ def _export_layout(out: Path, name: str, checkpoint: Path, config: RunConfig, ob
         f"{proven.difference:.2g} of the largest"
     )
     say(f"{text_beside(out)}: what to set there")
+
+
+def _export_onnx(
+    out: Path,
+    part: Part | None,
+    image_size: tuple[int, int],
+    checkpoint: Path,
+    config: RunConfig,
+    objective: Objective,
+) -> None:
+    fed = Fed(points=PointInput.of(config.data.voxel), voxels=config.data.voxel)
+    proven = write_onnx(out, objective, part, fed, image_size)
+    say(f"exported {checkpoint}: {proven.part}")
+    print(
+        f"run in onnxruntime, features on a random input differ by at most {proven.difference:.2g} of the largest from "
+        "the run's"
+    )
+    say(f"beside it: {', '.join(path.name for path in proven.beside)}")
 
 
 def _export_format(

@@ -22,11 +22,14 @@ Formats:
     spconv       res16unet of any preset: own names, kernels as spconv 2 has them, for networks built by hand.
     torchsparse  res16unet (minkunet34, minkunet18) and spvcnn, as torchsparse's own examples, SegContrast's family,
                  BEVLab and PCSeg have them.
+    onnx         a dense network: the 2D part of voxelnet and pillars (beside it, as JSON and safetensors, the sparse
+                 operations before it), or one of images (--part image_backbone or teacher). Any batch; any size for 2D
+                 parts and ResNets. Needs the extra [onnx]; proven in onnxruntime.
 
-The last five are layouts of other projects: kernels turned to their order of axes, names and wrapping as their loaders
-take them. Beside OUT lies OUT.md, with the lines for the config there and what to feed. Each such file is proven: the
-network is rebuilt from it on spconv (pip install spconv==2.3.8; no GPU) and plain torch, and has to give the run's
-features.
+mmdet3d to torchsparse are layouts of other projects: kernels turned to their order of axes, names and wrapping as their
+loaders take them. Beside OUT lies OUT.md, with the lines for the config there and what to feed. Each such file is
+proven: the network is rebuilt from it on spconv (pip install spconv==2.3.8; no GPU) and plain torch, and has to give
+the run's features.
 
 Examples:
     tandem export runs/slidr_nuscenes slidr_nuscenes.pt --format slidr
@@ -49,10 +52,12 @@ SUFFIXES = {
     "pointcept": ".pth",
     "spconv": ".pt",
     "torchsparse": ".pt",
+    "onnx": ".onnx",
 }
 """Format -> how the name of its file ends."""
-NO_POINTS = ("torchvision",)
-"""Those of other networks than 3D ones."""
+ONNX = "onnx"
+NO_POINTS = ("torchvision", ONNX)
+"""Those that hold no whole 3D network."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -71,6 +76,18 @@ def parser() -> argparse.ArgumentParser:
         type=positive_number,
         metavar="MAX",
         help="of slidr: the largest intensity that the other code feeds; 1 for code that feeds 0 to 1 (default: 255)",
+    )
+    p.add_argument(
+        "--part",
+        choices=("backbone", "image_backbone", "teacher"),
+        help="of onnx: which network of the run (default: the first of these that it has)",
+    )
+    p.add_argument(
+        "--image-size",
+        type=int,
+        nargs=2,
+        metavar=("HEIGHT", "WIDTH"),
+        help="of onnx: pixels that a network of images is fed where its file cannot leave them open (default: 224 224)",
     )
     p.add_argument("--force", action="store_true", help="replace OUT if it exists")
     return p
