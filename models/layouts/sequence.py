@@ -1,7 +1,7 @@
 """What a 3D network does before its dense map, as a list of operations that any code can follow.
 
 ONNX has no sparse convolutions, so a network with a bird's-eye view leaves in two pieces: the 2D network as ONNX, and
-what comes before it as a JSON of this list beside a .safetensors with the tensors. docs/exporting.md explains each kind
+what comes before it as a JSON of this list beside a .safetensors with the tensors. docs/onnx.md explains each kind
 of operation. `run` follows the list and nothing else; every export is proven by it.
 
 Letters: M voxels or points, K kernel offsets, C channels, B samples, X Y D cells along x, y, z.
