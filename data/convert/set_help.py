@@ -72,5 +72,13 @@ HELP: dict[str, tuple[str, str]] = {
         "your own logs (docs/custom_data.md): SRC holds <log>/{calibration.json,poses.csv,lidar,cameras}",
         "cameras=[...] or [none], val_logs=[...], columns=[x,y,z,intensity], max_image_gap_ms=60",
     ),
+    "pcd": (
+        "the same with point cloud files (docs/recordings.md): SRC holds <log>/lidar/<timestamp_us>.pcd, .las or .laz",
+        "intensity=FIELD or none, viewpoint=sensor|cloud, deskew=true, keep_times=true; and those of custom",
+    ),
+    "las": (
+        "tiles of surveys (docs/recordings.md): SRC holds *.las, *.laz, cut into square blocks",
+        "block_m=50, grid_m=0, intensity_max=65535 (0: none), labels=true, codes=[2,5,6], val_logs=[...]",
+    ),
 }
 """Set -> what the source must be, and the settings most asked for, for the help text."""

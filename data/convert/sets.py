@@ -10,10 +10,12 @@ from data.convert.kitti.kitti_object import KittiObjectConverter
 from data.convert.kitti.kitti_raw import KittiRawConverter
 from data.convert.kitti.semantickitti import SemanticKittiConverter
 from data.convert.kitti.semanticposs import SemanticPossConverter
+from data.convert.las import LasConverter
 from data.convert.logs.converter import McapConverter, RosbagConverter
 from data.convert.nuscenes.converter import NuscenesConverter
 from data.convert.once import OnceConverter
 from data.convert.pandaset.converter import PandasetConverter
+from data.convert.pcd import PcdConverter
 from data.convert.s3dis import S3disConverter
 from data.convert.scannet.converter import ScanNetConverter
 from data.convert.seven_scenes import SevenScenesConverter
@@ -40,5 +42,7 @@ SETTINGS: dict[str, type[Converter]] = {
     "rosbag": RosbagConverter,
     "mcap": McapConverter,
     "custom": CustomConverter,
+    "pcd": PcdConverter,
+    "las": LasConverter,
 }
 """Set -> its converter, a dataclass of the set's own settings."""

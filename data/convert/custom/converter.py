@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int
 
 from common.constants import MIN_DEPTH_M
 from common.printable import listed
@@ -42,18 +43,16 @@ from data.sample import CameraView, Sample
 from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 
-_SWEEPS = (".npy", ".bin")
 _IMAGES = (".jpg", ".jpeg", ".png")
 _NAME = re.compile(r"[A-Za-z0-9_-]+\Z")
 _CAMERA_NAME = re.compile(r"[A-Za-z0-9_]+\Z")
-_EXPECTED = "<log>/calibration.json and <log>/lidar/<timestamp_us>.npy (docs/custom_data.md)"
 _PLAUSIBLE_PERIOD_US = (1_000, 60_000_000)
 """Sweeps closer or further apart than this have times in another unit, most likely."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CustomConverter(FrameConverter):
-    """Settings and reader of the plain layout.
+class LogFolders(FrameConverter):
+    """Settings and reader of the plain layout, whatever its sweeps are.
 
     Attributes:
         source: folder that holds the logs' folders.
@@ -64,8 +63,6 @@ class CustomConverter(FrameConverter):
         min_depth_m: points nearer to a camera's plane make no pair with its pixels; indoors less than 1 m is right.
         drives_forward: poses by which a log's vehicle drives backwards or sideways are refused; False where one really
             does.
-        columns: what a row of a sweep holds, in order: x, y, z, intensity, time_s (seconds before the sweep's time),
-            elongation, and any other names for what is not read; without "intensity" it is 0 everywhere.
     """
 
     source: str
@@ -75,37 +72,54 @@ class CustomConverter(FrameConverter):
     max_pose_gap_ms: float = 1000.0
     min_depth_m: float = MIN_DEPTH_M
     drives_forward: bool = True
-    columns: tuple[str, ...] = formats.COLUMNS
 
-    set_name: ClassVar[str] = "custom"
-    _later: ClassVar[tuple[str, ...]] = ("columns", "min_depth_m")
+    sweep_endings: ClassVar[tuple[str, ...]]
+    """Of the files of sweeps."""
 
     def __post_init__(self) -> None:
         positive(self, "max_image_gap_ms", "max_pose_gap_ms", "min_depth_m")
-        once = all(self.columns.count(name) == 1 for name in ("x", "y", "z"))
-        once &= all(self.columns.count(name) < 2 for name in formats.READ_COLUMNS)
-        expect(self, "columns", once, "x, y, z once each, and what else a row holds, in order")
+
+    @abstractmethod
+    def read_sweep(
+        self, path: Path, time_us: int, T_to_sweep: Callable[[int], Float[np.ndarray, "4 4"]]
+    ) -> formats.Sweep:
+        """A sweep of these files.
+
+        Args:
+            path: of the file.
+            time_us: of the sweep.
+            T_to_sweep: what maps points that the LiDAR measured at a time in microseconds to its frame at `time_us`.
+
+        Raises:
+            DamagedError: the file is missing or damaged.
+        """
 
     def settings(self) -> dict[str, Any]:
         """Those that the samples depend on: a refused preparation may go on with another `drives_forward`."""
         return {name: value for name, value in super().settings().items() if name != "drives_forward"}
 
     # ---- what is there
+    @property
+    def _expected(self) -> str:
+        return f"<log>/calibration.json and <log>/lidar/<timestamp_us>{self.sweep_endings[0]} (docs/custom_data.md)"
+
     @cached_property
     def _logs(self) -> dict[str, Path]:
         root = Path(self.source)
         if not root.is_dir():
-            raise layout_error(self.source, "custom", _EXPECTED)
+            raise layout_error(self.source, self.set_name, self._expected)
         if (root / "calibration.json").is_file():
-            raise layout_error(self.source, "custom", f"{_EXPECTED}; this is one log, name the folder above it")
+            raise layout_error(
+                self.source, self.set_name, f"{self._expected}; this is one log, name the folder above it"
+            )
         logs = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and not path.name.startswith(".")}
         if not logs:
-            raise layout_error(self.source, "custom", _EXPECTED)
+            raise layout_error(self.source, self.set_name, self._expected)
         for name, folder in logs.items():
             if not _NAME.match(name):
                 raise ShardError(f"{folder}: a log's name has letters, digits, '-' and '_' only; rename the folder")
             if not (folder / "calibration.json").is_file() or not (folder / "lidar").is_dir():
-                raise layout_error(self.source, "custom", "calibration.json and lidar/", folder)
+                raise layout_error(self.source, self.set_name, "calibration.json and lidar/", folder)
         unknown = sorted(set(self.val_logs) - set(logs))
         if unknown:
             raise ShardError(f"val_logs names {unknown[0]!r}, which is not in {self.source} ({', '.join(logs)})")
@@ -167,7 +181,7 @@ class CustomConverter(FrameConverter):
         return "val" if log in self.val_logs else "train"
 
     def _frames(self, log: str) -> list[tuple[str, tuple[int, Path]]]:
-        times, paths = _timed_files(self._logs[log] / "lidar", _SWEEPS)
+        times, paths = _timed_files(self._logs[log] / "lidar", self.sweep_endings)
         return [(f"{log}_{time_us}", (time_us, path)) for time_us, path in zip(times.tolist(), paths, strict=True)]
 
     def _reader(self, log: str) -> Callable[[tuple[int, Path]], Sample]:
@@ -184,11 +198,39 @@ class CustomConverter(FrameConverter):
         notes += [f"{doubt}: {listed(logs, 4)}" for doubt, logs in doubtful.items()]
         for log, folder in self._logs.items():
             notes += _damaged_poses(folder / "poses.csv")
-            periods = np.diff(_timed_files(folder / "lidar", _SWEEPS)[0])
+            periods = np.diff(_timed_files(folder / "lidar", self.sweep_endings)[0])
             period = float(np.median(periods)) if len(periods) else float(_PLAUSIBLE_PERIOD_US[0])
             if not _PLAUSIBLE_PERIOD_US[0] <= period <= _PLAUSIBLE_PERIOD_US[1]:
                 notes.append(f"{log}: sweeps are {period:.0f} microseconds apart; are file names in microseconds?")
         return tuple(notes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CustomConverter(LogFolders):
+    """Settings and reader of the plain layout with sweeps that are nothing but rows of numbers.
+
+    Attributes:
+        columns: what a row of a sweep holds, in order: x, y, z, intensity, time_s (seconds before the sweep's time),
+            elongation, and any other names for what is not read; without "intensity" it is 0 everywhere.
+    """
+
+    columns: tuple[str, ...] = formats.COLUMNS
+
+    set_name: ClassVar[str] = "custom"
+    sweep_endings: ClassVar[tuple[str, ...]] = (".npy", ".bin")
+    _later: ClassVar[tuple[str, ...]] = ("columns", "min_depth_m")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        once = all(self.columns.count(name) == 1 for name in ("x", "y", "z"))
+        once &= all(self.columns.count(name) < 2 for name in formats.READ_COLUMNS)
+        expect(self, "columns", once, "x, y, z once each, and what else a row holds, in order")
+
+    def read_sweep(
+        self, path: Path, time_us: int, T_to_sweep: Callable[[int], Float[np.ndarray, "4 4"]]
+    ) -> formats.Sweep:
+        """The rows of a file; see `LogFolders.read_sweep`."""
+        return formats.Sweep(rows=formats.read_sweep(path, self.columns), names=self.columns)
 
 
 def _read_names(path: Path) -> tuple[str, ...] | None:
@@ -215,7 +257,7 @@ def _doubts(path: Path) -> list[str]:
 class _LogReader:
     """One log's calibration, poses and lists of images."""
 
-    def __init__(self, folder: Path, settings: CustomConverter) -> None:
+    def __init__(self, folder: Path, settings: LogFolders) -> None:
         self._folder = folder
         self._settings = settings
         self._class_names = settings.class_names
@@ -236,12 +278,12 @@ class _LogReader:
             DamagedError: a part of it is missing or damaged.
         """
         time_us, path = frame
-        sweep = formats.read_sweep(path, self._settings.columns)
-        measured = formats.has_return(sweep)
+        sweep = self._settings.read_sweep(path, time_us, lambda at_us: self._to_sweep(at_us, time_us))
+        rows, measured = sweep.rows, formats.has_return(sweep.rows)
         labels = boxes = None
         if (self._folder / "labels").is_dir():
             label_path = self._folder / "labels" / f"{time_us}.npy"
-            labels = formats.read_labels(label_path, len(sweep), len(self._class_names))[measured]
+            labels = formats.read_labels(label_path, len(rows), len(self._class_names))[measured]
         if (self._folder / "boxes").is_dir():
             path_of_boxes = self._folder / "boxes" / f"{time_us}.json"
             boxes = read_boxes(path_of_boxes, self._class_names, self._settings.box_categories)
@@ -249,20 +291,28 @@ class _LogReader:
             key=f"{self._folder.name}_{time_us}",
             log=self._folder.name,
             timestamp_us=time_us,
-            points_lidar=np.ascontiguousarray(sweep[measured, :3]),
-            intensity=self._intensity(path, sweep[measured, 3]),
+            points_lidar=np.ascontiguousarray(rows[measured, :3]),
+            intensity=self._intensity(path, sweep, measured),
             T_ego_lidar=self._calibration.T_ego_lidar,
             T_world_ego=self._pose_at(time_us),
             cameras=tuple(self._view(name, time_us) for name in self._images),
             labels=labels,
             boxes=boxes,
-            times_s=sweep[measured, 4] if "time_s" in self._settings.columns else None,
-            elongations=sweep[measured, 5] if "elongation" in self._settings.columns else None,
+            times_s=rows[measured, 4] if "time_s" in sweep.names else None,
+            elongations=rows[measured, 5] if "elongation" in sweep.names else None,
         )
 
-    def _intensity(self, path: Path, raw: Float32[np.ndarray, " N"]) -> Float32[np.ndarray, " N"]:
+    def _to_sweep(self, at_us: int, time_us: int) -> Float[np.ndarray, "4 4"]:
+        T_ego_lidar = self._calibration.T_ego_lidar
+        T_ego_ego = np.linalg.inv(self._pose_at(time_us)) @ self._pose_at(at_us)
+        return np.asarray(np.linalg.inv(T_ego_lidar) @ T_ego_ego @ T_ego_lidar)
+
+    def _intensity(
+        self, path: Path, sweep: formats.Sweep, measured: Bool[np.ndarray, " N"]
+    ) -> Float32[np.ndarray, " kept"]:
         maximum = self._calibration.intensity_max
-        if maximum is None or "intensity" not in self._settings.columns:
+        raw = sweep.rows[measured, 3]
+        if maximum is None or "intensity" not in sweep.names:
             return np.zeros(len(raw), dtype=np.float32)
         remedy = (
             "intensity_max of calibration.json is the raw value that becomes 1, or null for a sensor that measures none"

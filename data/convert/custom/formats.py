@@ -236,6 +236,19 @@ def _pose(where: str, value: Any) -> Float[np.ndarray, "4 4"]:
 
 
 # ---- sweeps and labels
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sweep:
+    """What a file of a sweep holds.
+
+    Attributes:
+        rows: of `READ_COLUMNS`, also those that are no measurement; 0 where the file has no such column.
+        names: the columns that the file has; others may be named.
+    """
+
+    rows: Float32[np.ndarray, "N 6"]
+    names: tuple[str, ...]
+
+
 def read_sweep(path: Path, columns: tuple[str, ...] = COLUMNS) -> Float32[np.ndarray, "N 6"]:
     """Rows of `READ_COLUMNS`, 0 where a file has no such column, of an .npy of floats or a .bin of float32.
 

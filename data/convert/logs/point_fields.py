@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Float32, Int, Shaped
 
 from common.printable import listed
 from data.convert.logs.base import Cloud
@@ -101,28 +101,18 @@ def cloud_of(
     Raises:
         DamagedError: a field is missing or of a type that it cannot have, or times fit no unit.
     """
-    missing = [axis for axis in "xyz" if axis not in columns]
-    if missing:
-        raise DamagedError("array-broken", f"{where} has no field {missing[0]}; it has {listed(list(columns))}")
-    for axis in "xyz":
-        if columns[axis].dtype.kind != "f":
-            detail = (
-                f"{where}: {axis} is {columns[axis].dtype}, whose unit nobody says; expected metres as float32 or 64"
-            )
-            raise DamagedError("array-broken", detail)
-    with np.errstate(over="ignore", invalid="ignore"):
-        points = np.stack([columns[axis].astype(np.float32) for axis in "xyz"], axis=1)
+    points = places_of(where, columns)
     measured: Bool[np.ndarray, " N"] = np.isfinite(points).all(axis=1) & (points != 0).any(axis=1)
-    intensity_name, intensity = _first(columns, INTENSITIES)
+    intensity_name, intensity = first_of(columns, INTENSITIES)
     if intensity is not None:
         measured &= np.isfinite(intensity)
-    time_name, raw_times = _first(columns, TIMES) if times else ("", None)
+    time_name, raw_times = first_of(columns, TIMES) if times else ("", None)
     if raw_times is not None:
         measured &= np.isfinite(raw_times)
-    ring_name, ring = _first(columns, RINGS)
+    ring_name, ring = first_of(columns, RINGS)
     unit, time_ns = "", None
     if raw_times is not None:
-        unit, time_ns = _after_stamp(f"{where}: {time_name}", time_name, raw_times[measured], stamp_ns)
+        unit, time_ns = after_stamp(f"{where}: {time_name}", time_name, raw_times[measured], stamp_ns)
     points = points[measured]
     if T_frame_points is not None:
         points = transform(T_frame_points, points).astype(np.float32)
@@ -146,7 +136,24 @@ def cloud_of(
     return cloud, layout
 
 
-def _first(columns: Columns, names: tuple[str, ...]) -> tuple[str, Shaped[np.ndarray, " N"] | None]:
+def places_of(where: str, columns: Columns) -> Float32[np.ndarray, "N 3"]:
+    """x, y, z of all points, also of those that are no measurement.
+
+    Raises:
+        DamagedError: one is missing, or a whole number.
+    """
+    missing = [axis for axis in "xyz" if axis not in columns]
+    if missing:
+        raise DamagedError("array-broken", f"{where} has no field {missing[0]}; it has {listed(list(columns), 12)}")
+    for axis in "xyz":
+        if columns[axis].dtype.kind != "f":
+            detail = f"{where}: {axis} is {columns[axis].dtype}, whose unit nobody says"
+            raise DamagedError("array-broken", f"{detail}; expected metres as float32 or float64")
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.stack([columns[axis].astype(np.float32) for axis in "xyz"], axis=1)
+
+
+def first_of(columns: Columns, names: tuple[str, ...]) -> tuple[str, Shaped[np.ndarray, " N"] | None]:
     """The first field that is there, and its values."""
     return next(((name, columns[name]) for name in names if name in columns), ("", None))
 
@@ -158,10 +165,22 @@ def _numbers(where: str, values: Shaped[np.ndarray, " N"]) -> Int[np.ndarray, " 
     return values.astype(np.int64)
 
 
-def _after_stamp(
+def after_stamp(
     where: str, name: str, values: Shaped[np.ndarray, " N"], stamp_ns: int
 ) -> tuple[str, Int[np.ndarray, " N"] | None]:
-    """Unit in words, and nanoseconds after the stamp; None where all points say the same, which says nothing."""
+    """Times of points: their unit in words, and nanoseconds after the stamp.
+
+    None where all points say the same, which says nothing.
+
+    Args:
+        where: for messages.
+        name: of the field.
+        values: of each point, finite.
+        stamp_ns: of the cloud.
+
+    Raises:
+        DamagedError: they fit no unit.
+    """
     if values.size == 0:
         return "", np.empty(0, np.int64)
     if values.size > 1 and values.min() == values.max():

@@ -1,0 +1,75 @@
+"""Files of surveys (.las, .laz), read a part at a time by laspy (extra `[logs]`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool
+
+from data.convert.logs.point_fields import Columns
+from data.convert.raw_files import MAX_FILE_BYTES
+from data.storage.damage import DamagedError
+from data.storage.shard import ShardError
+
+_NOISE = (7, 18)
+"""Classifications. Source: ASPRS, LAS specification 1.4 R15, table 17."""
+_CHUNK_POINTS = 1_000_000
+
+
+def read_las(path: Path) -> Columns:
+    """x, y, z in the file's units, and the raw intensity of each point of a file of one sweep.
+
+    Raises:
+        DamagedError: as `chunks_of`, or the file is far larger than a sweep's.
+        ShardError: as `chunks_of`.
+    """
+    size = path.stat().st_size if path.is_file() else 0
+    if size > MAX_FILE_BYTES:
+        raise DamagedError("too-large", f"{path} has {size} bytes")
+    chunks = list(chunks_of(path, False))
+    xyz = np.concatenate([chunk["xyz"] for chunk in chunks]) if chunks else np.empty((0, 3))
+    intensity = np.concatenate([chunk["intensity"] for chunk in chunks]) if chunks else np.empty(0, np.uint16)
+    return {"x": xyz[:, 0], "y": xyz[:, 1], "z": xyz[:, 2], "intensity": intensity}
+
+
+def chunks_of(path: Path, labels: bool) -> Iterator[dict[str, Any]]:
+    """Points of a file, a part at a time, without noise and those that are withheld.
+
+    Raises:
+        DamagedError: the file is missing or damaged.
+        ShardError: the extra [logs] is not installed.
+    """
+    try:
+        import laspy
+    except ImportError as error:
+        raise ShardError(f"LAS files need laspy ({error}): pip install 'tandem-pretrain[logs]'") from error
+    try:
+        with laspy.open(path) as reader:
+            stated, found = reader.header.point_count, 0
+            for chunk in reader.chunk_iterator(_CHUNK_POINTS):
+                found += len(chunk)
+                yield _of(chunk, labels)
+    except (laspy.LaspyException, OSError, ValueError, RuntimeError) as error:
+        raise DamagedError("array-broken", f"{path}: {type(error).__name__}: {error}") from error
+    if found != stated:
+        raise DamagedError("array-broken", f"{path} holds {found} points, its header says {stated}")
+
+
+def _of(chunk: Any, labels: bool) -> dict[str, Any]:
+    names = set(chunk.point_format.dimension_names)
+    codes = np.asarray(chunk.classification, dtype=np.uint8)
+    kept: Bool[np.ndarray, " N"] = ~np.isin(codes, _NOISE)
+    if "withheld" in names:
+        kept &= ~np.asarray(chunk.withheld, dtype=bool)
+    points = {
+        "xyz": np.stack([np.asarray(chunk[axis], dtype=np.float64) for axis in ("x", "y", "z")], axis=1)[kept],
+        "intensity": np.asarray(chunk.intensity)[kept],
+    }
+    if "gps_time" in names:
+        points["gps_time"] = np.asarray(chunk.gps_time)[kept]
+    if labels:
+        points["classification"] = codes[kept]
+    return points
