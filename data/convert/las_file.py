@@ -17,6 +17,8 @@ from data.storage.shard import ShardError
 _NOISE = (7, 18)
 """Classifications. Source: ASPRS, LAS specification 1.4 R15, table 17."""
 _CHUNK_POINTS = 1_000_000
+_FARTHEST_M = 1e8
+"""Beyond any national grid, whatever its false origin."""
 
 
 def read_las(path: Path) -> Columns:
@@ -51,21 +53,27 @@ def chunks_of(path: Path, labels: bool) -> Iterator[dict[str, Any]]:
             stated, found = reader.header.point_count, 0
             for chunk in reader.chunk_iterator(_CHUNK_POINTS):
                 found += len(chunk)
-                yield _of(chunk, labels)
+                yield _of(path, chunk, labels)
     except (laspy.LaspyException, OSError, ValueError, RuntimeError) as error:
         raise DamagedError("array-broken", f"{path}: {type(error).__name__}: {error}") from error
     if found != stated:
         raise DamagedError("array-broken", f"{path} holds {found} points, its header says {stated}")
 
 
-def _of(chunk: Any, labels: bool) -> dict[str, Any]:
+def _of(path: Path, chunk: Any, labels: bool) -> dict[str, Any]:
     names = set(chunk.point_format.dimension_names)
     codes = np.asarray(chunk.classification, dtype=np.uint8)
     kept: Bool[np.ndarray, " N"] = ~np.isin(codes, _NOISE)
     if "withheld" in names:
         kept &= ~np.asarray(chunk.withheld, dtype=bool)
+    with np.errstate(over="ignore", invalid="ignore"):  # a damaged scale
+        xyz = np.stack([np.asarray(chunk[axis], dtype=np.float64) for axis in ("x", "y", "z")], axis=1)[kept]
+    if not (np.abs(xyz) < _FARTHEST_M).all():
+        raise DamagedError(
+            "points-range", f"{path}: coordinates beyond {_FARTHEST_M:g} m (scale and offset of its header)"
+        )
     points = {
-        "xyz": np.stack([np.asarray(chunk[axis], dtype=np.float64) for axis in ("x", "y", "z")], axis=1)[kept],
+        "xyz": xyz,
         "intensity": np.asarray(chunk.intensity)[kept],
     }
     if "gps_time" in names:

@@ -200,6 +200,17 @@ def test_degrees_are_not_cut_into_metres(tmp_path: Path) -> None:
     las_module._count_blocks.cache_clear()
 
 
+def test_a_damaged_scale_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "a.las", survey(100))
+    data = bytearray((tmp_path / "a.las").read_bytes())
+    for number, scale in ((131, 1e300), (139, 1e9)):  # of x and y in the header
+        data[number : number + 8] = np.float64(scale).tobytes()
+        (tmp_path / "a.las").write_bytes(data)
+        (skipped,) = LasConverter(source=str(tmp_path)).frames("a", 0, 1)
+        assert isinstance(skipped, Skipped)
+        assert (skipped.reason, "coordinates beyond 1e+08 m" in skipped.detail) == ("points-range", True)
+
+
 @pytest.mark.parametrize("ending", [".las", ".laz"])
 def test_sweeps_may_be_such_files(tmp_path: Path, ending: str) -> None:
     truth = list(street_log(("front",), frames=1))
