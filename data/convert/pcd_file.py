@@ -197,7 +197,10 @@ def _unpacked(where: str, body: bytes, header: _Header, stride: int) -> Columns:
         raise DamagedError("array-broken", f"{where} ends before its compressed data")
     packed, size = struct.unpack("<II", body[:8])
     needed = header.points * stride
-    if size != needed:
+    fields = [field for field in header.fields if field.name != "_"]
+    if size == needed:
+        fields = list(header.fields)
+    elif size != header.points * sum(field.size for field in fields):  # PCL leaves padding out, other writers do not
         detail = f"{where}: {size} bytes when unpacked, {header.points} points of {stride} bytes need {needed}"
         raise DamagedError("array-broken", detail)
     if len(body) < 8 + packed:
@@ -210,10 +213,10 @@ def _unpacked(where: str, body: bytes, header: _Header, stride: int) -> Columns:
             raise DamagedError("array-broken", f"{where}: {error}") from error
     if len(data) != size:
         raise DamagedError("array-broken", f"{where}: the compressed data give {len(data)} bytes, expected {size}")
-    ends = itertools.accumulate(field.size * header.points for field in header.fields)
+    ends = itertools.accumulate(field.size * header.points for field in fields)
     kept = {field.name for field in _single(header)}
     return {
         field.name: np.frombuffer(data, field.kind, header.points, end - field.size * header.points)
-        for field, end in zip(header.fields, ends, strict=True)
+        for field, end in zip(fields, ends, strict=True)
         if field.name in kept
     }

@@ -70,7 +70,7 @@ def test_padding_and_fields_of_several_numbers_are_passed_over(tmp_path: Path) -
     """As PCL writes aligned points; compressed, each field of several numbers stays together point by point."""
     entries = {
         **{"FIELDS": "x _ y z _ normal label", "SIZE": "4 1 4 4 2 4 2", "TYPE": "F U F F I F U"},
-        "COUNT": "1 3 1 1 2 3 1",
+        **{"COUNT": "1 3 1 1 2 3 1", "WIDTH": "20", "POINTS": "20"},
     }
     kind = np.dtype(
         [("x", "<f4"), ("a", "u1", 3), ("y", "<f4"), ("z", "<f4"), ("b", "<i2", 2), ("n", "<f4", 3), ("l", "<u2")]
@@ -78,17 +78,21 @@ def test_padding_and_fields_of_several_numbers_are_passed_over(tmp_path: Path) -
     points = np.zeros(2, kind)
     points["x"], points["y"], points["z"] = XYZ.T
     points["l"], points["n"], points["a"] = [7, 65535], 9.0, 0xAA
-    plain, packed = tmp_path / "plain.pcd", tmp_path / "packed.pcd"
+    points = np.repeat(points, 10)  # so that they can be compressed
+    plain, packed, bare = (tmp_path / f"{name}.pcd" for name in ("plain", "packed", "bare"))
     plain.write_bytes(header(**entries) + points.tobytes())
-    body = b"".join(points[name].tobytes() for name in kind.names)
-    small = lzf.compress(body * 1)
-    assert small is not None
-    packed.write_bytes(header(**entries, DATA="binary_compressed") + struct.pack("<II", len(small), len(body)) + small)
-    for path in (plain, packed):
+    for path, names in ((packed, kind.names), (bare, "xyznl")):  # PCL leaves the padding out, others keep it
+        body = b"".join(points[name].tobytes() for name in names)
+        small = lzf.compress(body)
+        assert small is not None
+        path.write_bytes(
+            header(**entries, DATA="binary_compressed") + struct.pack("<II", len(small), len(body)) + small
+        )
+    for path in (plain, packed, bare):
         columns = read_pcd(path).columns
         assert tuple(columns) == ("x", "y", "z", "label")
-        np.testing.assert_array_equal(np.stack([columns[axis] for axis in "xyz"], axis=1), XYZ)
-        np.testing.assert_array_equal(columns["label"], [7, 65535])
+        np.testing.assert_array_equal(np.stack([columns[axis] for axis in "xyz"], axis=1), np.repeat(XYZ, 10, axis=0))
+        np.testing.assert_array_equal(columns["label"], np.repeat([7, 65535], 10))
 
 
 @pytest.mark.parametrize(
