@@ -85,8 +85,8 @@ class LogFile(ABC):
         """Number and times of a channel's messages."""
 
     @abstractmethod
-    def times(self, channel: int) -> Int64[np.ndarray, " N"]:
-        """When each of a channel's messages was written, ascending."""
+    def times(self, channels: frozenset[int]) -> dict[int, Int64[np.ndarray, " n"]]:
+        """When each message of some channels was written, by channel, ascending; in one pass over the index."""
 
     @abstractmethod
     def messages(self, channels: frozenset[int], start_ns: int | None, stop_ns: int | None) -> Iterator[Raw]:
@@ -216,12 +216,14 @@ class ChunkedFile(LogFile):
                     best = edge if best is None else (min if early else max)(best, edge)
         return np.concatenate(found) if found else np.zeros(0, dtype=np.int64)
 
-    def times(self, channel: int) -> Int64[np.ndarray, " N"]:
+    def times(self, channels: frozenset[int]) -> dict[int, Int64[np.ndarray, " n"]]:
         """From the index of each piece."""
-        found = [np.zeros(0, dtype=np.int64)]
-        for piece in self._with(frozenset((channel,))):
-            found += [written for one, written in self._known_times(piece).items() if one == channel]
-        return np.sort(np.concatenate(found))
+        found = {channel: [np.zeros(0, dtype=np.int64)] for channel in channels}
+        for piece in self._with(channels):
+            for channel, written in self._known_times(piece).items():
+                if channel in channels:
+                    found[channel].append(written)
+        return {channel: np.sort(np.concatenate(written)) for channel, written in found.items()}
 
     def _with(self, channels: frozenset[int]) -> list[Piece]:
         return [piece for piece in self.pieces if piece.channels is None or piece.channels & channels]

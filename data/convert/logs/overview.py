@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int64
 
 from data.convert.logs.base import Message, Topic, Transform
 from data.convert.logs.fields import header_of
@@ -106,7 +107,8 @@ def look_over(recording: FilesRecording) -> Overview:
     first = [topic.first_ns for topic in topics.values() if topic.first_ns is not None]
     last = [topic.last_ns for topic in topics.values() if topic.last_ns is not None]
     start_ns = min(first, default=None)
-    facts = {name: _facts(recording, topic, start_ns or 0) for name, topic in topics.items()}
+    times = recording.times_of(list(topics))
+    facts = {name: _facts(recording, topic, times[name], start_ns or 0) for name, topic in topics.items()}
     edges: dict[str, Edge] = {}
     others: list[Edge] = []
     for edge in _edges(recording, facts):
@@ -124,8 +126,7 @@ def look_over(recording: FilesRecording) -> Overview:
     )
 
 
-def _facts(recording: FilesRecording, topic: Topic, start_ns: int) -> TopicFacts:
-    times = recording.times(topic.name)
+def _facts(recording: FilesRecording, topic: Topic, times: Int64[np.ndarray, " n"], start_ns: int) -> TopicFacts:
     if not len(times):
         return TopicFacts(topic=topic)
     rate, gap_s, gap_at_s = None, 0.0, 0.0

@@ -9,6 +9,7 @@ Source: rosbag2's storage plug-in sqlite3, schema versions 1 to 4; SQLite's file
 
 from __future__ import annotations
 
+import array
 import os
 import struct
 from collections.abc import Iterator
@@ -125,18 +126,19 @@ class SqliteFile(LogFile):
         """Counted from the table."""
         return self._counted().get(channel, Extent())
 
-    def times(self, channel: int) -> Int64[np.ndarray, " N"]:
+    def times(self, channels: frozenset[int]) -> dict[int, Int64[np.ndarray, " n"]]:
         """From the table."""
         if not self._cut:
             try:
-                query = "SELECT timestamp FROM messages WHERE topic_id = ? ORDER BY timestamp"
-                found = self._database.execute(query, (channel,))
-                return np.fromiter((written_ns for (written_ns,) in found), dtype=np.int64)
+                written: dict[int, array.array[int]] = {channel: array.array("q") for channel in channels}
+                for channel, written_ns in self._database.execute("SELECT topic_id, timestamp FROM messages"):
+                    if channel in written:
+                        written[channel].append(written_ns)
+                return {channel: np.sort(np.array(found, dtype=np.int64)) for channel, found in written.items()}
             except self._damaged:
                 self._cut = True
-        _, channels, times = self._salvaged()
-        chosen: Int64[np.ndarray, " N"] = times[channels == channel]
-        return chosen
+        _, owners, times = self._salvaged()
+        return {channel: times[owners == channel] for channel in channels}
 
     def messages(self, channels: frozenset[int], start_ns: int | None, stop_ns: int | None) -> Iterator[Raw]:
         """By time; contents that cannot be read are counted."""
