@@ -154,9 +154,11 @@ _CHANNELS = (4, 1, 3, 5)
 
 
 _GRIDS: dict[str, tuple[dict[str, Any], ...]] = {
-    "voxelnet": tuple({"grid_min": (-64, -64, 0), "grid_max": (64, 64, cells)} for cells in (40, 24, 56))
+    "voxelnet": tuple({"grid_min": (-64, -64, 0), "grid_max": (64, 64, cells)} for cells in (40, 24, 56)),
+    "spvcnn": ({"coarse_cells": "corner"},),
 }
-"""Settings of families whose tensors depend on more than preset and input: the layers of z are folded into channels."""
+"""Settings of families whose tensors depend on more than preset and input (the layers of z are folded into channels),
+or without which other projects have no counterpart."""
 
 
 def _fit(

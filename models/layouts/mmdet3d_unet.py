@@ -101,6 +101,7 @@ The loader is to report no unexpected key, and as missing the decode head's alon
 prefix="backbone" both turn the kernels of this file to what spconv 2 wants.
 
 {input_text(fed)}
+- Cells there are rounded, not cut down, and counted from the lowest; a voxel has the features of one of its points.
 {library}- Momentum of BatchNorm is the config's own there and not in the file.
 """
 
