@@ -12,6 +12,19 @@ from models.lidar.res16unet import ResidualBlock
 from models.lidar.voxelnet import VoxelNet
 
 
+def refuse_without_places(fed: Fed) -> None:
+    """Refuse what mmdetection3d cannot feed.
+
+    Raises:
+        ValueError: features of a voxel that do not begin with x, y, z.
+    """
+    if not fed.points.features.startswith("xyz"):
+        raise ValueError(
+            f"mmdetection3d feeds x, y, z of a point first, and this network was fed {fed.points.features}: train with "
+            "data.voxel.features=xyz_intensity (and in_channels=4)"
+        )
+
+
 def mmdet3d_text(network: nn.Module, fed: Fed, num_tensors: int) -> str:
     """The text.
 
@@ -23,11 +36,7 @@ def mmdet3d_text(network: nn.Module, fed: Fed, num_tensors: int) -> str:
     Raises:
         ValueError: mmdetection3d cannot feed what the network was fed.
     """
-    if not fed.points.features.startswith("xyz"):
-        raise ValueError(
-            f"mmdetection3d feeds x, y, z of a point first, and this network was fed {fed.points.features}: train with "
-            "data.voxel.features=xyz_intensity (and in_channels=4)"
-        )
+    refuse_without_places(fed)
     if isinstance(network, VoxelNet):
         lines, notes = _voxelnet(network, fed)
     else:

@@ -15,6 +15,7 @@ from dataclasses import replace
 from torch import nn
 
 from models.layouts.base import AnyTensor, Fed, Place
+from models.layouts.mmdet3d_text import refuse_without_places
 from models.layouts.spconv_unet import BySpconv, spconv_kernel
 from models.layouts.torchsparse import (
     EPS,
@@ -60,7 +61,12 @@ def mmdet3d_unet_features(state: Mapping[str, AnyTensor], inputs: tuple[AnyTenso
 
 
 def mmdet3d_unet_text(network: nn.Module, fed: Fed) -> str:
-    """The text beside a file."""
+    """The text beside a file.
+
+    Raises:
+        ValueError: mmdetection3d cannot feed what the network was fed.
+    """
+    refuse_without_places(fed)
     size, spvcnn = sizes(torchsparse_unet(network, TITLE)), isinstance(network, Spvcnn)
     edges = ", ".join(f"{edge:g}" for edge in fed.voxels.size)
     if spvcnn:

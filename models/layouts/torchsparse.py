@@ -174,7 +174,10 @@ def input_text(fed: Fed) -> str:
     voxels = fed.voxels
     unit = "m along x, y, z" if voxels.kind == "cartesian" else "m, degrees, m along radius, angle, height"
     size = ", ".join(f"{edge:g}" for edge in voxels.size)
-    return f"- Input features of a voxel: {fed.points}.\n- Voxels: {voxels.kind}, {size} ({unit})."
+    lines = [f"- Input features of a voxel: {fed.points}.", f"- Voxels: {voxels.kind}, {size} ({unit})."]
+    if "intensity" in voxels.features:
+        lines.insert(1, "- Intensity of another range (nuScenes: 0 to 255) has to be brought to this one there.")
+    return "\n".join(lines)
 
 
 def blocks_text(size: Sizes) -> str:

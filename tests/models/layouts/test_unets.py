@@ -307,6 +307,14 @@ def test_instructions_say_what_to_paste_and_to_feed(layout: Layout, config: Back
         assert line in text
 
 
+def test_mmdetection3d_cannot_feed_intensity_alone() -> None:
+    cells = VoxelConfig(kind="cartesian", size=(0.05, 0.05, 0.05))
+    with torch.device("meta"):
+        network = unet("minkunet18", 1).build()
+    with pytest.raises(ValueError, match=r"feeds x, y, z of a point first.* data\.voxel\.features=xyz_intensity"):
+        Mmdet3d().instructions(network, Fed(points=PointInput.of(cells), voxels=cells))
+
+
 @pytest.mark.parametrize(
     ("layout", "config", "message"),
     [
