@@ -169,9 +169,12 @@ def _fit(
     for in_channels in _CHANNELS:
         try:
             network = _empty(family, {**settings, "preset": preset, "in_channels": in_channels})
-            took = taken(LAYOUTS[layout], theirs, network)
-        except ValueError:  # no counterpart, or no network of so few features
+        except ValueError:  # no network of so few features
             continue
+        try:
+            took = taken(LAYOUTS[layout], theirs, network)
+        except ValueError:  # no counterpart, of however many features
+            return None
         report = compare(network, took.state, source=preset)
         fit = Fit(layout=layout, family=family, preset=preset, in_channels=in_channels, report=report, taken=took)
         if report.share == 1:
