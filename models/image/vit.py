@@ -198,16 +198,17 @@ class VisionTransformer(DenseNetwork):
         cells = self.patch_embed(F.pad(images, (0, right, 0, below)))
         rows, columns = cells.shape[-2:]
         x = cells.flatten(2).transpose(1, 2) + self.patch_positions(rows, columns)
+        # The first side and not len(), which would fix the number of images where the network is traced for export.
         before = [self.cls_token + self.pos_embed[:, :1]]
         if self.layout.registers:
             before.append(self.register_tokens)
-        x = torch.cat([*(token.expand(len(images), -1, -1) for token in before), x], dim=1)
+        x = torch.cat([*(token.expand(images.shape[0], -1, -1) for token in before), x], dim=1)
         for block in self.blocks:
             x = block(x)
         if self.last_norm:
             x = self.norm(x)
         patches: Tensor = x[:, 1 + self.layout.registers :]
-        return patches.transpose(1, 2).reshape(len(images), -1, rows, columns)
+        return patches.transpose(1, 2).reshape(images.shape[0], -1, rows, columns)
 
     def patch_positions(self, rows: int, columns: int) -> Float[Tensor, "1 T C"]:
         """Position embeddings of a grid of patches, row by row."""
