@@ -29,9 +29,10 @@ from launchers.drawing.recording_tables import recording_tables
 from launchers.drawing.scenes import sample_views
 from launchers.drawing.set_tables import look, sample_table, set_tables
 from launchers.finetuning.run_frames import objects_table, trained_detector
-from launchers.options.inspect import parser
+from launchers.options.inspect import DRAWN_SAMPLES, parser
 from launchers.reporting.run_pictures import run_pictures
 from launchers.reporting.run_tables import run_tables
+from launchers.reporting.scene_files import asks_for_scene, run_scene, set_scene, write_scenes
 from launchers.runs.files import is_run
 
 
@@ -41,8 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = p.parse_args(argv)
     target = Path(options.target)
     if not is_url(options.target) and is_recording(target):
-        if options.sample or options.frame or options.check or options.calibration is not None:
-            p.error(f"--sample, --frame, --check and --calibration are for sets and runs; {target} is a recording")
+        if (
+            options.sample
+            or options.frame
+            or options.check
+            or options.calibration is not None
+            or asks_for_scene(options)
+        ):
+            p.error(
+                "--sample, --frame, --check, --calibration, --rerun and --foxglove are for sets and runs; "
+                f"{target} is a recording"
+            )
         return _inspect_recording(target, options)
     if options.settings:
         p.error(f"--settings is for recordings; {target} is none")
@@ -53,6 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if is_run(target):
         if options.sample or options.check or options.calibration is not None:
             p.error(f"--sample, --check and --calibration are for prepared sets; {target} is a run")
+        if asks_for_scene(options):
+            return write_scenes(options, lambda: run_scene(target, options))
         return _inspect_frames(target, options, p) if options.frame else _inspect_run(target, options)
     raise ShardError(
         f"{target} is neither a prepared set (no {MANIFEST_NAME}) nor a run (no config.yaml, no checkpoints) nor a "
@@ -71,9 +83,12 @@ def _can_be_shown(folder: Path) -> bool:
 def _inspect_set(root: str, options: argparse.Namespace, p: argparse.ArgumentParser) -> int:
     manifest = load_manifest(root)
     try:
-        chosen = [find_sample(manifest, wanted) for wanted in options.sample] or _spread(manifest, options.num)
+        asked = [find_sample(manifest, one) for one in options.sample]
     except ValueError as error:
         p.error(str(error))
+    if asks_for_scene(options):
+        return write_scenes(options, lambda: set_scene(manifest, options, asked))
+    chosen = asked or _spread(manifest, _num(options))
     reader = SampleReader(manifest)
     looked = look(manifest, reader)
     tables = set_tables(manifest, looked)
@@ -89,8 +104,7 @@ def _inspect_set(root: str, options: argparse.Namespace, p: argparse.ArgumentPar
         calibration = check_set(manifest, reader, judged)
         tables += calibration.tables()
         bad_samples += calibration.damaged
-    wanted = chosen if options.out or options.sample else []
-    for index in wanted:
+    for index in chosen if options.out or options.sample else []:
         try:
             sample = reader.read(index, depth=True, image_labels=True)
             with blamed_on(sample.key, reader.shard_of(index)):
@@ -140,6 +154,10 @@ def _nearest_keys(manifest: Manifest, wanted: str) -> list[str]:
     return [manifest.key(int(row)) for row in best]
 
 
+def _num(options: argparse.Namespace) -> int:
+    return DRAWN_SAMPLES if options.num is None else int(options.num)
+
+
 def _spread(manifest: Manifest, num: int) -> list[int]:
     """Samples at even distances through the set."""
     order = manifest.indices()
@@ -154,7 +172,7 @@ def _inspect_run(run_dir: Path, options: argparse.Namespace) -> int:
     tables = run_tables(run_dir)
     pictures: dict[str, RgbImage] = {}
     if options.out:
-        pictures, why_not = run_pictures(run_dir, options.num)
+        pictures, why_not = run_pictures(run_dir, _num(options))
         if why_not:
             tables.append(TextTable(title="pictures of features", rows=((why_not,),)))
     _show(f"run {run_dir.resolve().name}", str(run_dir), tables, pictures, options.out)

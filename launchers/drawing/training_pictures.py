@@ -144,6 +144,14 @@ def _embed(objective: nn.Module, sample: Batch) -> _Embedded | None:
     return _Embedded(points, pixels)
 
 
+def point_features(objective: nn.Module, sample: Batch) -> Float[np.ndarray, "N D"] | None:
+    """Embedding of each point of a batch; None where the objective cannot embed points."""
+    if not isinstance(objective, PointEmbedder):
+        return None
+    with _evaluating(objective, sample) as moved:
+        return _numpy(objective.point_embeddings(moved)[moved.point_voxel].float())
+
+
 def _sketches(objective: nn.Module, sample: Batch, step: int) -> dict[str, RgbImage]:
     if not isinstance(objective, Sketcher):
         return {}

@@ -24,6 +24,8 @@ _USES = {
     "gs": "sets behind gs:// URLs",
     "logs": "recordings: ROS bags, MCAP, PCD, LAS",
     "rerun": "tandem inspect --rerun",
+    "foxglove": "tandem inspect --foxglove",
+    "video": "recordings with H.264 and H.265 images",
     "onnx": "tandem export to ONNX",
 }
 """What an extra is for; one that is not named here is listed without."""
