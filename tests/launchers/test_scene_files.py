@@ -179,17 +179,18 @@ def test_rerun_reads_what_was_written(root: str, samples: list[Sample], tmp_path
 
     file = tmp_path / "toy.rrd"
     assert tandem(["inspect", root, "--log", LOG, "--rerun", str(file)]) == 0
-    rows: dict[tuple[str, str], list[Any]] = {}
-    times: dict[str, list[Any]] = {}
-    for chunk in RrdReader(str(file)).stream().to_chunks():
+    timed: dict[tuple[str, str], list[tuple[int, Any]]] = {}
+    for chunk in RrdReader(str(file)).stream().to_chunks():  # rows of an entity lie in one or several
         batch = chunk.to_record_batch()
-        for name, column in zip(batch.schema.names, batch.columns, strict=True):
-            if name == "time":
-                times[chunk.entity_path] = column.cast("int64").to_pylist()
-            elif not name.startswith("rerun."):
-                rows[chunk.entity_path, name] = column.to_pylist()
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        times = columns["time"].cast("int64").to_pylist() if "time" in columns else [0] * batch.num_rows
+        for name, column in columns.items():
+            timed.setdefault((chunk.entity_path, name), []).extend(zip(times, column.to_pylist(), strict=True))
+    rows = {key: [value for _, value in sorted(found, key=lambda row: row[0])] for key, found in timed.items()}
     moved = in_scene(samples)
-    assert times["/world/ego/lidar/sweep"] == [sample.timestamp_us * 1000 for sample in samples]
+    assert [at for at, _ in sorted(timed["/world/ego/lidar/sweep", "time"], key=lambda row: row[0])] == [
+        sample.timestamp_us * 1000 for sample in samples
+    ]
     for number, sample in enumerate(moved):
         positions = np.array(rows["/world/ego/lidar/sweep", "Points3D:positions"][number], dtype=np.float32)
         np.testing.assert_array_equal(positions, sample.points_lidar)
