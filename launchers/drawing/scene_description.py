@@ -1,7 +1,7 @@
 """What a 3D viewer shows of a drive, in words that belong to no viewer; `scene_rerun` and `scene_foxglove` write it.
 
 Frames: `world` of the log, moved so that the first sample is at its origin (viewers compute in float32, and coordinates
-of maps are millions of metres), `ego` at each sample's time, `lidar` fixed to it, and cameras at their own times. Metres.
+of maps are millions of metres), `ego` at each sample's time, `lidar` fixed to it, cameras at their own times. Metres.
 Pixel (0, 0) is the centre of the top-left pixel, as everywhere here; both viewers count from that pixel's corner, which
 their writers add.
 """
