@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -146,8 +145,9 @@ def peak_mib(bag: Path) -> float:
     with tempfile.TemporaryDirectory(dir=bag.parent) as folder:
         words = ["rosbag", str(bag), f"{folder}/set", "--workers", "1", "--no-superpixels"]
         code = (
-            "import resource, sys; from launchers.prepare import main; code = main(sys.argv[1:]); "
-            "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+            "import sys; from launchers.prepare import main; code = main(sys.argv[1:]); "
+            "peak = [line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')]; "
+            "print('peak', *peak); sys.exit(code)"  # getrusage's is that of the parent, where that has more
         )
         command = [sys.executable, "-c", code, *words]
         done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
@@ -210,8 +210,6 @@ def main() -> None:
         print(markdown(["", "frames/s a core", "ms a frame", "of the disk's rate"], rows))
         sizes = [[f"{_size(bag) / _GIB:.2f}", f"{peak_mib(bag):.0f}"] for bag in bags.values()]
         print(markdown(["GiB of recording", "peak MiB"], sizes))
-        own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"(this process, which wrote and read both: {own:.0f} MiB)")
 
 
 def _size(bag: Path) -> int:

@@ -14,8 +14,8 @@ from data.storage.damage import DamagedError
 
 Pose = Float[np.ndarray, "4 4"]
 
-_KNOT_NS = 1_000_000
-"""Between two of these, points of a sweep move evenly: at 30 m/s and 60 degrees/s that is right to a micrometre."""
+_KNOT_NS = 2_500_000
+"""Between two of these, points of a sweep move evenly: turning by 60 degrees/s, 80 m away, that is right to 0.1 mm."""
 _LONGEST_SWEEP_NS = 2_000_000_000
 
 

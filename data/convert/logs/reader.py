@@ -182,7 +182,7 @@ class LogReader:
 
     def _held(self, messages: Iterable[Message]) -> Iterator[Held[Any]]:
         decoders = self._videos.decoders()
-        written_ns = 0
+        written_ns, told = 0, set[str]()
         for message in messages:
             written_ns = message.written_ns
             if message.topic in decoders:
@@ -196,7 +196,9 @@ class LogReader:
                 else:
                     content, stamp_ns = message, stamp_of(message, self._settings.by_header)
             except DamagedError as error:  # those who need it will miss it, and say so
-                logger.warning("%s: %s", self.name, error.detail)
+                if message.topic not in told:
+                    logger.warning("%s: %s; further ones of the topic are not named", self.name, error.detail)
+                    told.add(message.topic)
                 continue
             yield Held(topic=message.topic, written_ns=message.written_ns, stamp_ns=stamp_ns, content=content)
         for topic, picture in decoders.rest():

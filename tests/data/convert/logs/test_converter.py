@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from mcap.reader import make_reader
 
 from data.convert.base import Skipped
 from data.convert.logs.base import LogSettings
@@ -458,6 +459,25 @@ def test_a_cut_bag_gives_what_comes_before_the_cut(tmp_path: Path) -> None:
     samples = samples_of(converter)
     assert 4 <= len(samples) < 10
     assert [sample.key for sample in samples] == [f"drive_{number:06d}" for number in range(len(samples))]
+
+
+def test_a_damaged_chunk_costs_its_own_sweeps(tmp_path: Path) -> None:
+    path = write_mcap(tmp_path / "drive.mcap", drive(12), chunk_size=20_000)
+    data = bytearray(path.read_bytes())
+    with path.open("rb") as file:
+        summary = make_reader(file).get_summary()
+    assert summary is not None
+    second = summary.chunk_indexes[1]
+    inside = second.chunk_start_offset + second.chunk_length // 2
+    data[inside : inside + 64] = bytes(64)
+    path.write_bytes(data)
+    converter = McapConverter(source=str(path))
+    assert converter.num_frames("drive") == 12  # as the index says
+    found = outcomes(items_of(converter))
+    assert 6 <= found.count("ok") < 12
+    assert set(found) == {"ok", "member-missing"}
+    lost = [number for number, outcome in enumerate(found) if outcome != "ok"]
+    assert lost == list(range(lost[0], lost[-1] + 1))  # in one place
 
 
 def test_a_sweep_that_the_index_has_and_nobody_can_read_is_skipped(tmp_path: Path) -> None:
