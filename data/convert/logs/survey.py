@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Int64
 
-from common.printable import listed
 from data.convert.logs.base import LogSettings, Recording
 from data.convert.logs.pairing import ReadSettings, stamp_of
 from data.convert.logs.reader import moving_topics
@@ -58,9 +57,8 @@ def survey(
         every: only each n-th sweep becomes a sample.
 
     Raises:
-        ShardError: a topic is not there, or of another kind.
+        ShardError: no sweep.
     """
-    check_topics(paths, recording, topics)
     written_ns = recording.times(topics.lidars[0])
     if len(written_ns) == 0:
         problems = f" ({'; '.join(recording.problems[:2])})" if recording.problems else ""
@@ -81,30 +79,6 @@ def survey(
         numbers=tuple(numbers.tolist()),
         notes=tuple(notes),
     )
-
-
-def check_topics(paths: Sequence[Path], recording: Recording, topics: LogSettings) -> None:
-    """Refuse topics that are not there, or hold something else.
-
-    Raises:
-        ShardError: names the topic, and those of the kind that are there.
-    """
-    wanted = [
-        *(("lidars", topic, ("lidar",)) for topic in topics.lidars),
-        *((f"cameras.{name}", topic, ("camera",)) for name, topic in topics.cameras.items()),
-        *((f"camera_infos.{name}", topic, ("camera_info",)) for name, topic in topics.camera_infos.items()),
-        *(("transforms", topic, ("transforms",)) for topic in topics.transforms),
-        *([("odometry", topics.odometry, ("odometry",))] if topics.odometry else []),
-    ]
-    for setting, topic, kinds in wanted:
-        known = recording.topics.get(topic)
-        if known is not None and known.kind in kinds:
-            continue
-        of_kind = [one.name for one in recording.topics.values() if one.kind in kinds] or ["none"]
-        what = "is not there" if known is None else f"holds {known.type}"
-        remedy = "correct the topics file (tandem inspect RECORDING --settings FILE.yaml writes one)"
-        there = f"of the kind there are {listed(of_kind, 8)}"
-        raise ShardError(f"{paths[0]}: {setting} is {topic!r}, which {what}; {there}: {remedy}")
 
 
 def _inside(
