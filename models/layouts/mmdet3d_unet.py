@@ -66,8 +66,8 @@ def mmdet3d_unet_text(network: nn.Module, fed: Fed) -> str:
     Raises:
         ValueError: mmdetection3d cannot feed what the network was fed.
     """
-    refuse_without_places(fed)
     size, spvcnn = sizes(torchsparse_unet(network, TITLE)), isinstance(network, Spvcnn)
+    refuse_without_places(fed)
     edges = ", ".join(f"{edge:g}" for edge in fed.voxels.size)
     if spvcnn:
         library = (
