@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,61 @@ def test_images_are_copied(messages: dict[str, list[tuple[int, Any]]], samples: 
             borders = messages[f"/camera/{view.name}/superpixels"][number][1]
             assert borders.data[:2] == b"\xff\xd8"
             assert borders.data != image.data
+
+
+# ---- Rerun
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("rerun") is None, reason="rerun-sdk has 170 MB: no part of the tests' extra"
+)
+def test_rerun_reads_what_was_written(root: str, samples: list[Sample], tmp_path: Path) -> None:
+    from rerun.chunk import RrdReader
+
+    file = tmp_path / "toy.rrd"
+    assert tandem(["inspect", root, "--log", LOG, "--rerun", str(file)]) == 0
+    timed: dict[tuple[str, str], list[tuple[int, Any]]] = {}
+    for chunk in RrdReader(str(file)).stream().to_chunks():  # rows of an entity lie in one or several
+        batch = chunk.to_record_batch()
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        times = columns["time"].cast("int64").to_pylist() if "time" in columns else [0] * batch.num_rows
+        for name, column in columns.items():
+            timed.setdefault((chunk.entity_path, name), []).extend(zip(times, column.to_pylist(), strict=True))
+    rows = {key: [value for _, value in sorted(found, key=lambda row: row[0])] for key, found in timed.items()}
+    moved = in_scene(samples)
+    assert [at for at, _ in sorted(timed["/world/ego/lidar/sweep", "time"], key=lambda row: row[0])] == [
+        sample.timestamp_us * 1000 for sample in samples
+    ]
+    for number, sample in enumerate(moved):
+        positions = np.array(rows["/world/ego/lidar/sweep", "Points3D:positions"][number], dtype=np.float32)
+        np.testing.assert_array_equal(positions, sample.points_lidar)
+        np.testing.assert_allclose(
+            matrix(
+                rows["/world/ego", "Transform3D:translation"][number][0],
+                rows["/world/ego", "Transform3D:quaternion"][number][0],
+            ),
+            sample.T_world_ego,
+            atol=1e-5,
+        )
+        assert sample.boxes is not None
+        halves = np.array(rows["/world/ego/lidar/boxes", "Boxes3D:half_sizes"][number])
+        np.testing.assert_allclose(2 * halves, sample.boxes.sizes_m, atol=1e-5)
+        pairs = point_pixel_pairs(sample)
+        for c, view in enumerate(sample.cameras):
+            place = f"/world/cameras/{view.name}"
+            T = matrix(
+                rows[place, "Transform3D:translation"][number][0], rows[place, "Transform3D:quaternion"][number][0]
+            )
+            np.testing.assert_allclose(T, view.T_world_ego @ np.linalg.inv(view.T_cam_ego), atol=1e-5)
+            K = np.array(rows[f"{place}/image", "Pinhole:image_from_camera"][number][0]).reshape(3, 3).T  # by columns
+            np.testing.assert_allclose(K - [[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]], view.K, atol=1e-4)
+            drawn = np.array(rows[f"{place}/image/pairs", "Points2D:positions"][number]).reshape(-1, 2)
+            np.testing.assert_allclose(drawn - 0.5, pairs.uv[pairs.of_camera(c)], atol=1e-3)
+            assert bytes(rows[f"{place}/image", "EncodedImage:blob"][number][0]) == view.jpeg
+            assert view.superpixels is not None
+            segments = bytes(rows[f"{place}/image/superpixels", "SegmentationImage:buffer"][number][0])
+            found = np.frombuffer(segments, dtype=np.uint16).reshape(view.image_size)
+            np.testing.assert_array_equal(found, view.superpixels)
 
 
 # ---- what goes in
