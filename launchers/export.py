@@ -19,6 +19,7 @@ from launchers.exporting.formats import FORMATS, IMAGES, SLIDR, resnet_of
 from launchers.exporting.layouts import text_beside, write_layout
 from launchers.exporting.onnx_file import IMAGE_SIZE, Part, onnx_files, write_onnx
 from launchers.exporting.proof import check, random_image, random_voxels
+from launchers.exporting.scale import scaled
 from launchers.options.export import ONNX, SUFFIXES, parser
 from launchers.runs.provenance import own_version
 from launchers.training.restore import build_objective, find_checkpoint_folder, load_run_config
@@ -43,8 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for path in (out, *beside):
         if path.exists() and not options.force:
             p.error(f"{path} exists; choose another name or add --force")
-    if options.intensity_scale is not None and options.format != SLIDR:
-        p.error(f"--intensity-scale is for --format {SLIDR}; {options.format} takes the input that the run had")
+    if options.intensity_scale is not None and options.format not in LAYOUTS:
+        p.error(
+            f"--intensity-scale is for layouts of 3D networks ({', '.join(LAYOUTS)}); {options.format} takes the input "
+            "that the run had"
+        )
     if options.format != ONNX and (options.part, options.image_size) != (None, None):
         p.error(f"--part and --image-size are for --format {ONNX}")
     if options.image_size is not None and min(options.image_size) < 1:
@@ -59,17 +63,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif options.format in FORMATS:
             _export_format(out, options.format, options.intensity_scale, checkpoint, config, objective)
         else:
-            _export_layout(out, options.format, checkpoint, config, objective)
+            _export_layout(out, options.format, options.intensity_scale, checkpoint, config, objective)
     except ValueError as error:
         raise CheckpointError(f"{checkpoint} could not be exported as {options.format}: {error}") from error
     say(f"{out}: {out.stat().st_size / 2**20:.1f} MiB")
     return 0
 
 
-def _export_layout(out: Path, name: str, checkpoint: Path, config: RunConfig, objective: Objective) -> None:
+def _export_layout(
+    out: Path, name: str, intensity_scale: float | None, checkpoint: Path, config: RunConfig, objective: Objective
+) -> None:
     fed = Fed(points=PointInput.of(config.data.voxel), voxels=config.data.voxel)
-    metadata = describe(checkpoint, config)
-    proven = write_layout(out, LAYOUTS[name], objective, fed, metadata)
+    network = LAYOUTS[name].network(objective)
+    if intensity_scale is not None:
+        network, fed = scaled(network, fed, intensity_scale)
+    metadata = {**describe(checkpoint, config), "input": fed.points.to_text()}
+    proven = write_layout(out, LAYOUTS[name], network, fed, metadata)
     say(f"exported {checkpoint} for {LAYOUTS[name].title}")
     for key in sorted(metadata):
         say(f"  {key}: {metadata[key]}")

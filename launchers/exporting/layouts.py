@@ -20,7 +20,6 @@ from models.layouts.base import Fed, Layout, from_theirs, to_theirs
 from models.layouts.result import result
 from models.lidar.pillars import Pillars
 from models.lidar.voxelnet import VoxelNet
-from models.methods.base import Objective
 from models.weight_files import read_checkpoint
 
 _BLOB = (12, 14, 10)
@@ -48,15 +47,17 @@ def text_beside(path: Path) -> Path:
     return path.with_name(f"{path.name}.md")
 
 
-def write_layout(path: Path, layout: Layout, objective: Objective, fed: Fed, metadata: Mapping[str, str]) -> Proven:
-    """Write a run's network in a layout, with a text beside it, and prove the file.
+def write_layout(path: Path, layout: Layout, network: nn.Module, fed: Fed, metadata: Mapping[str, str]) -> Proven:
+    """Write a network in a layout, with a text beside it, and prove the file.
+
+    `network` is what `Layout.network` gives of a run, or `launchers.exporting.scale` of that.
 
     Raises:
         ValueError: the project has no counterpart, a tensor is not finite, or what the proof needs is not installed.
             Nothing is left then, as at the next.
         CheckpointError: read back, the file gives other tensors or features.
     """
-    network = layout.network(objective).eval()
+    network.eval()
     instructions = layout.instructions(network, fed)
     state = finite(to_theirs(layout, network))
     save(path, layout.wrap(state, metadata))
@@ -115,6 +116,7 @@ def random_inputs(network: nn.Module, fed: Fed) -> tuple[Int[Tensor, "M 4"], Flo
     else:
         coords, num_samples = _in_corners(*box), 2
         features = torch.rand(len(coords), width, generator=torch.Generator().manual_seed(1))
+    features = fed.points.scale_features(features)
     if fed.points.features.startswith("xyz"):
         size = fed.voxels.size if fed.voxels.kind == "cartesian" else (0.1, 0.1, 0.1)
         features[:, :3] = (coords[:, 1:] + features[:, :3]) * torch.tensor(size)

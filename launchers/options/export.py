@@ -75,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
         "--intensity-scale",
         type=positive_number,
         metavar="MAX",
-        help="of slidr: the largest intensity that the other code feeds; 1 for code that feeds 0 to 1 (default: 255)",
+        help="of layouts of 3D networks: the largest intensity that the other code feeds, where it is 1 here, e.g. 255 "
+        "on nuScenes; goes into the first layer (default: 1; slidr: 255)",
     )
     p.add_argument(
         "--part",

@@ -9,14 +9,17 @@ import torch
 
 from engine.errors import CheckpointError
 from launchers.export import main
-from launchers.exporting.layouts import text_beside, write_layout
+from launchers.exporting.layouts import random_inputs, text_beside, write_layout
+from launchers.exporting.scale import scaled
 from launchers.options.export import SUFFIXES
 from models.detection.second import SecondConfig
 from models.layouts.known import LAYOUTS
 from models.layouts.openpcdet import OpenPcdet
+from models.layouts.result import result
+from models.lidar.pointnet2 import PointNet2Config
 from models.methods.base import Objective
 from tests.helpers.run_folder import write_toy_run
-from tests.helpers.weight_layouts import fed, small_voxelnet, stirred
+from tests.helpers.weight_layouts import fed, small_pillars, small_voxelnet, stirred
 
 pytest.importorskip("spconv")
 
@@ -36,7 +39,7 @@ def test_a_detectors_file_is_written_with_a_text_beside(
     name: str, head: bool, detector: Objective, tmp_path: Path
 ) -> None:
     out = tmp_path / "new" / "x.pth"
-    proven = write_layout(out, LAYOUTS[name], detector, fed(), {"run": "r"})
+    proven = write_layout(out, LAYOUTS[name], LAYOUTS[name].network(detector), fed(), {"run": "r"})
     assert proven.difference < 2e-6
     content = torch.load(out, weights_only=True)
     state = content["model_state" if name == "openpcdet" else "state_dict"]
@@ -69,6 +72,34 @@ def test_a_diverged_network_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not finite: backbone_3d\.conv_input\.0\.weight"):
         write_layout(tmp_path / "x.pth", LAYOUTS["openpcdet"], network, fed(), {})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["voxelnet", "pillars", "pointnet2", "detector"])
+def test_a_factor_of_intensity_goes_into_the_first_layers(name: str) -> None:
+    networks = {
+        "voxelnet": lambda: small_voxelnet("second_tiny").build(),
+        "pillars": lambda: small_pillars("pillars_tiny").build(),
+        "pointnet2": lambda: PointNet2Config().build(),
+        "detector": lambda: SecondConfig(backbone=small_voxelnet("second_tiny")).build(),
+    }
+    network = stirred(networks[name]())
+    other, input_there = scaled(network, fed(), 255)
+    rows = slice(0, 100)
+    coords, features, num_samples = random_inputs(network, fed())
+    there = random_inputs(other, input_there)[1]
+    assert torch.equal(there[:, 3], 255 * features[:, 3])
+    assert torch.equal(there[:, :3], features[:, :3])
+    expected = result(network, (coords[rows], features[rows], num_samples))
+    found = result(other, (coords[rows], there[rows], num_samples))
+    assert (expected - found).abs().max() < 1e-5 * expected.abs().max()
+    unscaled = result(other, (coords[rows], features[rows], num_samples))
+    assert (expected - unscaled).abs().max() > 1e-4 * expected.abs().max()
+    assert "Intensity runs from 0 to 255" in LAYOUTS["openpcdet"].instructions(other, input_there)
+
+
+def test_a_factor_without_a_known_place_is_refused() -> None:
+    with pytest.raises(ValueError, match="of a Linear it is not known which weights see intensity"):
+        scaled(torch.nn.Linear(4, 2), fed(), 255)
 
 
 def test_a_text_that_is_there_is_kept_and_a_network_without_counterpart_refused(
