@@ -83,7 +83,7 @@ def test_a_factor_of_intensity_goes_into_the_first_layers(name: str) -> None:
         "detector": lambda: SecondConfig(backbone=small_voxelnet("second_tiny")).build(),
     }
     network = stirred(networks[name]())
-    other, input_there = scaled(network, fed(), 255)
+    other, input_there = scaled(network, fed(), 255.0)
     rows = slice(0, 100)
     coords, features, num_samples = random_inputs(network, fed())
     there = random_inputs(other, input_there)[1]
@@ -99,7 +99,7 @@ def test_a_factor_of_intensity_goes_into_the_first_layers(name: str) -> None:
 
 def test_a_factor_without_a_known_place_is_refused() -> None:
     with pytest.raises(ValueError, match="of a Linear it is not known which weights see intensity"):
-        scaled(torch.nn.Linear(4, 2), fed(), 255)
+        scaled(torch.nn.Linear(4, 2), fed(), 255.0)
 
 
 def test_a_text_that_is_there_is_kept_and_a_network_without_counterpart_refused(
