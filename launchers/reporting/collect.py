@@ -78,11 +78,27 @@ def collect(folders: Sequence[Path]) -> ReportSources:
         results=results,
         runs=runs,
         configs=configs,
-        labels=labels({setting_of_tree(c): c for c in configs.values() if c and not c.get("model")}),
+        labels=told_apart(results, {setting_of_tree(c): c for c in configs.values() if c and not c.get("model")}),
         chosen=_chosen(runs, damaged),
         trouble=troubles(runs, damaged),
         evaluated=evaluated(folders, runs),
     )
+
+
+def told_apart(results: Sequence[Result], configs: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What tells settings apart whose rows have one name in one table; other names say enough by themselves."""
+    rows: dict[tuple[str, ...], set[str]] = {}
+    for result in results:
+        if result.setting in configs:
+            rows.setdefault((result.dataset, result.protocol, result.labels, result.init), set()).add(result.setting)
+    together: list[set[str]] = []
+    for row in rows.values():
+        touched = [group for group in together if group & row]
+        together = [group for group in together if not group & row] + [row.union(*touched)]
+    found: dict[str, str] = {}
+    for group in together:
+        found |= labels({setting: configs[setting] for setting in configs if setting in group})
+    return found
 
 
 def evaluated(folders: Sequence[Path], runs: Mapping[str, Path]) -> list[Path]:

@@ -29,7 +29,7 @@ from launchers.cli import main as tandem
 from launchers.drawing.curves import MAX_POINTS, RunCurve, chart, thinned, tick_labels, ticks
 from launchers.evaluation.selection import Selection
 from launchers.reporting import report_page
-from launchers.reporting.collect import ReportSources, gather
+from launchers.reporting.collect import ReportSources, gather, told_apart
 from launchers.reporting.report_files import write_report
 from launchers.reporting.report_page import RunReport, _tiles, page
 from launchers.reporting.run_facts import command_text
@@ -433,6 +433,23 @@ def test_labels_tell_settings_apart_by_what_differs() -> None:
         "a": "name=m",
         "b": "name=n",
     }
+
+
+def test_only_rows_of_one_name_in_one_table_are_told_apart() -> None:
+    def config(name: str, temperature: float, backbone: str) -> dict[str, Any]:
+        return {"method": {"name": name, "t": temperature, "backbone": backbone}}
+
+    configs = {
+        "a": config("slidr", 0.07, "voxels"),
+        "b": config("slidr", 0.1, "voxels"),
+        "c": config("slidr", 0.07, "pillars"),  # measured by another protocol: its rows stand elsewhere
+        "d": config("ppkt", 0.07, "voxels"),
+        "e": config("slidr", 0.5, "voxels"),  # not measured
+    }
+    results = [make(setting=setting) for setting in "ab"]
+    results += [make(setting="b", protocol="knn"), make(setting="c", protocol="finetune")]
+    results += [make(setting="d", init="ppkt"), make(setting="gone")]
+    assert told_apart(results, configs) == {"a": "t=0.07", "b": "t=0.1", "c": "", "d": ""}
 
 
 def test_setting_of_a_config_is_that_of_its_file(tmp_path: Path) -> None:
