@@ -276,6 +276,11 @@ def test_pointcepts_first_kernel_has_a_rim_that_must_be_zero_on_the_way_back() -
         place.back(kernel)
 
 
+def _id(value: Layout | BackboneConfig | str | list[str]) -> str:
+    """The same in each process: an object's own text has its address."""
+    return value.name if isinstance(value, Layout) else str(getattr(value, "preset", ""))
+
+
 INSTRUCTIONS = [
     (TorchsparseLayout(), unet("minkunet34"), ["(2, 3, 4, 6, 2, 2, 2, 2) residual blocks", "multiple of 16"]),
     (PointceptLayout(), unet("res16unet34c"), ['type="MinkUNet34C", in_channels=4', "outer ones are 0"]),
@@ -297,7 +302,7 @@ INSTRUCTIONS = [
 ]
 
 
-@pytest.mark.parametrize(("layout", "config", "lines"), INSTRUCTIONS, ids=str)
+@pytest.mark.parametrize(("layout", "config", "lines"), INSTRUCTIONS, ids=_id)
 def test_instructions_say_what_to_paste_and_to_feed(layout: Layout, config: BackboneConfig, lines: list[str]) -> None:
     cells = VoxelConfig(kind="cartesian", size=(0.05, 0.05, 0.05), features="xyz_intensity", reduce="mean")
     with torch.device("meta"):
@@ -334,7 +339,7 @@ def test_mmdetection3d_cannot_feed_intensity_alone() -> None:
         (SpconvPlain(), SpvcnnConfig(), r"no sequence of spconv's layers here for a Spvcnn"),
         (SlidrLayout(), SpvcnnConfig(), r"the backbone is a Spvcnn; SLidR's layout is for a Res16UNet"),
     ],
-    ids=str,
+    ids=_id,
 )
 def test_what_has_no_counterpart_is_refused(layout: Layout, config: BackboneConfig, message: str) -> None:
     with torch.device("meta"):
