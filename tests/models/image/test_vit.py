@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path):
     torch.save(published(SMALL_V2, {"register_tokens": (1, 3, 32)}), tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"only .*% of the network's tensors match"):
         load_vit_weights(_network(), "dino", str(tmp_path / "weights.pth"), min_match=1.0)
-    with pytest.raises(ValueError, match="unknown format 'moco_v2': expected one of dino, dinov2"):
+    with pytest.raises(ValueError, match="unknown format 'moco_v2': expected one of dino, slidr_images, dinov2"):
         load_vit_weights(_network(), "moco_v2", str(tmp_path / "weights.pth"), min_match=0.9)
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from engine.errors import CheckpointError
 from launchers.exporting.formats import save
 from launchers.exporting.layouts import prove, random_inputs
+from launchers.exporting.proof import TOLERANCE
 from models.layouts.base import to_theirs
 from models.layouts.mmdet3d import Mmdet3d
 from models.lidar.pillars import Pillars, PillarsConfig
@@ -39,7 +40,7 @@ def test_a_network_rebuilt_from_its_file_gives_its_features(name: str, tmp_path:
     network: VoxelNet | Pillars = stirred(networks()[name].build())
     path = tmp_path / "x.pth"
     save(path, LAYOUT.wrap(to_theirs(LAYOUT, network), {"run": "r"}))
-    assert prove(path, LAYOUT, network, random_inputs(network, fed())) < 2e-6
+    assert prove(path, LAYOUT, network, random_inputs(network, fed())) < TOLERANCE
 
 
 def skeleton(name: str) -> nn.Module:

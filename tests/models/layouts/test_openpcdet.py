@@ -12,6 +12,7 @@ from torch import nn
 from engine.errors import CheckpointError
 from launchers.exporting.formats import save
 from launchers.exporting.layouts import prove, random_inputs
+from launchers.exporting.proof import TOLERANCE
 from models.detection.centerpoint import CenterPointConfig
 from models.detection.second import PointPillarsConfig, SecondConfig
 from models.layouts.base import from_theirs, to_theirs
@@ -107,7 +108,7 @@ def test_each_tensor_has_its_place_in_a_tree_of_the_documented_names(name: str) 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_network_rebuilt_from_its_file_gives_its_features(name: str, tmp_path: Path) -> None:
     network = stirred(NETWORKS[name]())
-    assert proof(network, to_theirs(LAYOUT, network), tmp_path / "x.pth") < 2e-6
+    assert proof(network, to_theirs(LAYOUT, network), tmp_path / "x.pth") < TOLERANCE
     assert torch.load(tmp_path / "x.pth", weights_only=True).keys() >= {"model_state", "version", "epoch", "it"}
 
 
