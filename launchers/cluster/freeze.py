@@ -128,9 +128,9 @@ def _git(repository: Path, *arguments: str) -> str:
 
 
 def _all_files(repository: Path) -> list[str]:
+    """All but what Python compiles: kernels and their headers are compiled where the job runs."""
     found = (path for name in PACKAGES for path in (repository / name).rglob("*"))
-    suffixes = {".py", ".yaml", ".txt", ".j2"}
-    return [str(p.relative_to(repository)) for p in found if p.is_file() and p.suffix in suffixes]
+    return [str(p.relative_to(repository)) for p in found if p.is_file() and "__pycache__" not in p.parts]
 
 
 def _commit_json(code: CodeState) -> str:

@@ -27,7 +27,7 @@ from engine.run_lock import RunLock
 from launchers import cancel, requeue
 from launchers.cli import main as tandem
 from launchers.cluster import freeze, submission
-from launchers.cluster.freeze import freeze_code, freeze_run
+from launchers.cluster.freeze import PACKAGES, REPOSITORY, _all_files, freeze_code, freeze_run
 from launchers.cluster.plan_submission import Point, SubmissionPlan, SubmitRequest, with_first_stages
 from launchers.cluster.queues import AT_ONCE, After, LocalQueue, Queue, own_variables_only
 from launchers.cluster.slurm_queue import sbatch_parameters
@@ -779,3 +779,13 @@ def test_a_config_that_was_frozen_loads_again(tmp_path: Path, toy_set: str) -> N
     path = tmp_path / "config.yaml"
     path.write_text(dump(run.config, choices=PRETRAIN_CHOICES))
     assert load(PretrainConfig, path, choices=PRETRAIN_CHOICES) == run.config
+
+
+def test_code_that_is_no_checkout_is_frozen_whole() -> None:
+    """Sources of kernels and their headers too: a job compiles what its machine has not yet."""
+    done = subprocess.run(
+        ["git", "ls-files", "-z", *PACKAGES], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    )
+    tracked = set(filter(None, done.stdout.split("\0")))
+    assert tracked <= set(_all_files(REPOSITORY))
+    assert {Path(name).suffix for name in tracked} >= {".py", ".c", ".cpp", ".h", ".yaml", ".j2"}
