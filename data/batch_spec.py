@@ -170,6 +170,9 @@ class BatchSpec:
         ground: `Batch.ground`; None: not computed.
         clusters: `Batch.clusters`; None: not computed. Ground points are left out where `ground` is asked for.
         boxes: classes, by their names in the set, whose boxes are in `Batch.boxes`, numbered in this order; (): none.
+        point_classes: classes, by their names in the set, that `Batch.labels` tells apart, numbered in this order;
+            points of all others are unlabelled. (): no labels of points.
+        instances: `Batch.instances`, beside `point_classes`.
     """
 
     images: bool = True
@@ -180,8 +183,12 @@ class BatchSpec:
     ground: GroundConfig | None = None
     clusters: PointClusterConfig | None = None
     boxes: tuple[str, ...] = ()
+    point_classes: tuple[str, ...] = ()
+    instances: bool = False
 
     def __post_init__(self) -> None:
+        if self.instances and not self.point_classes:
+            raise ValueError("instances need point_classes: objects are those of labelled points")
         if not self.images and (self.superpixels or self.only_seen or self.second_images):
             raise ValueError("superpixels, only_seen and second_images need images=True")
         if self.clusters is not None and self.second_cloud is not None and self.second_cloud.source == "other":

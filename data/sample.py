@@ -296,6 +296,8 @@ _NEEDS = {
     "superpixels": "superpixels (BatchSpec.superpixels, of a set that was prepared with them)",
     "ground": "a ground mask (BatchSpec.ground)",
     "clusters": "clusters of points (BatchSpec.clusters)",
+    "labels": "classes of points (BatchSpec.point_classes, of a set that has them)",
+    "instances": "objects of points (BatchSpec.instances, of a set that has them)",
     "boxes": "labelled boxes (BatchSpec.boxes, of a set that has them)",
     "second": "a second view (BatchSpec.second_cloud or BatchSpec.second_images)",
     "matches": "a second cloud with matches (BatchSpec.second_cloud)",
@@ -324,7 +326,9 @@ class Batch:
         superpixels: of the images.
         ground: whether a point lies on the ground.
         clusters: objects among the points.
-        labels: semantic class of each point, IGNORE_LABEL where unlabelled.
+        labels: semantic class of each point, IGNORE_LABEL where unlabelled; numbered as in the set, or as
+            `BatchSpec.point_classes` asks.
+        instances: labelled object of each point, 0 for none; the same number in two samples is two objects.
         boxes: labelled objects.
         image_depth_m: ground-truth depth, 0 where unknown; downstream only.
         image_labels: ground-truth class of each pixel, IGNORE_LABEL where unlabelled; downstream only.
@@ -349,6 +353,7 @@ class Batch:
     ground: Bool[Tensor, " N"] | None = None
     clusters: PointClusters | None = None
     labels: Int[Tensor, " N"] | None = None
+    instances: Int[Tensor, " N"] | None = None
     boxes: BatchBoxes | None = None
     image_depth_m: Float[Tensor, "I H W"] | None = None
     image_labels: UInt8[Tensor, "I H W"] | None = None
@@ -378,6 +383,8 @@ class Batch:
     def need(self, part: Literal["ground"], *, by: str) -> Bool[Tensor, " N"]: ...
     @overload
     def need(self, part: Literal["clusters"], *, by: str) -> PointClusters: ...
+    @overload
+    def need(self, part: Literal["labels", "instances"], *, by: str) -> Int[Tensor, " N"]: ...
     @overload
     def need(self, part: Literal["boxes"], *, by: str) -> BatchBoxes: ...
     @overload

@@ -54,6 +54,7 @@ def _points(views: Sequence[View]) -> Batch:
     sizes = [len(part) for part in coords]
     sample = _numbers(sizes).astype(np.int32)
     labels = _each(views, lambda view: view.labels)
+    instances = _each(views, lambda view: view.instances)
     ground = _each(views, lambda view: view.ground)
     return Batch(
         keys=tuple(view.key for view in views),
@@ -66,6 +67,7 @@ def _points(views: Sequence[View]) -> Batch:
         ground=None if ground is None else _concatenated(ground),
         clusters=_clusters(views),
         labels=None if labels is None else _concatenated(labels).long(),
+        instances=None if instances is None else _concatenated(instances).long(),
         boxes=_boxes(views),
     )
 

@@ -66,6 +66,7 @@ class _Views(SequentialBatches[View]):
             voxels=voxelize(points, intensity, self.config.voxel, None if measured is None else measured[keep]),
             T_aug_lidar=T_aug_lidar,
             labels=None if sample.labels is None else sample.labels[keep],
+            instances=None if sample.instances is None else sample.instances[keep],
         )
 
 

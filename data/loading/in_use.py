@@ -68,10 +68,12 @@ def check_suits(
 
     Raises:
         ShardError: most samples have no point that a camera sees, and the method needs images; or the set has not the
-            classes whose boxes the method needs. Says why.
+            classes whose boxes or points the method needs. Says why.
     """
     if spec.boxes:
         class_numbers(manifest, spec.boxes)
+    if spec.point_classes:
+        class_numbers(manifest, spec.point_classes, of="points")
     if not spec.images:
         return
     counts = [(len(part), int((part == 0).sum())) for part in num_pairs]

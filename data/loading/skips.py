@@ -46,6 +46,11 @@ _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
         "The method learns from labelled boxes, and these samples have none: choose a split of a set whose objects are "
         "labelled (docs/datasets.md).",
     ),
+    (
+        ("no-labels", "no-instances"),
+        "The method learns from labelled points, and these samples have none: choose a split of a set whose points are "
+        "labelled (docs/datasets.md).",
+    ),
     (("not-cached",), "The teacher cache lacks these samples: delete its folder, and the next run builds it again."),
     (
         (

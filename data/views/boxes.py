@@ -110,8 +110,10 @@ def rows_inside(points: Float[np.ndarray, "N 3"], boxes: Float[np.ndarray, "K 7"
     return [part[hit] for part, hit in zip(near, parts, strict=False)]
 
 
-def class_numbers(manifest: Manifest, wanted: Sequence[str]) -> Int[np.ndarray, " classes"]:
+def class_numbers(manifest: Manifest, wanted: Sequence[str], *, of: str = "boxes") -> Int[np.ndarray, " classes"]:
     """For each class of a set, and for IGNORE_LABEL, its place in `wanted`; -1 where it is not there.
+
+    `of` says what is asked for, for the message.
 
     Raises:
         ShardError: the set has no class of such a name; names those that it has.
@@ -122,7 +124,7 @@ def class_numbers(manifest: Manifest, wanted: Sequence[str]) -> Int[np.ndarray, 
         known = f"its classes are {', '.join(names)}" if names else "it has no classes"
         near = nearest(unknown[0], names) if names else ""
         raise ShardError(
-            f"{manifest.root} ({manifest.set_name}) has no class {', '.join(map(repr, unknown))} whose boxes are "
+            f"{manifest.root} ({manifest.set_name}) has no class {', '.join(map(repr, unknown))} whose {of} are "
             f"asked for; {known}{near}. Set model.classes to names of the set"
         )
     numbers = np.full(max(len(names), IGNORE_LABEL + 1), -1, dtype=np.int64)

@@ -16,7 +16,7 @@ from common.ranges import at_least
 from data.batch_spec import BatchSpec, VoxelConfig
 from data.geometry import transform
 from data.order import SampleDraws
-from data.sample import CameraView, Sample
+from data.sample import IGNORE_LABEL, CameraView, Sample
 from data.storage.decode import Images, SuperpixelForm, decode_jpeg
 from data.storage.reader import Reader, SampleError, blamed_on
 from data.storage.shard import ShardError
@@ -135,6 +135,7 @@ class View:
     ground: Bool[np.ndarray, " N"] | None = None
     clusters: ViewClusters | None = None
     labels: UInt8[np.ndarray, " N"] | None = None
+    instances: Int[np.ndarray, " N"] | None = None
     boxes: ViewBoxes | None = None
     second: View | None = None
     matches: SweepMatches | None = None
@@ -155,18 +156,21 @@ def read_view(
 ) -> View:
     """Read what the method needs of a sample, and nothing else, and make its view.
 
-    A teacher cache gives features in place of pixels; `labels` adds the classes of points; a sampler puts objects of
-    other sweeps in, whose points' classes and pixels are not known, so it excludes `labels` and `spec.images`.
+    A teacher cache gives features in place of pixels; `labels` adds the classes of points as the set numbers them
+    (`spec.point_classes` does so in its own order); a sampler puts objects of other sweeps in, whose points' classes
+    and pixels are not known, so it excludes `labels`, `spec.point_classes` and `spec.images`.
 
     Raises:
-        SampleError: the sample is damaged, has no pairs, no partner or no labelled boxes where `spec` asks for them, or
-            no view of it can be made, whatever the exception.
-        ShardError: the cache was built with other superpixels, the set has no class of a name in `spec.boxes`, or the
-            storage is away.
+        SampleError: the sample is damaged, has no pairs, no partner, no labelled boxes or points where `spec` asks for
+            them, or no view of it can be made, whatever the exception.
+        ShardError: the cache was built with other superpixels, the set has no class of a name in `spec.boxes` or
+            `spec.point_classes`, or the storage is away.
     """
     images: Images = "encoded" if spec.images and cache is None else False
     superpixels: SuperpixelForm = "runs" if spec.superpixels else False
-    sample = reader.read(index, images=images, superpixels=superpixels, labels=labels or bool(spec.boxes))
+    sample = reader.read(
+        index, images=images, superpixels=superpixels, labels=labels or bool(spec.boxes or spec.point_classes)
+    )
     return view_of(sample, reader, index, config, spec, draws, partners, cache, labels=labels, sampler=sampler)
 
 
@@ -187,7 +191,9 @@ def view_of(
     shard = reader.shard_of(index)
     with blamed_on(sample.key, shard):
         boxes = _boxes(sample, reader, spec, shard)
-        if not labels:
+        if spec.point_classes:
+            sample = _of_classes(sample, reader, spec, shard)
+        elif not labels:
             sample = dataclasses.replace(sample, labels=None, instances=None)
         if config.cut_to_cameras:
             sample = cut_to_cameras(sample)
@@ -213,6 +219,17 @@ def _boxes(sample: Sample, reader: Reader, spec: BatchSpec, shard: str) -> ViewB
     if sample.boxes is None:
         raise SampleError("no-boxes", sample.key, shard, "nobody has labelled its objects")
     return wanted_boxes(sample.boxes, numbers)
+
+
+def _of_classes(sample: Sample, reader: Reader, spec: BatchSpec, shard: str) -> Sample:
+    """With the classes of its points numbered as `spec` asks, and its objects where it asks for them."""
+    numbers = class_numbers(reader.manifest, spec.point_classes, of="points")
+    if sample.labels is None:
+        raise SampleError("no-labels", sample.key, shard, "nobody has labelled its points")
+    if spec.instances and sample.instances is None:
+        raise SampleError("no-instances", sample.key, shard, "nobody has told the objects of its points apart")
+    labels = np.where(numbers < 0, IGNORE_LABEL, numbers)[sample.labels].astype(np.uint8)
+    return dataclasses.replace(sample, labels=labels, instances=sample.instances if spec.instances else None)
 
 
 def _cached_features(cache: TeacherCache, index: int, sample: Sample) -> list[np.ndarray]:
@@ -465,6 +482,7 @@ def _assemble(
         ground=None if recorded.ground is None else recorded.ground[points],
         clusters=None if objects is None else dataclasses.replace(objects, of_point=objects.of_point[points]),
         labels=None if sample.labels is None else sample.labels[points],
+        instances=None if sample.instances is None else sample.instances[points],
     )
     if pixels is None:
         return view
