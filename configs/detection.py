@@ -12,10 +12,15 @@ from engine.downstream.runner import Tower
 from engine.settings import PretrainSettings
 from models.detection import DETECTORS
 from models.detection.base import DetectorConfig
+from models.image.encoders import IMAGE_ENCODERS
 from models.lidar.backbones import BACKBONES
 from models.methods.base import MethodConfig
 
-FINETUNE_CHOICES: Choices = {"model": DETECTORS, "model.backbone": BACKBONES}
+FINETUNE_CHOICES: Choices = {
+    "model": DETECTORS,
+    "model.backbone": BACKBONES,
+    "model.image_backbone": IMAGE_ENCODERS,
+}
 
 RANDOM = "random"
 """As `init`: fresh weights everywhere."""

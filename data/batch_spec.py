@@ -163,6 +163,8 @@ class BatchSpec:
 
     Attributes:
         images: pixels and point-pixel pairs. False: no image is decoded and sweeps without pairs are used too.
+        need_pairs: of `images`: leave out samples none of whose points an image shows. False: they are used, too, even
+            without any point in the voxel grid; a sample without cameras never is.
         superpixels: of the images; the set must have been prepared with them.
         only_seen: keep only points that some image shows.
         second_images: the same images augmented once more, in `Batch.second`.
@@ -176,6 +178,7 @@ class BatchSpec:
     """
 
     images: bool = True
+    need_pairs: bool = True
     superpixels: bool = False
     only_seen: bool = False
     second_images: bool = False
@@ -191,6 +194,10 @@ class BatchSpec:
             raise ValueError("instances need point_classes: objects are those of labelled points")
         if not self.images and (self.superpixels or self.only_seen or self.second_images):
             raise ValueError("superpixels, only_seen and second_images need images=True")
+        if not self.need_pairs and (self.superpixels or self.only_seen):
+            raise ValueError(
+                "superpixels and only_seen need need_pairs=True: they are about the points that images show"
+            )
         if self.clusters is not None and self.second_cloud is not None and self.second_cloud.source == "other":
             raise ValueError(
                 "clusters of two sweeps have nothing to do with each other: they need second_cloud.source='same'"

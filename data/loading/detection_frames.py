@@ -22,6 +22,9 @@ from data.views.augment import NO_AUGMENTATION
 from data.views.truth import FrameTruth
 from data.views.view import View, ViewConfig, view_of
 
+_NOTHING_TO_SEE = ("no-points", "zero-pairs", "no-images")
+"""Reasons of sound samples that lack what a network looks at."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionFrames:
@@ -29,8 +32,9 @@ class DetectionFrames:
 
     Attributes:
         truths: of each frame, in order.
-        batch: those of the frames that have a point in the voxel grid, in the same order (`Batch.keys` names them);
-            None where none has. In the others no network can find anything.
+        batch: those of the frames that have a point in the voxel grid (or, where images are asked for, what
+            `BatchSpec.need_pairs` says), in the same order (`Batch.keys` names them); None where none has. In the
+            others no network can find anything.
     """
 
     truths: tuple[FrameTruth, ...]
@@ -49,7 +53,7 @@ class _Frames(SequentialBatches[tuple[View | None, FrameTruth]]):
         try:
             return view_of(sample, self.reader, index, self.config, self.spec, draws), truth
         except SampleError as error:
-            if error.reason != "no-points":
+            if error.reason not in _NOTHING_TO_SEE:
                 raise
             return None, truth
 

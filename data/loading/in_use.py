@@ -76,6 +76,13 @@ def check_suits(
         class_numbers(manifest, spec.point_classes, of="points")
     if not spec.images:
         return
+    if not spec.need_pairs:
+        if not manifest.camera_names:
+            raise ShardError(
+                f"{manifest.root}: this method needs images, and the set has no cameras; take a method that needs "
+                "none, or prepare the set with cameras into a new folder"
+            )
+        return
     counts = [(len(part), int((part == 0).sum())) for part in num_pairs]
     num, without = (sum(column) for column in zip(*counts, strict=True))
     if without < num and without <= max(max_skip_share, MAX_UNSUITED_SHARE) * num:

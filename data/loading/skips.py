@@ -35,6 +35,7 @@ _REMEDIES: tuple[tuple[tuple[str, ...], str], ...] = (
         "inspect {root} --calibration`, widen data.voxel.range_min to range_max, or take a method that needs no images "
         "(docs/methods.md).",
     ),
+    (("no-images",), "The method needs images, and these samples have none: choose a set or split with cameras."),
     (("no-points",), "No point lies within data.voxel.range_min to range_max: widen them."),
     (
         ("superpixels-missing",),

@@ -27,7 +27,7 @@ class SampleError(ShardError):
 
     Attributes:
         reason: one of `data.storage.damage.REASONS`, or one of the loader's own: "zero-pairs", "no-points",
-            "no-partner", "superpixels-missing", "no-boxes", "no-labels", "no-instances", "not-cached".
+            "no-images", "no-partner", "superpixels-missing", "no-boxes", "no-labels", "no-instances", "not-cached".
         key: the sample's key.
         shard: file name of its tar.
     """

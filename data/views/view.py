@@ -268,8 +268,8 @@ def make_view(
     the recorded sweep that the view shall have; `shard` is for messages.
 
     Raises:
-        SampleError: no point falls into any image ("zero-pairs") or, where `spec` asks for no images, into the voxel
-            grid ("no-points"), or superpixels are missing.
+        SampleError: no point falls into any image ("zero-pairs") though `spec` needs pairs, or, where it asks for no
+            images, into the voxel grid ("no-points"); or there are no cameras ("no-images"), or no superpixels.
         DamagedError: an image cannot be decoded.
     """
     rng, augment = draws.first(), config.augment
@@ -385,7 +385,9 @@ def _record(sample: Sample, in_use: tuple[int, ...], spec: BatchSpec, draws: Sam
     """Pairs, ground and objects of the sweep as it is."""
     cameras = tuple(sample.cameras[camera] for camera in in_use)
     pairs = point_pixel_pairs(sample, in_use) if spec.images else no_pairs()
-    if spec.images and len(pairs) == 0:
+    if spec.images and not cameras and not spec.need_pairs:
+        raise SampleError("no-images", sample.key, shard, "it has no cameras")
+    if spec.images and spec.need_pairs and len(pairs) == 0:
         raise SampleError("zero-pairs", sample.key, shard, f"{len(sample.points_lidar)} points, {len(cameras)} cameras")
     if spec.superpixels and any(camera.num_superpixels == 0 for camera in cameras):
         raise SampleError("superpixels-missing", sample.key, shard, "the set was prepared without superpixels")
@@ -487,7 +489,7 @@ def _assemble(
     if pixels is None:
         return view
     pairs = pixels.place(cloud.pairs)
-    if len(pairs) == 0:
+    if spec.need_pairs and len(pairs) == 0:
         raise SampleError("zero-pairs", view.key, shard, "none is left inside voxel.range_min to range_max")
     cameras, transforms = recorded.cameras, pixels.transforms
     T_lidar_points = np.linalg.inv(cloud.T_aug_lidar)

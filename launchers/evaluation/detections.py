@@ -22,7 +22,7 @@ from data.convert.nuscenes.names import ATTRIBUTES
 from data.geometry import transform
 from data.loading.detection_frames import DetectionFrames, detection_frames
 from data.loading.loader import DataConfig
-from data.sample import IGNORE_LABEL, Batch, Boxes
+from data.sample import IGNORE_LABEL, Batch, Boxes, Cameras, PointPixelPairs
 from data.storage.manifest import Manifest
 from data.storage.reader import SampleReader
 from data.views.truth import FrameTruth
@@ -77,12 +77,12 @@ def detect(
         detector: on `device`.
         reader: of the set.
         indices: of the frames.
-        config: of the detector's run: its voxels.
+        config: of the detector's run: its voxels and the size of its images.
         batch_size: frames at a time.
         device: of the detector.
         go_on: asked before every batch, ceil(n / batch_size) times; False ends it.
-        equal_passes: make a forward pass for every batch, also for one that holds no frame with a point in the grid, as
-            ranks that share weights must.
+        equal_passes: make a forward pass for every batch, also for one that holds no frame to look at, as ranks that
+            share weights must.
 
     Returns:
         A frame each; None where it was ended.
@@ -91,8 +91,9 @@ def detect(
         ShardError: see `data.loading.detection_frames`.
     """
     done: list[JudgedFrame] = []
+    images = detector.LOOKS_AT_IMAGES
     frames: Iterator[DetectionFrames] = detection_frames(
-        reader, indices, config, spec=BatchSpec(images=False), batch_size=batch_size
+        reader, indices, config, spec=BatchSpec(images=images, need_pairs=False), batch_size=batch_size
     )
     for _ in range(-(-len(indices) // batch_size)):
         if not go_on():
@@ -100,7 +101,7 @@ def detect(
         part = next(frames, None)
         batch = None if part is None else part.batch
         if batch is None and equal_passes:
-            detector.detect(_no_points(config.voxel.num_features).to(device))
+            detector.detect(_nothing(config, images=images).to(device))
         found = {} if batch is None else _by_key(detector, batch.to(device))
         if part is not None:
             done += [JudgedFrame(truth=truth, found=found.get(truth.key, NOTHING)) for truth in part.truths]
@@ -122,15 +123,31 @@ def _numpy(values: Tensor) -> np.ndarray:
     return (values.double() if values.is_floating_point() else values).numpy()
 
 
-def _no_points(num_features: int) -> Batch:
-    return Batch(
+def _nothing(config: DataConfig, *, images: bool) -> Batch:
+    """One sample without points, with a black image where images are looked at."""
+    none = torch.zeros(0, dtype=torch.long)
+    batch = Batch(
         keys=("",),
         points=torch.zeros(0, 3),
-        point_sample=torch.zeros(0, dtype=torch.long),
-        point_voxel=torch.zeros(0, dtype=torch.long),
+        point_sample=none,
+        point_voxel=none,
         voxel_coords=torch.zeros(0, 4, dtype=torch.long),
-        voxel_features=torch.zeros(0, num_features),
+        voxel_features=torch.zeros(0, config.voxel.num_features),
         T_aug_lidar=torch.eye(4)[None],
+    )
+    if not images:
+        return batch
+    return dataclasses.replace(
+        batch,
+        images=torch.zeros(1, 3, *config.image_size, dtype=torch.uint8),
+        cameras=Cameras(
+            sample=torch.zeros(1, dtype=torch.long),
+            K=torch.eye(3)[None],
+            T_cam_points=torch.eye(4)[None],
+            affine=torch.eye(3)[None, :2],
+            min_depth_m=torch.ones(1),
+        ),
+        pairs=PointPixelPairs(point=none, image=none, uv=torch.zeros(0, 2)),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -40,7 +41,10 @@ class Detections:
 
 
 class Detector(Objective):
-    """A 3D network (attribute `backbone`, which `init` fills) with the heads that make boxes of its features."""
+    """Networks (attributes `backbone`, a 3D one, or `image_backbone`; `init` fills them) with heads that make boxes."""
+
+    LOOKS_AT_IMAGES: ClassVar[bool] = False
+    """Whether `detect` needs images with their calibration; frames without a point in them are then looked at, too."""
 
     @abstractmethod
     def detect(self, batch: Batch) -> Detections:

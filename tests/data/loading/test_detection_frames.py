@@ -80,6 +80,19 @@ def test_each_frame_comes_once_and_in_order_with_its_truth(root: str, num_worker
     assert found[1].batch.need("boxes", by="the test").sample.tolist() == [1, 1]
 
 
+def test_images_of_frames_without_points_are_looked_at(root: str) -> None:
+    spec = dataclasses.replace(CARS, images=True, need_pairs=False)
+    found = frames_of(root, [3, 2, 1, 0], spec=spec, image_size=(24, 48))
+    batches = [part.batch for part in found]
+    assert [batch.keys for batch in batches if batch is not None] == [
+        ("log-000_000003", "log-000_000002"),
+        ("log-000_000001", "log-000_000000"),
+    ]
+    assert batches[0] is not None
+    assert (batches[0].point_sample == 0).all()  # frame 2 has no point in the grid
+    assert batches[0].need("images", by="the test").shape == (4, 3, 24, 48)
+
+
 def test_nothing_is_augmented(root: str) -> None:
     (found,) = frames_of(root, [0])
     assert found.batch is not None

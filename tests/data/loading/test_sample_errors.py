@@ -191,6 +191,7 @@ DAMAGE = {
 ADVICE = {
     "zero-pairs": "needs points that a camera sees",
     "no-points": "range_min",
+    "no-images": "cameras",
     "superpixels-missing": "prepared without",
     "not-cached": "the next run builds it again",
     "no-partner": "larger distance in time",
@@ -219,6 +220,10 @@ def test_a_set_without_cameras_is_refused_before_anything_is_read(tmp_path: Path
         loader(str(tmp_path))
     with pytest.raises(ShardError, match="the set has no cameras"):
         next(image_batches(reader, np.arange(4), DataConfig(shards="."), spec=BatchSpec(), batch_size=2))
+    with pytest.raises(ShardError, match="needs images, and the set has no cameras"):
+        next(
+            image_batches(reader, np.arange(4), DataConfig(shards="."), spec=BatchSpec(need_pairs=False), batch_size=2)
+        )
     config = DataConfig(shards=str(tmp_path), num_workers=0)
     assert build_loader(config, spec=BatchSpec(images=False), seed=0, rank=0, world_size=1).samples_per_epoch == 4
 
@@ -231,3 +236,4 @@ def test_points_that_no_camera_sees_are_no_damage(root: str) -> None:
     pairs[:6] = 5
     check_suits(manifest, [manifest.num_pairs[:12]], BatchSpec(), 0.01)
     check_suits(manifest, [manifest.num_pairs[:12]], BatchSpec(images=False), 0.01)
+    check_suits(manifest, [np.zeros(12, np.int32)], BatchSpec(need_pairs=False), 0.01)

@@ -263,6 +263,29 @@ def test_a_sweep_outside_the_grid_is_refused() -> None:
         make_view(numbered(0), dataclasses.replace(CONFIG, voxel=far), BatchSpec(images=False), SampleDraws())
 
 
+def test_images_that_need_no_pairs() -> None:
+    """Whose points no image shows, or that has none in the grid, is used; who has no camera is not."""
+    spec = BatchSpec(need_pairs=False)
+    sample = numbered(0)
+    behind = dataclasses.replace(
+        sample, cameras=sample.cameras[:1], points_lidar=-np.abs(sample.points_lidar).astype(np.float32)
+    )
+    far = VoxelConfig(kind="cartesian", size=(1.0,) * 3, range_min=(500.0,) * 3, range_max=(600.0,) * 3)
+    empty = make_view(sample, dataclasses.replace(CONFIG, voxel=far), spec, SampleDraws())
+    views = [make_view(behind, CONFIG, spec, SampleDraws()), empty, make_view(sample, CONFIG, spec, SampleDraws())]
+    batch = collate(views)
+    cameras = batch.need("cameras", by="the test")
+    assert cameras.sample.tolist() == [0, *([1] * len(sample.cameras)), *([2] * len(sample.cameras))]
+    pairs = batch.need("pairs", by="the test")
+    assert set(pairs.image.tolist()) == set(range(1 + len(sample.cameras), len(cameras.sample)))
+    assert [int((batch.point_sample == number).sum()) for number in range(3)] == [len(v.points) for v in views]
+    assert len(empty.points) == 0
+    with pytest.raises(SampleError, match="no-images"):
+        make_view(dataclasses.replace(sample, cameras=()), CONFIG, spec, SampleDraws())
+    with pytest.raises(ValueError, match="superpixels and only_seen need need_pairs=True"):
+        BatchSpec(need_pairs=False, only_seen=True)
+
+
 def test_a_cached_teacher_has_calibration_and_no_use_where_nothing_is_pooled(root: str) -> None:
     manifest = load_manifest(root)
     writer = TeacherCacheWriter(root, "key", 4, manifest)
