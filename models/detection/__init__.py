@@ -2,6 +2,7 @@
 
 from models.detection.base import DetectorConfig
 from models.detection.centerpoint import CenterPointConfig
+from models.detection.fcos3d import Fcos3dConfig
 from models.detection.point_rcnn import PointRcnnConfig
 from models.detection.pv_rcnn import PvRcnnConfig
 from models.detection.second import PointPillarsConfig, SecondConfig
@@ -12,4 +13,5 @@ DETECTORS: dict[str, type[DetectorConfig]] = {
     "centerpoint": CenterPointConfig,
     "pv_rcnn": PvRcnnConfig,
     "point_rcnn": PointRcnnConfig,
+    "fcos3d": Fcos3dConfig,
 }

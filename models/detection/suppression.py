@@ -53,6 +53,17 @@ class SuppressionConfig:
         )
         return usable[kept]
 
+    def rows_by_class(
+        self, boxes: Float[Tensor, "K 7"], scores: Float[Tensor, " K"], classes: Int[Tensor, " K"]
+    ) -> Int[Tensor, " R"]:
+        """As `rows`, but boxes of different classes do not meet; `num_before` is of each class, `num_after` of all."""
+        kept = [classes.new_zeros(0)]
+        for number in classes.unique().tolist():
+            own = (classes == number).nonzero()[:, 0]
+            kept.append(own[self.rows(boxes[own], scores[own])])
+        rows = torch.cat(kept)
+        return rows[scores[rows].argsort(descending=True, stable=True)][: self.num_after]
+
 
 def joined(parts: Sequence[Detections]) -> Detections:
     """The detections of a batch from those of its parts: one sample after another, by falling score within each."""

@@ -10,28 +10,36 @@ import numpy as np
 import torch
 
 from data.batch_spec import VoxelConfig
-from data.sample import Batch, BatchBoxes
+from data.sample import Batch, BatchBoxes, Cameras
 from data.street.classes import CLASS_NAMES
-from data.street.config import StreetConfig, StreetLidarConfig
+from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
 from data.street.log import LogRenderer
 from data.views.voxelize import inside_range, voxelize
 from models.detection.anchor_head import AnchorHeadConfig
 from models.detection.base import Detections, DetectorConfig
 from models.detection.centerpoint import CenterPointConfig
 from models.detection.centre_head import CentreHeadConfig
+from models.detection.fcos3d import Fcos3dConfig
+from models.detection.fcos3d_head import Fcos3dHeadConfig
 from models.detection.point_rcnn import PointRcnnConfig
 from models.detection.pv_rcnn import PvRcnnConfig
 from models.detection.refinement import RefinementConfig, proposals
 from models.detection.roi_targets import RoiTargetConfig
 from models.detection.second import PointPillarsConfig, SecondConfig
 from models.detection.suppression import SuppressionConfig
+from models.image.resnet_encoder import ResNetEncoderConfig
 from models.lidar.pillars import PillarsConfig
 from models.lidar.pointnet2 import PointNet2Config
 from models.lidar.res16unet import Res16UNetConfig
 from models.lidar.voxelnet import VoxelNetConfig
 
 CLASSES = ("car", "truck", "bus", "pedestrian", "cyclist")
-WORLD = StreetConfig(num_logs=4, frames_per_log=6, lidar=StreetLidarConfig(beams=24, azimuths=240))
+WORLD = StreetConfig(
+    num_logs=4,
+    frames_per_log=6,
+    lidar=StreetLidarConfig(beams=24, azimuths=240),
+    cameras=StreetCameraConfig(image_size=(96, 192)),
+)
 
 VOXELS = VoxelConfig(
     kind="cartesian",
@@ -96,6 +104,19 @@ TINY: dict[str, DetectorConfig] = {
         refinement=_FEW,
     ),
     "point_rcnn": _POINT_RCNN,
+    "fcos3d": Fcos3dConfig(
+        classes=CLASSES,
+        image_backbone=ResNetEncoderConfig(preset="resnet10_tiny"),
+        head=Fcos3dHeadConfig(
+            channels=16,
+            groups=4,
+            centreness_channels=8,
+            tower_convs=1,
+            velocity=False,
+            limits_px=(24.0, 48.0),
+            depth_unit_m=10.0,
+        ),
+    ),
 }
 
 POINT_RCNN_MINKUNET = dataclasses.replace(_POINT_RCNN, backbone=Res16UNetConfig(preset="res16unet_tiny", in_channels=4))
@@ -109,9 +130,15 @@ def _log(number: int) -> LogRenderer:
 
 @functools.cache
 def street_batch(
-    samples: tuple[tuple[int, int], ...] = ((0, 0), (0, 5)), *, classes: Sequence[str] = CLASSES, min_points: int = 5
+    samples: tuple[tuple[int, int], ...] = ((0, 0), (0, 5)),
+    *,
+    classes: Sequence[str] = CLASSES,
+    min_points: int = 5,
+    images: bool = False,
 ) -> Batch:
     """Sweeps (log, frame), with the boxes whose centre is in range and that hold so many points."""
+    if images:
+        return _with_images(street_batch(samples, classes=classes, min_points=min_points), samples)
     parts = [_sample(log, frame, tuple(classes), min_points) for log, frame in samples]
     numbers = [torch.full((len(part["voxels"]),), i, dtype=torch.int32) for i, part in enumerate(parts)]
     starts = np.cumsum([0, *(len(part["voxels"]) for part in parts)])
@@ -131,6 +158,30 @@ def street_batch(
             classes=torch.cat([part["classes"] for part in parts]),
             sample=_numbers([len(part["boxes"]) for part in parts]),
         ),
+    )
+
+
+def _with_images(batch: Batch, samples: Sequence[tuple[int, int]]) -> Batch:
+    """With the images of all cameras as they were taken."""
+    views = [_views(log, frame) for log, frame in samples]
+    images, K, T_cam_lidar = (torch.cat(column) for column in zip(*views, strict=True))
+    cameras = Cameras(
+        sample=_numbers([len(part[0]) for part in views]),
+        K=K,
+        T_cam_points=T_cam_lidar,
+        affine=torch.eye(3)[:2].repeat(len(images), 1, 1),
+        min_depth_m=torch.ones(len(images)),
+    )
+    return dataclasses.replace(batch, images=images, cameras=cameras)
+
+
+def _views(log: int, frame: int) -> tuple[torch.Tensor, ...]:
+    sample = _log(log).sample("street", frame)
+    images, K, T = zip(*((view.image, view.K, sample.T_cam_lidar(view)) for view in sample.cameras), strict=True)
+    return (
+        torch.from_numpy(np.stack(images)).movedim(-1, 1).contiguous(),
+        torch.from_numpy(np.stack(K).astype(np.float32)),
+        torch.from_numpy(np.stack(T).astype(np.float32)),
     )
 
 

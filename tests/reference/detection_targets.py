@@ -74,3 +74,62 @@ def heat_map(
                     value = math.exp(-(di * di + dj * dj) / (2 * sigma * sigma))
                     heat[j + dj][i + di] = max(heat[j + dj][i + di], value)
     return heat, places
+
+
+def seen_from(
+    box: Box, K: list[list[float]], T: list[list[float]]
+) -> tuple[tuple[float, float], float, list[float], float]:
+    """A box in a camera's terms: its centre's pixel and depth, its size, its heading against the ray to the centre.
+
+    By following the centre and a point ahead of it. A mirrored image (negative focal length) is mirrored back first.
+    """
+    mirrored = K[0][0] < 0
+
+    def placed(x: float, y: float, z: float) -> list[float]:
+        at = [row[0] * x + row[1] * y + row[2] * z + row[3] for row in T[:3]]
+        return [-at[0] if mirrored else at[0], at[1], at[2]]
+
+    x, y, z, length, width, height, heading = box
+    centre = placed(x, y, z)
+    ahead = placed(x + math.cos(heading), y + math.sin(heading), z)
+    scale = math.dist(ahead, centre)
+    u = abs(K[0][0]) * centre[0] / centre[2] + K[0][2]
+    v = K[1][1] * centre[1] / centre[2] + K[1][2]
+    turned = math.atan2(-(ahead[2] - centre[2]), ahead[0] - centre[0])
+    angle = math.remainder(turned - math.atan2(centre[0], centre[2]), 2 * math.pi)
+    return (u, v), centre[2], [scale * side for side in (length, width, height)], angle
+
+
+def locations(sizes: list[tuple[int, int]], strides: list[int]) -> list[tuple[int, int, int]]:
+    """Level, u and v of each cell of an image's maps."""
+    return [
+        (level, stride * column, stride * row)
+        for level, ((rows, columns), stride) in enumerate(zip(sizes, strides, strict=True))
+        for row in range(rows)
+        for column in range(columns)
+    ]
+
+
+def box_of_location(
+    place: tuple[int, int, int],
+    strides: list[int],
+    limits: list[float],
+    centres: list[tuple[float, float]],
+    bounds: list[tuple[float, float, float, float] | None],
+    radius: float,
+) -> int:
+    """Number of the box that FCOS3D's location has to find, -1 for none; a box without bounds is not in the image."""
+    level, u, v = place
+    low, high = [-1.0, *limits, math.inf][level : level + 2]
+    best, nearest = -1, math.inf
+    for number, (centre, sides) in enumerate(zip(centres, bounds, strict=True)):
+        if sides is None:
+            continue
+        left, top, right, bottom = sides
+        reach = radius * strides[level]
+        inside = abs(u - centre[0]) < reach and abs(v - centre[1]) < reach
+        largest = max(u - left, v - top, right - u, bottom - v)
+        distance = math.hypot(u - centre[0], v - centre[1])
+        if inside and low <= largest <= high and distance < nearest:
+            best, nearest = number, distance
+    return best

@@ -38,6 +38,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+def batch_for(name: str, samples: tuple[tuple[int, int], ...] = ((0, 0), (0, 5))) -> Batch:
+    return street_batch(samples, images=TINY[name].batch_spec().images)
+
+
 def build(name: str) -> Detector:
     torch.manual_seed(0)
     return TINY[name].build()
@@ -88,13 +92,12 @@ def test_registry() -> None:
     assert {type(config) for config in TINY.values()} == set(DETECTORS.values())
     for kind in DETECTORS.values():
         assert kind().batch_spec().boxes == ("car", "pedestrian", "cyclist")
-        assert not kind().batch_spec().images
 
 
 @every_detector
 def test_it_learns_from_street_sweeps_and_detects(name: str) -> None:
     """A few updates lower the loss; the same seed gives the same numbers; what is found has the promised order."""
-    batch = street_batch()
+    batch = batch_for(name)
     again = check_step(build(name).train(), batch).total.detach()
     model = build(name).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
@@ -123,7 +126,7 @@ def test_it_learns_from_street_sweeps_and_detects(name: str) -> None:
 @every_detector
 @pytest.mark.parametrize("case", ODD)
 def test_odd_batches_train_and_are_looked_at(name: str, case: str) -> None:
-    batch = street_batch()
+    batch = batch_for(name)
     if case in ("no boxes", "nothing"):
         batch = without_boxes(batch)
     if case == "one sample without boxes":
@@ -141,25 +144,28 @@ def test_odd_batches_train_and_are_looked_at(name: str, case: str) -> None:
     # Anchors stand within the range; a heat map has such a centre on its rim.
     if not name.startswith("centerpoint"):
         nothing_to_find |= {"boxes outside the range"}
+    # Above all images; and 1 km ahead, which is far, but no other place in them.
+    if name == "fcos3d":
+        nothing_to_find = {"no boxes", "nothing", "boxes without points"}
     assert (terms.parts["box"] == 0) == (case in nothing_to_find)
     with torch.no_grad():
         found = model.eval().detect(batch)
     check_detections(found, batch)
 
 
-@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn"])
+@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d"])
 def test_heads_compute_in_float32_under_autocast(name: str) -> None:
-    batch, model = street_batch(), build(name)
+    batch, model = batch_for(name), build(name)
     plain = float(check_step(model, batch).total.detach())
     with torch.autocast("cpu", dtype=torch.bfloat16):
         short = check_step(build(name), batch)
     assert float(short.total.detach()) == pytest.approx(plain, rel=0.2)
 
 
-@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn"])
+@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d"])
 def test_diverged_weights_give_a_loss_and_no_detections(name: str) -> None:
     """The engine skips and counts such updates by their loss; an error on the way would end the run instead."""
-    model, batch = build(name), street_batch()
+    model, batch = build(name), batch_for(name)
     for parameter in model.parameters():
         parameter.data.fill_(torch.nan)
     assert model(batch).total.isnan()
@@ -167,14 +173,14 @@ def test_diverged_weights_give_a_loss_and_no_detections(name: str) -> None:
         assert len(model.eval().detect(batch).scores) == 0
 
 
-@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn"])
+@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d"])
 def test_the_samples_of_a_batch_do_not_meet(name: str) -> None:
     """In evaluation mode each sample is what it is alone."""
-    model, both = build(name).eval(), street_batch(((0, 0), (0, 5)))
+    model, both = build(name).eval(), batch_for(name)
     model.nms = dataclasses.replace(model.nms, min_score=0.0, num_after=20)
     with torch.no_grad():
         found = model.detect(both)
-        alone: list[Tensor] = [model.detect(street_batch((key,))).boxes for key in ((0, 0), (0, 5))]
+        alone: list[Tensor] = [model.detect(batch_for(name, (key,))).boxes for key in ((0, 0), (0, 5))]
     for sample, boxes in enumerate(alone):
         torch.testing.assert_close(found.boxes[found.sample == sample], boxes, rtol=1e-4, atol=1e-4)
 
@@ -214,21 +220,23 @@ def test_voxels_of_another_size_than_the_heads_are_refused() -> None:
 
 
 def test_names_of_the_network_are_those_of_pre_training() -> None:
-    """A detector takes over `backbone` as it is; its heads have names of their own."""
+    """A detector takes over `backbone` or `image_backbone` as it is; its heads have names of their own."""
     heads = {"pv_rcnn": {"dense_head", "set_abstraction", "keypoint_head", "refiner"}}
-    heads |= {"point_rcnn": {"point_class", "point_box", "refiner"}}
+    heads |= {"point_rcnn": {"point_class", "point_box", "refiner"}, "fcos3d": {"pyramid", "dense_head"}}
     for name, config in TINY.items():
         model = config.build()
         own = {n.partition(".")[0] for n, _ in model.named_parameters()}
-        assert own == {"backbone", *heads.get(name, {"dense_head"})}
-        assert set(model.backbone.state_dict()) == set(config.backbone.build().state_dict())  # type: ignore[attr-defined]
+        tower = "image_backbone" if model.LOOKS_AT_IMAGES else "backbone"
+        assert own == {tower, *heads.get(name, {"dense_head"})}
+        alone = config.tower(tower).build()  # type: ignore[union-attr]
+        assert set(model.get_submodule(tower).state_dict()) == set(alone.state_dict())
 
 
 def _loss_and_gradients(name: str, samples: tuple[tuple[int, int], ...]) -> tuple[Tensor, dict[str, Tensor | None]]:
     """With the running statistics of BatchNorm: what a synchronised one does is tested with it."""
     torch.set_num_threads(1)
     model = build(name).eval()
-    total = model(street_batch(samples)).total
+    total = model(batch_for(name, samples)).total
     total.backward()
     return total.detach(), {n: p.grad for n, p in model.named_parameters()}
 
@@ -242,7 +250,7 @@ SAMPLES = ((0, 0), (1, 3))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars"])
+@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "fcos3d"])
 def test_two_processes_equal_one_with_both_samples(name: str) -> None:
     ranks = run_distributed(_of_rank, 2, name)
     assert_mean_of_ranks(ranks, _loss_and_gradients(name, SAMPLES), loss=(1e-5, 1e-6), gradient=(1e-3, 1e-5))
