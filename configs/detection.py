@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from common.ranges import at_least, different
+from common.ranges import at_least, different, expect
 from configs.load import Choices, ConfigError
 from configs.schema import FirstStageConfig, FollowConfig, check_inputs, check_waits
 from data.loading.loader import DataConfig
@@ -24,6 +25,10 @@ FINETUNE_CHOICES: Choices = {
 
 RANDOM = "random"
 """As `init`: fresh weights everywhere."""
+
+TowerName = Literal["backbone", "image_backbone"]
+TOWERS: tuple[TowerName, ...] = get_args(TowerName)
+"""Networks of a detector that a pre-training run can fill."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +72,8 @@ class FinetuneConfig(PretrainSettings):
         model: the detector; `model.name` chooses.
         init: what it starts from: "random", the folder of a run or of a checkpoint, a file that `tandem export` wrote,
             or `<layout>:<file>` for files of other projects (docs/detection.md).
+        init_towers: which of the detector's networks `init` fills, "backbone" (3D), "image_backbone"; (): all that it
+            trained and the detector has.
         judge: how it is judged.
     """
 
@@ -74,12 +81,16 @@ class FinetuneConfig(PretrainSettings):
     data: DataConfig
     model: DetectorConfig
     init: str = RANDOM
+    init_towers: tuple[str, ...] = ()
     judge: JudgeConfig = field(default_factory=JudgeConfig)
 
     def __post_init__(self) -> None:
         """Check what concerns several sections."""
         if not self.init:
             raise ConfigError(f"init: got '', expected {RANDOM!r}, a run's folder or a file of weights")
+        different(self, "init_towers")
+        there = [name for name in TOWERS if self.model.tower(name) is not None]
+        expect(self, "init_towers", {*self.init_towers} <= {*there}, f"of {', '.join(there)}, which the detector has")
         check_waits(self.engine, self.data)
         check_inputs("model", self.model, self.data)
 

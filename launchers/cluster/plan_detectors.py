@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from configs.detection import RANDOM, FinetuneConfig
+from configs.detection import RANDOM, TOWERS, FinetuneConfig
 from configs.load import ConfigError
 from configs.runs import RunConfig, dump_run, is_detectors, read_run
 from configs.schema import FollowConfig
@@ -24,9 +24,9 @@ from engine.downstream.results import fingerprint
 from launchers.cluster.plan_followups import named_files, safe_name
 from launchers.cluster.plan_submission import Point
 from launchers.evaluation.common import describe_fraction
-from launchers.finetuning.init import check_fits, sha256_of
+from launchers.finetuning.init import check_fits
+from launchers.finetuning.sources import sha256_of
 from launchers.runs.files import DETECTORS, RANDOM_DETECTORS
-from models.lidar.base import BackboneConfig
 
 _KEY_LENGTH = 8
 
@@ -66,10 +66,12 @@ def random_points(point: Point) -> list[Point]:
     """The same trainings from random weights, in a folder that all runs beside this one share."""
     made = []
     for name, detector in _detectors(point.config.evaluate, point.config.seed).items():
-        settings = yaml.safe_load(dump_run(dataclasses.replace(detector, init=RANDOM, run_dir="")))
+        fresh = dataclasses.replace(detector, init=RANDOM, init_towers=(), run_dir="")
+        settings = yaml.safe_load(dump_run(fresh))
+        del settings["init_towers"]  # not there in earlier versions, whose trainings keep their folders
         key = fingerprint(settings)[:_KEY_LENGTH]
         folder = point.run_dir.parent / RANDOM_DETECTORS / f"{name}-{key}"
-        made.append(Point(config=dataclasses.replace(detector, init=RANDOM, run_dir=str(folder)), follows=True))
+        made.append(Point(config=dataclasses.replace(fresh, run_dir=str(folder)), follows=True))
     return made
 
 
@@ -102,20 +104,23 @@ def _labels(count: int | None) -> list[str]:
 
 
 def _check_network(config: RunConfig, detector: FinetuneConfig) -> None:
-    """Refuse a detector on another 3D network than the one that is pre-trained."""
-    backbone = config.method.tower("backbone")
-    if not isinstance(backbone, BackboneConfig):
-        raise ConfigError(
-            f"evaluate.configs: {type(config.method).__name__} has no 3D network that a detector could start from; "
-            "remove the detectors"
-        )
-    wanted = detector.model.tower("backbone")
+    """Refuse a detector with other networks than those that are pre-trained."""
     try:
-        check_fits(backbone, config.data.voxel, detector)
+        check_fits(config.method, config.data.voxel, detector)
     except ConfigError as error:
-        asked = json.dumps(dataclasses.asdict(wanted)) if wanted is not None and wanted != backbone else ""
-        hint = f"\nthe detector's network, for `method.backbone`: {asked}" if asked else ""
-        raise ConfigError(f"evaluate.configs: the detector does not fit the run: {error}{hint}") from error
+        raise ConfigError(
+            f"evaluate.configs: the detector does not fit the run: {error}{_hint(config, detector)}"
+        ) from error
+
+
+def _hint(config: RunConfig, detector: FinetuneConfig) -> str:
+    """The detector's networks as sections of the run's method, where both have such a network and they differ."""
+    lines = []
+    for name in TOWERS:
+        ours, wanted = config.method.tower(name), detector.model.tower(name)
+        if ours is not None and wanted is not None and ours != wanted:
+            lines.append(f"\nthe detector's network, for `method.{name}`: {json.dumps(dataclasses.asdict(wanted))}")
+    return "".join(lines)
 
 
 def _check_weights(detector: FinetuneConfig) -> None:

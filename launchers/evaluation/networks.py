@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -34,6 +34,7 @@ from models.weights import OWN_FORMAT, own_weights_file
 
 Section = MethodConfig | BackboneConfig | ImageEncoderConfig
 """Settings of something that a protocol measures."""
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,7 @@ def random_network(config: RunConfig, tower: Tower, seed: int) -> nn.Module:
         raise ConfigError(
             f"{type(config.method).__name__} has no section `{tower}`: there is no {TOWER_TITLES[tower]} to evaluate"
         )
-    section = _unfilled(section)
+    section = without_weights(section)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         built: nn.Module = section.build()
@@ -205,7 +206,7 @@ def _section(config: RunConfig, tower: Tower) -> Section | None:
     return config.method if tower == "objective" else config.method.tower(tower)
 
 
-def _unfilled(section: Section) -> Section:
+def without_weights(section: SectionT) -> SectionT:
     """Settings that build a network without what its image networks were filled with."""
     if isinstance(section, ImageEncoderConfig):
         return dataclasses.replace(section, weights="random")

@@ -13,8 +13,9 @@ from engine.distributed import World
 from engine.errors import CheckpointError
 from engine.pretrain import PretrainSummary
 from launchers.finetuning.frame_pictures import pictures_of_detector
-from launchers.finetuning.init import fill, sha256_of
+from launchers.finetuning.init import fill
 from launchers.finetuning.judging import Judging, judged_steps
+from launchers.finetuning.sources import sha256_of
 from launchers.runs.files import INIT_FILE
 from launchers.training.continuing import Continued
 from launchers.training.supervision import Supervised

@@ -3,8 +3,8 @@
 A run like a pre-training run: alone, under torchrun or under srun, the same signals and exit codes (`tandem pretrain
 --help`). What the detector starts from is `init`:
     random              fresh weights (the default)
-    RUN                 folder of a run, or of one of its checkpoints: its 3D network; all of a detector of the same
-                        settings
+    RUN                 folder of a run, or of one of its checkpoints: its 3D network, image network or both, as the
+                        detector has them (`init_towers` chooses); all of a detector of the same settings
     FILE                what `tandem export` wrote
     slidr:FILE          a checkpoint of the SLidR family
 

@@ -31,6 +31,8 @@ PROTOCOL = "detection, "
 _METRIC = "detection_"
 _NOT_COMPARED = frozenset({"num_workers", "cache", "shards_per_group", "order", "maps_in_workers"})
 """Settings of `data` that change no number of a training."""
+_START = frozenset({"init", "init_towers"})
+"""Settings of what a training starts from, which are compared."""
 
 
 def detection_results(folders: Iterable[Path], damaged: dict[Path, str]) -> list[Result]:
@@ -114,7 +116,7 @@ def _fingerprint(config: Mapping[str, Any], line: Mapping[str, Any], benchmark: 
     data["fraction"] = {**data["fraction"], "seed": 0}
     if config["judge"]["shards"] is None:
         del data["shards"]  # the same set as the judged one, wherever it lies
-    compared = {name: value for name, value in config.items() if name != "init"} | {"data": data}
+    compared = {name: value for name, value in config.items() if name not in _START} | {"data": data}
     judged = {name: line[name] for name in ("set", "data", "split", "frames", "left_out")}
     return fingerprint({"setting": setting_of_tree(compared), "judged": judged, "benchmark": benchmark})
 

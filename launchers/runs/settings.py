@@ -36,6 +36,8 @@ _FLAGS_ADDED: Mapping[str, object] = {"class_balanced": False, "cut_to_cameras":
 """As `_VOXEL_ADDED`, of `data`."""
 _POINTS_ADDED: Mapping[str, object] = {"flip_axes": "xy"}
 """As `_VOXEL_ADDED`, of `data.augment.points` and `data.augment.second_points`."""
+_SECTIONS_ADDED: Mapping[str, object] = {"init_towers": []}
+"""As `_VOXEL_ADDED`, of a run's config itself."""
 _NETWORK_ADDED: Mapping[str, object] = {"voxel_size_m": None}
 """As `_VOXEL_ADDED`, of each network in `method` or `model`."""
 _ONECYCLE = frozenset({"rise_share", "start_lr_scale", "momentum_range"})
@@ -61,7 +63,7 @@ def flat(resolved: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parts(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """The sections that make the setting; a first stage counts where there is one, wherever it lies."""
-    for key, part in resolved.items():
+    for key, part in _without(resolved, _SECTIONS_ADDED).items():
         if key == "first":
             if part is not None:
                 yield key, {name: value for name, value in part.items() if name != "run_dir"}

@@ -18,6 +18,8 @@ from engine.detection.pairs import FramePair
 from engine.detection.scores import MEAN, Score, Scores
 from models.detection import DETECTORS
 from models.detection.base import Detections, Detector, DetectorConfig
+from models.image.base import ImageEncoderConfig
+from models.image.resnet_encoder import ResNetEncoderConfig
 from models.lidar.base import BackboneConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.methods.base import LossTerms
@@ -37,6 +39,18 @@ class ToyDetectorConfig(DetectorConfig):
 
     def build(self) -> ToyDetector:
         return ToyDetector(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoTowerConfig(ToyDetectorConfig):
+    """The toy with an image network beside it, which `init` can fill; its boxes do not depend on it."""
+
+    image_backbone: ImageEncoderConfig = field(default_factory=lambda: ResNetEncoderConfig(preset="resnet10_tiny"))
+
+    def build(self) -> ToyDetector:
+        detector = ToyDetector(self)
+        detector.image_backbone = self.image_backbone.build()
+        return detector
 
 
 class ToyDetector(Detector):

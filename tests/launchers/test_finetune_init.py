@@ -20,13 +20,21 @@ from configs.runs import dump_run, read_run
 from engine.checkpoint import save_checkpoint
 from engine.distributed import World
 from engine.errors import CheckpointError
-from launchers.finetuning.init import Start, fill, sha256_of
+from launchers.evaluation.networks import open_source
+from launchers.finetuning.init import check_fits, fill
 from launchers.finetuning.run import assemble_detector
+from launchers.finetuning.sources import Start, sha256_of
+from launchers.runs.settings import setting_of_tree
 from launchers.training.continuing import Continued
 from models.detection.base import Detector
+from models.image.base import ImageEncoderConfig
+from models.image.fpn import ResNetFpnConfig
+from models.image.resnet_encoder import ResNetEncoderConfig
 from models.layouts.base import to_theirs
 from models.layouts.known import LAYOUTS
+from models.lidar.res16unet import Res16UNetConfig
 from models.weights import export_backbone
+from tests.helpers.toy_detector import TwoTowerConfig
 
 ALONE = World(rank=0, local_rank=0, world_size=1, device=torch.device("cpu"))
 GRID: dict[str, Any] = {
@@ -233,3 +241,115 @@ def test_the_run_goes_on_without_its_source_and_not_with_another(tmp_path: Path)
     assert assemble_detector(gone, before, ALONE).fingerprint == {"init": sha256_of(str(folder))}
     with pytest.raises(CheckpointError, match=r"init=random: here was built with other weights \("):
         assemble_detector(config("random"), before, ALONE)
+
+
+# ---- several towers
+
+UNET: dict[str, Any] = {"name": "res16unet", "preset": "res16unet_tiny", "in_channels": 4}
+RESNET: dict[str, Any] = {"name": "resnet", "preset": "resnet10_tiny"}
+FPN: dict[str, Any] = {"name": "resnet_fpn", "preset": "resnet10_tiny", "channels": 16}
+METHODS: dict[str, dict[str, Any]] = {
+    "both": {"name": "simipu", "backbone": UNET, "image_backbone": RESNET},
+    "both_fpn": {"name": "simipu", "backbone": UNET, "image_backbone": FPN},
+    "points": {"name": "pointcontrast", "backbone": UNET},
+    "images": {"name": "moco", "image_backbone": RESNET},
+}
+
+
+def towers_of(folder: Path, method: str) -> str:
+    tree = {"run_dir": str(folder), "data": {"shards": "none", "voxel": GRID}, "method": METHODS[method]}
+    run = read_run(None, defaults=tree)
+    torch.manual_seed(7)
+    write_checkpoint(folder, 3, run.method.build().state_dict(), dump_run(run))
+    return str(folder)
+
+
+def two_towers(init: str, *init_towers: str, image: ImageEncoderConfig | None = None) -> FinetuneConfig:
+    model = TwoTowerConfig(
+        backbone=Res16UNetConfig(preset="res16unet_tiny", in_channels=4),
+        image_backbone=image or ResNetEncoderConfig(preset="resnet10_tiny"),
+    )
+    return dataclasses.replace(config("random"), model=model, init=init, init_towers=init_towers)
+
+
+@pytest.mark.parametrize(
+    ("method", "chosen", "taken"),
+    [
+        ("both", (), ("backbone", "image_backbone")),
+        ("both", ("backbone",), ("backbone",)),
+        ("both", ("image_backbone",), ("image_backbone",)),
+        ("points", (), ("backbone",)),
+        ("images", (), ("image_backbone",)),
+    ],
+)
+def test_a_run_fills_the_towers_that_both_have_or_the_chosen_one(
+    tmp_path: Path, method: str, chosen: tuple[str, ...], taken: tuple[str, ...]
+) -> None:
+    settings = two_towers(towers_of(tmp_path / "run", method), *chosen)
+    fresh, detector, start = filled(settings)
+    for tower in ("backbone", "image_backbone"):
+        assert equal(fresh, detector, tower) == (tower not in taken)
+        assert any(name.startswith(f"{tower}.") for name in start.filled) == (tower in taken)
+        assert (tower in start.random) == (tower not in taken)
+    assert equal(fresh, detector, "head")
+    assert start.name == METHODS[method]["name"] + (f", {chosen[0]} only" if chosen else "")
+    check_fits(open_source(tmp_path / "run").config.method, settings.data.voxel, settings)
+
+
+def test_no_tower_in_common_names_those_of_both(tmp_path: Path) -> None:
+    images = towers_of(tmp_path / "images", "images")
+    wanted = r"MocoConfig trains `image_backbone` \(image network\), the detector SecondConfig has `backbone` \(3D netw"
+    with pytest.raises(ConfigError, match=wanted):
+        filled(config(images))
+    with pytest.raises(ConfigError, match=r"expected a run with `backbone` \(3D network\), or init_towers without"):
+        filled(two_towers(images, "backbone"))
+    with pytest.raises(ValueError, match=r"init_towers.*of backbone, which the detector has"):
+        config("random", "init_towers=[image_backbone]")
+    with pytest.raises(ConfigError, match=r"a file of weights fills `backbone` \(3D network\), the detector Two"):
+        filled(two_towers("slidr:model.pt", "image_backbone"))
+
+
+def test_a_tower_that_does_not_fit_is_left_random_only_knowingly(tmp_path: Path) -> None:
+    both = towers_of(tmp_path / "both", "both")
+    settings = two_towers(both)
+    network = dataclasses.replace(config("random").model.tower("backbone"), voxel_size_m=None)  # type: ignore[type-var]
+    model = dataclasses.replace(settings.model, backbone=network)
+    other = dataclasses.replace(settings, model=model)
+    with pytest.raises(ConfigError, match=r'leave it random \(init_towers=\["image_backbone"\]\)'):
+        filled(other)
+    assert "backbone" in filled(dataclasses.replace(other, init_towers=("image_backbone",)))[2].random
+
+
+def test_a_pyramid_stays_random_or_is_left_out_whole(tmp_path: Path) -> None:
+    plain, pyramid = towers_of(tmp_path / "plain", "images"), towers_of(tmp_path / "pyramid", "both_fpn")
+    fpn = ResNetFpnConfig(preset="resnet10_tiny", channels=16)
+    start = filled(two_towers(plain, image=fpn))[2]
+    assert start.filled == ("image_backbone.network",)
+    assert start.random == ("image_backbone.lateral", "image_backbone.smooth", "backbone", "norm", "head")
+    start = filled(two_towers(pyramid, "image_backbone"))[2]
+    assert start.left_out == ("image_backbone.lateral", "image_backbone.smooth")
+    assert "left out: image_backbone.lateral, image_backbone.smooth" in str(start)
+    start = filled(two_towers(pyramid, image=fpn))[2]
+    assert start.filled[-3:] == ("image_backbone.lateral", "image_backbone.network", "image_backbone.smooth")
+
+
+def test_image_weights_of_the_detectors_own_section_are_named_and_replaced(tmp_path: Path) -> None:
+    """A baseline with ImageNet's weights is not told as one that saw no label."""
+    images, both = towers_of(tmp_path / "images", "images"), towers_of(tmp_path / "both", "both")
+    own = ResNetEncoderConfig(preset="resnet10_tiny", weights=f"tandem:{images}")
+    fresh, detector, start = filled(two_towers("random", image=own))
+    assert equal(fresh, detector, "image_backbone")
+    assert (start.filled, start.leak, start.teacher) == (
+        ("image_backbone",),
+        "ssl-teacher",
+        "resnet10_tiny (tandem)",
+    )
+    fresh, detector, start = filled(two_towers(both, image=own))
+    assert not equal(fresh, detector, "image_backbone")
+
+
+def test_a_chosen_tower_is_part_of_the_setting_and_none_is_not() -> None:
+    tree = yaml.safe_load(dump_run(config("random")))
+    before = {name: value for name, value in tree.items() if name != "init_towers"}
+    assert setting_of_tree(before) == setting_of_tree(tree)
+    assert setting_of_tree({**tree, "init_towers": ["backbone"]}) != setting_of_tree(tree)
