@@ -12,7 +12,7 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -85,6 +85,7 @@ class DenseTask(Protocol[MeasureT_co]):
         """An empty measurement."""
 
 
+DecoderName = Literal["unet", "densedepth"]
 DecoderMaker = Callable[[Sequence[int], int, int], nn.Module]
 """(channels of the pyramid's maps, channels of the result, width) -> decoder with random weights, called with
 (pyramid, (height, width))."""
@@ -97,6 +98,7 @@ class DenseTrainingConfig(TrainingConfig):
     Attributes:
         decoder_lr_scale: the new decoder's rate = this x the encoder's: it starts from nothing. Also where the encoder
             is frozen.
+        decoder: "unet", small and for batches of a few images, or "densedepth", that of papers on depth.
         width: channels of the decoder's finest step.
     """
 
@@ -105,6 +107,7 @@ class DenseTrainingConfig(TrainingConfig):
     batch_size: int = 2
     seeds: tuple[int, ...] = (0,)
     decoder_lr_scale: float = 5.0
+    decoder: DecoderName = "unet"
     width: int = 32
 
     def __post_init__(self) -> None:
@@ -275,12 +278,12 @@ class ImageParts(Parts[ImageBatch]):
     """What protocols of image networks need.
 
     Attributes:
-        decoder: makes decoders.
+        decoders: makers of decoders.
         resample: reads a map at every pixel.
         keep: see `Keep`.
     """
 
-    decoder: DecoderMaker
+    decoders: Mapping[DecoderName, DecoderMaker]
     resample: Resample
     keep: Keep | None = None
 
@@ -300,11 +303,12 @@ def measure_dense(
 ) -> tuple[list[MeasureT], list[Tuned]]:
     """Train decoders on the protocol's draws and score them: what `train_on_draws` gives back."""
     config, parts, sign = job.section(name), job.parts, METRICS[task.metric].sign
+    make = parts.decoders[config.decoder]
 
     def train(
         start: nn.Module, drawn: Int[np.ndarray, " n"], lr: float, seed: int, on_step: Callable[[int], None]
     ) -> DenseNetwork:
-        network = build_dense(start, task, config, parts.decoder, seed=seed, frozen=frozen)
+        network = build_dense(start, task, config, make, seed=seed, frozen=frozen)
         return train_dense(
             network, parts.read, drawn, task, config, lr=lr, seed=seed, device=job.device, on_step=on_step
         )

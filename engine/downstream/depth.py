@@ -6,14 +6,17 @@ image whose depth is known:
     D = 1/n sum d^2 - lambda / n^2 (sum d)^2           mean over the images
 
 lambda = 0 is the squared error of logs, lambda = 1 does not see the scale at all; the default is the paper's 0.5.
+Later work takes alpha sqrt(D) instead, with D over all known pixels of the batch together, alpha = 10, lambda = 0.85
+(`root_scale`).
 
 Metrics are taken for each image and averaged over the images (with at least one known pixel), on pixels whose true
 depth lies between `min_depth_m` and `cap_m`; predictions are clipped to that range. Which part of the image counts
 (Garg's or Eigen's crop) is a matter of the data: `images.depth_area`.
 
 Source: Eigen, Puhrsch and Fergus, "Depth Map Prediction from a Single Image using a Multi-Scale Deep Network",
-NeurIPS 2014, eq. 4 and section 4. The paper of SimIPU prints the second term with a plus sign; that would punish the
-scale twice.
+NeurIPS 2014, eq. 4 and section 4. Of the root: Lee et al., "From Big to Small" (2019), section 3.4, in the form of
+Bhat et al., AdaBins (CVPR 2021), released code: Var(d) + (1 - lambda) mean(d)^2. The paper of SimIPU prints the second
+term with a plus sign; that would punish the scale twice.
 
 Letters: I images, H W pixels.
 """
@@ -49,7 +52,10 @@ MAIN_METRIC = "rmse_log"
 small: on a small test part of the street world a constant 4 m has 0.54, a network after 100 updates 0.68; their errors
 of logs are 1.12 and 0.60."""
 
-METRIC_NAMES = ("abs_rel", "sq_rel", "rmse", "rmse_log", "silog", "delta1", "delta2", "delta3")
+_LEAST_D = 1e-12
+"""Below this the root's gradient is taken as 0: at 0 it has none."""
+
+METRIC_NAMES = ("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog", "delta1", "delta2", "delta3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,18 +64,20 @@ class DepthConfig(DenseTrainingConfig):
 
     Attributes:
         scale_invariance: lambda of the loss, 0 to 1.
+        root_scale: alpha of the loss's root form (10 in papers); null: D itself.
         min_depth_m: pixels with a smaller true depth are not counted.
         cap_m: nor are those with a larger one.
     """
 
     scale_invariance: float = 0.5
+    root_scale: float | None = None
     min_depth_m: float = 1e-3
     cap_m: float = 80.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         share(self, "scale_invariance")
-        positive(self, "min_depth_m")
+        positive(self, "min_depth_m", "root_scale")
         above(self, "min_depth_m", cap_m=self.min_depth_m)
         below(self, cap_m=math.inf)
 
@@ -87,8 +95,11 @@ class DepthTask:
         self, output: Float[Tensor, "I 1 H W"], batch: ImageBatch, generator: torch.Generator
     ) -> Float[Tensor, ""]:
         """See the module's text; 0 (with gradient) where no depth is known."""
-        truth = depth_of(batch)
-        return silog_loss(output[:, 0], truth, self.known(truth), self.config.scale_invariance)
+        truth, scale_invariance = depth_of(batch), self.config.scale_invariance
+        known = self.known(truth)
+        if self.config.root_scale is None:
+            return silog_loss(output[:, 0], truth, known, scale_invariance)
+        return self.config.root_scale * root_silog_loss(output[:, 0], truth, known, scale_invariance)
 
     def known(self, depth_m: Float[Tensor, "I H W"]) -> Bool[Tensor, "I H W"]:
         """Which pixels count."""
@@ -169,6 +180,20 @@ def silog_loss(
     return per_image.sum() / (count > 0).sum().clamp_min(1)
 
 
+def root_silog_loss(
+    output: Float[Tensor, "I H W"],
+    depth_m: Float[Tensor, "I H W"],
+    known: Bool[Tensor, "I H W"],
+    scale_invariance: float,
+) -> Float[Tensor, ""]:
+    """Square root of D over the known pixels of all images together; without gradient where D is 0.
+
+    Arguments as of `silog_loss`. Released code divides the variance by n - 1, here it is n.
+    """
+    output, depth_m, known = (plane.flatten(0, 1).unsqueeze(0) for plane in (output, depth_m, known))
+    return silog_loss(output, depth_m, known, scale_invariance).clamp_min(_LEAST_D).sqrt()
+
+
 def depth_metrics(predicted_m: Float[Tensor, " n"], depth_m: Float[Tensor, " n"]) -> Float[Tensor, " k"]:
     """Metrics of one image in the order of `METRIC_NAMES`; deltas in percent, `silog` times 100.
 
@@ -185,6 +210,7 @@ def depth_metrics(predicted_m: Float[Tensor, " n"], depth_m: Float[Tensor, " n"]
             (error.square() / depth_m).mean(),
             error.square().mean().sqrt(),
             d.square().mean().sqrt(),
+            d.abs().mean() / math.log(10),
             100 * (d.square().mean() - d.mean().square()).clamp_min(0).sqrt(),
             *(100 * (ratio < 1.25**power).to(error.dtype).mean() for power in (1, 2, 3)),
         ]

@@ -17,7 +17,8 @@ from common.ranges import at_least, below, positive
 from engine.downstream.common import Reader, Samples, Truth, check_rates, check_seeds
 from engine.errors import DivergenceError
 from engine.interfaces import BatchT
-from engine.optim import adamw
+from engine.optim import adamw, momentum_of
+from engine.schedule import ScheduleConfig, lr_scale, momentum_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +30,11 @@ class TrainingConfig:
         optimizer: "adamw" or "sgd".
         momentum, dampening: of SGD.
         weight_decay: of AdamW relative to the learning rate, of SGD an L2 term.
-        steps: updates; linear warm-up, then a half cosine to 0.
+        steps: updates.
+        schedule: "cosine": linear warm-up, then a half cosine to 0; "onecycle": torch's of that name in its default
+            form (`ONE_CYCLE`), with AdamW's first beta, or SGD's momentum, moved against the rate.
         epochs: passes over the labelled samples instead of `steps`; null: `steps`.
-        warmup_share: share of the updates that the warm-up takes; 0: none.
+        warmup_share: of "cosine": share of the updates that the warm-up takes; 0: none.
         batch_size: samples per update (at most as many as are labelled), each with all of its images.
         augment: mirror, rotate (...) the training samples, as the reader's settings say.
         clip_norm: largest gradient norm; null: any.
@@ -46,6 +49,7 @@ class TrainingConfig:
     dampening: float = 0.1
     weight_decay: float = 0.01
     steps: int
+    schedule: Literal["cosine", "onecycle"] = "cosine"
     epochs: int | None = None
     warmup_share: float = 0.1
     batch_size: int
@@ -72,6 +76,13 @@ class TrainingConfig:
         if self.optimizer == "adamw":
             return adamw(groups, weight_decay=self.weight_decay)
         return torch.optim.SGD(groups, momentum=self.momentum, dampening=self.dampening, weight_decay=self.weight_decay)
+
+
+ONE_CYCLE = ScheduleConfig(
+    kind="onecycle", rise_share=0.3, start_lr_scale=1 / 25, final_lr_scale=1 / 2500, momentum_range=(0.95, 0.85)
+)
+"""Shape of the one-cycle schedule. Source: Bhat et al., AdaBins (CVPR 2021), released code: torch's OneCycleLR with its
+own defaults, but 100 times less at the end than at the beginning."""
 
 
 def learning_rate_factor(step: int, steps: int, warmup_share: float = 0.1) -> float:
@@ -112,7 +123,7 @@ def train_updates(
         optimizer: its rates are the peaks.
         stream: endless batches.
         loss_of: loss of a batch on the device.
-        config: number of updates, warm-up and limit of the gradient.
+        config: number of updates, schedule and limit of the gradient.
         num_samples: labelled samples, which `config.epochs` counts.
         what: task and rate, for messages.
         device: where batches go.
@@ -122,8 +133,12 @@ def train_updates(
         DivergenceError: the loss is not finite.
     """
     steps = config.updates(num_samples)
+    cycles = config.schedule == "onecycle"
     schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: learning_rate_factor(step, steps, config.warmup_share)
+        optimizer,
+        lambda step: (
+            lr_scale(step, steps, ONE_CYCLE) if cycles else learning_rate_factor(step, steps, config.warmup_share)
+        ),
     )
     for step in range(steps):
         batch = next(stream).to(device)
@@ -137,6 +152,7 @@ def train_updates(
         loss.backward()
         if config.clip_norm is not None:
             nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm)
-        optimizer.step()
+        with momentum_of(optimizer.param_groups, momentum_at(step, steps, ONE_CYCLE) if cycles else None):
+            optimizer.step()
         schedule.step()
         on_step(batch.num_samples)

@@ -108,6 +108,9 @@ METRICS: dict[str, Metric] = {
         "the best constant: the standard deviation of log depth",
         decimals=3,
     ),
+    "log10": Metric(
+        "log10", "", "mean of the absolute error of the decimal logarithm of depth", _ANY_CONSTANT, decimals=3
+    ),
     "silog": Metric(
         "SILog x 100",
         "",

@@ -210,6 +210,9 @@ LATER: Mapping[str, object] = {
     "bn_momentum": None,
     "voxel_label": "majority",
     "head": "linear",
+    "schedule": "cosine",
+    "decoder": "unet",
+    "root_scale": None,
 }
 """Settings of protocols that records of earlier versions lack -> what those were measured with. Left out of a record
 where they have this value, so that known results stay known."""

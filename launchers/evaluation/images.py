@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import nn
 
 from configs.schema import EvaluateConfig
 from data.loading.image_evaluation import ImageTruthBatches, ImageTruthSpec
@@ -15,12 +14,18 @@ from data.sample import Batch
 from data.storage.manifest import Manifest
 from data.storage.reader import SampleReader
 from engine.downstream.common import LabelDraws, Samples, Splits
-from engine.downstream.dense import DenseNetwork, ImageParts
+from engine.downstream.dense import DecoderMaker, DecoderName, DenseNetwork, ImageParts
 from engine.downstream.protocols import PROTOCOLS
 from launchers.drawing.predictions import draw_predictions, write_predictions
 from launchers.evaluation.common import Evaluation, drawn_sample, workers_for
-from models.image.decoder import UNetDecoder
+from models.image.decoder import DenseDepthDecoder, UNetDecoder
 from models.pairing import upsample_to_pixels
+
+DECODERS: Mapping[DecoderName, DecoderMaker] = {
+    "unet": lambda levels, num_outputs, width: UNetDecoder(levels, num_outputs, width=width),
+    "densedepth": lambda levels, num_outputs, width: DenseDepthDecoder(levels, num_outputs, width=width),
+}
+"""Decoders by their names in configs."""
 
 
 def image_parts(evaluation: Evaluation, splits: Splits, draws: Mapping[str, LabelDraws]) -> ImageParts:
@@ -37,12 +42,7 @@ def image_parts(evaluation: Evaluation, splits: Splits, draws: Mapping[str, Labe
         picture = draw_predictions(batch, output, evaluation.config.depth, evaluation.manifest.class_names)
         write_predictions(evaluation.folder, f"{protocol} {draws[protocol].text} {init}", picture)
 
-    return ImageParts(read=read, decoder=make_decoder, resample=upsample_to_pixels, keep=keep)
-
-
-def make_decoder(levels: Sequence[int], num_outputs: int, width: int) -> nn.Module:
-    """The engine's `DecoderMaker`."""
-    return UNetDecoder(levels, num_outputs, width=width)
+    return ImageParts(read=read, decoders=DECODERS, resample=upsample_to_pixels, keep=keep)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def test_metrics_are_those_of_each_image_averaged() -> None:
 def test_a_perfect_prediction_has_no_error_and_a_scaled_one_no_silog() -> None:
     truth = torch.tensor([2.0, 5.0, 40.0], dtype=torch.float64)
     perfect = dict(zip(METRIC_NAMES, depth_metrics(truth, truth).tolist(), strict=True))
-    assert [perfect[n] for n in METRIC_NAMES] == [0.0] * 5 + [100.0] * 3
+    assert [perfect[n] for n in METRIC_NAMES] == [0.0] * 6 + [100.0] * 3
     scaled = dict(zip(METRIC_NAMES, depth_metrics(1.3 * truth, truth).tolist(), strict=True))
     assert scaled["abs_rel"] == pytest.approx(0.3)
     assert scaled["silog"] == pytest.approx(0.0, abs=1e-5)
@@ -92,6 +92,37 @@ def test_full_invariance_does_not_see_the_scale() -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_the_root_form_is_that_of_all_known_pixels_together() -> None:
+    truth = toy_images([1, 2], truth="depth").image_depth_m
+    assert truth is not None
+    output = outputs(4, *truth.shape).requires_grad_()
+    batch = dataclasses.replace(toy_images([1, 2], truth="depth"), image_depth_m=truth)
+    loss = DepthTask(DepthConfig(scale_invariance=0.85, root_scale=10.0)).loss(output, batch, torch.Generator())
+    known = truth > 1e-3
+    predicted = START_DEPTH_M * output.detach()[:, 0].double().exp()
+    expected = slow.root_silog(predicted[known].tolist(), truth[known].tolist())
+    assert float(loss.detach()) == pytest.approx(expected, rel=1e-4)
+    loss.backward()
+    assert output.grad is not None
+    assert bool(output.grad[:, 0][known].any())
+    assert not output.grad[:, 0][~known].any()
+
+
+def test_the_root_of_no_error_has_a_finite_gradient() -> None:
+    batch = toy_images([1], truth="depth")
+    assert batch.image_depth_m is not None
+    exact = torch.where(batch.image_depth_m > 0, batch.image_depth_m, 1.0).div(START_DEPTH_M).log().unsqueeze(1)
+    for truth in (batch.image_depth_m, torch.zeros_like(batch.image_depth_m)):
+        output = exact.clone().requires_grad_()
+        of_truth = dataclasses.replace(batch, image_depth_m=truth)
+        task = DepthTask(DepthConfig(scale_invariance=0.85, root_scale=10.0))
+        loss = task.loss(output, of_truth, torch.Generator())
+        loss.backward()
+        assert float(loss.detach()) < 1e-4
+        assert output.grad is not None
+        assert bool(torch.isfinite(output.grad).all())
+
+
 def test_nothing_known_gives_no_loss_with_gradient_and_no_metrics() -> None:
     batch = toy_images([0], truth="depth")
     assert batch.image_depth_m is not None
@@ -116,6 +147,7 @@ def test_nothing_known_gives_no_loss_with_gradient_and_no_metrics() -> None:
     [
         ({"scale_invariance": 1.5}, "scale_invariance"),
         ({"cap_m": 1e-4}, "cap_m"),
+        ({"root_scale": 0.0}, "root_scale"),
         ({"lrs": (0.0,)}, "lrs"),
         ({"steps": 0}, "steps"),
     ],

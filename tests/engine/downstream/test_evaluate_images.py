@@ -75,7 +75,7 @@ def run(
 ) -> list[Result]:
     job = Job(
         protocols=of_tower(config.protocols, "image_backbone"),
-        parts=ImageParts(read=images, decoder=make_decoder, resample=read_map, keep=keep),
+        parts=ImageParts(read=images, decoders={"unet": make_decoder}, resample=read_map, keep=keep),
         splits=toy_splits(),
         dataset="toy",
         classes=classes,
