@@ -18,28 +18,31 @@ from typing import Literal
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float, Float32, Int, Shaped, UInt8
 
-from common.ranges import at_least
+from common.ranges import at_least, between
 from data.geometry import project, transform
 from data.loading.sequential import SequentialBatches
 from data.order import SampleDraws
-from data.sample import Batch, Cameras, CameraView, Sample
+from data.sample import IGNORE_LABEL, Batch, Cameras, CameraView, Sample
 from data.storage.shard import ShardError
 from data.views.augment import PixelTransform
-from data.views.colour import ColourConfig, draw_colour
+from data.views.colour import ColourConfig, ToneConfig, draw_colour
 
-DepthArea = Literal["all", "garg", "eigen"]
-"""Part of the stored image whose depth counts. KITTI's LiDAR sees nothing above and little at the sides."""
+DepthArea = Literal["all", "garg", "eigen", "nyu"]
+"""Part of the stored image whose depth counts. KITTI's LiDAR sees nothing above and little at the sides; NYU's images
+have a white border."""
 
 _AREAS: dict[DepthArea, tuple[float, float, float, float]] = {
     "all": (0.0, 1.0, 0.0, 1.0),
     "garg": (0.40810811, 0.99189189, 0.03594771, 0.96405229),
     "eigen": (0.3324324, 0.91351351, 0.0359477, 0.96405229),
+    "nyu": (45 / 480, 471.5 / 480, 41 / 640, 601.5 / 640),
 }
 """First and last row, first and last column as shares of height and width; the ends are rounded down.
 
-Source: the evaluation code of Garg et al. (ECCV 2016) and of Eigen et al. (NeurIPS 2014) as the literature hands it on.
+Source: the evaluation code of Garg et al. (ECCV 2016) and of Eigen et al. (NeurIPS 2014) as the literature hands it on;
+of "nyu", rows 45 to 470 and columns 41 to 600 of 480 x 640 pixels, Eigen et al., too.
 """
 
 
@@ -54,7 +57,10 @@ class ImageTruthConfig:
         depth_area: part of the stored image whose depth counts in the final measurement; training uses all of it.
         train_window: height, width of a random window that training images are cut to; None for the whole.
         flip: mirror training images left and right with probability one half.
+        rotate_deg: training images are turned about their centre by up to this angle either way, before windows are
+            cut; what comes from outside is black and without truth.
         colour: of training images.
+        tone: of training images, after `colour`.
     """
 
     size: tuple[int, int] | None = None
@@ -63,6 +69,7 @@ class ImageTruthConfig:
     depth_area: DepthArea = "all"
     train_window: tuple[int, int] | None = None
     flip: bool = True
+    rotate_deg: float = 0.0
     colour: ColourConfig = field(
         default_factory=lambda: ColourConfig(
             enabled=True,
@@ -75,9 +82,11 @@ class ImageTruthConfig:
             blur_probability=0.0,
         )
     )
+    tone: ToneConfig = field(default_factory=ToneConfig)
 
     def __post_init__(self) -> None:
         at_least(self, size=1, train_window=1)
+        between(self, "degrees", rotate_deg=(0, 45))
         if self.train_window is not None and self.fit != "crop":
             raise ValueError("train_window needs fit=crop: windows of a resized image are not implemented")
 
@@ -131,23 +140,29 @@ class ImageTruthBatches(SequentialBatches[tuple[str, list["_LabelledImage"]]]):
         place = self._place(sample.key, camera, rng)
         assert camera.image is not None
         colour = draw_colour(rng, self.config.colour)
-        image = place.image(camera.image)
+        turn = self._turn(camera.image_size, rng)
+        image = place.image(turn.image(camera.image))
         depth = labels = None
         if self.truth.depth:
-            depth = self._depth(sample, camera, place)
+            depth = self._depth(sample, camera, place, turn)
         if self.truth.labels:
             if camera.labels is None:
                 raise self._lacks("classes of pixels", camera.name)
-            labels = place.nearest(camera.labels)
+            labels = place.nearest(turn.nearest(camera.labels, IGNORE_LABEL))
+        affine = place.affine @ turn.affine
         return _LabelledImage(
-            image=colour(image) if self.augment else image,
-            K=place.affine @ camera.K,
+            image=self.config.tone.change(rng, colour(image)) if self.augment else image,
+            K=affine @ camera.K,
             T_cam_lidar=sample.T_cam_lidar(camera),
-            affine=place.affine[:2],
+            affine=affine[:2],
             min_depth_m=float(camera.min_depth_m),
             depth=depth,
             labels=labels,
         )
+
+    def _turn(self, size: tuple[int, int], rng: np.random.Generator) -> Turn:
+        limit = self.config.rotate_deg
+        return Turn(size, float(rng.uniform(-limit, limit)) if self.augment and limit else 0.0)
 
     def _place(self, key: str, camera: CameraView, rng: np.random.Generator) -> PixelTransform:
         height, width = camera.image_size
@@ -168,13 +183,16 @@ class ImageTruthBatches(SequentialBatches[tuple[str, list["_LabelledImage"]]]):
         mirrored = bool(self.augment and self.config.flip and rng.random() < 0.5)
         return PixelTransform(top, left, *box, out, mirrored)
 
-    def _depth(self, sample: Sample, camera: CameraView, place: PixelTransform) -> Float32[np.ndarray, "h w"]:
+    def _depth(
+        self, sample: Sample, camera: CameraView, place: PixelTransform, turn: Turn
+    ) -> Float32[np.ndarray, "h w"]:
         area = "all" if self.augment else self.config.depth_area
         if self.config.depth == "lidar":
-            return lidar_depth(sample, camera, place, area)
+            return lidar_depth(sample, camera, place, area, turn)
         if camera.depth_m is None:
             raise self._lacks("depth", camera.name, "; images.depth=lidar takes the sweep's")
-        return place.nearest(np.where(area_mask(camera.image_size, area), camera.depth_m, 0.0)).astype(np.float32)
+        depth = np.where(area_mask(camera.image_size, area), camera.depth_m, 0.0).astype(np.float32)
+        return np.asarray(place.nearest(turn.nearest(depth, 0)), dtype=np.float32)
 
     def _lacks(self, what: str, camera: str, remedy: str = "") -> ShardError:
         manifest = self.reader.manifest
@@ -182,6 +200,41 @@ class ImageTruthBatches(SequentialBatches[tuple[str, list["_LabelledImage"]]]):
             f"{manifest.root} ({manifest.set_name}) has no {what} (camera {camera}), so this task cannot be evaluated "
             f"on it; give another set with data.shards=...{remedy}"
         )
+
+
+@dataclass(frozen=True)
+class Turn:
+    """An image turned about its centre, the size kept; depths are along the optical axis and stay as they are.
+
+    Attributes:
+        size: height, width.
+        degrees: against the clock, as the image is seen.
+    """
+
+    size: tuple[int, int]
+    degrees: float = 0.0
+
+    @property
+    def affine(self) -> Float[np.ndarray, "3 3"]:
+        """Of (u, v, 1), pixels' centres at whole numbers."""
+        centre = ((self.size[1] - 1) / 2, (self.size[0] - 1) / 2)
+        return np.vstack((cv2.getRotationMatrix2D(centre, self.degrees, 1.0), (0.0, 0.0, 1.0)))
+
+    def uv(self, pixels_uv: Float[np.ndarray, "P 2"]) -> Float[np.ndarray, "P 2"]:
+        """Where pixel coordinates come to lie."""
+        return np.asarray(pixels_uv @ self.affine[:2, :2].T + self.affine[:2, 2])
+
+    def image(self, stored: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        """Bilinear; black from outside."""
+        return self._warped(stored, cv2.INTER_LINEAR, 0) if self.degrees else stored
+
+    def nearest(self, plane: Shaped[np.ndarray, "H W"], outside: int) -> Shaped[np.ndarray, "H W"]:
+        """A plane that must not be averaged."""
+        return self._warped(plane, cv2.INTER_NEAREST, outside) if self.degrees else plane
+
+    def _warped(self, stored: Shaped[np.ndarray, "H W *C"], how: int, outside: int) -> Shaped[np.ndarray, "H W *C"]:
+        size = (self.size[1], self.size[0])
+        return np.asarray(cv2.warpAffine(stored, self.affine[:2], size, flags=how, borderValue=(outside,) * 3))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,16 +251,16 @@ class _LabelledImage:
 
 
 def lidar_depth(
-    sample: Sample, camera: CameraView, place: PixelTransform, area: DepthArea = "all"
+    sample: Sample, camera: CameraView, place: PixelTransform, area: DepthArea = "all", turn: Turn | None = None
 ) -> Float32[np.ndarray, "h w"]:
     """Depth of the sweep's points in the final image: each pixel takes its nearest point, 0 where none falls.
 
-    `place` is how the final image was made, `area` the part of the stored one that counts.
+    `turn` and then `place` are how the final image was made, `area` the part of the stored one that counts.
     """
     uv, depth = project(camera.K, transform(sample.T_cam_lidar(camera), sample.points_lidar))
     ahead = depth > 0
     uv, depth = uv[ahead], depth[ahead]
-    stored, final = _pixels(uv), _pixels(place.uv(uv))
+    stored, final = _pixels(uv), _pixels(place.uv(uv if turn is None else turn.uv(uv)))
     height, width = place.out_size
     inside = _within(stored, camera.image_size) & _within(final, (height, width))
     stored, final, depth = stored[inside], final[inside], depth[inside]

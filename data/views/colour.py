@@ -119,6 +119,38 @@ def draw_colour(rng: np.random.Generator, config: ColourConfig) -> ColourChange:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ToneConfig:
+    """Change of gamma, brightness and the three colours, as works on depth augment images; by default none.
+
+    Source: Lee et al., "From Big to Small" (2019), released code, which later works took over.
+
+    Attributes:
+        probability: of a change.
+        gamma: exponent of values from 0 to 1, drawn uniformly.
+        brightness: factor of all values.
+        colour: factor of each of red, green and blue.
+    """
+
+    probability: float = 0.0
+    gamma: tuple[float, float] = (0.9, 1.1)
+    brightness: tuple[float, float] = (0.9, 1.1)
+    colour: tuple[float, float] = (0.9, 1.1)
+
+    def __post_init__(self) -> None:
+        share(self, "probability")
+        ascending(self, "gamma", "brightness", "colour")
+
+    def change(self, rng: np.random.Generator, image: UInt8[np.ndarray, "H W 3"]) -> UInt8[np.ndarray, "H W 3"]:
+        """The image, changed or as it is; the given one stays as it is. Draws nothing at a probability of 0."""
+        if self.probability == 0 or rng.random() >= self.probability:
+            return image
+        gamma, brightness = rng.uniform(*self.gamma), rng.uniform(*self.brightness)
+        values = (np.arange(256.0) / 255)[:, None] ** gamma * brightness * rng.uniform(*self.colour, 3)
+        tables = np.rint(255 * values.clip(0, 1)).astype(np.uint8)
+        return np.asarray(cv2.LUT(image, tables[None]))
+
+
 def brighten(image: UInt8[np.ndarray, "H W 3"], factor: float) -> UInt8[np.ndarray, "H W 3"]:
     """All values times a factor."""
     return _looked_up(image, factor * np.arange(256.0))

@@ -24,6 +24,7 @@ from data.sample import IGNORE_LABEL, Batch
 from data.storage.manifest import Manifest
 from data.storage.reader import SampleError
 from data.storage.shard import ShardError
+from data.views.colour import ToneConfig
 from engine.downstream.common import LabelDraws, Samples, SegmentationTask, Splits, Truth, hold_out, thin
 from engine.downstream.runner import Tower
 from launchers.runs.settings import voxel_identity
@@ -58,9 +59,14 @@ class Evaluation:
         """See `measured_on`; with the images that an image network is given."""
         context = measured_on(self.manifest, yaml.safe_load(dump_run(self.run)), tower)
         if tower == "image_backbone":
-            context |= {"image_size": list(self.image_size), "images": dataclasses.asdict(self.config.images)}
+            images = dataclasses.asdict(self.config.images)
+            images = {key: value for key, value in images.items() if key not in _LATER or value != _LATER[key]}
+            context |= {"image_size": list(self.image_size), "images": images}
         return context
 
+
+_LATER: Mapping[str, object] = {"rotate_deg": 0.0, "tone": dataclasses.asdict(ToneConfig())}
+"""Settings of images that records of earlier versions lack, at the value that leaves all as before."""
 
 _LONG_PASS = 64
 """Samples from which on reading ahead in other processes is worth starting them."""

@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from data.geometry import project, transform
-from data.loading.image_evaluation import ImageTruthBatches, ImageTruthConfig, ImageTruthSpec, area_mask, lidar_depth
+from data.loading.image_evaluation import (
+    ImageTruthBatches,
+    ImageTruthConfig,
+    ImageTruthSpec,
+    Turn,
+    area_mask,
+    lidar_depth,
+)
 from data.sample import IGNORE_LABEL, Batch
 from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
@@ -16,6 +23,7 @@ from data.storage.shard import ShardError
 from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
 from data.street.log import LogRenderer
 from data.views.augment import PixelTransform
+from data.views.colour import ToneConfig
 from tests.helpers.samples import make_sample, write_toy_set
 
 BOTH = ImageTruthSpec(depth=True, labels=True)
@@ -111,6 +119,12 @@ def test_areas_are_those_of_the_literature() -> None:
         assert mask.sum() == (rows[1] - rows[0]) * (columns[1] - columns[0])
 
 
+def test_nyus_area_is_eigens() -> None:
+    inside = np.argwhere(area_mask((480, 640), "nyu"))
+    assert (tuple(inside.min(0)), tuple(inside.max(0))) == ((45, 41), (470, 600))
+    assert len(inside) == 426 * 560
+
+
 def test_the_area_counts_in_the_measurement_and_not_in_training(reader: SampleReader) -> None:
     config = ImageTruthConfig(depth_area="garg")
     measured, trained = (batches(reader, config, augment=augment)[0].image_depth_m for augment in (False, True))
@@ -160,3 +174,71 @@ def test_street_pixels_carry_the_class_of_the_surface_that_the_lidar_hits() -> N
         assert plain.labels is None
         assert np.array_equal(plain.image, camera.image)
     assert min(agree) > 0.97
+
+
+@pytest.mark.parametrize("depth", ["stored", "lidar"])
+def test_a_turned_image_takes_its_truth_and_its_camera_along(reader: SampleReader, depth: str) -> None:
+    colour = dataclasses.replace(ImageTruthConfig().colour, enabled=False)
+    config = ImageTruthConfig(colour=colour, rotate_deg=20.0, depth=depth)  # type: ignore[arg-type]
+    turned = 0
+    for batch in batches(reader, config, augment=True, seed=1):
+        bright = (batch.images.float().mean(1) * 4 / 256).to(torch.uint8)
+        known = batch.image_labels != IGNORE_LABEL
+        assert 0.6 < float(known.float().mean()) < 1.0, "corners from outside have no class"
+        assert (bright == batch.image_labels)[known].float().mean() > 0.85
+        for number, key in enumerate(np.asarray(batch.keys)[batch.cameras.sample]):
+            sample = next(s for s in (reader.read(i, depth=True) for i in range(5)) if s.key == key)
+            camera = sample.cameras[int((batch.cameras.sample[:number] == batch.cameras.sample[number]).sum())]
+            uv, z = project(batch.cameras.K[number].double().numpy(), transform(sample.T_cam_lidar(camera), POINTS))
+            before, _ = project(camera.K, transform(sample.T_cam_lidar(camera), POINTS))
+            affine = batch.cameras.affine[number].double().numpy()
+            seen = z > 1
+            np.testing.assert_allclose(uv[seen], before[seen] @ affine[:, :2].T + affine[:, 2], rtol=1e-3, atol=0.05)
+            turned += abs(affine[0, 1]) > 0.02
+    assert turned > 5
+
+
+POINTS = np.random.default_rng(0).uniform([-20, -20, -2], [20, 20, 2], (40, 3))
+
+
+def test_turned_lidar_depth_lies_where_the_turned_image_shows_its_points() -> None:
+    sample = make_sample(np.random.default_rng(0), num_points=3000)
+    camera = sample.cameras[0]
+    turn, place = Turn((48, 96), 7.0), PixelTransform(4, 10, 40, 60, (40, 60))
+    uv, z = project(camera.K, transform(sample.T_cam_lidar(camera), sample.points_lidar))
+    angle = np.radians(7.0)
+    expected = np.zeros((40, 60))
+    for (u, v), far in zip(uv, z, strict=True):
+        if far <= 0 or not (0 <= np.floor(u + 0.5) < 96 and 0 <= np.floor(v + 0.5) < 48):
+            continue
+        x, y = u - 47.5, v - 23.5  # against the clock as it is seen, where v points down
+        row = int(np.floor(-np.sin(angle) * x + np.cos(angle) * y + 23.5 - 4 + 0.5))
+        column = int(np.floor(np.cos(angle) * x + np.sin(angle) * y + 47.5 - 10 + 0.5))
+        if 0 <= row < 40 and 0 <= column < 60:
+            expected[row, column] = far if expected[row, column] == 0 else min(far, expected[row, column])
+    got = lidar_depth(sample, camera, place, turn=turn)
+    assert (got > 0).sum() > 50
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
+def test_what_is_not_asked_for_draws_nothing(reader: SampleReader) -> None:
+    """Runs of earlier versions must find their augmentations again."""
+    plain = batches(reader, ImageTruthConfig(), augment=True)
+    toned = batches(reader, ImageTruthConfig(tone=ToneConfig(probability=1.0, gamma=(1.0, 1.0))), augment=True)
+    assert torch.equal(plain[0].cameras.affine[0], toned[0].cameras.affine[0])
+    assert not torch.equal(plain[0].images, toned[0].images)
+    rng = np.random.default_rng(3)
+    image = np.full((2, 2, 3), 100, np.uint8)
+    assert ToneConfig().change(rng, image) is image
+    assert rng.random() == np.random.default_rng(3).random()
+
+
+def test_tone_is_the_power_of_values_times_factors() -> None:
+    image = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)
+    tone = ToneConfig(probability=1.0, gamma=(1.1, 1.1), brightness=(1.2, 1.2), colour=(0.9, 0.9))
+    changed = tone.change(np.random.default_rng(0), image)
+    for at in np.ndindex(image.shape):
+        expected = round(255 * min(1.0, (image[at] / 255) ** 1.1 * 1.2 * 0.9))
+        assert int(changed[at]) == expected
+    with pytest.raises(ValueError, match="gamma"):
+        ToneConfig(gamma=(1.1, 0.9))
