@@ -9,7 +9,7 @@ HELP: dict[str, tuple[str, str]] = {
     ),
     "kitti-raw": (
         "KITTI raw, synced+rectified: SRC holds <date>/<date>_drive_<number>_sync",
-        "cameras=[image_02,image_03] or [none], val_logs=[<drive>,...]",
+        "cameras=[image_02,image_03] or [none], val_logs=[<drive>,...], train_list=FILE val_list=FILE depth=FOLDER",
     ),
     "kitti-object": (
         "KITTI object detection: SRC holds training/{velodyne,image_2,calib,label_2}",
@@ -50,6 +50,10 @@ HELP: dict[str, tuple[str, str]] = {
     "7scenes": (
         "7-Scenes (RGB-D): SRC holds <scene>/seq-NN/frame-NNNNNN.{color,depth}.png",
         "focal_px=585, every_pixel=2, max_depth_m=10",
+    ),
+    "nyu": (
+        "NYU Depth v2 as works on depth unpack it: SRC holds sync/<scene> and official_splits/test/<scene>",
+        "train=sync|labelled, every_frame=1, every_pixel=2, max_depth_m=10",
     ),
     "sunrgbd": ("SUN RGB-D in VoteNet's layout: SRC holds {image,depth,calib,label}/NNNNNN.*", "every_point=4"),
     "scannet": (

@@ -13,6 +13,7 @@ from data.convert.kitti.semanticposs import SemanticPossConverter
 from data.convert.las import LasConverter
 from data.convert.logs.converter import McapConverter, RosbagConverter
 from data.convert.nuscenes.converter import NuscenesConverter
+from data.convert.nyu import NyuConverter
 from data.convert.once import OnceConverter
 from data.convert.pandaset.converter import PandasetConverter
 from data.convert.pcd import PcdConverter
@@ -36,6 +37,7 @@ SETTINGS: dict[str, type[Converter]] = {
     "pandaset": PandasetConverter,
     "argoverse2": Argoverse2Converter,
     "7scenes": SevenScenesConverter,
+    "nyu": NyuConverter,
     "sunrgbd": SunRgbdConverter,
     "scannet": ScanNetConverter,
     "s3dis": S3disConverter,

@@ -106,7 +106,7 @@ CROSSED = [
     ("sweep {configs}/pretrain/slidr_street.yaml --local", "expected that of a sweep"),
     ("submit slidr_street --cluster {configs}/downstream/street.yaml", "expected that of a cluster"),
     ("prepare {configs}/cluster/cpu.yaml {raw} {tmp}/out", "is the config of a cluster"),
-    ("evaluate {run} {run}", "{run}: is a folder, expected a YAML file or one of kitti_depth, kitti_object"),
+    ("evaluate {run} {run}", "{run}: is a folder, expected a YAML file or one of kitti_depth, kitti_eigen_depth"),
     ("evaluate street {run}", "the run comes first, then the protocols; did you mean tandem evaluate {run} street?"),
     ("prepare kitti-raw {set} {raw}", "did you mean tandem prepare kitti-raw {raw} {set}?"),
     ("prepare kitti-raw {tmp}/new {raw}", "did you mean tandem prepare kitti-raw {raw} {tmp}/new?"),

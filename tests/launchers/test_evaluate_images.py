@@ -64,7 +64,7 @@ def test_every_protocol_of_images_from_checkpoint_to_results(evaluated: Path, tm
     depth, probe, few = results[0], results[2], results[3]
     assert (depth.metric, depth.labels) == ("rmse_log", "1 frame")
     assert set(depth.metrics) == {
-        *("abs_rel", "sq_rel", "rmse", "rmse_log", "silog"),
+        *("abs_rel", "sq_rel", "rmse", "rmse_log", "log10", "silog"),
         *("delta1", "delta2", "delta3"),
     }
     assert (probe.metric, probe.labels, len(probe.class_iou)) == ("miou", "all", 4)

@@ -1,5 +1,7 @@
 """KITTI raw data, synced and rectified: ``<date>/<date>_drive_XXXX_sync`` with ``calib_*.txt`` in the date's folder.
 
+For depth, lists of frames as those of the Eigen split, and annotated depth: `data.convert.kitti.frame_lists`.
+
 Ego poses come from oxts. Without oxts they are the identity, without timestamps.txt 10 Hz is assumed; the notes of
 the prepared set say so. Cameras and sweep of a frame share one pose: the cameras fire as the scanner faces forward.
 
@@ -8,6 +10,7 @@ Source: Geiger et al., Vision meets Robotics: The KITTI Dataset (IJRR 2013); the
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +24,9 @@ from jaxtyping import Float
 from data.convert.base import NO_CAMERA, FrameConverter, check_cameras, unique_logs
 from data.convert.intensity import check_intensity
 from data.convert.kitti import common as kitti
+from data.convert.kitti.frame_lists import annotated_depth, check_disjoint, read_frame_list, with_depth
 from data.convert.raw_files import layout_error, read_bytes, read_view
+from data.convert.rgbd import read_depth
 from data.geometry import rigid
 from data.sample import CameraView, Sample
 from data.storage.damage import DamagedError
@@ -42,16 +47,37 @@ class KittiRawConverter(FrameConverter):
         cameras: which of image_02 (left colour) and image_03 (right colour); () for those that every drive has;
             ("none",) for sweeps only.
         val_logs: drives of the split "val", e.g. 2011_09_26_drive_0005_sync; all others are "train".
+        train_list: text file that names frames of the split "train", see `read_frame_list`; with it or `val_list`,
+            frames in neither are left out.
+        val_list: as `train_list`, of "val".
+        depth: folder of the depth that was annotated for these drives (`annotated_depth`), kept with the images; frames
+            without it are left out.
     """
 
     source: str
     cameras: tuple[str, ...] = ()
     val_logs: tuple[str, ...] = ()
+    train_list: str | None = None
+    val_list: str | None = None
+    depth: str | None = None
 
     set_name: ClassVar[str] = "kitti-raw"
+    _later: ClassVar[tuple[str, ...]] = ("train_list", "val_list", "depth")
 
     def __post_init__(self) -> None:
         check_cameras(self, *_COLOUR_CAMERAS)
+        if self.val_logs and self._listed is not None:
+            raise ValueError("val_logs and lists of frames (train_list, val_list) exclude each other")
+        if self.depth is not None and self.cameras == NO_CAMERA:
+            raise ValueError("depth belongs to images, and cameras=[none] asks for sweeps only")
+
+    @cached_property
+    def _listed(self) -> dict[str, dict[str, set[str]]] | None:
+        """Frames of each drive of each split, where lists name them."""
+        given = {"train": self.train_list, "val": self.val_list}
+        listed = {split: {} if path is None else read_frame_list(path) for split, path in given.items()}
+        check_disjoint(listed["train"], listed["val"])
+        return listed if any(listed.values()) else None
 
     @cached_property
     def _logs(self) -> dict[str, Path]:
@@ -63,6 +89,11 @@ class KittiRawConverter(FrameConverter):
         unknown = sorted(set(self.val_logs) - {path.name for path in drives})
         if unknown:
             raise ShardError(f"val_logs names {unknown[0]!r}, which is not in {self.source}")
+        if self._listed is not None:
+            listed = {drive for split in self._listed.values() for drive in split}
+            drives = [path for path in drives if path.name in listed]
+            if not drives:
+                raise ShardError(f"{self.source} holds none of the {len(listed)} drives that the lists name")
         return unique_logs((path.name, path, path) for path in drives)
 
     @cached_property
@@ -82,11 +113,16 @@ class KittiRawConverter(FrameConverter):
 
     def split_of(self, log: str) -> str:
         """Split of a drive: KITTI raw has no official ones."""
-        return "val" if log in self.val_logs else "train"
+        held = self.val_logs if self._listed is None else self._listed["val"]
+        return "val" if log in held else "train"
 
     def _frames(self, log: str) -> list[tuple[str, str]]:
         drive = self._logs[log]
         names = kitti.recorded(drive / _SWEEPS / "data", (drive / camera / "data" for camera in self._camera_names))
+        if self._listed is not None:
+            names = [name for name in names if name in self._listed[self.split_of(log)][log]]
+        if self.depth is not None:
+            names = with_depth(names, self.depth, log, self._camera_names)
         return [(f"{log}_{name}", name) for name in names]
 
     def notes(self) -> tuple[str, ...]:
@@ -98,13 +134,19 @@ class KittiRawConverter(FrameConverter):
         no_oxts = [log for log, path in self._logs.items() if not (path / "oxts").is_dir()]
         untimed = [log for log, path in self._logs.items() if not (path / _SWEEPS / "timestamps.txt").is_file()]
         notes += kitti.absent("oxts: ego poses are identity", no_oxts)
+        if self._listed is not None:
+            listed = sum(len(names) for drives in self._listed.values() for names in drives.values())
+            used = sum(self.num_frames(log) for log in self._logs)
+            lacking = "" if self.depth is None else " with annotated depth"
+            if used < listed:
+                notes.append(f"{listed - used} of {listed} listed frames are not in the source{lacking}")
         return (*notes, *kitti.absent("timestamps.txt: 10 Hz assumed", untimed))
 
     def _reader(self, log: str) -> Callable[[str], Sample]:
         drive = self._logs[log]
         calibration = _Calibration(drive.parent, self._camera_names)
         clock = kitti.Clock({sensor: drive / sensor for sensor in (_SWEEPS, *self._camera_names)})
-        return functools.partial(_read_frame, drive, calibration, clock, _Poses(drive))
+        return functools.partial(_read_frame, drive, calibration, clock, _Poses(drive), self.depth)
 
 
 class _Calibration:
@@ -184,7 +226,9 @@ def oxts_pose(packet: Float[np.ndarray, " n"], scale: float) -> Float[np.ndarray
     return rigid(about_z @ about_y @ about_x, np.array([x, y, altitude]))
 
 
-def _read_frame(drive: Path, calibration: _Calibration, clock: kitti.Clock, poses: _Poses, name: str) -> Sample:
+def _read_frame(
+    drive: Path, calibration: _Calibration, clock: kitti.Clock, poses: _Poses, depth: str | None, name: str
+) -> Sample:
     path = drive / _SWEEPS / "data" / f"{name}.bin"
     sweep = kitti.read_sweep(path)
     check_intensity(sweep[:, 3], 1.0, str(path))
@@ -193,7 +237,15 @@ def _read_frame(drive: Path, calibration: _Calibration, clock: kitti.Clock, pose
     def view(camera: str) -> CameraView:
         path, time_us = kitti.image_file(drive / camera / "data", name), clock.time_us(camera, int(name))
         K, T_cam_ego, size = calibration.K[camera], calibration.T_cam_ego[camera], calibration.sizes[camera]
-        return read_view(camera, path, K, T_cam_ego, T_world_ego, time_us, size)
+        view = read_view(camera, path, K, T_cam_ego, T_world_ego, time_us, size)
+        if depth is None:
+            return view
+        folder = annotated_depth(depth, drive.name, camera)
+        assert folder is not None, "frames without depth were left out"
+        depth_m = read_depth(folder / f"{name}.png", unit_m=1 / 256, invalid=(0,))
+        if depth_m.shape != view.image_size:
+            raise DamagedError("image-size", f"{folder / name}.png: depth {depth_m.shape}, image {view.image_size}")
+        return dataclasses.replace(view, depth_m=depth_m)
 
     return Sample(
         key=f"{drive.name}_{name}",

@@ -25,7 +25,7 @@ from tests.helpers.fuzz_targets import SOURCES, _items
 from tests.helpers.layouts import custom, semantickitti
 from tests.helpers.street_logs import street_log
 
-LIDAR = sorted(set(SOURCES) - {"7scenes", "sunrgbd", "scannet", "s3dis"})
+LIDAR = sorted(set(SOURCES) - {"7scenes", "nyu", "sunrgbd", "scannet", "s3dis"})
 RNG = np.random.default_rng(0)
 TYPICAL = RNG.beta(1, 4, 2000).astype(np.float32)
 """0 to 1, most of it dark, as a sweep's reflectances are."""

@@ -556,3 +556,64 @@ def test_synthetic_stretches_are_parts_of_the_whole():
     np.testing.assert_array_equal(second.points_lidar, whole[1].points_lidar)
     assert tuple(camera.name for camera in second.cameras) == converter.camera_names()
     assert second.labels.max() < len(converter.class_names) or IGNORE_LABEL in second.labels
+
+
+# ---- lists of frames and annotated depth
+def write_annotated(root: Path, drive: str, frames: tuple[int, ...], part: str = "val") -> np.ndarray:
+    folder = root / part / drive / "proj_depth" / "groundtruth" / "image_02"
+    folder.mkdir(parents=True)
+    stored = np.zeros((48, 96), np.uint16)
+    stored[10, 20], stored[40, 90] = 256 * 12, 256 * 79 + 64
+    for frame in frames:
+        cv2.imwrite(str(folder / f"{frame:010d}.png"), stored)
+    return stored
+
+
+def test_raw_takes_the_frames_of_lists_in_both_forms(tmp_path):
+    source = str(write_raw(tmp_path / "raw", drives=3, frames=4))
+    train, val = tmp_path / "train.txt", tmp_path / "val.txt"
+    drives = [f"2011_09_26_drive_{number:04d}_sync" for number in range(3)]
+    train.write_text(
+        f"2011_09_26/{drives[0]}/image_02/data/0000000001.png {drives[0]}/proj_depth/x/0000000003.png 721.5377\n"
+        f"2011_09_26/{drives[0]}/image_03/data/0000000001.png None 721.5377\n\n"
+    )
+    val.write_text(f"2011_09_26/{drives[2]} 0000000000 l\n2011_09_26/{drives[2]} 2 r\n2011_09_26/{drives[2]} 77 l\n")
+    converter = KittiRawConverter(source=source, train_list=str(train), val_list=str(val))
+    assert converter.logs() == (drives[0], drives[2])
+    assert [converter.split_of(log) for log in converter.logs()] == ["train", "val"]
+    assert [s.key[-2:] for s in frames_of(converter)] == ["01", "00", "02"]
+    assert "1 of 4 listed frames are not in the source" in converter.notes()
+    with pytest.raises(ShardError, match=f"drive {drives[0]} is in train_list and in val_list"):
+        KittiRawConverter(source=source, train_list=str(train), val_list=str(train)).logs()
+    val.write_text("2011_09_26/2011_09_26_drive_0009_sync 0000000000 l\n")
+    with pytest.raises(ShardError, match="holds none of the 1 drives"):
+        KittiRawConverter(source=source, val_list=str(val)).logs()
+    for text, message in (("0000000069.png\n", "line 1: '0000000069.png' names no frame"), ("\n", "names no frames")):
+        val.write_text(text)
+        with pytest.raises(ShardError, match=message):
+            KittiRawConverter(source=source, val_list=str(val)).logs()
+    with pytest.raises(ShardError, match="cannot read the list"):
+        KittiRawConverter(source=source, val_list=str(tmp_path / "absent")).logs()
+    with pytest.raises(ValueError, match="exclude each other"):
+        KittiRawConverter(source=source, train_list=str(train), val_logs=(drives[0],))
+
+
+@pytest.mark.parametrize("part", ["", "train", "val"])
+def test_raw_keeps_annotated_depth_and_leaves_frames_without_it_out(tmp_path, part):
+    source, drive = str(write_raw(tmp_path / "raw", frames=4)), "2011_09_26_drive_0000_sync"
+    stored = write_annotated(tmp_path / "depth", drive, (1, 2), part)
+    val = tmp_path / "val.txt"
+    val.write_text("".join(f"2011_09_26/{drive} {frame} l\n" for frame in (0, 2)))
+    converter = KittiRawConverter(source=source, val_list=str(val), depth=str(tmp_path / "depth"))
+    (sample,) = frames_of(converter)
+    assert sample.key.endswith("2")
+    np.testing.assert_allclose(sample.cameras[0].depth_m, stored / 256, rtol=1e-6)
+    assert "1 of 2 listed frames are not in the source with annotated depth" in converter.notes()
+    everything = KittiRawConverter(source=source, depth=str(tmp_path / "depth"))
+    assert [s.key[-1] for s in frames_of(everything)] == ["1", "2"]
+    with pytest.raises(ValueError, match="asks for sweeps only"):
+        KittiRawConverter(source=source, depth="d", cameras=("none",))
+    file = next((tmp_path / "depth").rglob("0000000002.png"))
+    cv2.imwrite(str(file), np.ones((4, 4), np.uint16))
+    (skipped,) = frames_of(converter)
+    assert skipped.reason == "image-size"
