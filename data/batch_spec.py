@@ -15,7 +15,9 @@ from typing import Literal
 
 from common.ranges import above, at_least, below, expect, positive, share
 
-Features = Literal["intensity", "occupancy", "xyz_intensity", "xyz_intensity_time", "xyz_intensity_elongation"]
+Features = Literal[
+    "intensity", "occupancy", "xyz_intensity", "xyz_intensity_time", "xyz_intensity_elongation", "rgb", "xyz_rgb"
+]
 
 _NUM_FEATURES: Mapping[Features, int] = {
     "intensity": 1,
@@ -23,6 +25,8 @@ _NUM_FEATURES: Mapping[Features, int] = {
     "xyz_intensity": 4,
     "xyz_intensity_time": 5,
     "xyz_intensity_elongation": 5,
+    "rgb": 3,
+    "xyz_rgb": 6,
 }
 """Channels of a voxel's input."""
 
@@ -36,6 +40,7 @@ class VoxelConfig:
         size: edge lengths of a cell: (m, degrees, m) for cylindrical, (m, m, m) for cartesian.
         features: "intensity", "occupancy" (always 1) or "xyz_intensity" (x, y, z in metres, then intensity), which
             "xyz_intensity_time" and "xyz_intensity_elongation" follow by `Sample.times_s` and `Sample.elongations`.
+            "rgb": `Sample.colors`, from -0.5 to 0.5; "xyz_rgb": x, y, z in metres, then those.
         reduce: how the points of a cell make its features: "first" (lowest point index) or "mean".
         range_min: lower limits along the cell's axes, in the units of `size`; None: unlimited.
         range_max: upper limits (exclusive).

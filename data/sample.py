@@ -143,6 +143,7 @@ class Sample:
         times_s: how long before the sweep's time each point was measured, seconds: 0 or more in a cloud of several
             sweeps; None where all points count as of the sweep's time.
         elongations: of each point's pulse beyond its nominal width, in the set's own unit; None where not measured.
+        colors: red, green and blue of each point; None where the set has none.
         token: what the set's own benchmark calls the sweep (nuScenes' sample token); None where `key` tells it.
     """
 
@@ -159,6 +160,7 @@ class Sample:
     boxes: Boxes | None = None
     times_s: Float[np.ndarray, " N"] | None = None
     elongations: Float[np.ndarray, " N"] | None = None
+    colors: UInt8[np.ndarray, "N 3"] | None = None
     token: str | None = None
 
     def T_cam_lidar(self, camera: CameraView) -> Float[np.ndarray, "4 4"]:  # noqa: N802

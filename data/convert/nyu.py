@@ -118,7 +118,7 @@ class NyuConverter(FrameConverter):
         if (depth.shape, image.shape[:2]) != (_SIZE, _SIZE):
             detail = f"{key}: depth {depth.shape}, colour {image.shape[:2]}, expected {_SIZE}"
             raise DamagedError("image-size", f"{detail}; its intrinsics are those of that size")
-        points, intensity = depth_points(depth, image, _K, every=self.every_pixel, max_depth_m=self.max_depth_m)
+        points, intensity, colors = depth_points(depth, image, _K, every=self.every_pixel, max_depth_m=self.max_depth_m)
         view = CameraView(
             name=_CAMERA,
             min_depth_m=MIN_DEPTH_M,
@@ -136,6 +136,7 @@ class NyuConverter(FrameConverter):
             timestamp_us=0,
             points_lidar=points,
             intensity=intensity,
+            colors=colors,
             T_ego_lidar=np.eye(4),
             T_world_ego=np.eye(4),
             cameras=(view,) if self.camera_names() else (),

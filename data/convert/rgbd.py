@@ -44,8 +44,8 @@ def depth_points(
     *,
     every: int,
     max_depth_m: float,
-) -> tuple[Float32[np.ndarray, "N 3"], Float32[np.ndarray, " N"]]:
-    """Points of every `every`-th row and column with a depth, in our LiDAR frame, and their luminance.
+) -> tuple[Float32[np.ndarray, "N 3"], Float32[np.ndarray, " N"], UInt8[np.ndarray, "N 3"]]:
+    """Points of every `every`-th row and column with a depth, in our LiDAR frame, their luminance and their colours.
 
     The depth is along the optical axis, 0 where unknown. Points beyond `max_depth_m` are left out: the error of such
     sensors grows with the square of the depth.
@@ -54,7 +54,7 @@ def depth_points(
     depth = depth_m[v, u].astype(np.float64)
     rays = np.stack([u, v, np.ones_like(u)], axis=1) @ np.linalg.inv(K).T
     points = (rays * depth[:, None]) @ T_CAM_LIDAR[:3, :3]  # of row vectors: turned back by the inverse
-    return points.astype(np.float32), luminance(image[v, u])
+    return points.astype(np.float32), luminance(image[v, u]), image[v, u]
 
 
 def measured(
@@ -64,6 +64,11 @@ def measured(
     v, u = np.mgrid[0 : depth_m.shape[0] : every, 0 : depth_m.shape[1] : every]
     known = (depth_m[v, u] > 0) & (depth_m[v, u] <= max_depth_m)
     return v[known], u[known]
+
+
+def colour_bytes(rgb: Float[np.ndarray, "N 3"]) -> UInt8[np.ndarray, "N 3"]:
+    """Colours given as numbers from 0 to 255, beyond which they are cut off, as they are stored."""
+    return np.asarray(np.rint(rgb).clip(0, 255).astype(np.uint8))
 
 
 def luminance(rgb: UInt8[np.ndarray, "N 3"] | Float[np.ndarray, "N 3"]) -> Float32[np.ndarray, " N"]:

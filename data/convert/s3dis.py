@@ -29,7 +29,7 @@ from pyarrow import csv
 from common.ranges import at_least, below, some_of
 from data.convert.base import FrameConverter, check_cameras
 from data.convert.raw_files import layout_error, read_bytes
-from data.convert.rgbd import luminance
+from data.convert.rgbd import colour_bytes, luminance
 from data.geometry import rigid
 from data.sample import Sample
 from data.storage.damage import DamagedError
@@ -129,6 +129,7 @@ class S3disConverter(FrameConverter):
             timestamp_us=0,
             points_lidar=(table[:, :3] - origin).astype(np.float32),
             intensity=luminance(table[:, 3:] / 255),
+            colors=colour_bytes(table[:, 3:]),
             T_ego_lidar=np.eye(4),
             T_world_ego=rigid(np.eye(3), origin),
             cameras=(),

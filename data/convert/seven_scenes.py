@@ -124,7 +124,7 @@ class SevenScenesConverter(FrameConverter):
             detail = f"{key} is {height}x{width}, a focal length of {self.focal_px:g} px is that of another size"
             raise DamagedError("image-size", f"{detail}; give the images as published (480x640), or set focal_px")
         K = np.array([[self.focal_px, 0, width / 2], [0, self.focal_px, height / 2], [0, 0, 1]])
-        points, intensity = depth_points(depth, image, K, every=self.every_pixel, max_depth_m=self.max_depth_m)
+        points, intensity, colors = depth_points(depth, image, K, every=self.every_pixel, max_depth_m=self.max_depth_m)
         T_world_ego = _read_pose(folder / f"{name}.pose.txt") @ T_CAM_LIDAR
         timestamp_us = int(name.removeprefix("frame-")) * _FRAME_PERIOD_US
         view = CameraView(
@@ -144,6 +144,7 @@ class SevenScenesConverter(FrameConverter):
             timestamp_us=timestamp_us,
             points_lidar=points,
             intensity=intensity,
+            colors=colors,
             T_ego_lidar=np.eye(4),
             T_world_ego=T_world_ego,
             cameras=(view,) if self.camera_names() else (),

@@ -34,7 +34,7 @@ from data.convert.base import NO_CAMERA, FrameConverter, check_cameras
 from data.convert.box_labels import boxes_from_rows, labels_from_boxes
 from data.convert.poses import nearest_rotation
 from data.convert.raw_files import check_image_fits, read_bytes, read_image
-from data.convert.rgbd import MIN_DEPTH_M, luminance
+from data.convert.rgbd import MIN_DEPTH_M, colour_bytes, luminance
 from data.geometry import rigid
 from data.sample import IGNORE_LABEL, Boxes, CameraView, Sample
 from data.storage.damage import DamagedError
@@ -144,6 +144,7 @@ class SunRgbdConverter(FrameConverter):
             timestamp_us=0,
             points_lidar=points,
             intensity=luminance(table[:, 3:6].astype(np.float64)),
+            colors=colour_bytes(table[:, 3:6].astype(np.float64) * 255),
             T_ego_lidar=np.eye(4),
             T_world_ego=np.eye(4),
             cameras=(view,) if self.camera_names() else (),

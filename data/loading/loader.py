@@ -326,6 +326,12 @@ def build_loader(
             raise ShardError(f"{teacher_cache.path} was built from other shards than {config.shards}; build it again")
     if config.more and spec.boxes:
         raise ValueError("data.more names other sets, but boxes are read of one set: classes differ; set data.more=[]")
+    moved = (config.augment.points, config.augment.second_points or config.augment.points)
+    if spec.boxes and any(points.enabled and (points.tilt_rad or points.elastic_m) for points in moved):
+        raise ValueError(
+            "tilt_rad and elastic_m of data.augment.points would move points out of their boxes, which stay upright; "
+            "set tilt_rad=0 and elastic_m=[] to train on boxes"
+        )
     check_suits(opened.reader.manifest, opened.values("num_pairs"), spec, config.max_skip_share)
     chosen = fingerprint(opened, config.order)
     database = _objects(config, opened, spec)

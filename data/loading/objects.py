@@ -26,6 +26,7 @@ from data.storage.object_database import (
     TABLE_FILE,
     ObjectDatabase,
     ObjectTable,
+    cloud_of,
     columns_of,
     database_key,
 )
@@ -74,8 +75,7 @@ class _Cuts(SequentialBatches[_SweepObjects]):
         rows = rows_inside(sample.points_lidar, boxes.boxes)
         full = np.flatnonzero([len(part) > 0 for part in rows])
         fields = sample.point_fields()
-        columns = columns_of(fields)
-        cloud = np.column_stack([sample.points_lidar, *(fields[name] for name in columns[3:])])
+        columns, cloud = columns_of(fields), cloud_of(fields)
         parts = [cloud[rows[number]] - np.pad(boxes.boxes[number, :3], (0, cloud.shape[1] - 3)) for number in full]
         return _SweepObjects(
             sample=index,

@@ -91,6 +91,7 @@ def decode_sample(key: str, members: Mapping[str, bytes], parts: DecodeSpec) -> 
         boxes=boxes,
         times_s=_decode_optional("times_s.npy", members, "<f4", (num_points,)),
         elongations=_decode_optional("elongations.npy", members, "<f4", (num_points,)),
+        colors=_decode_optional("colors.npy", members, "|u1", (num_points, 3)),
         token=_name_or_none(meta, "token"),
     )
     check_sample(sample)

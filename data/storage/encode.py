@@ -104,6 +104,8 @@ def check_sample(sample: Sample) -> None:
         values = getattr(sample, name)
         if values is not None and values.shape != (num_points,):
             raise DamagedError("array-broken", f"{name} {values.shape} for {num_points} points")
+    if sample.colors is not None and sample.colors.shape != (num_points, 3):
+        raise DamagedError("array-broken", f"colors {sample.colors.shape} for {num_points} points")
     _check_measured("times_s", sample.times_s, (-MAX_TIME_S, MAX_TIME_S))
     _check_measured("elongations", sample.elongations, (0.0, MAX_ELONGATION))
     if sample.boxes is not None:
@@ -299,6 +301,8 @@ def encode_sample(sample: Sample, config: CodecConfig) -> dict[str, bytes]:
     for name, values in (("times_s", sample.times_s), ("elongations", sample.elongations)):
         if values is not None:
             members[f"{name}.npy"] = npy_bytes(values.astype("<f4"))
+    if sample.colors is not None:
+        members["colors.npy"] = npy_bytes(sample.colors.astype("u1"))
     if sample.labels is not None:
         members["labels.npy"] = npy_bytes(sample.labels.astype("u1"))
     if sample.instances is not None:

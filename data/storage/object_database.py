@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from data.storage.untrusted import parse_npz
 POINTS_FILE, TABLE_FILE = "points.f4", "objects.npz"
 _VERSION = 1
 _COORDINATES = ("x", "y", "z")
+_COLORS = ("red", "green", "blue")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -123,10 +124,20 @@ class ObjectDatabase:
             shape = (int(self._starts[-1]), len(self.columns))
             self._points = np.memmap(self.path / POINTS_FILE, dtype="<f4", mode="r", shape=shape)
         rows = np.array(self._points[self._starts[number] : self._starts[number + 1]])
-        others = {name: rows[:, 3 + place] for place, name in enumerate(self.columns[3:])}
+        places = {name: place for place, name in enumerate(self.columns)}
+        others = {name: rows[:, place] for name, place in places.items() if name not in (*_COORDINATES, *_COLORS)}
+        if _COLORS[0] in places:
+            others["colors"] = rows[:, [places[name] for name in _COLORS]]
         return {"points_lidar": rows[:, :3], **others}
 
 
-def columns_of(fields: dict[str, Any]) -> tuple[str, ...]:
+def columns_of(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """Columns of the points of a sweep that has these fields for each point."""
-    return (*_COORDINATES, *(name for name in ("intensity", "times_s", "elongations") if name in fields))
+    names = (name for name in ("intensity", "times_s", "elongations") if name in fields)
+    return (*_COORDINATES, *names, *(_COLORS if "colors" in fields else ()))
+
+
+def cloud_of(fields: Mapping[str, Shaped[np.ndarray, "N ..."]]) -> Float[np.ndarray, "N C"]:
+    """The points of a sweep with these fields as rows of `columns_of`."""
+    names = ("points_lidar", "intensity", "times_s", "elongations", "colors")
+    return np.column_stack([fields[name] for name in names if name in fields])

@@ -18,28 +18,35 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
-from common.ranges import ascending, at_least, at_most, below, one_of, positive, share
+from common.ranges import ascending, at_least, at_most, below, between, expect, one_of, positive, share
 from data.geometry import rigid, yaw_rotation
 from data.runs import Runs
 from data.views.colour import ColourConfig
+from data.views.elastic import elastic_distortion
+from data.views.point_colour import PointColourConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class PointAugmentConfig:
     """Augmentation of the cloud.
 
-    In this order: translation, rotation, flips, scaling; noise; cuboid; thinning.
+    In this order: elastic distortion; translation, rotation, flips, scaling; noise; cuboid; thinning.
 
     Attributes:
         enabled: False turns all of it off.
         translate_m: x, y, z are moved by up to this much either way, before the rotation; 0 for none.
         rotate: by a uniform angle about z.
         max_rotation_rad: largest angle either way; pi for the whole circle.
+        tilt_rad: before it, by uniform angles of up to this about x and about y; 0 for none. Not for boxes, which stay
+            upright.
         flip: negate x with probability one half, and y likewise.
         flip_axes: the axes that `flip` may negate: "y" alone keeps what is in front of the vehicle there.
         scale_range: uniform factor of all coordinates; (1, 1) for none, as in SLidR.
         jitter_m: standard deviation of Gaussian noise on each coordinate; 0 for none. Pixels of pairs stay where the
             recorded point is seen.
+        elastic_m: cell and size of each elastic distortion, see `data.views.elastic`; () for none. Pixels of pairs
+            stay, as above; not for boxes.
+        colour: of points that have colours.
         drop_max_side: largest side of the dropped cuboid as a share of the cloud's extent; 0 for none.
         keep_share: uniform share of points that stay after random thinning; (1, 1) for no thinning.
     """
@@ -48,10 +55,13 @@ class PointAugmentConfig:
     translate_m: tuple[float, float, float] = (0.0, 0.0, 0.0)
     rotate: bool = True
     max_rotation_rad: float = math.pi
+    tilt_rad: float = 0.0
     flip: bool = True
     flip_axes: Literal["x", "y", "xy"] = "xy"
     scale_range: tuple[float, float] = (1.0, 1.0)
     jitter_m: float = 0.0
+    elastic_m: tuple[tuple[float, float], ...] = ()
+    colour: PointColourConfig = field(default_factory=PointColourConfig)
     drop_max_side: float = 0.2
     keep_share: tuple[float, float] = (1.0, 1.0)
 
@@ -62,6 +72,9 @@ class PointAugmentConfig:
         share(self, "drop_max_side")
         positive(self, "max_rotation_rad")
         at_most(self, "pi", max_rotation_rad=math.pi)
+        between(self, "0 for none", tilt_rad=(0, math.pi / 2))
+        sizes = [number for pair in self.elastic_m for number in pair]
+        expect(self, "elastic_m", all(0 < number < math.inf for number in sizes), "pairs of metres above 0")
         at_least(self, "metres", translate_m=0, jitter_m=0)
         below(self, "metres", translate_m=math.inf, jitter_m=math.inf)
 
@@ -126,7 +139,7 @@ NO_AUGMENTATION = AugmentConfig(
 
 # ---- cloud
 def draw_cloud_transform(rng: np.random.Generator, config: PointAugmentConfig) -> Float[np.ndarray, "4 4"]:
-    """T_aug_lidar: translation, rotation about z, flips and scaling as one matrix.
+    """T_aug_lidar: translation, tilt, rotation about z, flips and scaling as one matrix.
 
     Source: of the translation before the rotation: Zhang et al., NCLR, eq. 8.
     """
@@ -135,6 +148,8 @@ def draw_cloud_transform(rng: np.random.Generator, config: PointAugmentConfig) -
         whole_circle = config.max_rotation_rad == math.pi
         low, high = (0.0, 2 * np.pi) if whole_circle else (-config.max_rotation_rad, config.max_rotation_rad)
         T = rigid(yaw_rotation(rng.uniform(low, high)), np.zeros(3))
+    if config.enabled and config.tilt_rad:
+        T = T @ _tilt(*rng.uniform(-config.tilt_rad, config.tilt_rad, 2))
     if config.enabled and config.flip:
         signs = np.where(rng.random(2) < 0.5, -1.0, 1.0)  # two draws whatever the axes
         signs[[axis not in config.flip_axes for axis in "xy"]] = 1.0
@@ -146,6 +161,22 @@ def draw_cloud_transform(rng: np.random.Generator, config: PointAugmentConfig) -
         limits = np.array(config.translate_m)
         T = T @ rigid(np.eye(3), rng.uniform(-limits, limits))
     return T
+
+
+def _tilt(about_x: float, about_y: float) -> Float[np.ndarray, "4 4"]:
+    """Rotation about x, then about y."""
+    turned = (cv2.Rodrigues(np.array(axis))[0] for axis in ((about_x, 0.0, 0.0), (0.0, about_y, 0.0)))
+    of_x, of_y = turned
+    return rigid(of_y @ of_x, np.zeros(3))
+
+
+def draw_elastic(
+    rng: np.random.Generator, points: Float[np.ndarray, "N 3"], config: PointAugmentConfig
+) -> Float[np.ndarray, "N 3"]:
+    """The points after the elastic distortions."""
+    for cell_m, size_m in config.elastic_m if config.enabled else ():
+        points = elastic_distortion(rng, points, cell_m, size_m)
+    return points
 
 
 def draw_jitter(

@@ -27,6 +27,7 @@ from data.views.augment import (
     PointAugmentConfig,
     draw_cloud_transform,
     draw_cuboid,
+    draw_elastic,
     draw_jitter,
     draw_pixel_transform,
     draw_thinning,
@@ -37,6 +38,7 @@ from data.views.colour import draw_colour
 from data.views.ground import ground_mask
 from data.views.object_sampling import ObjectSampler, ObjectSamplingConfig
 from data.views.pairs import Pairs, cut_to_cameras, no_pairs, point_pixel_pairs
+from data.views.point_colour import draw_point_colours
 from data.views.second_sweep import Partner, PartnerFinder, SweepMatches
 from data.views.voxelize import Voxels, inside_range, measured_of, voxelize
 
@@ -339,12 +341,16 @@ class _Recorded:
 
 @dataclass(frozen=True, kw_only=True)
 class _Cloud:
-    """An augmented cloud: the points it keeps, which recorded ones they are (ascending), their stored pairs."""
+    """An augmented cloud: the points it keeps, which recorded ones they are (ascending), their stored pairs.
+
+    `colors` are those of all recorded points, where they were changed.
+    """
 
     T_aug_lidar: Float[np.ndarray, "4 4"]
     recorded: Int[np.ndarray, " N"]
     points: Float[np.ndarray, "N 3"]
     pairs: Pairs
+    colors: UInt8[np.ndarray, "R 3"] | None = None
 
     def keep(self, mask: Bool[np.ndarray, " N"]) -> _Cloud:
         """The points that a mask keeps."""
@@ -358,7 +364,10 @@ class _Cloud:
 
     def voxels(self, recorded: _Recorded, config: VoxelConfig) -> Voxels:
         """The points in the grid."""
-        measured = measured_of(recorded.sample, config)
+        sample = recorded.sample
+        measured = measured_of(
+            sample if self.colors is None else dataclasses.replace(sample, colors=self.colors), config
+        )
         of_points = None if measured is None else measured[self.recorded]
         return voxelize(self.points, recorded.intensity(self.recorded), config, of_points)
 
@@ -404,18 +413,23 @@ def _record(sample: Sample, in_use: tuple[int, ...], spec: BatchSpec, draws: Sam
 def _draw_cloud(
     rng: np.random.Generator, recorded: _Recorded, augment: PointAugmentConfig, voxel: VoxelConfig, min_pairs: int
 ) -> _Cloud:
-    """Motion, noise, limits of the grid, dropped cuboid, thinning."""
+    """Motion, noise, limits of the grid, dropped cuboid, thinning, colours."""
     # The order of the draws is part of the data: another one gives every run other batches.
     T_aug_lidar = draw_cloud_transform(rng, augment)
-    points = transform(T_aug_lidar, recorded.sample.points_lidar).astype(np.float32)
+    points = draw_elastic(rng, recorded.sample.points_lidar, augment)
+    points = transform(T_aug_lidar, points).astype(np.float32)
     points = draw_jitter(rng, points, augment)
     keep = inside_range(points, voxel)
     in_cuboid = draw_cuboid(rng, points, augment)
     if _may_drop(in_cuboid, keep, recorded, min_pairs):
         keep &= ~in_cuboid
     keep[keep] = draw_thinning(rng, int(keep.sum()), augment)
+    colors = recorded.sample.colors
+    if colors is not None:
+        colors = draw_point_colours(rng, colors, augment.colour) if augment.enabled else None
     all_points = np.arange(len(points))
-    return _Cloud(T_aug_lidar=T_aug_lidar, recorded=all_points, points=points, pairs=recorded.pairs).keep(keep)
+    cloud = _Cloud(T_aug_lidar=T_aug_lidar, recorded=all_points, points=points, pairs=recorded.pairs, colors=colors)
+    return cloud.keep(keep)
 
 
 def _may_drop(

@@ -8,19 +8,25 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from data.batch_spec import VoxelConfig
 from data.sample import Sample
 from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 
-MEASURED = {"xyz_intensity_time": "times_s", "xyz_intensity_elongation": "elongations"}
-"""Features of a voxel -> field of `Sample` that is their last channel."""
+MEASURED = {
+    "xyz_intensity_time": "times_s",
+    "xyz_intensity_elongation": "elongations",
+    "rgb": "colors",
+    "xyz_rgb": "colors",
+}
+"""Features of a voxel -> field of `Sample` that is their last channel, or channels."""
 
 _HAVE = {
     "times_s": "sets have times that were prepared with several sweeps in a cloud (docs/datasets.md)",
     "elongations": "Waymo measures elongation, and sets prepared with this version or a later one have it",
+    "colors": "sets of RGB-D frames and of rooms have colours that were prepared with 0.3.0 or a later version",
 }
 
 MAX_VOXELS = 1 << 22
@@ -46,12 +52,12 @@ def voxelize(
     points: Float[np.ndarray, "N 3"],
     intensity: Float[np.ndarray, " N"],
     config: VoxelConfig,
-    measured: Float[np.ndarray, " N"] | None = None,
+    measured: Shaped[np.ndarray, "N ..."] | None = None,
 ) -> Voxels:
     """Cells that hold points, their features, and the cell of each point.
 
     Azimuth runs from -180 to 180 degrees about z; the cells on the two sides of the cut behind the sensor are not
-    neighbours (as in SLidR). Points are in metres; `measured` is what `measured_of` gives.
+    neighbours (as in SLidR). Points are in metres; `measured` is what `measured_of` gives; bytes are colours.
 
     Raises:
         DamagedError: more voxels than any accelerator's memory holds the activations of.
@@ -77,8 +83,8 @@ def voxelize(
     return Voxels(cells[first].astype(np.int32), voxel_features, point_voxel)
 
 
-def measured_of(sample: Sample, config: VoxelConfig) -> Float[np.ndarray, " N"] | None:
-    """The last channel of "xyz_intensity_time" and "xyz_intensity_elongation", point by point; None for the others.
+def measured_of(sample: Sample, config: VoxelConfig) -> Shaped[np.ndarray, "N ..."] | None:
+    """What `config.features` feeds beside position and intensity, point by point as it is stored; None for nothing.
 
     Raises:
         ShardError: the set has nothing of the kind; says how it would.
@@ -86,7 +92,7 @@ def measured_of(sample: Sample, config: VoxelConfig) -> Float[np.ndarray, " N"] 
     name = MEASURED.get(config.features)
     if name is None:
         return None
-    values: Float[np.ndarray, " N"] | None = getattr(sample, name)
+    values: Shaped[np.ndarray, "N ..."] | None = getattr(sample, name)
     if values is None:
         raise ShardError(
             f"sample {sample.key} has no {name}, which data.voxel.features={config.features} feeds: {_HAVE[name]}. Set "
@@ -164,17 +170,19 @@ def _group(
 def _point_features(
     points: Float[np.ndarray, "N 3"],
     intensity: Float[np.ndarray, " N"],
-    measured: Float[np.ndarray, " N"] | None,
+    measured: Shaped[np.ndarray, "N ..."] | None,
     config: VoxelConfig,
 ) -> Float[np.ndarray, "N F"]:
     if config.features == "occupancy":
         return np.ones((len(points), 1), dtype=np.float32)
-    intensity = intensity + config.intensity_offset
-    if config.features == "intensity":
-        return intensity.astype(np.float32)[:, None]
-    columns = [points, intensity[:, None]]
+    columns = [points] if config.features.startswith("xyz") else []
+    if "intensity" in config.features:
+        columns.append((intensity + config.intensity_offset)[:, None])
     if config.features in MEASURED:
         if measured is None:
             raise ValueError(f"features={config.features!r} needs {MEASURED[config.features]} of each point, got None")
-        columns.append(measured[:, None])
+        is_colour = measured.dtype == np.uint8
+        columns.append(
+            (measured / np.float32(255) - np.float32(0.5) if is_colour else measured).reshape(len(points), -1)
+        )
     return np.concatenate(columns, axis=1).astype(np.float32)

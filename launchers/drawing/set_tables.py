@@ -144,6 +144,8 @@ def sample_table(sample: Sample, index: int) -> TextTable:
         rows.append(("times", f"{sample.times_s.min():.3f} to {sample.times_s.max():.3f} s before the sweep"))
     if sample.elongations is not None:
         rows.append(("elongation", f"{sample.elongations.min():.3f} to {sample.elongations.max():.3f}"))
+    if sample.colors is not None:
+        rows.append(("colours", ", ".join(f"{value:.0f}" for value in sample.colors.mean(axis=0)) + " in the mean"))
     for camera in sample.cameras:
         late_ms = (camera.timestamp_us - sample.timestamp_us) / 1000
         count = "no" if camera.superpixels is None else str(int(camera.superpixels.max()) + 1)

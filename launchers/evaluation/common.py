@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ from data.storage.shard import ShardError
 from data.views.colour import ToneConfig
 from engine.downstream.common import LabelDraws, Samples, SegmentationTask, Splits, Truth, hold_out, thin
 from engine.downstream.runner import Tower
-from launchers.runs.settings import voxel_identity
+from launchers.runs.settings import points_identity, voxel_identity
 
 logger = logging.getLogger("tandem.evaluate")
 
@@ -171,7 +172,7 @@ def draws_of(
 
     settings: dict[str, Any] = {"fraction": dataclasses.asdict(config.fraction)}
     if tower == "backbone":  # these augmentations shape sweeps, not images
-        settings["augment"] = dataclasses.asdict(config.augment)
+        settings["augment"] = points_identity(json.loads(json.dumps(dataclasses.asdict(config.augment))))
     return LabelDraws(
         text=describe_fraction(config.fraction),
         runs=tuple(draw(pool, seed) for seed in seeds),

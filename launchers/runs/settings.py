@@ -17,6 +17,7 @@ from common.trees import flat as flat_names
 from configs.load import ADDED_LATER
 from configs.runs import RunConfig, dump_run, trained
 from data.loading.in_use import NEWEST_ORDER
+from data.views.point_colour import PointColourConfig
 from engine.downstream.results import fingerprint
 from models.methods import METHODS
 from models.methods.base import CHUNK_ROWS
@@ -34,7 +35,12 @@ _DATA_ADDED: Mapping[str, Mapping[str, object]] = {
 """Sections that `data` got later, each with the setting that, at this value, makes it of no effect."""
 _FLAGS_ADDED: Mapping[str, object] = {"class_balanced": False, "cut_to_cameras": False, "order": 1}
 """As `_VOXEL_ADDED`, of `data`."""
-_POINTS_ADDED: Mapping[str, object] = {"flip_axes": "xy"}
+_POINTS_ADDED: Mapping[str, object] = {
+    "flip_axes": "xy",
+    "tilt_rad": 0.0,
+    "elastic_m": [],
+    "colour": asdict(PointColourConfig()),
+}
 """As `_VOXEL_ADDED`, of `data.augment.points` and `data.augment.second_points`."""
 _SECTIONS_ADDED: Mapping[str, object] = {"init_towers": []}
 """As `_VOXEL_ADDED`, of a run's config itself."""
@@ -90,7 +96,7 @@ def _data_identity(data: Mapping[str, Any]) -> dict[str, Any]:
         identity["voxel"] = voxel_identity(identity["voxel"])
     if identity.get("augment"):
         identity["augment"] = {
-            name: _without(part, _POINTS_ADDED) if isinstance(part, Mapping) else part
+            name: points_identity(part) if isinstance(part, Mapping) and name != "image" else part
             for name, part in identity["augment"].items()
         }
     if "order" in identity:  # a run that has not begun leaves it open
@@ -101,6 +107,11 @@ def _data_identity(data: Mapping[str, Any]) -> dict[str, Any]:
 def voxel_identity(voxel: Mapping[str, Any]) -> dict[str, Any]:
     """A section `data.voxel` without what a later version added and what is not used: as it counts into identities."""
     return _without(voxel, _VOXEL_ADDED)
+
+
+def points_identity(points: Mapping[str, Any]) -> dict[str, Any]:
+    """As `voxel_identity`, of settings of how clouds are augmented."""
+    return _without(points, _POINTS_ADDED)
 
 
 def _without(section: Mapping[str, Any], added: Mapping[str, object]) -> dict[str, Any]:

@@ -30,6 +30,8 @@ _CHANNELS: Mapping[Features, str] = {
     "xyz_intensity": "x, y, z in metres, intensity{}",
     "xyz_intensity_time": "x, y, z in metres, intensity{}, seconds since the point was measured",
     "xyz_intensity_elongation": "x, y, z in metres, intensity{}, elongation of the pulse",
+    "rgb": "red, green, blue from -0.5 to 0.5",
+    "xyz_rgb": "x, y, z in metres, red, green, blue from -0.5 to 0.5",
 }
 """In words; the range of intensity takes the place of the braces."""
 
@@ -39,6 +41,8 @@ _INTENSITY: Mapping[Features, int | None] = {
     "xyz_intensity": -1,
     "xyz_intensity_time": -2,
     "xyz_intensity_elongation": -2,
+    "rgb": None,
+    "xyz_rgb": None,
 }
 """Channel that intensity is, counted from the last."""
 

@@ -147,6 +147,7 @@ def full_sample(rng: np.random.Generator | None = None, num_boxes: int = 2) -> S
         token="8f3e",
         times_s=np.linspace(0, 0.45, 400, dtype=np.float32),
         elongations=np.linspace(0, 1.5, 400, dtype=np.float32),
+        colors=rng.integers(0, 256, (400, 3)).astype(np.uint8),
     )
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 
 from common.constants import MIN_DEPTH_M
 from common.printable import listed
@@ -211,7 +211,8 @@ class CustomConverter(LogFolders):
 
     Attributes:
         columns: what a row of a sweep holds, in order: x, y, z, intensity, time_s (seconds before the sweep's time),
-            elongation, and any other names for what is not read; without "intensity" it is 0 everywhere.
+            elongation, red, green and blue (0 to 255), and any other names for what is not read; without "intensity" it
+            is 0 everywhere.
     """
 
     columns: tuple[str, ...] = formats.COLUMNS
@@ -300,6 +301,7 @@ class _LogReader:
             boxes=boxes,
             times_s=rows[measured, 4] if "time_s" in sweep.names else None,
             elongations=rows[measured, 5] if "elongation" in sweep.names else None,
+            colors=_colours(path, rows[measured, 6:]) if {*formats.COLOURS} <= {*sweep.names} else None,
         )
 
     def _to_sweep(self, at_us: int, time_us: int) -> Float[np.ndarray, "4 4"]:
@@ -350,6 +352,13 @@ class _LogReader:
 
     def _pose_at(self, time_us: int) -> Float[np.ndarray, "4 4"]:
         return np.eye(4) if self._poses is None else self._poses.at(time_us)
+
+
+def _colours(path: Path, rgb: Float32[np.ndarray, "N 3"]) -> UInt8[np.ndarray, "N 3"]:
+    if len(rgb) and not (rgb.min() >= 0 and rgb.max() <= 255 and (rgb == np.rint(rgb)).all()):
+        spread = f"from {rgb.min():g} to {rgb.max():g}"
+        raise DamagedError("array-broken", f"{path}: colours {spread}, expected whole numbers from 0 to 255")
+    return rgb.astype(np.uint8)
 
 
 def _damaged_poses(path: Path) -> list[str]:

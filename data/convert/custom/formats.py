@@ -21,7 +21,8 @@ from data.storage.damage import DamagedError
 COLUMNS = ("x", "y", "z", "intensity")
 """What a sweep's row holds unless the setting says otherwise."""
 
-READ_COLUMNS = (*COLUMNS, "time_s", "elongation")
+COLOURS = ("red", "green", "blue")
+READ_COLUMNS = (*COLUMNS, "time_s", "elongation", *COLOURS)
 """What is read of a row; it may hold more."""
 
 _NEGATIVE_SHARE = 0.01
@@ -245,14 +246,14 @@ class Sweep:
         names: the columns that the file has; others may be named.
     """
 
-    rows: Float32[np.ndarray, "N 6"]
+    rows: Float32[np.ndarray, "N columns"]
     names: tuple[str, ...]
 
 
-def read_sweep(path: Path, columns: tuple[str, ...] = COLUMNS) -> Float32[np.ndarray, "N 6"]:
+def read_sweep(path: Path, columns: tuple[str, ...] = COLUMNS) -> Float32[np.ndarray, "N columns"]:
     """Rows of `READ_COLUMNS`, 0 where a file has no such column, of an .npy of floats or a .bin of float32.
 
-    x, y, z in metres, raw intensity, seconds before the sweep's time, elongation of the pulse.
+    x, y, z in metres, raw intensity, seconds before the sweep's time, elongation of the pulse, colours from 0 to 255.
 
     Args:
         path: of the file.
@@ -297,7 +298,7 @@ def _records(path: Path, columns: tuple[str, ...]) -> Shaped[np.ndarray, "N colu
         raise DamagedError(error.reason, f"{error.detail}{fits}; {stated}") from error
 
 
-def has_return(sweep: Float32[np.ndarray, "N 6"]) -> Bool[np.ndarray, " N"]:
+def has_return(sweep: Float32[np.ndarray, "N columns"]) -> Bool[np.ndarray, " N"]:
     """Rows that are a measurement: all numbers finite and not at the sensor's own place."""
     return np.asarray(np.isfinite(sweep).all(axis=1) & (sweep[:, :3] != 0).any(axis=1))
 

@@ -162,7 +162,9 @@ class ScanNetConverter(FrameConverter):
         check_image_fits(folder / "depth" / f"{number}.png", K_depth, depth.shape)
         image = on_depth_grid(colour, K_color, K_depth, depth.shape)
         labels = self._image_labels(folder, number, K_color, K_depth, depth.shape)
-        points, intensity = depth_points(depth, image, K_depth, every=self.every_pixel, max_depth_m=self.max_depth_m)
+        points, intensity, colors = depth_points(
+            depth, image, K_depth, every=self.every_pixel, max_depth_m=self.max_depth_m
+        )
         v, u = measured(depth, every=self.every_pixel, max_depth_m=self.max_depth_m)
         view = CameraView(
             name=_CAMERA,
@@ -182,6 +184,7 @@ class ScanNetConverter(FrameConverter):
             timestamp_us=number * _FRAME_PERIOD_US,
             points_lidar=points,
             intensity=intensity,
+            colors=colors,
             T_ego_lidar=np.eye(4),
             T_world_ego=T_world_ego,
             cameras=(view,) if self.camera_names() else (),

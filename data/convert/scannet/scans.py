@@ -15,7 +15,7 @@ from jaxtyping import Shaped
 
 from data.convert.box_labels import boxes_from_rows
 from data.convert.raw_files import read_npy
-from data.convert.rgbd import luminance
+from data.convert.rgbd import colour_bytes, luminance
 from data.convert.scannet.classes import NUM_NYU40, evaluated_classes
 from data.sample import Boxes, Sample
 from data.storage.box_record import MAX_TRACK_ID
@@ -52,6 +52,7 @@ def read_scan(folder: Path, name: str) -> Sample:
         timestamp_us=0,
         points_lidar=vertices[:, :3].astype(np.float32),
         intensity=luminance(vertices[:, 3:6].astype(np.float64) / 255),
+        colors=colour_bytes(vertices[:, 3:6].astype(np.float64)),
         T_ego_lidar=np.eye(4),
         T_world_ego=np.eye(4),
         cameras=(),

@@ -428,6 +428,22 @@ def test_times_and_elongations_of_points(source, truth):
         CustomConverter(source=str(source), columns=("x", "y", "z", "time_s", "time_s"))
 
 
+def test_colours_of_points(source, truth):
+    frame = truth[0][0]
+    path = source / frame.log / "lidar" / f"{frame.timestamp_us}.npy"
+    rows = np.load(path)
+    colours = np.random.default_rng(0).integers(0, 256, (len(rows), 3)).astype(rows.dtype)
+    np.save(path, np.column_stack([rows[:, :3], colours]))
+    columns = ("x", "y", "z", "red", "green", "blue")
+    (sample,) = CustomConverter(source=str(source), columns=columns).frames(frame.log, 0, 1)
+    np.testing.assert_array_equal(sample.colors, colours)
+    assert sample.colors.dtype == np.uint8
+    np.save(path, np.column_stack([rows[:, :3], colours / 255]))
+    (skipped,) = CustomConverter(source=str(source), columns=columns).frames(frame.log, 0, 1)
+    assert skipped.reason == "array-broken"
+    assert "expected whole numbers from 0 to 255" in skipped.detail
+
+
 def test_damaged_lines_of_poses_are_noted(source, truth):
     path = source / truth[0][0].log / "poses.csv"
     header, *lines = path.read_text().splitlines()

@@ -107,6 +107,8 @@ def test_seven_scenes_lifts_each_pixel_to_its_depth(tmp_path):
     np.testing.assert_allclose(uv[nearest], [40, 30], atol=1e-4)
     pixels = uv.round().astype(int)
     np.testing.assert_allclose(seen, depth[pixels[:, 1], pixels[:, 0]] / 1000, atol=1e-4)
+    assert sample.cameras[0].image is not None
+    np.testing.assert_array_equal(sample.colors, sample.cameras[0].image[pixels[:, 1], pixels[:, 0]])
     encode_sample(sample, CodecConfig())
 
 
@@ -156,6 +158,7 @@ def test_sun_rgbd_levels_points_boxes_and_camera(tmp_path):
     x, y, z = upright[:, :3].T
     np.testing.assert_allclose(sample.points_lidar, np.stack([y, -x, z], axis=1), atol=1e-6)
     np.testing.assert_allclose(sample.intensity, upright[:, 3:] @ [0.299, 0.587, 0.114], atol=1e-6)
+    np.testing.assert_array_equal(sample.colors, np.rint(upright[:, 3:] * 255))
     # Upright x is right, y forward, z up: u grows with x, v falls with z.
     uv, depth = project(sample.cameras[0].K, transform(sample.T_cam_lidar(sample.cameras[0]), sample.points_lidar))
     np.testing.assert_allclose(uv, np.stack([64 + 100 * x / y, 48 - 110 * z / y], axis=1), atol=1e-4)

@@ -66,6 +66,7 @@ def test_frames_become_points_poses_and_labels(tmp_path, truth, labels):
         nyu40 = np.where(classes == IGNORE_LABEL, 0, np.array(NYU40_OF_STREET)[np.minimum(classes, 23)])
         np.testing.assert_array_equal(view.labels, evaluated_classes(nyu40))
         np.testing.assert_array_equal(got.labels, view.labels[known])
+        np.testing.assert_array_equal(got.colors, view.image[known])
         np.testing.assert_allclose(view.depth_m[known], depth[known], atol=6e-4)
         uv, _ = project(view.K, transform(got.T_cam_lidar(view), got.points_lidar))
         np.testing.assert_allclose(uv, np.stack([u, v], axis=1), atol=0.01)
@@ -171,6 +172,7 @@ def test_scans_become_samples_without_cameras(tmp_path, suffix):
     np.testing.assert_array_equal(sample.points_lidar, tables[f"vert{suffix}"][:, :3])
     red, green, blue = tables[f"vert{suffix}"][:, 3:].T.astype(float)
     np.testing.assert_allclose(sample.intensity, (0.299 * red + 0.587 * green + 0.114 * blue) / 255, atol=1e-6)
+    np.testing.assert_array_equal(sample.colors, tables[f"vert{suffix}"][:, 3:])
     assert np.unique(sample.labels).tolist() == [1, 4, 255]
     np.testing.assert_array_equal(sample.instances, tables[f"ins_label{suffix}"])
     assert sample.boxes.classes.tolist() == [4, IGNORE_LABEL]
@@ -250,6 +252,7 @@ def test_rooms_become_samples(tmp_path, objects):
     world = transform(sample.T_world_ego @ sample.T_ego_lidar, sample.points_lidar)
     np.testing.assert_allclose(world, rows[:, :3], atol=1e-6)
     np.testing.assert_allclose(sample.intensity, rows[:, 3:] @ [0.299, 0.587, 0.114] / 255, atol=1e-6)
+    np.testing.assert_array_equal(sample.colors, rows[:, 3:])
     low, high = sample.points_lidar.min(axis=0), sample.points_lidar.max(axis=0)
     np.testing.assert_allclose([low[0] + high[0], low[1] + high[1], low[2]], 0, atol=1e-6)
     names = [ROOM_CLASSES[label] for label in sample.labels]

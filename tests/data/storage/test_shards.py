@@ -352,6 +352,8 @@ DAMAGE = {
     "infinite views": ("boxes-broken", put("box_views.npy", npy(np.full((2, 6), np.inf)))),
     "too few times": ("array-broken", put("times_s.npy", npy(np.zeros(3, np.float32)))),
     "elongations in double": ("array-broken", put("elongations.npy", npy(np.zeros(400)))),
+    "colours without blue": ("array-broken", put("colors.npy", npy(np.zeros((400, 2), np.uint8)))),
+    "colours in single precision": ("array-broken", put("colors.npy", npy(np.zeros((400, 3), np.float32)))),
     "ignored rectangles of words": ("meta-broken", with_meta(lambda m: m["cameras"][0].update(ignored_px=[["a"] * 4]))),
     "ignored rectangles a number": ("meta-broken", with_meta(lambda m: m["cameras"][0].update(ignored_px=7))),
     "ignored rectangle of three": ("meta-broken", with_meta(lambda m: m["cameras"][0].update(ignored_px=[[1, 2, 3]]))),
@@ -420,6 +422,8 @@ def test_all_that_only_some_sets_have_comes_back(num_boxes):
     assert got.cameras[1].ignored_px is None
     np.testing.assert_array_equal(got.times_s, sample.times_s)
     np.testing.assert_array_equal(got.elongations, sample.elongations)
+    np.testing.assert_array_equal(got.colors, sample.colors)
+    assert got.colors.dtype == np.uint8
 
 
 def test_a_column_of_unknowns_is_not_an_absent_one():
@@ -437,15 +441,15 @@ def test_a_column_of_unknowns_is_not_an_absent_one():
 def test_boxes_of_earlier_versions_have_three_details(version):
     members = encode_sample(full_sample(), CodecConfig())
     details = np.load(io.BytesIO(members["box_details.npy"]))
-    del members["box_views.npy"], members["times_s.npy"], members["elongations.npy"]
+    del members["box_views.npy"], members["times_s.npy"], members["elongations.npy"], members["colors.npy"]
     members["box_details.npy"] = npy(np.ascontiguousarray(details[:, :3]))
-    gone = {"box_views.npy", "times_s.npy", "elongations.npy"}
+    gone = {"box_views.npy", "times_s.npy", "elongations.npy", "colors.npy"}
     with_meta(lambda m: m.update(schema_version=version, members=sorted({*m["members"]} - gone)))(members)
     got = decode_sample("log-000_000000", members, DecodeSpec())
     assert got.boxes.num_points.tolist() == got.boxes.attributes.tolist() == [3, -1]
     later = ("categories", "num_radar_points", "truncations", "occlusions", "image_boxes_px", "alphas")
     assert all(getattr(got.boxes, name) is None for name in later)
-    assert got.times_s is got.elongations is None
+    assert got.times_s is got.elongations is got.colors is None
 
 
 def test_the_manifest_names_kinds_of_boxes(tmp_path):

@@ -79,6 +79,26 @@ def test_what_else_a_point_measured_is_fed_where_the_set_has_it() -> None:
         voxelize(full.points_lidar, full.intensity, times)
 
 
+def test_colours_are_fed_from_minus_a_half_to_a_half() -> None:
+    sample = make_sample(np.random.default_rng(0), num_points=4)
+    rgb, both = (VoxelConfig(kind="cartesian", size=(1e-3,) * 3, features=name) for name in ("rgb", "xyz_rgb"))  # type: ignore[arg-type]
+    with pytest.raises(ShardError, match=r"has no colors, which data.voxel.features=rgb feeds"):
+        measured_of(sample, rgb)
+    colors = np.array([[0, 51, 255], [255, 0, 0], [102, 102, 102], [0, 0, 0]], np.uint8)
+    coloured = dataclasses.replace(sample, colors=colors)
+    coords, features, of_point = voxelize(sample.points_lidar, sample.intensity, rgb, measured_of(coloured, rgb))
+    assert len(coords) == 4
+    want = [[-0.5, -0.3, 0.5], [0.5, -0.5, -0.5], [-0.1, -0.1, -0.1], [-0.5, -0.5, -0.5]]
+    np.testing.assert_allclose(features[of_point], want, atol=1e-6)
+    _, features, of_point = voxelize(sample.points_lidar, sample.intensity, both, measured_of(coloured, both))
+    np.testing.assert_allclose(features[of_point], np.column_stack([sample.points_lidar, want]), atol=1e-6)
+    # Two points of a cell: the mean of their colours.
+    one = VoxelConfig(kind="cartesian", size=(100.0,) * 3, features="rgb", reduce="mean")
+    near = np.array([[1, 1, 1], [2, 2, 2]], np.float32)
+    _, features, _ = voxelize(near, np.zeros(2, np.float32), one, colors[:2])
+    np.testing.assert_allclose(features, [[0, -0.4, 0]], atol=1e-6)
+
+
 def test_cells_are_unique_and_negative_ones_allowed() -> None:
     points = np.array([[-0.05, 0.05, -3.0], [0.05, 0.05, -3.0], [-0.05, 0.05, -2.95]], dtype=np.float32)
     coords, _, point_voxel = voxelize(points, np.zeros(3, np.float32), VoxelConfig(kind="cartesian", size=(0.1,) * 3))
