@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from common.components import components
 from data.batch_spec import GroundConfig, PointClusterConfig
 from data.street.config import StreetConfig
 from data.street.log import LogRenderer
 from data.views import clusters as module
-from data.views.clusters import clusters, components
+from data.views.clusters import clusters
 from data.views.ground import ground_mask
 from tests.reference.segments import dbscan_loop, radius_clusters_loop
 

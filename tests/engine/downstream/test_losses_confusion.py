@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.lovasz import lovasz_softmax
 from engine.downstream.confusion import ConfusionMatrix
-from engine.downstream.losses import SegmentationLossConfig, class_weights, lovasz_softmax, segmentation_loss
+from engine.downstream.losses import SegmentationLossConfig, class_weights, segmentation_loss
 from engine.downstream.runner import SharedConfig
 from tests.reference.segmentation import iou_by_sets, lovasz_by_loop
 
