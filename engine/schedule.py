@@ -11,6 +11,8 @@ from typing import Literal
 
 from common.ranges import above, at_least, below, expect, share
 
+_POLY_POWER = 0.9
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
@@ -18,7 +20,8 @@ class ScheduleConfig:
 
     Attributes:
         kind: "cosine" falls along half a cosine to `final_lr_scale`, "exponential" by the same share in each update;
-            "constant" stays; "onecycle" rises along half a cosine, then falls along another.
+            "poly" by (1 - progress)^0.9; "constant" stays; "onecycle" rises along half a cosine, then falls along
+            another.
         steps: updates of the whole run; where null, `epochs` decides.
         epochs: passes over the data, rounded up to whole updates.
         warmup_steps: updates over which the rate rises linearly to its peak.
@@ -29,7 +32,7 @@ class ScheduleConfig:
             highest; in between it follows the rate's cosines. null: as the optimizer's settings say.
     """
 
-    kind: Literal["constant", "cosine", "exponential", "onecycle"] = "cosine"
+    kind: Literal["constant", "cosine", "exponential", "onecycle", "poly"] = "cosine"
     steps: int | None = None
     epochs: int = 50
     warmup_steps: int = 0
@@ -79,11 +82,13 @@ def lr_scale(step: int, num_steps: int, config: ScheduleConfig) -> float:
         s < warmup:  (s + 1) / warmup
         cosine:      f + (1 - f) (1 + cos(pi (s - warmup) / (num_steps - warmup))) / 2
         exponential: f ^ ((s - warmup) / (num_steps - warmup))
+        poly:        f + (1 - f) (1 - (s - warmup) / (num_steps - warmup))^0.9
         onecycle:    half a cosine from `start_lr_scale` to 1 over the first floor(rise_share num_steps) updates, then
                      half a cosine from 1 to f
 
     Source: of the cosine: SGDR, Loshchilov & Hutter 2017, eq. 5, one period; per update instead of per epoch. Of
-    onecycle: Smith & Topin 2017 in the form of released code: OpenPCDet (adam_onecycle).
+    onecycle: Smith & Topin 2017 in the form of released code: OpenPCDet (adam_onecycle). Of poly: Chen et al.,
+    "DeepLab" (TPAMI 2018), section 4.1.
     """
     if config.kind == "onecycle":
         return _cycled(step, num_steps, config, (config.start_lr_scale, 1.0, config.final_lr_scale))
@@ -94,6 +99,8 @@ def lr_scale(step: int, num_steps: int, config: ScheduleConfig) -> float:
     progress = (step - config.warmup_steps) / (num_steps - config.warmup_steps)
     if config.kind == "exponential":
         return float(config.final_lr_scale**progress)
+    if config.kind == "poly":
+        return config.final_lr_scale + (1 - config.final_lr_scale) * float((1 - progress) ** _POLY_POWER)
     return config.final_lr_scale + (1 - config.final_lr_scale) * (1 + math.cos(math.pi * progress)) / 2
 
 

@@ -36,6 +36,17 @@ def test_warmup_then_cosine_to_a_floor() -> None:
     assert lr_scale(3, 14, ScheduleConfig(kind="constant", steps=14)) == 1.0
 
 
+def test_poly_is_torchs() -> None:
+    weight = torch.nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    torchs = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=50, power=0.9)
+    for step in range(50):
+        assert lr_scale(step, 50, ScheduleConfig(kind="poly", steps=50)) == pytest.approx(torchs.get_last_lr()[0])
+        optimizer.step()
+        torchs.step()
+    assert lr_scale(50, 50, ScheduleConfig(kind="poly", steps=50, final_lr_scale=0.1)) == pytest.approx(0.1)
+
+
 def test_exponential_is_torchs_but_for_its_steps() -> None:
     """PointContrast's: 0.99 every 250 of 60,000 updates. Between its steps ours falls on, by less than 1 %."""
     config = ScheduleConfig(kind="exponential", steps=60_000, final_lr_scale=0.99**240)
