@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool
 
+from data.convert.las_head import check_sizes
 from data.convert.logs.point_fields import Columns
 from data.convert.raw_files import MAX_FILE_BYTES
 from data.storage.damage import DamagedError
@@ -17,6 +18,10 @@ from data.storage.shard import ShardError
 _NOISE = (7, 18)
 """Classifications. Source: ASPRS, LAS specification 1.4 R15, table 17."""
 _CHUNK_POINTS = 1_000_000
+_CHUNK_BYTES = 1 << 27
+"""Of points that are in memory at a time, as the file has them: a million of any format without bytes of one's own."""
+_PANIC = "PanicException"
+"""Of Rust, on which lazrs is built: no `Exception`."""
 _FARTHEST_M = 1e8
 """Beyond any national grid, whatever its false origin."""
 
@@ -48,16 +53,30 @@ def chunks_of(path: Path, labels: bool) -> Iterator[dict[str, Any]]:
         import laspy
     except ImportError as error:
         raise ShardError(f"LAS files need laspy ({error}): pip install 'tandem-pretrain[logs]'") from error
+    for chunk in _read(path, laspy.open):
+        yield _of(path, chunk, labels)
+
+
+def _read(path: Path, opened: Callable[..., Any]) -> Iterator[Any]:
+    """Points as laspy's `opened` has them, as many as the header says."""
+    found = 0
     try:
-        with laspy.open(path) as reader:
-            stated, found = reader.header.point_count, 0
-            for chunk in reader.chunk_iterator(_CHUNK_POINTS):
+        part = max(min(_CHUNK_POINTS, _CHUNK_BYTES // max(check_sizes(path), 1)), 1)
+        with opened(path, read_evlrs=False) as reader:
+            for chunk in reader.chunk_iterator(part):
                 found += len(chunk)
-                yield _of(path, chunk, labels)
-    except (laspy.LaspyException, OSError, ValueError, RuntimeError) as error:
+                yield chunk
+            if found != reader.header.point_count:
+                detail = f"{path} holds {found} points, its header says {reader.header.point_count}"
+                raise DamagedError("array-broken", detail)
+    except DamagedError:
+        raise
+    except Exception as error:  # of laspy and lazrs, whatever they meet in damaged bytes
         raise DamagedError("array-broken", f"{path}: {type(error).__name__}: {error}") from error
-    if found != stated:
-        raise DamagedError("array-broken", f"{path} holds {found} points, its header says {stated}")
+    except BaseException as error:
+        if type(error).__name__ != _PANIC:
+            raise
+        raise DamagedError("array-broken", f"{path}: lazrs gave up: {error}") from error
 
 
 def _of(path: Path, chunk: Any, labels: bool) -> dict[str, Any]:

@@ -35,63 +35,10 @@ from data.storage.manifest_writer import write_manifest
 from data.storage.reader import SampleReader
 from data.storage.shard import ShardError
 from data.views.view import ViewConfig
-from tests.data.convert.test_kitti import label_line, write_object, write_raw
-from tests.data.convert.test_rgbd import write_scene, write_sun
-from tests.helpers.layouts import (
-    argoverse2,
-    custom,
-    kitti_360,
-    nuscenes,
-    nyu,
-    once,
-    pandaset,
-    s3dis,
-    scannet,
-    semantickitti,
-    semanticposs,
-    waymo,
-)
+from tests.helpers.fuzz_sources import OWN_SETTINGS, SOURCES
 from tests.helpers.mutations import Mutation, Rng, mutate
 from tests.helpers.samples import full_sample, toy_log, write_toy_set
-from tests.helpers.street_logs import street_log
 from tests.helpers.toy_converter import ToyConverter
-
-# ---- raw sources
-_POINTS = np.random.default_rng(0).integers(0, 256, (40, 6)) / 4.0
-
-SOURCES: dict[str, Callable[[Path], object]] = {
-    "kitti-raw": lambda root: write_raw(root, frames=2, cameras=("image_02", "image_03")),
-    "kitti-object": lambda root: write_object(root, (0, 1), label_line("Car", (12.0, 1.0, 0.0), (8.0, 4.0, 3.0), 0.3)),
-    "7scenes": write_scene,
-    "nyu": nyu.write_nyu,
-    "sunrgbd": write_sun,
-    "semantickitti": lambda root: semantickitti.write_semantickitti(root, frames=2),
-    "semanticposs": lambda root: semanticposs.write_semanticposs(root, frames=2),
-    "kitti-360": lambda root: kitti_360.write_kitti_360(root, frames=3),
-    "nuscenes": lambda root: nuscenes.write_nuscenes(root, nuscenes.NuscenesLayout(scenes=("scene-0061",))),
-    "once": lambda root: once.write_once(
-        root,
-        dict.fromkeys(("000076", "000001"), street_log(once.CAMERAS, frames=1, azimuths=90)),
-        labelled=("000076",),
-        lists={"raw_small": ["000001"]},
-    ),
-    "waymo": lambda root: waymo.write_waymo_v1(root / "training", street_log(waymo.CAMERAS, frames=1)),
-    "waymo v2": lambda root: waymo.write_waymo_v2(root / "training", street_log(waymo.CAMERAS, frames=1)),
-    "pandaset": lambda root: pandaset.write_pandaset(
-        root, {"001": street_log(pandaset.CAMERAS, frames=2, azimuths=90, rate_hz=10.0)}, semseg=("001",)
-    ),
-    "argoverse2": lambda root: argoverse2.write_argoverse2(
-        root, {"train": {"a1": street_log(argoverse2.RING, frames=2, azimuths=90)}}
-    ),
-    "scannet": lambda root: scannet.write_frames(
-        root, "scene0011_00", street_log(("front",), frames=2), (0, 20), labels="label-filt"
-    ),
-    "s3dis": lambda root: s3dis.write_room(root, 5, "office_1", {"chair_1": _POINTS, "floor_1": _POINTS + 2}),
-    "custom": lambda root: custom.write_custom(root, [street_log(("front",), frames=2, azimuths=90)]),
-}
-"""Data set, perhaps with a variant -> writes a small source of it. A new converter is one line more."""
-_OWN_SETTINGS: dict[str, dict[str, float]] = {"7scenes": {"focal_px": 58.5}}
-"""What a small source needs: its images are a tenth of the published ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,7 +300,7 @@ def _convert(name: str, root: Path) -> str:
     """As `prepare` does, without writing."""
     skips = 0
     try:
-        converter = SETTINGS[name.split()[0]](source=str(root), **_OWN_SETTINGS.get(name, {}))
+        converter = SETTINGS[name.split()[0]](source=str(root), **OWN_SETTINGS.get(name, {}))
         for item in _items(converter):
             if isinstance(item, Skipped):
                 assert item.reason in REASONS, item.reason

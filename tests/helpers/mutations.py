@@ -351,6 +351,28 @@ def odd_floats(rng: Rng, data: bytes, canary: str) -> Mutation:
     return "odd numbers", values.tobytes() + data[4 * count :]
 
 
+# ---- files with lengths inside
+def number_anywhere(rng: Rng, data: bytes, canary: str) -> Mutation:
+    """A number of 1, 2, 4 or 8 bytes replaced, at a multiple of its own size or not."""
+    size = (1, 2, 4, 8)[int(rng.integers(4))]
+    value = (0, 1, 255, 2**15, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1)[int(rng.integers(11))]
+    start = int(rng.integers(0, max(len(data) - size, 1)))
+    number = (value & (1 << 8 * size) - 1).to_bytes(size, "little")
+    return f"{size} bytes at {start} are {value}", data[:start] + number + data[start + size :]
+
+
+def number_in_head(rng: Rng, data: bytes, canary: str) -> Mutation:
+    """The same in the first 400 bytes: the header of a LAS file is 375 long."""
+    label, head = number_anywhere(rng, data[:400], canary)
+    return label, head + data[400:]
+
+
+def text_head(rng: Rng, data: bytes, canary: str) -> Mutation:
+    """A word or line of the first 200 bytes."""
+    label, head = (text_word, text_line)[int(rng.integers(2))](rng, data[:200], canary)
+    return label, head + data[200:]
+
+
 # ---- tar
 def tar_header(rng: Rng, data: bytes, canary: str) -> Mutation:
     """A field of one member's header, with a right checksum."""
@@ -399,5 +421,11 @@ SPECIAL: dict[str, tuple[Callable[[Rng, bytes, str], Mutation], ...]] = {
     ".bin": (odd_floats,),
     ".tar": (tar_header, tar_header, tar_header, tar_twice),
     ".pkl": (pickled,),
+    ".pcd": (text_head, text_head, number_anywhere),
+    ".las": (number_in_head, number_in_head, number_anywhere),
+    ".laz": (number_in_head, number_in_head, number_anywhere),
+    ".bag": (number_anywhere, number_in_head),
+    ".db3": (number_anywhere, number_in_head),
+    ".mcap": (number_anywhere, number_in_head),
 }
 """File ending -> what is made for it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +91,7 @@ def read_calibration(path: Path) -> LogCalibration:
     """
     content = fields_of(str(path), read_json(path), ("T_ego_lidar", "intensity_max", "cameras"), ())
     intensity_max, cameras = content["intensity_max"], content["cameras"]
-    if intensity_max is not None and not (_is_number(intensity_max) and 0 < intensity_max < math.inf):
+    if intensity_max is not None and not (_is_number(intensity_max) and 0 < intensity_max <= sys.float_info.max):
         detail = f"{path}: intensity_max is {intensity_max!r}, expected a number above 0, or null for a sensor without"
         raise DamagedError("meta-broken", detail)
     if not isinstance(cameras, dict):

@@ -156,9 +156,17 @@ class ChunkedFile(LogFile):
         """When a piece's messages were written, by channel, from the index that follows it; None without one."""
 
     def at(self, offset: int, length: int) -> bytes:
-        """Bytes of the file; fewer at its end."""
+        """Bytes of the file; fewer at its end, none beyond it."""
+        if not 0 <= offset < self.size:
+            return b""
         self.file.seek(offset)
-        return self.file.read(length)
+        return self.file.read(min(length, self.size - offset))
+
+    def define(self, channel: Channel) -> None:
+        """Take in a channel; one that is known stays what it is."""
+        known = self.channels.setdefault(channel.id, channel)
+        if known.topic != channel.topic:
+            self.report(f"{self.path}: channel {channel.id} is {known.topic!r}, and later {channel.topic!r}: damaged?")
 
     def _known_times(self, piece: Piece) -> dict[int, Int64[np.ndarray, " n"]]:
         """Times by channel, read from the messages where there is no index."""

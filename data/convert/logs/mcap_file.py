@@ -141,7 +141,7 @@ class McapFile(ChunkedFile):
             language="" if schema is None else schema.encoding,
             text=b"" if schema is None else bytes(schema.data),
         )
-        self.channels[channel.id] = Channel(id=channel.id, topic=channel.topic, definition=definition)
+        self.define(Channel(id=channel.id, topic=channel.topic, definition=definition))
 
     # ---- without the index
 

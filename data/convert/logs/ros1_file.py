@@ -108,7 +108,7 @@ class Ros1File(ChunkedFile):
             text=more.get(b"message_definition", b""),
         )
         number = _number(fields, b"conn")
-        self.channels[number] = Channel(id=number, topic=topic, definition=definition)
+        self.define(Channel(id=number, topic=topic, definition=definition))
 
     # ---- without the index
 

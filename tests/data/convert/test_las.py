@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import sys
 from pathlib import Path
 
@@ -12,38 +13,14 @@ import pytest
 from data.convert import las as las_module
 from data.convert.base import Skipped
 from data.convert.las import LasConverter
+from data.convert.las_file import read_las
 from data.convert.pcd import PcdConverter
 from data.sample import IGNORE_LABEL, Sample
 from data.storage.shard import ShardError
 from tests.helpers.layouts.custom import write_custom
+from tests.helpers.layouts.point_files import EASTING, NORTHING, survey
+from tests.helpers.layouts.point_files import write_tile as write
 from tests.helpers.street_logs import street_log
-
-EASTING, NORTHING = 412_300.0, 5_678_900.0
-"""A corner of blocks of 50 m; float32 has steps of half a metre there."""
-
-
-def survey(points: int = 4000, extent_m: float = 100.0) -> dict[str, np.ndarray]:
-    """Ground with things on it over 2 x 2 blocks of 50 m; coordinates are whole millimetres."""
-    rng = np.random.default_rng(0)
-    x, y = (np.floor(rng.uniform(0, extent_m, points) * 1000) / 1000 for _ in range(2))
-    return {
-        "x": EASTING + x,
-        "y": NORTHING + y,
-        "z": np.round(300 + 0.02 * x + rng.uniform(0, 5, points), 3),
-        "intensity": rng.integers(100, 65535, points).astype(np.uint16),
-        "classification": rng.choice([1, 2, 5, 6, 17, 64], points).astype(np.uint8),
-        "gps_time": 250_000.0 + np.arange(points) * 1e-3,
-    }
-
-
-def write(path: Path, columns: dict[str, np.ndarray], *, point_format: int = 6, version: str = "1.4") -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    header = laspy.LasHeader(point_format=point_format, version=version)
-    header.offsets, header.scales = [EASTING, NORTHING, 0], [0.001] * 3
-    data = laspy.LasData(header)
-    for name, values in columns.items():
-        setattr(data, name, values)
-    data.write(path)
 
 
 def read(converter: LasConverter) -> dict[str, Sample]:
@@ -230,3 +207,77 @@ def test_sweeps_may_be_such_files(tmp_path: Path, ending: str) -> None:
     np.testing.assert_allclose(sample.intensity, truth[0].intensity, atol=2.1e-3)
     np.testing.assert_array_equal(sample.labels, truth[0].labels)
     assert len(sample.cameras) == 1
+
+
+# ---- sizes that a file states
+POINTS_AT, RECORDS_AT, POINT_BYTES_AT, COUNT_AT = 96, 100, 105, 247
+"""Places in the header of version 1.4."""
+FIRST_CHUNK = 469 + 8
+"""Where the one chunk of a .laz of `survey` begins."""
+
+
+@pytest.mark.parametrize(
+    ("ending", "place", "kind", "value", "said"),
+    [
+        (".las", 0, "<4s", b"LAZF", "is no LAS file: it begins with b'LAZF'"),
+        (".las", POINTS_AT, "<I", 999_999, "points from byte 999,999 on, the file has 120,375"),
+        (".las", RECORDS_AT, "<I", 7, "7 records in 0 bytes before its points"),
+        (".las", COUNT_AT, "<Q", 4001, "4,001 points of 30 bytes, there are 120,000 bytes of them"),
+        (".laz", POINT_BYTES_AT, "<H", 31, "points of 31 bytes in its header, 30 where it says how it is packed"),
+        (".laz", 375 + 2, "<5s", b"nobod", "does not say how (record 22204 is missing)"),
+        (".laz", 469, "<q", 120_000_000, "its table of chunks is at byte 120,000,000 of"),
+        (".laz", FIRST_CHUNK + 30 + 4 + 4, "<I", 99_999, "states layers of"),
+    ],
+)
+def test_a_file_that_states_more_than_it_holds_is_named(
+    tmp_path: Path, ending: str, place: int, kind: str, value: bytes | int, said: str
+) -> None:
+    """Before a library takes memory for it; the values here are ones that cost nothing anywhere."""
+    path = tmp_path / f"a{ending}"
+    write(path, survey())
+    data = bytearray(path.read_bytes())
+    struct.pack_into(kind, data, place, value)
+    path.write_bytes(data)
+    (skipped,) = LasConverter(source=str(path)).frames("a", 0, 1)
+    assert isinstance(skipped, Skipped)
+    assert (skipped.reason, said in skipped.detail) == ("array-broken", True), skipped.detail
+
+
+def test_a_table_of_more_chunks_than_fit_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.laz"
+    write(path, survey(100))
+    data = bytearray(path.read_bytes())
+    (table_at,) = struct.unpack_from("<q", data, 469)
+    struct.pack_into("<I", data, table_at + 4, 300)
+    path.write_bytes(data)
+    (skipped,) = LasConverter(source=str(path)).frames("a", 0, 1)
+    assert isinstance(skipped, Skipped)
+    assert f"300 chunks in {table_at - FIRST_CHUNK:,} bytes" in skipped.detail
+
+
+@pytest.mark.parametrize("point_format", [1, 3, 6, 7, 8])
+def test_packed_files_of_many_chunks_and_of_bytes_of_ones_own_are_read(tmp_path: Path, point_format: int) -> None:
+    columns = {**survey(120_000), "classification": np.ones(120_000, np.uint8)}  # chunks have 50,000
+    path = tmp_path / "a.laz"
+    header = laspy.LasHeader(point_format=point_format, version="1.4")
+    header.offsets, header.scales = [EASTING, NORTHING, 0], [0.001] * 3
+    header.add_extra_dim(laspy.ExtraBytesParams(name="amplitude", type=np.float64))
+    data = laspy.LasData(header)
+    for name in ("x", "y", "z", "intensity"):
+        setattr(data, name, columns[name])
+    data.write(path)
+    np.testing.assert_array_equal(read_las(path)["intensity"], columns["intensity"])
+
+
+def test_a_panic_of_the_library_costs_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):  # the name that Rust's have
+        pass
+
+    def panic(*_: object, **__: object) -> object:
+        raise PanicException("index out of bounds")
+
+    write(tmp_path / "a.laz", survey(100))
+    monkeypatch.setattr(laspy, "open", panic)
+    (skipped,) = LasConverter(source=str(tmp_path)).frames("a", 0, 1)
+    assert isinstance(skipped, Skipped)
+    assert "lazrs gave up: index out of bounds" in skipped.detail

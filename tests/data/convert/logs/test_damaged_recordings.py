@@ -216,3 +216,26 @@ def test_a_file_that_was_hardly_begun_is_opened(
     assert found[0] <= 4  # the JSON of poses is short
     assert found[1] <= 1
     assert len(problems) == 1
+
+
+def test_a_channel_that_is_defined_anew_stays_what_it_was(whole: dict[str, Path], tmp_path: Path) -> None:
+    """A bag's connections stand in its index and again in its chunks, where one letter of a name is damaged."""
+    data = bytearray(whole["ros1"].read_bytes())
+    data[data.index(POSE.encode())] ^= 1
+    path = tmp_path / "bad.bag"
+    path.write_bytes(data)
+    found, problems = read(path)
+    assert found == (NUM_POSES, NUM_IMAGES)
+    (problem,) = problems
+    assert "is '/odom/pose', and later '.odom/pose': damaged?" in problem
+
+
+def test_an_index_beyond_any_file_is_not_looked_for(whole: dict[str, Path], tmp_path: Path) -> None:
+    data = bytearray(whole["ros1"].read_bytes())
+    place = data.index(b"index_pos=") + len(b"index_pos=")
+    for wrong in (2**64 - 1, 2**63 - 1, len(data)):
+        data[place : place + 8] = wrong.to_bytes(8, "little")
+        (tmp_path / "bad.bag").write_bytes(data)
+        found, (problem,) = read(tmp_path / "bad.bag")
+        assert found == (NUM_POSES, NUM_IMAGES)
+        assert "without an index" in problem
