@@ -19,7 +19,7 @@ Formats:
                  `--pretrained_model` of OpenPCDet.
     pointcept    res16unet (spunet34 for SpUNet-v1m1; res16unet34c, res16unet18 for MinkUNet) and spvcnn, for
                  Pointcept's `weight`.
-    spconv       res16unet of any preset: own names, kernels as spconv 2 has them, for networks built by hand.
+    spconv       res16unet of any preset, voxelnet: kernels as spconv 2 has them, for networks built by hand.
     torchsparse  res16unet (minkunet34, minkunet18) and spvcnn, as torchsparse's own examples, SegContrast's family,
                  BEVLab and PCSeg have them.
     onnx         a dense network: the 2D part of voxelnet and pillars (beside it, as JSON and safetensors, the sparse

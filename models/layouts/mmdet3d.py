@@ -17,20 +17,13 @@ from typing import Any
 from torch import nn
 
 from models.layouts.base import AnyTensor, Fed, Layout, Place
+from models.layouts.bird_eye import BirdEyeNames, bird_eye_places, encoder_steps, read_bird_eye
 from models.layouts.mmdet3d_parts import from_file, to_file
 from models.layouts.mmdet3d_text import mmdet3d_text
 from models.layouts.mmdet3d_unet import mmdet3d_unet_features, mmdet3d_unet_places, mmdet3d_unet_text
-from models.layouts.pillar_parts import PillarNames, pillar_places, read_pillars, without_z_offset
-from models.layouts.second_parts import (
-    BevNames,
-    Step,
-    bev_places,
-    bev_sizes,
-    encoded,
-    layer_places,
-    read_bev,
-    stages_of,
-)
+from models.layouts.pillar_parts import PillarNames, without_z_offset
+from models.layouts.second_parts import BevNames, Step, stages_of
+from models.layouts.spconv_reader import State
 from models.layouts.unet_places import refuse_other_eps
 from models.lidar.pillars import Pillars
 from models.lidar.res16unet import Res16UNet, ResidualBlock
@@ -58,15 +51,7 @@ class Mmdet3d(Layout):
                 "pillars, res16unet (minkunet34, minkunet18) and spvcnn"
             )
         refuse_other_eps(network, _EPS, self.title)
-        if isinstance(network, Pillars):
-            found = pillar_places(network.pillar_encoder, "pillar_encoder", _PILLARS)
-        else:
-            found = {}
-            for theirs, ours in _named(network):
-                found |= layer_places(ours, theirs, "zyx")
-        if network.bev_backbone is not None:
-            found |= bev_places(network.bev_backbone, "bev_backbone", _BEV)
-        return found
+        return bird_eye_places(network, _NAMES)
 
     def settled(self, state: Mapping[str, AnyTensor], network: nn.Module) -> Mapping[str, AnyTensor]:
         """Of pillars without the offset of z."""
@@ -93,15 +78,8 @@ class Mmdet3d(Layout):
         """See `Layout.features`."""
         if isinstance(network, Res16UNet | Spvcnn):
             return mmdet3d_unet_features(state, inputs)
-        if isinstance(network, Pillars):
-            bev = read_pillars(state, network, _PILLARS, inputs, eps=_EPS)
-        else:
-            assert isinstance(network, VoxelNet)
-            residual = "middle_encoder.encoder_layers.encoder_layer1.0.conv1.weight" in state
-            bev = encoded(state, network, _block_steps() if residual else _steps(), inputs, eps=_EPS)
-        if network.bev_backbone is None:
-            return bev
-        return read_bev(state, bev, bev_sizes(network.bev_backbone), _BEV, eps=_EPS)
+        assert isinstance(network, VoxelNet | Pillars)
+        return read_bird_eye(state, network, _NAMES, inputs, eps=_EPS)
 
 
 _AT = "middle_encoder."
@@ -123,23 +101,17 @@ def _named(network: VoxelNet) -> list[tuple[str, tuple[str, nn.Module]]]:
     return [*named, (f"{_AT}conv_out", stages.last)]
 
 
-def _steps() -> list[Step]:
-    """The layers of a SparseEncoder of convolutions (`block_type` conv_module), in their order."""
-    steps = [Step("submanifold", f"{_AT}conv_input", "subm1")]
-    steps.append(Step("submanifold", f"{_AT}encoder_layers.encoder_layer1.0", "subm1"))
-    for stage, padding in ((2, (1, 1, 1)), (3, (1, 1, 1)), (4, (0, 1, 1))):
-        at = f"{_AT}encoder_layers.encoder_layer{stage}"
-        steps.append(Step("strided", f"{at}.0", f"spconv{stage}", (2, 2, 2), padding))
-        steps += [Step("submanifold", f"{at}.{number}", f"subm{stage}") for number in (1, 2)]
-    return [*steps, Step("strided", f"{_AT}conv_out", "spconv_down2", (2, 1, 1), (0, 0, 0))]
+def _steps(state: State) -> list[Step]:
+    """The layers of a SparseEncoder in their order.
+
+    `block_type` conv_module: a stage begins with its strided convolution; basicblock, as CenterPoint's configs have it:
+    the stage before ends with it.
+    """
+    residual = f"{_AT}encoder_layers.encoder_layer1.0.conv1.weight" in state
+    counts = (3, 3, 3, 2) if residual else (1, 3, 3, 3)
+    stages = (f"{_AT}encoder_layers.encoder_layer{stage}" for stage in (1, 2, 3, 4))
+    middle = [f"{at}.{number}" for at, count in zip(stages, counts, strict=True) for number in range(count)]
+    return encoder_steps([f"{_AT}conv_input", *middle, f"{_AT}conv_out"], residual=residual)
 
 
-def _block_steps() -> list[Step]:
-    """The layers of one of residual blocks (`block_type` basicblock, as CenterPoint's configs have it)."""
-    steps = [Step("submanifold", f"{_AT}conv_input", "subm1")]
-    for stage, padding in ((1, (1, 1, 1)), (2, (1, 1, 1)), (3, (0, 1, 1)), (4, None)):
-        at = f"{_AT}encoder_layers.encoder_layer{stage}"
-        steps += [Step("block", f"{at}.{number}", f"subm{stage}") for number in (0, 1)]
-        if padding is not None:
-            steps.append(Step("strided", f"{at}.2", f"spconv{stage}", (2, 2, 2), padding))
-    return [*steps, Step("strided", f"{_AT}conv_out", "spconv_down2", (2, 1, 1), (0, 0, 0))]
+_NAMES = BirdEyeNames(named=_named, steps=_steps, pillars=_PILLARS, bev=_BEV)

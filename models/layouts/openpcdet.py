@@ -21,21 +21,12 @@ from models.detection.anchor_head import AnchorHead
 from models.detection.bird_eye import BirdEyeDetector
 from models.detection.centre_head import CentreHead
 from models.layouts.base import AnyTensor, Fed, Layout, Place
+from models.layouts.bird_eye import BirdEyeNames, bird_eye_places, encoder_steps, read_bird_eye
 from models.layouts.openpcdet_text import openpcdet_text
-from models.layouts.pillar_parts import PillarNames, pillar_places, read_pillars, without_z_offset
+from models.layouts.pillar_parts import PillarNames, without_z_offset
 from models.layouts.pointnet_parts import EPS as POINT_EPS
 from models.layouts.pointnet_parts import pointnet_places, read_pointnet
-from models.layouts.second_parts import (
-    BevNames,
-    Step,
-    StepKind,
-    bev_places,
-    bev_sizes,
-    encoded,
-    layer_places,
-    read_bev,
-    stages_of,
-)
+from models.layouts.second_parts import BevNames, Step, stages_of
 from models.layouts.spconv_reader import State, batch_norm
 from models.layouts.unet_places import refuse_other_eps
 from models.lidar.pillars import Pillars
@@ -78,15 +69,7 @@ class OpenPcdet(Layout):
                 "pointnet2 (preset pointrcnn). U-Nets go to pointcept, mmdet3d and torchsparse"
             )
         refuse_other_eps(network, _EPS, self.title)
-        if isinstance(network, Pillars):
-            found = pillar_places(network.pillar_encoder, "pillar_encoder", _PILLARS)
-        else:
-            found = {}
-            for theirs, ours in _named(network):
-                found |= layer_places(ours, theirs, "zyx")
-        if network.bev_backbone is not None:
-            found |= bev_places(network.bev_backbone, "bev_backbone", _BEV)
-        return found
+        return bird_eye_places(network, _NAMES)
 
     def added(self, network: nn.Module) -> Mapping[str, AnyTensor]:
         """Residual blocks have biases there in front of their BatchNorm, 0 here."""
@@ -137,16 +120,8 @@ class OpenPcdet(Layout):
             return _head(state, head, self.features(state, network.backbone, inputs))
         if isinstance(network, PointNet2):
             return read_pointnet(state, network, inputs)
-        if isinstance(network, Pillars):
-            bev = read_pillars(state, network, _PILLARS, inputs, eps=_EPS)
-        else:
-            assert isinstance(network, VoxelNet)
-            bev = encoded(
-                state, network, _steps(residual="backbone_3d.conv1.0.conv1.weight" in state), inputs, eps=_EPS
-            )
-        if network.bev_backbone is None:
-            return bev
-        return read_bev(state, bev, bev_sizes(network.bev_backbone), _BEV, eps=_EPS)
+        assert isinstance(network, VoxelNet | Pillars)
+        return read_bird_eye(state, network, _NAMES, inputs, eps=_EPS)
 
 
 def _named(network: VoxelNet) -> list[tuple[str, tuple[str, nn.Module]]]:
@@ -158,16 +133,15 @@ def _named(network: VoxelNet) -> list[tuple[str, tuple[str, nn.Module]]]:
     return [*named, ("backbone_3d.conv_out", stages.last)]
 
 
-def _steps(*, residual: bool) -> list[Step]:
+def _steps(state: State) -> list[Step]:
     """The layers of VoxelBackBone8x, or VoxelResBackBone8x, in their order."""
-    at = "backbone_3d."
-    kind: StepKind = "block" if residual else "submanifold"
-    steps = [Step("submanifold", f"{at}conv_input", "subm1")]
-    steps += [Step(kind, f"{at}conv1.{number}", "subm1") for number in range(2 if residual else 1)]
-    for stage, padding in ((2, (1, 1, 1)), (3, (1, 1, 1)), (4, (0, 1, 1))):
-        steps.append(Step("strided", f"{at}conv{stage}.0", f"spconv{stage}", (2, 2, 2), padding))
-        steps += [Step(kind, f"{at}conv{stage}.{number}", f"subm{stage}") for number in (1, 2)]
-    return [*steps, Step("strided", f"{at}conv_out", "spconv_down2", (2, 1, 1), (0, 0, 0))]
+    at, residual = "backbone_3d.", "backbone_3d.conv1.0.conv1.weight" in state
+    numbers = [range(2 if residual else 1), range(3), range(3), range(3)]
+    middle = [f"{at}conv{stage}.{number}" for stage, found in enumerate(numbers, start=1) for number in found]
+    return encoder_steps([f"{at}conv_input", *middle, f"{at}conv_out"], residual=residual)
+
+
+_NAMES = BirdEyeNames(named=_named, steps=_steps, pillars=_PILLARS, bev=_BEV)
 
 
 def _head(state: State, head: AnchorHead | CentreHead, bev: Float[Tensor, "B C Y X"]) -> Float[Tensor, "B numbers"]:

@@ -1,7 +1,7 @@
-"""Tandem's own names with kernels as spconv 2 has them: for networks built of spconv's layers by hand.
+"""Kernels as spconv 2 has them under plain names: for networks built of spconv's layers by hand.
 
-A plain state dict; the text beside it lists the layers in the order of computation. Axes are x, y, z. What a kernel of
-one cell is, stands in `spconv_unet`.
+A plain state dict; the text beside it lists the layers in the order of computation. Of U-Nets the names are Tandem's
+own and the axes x, y, z; what a kernel of one cell is, stands in `spconv_unet`. Of voxelnet: `spconv_voxelnet`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from torch import Tensor, nn
 
 from models.layouts.base import AnyTensor, Fed, Layout, Place
 from models.layouts.spconv_unet import BySpconv, spconv_kernel
+from models.layouts.spconv_voxelnet import FIRST, voxelnet_features, voxelnet_places, voxelnet_text
 from models.layouts.torchsparse import input_text
 from models.layouts.unet_places import Unit, unet_places, units
 from models.layouts.unet_reader import Layer, Stage, UNetNames, UNetReader
 from models.lidar.res16unet import Res16UNet
+from models.lidar.voxelnet import VoxelNet
 
 
 class SpconvPlain(Layout):
@@ -28,6 +30,8 @@ class SpconvPlain(Layout):
 
     def places(self, network: nn.Module) -> Mapping[str, Place]:
         """See `Layout.places`."""
+        if isinstance(network, VoxelNet):
+            return voxelnet_places(network)
         return unet_places(_unet(network), lambda unit: (unit.kernel, unit.norm), spconv_kernel)
 
     def wrap(self, state: Mapping[str, AnyTensor], metadata: Mapping[str, str]) -> Any:
@@ -37,13 +41,17 @@ class SpconvPlain(Layout):
     def unwrap(self, content: Mapping[str, object]) -> Mapping[str, AnyTensor]:
         """`state_dict`, if its first kernel is one of spconv."""
         state = content.get("state_dict")
-        first = state.get("stem.weight") if isinstance(state, Mapping) else None
-        if not isinstance(state, Mapping) or not isinstance(first, Tensor) or first.ndim != 5:
+        if not isinstance(state, Mapping):
+            return {}
+        first = state.get("stem.weight", state.get(FIRST))
+        if not isinstance(first, Tensor) or first.ndim != 5:
             return {}
         return {str(key): value for key, value in state.items() if isinstance(value, Tensor)}
 
     def instructions(self, network: nn.Module, fed: Fed) -> str:
         """See `Layout.instructions`."""
+        if isinstance(network, VoxelNet):
+            return voxelnet_text(network, fed)
         unet = _unet(network)
         lines = "\n".join(_steps(unet))
         return f"""# A sparse U-Net on spconv 2
@@ -69,6 +77,8 @@ state = torch.load("FILE", weights_only=True)["state_dict"]
         self, state: Mapping[str, AnyTensor], network: nn.Module, inputs: tuple[AnyTensor, AnyTensor, int]
     ) -> AnyTensor:
         """See `Layout.features`."""
+        if isinstance(network, VoxelNet):
+            return voxelnet_features(state, network, inputs)
         names = replace(NAMES, stem=[*NAMES.stem, SECOND_STEM]) if SECOND_STEM.kernel in state else NAMES
         return UNetReader(names, BySpconv(state), _unet(network).stem_norm.eps).whole(inputs)
 
@@ -77,7 +87,7 @@ def _unet(network: nn.Module) -> Res16UNet:
     if not isinstance(network, Res16UNet):
         raise ValueError(
             f"there is no sequence of spconv's layers here for a {type(network).__name__}; there is one for res16unet, "
-            "any preset"
+            "any preset, and for voxelnet"
         )
     return network
 
