@@ -243,7 +243,7 @@ def load_record(root: str, task: ShardTask, *, verify: bool, retry_skipped: bool
         if content["unit"] != json.loads(json.dumps(dataclasses.asdict(task))):  # tuples become lists
             return None
         record = _parse_record(content)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         logger.warning("%s is damaged (%r): its shard is made again", path, error)
         return None
     if retry_skipped and record.skipped:
@@ -265,7 +265,11 @@ def forget_skips(root: str, tasks: Iterable[ShardTask]) -> None:
 
 
 def _parse_record(content: dict[str, Any]) -> ShardRecord:
-    """The record, every part of the type that joining relies on; raises ValueError, KeyError or TypeError."""
+    """The record, every part of the type that joining relies on.
+
+    Raises:
+        ValueError, KeyError, TypeError, OverflowError: it is none.
+    """
     skipped = tuple(Skipped(**entry) for entry in content["skipped"])
     stored = content["table"]
     texts = [text for skip in skipped for text in (skip.reason, skip.key, skip.detail, skip.log)]

@@ -109,7 +109,7 @@ def _bev_lines(network: VoxelNet) -> Iterator[str]:
     sizes = bev_sizes(network.bev_backbone)
     for level, (layers, stride, filters) in enumerate(zip(sizes.layers, sizes.strides, sizes.filters, strict=True)):
         yield f"{layers + 1} Conv2d, 3x3, padding 1, the first of stride {stride}, to {filters}: `{_BEV.blocks}{level}`"
-    for level, (stride, filters) in enumerate(zip(sizes.up_strides, sizes.up_filters, strict=True)):
-        kind = f"ConvTranspose2d, kernel and stride {stride:g}" if stride >= 1 else f"Conv2d, both {1 / stride:g}"
+    for level, (up, filters) in enumerate(zip(sizes.up_strides, sizes.up_filters, strict=True)):
+        kind = f"ConvTranspose2d, kernel and stride {up:g}" if up >= 1 else f"Conv2d, both {1 / up:g}"
         yield f"{kind}, to {filters}, on what block {level} gives: `{_BEV.deblocks}{level}`"
     yield "the results of these, joined: the map"

@@ -380,6 +380,17 @@ def test_damaged_records_are_made_again_and_damaged_settings_are_named(tmp_path,
         prepare(ToyConverter(), str(tmp_path), CONFIG)
 
 
+def test_a_record_with_a_number_beyond_any_float_is_made_again(tmp_path, undisturbed):
+    prepare(ToyConverter(), str(tmp_path), CONFIG)
+    path = tmp_path / RECORDS / "unit-000003.json"
+    record = json.loads(path.read_text())
+    record["brightest"] = dict.fromkeys(record["brightest"], -(10**400))
+    path.write_text(json.dumps(record))
+    summary = prepare(ToyConverter(), str(tmp_path), CONFIG)
+    assert summary.num_shards - summary.num_reused_shards == 1
+    assert content(tmp_path) == undisturbed
+
+
 def test_records_of_another_plan_are_not_used(tmp_path):
     prepare(ToyConverter(), str(tmp_path), CONFIG)
     path = tmp_path / RECORDS / "unit-000000.json"
