@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks.common import REPOSITORY, markdown, seconds_of, setting
 from engine.detection.judge import judge
-from engine.detection.scores import Scores
+from engine.scores import Scores
 from tests.helpers.nuscenes_scenes import Frame, line_of, scene
 
 VAL = 6019

@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.common import REPOSITORY, markdown, setting
 from benchmarks.found_objects import found_by
-from engine.detection.scores import MEAN, Scores
+from engine.scores import MEAN, Scores
 from launchers.evaluation.detections import JudgedFrame
 from launchers.finetuning.judging import judge_frames
 

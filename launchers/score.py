@@ -18,14 +18,14 @@ from engine.detection.formats import nuscenes as nuscenes_files
 from engine.detection.formats import once as once_files
 from engine.detection.formats import waymo as waymo_files
 from engine.detection.formats.tables import united
-from engine.detection.frames import FoundObjects, JudgeError, TrueObjects, paired
+from engine.detection.frames import FoundObjects, TrueObjects, paired
 from engine.detection.kitti import score_kitti
 from engine.detection.kitti_rules import KittiSettings
 from engine.detection.nuscenes import score_nuscenes
 from engine.detection.once import OnceSettings, score_once
 from engine.detection.pairs import FramePair
-from engine.detection.scores import Scores
 from engine.detection.waymo import score_waymo
+from engine.scores import JudgeError, Scores
 from launchers.cli import guarded
 from launchers.evaluation import nuscenes_truth, prepared_truth
 from launchers.evaluation.prepared_truth import is_prepared

@@ -30,7 +30,7 @@ from jaxtyping import Bool, Float64, Int64
 from engine.detection.failures import best_threshold, errors_by_frame
 from engine.detection.frames import needed
 from engine.detection.pairs import FramePair, Stacked, stacked
-from engine.detection.scores import MEAN, Curve, Score, Scores
+from engine.scores import MEAN, Curve, Score, Scores
 
 Rows = Int64[np.ndarray, " _"]
 

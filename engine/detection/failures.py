@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from engine.detection.pairs import FramePair
-from engine.detection.scores import FrameErrors
+from engine.scores import FrameErrors
 
 
 def best_threshold(

@@ -16,14 +16,12 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import Float64, Int64
 
+from engine.scores import JudgeError
+
 T = TypeVar("T")
 
 _MOST = 1e8
 """Metres: above coordinates of any map, and nothing that is computed of them overflows."""
-
-
-class JudgeError(ValueError):
-    """Objects that a metric cannot judge; the message names the frame, what is wrong with it and what to do."""
 
 
 def _origin() -> Float64[np.ndarray, "3"]:

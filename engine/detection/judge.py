@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 
 from engine.detection import argoverse2
 from engine.detection.argoverse2 import score_argoverse2
-from engine.detection.frames import FoundObjects, JudgeError, TrueObjects, paired
+from engine.detection.frames import FoundObjects, TrueObjects, paired
 from engine.detection.kitti import score_kitti
 from engine.detection.kitti_rules import KITTI_CLASSES
 from engine.detection.nuscenes import score_nuscenes
 from engine.detection.nuscenes_rules import CLASS_RANGE_M
 from engine.detection.once import ONCE_CLASSES, score_once
-from engine.detection.scores import Scores
 from engine.detection.waymo import MIN_IOU, score_waymo
+from engine.scores import JudgeError, Scores
 
 Pairs = Sequence[tuple[TrueObjects, FoundObjects]]
 """True and found objects of every frame."""

@@ -26,7 +26,7 @@ from engine.detection.frames import needed
 from engine.detection.kitti_rules import DIFFICULTIES, NO_ALPHA, Difficulty, KittiClass, KittiSettings
 from engine.detection.matching import COUNTED, NEUTRAL, OTHER, Counts, Matching, Outcome, Roles
 from engine.detection.pairs import FramePair, Overlaps, box_overlaps, image_overlaps, stacked
-from engine.detection.scores import MEAN, Curve, Score, Scores
+from engine.scores import MEAN, Curve, Score, Scores
 
 _NAME = "KITTI"
 _MAIN, _ALL = "moderate", "all"

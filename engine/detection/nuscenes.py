@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from engine.detection.failures import best_threshold, errors_by_frame
-from engine.detection.frames import FoundObjects, JudgeError, TrueObjects, needed
+from engine.detection.frames import FoundObjects, TrueObjects, needed
 from engine.detection.nuscenes_curve import RECALLS, RecallCurve, mean_error, recall_curve
 from engine.detection.nuscenes_matching import NONE, greedy, near_pairs
 from engine.detection.nuscenes_rules import (
@@ -42,7 +42,7 @@ from engine.detection.nuscenes_rules import (
     inside_any,
 )
 from engine.detection.pairs import FramePair
-from engine.detection.scores import MEAN, Curve, Score, Scores
+from engine.scores import MEAN, Curve, JudgeError, Score, Scores
 
 _NAME = "nuScenes"
 _CLASSES = tuple(CLASS_RANGE_M)

@@ -28,7 +28,7 @@ from common.ranges import above
 from engine.detection.failures import best_threshold, errors_by_frame
 from engine.detection.matching import COUNTED, NEUTRAL, OTHER, Counts, Matching, Outcome, Roles
 from engine.detection.pairs import FramePair, Overlaps, Stacked, box_overlaps, stacked
-from engine.detection.scores import MEAN, Curve, Score, Scores
+from engine.scores import MEAN, Curve, Score, Scores
 
 _RECALLS = 50
 _ROUNDING = 1e-6

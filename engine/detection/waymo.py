@@ -28,11 +28,11 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int64
 
 from engine.detection.failures import best_threshold, errors_by_frame
-from engine.detection.frames import JudgeError, TrueObjects, needed
+from engine.detection.frames import TrueObjects, needed
 from engine.detection.pairs import FramePair, Overlaps, Stacked, box_overlaps, stacked
-from engine.detection.scores import MEAN, Curve, Score, Scores
 from engine.detection.waymo_curve import average_precision
 from engine.detection.waymo_matching import CUTOFFS, Matches, match_at_cutoffs, reached_cutoffs
+from engine.scores import MEAN, Curve, JudgeError, Score, Scores
 
 Rows = Int64[np.ndarray, " _"]
 

@@ -11,7 +11,8 @@ from jaxtyping import Shaped
 from data.convert.nuscenes.index import LIDAR, NuscenesIndex, rotations
 from data.convert.nuscenes.names import ATTRIBUTES, BOX_CATEGORIES, MINI, OFFICIAL
 from data.convert.nuscenes.tables import read_table
-from engine.detection.frames import JudgeError, TrueObjects
+from engine.detection.frames import TrueObjects
+from engine.scores import JudgeError
 
 SPLITS = {**OFFICIAL, **MINI}
 """Name of a split -> its scenes."""

@@ -15,7 +15,8 @@ from data.storage.store import MANIFEST_NAME
 from data.views.truth import FrameTruth
 from engine.detection.formats import kitti as kitti_files
 from engine.detection.formats.once import once_boxes
-from engine.detection.frames import JudgeError, TrueObjects
+from engine.detection.frames import TrueObjects
+from engine.scores import JudgeError
 from launchers.evaluation.detections import moved, true_objects
 from launchers.evaluation.submission import KEYS, kitti_camera
 

@@ -7,7 +7,7 @@ import math
 from rich.console import Console
 from rich.table import Table
 
-from engine.detection.scores import Scores
+from engine.scores import Scores
 
 _OBJECTS = "objects"
 _MOST_CLASSES = 12

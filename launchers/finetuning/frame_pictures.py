@@ -18,7 +18,7 @@ from data.batch_spec import BatchSpec
 from data.sample import Batch, Boxes
 from data.storage.reader import SampleError, SampleReader
 from data.storage.shard import ShardError
-from engine.detection.scores import FrameErrors
+from engine.scores import FrameErrors
 from launchers.drawing.canvas import RgbImage, jpeg_bytes
 from launchers.drawing.detections import MarkedFrame, detection_views
 from launchers.evaluation.detections import Found, JudgedFrame, detect

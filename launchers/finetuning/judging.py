@@ -27,15 +27,15 @@ from data.loading.loader import DataConfig
 from data.storage.manifest import Manifest, load_manifest
 from data.storage.reader import SampleError, SampleReader
 from engine.checkpoint import told_by_main
-from engine.detection.frames import JudgeError, paired
+from engine.detection.frames import paired
 from engine.detection.judge import BENCHMARKS, check_classes, judge
 from engine.detection.nuscenes import score_nuscenes
 from engine.detection.nuscenes_rules import CLASS_RANGE_M, NuscenesSettings
-from engine.detection.scores import Scores
 from engine.distributed import World
 from engine.downstream.common import thin
 from engine.errors import CheckpointError
 from engine.log_files import MetricsFile
+from engine.scores import JudgeError, Scores
 from launchers.evaluation.detections import NOTHING, JudgedFrame, benchmark_classes, detect, frames_config, pairs_of
 from launchers.finetuning.verdict import write_verdict
 from launchers.runs.files import DETECTIONS_FILE

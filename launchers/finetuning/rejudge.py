@@ -15,7 +15,7 @@ from configs.detection import RANDOM, FinetuneConfig
 from configs.load import ArgumentError, ConfigError
 from configs.runs import read_run
 from data.storage.reader import SampleReader
-from engine.detection.scores import Scores
+from engine.scores import Scores
 from launchers.evaluation.common import device_of
 from launchers.evaluation.detections import JudgedFrame, detect
 from launchers.evaluation.networks import identity_of, run_folder_of

@@ -17,7 +17,7 @@ import numpy as np
 from common.files import replace_file
 from common.small_files import DamagedFileError, read_json
 from configs.load import ConfigError
-from engine.detection.scores import FrameErrors, Scores
+from engine.scores import FrameErrors, Scores
 from launchers.evaluation.detections import JudgedFrame
 from launchers.runs.files import VERDICT_FILE
 
@@ -29,7 +29,7 @@ class BenchmarkVerdict:
     """What one benchmark says.
 
     Attributes:
-        curves: precision over recall, as `engine.detection.scores.Curve` in lists, None where it has no number.
+        curves: precision over recall, as `engine.scores.Curve` in lists, None where it has no number.
         frames: errors of each frame.
         counted_from: class of the detector -> score from which on its objects count in `frames`; a class that is not
             there has none that count.

@@ -11,7 +11,7 @@ from typing import Any
 from common.run_files import json_lines
 from common.small_files import DamagedFileError, read_json, read_text
 from configs.load import ConfigError
-from engine.detection.scores import MEAN
+from engine.scores import MEAN
 from launchers.drawing.curves import Chart, RunCurve, chart
 from launchers.drawing.page import TextTable
 from launchers.finetuning.verdict import BenchmarkVerdict, Verdict, read_verdict

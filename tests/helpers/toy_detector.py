@@ -15,7 +15,7 @@ from data.batch_spec import BatchSpec
 from data.sample import Batch
 from engine.detection.judge import BENCHMARKS
 from engine.detection.pairs import FramePair
-from engine.detection.scores import MEAN, Score, Scores
+from engine.scores import MEAN, Score, Scores
 from models.detection import DETECTORS
 from models.detection.base import Detections, Detector, DetectorConfig
 from models.image.base import ImageEncoderConfig

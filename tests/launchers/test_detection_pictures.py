@@ -19,8 +19,8 @@ from data.sample import Batch, CameraView
 from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
 from data.views.truth import FrameTruth
-from engine.detection.scores import FrameErrors, Scores
 from engine.distributed import World
+from engine.scores import FrameErrors, Scores
 from launchers.cli import main as tandem
 from launchers.drawing import detections
 from launchers.drawing.canvas import BACKGROUND

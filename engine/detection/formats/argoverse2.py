@@ -21,7 +21,8 @@ from jaxtyping import Float64
 
 from engine.detection.formats.quaternions import yaws_of
 from engine.detection.formats.tables import column, frames_of_rows, read_table, united
-from engine.detection.frames import FoundObjects, JudgeError, TrueObjects
+from engine.detection.frames import FoundObjects, TrueObjects
+from engine.scores import JudgeError
 
 _CENTER = ("tx_m", "ty_m", "tz_m")
 _SIZE = ("length_m", "width_m", "height_m")

@@ -23,7 +23,8 @@ from jaxtyping import Float64
 
 from common.boxes.image import image_boxes, observation_angles
 from common.nearby import nearest
-from engine.detection.frames import FoundObjects, JudgeError, TrueObjects
+from engine.detection.frames import FoundObjects, TrueObjects
+from engine.scores import JudgeError
 
 TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc")
 """Kinds of labelled objects."""

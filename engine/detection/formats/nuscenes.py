@@ -22,8 +22,9 @@ import numpy as np
 
 from common.files import replace_file
 from engine.detection.formats.quaternions import yaws_of
-from engine.detection.frames import FoundObjects, JudgeError, needed
+from engine.detection.frames import FoundObjects, needed
 from engine.detection.nuscenes_rules import ATTRIBUTES, NuscenesSettings
+from engine.scores import JudgeError
 
 USES = ("use_camera", "use_lidar", "use_radar", "use_map", "use_external")
 """What the meta data must say of a detector's input."""

@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from common.nearby import nearest
-from engine.detection.frames import FoundObjects, JudgeError, TrueObjects
+from engine.detection.frames import FoundObjects, TrueObjects
+from engine.scores import JudgeError
 
 CLASSES = ("Car", "Truck", "Bus", "Pedestrian", "Cyclist")
 """That are labelled, and may be found."""

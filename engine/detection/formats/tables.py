@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int64
 
-from engine.detection.frames import FoundObjects, JudgeError, TrueObjects
+from engine.detection.frames import FoundObjects, TrueObjects
+from engine.scores import JudgeError
 
 
 def read_table(file: Path, read: Callable[..., Any]) -> Any:

@@ -23,7 +23,8 @@ from jaxtyping import Float64, Int64
 
 from common.protobuf_schema import message_classes
 from engine.detection.formats.tables import column, frames_of_rows, read_table, united
-from engine.detection.frames import FoundObjects, JudgeError, TrueObjects
+from engine.detection.frames import FoundObjects, TrueObjects
+from engine.scores import JudgeError
 
 TYPES = ("unknown", "vehicle", "pedestrian", "sign", "cyclist")
 """Names of types 0 to 4."""

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from engine.detection.argoverse2 import CLASSES, score_argoverse2
-from engine.detection.frames import FoundObjects, JudgeError, TrueObjects
-from engine.detection.scores import MEAN, Scores
+from engine.detection.frames import FoundObjects, TrueObjects
+from engine.scores import MEAN, JudgeError, Scores
 
 CAR = "REGULAR_VEHICLE"
 

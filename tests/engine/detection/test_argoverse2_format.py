@@ -9,8 +9,9 @@ import pyarrow.feather
 import pytest
 
 from engine.detection.formats import argoverse2
-from engine.detection.frames import FoundObjects, JudgeError
+from engine.detection.frames import FoundObjects
 from engine.detection.judge import judge
+from engine.scores import JudgeError
 
 COLUMNS = ["tx_m", "ty_m", "tz_m", "length_m", "width_m", "height_m", "qw", "qx", "qy", "qz"]
 YAWS = [0.0, 1.0, -2.5, math.pi, 3.0]

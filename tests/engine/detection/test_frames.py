@@ -3,8 +3,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from engine.detection.frames import JudgeError, paired
+from engine.detection.frames import paired
 from engine.detection.judge import judge
+from engine.scores import JudgeError
 from tests.engine.detection.objects import found_frame, true_frame
 
 

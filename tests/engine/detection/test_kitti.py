@@ -5,11 +5,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from engine.detection.frames import FoundObjects, JudgeError, TrueObjects
+from engine.detection.frames import FoundObjects, TrueObjects
 from engine.detection.judge import judge
 from engine.detection.kitti import recall_thresholds, score_kitti
 from engine.detection.kitti_rules import KittiSettings
-from engine.detection.scores import Scores
+from engine.scores import JudgeError, Scores
 from tests.engine.detection.objects import TALL_PX, box, found_frame, rectangle, true_frame
 
 

@@ -12,12 +12,12 @@ import pytest
 
 from benchmarks.detection_nuscenes import largest_difference
 from engine.detection.formats.quaternions import yaws_of
-from engine.detection.frames import FoundObjects, JudgeError, TrueObjects
+from engine.detection.frames import FoundObjects, TrueObjects
 from engine.detection.judge import BENCHMARKS, CLASSES, check_classes, judge
 from engine.detection.nuscenes import score_nuscenes
 from engine.detection.nuscenes_matching import NONE, greedy, near_pairs
 from engine.detection.nuscenes_rules import CLASS_OF, CLASS_RANGE_M, NuscenesSettings, inside_any, likely_attribute
-from engine.detection.scores import MEAN, Scores
+from engine.scores import MEAN, JudgeError, Scores
 from tests.helpers.nuscenes_scenes import frame_of, scene
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "nuscenes_metric.json"

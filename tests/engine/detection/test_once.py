@@ -7,7 +7,7 @@ import pytest
 from engine.detection.frames import FoundObjects, TrueObjects
 from engine.detection.judge import judge
 from engine.detection.once import OnceSettings, recall_thresholds, score_once
-from engine.detection.scores import Scores
+from engine.scores import Scores
 from tests.engine.detection.objects import found_frame, true_frame
 
 

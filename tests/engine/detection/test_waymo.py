@@ -5,11 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from engine.detection.frames import FoundObjects, JudgeError, TrueObjects
-from engine.detection.scores import Scores
+from engine.detection.frames import FoundObjects, TrueObjects
 from engine.detection.waymo import score_waymo
 from engine.detection.waymo_curve import average_precision
 from engine.detection.waymo_matching import reached_cutoffs
+from engine.scores import JudgeError, Scores
 
 CAR = (4.0, 2.0, 1.6)
 

@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.detection.formats import waymo
-from engine.detection.frames import FoundObjects, JudgeError
+from engine.detection.frames import FoundObjects
 from engine.detection.judge import judge
+from engine.scores import JudgeError
 
 BOX = [10.0, -2.0, 0.5, 4.2, 1.9, 1.6, 0.3]
 

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from engine.detection.formats.kitti import KittiCamera, read_found, read_truth, upright_boxes, write_found
-from engine.detection.frames import FoundObjects, JudgeError
+from engine.detection.frames import FoundObjects
 from engine.detection.judge import judge
+from engine.scores import JudgeError
 
 REAL = Path(__file__).parents[5] / "shared" / "data" / "kitti_object" / "training"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="needs KITTI frames in ../shared/data/kitti_object")

@@ -12,7 +12,8 @@ import pytest
 
 from engine.detection.formats.nuscenes import USES, read_results, write_results
 from engine.detection.formats.quaternions import yaws_of
-from engine.detection.frames import FoundObjects, JudgeError
+from engine.detection.frames import FoundObjects
+from engine.scores import JudgeError
 from tests.helpers.nuscenes_scenes import scene
 
 META = dict.fromkeys(USES, False) | {"use_lidar": True}

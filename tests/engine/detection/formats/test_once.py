@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from engine.detection.formats.once import once_boxes, read_found, read_truth, write_found
-from engine.detection.frames import FoundObjects, JudgeError
+from engine.detection.frames import FoundObjects
 from engine.detection.judge import judge
+from engine.scores import JudgeError
 
 BOX = [1.0, 2.0, -0.5, 4.0, 1.8, 1.5, 0.3]
 

@@ -1,4 +1,4 @@
-"""What a detection metric gives: headline figures, a table, curves, and which objects of which frame went wrong.
+"""What a metric of objects or points gives: headline figures, a table, curves, which objects of which frame went wrong.
 
 Letters: K true objects, D found objects, C points of a curve.
 """
@@ -16,6 +16,10 @@ from jaxtyping import Float64, Int64
 
 MEAN = "mean"
 """Stands for the class in rows that are a mean over classes."""
+
+
+class JudgeError(ValueError):
+    """Frames that a metric cannot judge; the message names the frame, what is wrong with it and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
