@@ -73,6 +73,7 @@ def row(name: str, args: argparse.Namespace) -> list[str]:
     config = load(FinetuneConfig, name, overrides, choices=FINETUNE_CHOICES)
     torch.manual_seed(args.seed)
     model = config.model.build().train()
+    assert isinstance(model, Detector)
     step = _step_ms(model, config, args)
     memory = peak_rss_gib()
     network, head, worst = _frame_ms(model, config, args)

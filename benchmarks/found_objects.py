@@ -12,7 +12,7 @@ from configs.detection import FinetuneConfig
 from configs.runs import read_run
 from data.storage.reader import SampleReader
 from launchers.evaluation.detections import JudgedFrame, detect
-from launchers.finetuning.judging import JudgedSet
+from launchers.finetuning.judged_set import JudgedSet
 from launchers.training.restore import build_objective, find_checkpoint_folder
 from models.detection.base import Detector
 

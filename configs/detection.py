@@ -1,4 +1,4 @@
-"""What supervised training of a detector is made of (`tandem finetune`)."""
+"""What supervised training of a detector or a segmenter is made of (`tandem finetune`)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from data.loading.loader import DataConfig
 from engine.downstream.runner import Tower
 from engine.settings import PretrainSettings
 from models.detection import DETECTORS
-from models.detection.base import DetectorConfig
 from models.image.encoders import IMAGE_ENCODERS
 from models.lidar.backbones import BACKBONES
 from models.methods.base import MethodConfig
+from models.segmentation import SEGMENTERS
+from models.supervised import SupervisedConfig
+
+MODELS: dict[str, type[SupervisedConfig]] = {**DETECTORS, **SEGMENTERS}
+"""Name -> the settings of a network that learns from labels: detectors, then networks that segment points."""
 
 FINETUNE_CHOICES: Choices = {
-    "model": DETECTORS,
+    "model": MODELS,
     "model.backbone": BACKBONES,
     "model.image_backbone": IMAGE_ENCODERS,
 }
@@ -33,17 +37,18 @@ TOWERS: tuple[TowerName, ...] = get_args(TowerName)
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """How a detector is judged while it is trained, and by `tandem evaluate --detector` afterwards.
+    """How a network is judged while it is trained, and by `tandem evaluate --detector` afterwards.
 
     Attributes:
-        benchmarks: metrics, of `engine.detection.judge.BENCHMARKS`; (): the detector is not judged.
+        benchmarks: metrics: of a detector, those of `engine.detection.judge.BENCHMARKS`; of a segmenter, those of
+            `engine.segmentation.judge.BENCHMARKS`; (): it is not judged.
         every_epochs: epochs between two judgements; 0: only at the end of the run, and after `every_steps`.
         every_steps: updates between two judgements, beside those by epochs; 0: none but those. For few labels, whose
             epochs are a handful of updates, with every_epochs=0.
-        shards: folder or URL of a prepared set with labelled boxes; None for the set that the detector is trained on.
+        shards: folder or URL of a prepared set with labels; None for the set that the network is trained on.
         split: of that set.
         limit: use at most this many frames, evenly spread; None for all.
-        batch_size: frames that a process detects in at a time.
+        batch_size: frames that a process looks at at a time.
         num_workers: processes that read frames ahead; 0: none.
     """
 
@@ -64,12 +69,12 @@ class JudgeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(PretrainSettings):
-    """One run that trains a detector on labels (with the fields of `PretrainSettings`).
+    """One run that trains a detector or a segmenter on labels (with the fields of `PretrainSettings`).
 
     Attributes:
         run_dir: folder of checkpoints, logs and pictures; a run found there is continued.
         data: labelled shards, batches, augmentation, voxels.
-        model: the detector; `model.name` chooses.
+        model: the network; `model.name` chooses.
         init: what it starts from: "random", the folder of a run or of a checkpoint, a file that `tandem export` wrote,
             or `<layout>:<file>` for files of other projects (docs/detection.md).
         init_towers: which of the detector's networks `init` fills, "backbone" (3D), "image_backbone"; (): all that it
@@ -79,7 +84,7 @@ class FinetuneConfig(PretrainSettings):
 
     run_dir: str
     data: DataConfig
-    model: DetectorConfig
+    model: SupervisedConfig
     init: str = RANDOM
     init_towers: tuple[str, ...] = ()
     judge: JudgeConfig = field(default_factory=JudgeConfig)
@@ -100,7 +105,7 @@ class FinetuneConfig(PretrainSettings):
         return self.model
 
     def has_tower(self, tower: Tower) -> bool:
-        """Whether the detector has the network that a protocol measures."""
+        """Whether what is trained has the network that a protocol measures."""
         return tower == "objective" or self.model.tower(tower) is not None
 
     @property

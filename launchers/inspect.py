@@ -28,7 +28,7 @@ from launchers.drawing.page import TextTable, page
 from launchers.drawing.recording_tables import recording_tables
 from launchers.drawing.scenes import sample_views
 from launchers.drawing.set_tables import look, sample_table, set_tables
-from launchers.finetuning.run_frames import objects_table, trained_detector
+from launchers.finetuning.run_frames import trained_network
 from launchers.options.inspect import DRAWN_SAMPLES, parser
 from launchers.reporting.run_pictures import run_pictures
 from launchers.reporting.run_tables import run_tables
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error(f"--settings is for recordings; {target} is none")
     if is_url(options.target) or (target / MANIFEST_NAME).is_file():
         if options.frame:
-            p.error(f"--frame is for detectors' runs; {target} is a prepared set, whose samples --sample names")
+            p.error(f"--frame is for runs of tandem finetune; {target} is a prepared set, whose samples --sample names")
         return _inspect_set(options.target, options, p)
     if is_run(target):
         if options.sample or options.check or options.calibration is not None:
@@ -180,8 +180,8 @@ def _inspect_run(run_dir: Path, options: argparse.Namespace) -> int:
 
 
 def _inspect_frames(run_dir: Path, options: argparse.Namespace, p: argparse.ArgumentParser) -> int:
-    """What a detector finds in the frames that are asked for."""
-    run = trained_detector(run_dir)
+    """What a detector or a segmenter finds in the frames that are asked for."""
+    run = trained_network(run_dir)
     try:
         chosen = [find_sample(run.shown.manifest, wanted) for wanted in options.frame]
     except ValueError as error:
@@ -190,7 +190,7 @@ def _inspect_frames(run_dir: Path, options: argparse.Namespace, p: argparse.Argu
     pictures: dict[str, RgbImage] = {}
     for index in chosen:
         frame = run.frame(index)
-        tables.append(objects_table(frame))
+        tables.append(run.table(frame))
         if options.out:
             pictures |= run.views(frame)
     subtitle = f"{run_dir}, step {run.step}, frames of {run.shown.manifest.set_name}"

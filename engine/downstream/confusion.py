@@ -17,6 +17,15 @@ AbsentClass = Literal["left-out", "zero", "one"]
 _ABSENT_IOU: dict[AbsentClass, float] = {"left-out": float("nan"), "zero": 0.0, "one": 1.0}
 
 
+def absent_class_of(dataset: str) -> AbsentClass:
+    """What a set's own tool takes such a class for, by the set's name.
+
+    Sources: nuscenes-devkit leaves an absent class out of the mean, semantic-kitti-api counts it as 0. Sets without an
+    official tool leave it out.
+    """
+    return "zero" if dataset == "semantickitti" else "left-out"
+
+
 class LabelError(ValueError):
     """A set's labels are missing or do not fit the task."""
 

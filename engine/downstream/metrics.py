@@ -78,6 +78,11 @@ _FEW_PIXELS = "a random pixel: the share of the image that a circle of 5 pixels 
 _OF_REGISTERED = " over the registered images (Euler sum) alone"
 
 _ANY_BOX = "boxes at random: about 0"
+_ANY_SEGMENT = "objects at random: about 0; a class of stuff that is everywhere: its share of the points"
+_PANOPTIC = (
+    "mean over the classes of the overlap of matched segments, times the share of segments that match; stuff is one "
+    "segment a class and frame"
+)
 _BY_RECALL = "mean over the classes of the precision, averaged over recall, of boxes that "
 
 METRICS: dict[str, Metric] = {
@@ -236,5 +241,13 @@ METRICS: dict[str, Metric] = {
     ),
     "detection_once": _share("mAP", _BY_RECALL + "overlap the truth and do not look backwards", _ANY_BOX),
     "detection_argoverse2": _share("CDS", "average precision, less for errors of place, size and turn", _ANY_BOX),
+    # Of segmenters, likewise.
+    "segmentation_semantic": _share(
+        "mIoU",
+        "mean over the classes of the overlap of found and true points",
+        "always the commonest class: its share / the number of classes",
+    ),
+    "segmentation_panoptic_semantickitti": _share("PQ", _PANOPTIC, _ANY_SEGMENT),
+    "segmentation_panoptic_nuscenes": _share("PQ", _PANOPTIC, _ANY_SEGMENT),
 }
 """All metrics by the name that results.json and TensorBoard use."""

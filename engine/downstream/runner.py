@@ -41,7 +41,7 @@ from engine.downstream.common import (
     thin,
     tune_rate,
 )
-from engine.downstream.confusion import AbsentClass, ConfusionMatrix
+from engine.downstream.confusion import AbsentClass, ConfusionMatrix, absent_class_of
 from engine.downstream.results import LeakLevel, Result, describe_machine, fingerprint, now, software_versions
 
 Tower = Literal["backbone", "image_backbone", "objective"]
@@ -85,14 +85,8 @@ class SharedConfig:
         at_least(self, "null: all", voxels_per_sweep=1)
 
     def absent_class_of(self, dataset: str) -> AbsentClass:
-        """The choice for a set by its name.
-
-        Sources: nuscenes-devkit leaves an absent class out of the mean, semantic-kitti-api counts it as 0. Sets
-        without an official tool leave it out.
-        """
-        if self.absent_class != "benchmark":
-            return self.absent_class
-        return "zero" if dataset == "semantickitti" else "left-out"
+        """The choice for a set by its name."""
+        return absent_class_of(dataset) if self.absent_class == "benchmark" else self.absent_class
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,6 +59,16 @@ class JudgedFrame:
     truth: FrameTruth
     found: Found
 
+    @property
+    def index(self) -> int:
+        """Row of the frame in its set's manifest."""
+        return self.truth.index
+
+    @property
+    def labelled(self) -> bool:
+        """Whether somebody has labelled its objects."""
+        return self.truth.boxes is not None
+
 
 def detect(
     detector: Detector,
@@ -101,7 +111,7 @@ def detect(
         part = next(frames, None)
         batch = None if part is None else part.batch
         if batch is None and equal_passes:
-            detector.detect(_nothing(config, images=images).to(device))
+            detector.detect(no_points(config, images=images).to(device))
         found = {} if batch is None else _by_key(detector, batch.to(device))
         if part is not None:
             done += [JudgedFrame(truth=truth, found=found.get(truth.key, NOTHING)) for truth in part.truths]
@@ -123,7 +133,7 @@ def _numpy(values: Tensor) -> np.ndarray:
     return (values.double() if values.is_floating_point() else values).numpy()
 
 
-def _nothing(config: DataConfig, *, images: bool) -> Batch:
+def no_points(config: DataConfig, *, images: bool = False) -> Batch:
     """One sample without points, with a black image where images are looked at."""
     none = torch.zeros(0, dtype=torch.long)
     batch = Batch(

@@ -23,9 +23,8 @@ from data.batch_spec import VoxelConfig
 from engine.errors import CheckpointError
 from launchers.evaluation.networks import describe_origin, without_weights
 from launchers.finetuning.sources import WHOLE, Source, Start, open_init, shared_towers
-from models.detection.base import Detector
 from models.lidar.inputs import PointInput
-from models.methods.base import MethodConfig
+from models.methods.base import MethodConfig, Objective
 from models.weights import compare, load_state
 
 logger = logging.getLogger("tandem.pretrain")
@@ -47,7 +46,7 @@ class _Names:
         )
 
 
-def fill(detector: Detector, config: FinetuneConfig) -> Start:
+def fill(detector: Objective, config: FinetuneConfig) -> Start:
     """Fill a detector with what `config.init` names; its own weights stay where that has none.
 
     Raises:
@@ -76,7 +75,7 @@ def fill(detector: Detector, config: FinetuneConfig) -> Start:
     )
 
 
-def _from_nothing(detector: Detector, config: FinetuneConfig) -> Start:
+def _from_nothing(detector: Objective, config: FinetuneConfig) -> Start:
     """Random weights, but for image networks that the detector's own section fills (`weights`)."""
     networks = config.model.image_networks()
     filled = tuple(name for name in _children(detector) if name in networks and networks[name].weights != "random")

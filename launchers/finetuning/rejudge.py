@@ -1,28 +1,27 @@
-"""Judges a detector's checkpoint once more, on any split: `tandem evaluate --detector RUN`."""
+"""Judges a checkpoint of `tandem finetune` once more, on any split: `tandem evaluate --detector RUN`."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from common.files import replace_file
 from common.run_files import CHECKPOINT_CONFIG
-from configs.detection import RANDOM, FinetuneConfig
+from configs.detection import FinetuneConfig
 from configs.load import ArgumentError, ConfigError
 from configs.runs import read_run
-from data.storage.reader import SampleReader
 from engine.scores import Scores
 from launchers.evaluation.common import device_of
-from launchers.evaluation.detections import JudgedFrame, detect
 from launchers.evaluation.networks import identity_of, run_folder_of
-from launchers.evaluation.submission import write_submission
-from launchers.finetuning.judging import JudgedSet, check_benchmarks, judge_frames, record_of
+from launchers.finetuning.judged_set import JudgedSet
+from launchers.finetuning.judging import judge_frames, record_of
+from launchers.finetuning.kinds import kind_of, to_be_judged
 from launchers.training.restore import build_objective, find_checkpoint_folder
-from models.detection.base import Detector
 from models.lidar.native.library import threads_for_points
 
 FOLDER = "judged"
@@ -52,7 +51,7 @@ def rejudge(
     out: Path | None = None,
     submission: Path | None = None,
 ) -> Rejudged:
-    """Detect in all frames of a split with a checkpoint, judge, write.
+    """Look at all frames of a split with a checkpoint, judge, write.
 
     Args:
         source: a run's folder (its newest checkpoint) or a checkpoint's.
@@ -62,23 +61,23 @@ def rejudge(
         submission: folder for the benchmarks' files; None: none are written. With it, a split may have no labels.
 
     Raises:
-        ConfigError: the run is no detector's, an override is of something else, or nothing is asked for.
+        ConfigError: the run is one of pre-training, an override is of something else, or nothing is asked for.
         CheckpointError: there is no intact checkpoint.
-        ArgumentError: see `launchers.evaluation.submission.write_submission`.
+        ArgumentError: see `launchers.finetuning.kinds.Kind.submitted`.
     """
     wrong = [text for text in overrides if not text.startswith(("judge.", "data.shards=", "data.cache."))]
     if wrong:
-        raise ConfigError(f"override {wrong[0]!r}: the detector is trained already; only judge.* can change")
+        raise ConfigError(f"override {wrong[0]!r}: the network is trained already; only judge.* can change")
     checkpoint = find_checkpoint_folder(source)
     config = read_run(checkpoint / CHECKPOINT_CONFIG, overrides)
     if not isinstance(config, FinetuneConfig):
-        raise ConfigError(f"{checkpoint}: is a pre-training run, expected a detector's (tandem finetune)")
+        raise ConfigError(f"{checkpoint}: is a pre-training run, expected one of tandem finetune")
     if not config.judge.benchmarks:
         raise ConfigError("judge.benchmarks: got [], expected one at least, for example judge.benchmarks=[kitti]")
-    judged = JudgedSet.of(config)
-    check_benchmarks(judged, config)
-    frames = _found(checkpoint, config, judged, device)
-    labelled = any(frame.truth.boxes is not None for frame in frames)
+    judged, kind = to_be_judged(config), kind_of(config)
+    places = {} if submission is None else {name: submission / name for name in config.judge.benchmarks}
+    frames = _found(checkpoint, config, judged, device, places)
+    labelled = any(frame.labelled for frame in frames)
     if not labelled and submission is None:
         raise ArgumentError(f"judge.split={config.judge.split} has no labels; --submission writes what was found in it")
     scores = judge_frames(frames, judged, config) if labelled else {}
@@ -94,31 +93,20 @@ def rejudge(
     }
     folder.mkdir(parents=True, exist_ok=True)
     replace_file(folder / name, (json.dumps(record, indent=1) + "\n").encode())
-    classes = config.model.classes
-    places = [] if submission is None else [(name, submission / name) for name in config.judge.benchmarks]
     return Rejudged(
         scores=scores,
         results=folder / name,
-        submissions=tuple(
-            write_submission(place, name, frames, judged.manifest, classes, pretrained=config.init != RANDOM)
-            for name, place in places
-        ),
+        submissions=tuple(kind.submitted(name, place, frames, judged, config) for name, place in places.items()),
     )
 
 
 @torch.no_grad()
-def _found(checkpoint: Path, config: FinetuneConfig, judged: JudgedSet, device: str) -> list[JudgedFrame]:
+def _found(
+    checkpoint: Path, config: FinetuneConfig, judged: JudgedSet, device: str, submission: Mapping[str, Path]
+) -> Sequence[Any]:
     place = device_of(device)
-    detector = build_objective(checkpoint, config).to(place)
-    assert isinstance(detector, Detector)
+    network = build_objective(checkpoint, config).to(place)
     with threads_for_points(place):
-        found = detect(
-            detector,
-            SampleReader(judged.manifest),
-            judged.indices,
-            judged.data,
-            batch_size=config.judge.batch_size,
-            device=place,
-        )
+        found = kind_of(config).find(network, judged, judged.indices, config, device=place, submission=submission)
     assert found is not None  # nothing ends it early
     return found

@@ -1,4 +1,4 @@
-"""One run of any kind from its config: pre-training, or the training of a detector."""
+"""One run of any kind from its config: pre-training, or the training of a detector or a segmenter."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from engine.checkpoint import told_by_main
 from engine.distributed import World
 from engine.errors import CheckpointError
 from engine.pretrain import PretrainSummary
-from launchers.finetuning.frame_pictures import pictures_of_detector
+from launchers.finetuning.frame_pictures import pictures_of_network
 from launchers.finetuning.init import fill
 from launchers.finetuning.judging import Judging, judged_steps
 from launchers.finetuning.sources import sha256_of
@@ -20,7 +20,6 @@ from launchers.runs.files import INIT_FILE
 from launchers.training.continuing import Continued
 from launchers.training.supervision import Supervised
 from launchers.training.train import PRETRAINING, Assembled, RunParts, train
-from models.detection.base import Detector
 
 logger = logging.getLogger("tandem.pretrain")
 
@@ -30,23 +29,22 @@ def train_run(config: RunConfig) -> PretrainSummary:
     return train(config, FINETUNING if isinstance(config, FinetuneConfig) else PRETRAINING)
 
 
-def assemble_detector(config: RunConfig, before: Continued | None, world: World) -> Assembled:
-    """The detector with what it starts from, or with any weights where the run goes on from a checkpoint.
+def assemble_network(config: RunConfig, before: Continued | None, world: World) -> Assembled:
+    """The network with what it starts from, or with any weights where the run goes on from a checkpoint.
 
     Raises:
         ConfigError: see `launchers.finetuning.init.fill`.
         CheckpointError: `init` names other weights than the run was built with.
     """
     assert isinstance(config, FinetuneConfig)
-    detector = config.model.build()
-    assert isinstance(detector, Detector)
+    network = config.model.build()
     if before is not None:
-        return Assembled(objective=detector, fingerprint=_built_with(config, before, world))
-    start = fill(detector, config)
+        return Assembled(objective=network, fingerprint=_built_with(config, before, world))
+    start = fill(network, config)
     if world.is_main:
         logger.info("%s", start)
     return Assembled(
-        objective=detector,
+        objective=network,
         fingerprint={"init": start.sha256 or start.identity},
         record={INIT_FILE: start.to_text()},
     )
@@ -65,7 +63,7 @@ def _built_with(config: FinetuneConfig, before: Continued, world: World) -> dict
 
 
 def judging(config: RunConfig, run: Supervised, source: ShardLoader) -> Judging | None:
-    """What judges the detector while it is trained; None where nothing does."""
+    """What judges the network while it is trained; None where nothing does."""
     assert isinstance(config, FinetuneConfig)
     if not config.judge.benchmarks:
         return None
@@ -80,4 +78,4 @@ def owes_verdict(config: RunConfig, step: int, world: World) -> bool:
     return asked and told_by_main(lambda: step not in judged_steps(Path(config.run_dir)), world)
 
 
-FINETUNING = RunParts(assemble=assemble_detector, measure=judging, pictures=pictures_of_detector, owes=owes_verdict)
+FINETUNING = RunParts(assemble=assemble_network, measure=judging, pictures=pictures_of_network, owes=owes_verdict)

@@ -25,12 +25,11 @@ from launchers.evaluation.networks import open_source, origin_of
 from launchers.evaluation.weight_file import read_file
 from launchers.runs.settings import setting_of
 from launchers.training.restore import find_checkpoint_folder
-from models.detection.base import Detector
 from models.layouts.back_in import stated, taken, unwrapped
 from models.layouts.base import Layout
 from models.layouts.known import LAYOUTS
 from models.lidar.inputs import PointInput
-from models.methods.base import MethodConfig
+from models.methods.base import MethodConfig, Objective
 from models.weights import compare, read_checkpoint
 
 logger = logging.getLogger("tandem.pretrain")
@@ -125,7 +124,7 @@ def _named(init: str) -> tuple[str, Path]:
     return (layout, Path(path)) if colon and layout in (*OWN_LAYOUTS, *LAYOUTS) else ("", Path(init))
 
 
-def open_init(config: FinetuneConfig, detector: Detector) -> Source:
+def open_init(config: FinetuneConfig, detector: Objective) -> Source:
     """Read what a detector's `init` names.
 
     Raises:
@@ -185,7 +184,7 @@ def _open_file(path: Path, layout: str, config: FinetuneConfig) -> Source:
     return Source(title=title, start=start, voxels=voxels, parts={"backbone": content.state})
 
 
-def _open_theirs(path: Path, layout: Layout, config: FinetuneConfig, detector: Detector) -> Source:
+def _open_theirs(path: Path, layout: Layout, config: FinetuneConfig, detector: Objective) -> Source:
     """A file of another project: the whole detector where the layout has it and all heads fit, else the 3D network."""
     _check_takes_files(config)
     content = read_checkpoint(path)
@@ -222,7 +221,7 @@ def _check_takes_files(config: FinetuneConfig) -> None:
         )
 
 
-def _fits_whole(layout: Layout, theirs: Mapping[str, Tensor], detector: Detector) -> bool:
+def _fits_whole(layout: Layout, theirs: Mapping[str, Tensor], detector: Objective) -> bool:
     """Whether a file holds such a detector, head and all: heads of other classes have other shapes."""
     try:
         report = compare(detector, taken(layout, theirs, detector).state, source=layout.name)

@@ -1,4 +1,4 @@
-"""The newest judgement of a detector's run in full, with curves and frames: `verdict.json` in the run's folder.
+"""The newest judgement of a run in full, with curves and frames: `verdict.json` in the run's folder.
 
 What came of the earlier ones is in `detections.jsonl`.
 """
@@ -6,7 +6,6 @@ What came of the earlier ones is in `detections.jsonl`.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,6 @@ from common.files import replace_file
 from common.small_files import DamagedFileError, read_json
 from configs.load import ConfigError
 from engine.scores import FrameErrors, Scores
-from launchers.evaluation.detections import JudgedFrame
 from launchers.runs.files import VERDICT_FILE
 
 _COUNTED = "counted_from"
@@ -31,8 +29,8 @@ class BenchmarkVerdict:
     Attributes:
         curves: precision over recall, as `engine.scores.Curve` in lists, None where it has no number.
         frames: errors of each frame.
-        counted_from: class of the detector -> score from which on its objects count in `frames`; a class that is not
-            there has none that count.
+        counted_from: class of a detector -> score from which on its objects count in `frames`; a class that is not
+            there has none that count. {} of a segmenter.
     """
 
     curves: Sequence[Mapping[str, Any]]
@@ -69,8 +67,7 @@ def write_verdict(
     step: int,
     split: str,
     scores: Mapping[str, Scores],
-    frames: Sequence[JudgedFrame],
-    names: Sequence[str],
+    counted_from: Mapping[str, Mapping[str, float]],
 ) -> None:
     """Replace the run's verdict.
 
@@ -79,27 +76,15 @@ def write_verdict(
         step: updates done.
         split: of the frames.
         scores: of each benchmark.
-        frames: that were judged.
-        names: of the detector's classes.
+        counted_from: of each benchmark, see `BenchmarkVerdict`.
     """
     benchmarks = {}
     for name, verdict in scores.items():
         tree = verdict.as_json()
         benchmarks[name] = {key: tree[key] for key in ("curves", "frames")}
-        benchmarks[name][_COUNTED] = lowest_counted(verdict, frames, names)
+        benchmarks[name][_COUNTED] = dict(counted_from[name])
     tree = {"step": step, "split": split, "benchmarks": benchmarks}
     replace_file(run_dir / VERDICT_FILE, (json.dumps(tree) + "\n").encode())
-
-
-def lowest_counted(scores: Scores, frames: Sequence[JudgedFrame], names: Sequence[str]) -> dict[str, float]:
-    """See `BenchmarkVerdict`: the lowest score of each class among the objects that are right or wrong."""
-    by_key = {frame.truth.key: frame.found for frame in frames}
-    least: dict[str, float] = {}
-    for errors in scores.frames:
-        found, rows = by_key[errors.key], np.concatenate([errors.right, errors.false])
-        for number, score in zip(found.classes[rows].tolist(), found.scores[rows].tolist(), strict=True):
-            least[names[number]] = min(score, least.get(names[number], math.inf))
-    return least
 
 
 def read_verdict(run_dir: Path) -> Verdict | None:

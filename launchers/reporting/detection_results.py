@@ -1,4 +1,4 @@
-"""What finished trainings of detectors gained, as records like those of all other downstream results.
+"""What finished trainings of detectors and segmenters gained, as records like those of all other downstream results.
 
 A record is what a detector reached at the end of its training by one benchmark: the first of its headline figures.
 Runs that differ in nothing but the seed are one record; those that differ in nothing but their start are compared.
@@ -27,8 +27,8 @@ from launchers.runs.settings import setting_of_tree
 logger = logging.getLogger("tandem.report")
 
 PROTOCOL = "detection, "
-"""What the protocols of these records begin with; the detector and the benchmark follow."""
-_METRIC = "detection_"
+"""What the protocols of these records begin with; the network and the benchmark follow."""
+_METRICS = ("detection_", "segmentation_")
 _NOT_COMPARED = frozenset({"num_workers", "cache", "shards_per_group", "order", "maps_in_workers"})
 """Settings of `data` that change no number of a training."""
 _START = frozenset({"init", "init_towers"})
@@ -67,17 +67,24 @@ def _of_run(folder: Path) -> list[Result]:
     records = []
     for benchmark, verdict in lines[-1]["benchmarks"].items():
         title, value = next(iter(verdict["headline"].items()))
-        if f"{_METRIC}{benchmark}" not in METRICS:
+        metric = next((f"{kind}{benchmark}" for kind in _METRICS if f"{kind}{benchmark}" in METRICS), None)
+        if metric is None:
             continue
         if value is None:
             logger.warning("%s: no %s of %s: nothing to judge it by", folder, title, benchmark)
             continue
-        records.append(_record(config, start, lines[-1], benchmark, value * (1 if verdict["unit"] == "%" else 100)))
+        percent = value * (1 if verdict["unit"] == "%" else 100)
+        records.append(_record(config, start, lines[-1], benchmark, metric, percent))
     return records
 
 
 def _record(
-    config: Mapping[str, Any], start: Mapping[str, Any], line: Mapping[str, Any], benchmark: str, value: float
+    config: Mapping[str, Any],
+    start: Mapping[str, Any],
+    line: Mapping[str, Any],
+    benchmark: str,
+    metric: str,
+    value: float,
 ) -> Result:
     fraction = FractionConfig(**config["data"]["fraction"])
     labelled = {"train_sweeps": fraction.count} if fraction.kind == "random" else {}
@@ -94,8 +101,8 @@ def _record(
         setting=start["setting"],
         pretrain_seeds=tuple(start["pretrain_seeds"]),
         seeds=(config["seed"],),
-        metrics={f"{_METRIC}{benchmark}": (value,)},
-        metric=f"{_METRIC}{benchmark}",
+        metrics={metric: (value,)},
+        metric=metric,
         lr=(config["optim"]["lr"],),
         seconds=line["seconds"],
         checkpoint=() if random else (start["identity"],),

@@ -18,7 +18,8 @@ from torch import Tensor
 from common.ranges import different, expect
 from data.batch_spec import BatchSpec
 from data.sample import Batch
-from models.methods.base import MethodConfig, Objective
+from models.methods.base import Objective
+from models.supervised import SupervisedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +53,7 @@ class Detector(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectorConfig(MethodConfig):
+class DetectorConfig(SupervisedConfig):
     """Settings of a detector: the paper's values as defaults.
 
     Attributes:

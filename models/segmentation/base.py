@@ -17,7 +17,8 @@ from torch import Tensor
 from common.ranges import different, expect
 from data.batch_spec import BatchSpec
 from data.sample import Batch
-from models.methods.base import MethodConfig, Objective
+from models.methods.base import Objective
+from models.supervised import SupervisedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Segmenter(Objective):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmenterConfig(MethodConfig):
+class SegmenterConfig(SupervisedConfig):
     """Settings of a segmentation network: the paper's values as defaults.
 
     Attributes:

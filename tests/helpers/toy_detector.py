@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from unittest import mock
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from configs.detection import MODELS
 from data.batch_spec import BatchSpec
 from data.sample import Batch
 from engine.detection.judge import BENCHMARKS
 from engine.detection.pairs import FramePair
 from engine.scores import MEAN, Score, Scores
-from models.detection import DETECTORS
 from models.detection.base import Detections, Detector, DetectorConfig
 from models.image.base import ImageEncoderConfig
 from models.image.resnet_encoder import ResNetEncoderConfig
@@ -109,6 +109,5 @@ def toy_benchmark(frames: Sequence[FramePair]) -> Scores:
 @contextmanager
 def known() -> Iterator[None]:
     """Configs may name the toy detector, and a benchmark "toy"."""
-    detectors: Mapping[str, type[DetectorConfig]] = {"toy": ToyDetectorConfig}
-    with mock.patch.dict(DETECTORS, detectors), mock.patch.dict(BENCHMARKS, {"toy": toy_benchmark}):  # type: ignore[arg-type]
+    with mock.patch.dict(MODELS, {"toy": ToyDetectorConfig}), mock.patch.dict(BENCHMARKS, {"toy": toy_benchmark}):  # type: ignore[arg-type]
         yield

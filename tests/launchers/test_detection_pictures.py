@@ -28,10 +28,10 @@ from launchers.drawing.curves import RunCurve, chart
 from launchers.drawing.detections import MISSED, RIGHT, TRUE, WRONG, MarkedFrame, detection_views, edges_in_image
 from launchers.drawing.page import explanation
 from launchers.evaluation.detections import Found, JudgedFrame, detect
-from launchers.finetuning.frame_pictures import marked_frame, shown_set
+from launchers.finetuning.box_frames import lowest_counted, marked_frame, objects_table
+from launchers.finetuning.frame_pictures import shown_set
 from launchers.finetuning.judging import judge_frames
-from launchers.finetuning.run_frames import objects_table
-from launchers.finetuning.verdict import BenchmarkVerdict, lowest_counted, read_verdict
+from launchers.finetuning.verdict import BenchmarkVerdict, read_verdict
 from launchers.reporting.detection_report import describe_detector
 from launchers.training.train import load_any_run
 from models.detection.base import Detections, Detector

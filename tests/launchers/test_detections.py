@@ -27,7 +27,8 @@ from launchers.evaluation.detections import (
     true_objects,
 )
 from launchers.evaluation.submission import write_submission
-from launchers.finetuning.judging import JudgedSet, judge_frames, record_of
+from launchers.finetuning.judged_set import JudgedSet
+from launchers.finetuning.judging import judge_frames, record_of
 from launchers.finetuning.rejudge import rejudge
 
 

@@ -12,7 +12,7 @@ from engine.detection.kitti_rules import KittiSettings
 from engine.detection.nuscenes_rules import CLASS_OF
 from launchers.cli import main as tandem
 from launchers.evaluation.submission import write_submission
-from launchers.finetuning.judging import JudgedSet
+from launchers.finetuning.judged_set import JudgedSet
 from launchers.options.score import BENCHMARKS, HEIGHT_RULES, parser
 from launchers.score import _BENCHMARKS
 from tests.engine.detection.test_argoverse2_format import annotations, found
