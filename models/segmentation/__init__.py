@@ -2,9 +2,11 @@
 
 from models.segmentation.base import SegmenterConfig
 from models.segmentation.instance import InstanceConfig
+from models.segmentation.panoptic import PanopticConfig
 from models.segmentation.semantic import SemanticConfig
 
 SEGMENTERS: dict[str, type[SegmenterConfig]] = {
     "semantic": SemanticConfig,
     "instance": InstanceConfig,
+    "panoptic": PanopticConfig,
 }
