@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.scores import JudgeError, Scores
-from engine.segmentation import panoptic
+from engine.segmentation import instances, panoptic
 from engine.segmentation.frames import SegmentedFrame, SegmentNames
 from engine.segmentation.semantic import score_semantic, semantic_counts
 
@@ -40,10 +40,20 @@ def _panoptic(rules: panoptic.PanopticRules) -> SegmentBenchmark:
     )
 
 
+def _instances(rules: instances.InstanceRules) -> SegmentBenchmark:
+    return SegmentBenchmark(
+        keep=functools.partial(instances.instance_counts, rules=rules),
+        score=functools.partial(instances.score_instances, rules=rules),
+        things=True,
+    )
+
+
 BENCHMARKS: Mapping[str, SegmentBenchmark] = {
     "semantic": SegmentBenchmark(keep=semantic_counts, score=score_semantic, things=False),
     "panoptic_semantickitti": _panoptic(panoptic.SEMANTICKITTI),
     "panoptic_nuscenes": _panoptic(panoptic.NUSCENES),
+    "instances": _instances(instances.FEW_POINTS),
+    "instances_scannet": _instances(instances.SCANNET),
 }
 """Name of a benchmark -> its metric with the official settings."""
 
