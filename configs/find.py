@@ -81,6 +81,12 @@ KINDS: Mapping[str, ConfigKind] = {
         use="tandem sweep",
         marks=frozenset({"base", "root", "points", "runs", "grid"}),
     ),
+    "ReproduceConfig": ConfigKind(
+        folder="reproduce",
+        title="a paper's tables",
+        use="tandem reproduce",
+        marks=frozenset({"paper", "steps", "tables", "about", "methods"}),
+    ),
 }
 """Name of the dataclass -> its kind of file."""
 

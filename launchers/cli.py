@@ -30,6 +30,7 @@ VERBS = {
     "requeue": "restart running runs, submit failed ones again",
     "status": "one line for each run: how far, how fast, evaluated or not, and why it failed",
     "plan": "what a run would cost on a number of GPUs: batches, memory, traffic, hours",
+    "reproduce": "a paper's table from raw data: what is done, what is left; queues it, or --local",
     "report": "gather results of any number of runs into one table and one HTML file",
     "inspect": "look into shards or a run: numbers and pictures",
     "fit": "will weights trained on one sensor serve another set",

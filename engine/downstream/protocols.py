@@ -28,7 +28,13 @@ _points = partial(
     metric="miou",
     truth="labels",
 )
-_frozen_points = partial(_points, shared=("voxels_per_sweep",), measure=frozen.measure_frozen, work=frozen.frozen_work)
+_frozen_points = partial(
+    _points,
+    frozen=True,
+    shared=("voxels_per_sweep",),
+    measure=frozen.measure_frozen,
+    work=frozen.frozen_work,
+)
 _depth = partial(
     Protocol,
     remark="Depth metrics are taken for each image of the test split and averaged over the images.",
@@ -70,6 +76,7 @@ PROTOCOLS: dict[str, Protocol] = {
         title="linear probe on whole sweeps",
         idea="The network stays as it is; a linear layer learns the classes from whole, augmented sweeps.",
         section="finetune",
+        frozen=True,
         drawn=True,
         measure=partial(finetune.measure_finetune, frozen=True),
         work=drawn_work,
@@ -80,12 +87,14 @@ PROTOCOLS: dict[str, Protocol] = {
     "depth_frozen": _depth(
         title="depth of images, network frozen",
         idea="The image network stays as it is; a decoder learns depth from its features.",
+        frozen=True,
         measure=partial(depth.measure_depth, frozen=True),
     ),
     "image_linear_probe": _pixels(
         title="classes of pixels, linear probe",
         idea="The image network stays as it is; one linear layer learns the classes from its features.",
         section="image_linear_probe",
+        frozen=True,
         measure=image_segmentation.measure_image_probe,
         work=image_segmentation.image_probe_work,
     ),

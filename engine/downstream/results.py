@@ -76,6 +76,8 @@ class Result:
         tuning: the main metric on validation data (None = diverged) by learning rate, averaged over networks; empty if
             untuned.
         lr_at_edge: the best rate was at the grid's end, so a wider grid might do better.
+        kept_frozen: the network was frozen, and after its passes every parameter and buffer was found bit for bit as
+            before; False: it learnt, or an earlier version, which does not say, measured it.
         seconds: wall-clock time of all seeds together, tuning included.
         checkpoint: identity of the evaluated weights, one a network; empty for random ones.
         settings: the protocol's settings that shape the number.
@@ -103,6 +105,7 @@ class Result:
     lr: tuple[float, ...] = ()
     tuning: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     lr_at_edge: bool = False
+    kept_frozen: bool = False
     seconds: float = 0.0
     checkpoint: tuple[str, ...] = ()
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -360,7 +363,7 @@ _FIELDS: Mapping[str, Kind] = {
 _OPTIONAL: Mapping[str, Kind] = {
     **dict.fromkeys(("teacher", "leak", "pretraining", "setting", "metric", "fingerprint", "machine", "date"), "text"),
     **dict.fromkeys(("class_iou", "tuning", "settings", "versions"), "mapping"),
-    "lr_at_edge": "flag",
+    **dict.fromkeys(("lr_at_edge", "kept_frozen"), "flag"),
     "seconds": "number",
 }
 _ITEMS: Mapping[str, Kind] = {

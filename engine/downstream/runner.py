@@ -235,6 +235,7 @@ class Protocol:
         section: field of `ProtocolsConfig` with its settings, a dataclass with `seeds`.
         measure: measures it.
         work: what that costs.
+        frozen: the network stays as it is; `measure` must compare it with itself afterwards (`kept_as_it_is`).
         drawn: it trains on drawn samples, with a number of labels of its own; else it uses all labels, or none. Its
             settings have `tune_seeds`, `lrs`, `steps` and `batch_size`.
         shared: shared settings that shape its number, beside those that every protocol's (or every drawn one's)
@@ -251,6 +252,7 @@ class Protocol:
     measure: MeasuringFunction
     work: WorkEstimate
     idea: str = ""
+    frozen: bool = False
     drawn: bool = False
     shared: tuple[str, ...] = ()
     describe: Callable[[Any, str], tuple[dict[str, Any], list[Any]]] = described
@@ -428,6 +430,7 @@ def measure(
                 lr=tuple(t.lr for t in values.tuned),
                 tuning=values.tuning(),
                 lr_at_edge=any(t.at_edge for t in values.tuned),
+                kept_frozen=entry.frozen,  # else it has raised
                 seconds=seconds,
                 versions=software_versions(),
                 machine=describe_machine(job.device),

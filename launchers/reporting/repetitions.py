@@ -86,6 +86,7 @@ def _merged(runs: Sequence[Result]) -> Result:
         class_iou=_mean_by_class(runs),
         lr=tuple(lr for run in runs for lr in run.lr),
         lr_at_edge=any(run.lr_at_edge for run in runs),
+        kept_frozen=all(run.kept_frozen for run in runs),
         checkpoint=tuple(identity for run in runs for identity in run.checkpoint),
         seconds=sum(run.seconds for run in runs),
         date=max(run.date for run in runs),

@@ -213,6 +213,10 @@ def notes(results: Sequence[Result]) -> list[str]:
     limits = sorted({str(q) for r in results if r.protocol == "knn" and (q := r.settings.get("queries_per_sweep"))})
     if limits:
         lines.append(f"kNN: {', '.join(limits)} random voxels of each test sweep, with all of their points.")
+    if kept := dict.fromkeys(title_of(r.protocol) for r in results if r.kept_frozen):
+        lines.append(
+            f"{', '.join(kept)}: every parameter and buffer of the frozen network was bit-equal before and after."
+        )
     if any(r.lr_at_edge for r in results):
         lines.append("* the best learning rate was at the end of the grid; a wider one might give more.")
     return lines

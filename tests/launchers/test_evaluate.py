@@ -108,7 +108,9 @@ def test_all_protocols_from_checkpoint_to_results(run: Path, shards: str, tmp_pa
     assert (run / "results.json").read_text() == before
 
 
-@pytest.mark.parametrize("name", ["slidr_probe", "slidr_finetune_1pct", "nclr_finetune", "scalr_probe"])
+@pytest.mark.parametrize(
+    "name", ["slidr_probe", "slidr_finetune_1pct", "nclr_finetune", "scalr_probe", "lima_finetune_1pct"]
+)
 def test_recipes_of_the_literature_run(name: str, run: Path) -> None:
     short = ("data.train_split=train", "fraction.every=2", "finetune.epochs=1", "finetune.batch_size=2", "device=cpu")
     assert tandem(["evaluate", str(run), name, *short, "random=false"]) == 0

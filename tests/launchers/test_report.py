@@ -237,6 +237,12 @@ def test_best_rate_at_the_grids_end_is_marked_and_explained() -> None:
     assert "end of the grid" not in markdown([make()])
 
 
+def test_the_report_says_that_frozen_networks_came_out_as_they_were() -> None:
+    said = "every parameter and buffer of the frozen network was bit-equal before and after"
+    assert f"linear probe: {said}" in markdown([make(protocol="linear_probe", kept_frozen=True)])
+    assert said not in markdown([make(protocol="linear_probe")])
+
+
 def test_gather_takes_each_measurement_once_and_the_newest(tmp_path: Path) -> None:
     newer = make(miou=(50.0, 50.0, 50.0), date="2025-06-01T00:00:00+00:00")
     write_results(tmp_path / "b" / "results.json", [newer])

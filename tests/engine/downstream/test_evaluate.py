@@ -219,6 +219,11 @@ def test_a_frozen_network_that_changes_is_refused(protocol: str) -> None:
         run([changing], ToySweeps(), config)
 
 
+def test_a_record_says_whether_its_network_was_frozen_and_came_out_as_it_was() -> None:
+    records = run([PRETRAINED], ToySweeps(), dataclasses.replace(SMALL, protocols=("linear_probe", "knn", "finetune")))
+    assert {r.protocol: r.kept_frozen for r in records} == {"linear_probe": True, "knn": True, "finetune": False}
+
+
 def test_settings_that_came_later_leave_old_records_known() -> None:
     (record,) = run([PRETRAINED], ToySweeps(), dataclasses.replace(SMALL, protocols=("finetune",)))
     assert not LATER.keys() & record.settings.keys()
