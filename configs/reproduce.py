@@ -27,8 +27,8 @@ FOLDERS: dict[str, str] = {
     "evaluate": "downstream",
 }
 """Verb -> folder of the configs that it takes."""
-PLACEHOLDER = re.compile(r"\{(weights|run):([^{}]+)\}")
-"""In an override: a published file of weights by its name, or the folder of another step's run."""
+PLACEHOLDER = re.compile(r"\{(weights|run|data):([^{}]+)\}")
+"""In an override: a published file of weights by its name, the folder of another step's run, that of raw data."""
 GENERATED = "synthetic"
 """The set that is made, not read."""
 
@@ -40,8 +40,9 @@ class StepConfig:
     Attributes:
         verb: of `tandem`.
         config: name of the config that comes with Tandem.
-        overrides: settings behind it; `{weights:FILE}` stands for the path of a published file of weights in a setting,
-            with its format before it, `{run:STEP}` for the folder of another step's run.
+        overrides: settings behind it. `{weights:FILE}` stands for the path of a published file of weights in a setting,
+            with its format before it; `{run:STEP}` for the folder of another step's run; `{data:NAME}` for a folder of
+            raw data.
         data: raw set that is prepared: the name of its folder, which the user gives.
         shards: step that prepares the set; empty: none (`prepare`).
         start: step whose run is evaluated, or which a detector starts from; empty: random weights.
@@ -82,6 +83,11 @@ class StepConfig:
     def weights(self) -> Iterator[str]:
         """Published files of weights that it reads."""
         yield from (name for text in self.overrides for kind, name in PLACEHOLDER.findall(text) if kind == "weights")
+
+    def raw(self) -> Iterator[str]:
+        """Folders of raw data that it reads, each once."""
+        more = (name for text in self.overrides for kind, name in PLACEHOLDER.findall(text) if kind == "data")
+        yield from dict.fromkeys(name for name in (self.data, *more) if name)
 
 
 @dataclass(frozen=True, kw_only=True)

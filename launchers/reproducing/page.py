@@ -50,7 +50,7 @@ def _wrapped(text: str) -> str:
 
 
 def _needed(name: str, steps: Mapping[str, Step]) -> str:
-    sets = dict.fromkeys(s.config.data for s in steps.values() if s.config.data not in ("", GENERATED))
+    sets = dict.fromkeys(name for step in steps.values() for name in step.config.raw() if name != GENERATED)
     files = dict.fromkeys(file for s in steps.values() for file in s.config.weights())
     if not sets:
         return f"Needed: nothing. `tandem reproduce {name} --local` does all of it."

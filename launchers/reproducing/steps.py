@@ -132,7 +132,7 @@ def steps_of(asked: Asked, places: Places, processes: int | None = None) -> list
 
 
 def _check_names(config: ReproduceConfig, places: Places) -> None:
-    sets = {step.data for step in config.steps.values() if step.data}
+    sets = {name for step in config.steps.values() for name in step.raw()}
     prepares = {name for name, step in config.steps.items() if step.verb == "prepare"}
     for option, given, known in (("--data", places.data, sets), ("--shards", places.shards, prepares)):
         for name in given:
@@ -210,6 +210,8 @@ def _filled(text: str, own: Path, places: Places, missing: list[str]) -> str:
         kind, name = found.groups()
         if kind == "run":
             return str(own / name)
+        if kind == "data":
+            return _source(name, places, missing)
         published = published_file(name)
         path = Path(places.weights or _SHOWN_WEIGHTS) / name
         if places.weights is None or not path.is_file():
