@@ -1,14 +1,15 @@
 """Detectors learn a few real frames by heart: whether frames, sizes, headings, targets and metrics fit together.
 
-    python -m benchmarks.detection_overfit --kitti KITTI_OBJECT --nuscenes NUSCENES
+    python -m benchmarks.detection_overfit --kitti KITTI_OBJECT --nuscenes NUSCENES --sunrgbd SUNRGBD_TRAINVAL
     python -m benchmarks.detection_overfit --kitti KITTI_OBJECT --only second point_rcnn --out runs/overfit
 
-Four frames of KITTI object and one of nuScenes in their official layouts go through `tandem prepare` and `tandem
-finetune` with the shipped configs of `configs/finetune`, a narrow 3D network and coarser voxels for the CPU, no
-augmentation and no objects of other sweeps; then the last checkpoint is judged on the frames that it was trained on.
+Four frames of KITTI object, one of nuScenes and four of SUN RGB-D in their official layouts go through `tandem prepare`
+and `tandem finetune` with the shipped configs of `configs/finetune`, a narrow 3D network and coarser voxels for the
+CPU, no augmentation and no objects of other sweeps; then the last checkpoint is judged on the frames that it was
+trained on.
 
 KITTI's R40 gives n true objects no more than (n - 1) / 40, so the frames and what was found in them are judged 41 times
-over: every object counts 41 times, and 100 is what a detector without errors gets. nuScenes' AP needs no such thing.
+over: every object counts 41 times, and 100 is what a detector without errors gets. Other sets' AP needs no such thing.
 """
 
 from __future__ import annotations
@@ -35,6 +36,12 @@ from launchers.finetuning.judging import judge_frames
 KITTI_FRAMES = ("000006", "000008", "000010", "000021")
 """Those with most cars of the first frames of KITTI object: 24 cars, a pedestrian, a cyclist, a van."""
 REPEATS = 41
+_BENCHMARKS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "kitti": ("kitti", ("3D AP R40",)),
+    "nuscenes": ("nuscenes", ("AP",)),
+    "sunrgbd": ("indoor", ("AP@0.25", "AP@0.5")),
+}
+"""Set -> benchmark that judges it, and its figures in the table."""
 HEADER = ("detector", "frames", "updates", "minutes", "figure", "true objects", "AP, %")
 
 _QUIET = (
@@ -108,6 +115,19 @@ _NUSCENES_VOXELS = (
     "model.backbone.voxel_size_m=[0.05,0.05,0.2]",
 )
 
+_SUNRGBD = (
+    "data.micro_batch_size=4",
+    "data.split=val",
+    "judge.split=val",
+    "judge.limit=4",
+    "model.backbone.preset=res16unet_tiny",
+    "model.channels=64",
+    "model.proposal_channels=64",
+    "optim.weight_decay=0.01",
+    "schedule.kind=onecycle",
+    "schedule.drop_at=[]",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -115,7 +135,7 @@ class Case:
 
     Attributes:
         config: name in configs/finetune.
-        frames: "kitti" or "nuscenes".
+        frames: "kitti", "nuscenes" or "sunrgbd".
         updates: length of the run.
         overrides: of the config, beside those of all cases.
     """
@@ -183,6 +203,7 @@ CASES = {
         updates=400,
         overrides=(*_NUSCENES, *_NUSCENES_VOXELS),
     ),
+    "vote_net, SUN RGB-D": Case(config="sunrgbd_votenet", frames="sunrgbd", updates=200, overrides=_SUNRGBD),
 }
 """Title -> case."""
 
@@ -192,14 +213,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kitti", type=Path, help="folder of KITTI object, with `training`")
     parser.add_argument("--nuscenes", type=Path, help="folder of nuScenes, with `v1.0-mini`: its first frame")
+    parser.add_argument("--sunrgbd", type=Path, help="folder of SUN RGB-D in VoteNet's layout: its first four frames")
     parser.add_argument("--only", nargs="*", choices=tuple(CASES), default=tuple(CASES), help="some detectors")
     parser.add_argument("--out", type=Path, help="folder that keeps sets and runs; a run there is continued")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    roots: dict[str, Path] = {name: getattr(args, name) for name in ("kitti", "nuscenes") if getattr(args, name)}
+    roots: dict[str, Path] = {name: getattr(args, name) for name in _BENCHMARKS if getattr(args, name)}
     chosen = {title: CASES[title] for title in args.only if CASES[title].frames in roots}
     if not chosen:
-        parser.error("nothing to do: give --kitti and --nuscenes the folders of the sets, and --only some of theirs")
+        parser.error(
+            "nothing to do: give --kitti, --nuscenes or --sunrgbd the folders of the sets, and --only some of theirs"
+        )
     print(f"{setting(args.seed)}, {torch.get_num_threads()} threads", flush=True)
     with tempfile.TemporaryDirectory() as temporary:
         out = args.out or Path(temporary)
@@ -219,6 +243,8 @@ def prepared(frames: str, root: Path, out: Path) -> Path:
         (out / "train.txt").write_text("\n".join(KITTI_FRAMES) + "\n")
         (out / "val.txt").write_text("")
         options = ["kitti-object", str(root), f"train_list={out / 'train.txt'}", f"val_list={out / 'val.txt'}"]
+    elif frames == "sunrgbd":
+        options = ["sunrgbd", str(root), "--limit=4"]
     else:
         options = ["nuscenes", str(root), "version=v1.0-mini", "num_sweeps=10", "--limit=1"]
     _tandem("prepare", *options[:2], str(shards), *options[2:], "--no-superpixels", "--workers=1")
@@ -229,7 +255,7 @@ def cells(title: str, case: Case, shards: Path, out: Path, seed: int) -> list[li
     """Train a detector and judge it; a row for each class that has objects."""
     run_dir = out / title.replace(", ", "_")
     settings = [f"run_dir={run_dir}", f"data.shards={shards}", f"seed={seed}", f"schedule.steps={case.updates}"]
-    split = [] if case.frames == "nuscenes" else ["judge.split=train"]
+    split = ["judge.split=train"] if case.frames == "kitti" else []
     began = time.monotonic()
     overrides = [*_QUIET, *case.overrides, *split]
     _tandem("finetune", str(REPOSITORY / "configs" / "finetune" / f"{case.config}.yaml"), *overrides, *settings)
@@ -243,18 +269,21 @@ def cells(title: str, case: Case, shards: Path, out: Path, seed: int) -> list[li
 def verdict(run_dir: Path, case: Case) -> tuple[Scores, int]:
     """What the benchmark of the set says of the last checkpoint; the number of frames."""
     config, judged, frames = found_by(run_dir)
-    repeated = frames if case.frames == "nuscenes" else [copy for n in range(REPEATS) for copy in _renamed(frames, n)]
-    return judge_frames(repeated, judged, config)[case.frames], len(frames)
+    copies = range(REPEATS if case.frames == "kitti" else 1)
+    repeated = [copy for n in copies for copy in _renamed(frames, n)]
+    return judge_frames(repeated, judged, config)[_BENCHMARKS[case.frames][0]], len(frames)
 
 
 def figures(scores: Scores, case: Case) -> list[list[str]]:
     """Figure, objects behind it and percent of each class that has any; on nuScenes the mean over distances."""
-    metric, copies, percent = ("3D AP R40", REPEATS, 1) if case.frames == "kitti" else ("AP", 1, 100)
+    copies = REPEATS if case.frames == "kitti" else 1
+    percent = 100 if scores.unit == "" else 1
+    metrics = _BENCHMARKS[case.frames][1]
     rows = [row for row in scores.rows if row.category != MEAN]
     return [
         [f"{row.category} {row.subset} {row.metric}", str(row.num_true // copies), f"{row.value * percent:.1f}"]
         for row in rows
-        if row.num_true and row.metric == metric
+        if row.num_true and row.metric in metrics
     ]
 
 

@@ -21,7 +21,7 @@ class ScheduleConfig:
     Attributes:
         kind: "cosine" falls along half a cosine to `final_lr_scale`, "exponential" by the same share in each update;
             "poly" by (1 - progress)^0.9; "constant" stays; "onecycle" rises along half a cosine, then falls along
-            another.
+            another; "steps" falls at once at some points of the run.
         steps: updates of the whole run; where null, `epochs` decides.
         epochs: passes over the data, rounded up to whole updates.
         warmup_steps: updates over which the rate rises linearly to its peak.
@@ -30,9 +30,11 @@ class ScheduleConfig:
         start_lr_scale: of "onecycle": share of the peak rate at the beginning.
         momentum_range: of "onecycle": momentum of SGD, or first beta of AdamW, where the rate is lowest and where it is
             highest; in between it follows the rate's cosines. null: as the optimizer's settings say.
+        drop_at: of "steps": shares of the run, rising, after which the rate is multiplied by `drop_scale` once more.
+        drop_scale: see there.
     """
 
-    kind: Literal["constant", "cosine", "exponential", "onecycle", "poly"] = "cosine"
+    kind: Literal["constant", "cosine", "exponential", "onecycle", "poly", "steps"] = "cosine"
     steps: int | None = None
     epochs: int = 50
     warmup_steps: int = 0
@@ -40,6 +42,8 @@ class ScheduleConfig:
     rise_share: float = 0.4
     start_lr_scale: float = 0.1
     momentum_range: tuple[float, float] | None = None
+    drop_at: tuple[float, ...] = ()
+    drop_scale: float = 0.1
 
     def __post_init__(self) -> None:
         at_least(self, "null: use epochs", steps=1)
@@ -53,6 +57,9 @@ class ScheduleConfig:
         cycles = self.kind == "onecycle"
         expect(self, "warmup_steps", not (cycles and self.warmup_steps), "0: a onecycle schedule rises by itself")
         expect(self, "momentum_range", cycles or self.momentum_range is None, "null: only onecycle moves the momentum")
+        share(self, "drop_at", "drop_scale")
+        expect(self, "drop_at", list(self.drop_at) == sorted(self.drop_at), "rising shares")
+        expect(self, "drop_at", bool(self.drop_at) == (self.kind == "steps"), "shares of the run for steps alone")
         if self.kind == "exponential":
             above(self, final_lr_scale=0)
 
@@ -83,6 +90,7 @@ def lr_scale(step: int, num_steps: int, config: ScheduleConfig) -> float:
         cosine:      f + (1 - f) (1 + cos(pi (s - warmup) / (num_steps - warmup))) / 2
         exponential: f ^ ((s - warmup) / (num_steps - warmup))
         poly:        f + (1 - f) (1 - (s - warmup) / (num_steps - warmup))^0.9
+        steps:       drop_scale ^ (number of the drop_at that are at most s / num_steps)
         onecycle:    half a cosine from `start_lr_scale` to 1 over the first floor(rise_share num_steps) updates, then
                      half a cosine from 1 to f
 
@@ -96,6 +104,8 @@ def lr_scale(step: int, num_steps: int, config: ScheduleConfig) -> float:
         return (step + 1) / config.warmup_steps
     if config.kind == "constant":
         return 1.0
+    if config.kind == "steps":
+        return float(config.drop_scale ** sum(step >= at * num_steps for at in config.drop_at))
     progress = (step - config.warmup_steps) / (num_steps - config.warmup_steps)
     if config.kind == "exponential":
         return float(config.final_lr_scale**progress)

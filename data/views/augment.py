@@ -200,6 +200,15 @@ def draw_thinning(
     return keep
 
 
+def draw_at_most(rng: np.random.Generator, num_points: int, limit: int | None) -> Bool[np.ndarray, " {num_points}"]:
+    """Which points stay when at most `limit` of them do, at random; None: all, and nothing is drawn."""
+    if limit is None or num_points <= limit:
+        return np.ones(num_points, dtype=bool)
+    keep = np.zeros(num_points, dtype=bool)
+    keep[rng.permutation(num_points)[:limit]] = True
+    return keep
+
+
 def draw_cuboid(
     rng: np.random.Generator, points: Float[np.ndarray, "N 3"], config: PointAugmentConfig
 ) -> Bool[np.ndarray, " N"]:

@@ -25,6 +25,7 @@ from data.views.augment import (
     AugmentConfig,
     PixelTransform,
     PointAugmentConfig,
+    draw_at_most,
     draw_cloud_transform,
     draw_cuboid,
     draw_elastic,
@@ -54,6 +55,8 @@ class ViewConfig:
         augment: what changes from epoch to epoch.
         cut_to_cameras: keep only the points inside the image of some camera, before anything is drawn; no pixel is read
             for it. For sets whose objects are labelled only there (KITTI).
+        max_points: use at most this many points of each sample, drawn at random each epoch, and when a detector is
+            judged; None for all. VoteNet: 20,000 on SUN RGB-D, 40,000 on ScanNet.
         boxes: which labelled boxes count, where a method asks for boxes.
         sampling: objects of other sweeps that are put into a training sweep.
     """
@@ -63,11 +66,13 @@ class ViewConfig:
     voxel: VoxelConfig = field(default_factory=VoxelConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     cut_to_cameras: bool = False
+    max_points: int | None = None
     boxes: BoxConfig = field(default_factory=BoxConfig)
     sampling: ObjectSamplingConfig = field(default_factory=ObjectSamplingConfig)
 
     def __post_init__(self) -> None:
         at_least(self, image_size=1, cameras_per_sample=1)
+        at_least(self, "null: all", max_points=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,7 +284,7 @@ def make_view(
     if config.cameras_per_sample is not None and config.cameras_per_sample < len(in_use):
         in_use = tuple(sorted(rng.choice(len(in_use), config.cameras_per_sample, replace=False).tolist()))
     recorded = dataclasses.replace(_record(sample, in_use, spec, draws, shard), boxes=boxes)
-    cloud = _draw_cloud(rng, recorded, augment.points, config.voxel, augment.min_pairs)
+    cloud = _draw_cloud(rng, recorded, augment.points, config)
     pixels = _draw_pixels(rng, recorded, cloud, augment, config.image_size) if spec.images else None
     if spec.only_seen and pixels is not None:
         cloud = _keep_seen(cloud, pixels)
@@ -299,7 +304,7 @@ def make_view(
             # With the first sweep's cameras: their poses relate them to these points, too.
             other = dataclasses.replace(partner.sample, cameras=sample.cameras)
             recorded = _record(other, in_use, spec, draws, shard)
-        cloud = _draw_cloud(rng, recorded, augment.second_points or augment.points, config.voxel, augment.min_pairs)
+        cloud = _draw_cloud(rng, recorded, augment.second_points or augment.points, config)
     if spec.second_images:
         pixels = _draw_pixels(rng, recorded, cloud, augment, config.image_size)
     if spec.second_cloud is not None and spec.only_seen and pixels is not None:
@@ -411,19 +416,20 @@ def _record(sample: Sample, in_use: tuple[int, ...], spec: BatchSpec, draws: Sam
 
 
 def _draw_cloud(
-    rng: np.random.Generator, recorded: _Recorded, augment: PointAugmentConfig, voxel: VoxelConfig, min_pairs: int
+    rng: np.random.Generator, recorded: _Recorded, augment: PointAugmentConfig, config: ViewConfig
 ) -> _Cloud:
-    """Motion, noise, limits of the grid, dropped cuboid, thinning, colours."""
+    """Motion, noise, limits of the grid, dropped cuboid, thinning, a limit of their number, colours."""
     # The order of the draws is part of the data: another one gives every run other batches.
     T_aug_lidar = draw_cloud_transform(rng, augment)
     points = draw_elastic(rng, recorded.sample.points_lidar, augment)
     points = transform(T_aug_lidar, points).astype(np.float32)
     points = draw_jitter(rng, points, augment)
-    keep = inside_range(points, voxel)
+    keep = inside_range(points, config.voxel)
     in_cuboid = draw_cuboid(rng, points, augment)
-    if _may_drop(in_cuboid, keep, recorded, min_pairs):
+    if _may_drop(in_cuboid, keep, recorded, config.augment.min_pairs):
         keep &= ~in_cuboid
     keep[keep] = draw_thinning(rng, int(keep.sum()), augment)
+    keep[keep] = draw_at_most(rng, int(keep.sum()), config.max_points)
     colors = recorded.sample.colors
     if colors is not None:
         colors = draw_point_colours(rng, colors, augment.colour) if augment.enabled else None

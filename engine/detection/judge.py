@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from engine.detection import argoverse2
 from engine.detection.argoverse2 import score_argoverse2
 from engine.detection.frames import FoundObjects, TrueObjects, paired
+from engine.detection.indoor import score_indoor
 from engine.detection.kitti import score_kitti
 from engine.detection.kitti_rules import KITTI_CLASSES
 from engine.detection.nuscenes import score_nuscenes
@@ -24,6 +25,7 @@ BENCHMARKS: Mapping[str, Callable[[Pairs], Scores]] = {
     "nuscenes": score_nuscenes,
     "waymo": score_waymo,
     "once": score_once,
+    "indoor": score_indoor,
 }
 """Name of a benchmark -> its metric with the official settings."""
 
@@ -35,7 +37,8 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
     "waymo": tuple(MIN_IOU),
     "once": tuple(name for kind in ONCE_CLASSES for name in kind.members),
 }
-"""Benchmark -> names of the classes that it judges. Case does not count, but for nuScenes'."""
+"""Benchmark -> names of the classes that it judges, where they are not the set's own. Case does not count, but for
+nuScenes'."""
 
 
 def check_classes(benchmark: str, classes: Sequence[str]) -> None:
@@ -49,7 +52,7 @@ def check_classes(benchmark: str, classes: Sequence[str]) -> None:
         JudgeError: none of them is judged.
     """
     known = CLASSES.get(benchmark)
-    if known is None:  # not one of ours
+    if known is None:  # the set's own, or not one of ours
         return
     spelt = set(known) if benchmark == "nuscenes" else {name.lower() for name in known}
     own = classes if benchmark == "nuscenes" else [name.lower() for name in classes]

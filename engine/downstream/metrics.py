@@ -240,6 +240,7 @@ METRICS: dict[str, Metric] = {
         "mAPH LEVEL_2", _BY_RECALL + "overlap the truth, weighted by how right the heading is", _ANY_BOX
     ),
     "detection_once": _share("mAP", _BY_RECALL + "overlap the truth and do not look backwards", _ANY_BOX),
+    "detection_indoor": _share("mAP@0.25", _BY_RECALL + "overlap the truth by a quarter, in rooms", _ANY_BOX),
     "detection_argoverse2": _share("CDS", "average precision, less for errors of place, size and turn", _ANY_BOX),
     # Of segmenters, likewise.
     "segmentation_semantic": _share(

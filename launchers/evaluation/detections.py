@@ -283,7 +283,7 @@ def _or_none(values: np.ndarray | None, kind: type) -> np.ndarray | None:
 def _categories(boxes: Boxes, manifest: Manifest) -> tuple[str, ...]:
     """The set's finest names; "" where it has none of an object."""
     if boxes.categories is not None and manifest.box_categories:
-        return tuple(manifest.box_categories[number] for number in boxes.categories.tolist())
+        return tuple("" if number < 0 else manifest.box_categories[number] for number in boxes.categories.tolist())
     return tuple("" if number == IGNORE_LABEL else manifest.class_names[number] for number in boxes.classes.tolist())
 
 

@@ -14,6 +14,7 @@ from data.sample import Boxes
 from data.storage.manifest import Manifest
 from data.storage.reader import SampleReader
 from engine.detection.frames import paired
+from engine.detection.indoor import score_indoor
 from engine.detection.judge import judge
 from engine.detection.nuscenes import score_nuscenes
 from engine.detection.nuscenes_rules import CLASS_RANGE_M, NuscenesSettings
@@ -30,7 +31,7 @@ _ROUNDING = 1e-6
 
 
 def verdict_of(benchmark: str, frames: Sequence[JudgedFrame], manifest: Manifest, classes: Sequence[str]) -> Scores:
-    """Of one benchmark; nuScenes' means are over the detector's classes, and say so where these are not all ten.
+    """Of one benchmark; "indoor" judges the detector's classes, and so do nuScenes' means, which then say so.
 
     Raises:
         JudgeError: the frames lack what it needs.
@@ -45,6 +46,8 @@ def verdict_of(benchmark: str, frames: Sequence[JudgedFrame], manifest: Manifest
         own = benchmark_classes(classes, manifest, benchmark)
         if known := tuple(name for name in CLASS_RANGE_M if name in own):
             return score_nuscenes(paired(truth, found), NuscenesSettings(classes=known, other_classes=True))
+    if benchmark == "indoor":
+        return score_indoor(paired(truth, found), benchmark_classes(classes, manifest, benchmark))
     return judge(benchmark, truth, found)
 
 

@@ -24,6 +24,7 @@ _SHOWN_CURVES: Mapping[str, tuple[str, str]] = {
     "waymo": ("AP", "LEVEL_2"),
     "once": ("AP", "overall"),
     "argoverse2": ("AP 2 m", ""),
+    "indoor": ("AP@0.25", ""),
 }
 """Benchmark -> metric and subset of the precision-recall curves on the page, one a class."""
 

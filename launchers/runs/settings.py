@@ -33,7 +33,7 @@ _DATA_ADDED: Mapping[str, Mapping[str, object]] = {
     "boxes": {"min_points": 0},
 }
 """Sections that `data` got later, each with the setting that, at this value, makes it of no effect."""
-_FLAGS_ADDED: Mapping[str, object] = {"class_balanced": False, "cut_to_cameras": False, "order": 1}
+_FLAGS_ADDED: Mapping[str, object] = {"class_balanced": False, "cut_to_cameras": False, "max_points": None, "order": 1}
 """As `_VOXEL_ADDED`, of `data`."""
 _POINTS_ADDED: Mapping[str, object] = {
     "flip_axes": "xy",
@@ -48,6 +48,8 @@ _NETWORK_ADDED: Mapping[str, object] = {"voxel_size_m": None}
 """As `_VOXEL_ADDED`, of each network in `method` or `model`."""
 _ONECYCLE = frozenset({"rise_share", "start_lr_scale", "momentum_range"})
 """Settings that `schedule` got with onecycle, which alone uses them: no part of the setting of any other kind."""
+_STEPS = frozenset({"drop_at", "drop_scale"})
+"""Likewise of the kind "steps"."""
 _MAX_LABEL = 72
 """Characters of a label; a longer list of differences is cut."""
 
@@ -78,8 +80,9 @@ def _parts(resolved: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
         elif key == "method":
             yield key, _as_hashed_of_old(part or {})
         elif key == "schedule":
-            old = (part or {}).get("kind") != "onecycle"
-            yield key, {name: value for name, value in (part or {}).items() if not (old and name in _ONECYCLE)}
+            kind = (part or {}).get("kind")
+            unused = (_ONECYCLE if kind != "onecycle" else frozenset()) | (_STEPS if kind != "steps" else frozenset())
+            yield key, {name: value for name, value in (part or {}).items() if name not in unused}
         elif key not in _NO_SETTING:
             yield key, part
 

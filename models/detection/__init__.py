@@ -6,6 +6,7 @@ from models.detection.fcos3d import Fcos3dConfig
 from models.detection.point_rcnn import PointRcnnConfig
 from models.detection.pv_rcnn import PvRcnnConfig
 from models.detection.second import PointPillarsConfig, SecondConfig
+from models.detection.vote_net import VoteNetConfig
 
 DETECTORS: dict[str, type[DetectorConfig]] = {
     "second": SecondConfig,
@@ -14,4 +15,5 @@ DETECTORS: dict[str, type[DetectorConfig]] = {
     "pv_rcnn": PvRcnnConfig,
     "point_rcnn": PointRcnnConfig,
     "fcos3d": Fcos3dConfig,
+    "vote_net": VoteNetConfig,
 }

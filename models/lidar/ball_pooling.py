@@ -41,7 +41,7 @@ class BallPooling(nn.Module):
 
         out[q] = concatenation over the scales of max over neighbours n of q of h([x_n - x_q, f_n])
 
-    or of h(f_n), without offsets. An empty ball gives zeros.
+    or of h(f_n), without offsets; offsets in metres, or in radii of the ball (VoteNet). An empty ball gives zeros.
 
     Every neighbour counts once. Deviations: released networks fill a ball of fewer than k points up with copies of its
     first, which change no maximum, but which BatchNorm counts and which cost most of the time where points are sparse;
@@ -54,10 +54,16 @@ class BallPooling(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, scales: Sequence[Scale], *, bn_momentum: float = 0.1, offsets: bool = True
+        self,
+        in_features: int,
+        scales: Sequence[Scale],
+        *,
+        bn_momentum: float = 0.1,
+        offsets: bool = True,
+        offsets_in_radii: bool = False,
     ) -> None:
         super().__init__()
-        self.scales, self.offsets = tuple(scales), offsets
+        self.scales, self.offsets, self.offsets_in_radii = tuple(scales), offsets, offsets_in_radii
         self.networks = nn.ModuleList(
             point_layers((in_features + 3 * offsets, *scale.widths), bn_momentum=bn_momentum) for scale in scales
         )
@@ -73,6 +79,8 @@ class BallPooling(nn.Module):
             around = x.features[point]
             if self.offsets:
                 offsets = x.points[point] - centres[centre]
+                if self.offsets_in_radii:
+                    offsets = offsets / scale.radius_m
                 around = torch.cat([offsets, around.to(offsets.dtype)], dim=1)
             values: Tensor = network(around)
             # Values are not below 0 after ReLU, so 0 is where maxima can start from.

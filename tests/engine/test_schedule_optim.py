@@ -62,6 +62,23 @@ def test_exponential_is_torchs_but_for_its_steps() -> None:
         ScheduleConfig(kind="exponential")
 
 
+def test_steps_are_torchs_and_need_their_places() -> None:
+    """VoteNet's: a tenth after epochs 80, 120 and 160 of 180."""
+    config = ScheduleConfig(kind="steps", epochs=180, drop_at=(80 / 180, 120 / 180, 160 / 180))
+    sgd = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    torchs = torch.optim.lr_scheduler.MultiStepLR(sgd, milestones=[80, 120, 160], gamma=0.1)
+    for epoch in range(180):
+        assert lr_scale(epoch, 180, config) == pytest.approx(sgd.param_groups[0]["lr"])
+        sgd.step()
+        torchs.step()
+    with pytest.raises(ValueError, match=r"drop_at: got \(\), expected shares of the run for steps alone"):
+        ScheduleConfig(kind="steps")
+    with pytest.raises(ValueError, match=r"drop_at: got .*, expected shares of the run for steps alone"):
+        ScheduleConfig(drop_at=(0.5,))
+    with pytest.raises(ValueError, match=r"drop_at: got .*, expected rising shares"):
+        ScheduleConfig(kind="steps", drop_at=(0.5, 0.4))
+
+
 def test_onecycle_is_torchs_with_momentum_mirrored() -> None:
     """torch counts its last rate into the run and turns at 0.4 N - 1, so it is compared on runs that end alike."""
     config = ScheduleConfig(kind="onecycle", steps=50, momentum_range=(0.95, 0.85), final_lr_scale=1e-5)

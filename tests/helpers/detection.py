@@ -27,6 +27,7 @@ from models.detection.refinement import RefinementConfig, proposals
 from models.detection.roi_targets import RoiTargetConfig
 from models.detection.second import PointPillarsConfig, SecondConfig
 from models.detection.suppression import SuppressionConfig
+from models.detection.vote_net import VoteNetConfig
 from models.image.resnet_encoder import ResNetEncoderConfig
 from models.lidar.pillars import PillarsConfig
 from models.lidar.pointnet2 import PointNet2Config
@@ -116,6 +117,20 @@ TINY: dict[str, DetectorConfig] = {
             limits_px=(24.0, 48.0),
             depth_unit_m=10.0,
         ),
+    ),
+    "vote_net": VoteNetConfig(
+        classes=CLASSES,
+        mean_sizes_m=((4.2, 1.8, 1.6), (7.0, 2.5, 3.0), (11.0, 2.6, 3.2), (0.7, 0.7, 1.7), (1.8, 0.7, 1.7)),
+        backbone=Res16UNetConfig(preset="res16unet_tiny", in_channels=4),
+        num_seeds=512,
+        num_proposals=64,
+        channels=48,
+        proposal_channels=48,
+        radius_m=1.5,
+        near_m=1.5,
+        far_m=2.5,
+        nms=SuppressionConfig(min_score=0.05, max_iou=0.25, num_before=256, num_after=320),
+        min_points=1,
     ),
 }
 

@@ -75,7 +75,12 @@ def test_a_run_from_before_chunks_goes_on_and_is_a_repetition(name: str) -> None
 def test_a_setting_added_later_counts_where_it_is_used() -> None:
     simipu = str(CONFIGS / "simipu_street.yaml")
     assert setting_of(load_run(simipu, ["method.chunk_rows=64"])) != setting_of(load_run(simipu))
-    for used in ("data.voxel.intensity_offset=1", "data.class_balanced=true", "data.boxes.min_points=1"):
+    for used in (
+        "data.voxel.intensity_offset=1",
+        "data.class_balanced=true",
+        "data.boxes.min_points=1",
+        "data.max_points=9",
+    ):
         assert setting_of(load_run(simipu, [used])) != setting_of(load_run(simipu))
     assert setting_of(load_run(simipu, ["data.objects_folder=elsewhere"])) == setting_of(load_run(simipu))
 

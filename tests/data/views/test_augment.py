@@ -16,6 +16,7 @@ from data.views.augment import (
     ImageAugmentConfig,
     PixelTransform,
     PointAugmentConfig,
+    draw_at_most,
     draw_cloud_transform,
     draw_cuboid,
     draw_pixel_transform,
@@ -170,6 +171,21 @@ def test_thinning_keeps_a_uniform_share() -> None:
     assert draw_thinning(np.random.default_rng(0), 1, PointAugmentConfig(keep_share=(0.01, 0.02))).tolist() == [True]
     assert draw_thinning(np.random.default_rng(0), 9, PointAugmentConfig(enabled=False, keep_share=(0.1, 0.2))).all()
     assert len(draw_thinning(np.random.default_rng(0), 0, config)) == 0
+
+
+def test_at_most_so_many_points_stay_without_augmentation_too() -> None:
+    assert draw_at_most(np.random.default_rng(0), 7, None).all()
+    assert draw_at_most(np.random.default_rng(0), 7, 7).all()
+    kept = np.stack([draw_at_most(np.random.default_rng(seed), 50, 20) for seed in range(800)])
+    assert (kept.sum(axis=1) == 20).all()
+    assert kept.mean(axis=0) == pytest.approx(np.full(50, 0.4), abs=0.1)  # no point is preferred
+    sample, config = coded_sample(0), dataclasses.replace(CONFIG, augment=NO_AUGMENTATION)
+    every = make_view(sample, config, WANTS, SampleDraws(0, 0, 0))
+    few = make_view(sample, dataclasses.replace(config, max_points=300), WANTS, SampleDraws(0, 0, 0))
+    assert (len(every.points), len(few.points)) == (2000, 300)
+    assert few.points.tolist() == every.points[few.recorded].tolist()
+    again = make_view(sample, dataclasses.replace(config, max_points=300), WANTS, SampleDraws(0, 1, 0))
+    assert few.recorded.tolist() != again.recorded.tolist()
 
 
 def test_the_matrix_of_an_image_does_what_uv_does() -> None:

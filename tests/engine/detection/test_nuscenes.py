@@ -286,7 +286,7 @@ def test_found_objects_of_other_classes_are_passed_over_where_that_is_asked_for(
 
 
 def test_every_benchmark_names_its_classes_and_refuses_others() -> None:
-    assert set(CLASSES) == set(BENCHMARKS)
+    assert set(CLASSES) == set(BENCHMARKS) - {"indoor"}, "whose classes are the set's own"
     for benchmark, known in CLASSES.items():
         check_classes(benchmark, ["tram", known[-1]])
         with pytest.raises(

@@ -91,7 +91,7 @@ def check_detections(found: Detections, batch: Batch) -> None:
 def test_registry() -> None:
     assert {type(config) for config in TINY.values()} == set(DETECTORS.values())
     for kind in DETECTORS.values():
-        assert kind().batch_spec().boxes == ("car", "pedestrian", "cyclist")
+        assert kind().batch_spec().boxes == kind().classes
 
 
 @every_detector
@@ -141,8 +141,11 @@ def test_odd_batches_train_and_are_looked_at(name: str, case: str) -> None:
     nothing_to_find = {"no boxes", "nothing"}
     if name == "point_rcnn":
         nothing_to_find |= {"no points", "boxes without points", "boxes outside the range"}
+    # VoteNet's boxes draw the nearest proposal, if there is one.
+    if name == "vote_net":
+        nothing_to_find |= {"no points"}
     # Anchors stand within the range; a heat map has such a centre on its rim.
-    if not name.startswith("centerpoint"):
+    elif not name.startswith("centerpoint"):
         nothing_to_find |= {"boxes outside the range"}
     # Above all images; and 1 km ahead, which is far, but no other place in them.
     if name == "fcos3d":
@@ -153,7 +156,7 @@ def test_odd_batches_train_and_are_looked_at(name: str, case: str) -> None:
     check_detections(found, batch)
 
 
-@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d"])
+@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d", "vote_net"])
 def test_heads_compute_in_float32_under_autocast(name: str) -> None:
     batch, model = batch_for(name), build(name)
     plain = float(check_step(model, batch).total.detach())
@@ -162,7 +165,7 @@ def test_heads_compute_in_float32_under_autocast(name: str) -> None:
     assert float(short.total.detach()) == pytest.approx(plain, rel=0.2)
 
 
-@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d"])
+@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d", "vote_net"])
 def test_diverged_weights_give_a_loss_and_no_detections(name: str) -> None:
     """The engine skips and counts such updates by their loss; an error on the way would end the run instead."""
     model, batch = build(name), batch_for(name)
@@ -173,7 +176,7 @@ def test_diverged_weights_give_a_loss_and_no_detections(name: str) -> None:
         assert len(model.eval().detect(batch).scores) == 0
 
 
-@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d"])
+@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d", "vote_net"])
 def test_the_samples_of_a_batch_do_not_meet(name: str) -> None:
     """In evaluation mode each sample is what it is alone."""
     model, both = build(name).eval(), batch_for(name)
@@ -223,6 +226,7 @@ def test_names_of_the_network_are_those_of_pre_training() -> None:
     """A detector takes over `backbone` or `image_backbone` as it is; its heads have names of their own."""
     heads = {"pv_rcnn": {"dense_head", "set_abstraction", "keypoint_head", "refiner"}}
     heads |= {"point_rcnn": {"point_class", "point_box", "refiner"}, "fcos3d": {"pyramid", "dense_head"}}
+    heads |= {"vote_net": {"seed", "voting", "gathering", "head"}}
     for name, config in TINY.items():
         model = config.build()
         own = {n.partition(".")[0] for n, _ in model.named_parameters()}
@@ -250,7 +254,7 @@ SAMPLES = ((0, 0), (1, 3))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "fcos3d"])
+@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "fcos3d", "vote_net"])
 def test_two_processes_equal_one_with_both_samples(name: str) -> None:
     ranks = run_distributed(_of_rank, 2, name)
     assert_mean_of_ranks(ranks, _loss_and_gradients(name, SAMPLES), loss=(1e-5, 1e-6), gradient=(1e-3, 1e-5))
