@@ -16,7 +16,7 @@ from engine.errors import CheckpointError
 from launchers.cli import guarded
 from launchers.evaluation.networks import origin_of
 from launchers.exporting.formats import FORMATS, IMAGES, SLIDR, resnet_of
-from launchers.exporting.layouts import text_beside, write_layout
+from launchers.exporting.layouts import left_behind, text_beside, write_layout
 from launchers.exporting.onnx_file import IMAGE_SIZE, Part, onnx_files, write_onnx
 from launchers.exporting.proof import check, random_image, random_voxels
 from launchers.exporting.scale import scaled
@@ -88,6 +88,9 @@ def _export_layout(
         f"read back: all {proven.tensors} tensors{added}; rebuilt from them, features differ by at most "
         f"{proven.difference:.2g} of the largest"
     )
+    missing = left_behind(LAYOUTS[name], objective)
+    if missing:
+        say(missing)
     say(f"{text_beside(out)}: what to set there")
 
 

@@ -15,11 +15,13 @@ from data.batch_spec import VoxelConfig
 from engine.errors import CheckpointError
 from launchers.exporting.formats import finite, save
 from launchers.exporting.proof import TOLERANCE, random_voxels
+from models.detection.base import Detector
 from models.detection.bird_eye import BirdEyeDetector
 from models.layouts.base import Fed, Layout, from_theirs, to_theirs
 from models.layouts.result import result
 from models.lidar.pillars import Pillars
 from models.lidar.voxelnet import VoxelNet
+from models.methods.base import Objective
 from models.weight_files import read_checkpoint
 
 _BLOB = (12, 14, 10)
@@ -45,6 +47,16 @@ class Proven:
 def text_beside(path: Path) -> Path:
     """Where the instructions of a file lie."""
     return path.with_name(f"{path.name}.md")
+
+
+def left_behind(layout: Layout, objective: Objective) -> str:
+    """What of a run a file does not hold, in a sentence; "" if it is nothing that anybody would look for there."""
+    if not isinstance(objective, Detector) or layout.network(objective) is objective:
+        return ""
+    kind = type(objective).__name__
+    return (
+        f"only the 3D network: of the heads of a {kind}, names and order of axes in {layout.title} are not known here"
+    )
 
 
 def write_layout(path: Path, layout: Layout, network: nn.Module, fed: Fed, metadata: Mapping[str, str]) -> Proven:

@@ -127,10 +127,10 @@ def _write_images(path: Path, network: nn.Module, size: tuple[int, int]) -> floa
     if type(inner) is ResNetEncoder:
         inner = inner.network
     assert isinstance(inner, DenseNetwork)
-    varies = isinstance(inner, ResNet)
+    varies = isinstance(inner, ResNet | ResNetEncoder)
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(0))
     save_onnx(path, inner, images, sizes_vary=varies)
-    shown = [images, images[:1, :, : size[0] // 2, : size[1] // 2]] if varies else [images, images[:1]]
+    shown = [images, images[:1, :, : size[0] // 2 + 1, : size[1] // 2 + 1]] if varies else [images, images[:1]]
     with torch.no_grad():
         difference = max(_difference(path, inner.eval()(one), run_onnx(path, one)) for one in shown)
     replace_file(text_beside(path), _images_text(path, inner, size, varies=varies).encode(), durable=False)

@@ -9,9 +9,10 @@ import torch
 
 from engine.errors import CheckpointError
 from launchers.export import main
-from launchers.exporting.layouts import random_inputs, text_beside, write_layout
+from launchers.exporting.layouts import left_behind, random_inputs, text_beside, write_layout
 from launchers.exporting.scale import scaled
 from launchers.options.export import SUFFIXES
+from models.detection.point_rcnn import PointRcnnConfig
 from models.detection.second import SecondConfig
 from models.layouts.known import LAYOUTS
 from models.layouts.openpcdet import OpenPcdet
@@ -95,6 +96,16 @@ def test_a_factor_of_intensity_goes_into_the_first_layers(name: str) -> None:
     unscaled = result(other, (coords[rows], features[rows], num_samples))
     assert (expected - unscaled).abs().max() > 1e-4 * expected.abs().max()
     assert "Intensity runs from 0 to 255" in LAYOUTS["openpcdet"].instructions(other, input_there)
+
+
+def test_heads_that_stay_behind_are_named() -> None:
+    second = SecondConfig(backbone=small_voxelnet("second_tiny")).build()
+    assert left_behind(LAYOUTS["openpcdet"], second) == ""
+    assert "only the 3D network: of the heads of a Second," in left_behind(LAYOUTS["mmdet3d"], second)
+    with torch.device("meta"):
+        point_rcnn = PointRcnnConfig().build()
+    said = left_behind(LAYOUTS["openpcdet"], point_rcnn)
+    assert said.endswith("of the heads of a PointRcnn, names and order of axes in OpenPCDet 0.6 are not known here")
 
 
 def test_a_factor_without_a_known_place_is_refused() -> None:

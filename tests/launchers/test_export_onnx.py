@@ -112,7 +112,9 @@ import sys
 from pathlib import Path
 import torch
 from launchers.exporting.onnx_file import write_onnx
+from models.image.fpn import ResNetFpnConfig
 from models.image.resnet_encoder import ResNetEncoderConfig
+from models.image.unet import ResNetUnetConfig
 from tests.helpers.weight_layouts import fed, stirred
 from tests.launchers.test_export_onnx import _Run, voxelnet
 torch.manual_seed(0)
@@ -120,6 +122,8 @@ out = Path(sys.argv[1])
 runs = {
     "points": _Run(backbone=stirred(voxelnet())),
     "images": _Run(image_backbone=stirred(ResNetEncoderConfig(preset="resnet10_tiny").build())),
+    "images-fpn": _Run(image_backbone=stirred(ResNetFpnConfig(preset="resnet10_tiny", channels=8).build())),
+    "images-unet": _Run(image_backbone=stirred(ResNetUnetConfig(preset="resnet10_tiny").build())),
 }
 for name, run in runs.items():
     proven = write_onnx(out / f"{name}.onnx", run, None, fed(), (64, 96))
@@ -137,11 +141,13 @@ def test_files_give_the_run_s_features(tmp_path: Path) -> None:
     assert (rows["points"][1], rows["images"][1]) == ("backbone", "image_backbone")
     assert max(float(row[2]) for row in rows.values()) < 1e-4
     assert {path.name for path in tmp_path.iterdir()} == {
-        *("images.onnx", "images.onnx.md"),
+        *(f"images{kind}.onnx{end}" for kind in ("", "-fpn", "-unet") for end in ("", ".md")),
         *(path.name for path in onnx_files(tmp_path / "points.onnx")),
     }
     # The batch and the size are open, whatever they were when the file was written.
     assert run_onnx(tmp_path / "images.onnx", torch.rand(3, 3, 32, 160)).shape == (3, 128, 1, 5)
+    assert run_onnx(tmp_path / "images-fpn.onnx", torch.rand(3, 3, 33, 160)).shape == (3, 8, 9, 40)
+    assert run_onnx(tmp_path / "images-unet.onnx", torch.rand(3, 3, 33, 160)).shape[2:] == (33, 160)
     listed = json.loads((tmp_path / "points.json").read_text())
     assert listed["map"] == "points.onnx"
     assert listed["operations"][0]["weight"] in load_file(tmp_path / listed["tensors"])
