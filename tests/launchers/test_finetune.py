@@ -17,6 +17,21 @@ from tests.launchers.test_resume import kill_after
 
 STEPS, EVERY = 8, 3
 
+SEGMENTER = (
+    *(
+        "model.name=panoptic",
+        "model.classes=[road,building,vegetation,car,pedestrian]",
+        "model.things=[car,pedestrian]",
+    ),
+    *("model.backbone.preset=res16unet_tiny", "model.backbone.in_channels=1", "judge.benchmarks=[panoptic_nuscenes]"),
+)
+every_kind = pytest.mark.parametrize("kind", ["detector", "segmenter"])
+
+
+def of_kind(kind: str, *options: str) -> tuple[str, ...]:
+    """Settings of the toy detector, or of a segmenter in its place."""
+    return options if kind == "detector" else (*(one for one in options if "dropout" not in one), *SEGMENTER)
+
 
 def detections(run_dir: Path) -> list[dict[str, Any]]:
     """Lines of detections.jsonl without times."""
@@ -24,18 +39,20 @@ def detections(run_dir: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in line.items() if name not in {"time", "seconds"}} for line in lines]
 
 
+@every_kind
 def test_stopped_continued_and_judged_on_the_way(
-    street_set: str, world: World, one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, street_set: str, world: World, one_thread: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Four samples, two an update: epochs end with the 2nd and the 4th update."""
-    common = ("data.limit=4", "schedule.steps=4", "checkpoint.every_steps=1", "checkpoint.keep=4")
+    common = of_kind(kind, "data.limit=4", "schedule.steps=4", "checkpoint.every_steps=1", "checkpoint.keep=4")
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     finetune_here(whole, street_set, *common)
     lines = detections(whole)
     assert [line["step"] for line in lines] == [2, 4]
     assert lines[0]["frames"] == 3
-    assert lines[0]["benchmarks"]["toy"] != lines[1]["benchmarks"]["toy"]
-    assert json.loads((whole / "init.json").read_text())["random"] == ["backbone", "norm", "head"]
+    assert lines[0]["benchmarks"] != lines[1]["benchmarks"]
+    parts = ["norm", "head"] if kind == "detector" else ["class_head", "offset_head"]
+    assert json.loads((whole / "init.json").read_text())["random"] == ["backbone", *parts]
 
     stop_at(whole, cut, 3)
     (cut / "detections.jsonl").write_text((whole / "detections.jsonl").read_text())
@@ -51,9 +68,12 @@ def test_stopped_continued_and_judged_on_the_way(
 
 
 @pytest.mark.slow
-def test_killed_and_continued_bit_for_bit(street_set: str, world: World, one_thread: None, tmp_path: Path) -> None:
+@every_kind
+def test_killed_and_continued_bit_for_bit(
+    kind: str, street_set: str, world: World, one_thread: None, tmp_path: Path
+) -> None:
     """Through the turn of onecycle's rate and momentum, with drop-out, augmentation and AdamW."""
-    common = (f"schedule.steps={STEPS}", f"checkpoint.every_steps={EVERY}")
+    common = of_kind(kind, f"schedule.steps={STEPS}", f"checkpoint.every_steps={EVERY}")
     finetune_here(tmp_path / "whole", street_set, *common)
     cut = tmp_path / "cut"
     (process,) = spawn_ranks([arguments(cut, street_set, *common)])
@@ -70,12 +90,13 @@ def test_killed_and_continued_bit_for_bit(street_set: str, world: World, one_thr
 
 
 @pytest.mark.slow
+@every_kind
 def test_two_one_and_three_processes_at_any_stage(
-    street_set: str, world: World, one_thread: None, tmp_path: Path
+    kind: str, street_set: str, world: World, one_thread: None, tmp_path: Path
 ) -> None:
     """Six samples an update on 2 processes, then 1, then 3; ZeRO 2, 0, 3: losses and judgements as of one process."""
     common = ("data.limit=6", "model.dropout=0", "schedule.steps=6", "checkpoint.every_steps=2", "optim.lr=0.001")
-    common += ("engine.zero3_persistent_numel=0", "data.augment.points.enabled=false")
+    common = of_kind(kind, *common, "engine.zero3_persistent_numel=0", "data.augment.points.enabled=false")
     run = tmp_path / "elastic"
     micro = "data.micro_batch_size=3"
     for processes, stage, steps in ((2, 2, 2), (1, 0, 4), (3, 3, 6)):
@@ -92,5 +113,6 @@ def test_two_one_and_three_processes_at_any_stage(
     ours, theirs = detections(run), detections(whole)
     assert [line["step"] for line in ours] == [line["step"] for line in theirs]
     for mine, one in zip(ours, theirs, strict=True):
-        for name, value in one["benchmarks"]["toy"]["headline"].items():
-            assert mine["benchmarks"]["toy"]["headline"][name] == pytest.approx(value, rel=5e-3)
+        for benchmark, verdict in one["benchmarks"].items():
+            for name, value in verdict["headline"].items():
+                assert mine["benchmarks"][benchmark]["headline"][name] == pytest.approx(value, rel=5e-3)
