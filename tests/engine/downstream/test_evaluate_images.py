@@ -134,6 +134,17 @@ def test_nothing_is_ever_fitted_or_tuned_on_the_test_split(
     assert with_test == [(test, False)] * (2 * (3 * 1 + 2))
 
 
+def test_what_came_later_is_named_only_where_it_is_used(
+    measured: tuple[list[Result], ToyImages, list[float], list[tuple[str, str]]],
+) -> None:
+    """Records of before lack these settings and stay known."""
+    results, *_ = measured
+    assert not {"decoder", "schedule", "root_scale"} & set(results[0].settings)
+    other = dataclasses.replace(SMALL.depth, root_scale=10.0, schedule="onecycle", steps=2, lrs=(0.002,))
+    (again,) = run([PRETRAINED], ToyImages(), dataclasses.replace(SMALL, protocols=("depth",), depth=other))
+    assert (again.settings["root_scale"], again.settings["schedule"]) == (10.0, "onecycle")
+
+
 def test_known_results_are_not_measured_again(
     measured: tuple[list[Result], ToyImages, list[float], list[tuple[str, str]]],
 ) -> None:
