@@ -95,7 +95,7 @@ class S3disConverter(FrameConverter):
     def notes(self) -> tuple[str, ...]:
         """What was done to the rooms."""
         areas = sorted({int(log.split("_")[1]) for log in self._logs})
-        notes = ["no cameras, colours as luminance"]
+        notes = ["no cameras, intensity is the luminance of the colours"]
         if len(areas) < 6:
             notes.append(f"only areas {', '.join(map(str, areas))} of 1 to 6")
         if self.grid_m:

@@ -58,7 +58,7 @@ HELP: dict[str, tuple[str, str]] = {
     "sunrgbd": ("SUN RGB-D in VoteNet's layout: SRC holds {image,depth,calib,label}/NNNNNN.*", "every_point=4"),
     "scannet": (
         "ScanNet: SRC holds scene<room>_<visit>/{color,depth,pose,intrinsic}, or VoteNet's scene*_vert.npy",
-        "every_frame=20, every_pixel=2, max_depth_m=10",
+        "every_frame=20, every_pixel=2, max_depth_m=10, meshes=true (of whole scans as released)",
     ),
     "s3dis": (
         "S3DIS (aligned v1.2): SRC holds Area_N/<room>/Annotations/<class>_<number>.txt",

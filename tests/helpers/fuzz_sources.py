@@ -62,6 +62,7 @@ SOURCES: dict[str, Callable[[Path], object]] = {
     "scannet": lambda root: scannet.write_frames(
         root, "scene0011_00", street_log(("front",), frames=2), (0, 20), labels="label-filt"
     ),
+    "scannet meshes": lambda root: scannet.write_mesh(root, "scene0704_00", np.random.default_rng(0)),
     "s3dis": lambda root: s3dis.write_room(root, 5, "office_1", {"chair_1": _POINTS, "floor_1": _POINTS + 2}),
     "custom": lambda root: custom.write_custom(root, [street_log(("front",), frames=2, azimuths=90)]),
     "pcd": lambda root: point_files.write_pcd_logs(root, street_log(("front",), azimuths=90)),
@@ -74,5 +75,9 @@ SOURCES: dict[str, Callable[[Path], object]] = {
     ),
 }
 """Data set, perhaps with a variant -> writes a small source of it. A new converter is one line more."""
-OWN_SETTINGS: dict[str, dict[str, float]] = {"7scenes": {"focal_px": 58.5}, "las": {"min_points": 1}}
+OWN_SETTINGS: dict[str, dict[str, float]] = {
+    "7scenes": {"focal_px": 58.5},
+    "las": {"min_points": 1},
+    "scannet meshes": {"meshes": True},
+}
 """What a small source needs: images are a tenth of the published ones, blocks have a hundred points."""

@@ -1,4 +1,4 @@
-"""ScanNet: exported frames (RGB-D video of 1513 rooms' scans), or VoteNet's .npy scans; the files say which.
+"""ScanNet: exported frames (RGB-D video of 1513 rooms' scans), whole scans as released, or VoteNet's .npy scans.
 
 Frames, as the set's own exporter writes them::
 
@@ -13,7 +13,8 @@ an infinite pose and are left out. Scans::
 
     SRC/<scan>_{vert,sem_label,ins_label,bbox}[_all].npy
 
-are whole rooms as samples without a camera: vertices, NYU40 ids, objects, boxes with upright z.
+are whole rooms as samples without a camera: vertices, NYU40 ids, objects, boxes with upright z. The same of the meshes
+that the set releases is read with `meshes`: `data.convert.scannet.meshes`.
 
 Source: Dai et al., ScanNet (CVPR 2017) and the set's tools; Qi et al., VoteNet (ICCV 2019) for the layout of scans.
 """
@@ -39,6 +40,7 @@ from data.convert.poses import nearest_rotation
 from data.convert.raw_files import check_image_fits, layout_error, read_image, read_numbers, read_plane
 from data.convert.rgbd import MIN_DEPTH_M, T_CAM_LIDAR, depth_points, measured, read_depth
 from data.convert.scannet.classes import BOX_CATEGORIES, CLASS_NAMES, SCAN, evaluated_classes, split_of
+from data.convert.scannet.meshes import mesh_folders, read_mesh
 from data.convert.scannet.scans import read_scan, scan_files
 from data.geometry import rigid
 from data.sample import CameraView, Sample
@@ -53,6 +55,7 @@ _EXPECTED = (
     "scene<room>_<visit>/{color,depth,pose,intrinsic} (exported frames, also inside scans/), or "
     "scene<room>_<visit>_vert.npy (VoteNet's scans)"
 )
+_EXPECTED_MESH = "scene<room>_<visit>/scene<room>_<visit>_vh_clean_2.ply (released scans, also inside scans/)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,7 @@ class ScanNetConverter(FrameConverter):
         every_pixel: frames: points are made of every n-th row and column: 2 gives up to 76,800 a frame.
         max_depth_m: frames: deeper points are left out.
         cameras: frames: () or ("color",), or ("none",) for points only.
+        meshes: read the released mesh of each scan instead of frames.
     """
 
     source: str
@@ -72,10 +76,11 @@ class ScanNetConverter(FrameConverter):
     every_pixel: int = 2
     max_depth_m: float = 10.0
     cameras: tuple[str, ...] = ()
+    meshes: bool = False
 
     set_name: ClassVar[str] = "scannet"
     measures_intensity: ClassVar[bool] = False
-    _later: ClassVar[tuple[str, ...]] = ("cameras",)
+    _later: ClassVar[tuple[str, ...]] = ("cameras", "meshes")
     class_names: ClassVar[tuple[str, ...]] = CLASS_NAMES
     box_categories: ClassVar[tuple[str, ...]] = BOX_CATEGORIES
 
@@ -86,8 +91,10 @@ class ScanNetConverter(FrameConverter):
 
     @cached_property
     def _folders(self) -> dict[str, Path]:
-        """Folder of each scan with exported frames; {} for VoteNet's scans."""
+        """Folder of each scan with exported frames; {} for whole scans."""
         root = Path(self.source)
+        if self.meshes:
+            return {}
         if not root.is_dir():
             raise layout_error(self.source, "ScanNet", _EXPECTED)
         base = root / "scans" if (root / "scans").is_dir() else root
@@ -103,9 +110,9 @@ class ScanNetConverter(FrameConverter):
     def _logs(self) -> dict[str, Path]:
         """Where each scan lies."""
         root = Path(self.source)
-        logs = self._folders or dict.fromkeys(scan_files(root), root)
+        logs = mesh_folders(root) if self.meshes else self._folders or dict.fromkeys(scan_files(root), root)
         if not logs:
-            raise layout_error(self.source, "ScanNet", _EXPECTED)
+            raise layout_error(self.source, "ScanNet", _EXPECTED_MESH if self.meshes else _EXPECTED)
         return logs
 
     @cached_property
@@ -142,12 +149,14 @@ class ScanNetConverter(FrameConverter):
     def notes(self) -> tuple[str, ...]:
         """What had to be assumed."""
         if not self._folders:
-            return ("whole scans: no cameras, colours as luminance",)
+            return ("whole scans: no cameras, intensity is the luminance of the colours",)
         bare = [n for n, f in self._folders.items() if not (f / "label").is_dir() and not (f / "label-filt").is_dir()]
         unlabelled = [f"{len(bare)} of {len(self._folders)} scans have no labels, the first: {bare[0]}"] if bare else []
         return ("frames 1/30 s apart", "colour and depth camera in one place", *unlabelled)
 
     def _reader(self, log: str) -> Callable[[Any], Sample]:
+        if self.meshes:
+            return lambda _: read_mesh(self._logs[log])
         return functools.partial(self._read, log) if self._folders else functools.partial(read_scan, Path(self.source))
 
     def _read(self, log: str, number: int) -> Sample:

@@ -20,7 +20,7 @@ from data.sample import IGNORE_LABEL, Sample
 from data.storage.encode import CodecConfig, encode_sample
 from data.storage.shard import ShardError
 from tests.helpers.layouts.s3dis import line, some_object, write_room
-from tests.helpers.layouts.scannet import NYU40_OF_STREET, write_frames, write_scan
+from tests.helpers.layouts.scannet import NYU40_OF_STREET, write_frames, write_mesh, write_scan
 from tests.helpers.street_logs import street_log
 
 REAL = Path(__file__).parents[3].parent / "shared" / "data" / "scannet" / "scannet_train_instance_data"
@@ -159,6 +159,75 @@ def test_splits_and_classes_are_the_official_ones():
     ]
     got = evaluated_classes(np.array([0, 1, 13, 39, 40, 41, -1]))
     assert got.tolist() == [255, 0, 255, 19, 255, 255, 255]
+
+
+# ---- ScanNet meshes
+def test_meshes_become_aligned_samples(tmp_path):
+    written = write_mesh(tmp_path, "scene0704_00", np.random.default_rng(0))
+    converter = ScanNetConverter(source=str(tmp_path), meshes=True)
+    assert (converter.logs(), converter.camera_names()) == (("scene0704_00",), ())
+    (sample,) = samples(converter, "scene0704_00")
+    np.testing.assert_allclose(sample.points_lidar, transform(written["turn"], written["points"]), atol=1e-5)
+    np.testing.assert_array_equal(sample.colors, written["colours"])
+    np.testing.assert_array_equal(sample.labels, evaluated_classes(written["nyu40"]))
+    assert np.unique(sample.instances, return_counts=True)[1].tolist() == [400, 150, 50]
+    assert sample.boxes.classes.tolist() == [4, IGNORE_LABEL]
+    assert [converter.box_categories[n] for n in sample.boxes.categories] == ["chair", "bag"]
+    for number, box in enumerate(np.column_stack([sample.boxes.centers_m, sample.boxes.sizes_m]), start=1):
+        inside = sample.points_lidar[sample.instances == number]
+        np.testing.assert_allclose(box[:3] - box[3:] / 2, inside.min(axis=0), atol=1e-5)
+        np.testing.assert_allclose(box[:3] + box[3:] / 2, inside.max(axis=0), atol=1e-5)
+    encode_sample(sample, CodecConfig())
+
+
+def test_a_mesh_of_the_test_scans_is_unlabelled_and_stays_as_it_is(tmp_path):
+    written = write_mesh(tmp_path, "scene0707_00", np.random.default_rng(0), labelled=False)
+    converter = ScanNetConverter(source=str(tmp_path), meshes=True)
+    (sample,) = samples(converter, "scene0707_00")
+    np.testing.assert_array_equal(sample.points_lidar, written["points"])
+    assert sample.labels is sample.instances is sample.boxes is None
+    with pytest.raises(ShardError, match=r"looked for scene<room>_<visit>/scene<room>_<visit>_vh_clean_2.ply"):
+        ScanNetConverter(source=str(tmp_path / "nowhere"), meshes=True).logs()
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "reason", "text"),
+    [
+        ("_vh_clean_2.ply", lambda data: data[:-4000], "array-broken", "fewer than its 600 vertices take"),
+        ("_vh_clean_2.ply", lambda data: data.replace(b"binary", b"ascii"), "array-broken", "binary_little_endian"),
+        ("_vh_clean_2.ply", lambda data: data.replace(b"uchar green", b"uchar grass"), "array-broken", "green"),
+        ("_vh_clean_2.ply", lambda data: data.replace(b"float x", b"real x"), "array-broken", "properties"),
+        (
+            "_vh_clean_2.ply",
+            lambda data: data.replace(b"vertex 600", b"vertex ten"),
+            "array-broken",
+            "its ten vertices",
+        ),
+        ("_vh_clean_2.ply", lambda data: data.replace(b"element vertex", b"element corner"), "array-broken", "vertex"),
+        ("_vh_clean_2.ply", lambda _: b"", "array-broken", "expected a PLY file"),
+        ("_vh_clean_2.labels.ply", lambda data: data.replace(b"600", b"599"), "array-broken", "labels are 599"),
+        (".txt", None, "calibration-missing", ".txt"),
+        (".txt", lambda data: data.replace(b"-0.250000", b""), "calibration-missing", "axisAlignment"),
+        (".txt", lambda data: data.replace(b"-1.000000", b"5"), "calibration-singular", "axisAlignment"),
+        ("_vh_clean_2.0.010000.segs.json", None, "member-missing", "segs.json"),
+        ("_vh_clean_2.0.010000.segs.json", lambda data: data.replace(b"[7,", b"[", 1), "array-broken", "599"),
+        ("_vh_clean_2.0.010000.segs.json", lambda data: data.replace(b"[7,", b"[-7,", 1), "meta-broken", "from 0 on"),
+        (".aggregation.json", lambda data: data.replace(b"segGroups", b"groups"), "meta-broken", "has no segGroups"),
+        (".aggregation.json", lambda _: b'{"segGroups": 3}', "meta-broken", "no list of objects"),
+    ],
+    ids=range(16),
+)
+def test_damaged_meshes_are_named(tmp_path, file, change, reason, text):
+    write_mesh(tmp_path, "scene0704_00", np.random.default_rng(0))
+    path = tmp_path / "scans" / "scene0704_00" / f"scene0704_00{file}"
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(path.read_bytes()))
+    (skipped,) = all_of(ScanNetConverter(source=str(tmp_path), meshes=True), "scene0704_00")
+    assert isinstance(skipped, Skipped)
+    assert skipped.reason == reason
+    assert text in skipped.detail
 
 
 # ---- ScanNet scans

@@ -1,7 +1,8 @@
-"""Writes ScanNet's exported frames and VoteNet's scans, as the set's exporter and VoteNet's preparation write them."""
+"""Writes ScanNet's exported frames, released meshes and VoteNet's scans, as the set and VoteNet's preparation do."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,3 +82,47 @@ def write_scan(folder: Path, scan: str, rng: np.random.Generator, *, suffix: str
     for kind, table in tables.items():
         np.save(folder / f"{scan}_{kind}.npy", table)
     return tables
+
+
+def write_mesh(root: Path, scan: str, rng: np.random.Generator, *, labelled: bool = True) -> dict[str, np.ndarray]:
+    """The released files of a room of two boxes on a floor; gives back what was written."""
+    folder = root / "scans" / scan
+    folder.mkdir(parents=True)
+    floor = rng.uniform((-3, -3, -0.02), (3, 3, 0.02), (400, 3))
+    chair, bag = rng.uniform((1, 1, 0), (1.6, 1.5, 0.9), (150, 3)), rng.uniform((-2, 0, 0), (-1.5, 0.4, 0.5), (50, 3))
+    points = np.concatenate([floor, chair, bag]).astype("<f4")
+    colours = rng.integers(0, 256, points.shape).astype("u1")
+    nyu40, segments = np.repeat([2, 5, 37], (400, 150, 50)), np.repeat([7, 9, 12, 40], (400, 100, 50, 50))
+    named = [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), ("red", "u1"), ("green", "u1"), ("blue", "u1"), ("alpha", "u1")]
+    table = np.zeros(len(points), dtype=[*named, ("label", "<u2")])
+    for column, (name, _) in enumerate(named[:6]):
+        table[name] = points[:, column] if column < 3 else colours[:, column - 3]
+    table["label"] = nyu40
+    turn = np.array([[0.0, -1, 0, 0.5], [1, 0, 0, -0.25], [0, 0, 1, 0.1], [0, 0, 0, 1]])
+    text = "" if not labelled else f"axisAlignment = {' '.join(f'{value:.6f}' for value in turn.ravel())} \n"
+    (folder / f"{scan}.txt").write_text(f"{text}colorHeight = 968\nsceneType = Bedroom\n")
+    _write_ply(folder / f"{scan}_vh_clean_2.ply", table[[name for name, _ in named]])
+    if labelled:
+        _write_ply(folder / f"{scan}_vh_clean_2.labels.ply", table)
+        objects = [
+            {"id": n, "objectId": n, "segments": part, "label": "thing"} for n, part in enumerate([[9, 12], [40]])
+        ]
+        write = {f"{scan}_vh_clean_2.0.010000.segs": {"sceneId": scan, "segIndices": segments.tolist()}}
+        write[f"{scan}.aggregation"] = {"sceneId": scan, "segGroups": objects}
+        for stem, content in write.items():
+            (folder / f"{stem}.json").write_text(json.dumps(content))
+    return {"points": points, "colours": colours, "nyu40": nyu40, "turn": turn if labelled else np.eye(4)}
+
+
+def _write_ply(path: Path, table: np.ndarray) -> None:
+    words = {"f": "float", "u1": "uchar", "u2": "ushort"}
+    assert table.dtype.names is not None
+    kinds = [(name, table.dtype[name].str.strip("<|")) for name in table.dtype.names]
+    lines = [f"property {words.get(kind, 'float')} {name}" for name, kind in kinds]
+    head = ["ply", "format binary_little_endian 1.0", "comment a room", f"element vertex {len(table)}", *lines]
+    head += ["element face 1", "property list uchar int vertex_indices", "end_header"]
+    packed = np.empty(len(table), dtype=[(name, table.dtype[name].str) for name in table.dtype.names])
+    for name in table.dtype.names:
+        packed[name] = table[name]
+    face = np.array([3], "u1").tobytes() + np.array([0, 1, 2], "<i4").tobytes()
+    path.write_bytes("\n".join(head).encode() + b"\n" + packed.tobytes() + face)
