@@ -13,9 +13,14 @@ from configs.detection import FinetuneConfig
 from configs.load import ConfigError
 from configs.runs import dump_run, read_run
 from configs.schema import PretrainConfig
+from data.convert.kitti.semantickitti import CLASS_WORDS
+from data.convert.nuscenes.names import CLASSES
+from data.street.classes import CLASS_NAMES
 from engine.detection.judge import BENCHMARKS
+from engine.segmentation.judge import BENCHMARKS as SEGMENT_BENCHMARKS
 from models.detection import DETECTORS
 from models.detection.vote_net import VoteNetConfig
+from models.segmentation.panoptic import PanopticConfig
 
 ROOMS = ("scannet_votenet", "sunrgbd_votenet")
 
@@ -108,3 +113,36 @@ def test_a_file_of_the_other_kind_is_told_apart(tmp_path: Path) -> None:
         read_run(second, ["run_dir=here", "init="])
     with pytest.raises(ConfigError, match=r"model.backbone.in_channels: got 4, expected 1"):
         read_run(second, ["run_dir=here", "data.voxel.features=intensity"])
+
+
+SEGMENTERS_CONFIGS = sorted(
+    path for path in (Path(__file__).resolve().parents[2] / "configs" / "finetune").glob("panoptic_*.yaml")
+)
+WORDS = {"semantickitti": tuple(CLASS_WORDS), "nuscenes": tuple(CLASSES), "street": CLASS_NAMES}
+
+
+@pytest.mark.parametrize("path", SEGMENTERS_CONFIGS, ids=lambda path: path.stem)
+def test_configs_of_panoptic_segmentation_are_whole(path: Path, tmp_path: Path) -> None:
+    """They print themselves, build, and tell apart what the set and its benchmark do."""
+    config = load_config(path)
+    (tmp_path / "again.yaml").write_text(dump_run(config))
+    assert read_run(tmp_path / "again.yaml") == config
+    assert isinstance(config.model, PanopticConfig)
+    assert config.model.classes == WORDS[path.stem.removeprefix("panoptic_")]
+    assert set(config.judge.benchmarks) <= set(SEGMENT_BENCHMARKS)
+    with torch.device("meta"):
+        config.model.build()
+
+
+def test_recipes_of_panoptic_segmentation_are_card_for_card() -> None:
+    for name, points, reach, things in (("semantickitti", 80_000, 48.0, 8), ("nuscenes", 50_000, 50.0, 10)):
+        config = load_config(next(path for path in SEGMENTERS_CONFIGS if path.stem == f"panoptic_{name}"))
+        assert (config.data.max_points, config.data.voxel.size) == (points, (0.05,) * 3)
+        assert config.data.voxel.range_max is not None
+        assert config.data.voxel.range_max[:2] == (reach, reach)
+        assert (config.optim.lr, config.optim.weight_decay, config.schedule.epochs) == (0.02, 0, 50)
+        assert config.data.micro_batch_size * 4 * config.engine.accumulation_steps == 8 * 4
+        assert isinstance(config.model, PanopticConfig)
+        assert config.model.things == config.model.classes[:things]
+        weights = (config.model.cross_entropy_weight, config.model.lovasz_weight, config.model.offset_weight)
+        assert (*weights, config.model.bandwidth_m) == (2, 6, 1, 1.2)
