@@ -36,7 +36,7 @@ VERBS = {
     "fit": "will weights trained on one sensor serve another set",
     "export": "write trained weights for other code bases",
     "weights": "published image networks: where they come from; what a weight file is",
-    "score": "judge anybody's detections as a benchmark does, from files",
+    "score": "judge anybody's detections or segments as a benchmark does, from files",
     "doctor": "what this machine has, what would run on it, what is missing",
     "demo": "the full pipeline, end to end, on the built-in street world",
 }

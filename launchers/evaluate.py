@@ -73,6 +73,7 @@ def _rejudge(options: argparse.Namespace) -> int:
         device=options.device,
         out=None if options.out is None else Path(options.out),
         submission=None if options.submission is None else Path(options.submission),
+        tables=None if options.tables is None else Path(options.tables),
     )
     for scores in judged.scores.values():
         print_scores(scores, console)

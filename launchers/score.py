@@ -1,4 +1,4 @@
-"""`tandem score`: judge anybody's detections as a benchmark does, from files."""
+"""`tandem score`: judge anybody's detections, or classes and objects of points, as a benchmark does, from files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ from launchers.cli import guarded
 from launchers.evaluation import nuscenes_truth, prepared_truth
 from launchers.evaluation.prepared_truth import is_prepared
 from launchers.evaluation.score_table import print_scores
-from launchers.options.score import parse
+from launchers.evaluation.segment_files import score_kitti_files, score_nuscenes_files
+from launchers.options.score import OF_POINTS, parse
 from launchers.runs.terminal import terminal
 
 _WIDTH = 120
@@ -124,6 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     predictions, ground_truth = (_existing(path) for path in (options.predictions, options.ground_truth))
     keys = None if options.frames is None else _listed(_existing(options.frames))
     out = None if options.out is None else _to_be_written(Path(options.out))
+    if options.benchmark in OF_POINTS:
+        return _shown(_of_points(predictions, ground_truth, keys, options), options.worst, out)
     benchmark = _BENCHMARKS[options.benchmark]
     try:
         if is_prepared(ground_truth):
@@ -134,8 +137,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         scores = benchmark.score(paired(truth, found), options)
     except JudgeError as error:
         raise ArgumentError(str(error)) from error
+    return _shown(scores, options.worst, out)
+
+
+def _of_points(predictions: Path, ground_truth: Path, keys: Sequence[str] | None, options: _Options) -> Scores:
+    if options.benchmark == "panoptic_nuscenes":
+        return score_nuscenes_files(predictions, ground_truth, keys)
+    return score_kitti_files(predictions, ground_truth, keys, by_word=options.stuff == "words")
+
+
+def _shown(scores: Scores, worst: int, out: Path | None) -> int:
     console = terminal(width=_WIDTH)
-    print_scores(scores, console, options.worst)
+    print_scores(scores, console, worst)
     if out is not None:
         out.write_text(json.dumps(scores.as_json(), indent=1) + "\n", encoding="utf-8")
         console.print(f"all figures: {out}", soft_wrap=True)

@@ -28,12 +28,14 @@ class PointTruth:
         num_points: N, of the recorded sweep.
         labels: class of each, as the set numbers them; None where nobody has labelled the frame.
         instances: object of each, 0 for none; None where nobody has told them apart.
+        gathered: whether points of earlier sweeps are among them.
     """
 
     frame: FrameTruth
     num_points: int
     labels: UInt8[np.ndarray, " N"] | None
     instances: Int[np.ndarray, " N"] | None
+    gathered: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,4 +115,5 @@ def _truth(sample: Sample, index: int) -> PointTruth:
         num_points=len(sample.points_lidar),
         labels=sample.labels,
         instances=sample.instances,
+        gathered=sample.times_s is not None,
     )

@@ -68,6 +68,7 @@ class Boxes:
         go_on: Callable[[], bool] = lambda: True,
         equal_passes: bool = False,
         submission: Mapping[str, Path] | None = None,
+        tables: Path | None = None,
     ) -> list[JudgedFrame] | None:
         """See `Kind`; frames are small, and files are written of all together."""
         assert isinstance(network, Detector)

@@ -79,6 +79,7 @@ class Kind(Protocol):
         go_on: Callable[[], bool] = ...,
         equal_passes: bool = False,
         submission: Mapping[str, Path] | None = None,
+        tables: Path | None = None,
     ) -> Sequence[Any] | None:
         """What a network in evaluation mode says of some frames; damaged ones are left out. None where it was ended.
 
@@ -91,6 +92,10 @@ class Kind(Protocol):
             go_on: asked before every batch; False ends it.
             equal_passes: make a forward pass for every batch, as ranks that share weights must.
             submission: benchmark -> folder; write the files of large frames there while they are in memory.
+            tables: folder of nuScenes' tables, for its files.
+
+        Raises:
+            ArgumentError: see `submitted`.
         """
         ...
 

@@ -50,6 +50,7 @@ def rejudge(
     device: str = "auto",
     out: Path | None = None,
     submission: Path | None = None,
+    tables: Path | None = None,
 ) -> Rejudged:
     """Look at all frames of a split with a checkpoint, judge, write.
 
@@ -59,6 +60,7 @@ def rejudge(
         device: "auto", "cpu" or "cuda".
         out: folder of the results; None: `judged/` of the run.
         submission: folder for the benchmarks' files; None: none are written. With it, a split may have no labels.
+        tables: folder of nuScenes' tables, which its files of points need.
 
     Raises:
         ConfigError: the run is one of pre-training, an override is of something else, or nothing is asked for.
@@ -76,7 +78,7 @@ def rejudge(
         raise ConfigError("judge.benchmarks: got [], expected one at least, for example judge.benchmarks=[kitti]")
     judged, kind = to_be_judged(config), kind_of(config)
     places = {} if submission is None else {name: submission / name for name in config.judge.benchmarks}
-    frames = _found(checkpoint, config, judged, device, places)
+    frames = _found(checkpoint, config, judged, device, places, tables)
     labelled = any(frame.labelled for frame in frames)
     if not labelled and submission is None:
         raise ArgumentError(f"judge.split={config.judge.split} has no labels; --submission writes what was found in it")
@@ -102,11 +104,18 @@ def rejudge(
 
 @torch.no_grad()
 def _found(
-    checkpoint: Path, config: FinetuneConfig, judged: JudgedSet, device: str, submission: Mapping[str, Path]
+    checkpoint: Path,
+    config: FinetuneConfig,
+    judged: JudgedSet,
+    device: str,
+    submission: Mapping[str, Path],
+    tables: Path | None,
 ) -> Sequence[Any]:
     place = device_of(device)
     network = build_objective(checkpoint, config).to(place)
     with threads_for_points(place):
-        found = kind_of(config).find(network, judged, judged.indices, config, device=place, submission=submission)
+        found = kind_of(config).find(
+            network, judged, judged.indices, config, device=place, submission=submission, tables=tables
+        )
     assert found is not None  # nothing ends it early
     return found

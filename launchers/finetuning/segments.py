@@ -12,8 +12,8 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
-from configs.detection import FinetuneConfig
-from configs.load import ArgumentError, ConfigError
+from configs.detection import RANDOM, FinetuneConfig
+from configs.load import ConfigError
 from data.loading.segment_frames import PointTruth, point_truth
 from data.storage.manifest import Manifest
 from data.storage.reader import SampleError, SampleReader
@@ -24,6 +24,7 @@ from engine.segmentation.judge import BENCHMARKS, check_names, judge
 from launchers.drawing.canvas import RgbImage
 from launchers.drawing.page import TextTable
 from launchers.drawing.segments import MarkedPoints, segment_views
+from launchers.evaluation.segment_files import files_of
 from launchers.evaluation.segments import FoundSegments, judged_frame, names_of, nothing_found, segmented
 from launchers.finetuning.judged_set import JudgedSet
 from launchers.finetuning.verdict import BenchmarkVerdict
@@ -88,10 +89,22 @@ class Segments:
         go_on: Callable[[], bool] = lambda: True,
         equal_passes: bool = False,
         submission: Mapping[str, Path] | None = None,
+        tables: Path | None = None,
     ) -> list[KeptFrame] | None:
         """See `Kind`."""
         assert isinstance(network, Segmenter)
         names, done = _names(config, judged.manifest), []
+        files = [
+            files_of(
+                name,
+                folder,
+                names,
+                split=config.judge.split,
+                tables=tables,
+                pretrained=config.init != RANDOM,
+            )
+            for name, folder in (submission or {}).items()
+        ]
         frames = segmented(
             network,
             SampleReader(judged.manifest),
@@ -105,7 +118,11 @@ class Segments:
         for frame in frames:
             if frame is None:
                 return None
+            for written in files:
+                written.write(*frame)
             done.append(_kept(*frame, config.judge.benchmarks, names, judged.manifest))
+        for written in files:
+            written.finish()
         return done
 
     def judge(self, benchmark: str, frames: Sequence[KeptFrame], judged: JudgedSet, config: FinetuneConfig) -> Scores:
@@ -120,8 +137,8 @@ class Segments:
     def submitted(
         self, benchmark: str, folder: Path, frames: Sequence[KeptFrame], judged: JudgedSet, config: FinetuneConfig
     ) -> Path:
-        """See `Kind`."""
-        raise ArgumentError(f"--submission: no files of {benchmark} can be written here")
+        """See `Kind`: `find` has written them."""
+        return folder
 
     def marked(
         self,

@@ -19,8 +19,8 @@ Layouts:
     torchvision, moco_v1, moco_v2, moco_v3, dino, openmmlab_bgr, openmmlab_rgb, slidr_images
                 ResNets, for the protocols of image networks.
 
-With --detector the checkpoint of a run of `tandem finetune` is judged once more, on any split, and what it finds is
-written as benchmarks take it:
+With --detector the checkpoint of a run of `tandem finetune`, a detector's or a segmenter's, is judged once more, on any
+split, and what it finds is written as benchmarks take it:
 
     tandem evaluate --detector RUN [--submission FOLDER] [judge.split=test] [judge.benchmarks=[kitti]] [judge.limit=100]
 
@@ -81,10 +81,13 @@ def parser(*, from_file: bool = False, of_detector: bool = False) -> argparse.Ar
     p.add_argument("--out", metavar="FOLDER", help="folder of results.json (default: the run's own)")
     judged = p.add_argument_group("a detector in place of CHECKPOINT and CONFIG")
     detector = judged.add_argument(
-        "--detector", metavar="RUN", help="folder of a run of tandem finetune, or of a checkpoint"
+        "--detector", metavar="RUN", help="folder of a run of tandem finetune (also of a segmenter), or of a checkpoint"
     )
     completed(detector, offer_runs)
     judged.add_argument("--submission", metavar="FOLDER", help="write the benchmarks' own files of what it finds there")
+    judged.add_argument(
+        "--tables", metavar="FOLDER", help="of nuScenes (v1.0-trainval): name its files of points by them"
+    )
     judged.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where it runs (default: auto)"
     )
@@ -136,6 +139,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         p.error("--weights needs --layout and --out, and goes without --random-only")
     if options.detector is None and options.submission is not None:
         p.error("--submission goes with --detector RUN")
+    if options.submission is None and options.tables is not None:
+        p.error("--tables goes with --submission")
     given = [
         option
         for option in ("layout", "backbone", "leak", "like", "intensity_scale", "intensity_offset")

@@ -9,8 +9,10 @@ PREDICTIONS and GROUND_TRUTH are what the benchmark's own tool reads:
     waymo       binary Objects, or .parquet                                 the same, or folder lidar_box
     once        JSON list of frames                                         folder data, or one <sequence>.json
     argoverse2  feather file                                                folder of logs with annotations.feather
+    panoptic_semantickitti  folder with sequences/NN/predictions            folder with sequences/NN/labels
+    panoptic_nuscenes       folder of TOKEN_panoptic.npz                    the same (panoptic/v1.0-trainval)
 
-GROUND_TRUTH may also be a set that `tandem prepare` made of the benchmark's own, with --split.
+GROUND_TRUTH of detections may also be a set that `tandem prepare` made of the benchmark's own, with --split.
 
 Each frame of GROUND_TRUTH, or of --frames, must have predictions, if only an empty list; files of Waymo and Argoverse 2
 do not list frames in which nothing is. What each benchmark counts, and which of its odd rules are kept:
@@ -32,13 +34,20 @@ from pathlib import Path
 from launchers.cli import verb_parser
 from launchers.options.common import completed, offer_paths, positive_number, whole_number
 
-BENCHMARKS = ("kitti", "nuscenes", "waymo", "once", "argoverse2")
+OF_POINTS = ("panoptic_semantickitti", "panoptic_nuscenes")
+BENCHMARKS = ("kitti", "nuscenes", "waymo", "once", "argoverse2", *OF_POINTS)
 SUFFIXES = (".json", ".bin", ".parquet", ".feather")
 """Of files that Tab offers."""
 HEIGHT_RULES = ("development-kit", "ports")
+STUFF = ("classes", "words")
 MANIFEST = "manifest.json"
 """What tells a prepared set (`data.storage.store.MANIFEST_NAME`, which is slow to import)."""
-_OF_ONE = {"split": "nuscenes", "height_rule": "kitti", "max_distance": "once"}
+_OF_ONE = {
+    "split": "nuscenes",
+    "height_rule": "kitti",
+    "max_distance": "once",
+    "stuff": "panoptic_semantickitti",
+}
 """Option -> the one benchmark that has it."""
 
 
@@ -66,6 +75,13 @@ def parser() -> argparse.ArgumentParser:
         type=positive_number,
         metavar="M",
         help="once: boxes farther apart do not overlap; 5 is what the released code does on a CPU",
+    )
+    p.add_argument(
+        "--stuff",
+        choices=STUFF,
+        default=STUFF[0],
+        help="panoptic_semantickitti: one segment a class, or a word, so that road and its markings are two, as in the "
+        "official script (default: %(default)s)",
     )
     return p
 
