@@ -117,6 +117,7 @@ _NUSCENES_VOXELS = (
 
 _SUNRGBD = (
     "data.micro_batch_size=4",
+    "data.max_points=8000",
     "data.split=val",
     "judge.split=val",
     "judge.limit=4",
