@@ -192,6 +192,22 @@ CASES = {
             "model.refinement.test_proposals.num_after=512",
         ),
     ),
+    "mvx_net": Case(
+        config="kitti_mvx_net",
+        frames="kitti",
+        updates=300,
+        overrides=(
+            *_KITTI_GRID,
+            *_KITTI_VOXELS,
+            "model.backbone.in_channels=32",
+            "model.image_backbone.name=resnet_fpn",
+            "model.image_backbone.preset=resnet10_tiny",
+            "model.image_backbone.channels=32",
+            "model.fusion={widths: [16, 16], lateral_channels: 16, channels: 32, bn_momentum: 0.1}",
+            "data.image_size=[192,640]",
+            "schedule.warmup_steps=20",
+        ),
+    ),
     "centerpoint, pillars, nuScenes": Case(
         config="nuscenes_centerpoint_pillar",
         frames="nuscenes",

@@ -105,8 +105,8 @@ class FinetuneConfig(PretrainSettings):
         return self.model
 
     def has_tower(self, tower: Tower) -> bool:
-        """Whether what is trained has the network that a protocol measures."""
-        return tower == "objective" or self.model.tower(tower) is not None
+        """Whether what is trained has the network that a protocol measures, and that works without the rest."""
+        return tower == "objective" or (self.model.tower(tower) is not None and tower not in self.model.FED_BY_METHOD)
 
     @property
     def evaluate(self) -> FollowConfig:

@@ -128,8 +128,7 @@ def find_config(text: str | Path, folder: str | None) -> Path:
     hint = hint or nearest(given.stem, config_names(folder), cutoff=0.4)
     known = "" if folder is None else f"; expected a path, or one of {', '.join(config_names(folder))}"
     hint = hint or (known if given.parent == Path(".") else _around(given))
-    other = "" if longer else elsewhere(given.stem, folder)
-    raise FileNotFoundError(f"{text}: no such config file{other or hint}")
+    raise FileNotFoundError(f"{text}: no such config file{elsewhere(given.stem, folder) or hint}")
 
 
 def _around(given: Path) -> str:

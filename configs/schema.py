@@ -163,17 +163,10 @@ def check_inputs(section: str, method: MethodConfig, data: DataConfig) -> None:
     Raises:
         ConfigError: names the network and the setting.
     """
-    width = data.voxel.num_features
-    for name, network in method.point_networks().items():
-        if network.in_channels != width:
-            raise ConfigError(
-                f"{section}.{name}.in_channels: got {network.in_channels}, expected {width}: "
-                f"data.voxel.features={data.voxel.features!r} makes {width} channels a voxel"
-            )
-        try:
-            network.check_voxels(data.voxel)
-        except ValueError as error:
-            raise ConfigError(f"{section}.{name}: {error}") from error
+    try:
+        method.check_voxels(data.voxel)
+    except ValueError as error:
+        raise ConfigError(f"{section}.{error}") from error
 
 
 def _holds(section: Any, value: str) -> bool:

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Float32, Int
 from common.printable import listed
 from common.ranges import expect
 from data.convert.custom.converter import LogFolders
-from data.convert.custom.formats import COLOURS, READ_COLUMNS, Sweep, has_return
+from data.convert.custom.formats import READ_COLUMNS, Sweep, has_return
 from data.convert.las_file import read_las
 from data.convert.logs.motion import moved
 from data.convert.logs.point_fields import INTENSITIES, TIMES, Columns, after_stamp, first_of, places_of
@@ -30,8 +30,6 @@ from data.storage.damage import DamagedError
 _VIEWPOINTS = ("", "sensor", "cloud")
 _LONGEST_S = 2.0
 """A sweep's points are measured within it; else their time has another unit."""
-_PACKED = ("rgb", "rgba")
-"""Fields of colours, as PCL packs them into a number of 32 bits, which may be called a float."""
 NONE = "none"
 """Of the setting `intensity`."""
 
@@ -48,19 +46,15 @@ class PcdConverter(LogFolders):
             sensor's. "": such files are refused.
         keep_times: keep the time of each point before the sweep's.
         deskew: move each point by the vehicle's motion between its own time and the sweep's.
-        keep_colors: keep the colour of each point: the field `rgb` or `rgba` of .pcd files, whose lowest three bytes
-            are red, green and blue.
     """
 
     intensity: str = ""
     viewpoint: str = ""
     keep_times: bool = False
     deskew: bool = False
-    keep_colors: bool = False
 
     set_name: ClassVar[str] = "pcd"
     sweep_endings: ClassVar[tuple[str, ...]] = (".pcd", ".las", ".laz")
-    _later: ClassVar[tuple[str, ...]] = ("keep_colors",)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,9 +70,6 @@ class PcdConverter(LogFolders):
         if intensity is not None:
             names.append("intensity")
             rows[:, 3] = intensity
-        if self.keep_colors:
-            names += COLOURS
-            rows[:, -3:] = _colours(path, cloud.columns)
         if self.keep_times or self.deskew:
             after_ns, known = self._times(path, cloud.columns, time_us)
             rows[~known, 0] = np.nan  # no measurement, as custom's rows of numbers that are not finite
@@ -138,14 +129,3 @@ class PcdConverter(LogFolders):
                 "array-broken", f"{path}: {name} reaches {furthest:.3g} s from the sweep's time ({setting})"
             )
         return after_ns, known
-
-
-def _colours(path: Path, columns: Columns) -> Float32[np.ndarray, "N 3"]:
-    """Red, green and blue of each point, 0 to 255."""
-    name, packed = first_of(columns, _PACKED)
-    if packed is None or packed.dtype.itemsize != 4:
-        what = "no field rgb or rgba" if packed is None else f"{name} as {packed.dtype}, expected 4 bytes a point"
-        detail = f"{path} has {what}; it has {listed(list(columns), 12)} (setting keep_colors)"
-        raise DamagedError("array-broken", detail)
-    number = np.ascontiguousarray(packed).view(np.uint32)
-    return np.stack([number >> shift & 255 for shift in (16, 8, 0)], axis=1).astype(np.float32)

@@ -78,7 +78,7 @@ HELP: dict[str, tuple[str, str]] = {
     ),
     "pcd": (
         "the same with point cloud files (docs/recordings.md): SRC holds <log>/lidar/<timestamp_us>.pcd, .las or .laz",
-        "intensity=FIELD or none, viewpoint=sensor|cloud, deskew=true, keep_times=true, keep_colors=true; custom's",
+        "intensity=FIELD or none, viewpoint=sensor|cloud, deskew=true, keep_times=true; and those of custom",
     ),
     "las": (
         "tiles of surveys (docs/recordings.md): SRC holds *.las, *.laz, cut into square blocks",

@@ -4,7 +4,9 @@ A detector has a 3D network, an image network, or both: its towers. A run fills 
 the 3D network. Sub-networks of a tower are taken whole or not at all. One that the source lacks entirely, such as
 SECOND's 2D network where the sparse encoder alone was pre-trained, keeps its random weights, and one that the detector
 lacks, such as the decoder of an image network, is left out; log and record name both. Half a sub-network or another
-shape is an error, and so is a tower of another kind, unless `init_towers` leaves it out.
+shape is an error, and so is a tower of another kind, unless `init_towers` leaves it out. Where a detector feeds its 3D
+network with something else than voxels' own features, that network's first layer counts as a sub-network and stays
+random.
 """
 
 from __future__ import annotations
@@ -115,13 +117,13 @@ def check_fits(method: MethodConfig, voxels: VoxelConfig, config: FinetuneConfig
 
 
 def _feeds_voxels(source: Source, config: FinetuneConfig) -> bool:
-    """Whether a 3D network is filled, for which it matters what the source's was fed."""
+    """Whether a 3D network is filled, whose voxels were those of the source's network, or others."""
     return "backbone" in source.parts or (WHOLE in source.parts and config.model.tower("backbone") is not None)
 
 
 def _check_input(source: Source, config: FinetuneConfig) -> None:
     """Refuse a network that learnt from features of another meaning: it would give other ones without any error."""
-    if not _feeds_voxels(source, config):
+    if not _feeds_voxels(source, config) or "backbone" in config.model.FED_BY_METHOD:
         return
     theirs, ours = PointInput.of(source.voxels), PointInput.of(config.data.voxel)
     for field in dataclasses.fields(PointInput):
@@ -136,10 +138,16 @@ def _fill_part(module: nn.Module, part: str, source: Source, config: FinetuneCon
     """Copy the weights of a part; what became of its sub-networks."""
     names = _names(module, part, source, config)
     try:
-        load_state(module, source.parts[part](module), source=source.title, min_match=0.0)
+        load_state(module, _state(module, part, source, config), source=source.title, min_match=0.0)
     except ValueError as error:
         raise ConfigError(f"init={config.init}: {error}") from error
     return names
+
+
+def _state(module: nn.Module, part: str, source: Source, config: FinetuneConfig) -> Mapping[str, Tensor]:
+    """The source's tensors for a part, without a first layer that is fed something else here than there."""
+    state, first = source.parts[part](module), config.model.FED_BY_METHOD.get(part)
+    return state if first is None else {k: value for k, value in state.items() if not k.startswith(f"{first}.")}
 
 
 def _names(module: nn.Module, part: str, source: Source, config: FinetuneConfig) -> _Names:
@@ -148,9 +156,11 @@ def _names(module: nn.Module, part: str, source: Source, config: FinetuneConfig)
     Raises:
         ConfigError: the source fills none, or one of them by half.
     """
-    report = compare(module, source.parts[part](module), source=source.title)
+    report = compare(module, _state(module, part, source, config), source=source.title)
+    first = config.model.FED_BY_METHOD.get(part, "")
     filled, random, left_out = (
-        {name.split(".")[0] for name in names} for names in (report.matched, report.missing, report.unused)
+        {first if first and name.startswith(f"{first}.") else name.split(".")[0] for name in names}
+        for names in (report.matched, report.missing, report.unused)
     )
     if not filled or random & filled or left_out & (filled | random) or report.mismatched:
         where = f"model.{part}" if part else "model"

@@ -3,6 +3,7 @@
 from models.detection.base import DetectorConfig
 from models.detection.centerpoint import CenterPointConfig
 from models.detection.fcos3d import Fcos3dConfig
+from models.detection.mvx_net import MvxNetConfig
 from models.detection.point_rcnn import PointRcnnConfig
 from models.detection.pv_rcnn import PvRcnnConfig
 from models.detection.second import PointPillarsConfig, SecondConfig
@@ -16,4 +17,5 @@ DETECTORS: dict[str, type[DetectorConfig]] = {
     "point_rcnn": PointRcnnConfig,
     "fcos3d": Fcos3dConfig,
     "vote_net": VoteNetConfig,
+    "mvx_net": MvxNetConfig,
 }

@@ -34,7 +34,7 @@ from models.lidar.base import BirdEyeGrid
 from models.methods.base import LossTerms
 from models.pairing import full_precision
 
-AnchorSet = Literal["kitti", "street"]
+AnchorSet = Literal["kitti", "kitti_fusion", "waymo", "street"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +72,18 @@ ANCHORS: Mapping[AnchorSet, Mapping[str, AnchorConfig]] = {
         "pedestrian": _anchor(0.8, 0.6, 1.73, -0.6, 0.5, 0.35),
         "cyclist": _anchor(1.76, 0.6, 1.73, -0.6, 0.5, 0.35),
     },
+    # Those of MVX-Net in mmdetection3d, which differ in the thresholds of small objects.
+    "kitti_fusion": {
+        "car": _anchor(3.9, 1.6, 1.56, -1.78, 0.6, 0.45),
+        "pedestrian": _anchor(0.8, 0.6, 1.73, -0.6, 0.35, 0.2),
+        "cyclist": _anchor(1.76, 0.6, 1.73, -0.6, 0.35, 0.2),
+    },
+    # OpenPCDet's of SECOND, in the frame of the top laser, 2.2 m above the vehicle's.
+    "waymo": {
+        "vehicle": _anchor(4.7, 2.1, 1.7, -2.2, 0.55, 0.4),
+        "pedestrian": _anchor(0.91, 0.86, 1.73, -2.2, 0.5, 0.35),
+        "cyclist": _anchor(1.78, 0.84, 1.78, -2.2, 0.5, 0.35),
+    },
     # Means over the objects with at least five points in two sweeps of each of its first twelve logs. The overlaps are
     # lower than KITTI's where objects are as small as the cells of a small network's map.
     "street": {
@@ -91,7 +103,8 @@ class AnchorHeadConfig:
 
     Attributes:
         anchor_set: where the anchors of each class are taken from, by its name without regard to case, unless `anchors`
-            gives them: "kitti" or "street" (the built-in street world).
+            gives them: "kitti", "kitti_fusion" (the same with MVX-Net's thresholds), "waymo" or "street" (the built-in
+            street world).
         anchors: one entry a class, in the order of the detector's classes; (): those of `anchor_set`.
         rotations: headings of the anchors at each place, radians.
         class_weight: of the focal loss in the sum.

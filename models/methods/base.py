@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from common.ranges import at_least, positive
-from data.batch_spec import BatchSpec
+from data.batch_spec import BatchSpec, VoxelConfig
 from data.sample import Batch
 from models.contrast.collapse_monitor import collapse_watch
 from models.contrast.losses import info_nce
@@ -122,6 +122,9 @@ class MethodConfig(ABC):
     method with such a setting declares a field of the property's name, which takes the property's place.
     """
 
+    FED_BY_METHOD: ClassVar[Mapping[str, str]] = {}
+    """3D networks that are fed what the method makes of points, and so do nothing without it -> their first layer."""
+
     @property
     def gather_negatives(self) -> bool | None:
         """Whether the rows of all ranks are negatives of each other; None: the method has no such choice."""
@@ -167,6 +170,24 @@ class MethodConfig(ABC):
     def toy(self: MethodT) -> MethodT:
         """The method with the narrowest 3D networks. Image networks stay: files of weights must fit them."""
         return dataclasses.replace(self, **{name: network.toy() for name, network in self.point_networks().items()})
+
+    def check_voxels(self, voxels: VoxelConfig) -> None:
+        """Refuse voxels that the 3D networks cannot work on.
+
+        Raises:
+            ValueError: names the section of the network, and what it expects.
+        """
+        width = voxels.num_features
+        for name, network in self.point_networks().items():
+            if network.in_channels != width:
+                raise ValueError(
+                    f"{name}.in_channels: got {network.in_channels}, expected {width}: "
+                    f"data.voxel.features={voxels.features!r} makes {width} channels a voxel"
+                )
+            try:
+                network.check_voxels(voxels)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
 
     @abstractmethod
     def batch_spec(self) -> BatchSpec:

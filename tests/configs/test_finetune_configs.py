@@ -24,6 +24,9 @@ from models.segmentation.panoptic import PanopticConfig
 
 ROOMS = ("scannet_votenet", "sunrgbd_votenet")
 
+SIMIPU = ("kitti_mvx_net", "waymo_mvx_net")
+"""Trained as SimIPU trains them; all others as OpenPCDet does."""
+
 
 def load_config(path: Path) -> FinetuneConfig:
     config = read_run(path, ["run_dir=here", *missing_values(path)])
@@ -52,7 +55,8 @@ def test_every_config_is_whole(path: Path, tmp_path: Path) -> None:
     assert config.judge.benchmarks
     with torch.device("meta"):
         config.model.build()
-    assert config.schedule.kind == ("steps" if path.stem in ROOMS else "onecycle")
+    kinds = dict.fromkeys(ROOMS, "steps") | dict.fromkeys(SIMIPU, "cosine")
+    assert config.schedule.kind == kinds.get(path.stem, "onecycle")
     assert config.optim.name == "adamw"
 
 
@@ -76,6 +80,8 @@ def test_published_recipes_are_card_for_card() -> None:
         "waymo_centerpoint_voxel": (0.003, 30, 4, 10.0),
         "nuscenes_centerpoint_pillar": (0.001, 20, 4, 10.0),
         "once_centerpoint": (0.003, 80, 4, 35.0),
+        "kitti_mvx_net": (0.003, 80, 2, 35.0),
+        "waymo_mvx_net": (0.003, 24, 2, 35.0),
     }
     assert values == expected
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from data.batch_spec import VoxelConfig
-from data.sample import Batch, BatchBoxes, Cameras
+from data.sample import Batch, BatchBoxes, Cameras, PointPixelPairs
 from data.street.classes import CLASS_NAMES
 from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConfig
 from data.street.log import LogRenderer
+from data.views.pairs import point_pixel_pairs
 from data.views.voxelize import inside_range, voxelize
 from models.detection.anchor_head import AnchorHeadConfig
 from models.detection.base import Detections, DetectorConfig
@@ -21,6 +22,8 @@ from models.detection.centerpoint import CenterPointConfig
 from models.detection.centre_head import CentreHeadConfig
 from models.detection.fcos3d import Fcos3dConfig
 from models.detection.fcos3d_head import Fcos3dHeadConfig
+from models.detection.mvx_net import MvxNetConfig
+from models.detection.point_fusion import PointFusionConfig
 from models.detection.point_rcnn import PointRcnnConfig
 from models.detection.pv_rcnn import PvRcnnConfig
 from models.detection.refinement import RefinementConfig, proposals
@@ -28,6 +31,7 @@ from models.detection.roi_targets import RoiTargetConfig
 from models.detection.second import PointPillarsConfig, SecondConfig
 from models.detection.suppression import SuppressionConfig
 from models.detection.vote_net import VoteNetConfig
+from models.image.fpn import ResNetFpnConfig
 from models.image.resnet_encoder import ResNetEncoderConfig
 from models.lidar.pillars import PillarsConfig
 from models.lidar.pointnet2 import PointNet2Config
@@ -132,6 +136,14 @@ TINY: dict[str, DetectorConfig] = {
         nms=SuppressionConfig(min_score=0.05, max_iou=0.25, num_before=256, num_after=320),
         min_points=1,
     ),
+    "mvx_net": MvxNetConfig(
+        classes=CLASSES,
+        backbone=dataclasses.replace(TINY_VOXELNET, in_channels=16),
+        image_backbone=ResNetFpnConfig(preset="resnet10_tiny", channels=16),
+        fusion=PointFusionConfig(widths=(16, 16), lateral_channels=8, channels=16, bn_momentum=0.1),
+        head=_STREET_ANCHORS,
+        nms=_NMS,
+    ),
 }
 
 POINT_RCNN_MINKUNET = dataclasses.replace(_POINT_RCNN, backbone=Res16UNetConfig(preset="res16unet_tiny", in_channels=4))
@@ -177,9 +189,9 @@ def street_batch(
 
 
 def _with_images(batch: Batch, samples: Sequence[tuple[int, int]]) -> Batch:
-    """With the images of all cameras as they were taken."""
+    """With the images of all cameras as they were taken, and the points that they show."""
     views = [_views(log, frame) for log, frame in samples]
-    images, K, T_cam_lidar = (torch.cat(column) for column in zip(*views, strict=True))
+    images, K, T_cam_lidar = (torch.cat([part[n] for part in views]) for n in range(3))
     cameras = Cameras(
         sample=_numbers([len(part[0]) for part in views]),
         K=K,
@@ -187,16 +199,30 @@ def _with_images(batch: Batch, samples: Sequence[tuple[int, int]]) -> Batch:
         affine=torch.eye(3)[:2].repeat(len(images), 1, 1),
         min_depth_m=torch.ones(len(images)),
     )
-    return dataclasses.replace(batch, images=images, cameras=cameras)
+    starts = np.cumsum([0, *(int((batch.point_sample == n).sum()) for n in range(len(samples)))])
+    first_image = np.cumsum([0, *(len(part[0]) for part in views)])
+    pairs = PointPixelPairs(
+        point=torch.cat([part[3] + int(start) for part, start in zip(views, starts, strict=False)]),
+        image=torch.cat([part[4] + int(start) for part, start in zip(views, first_image, strict=False)]),
+        uv=torch.cat([part[5] for part in views]),
+    )
+    return dataclasses.replace(batch, images=images, cameras=cameras, pairs=pairs)
 
 
 def _views(log: int, frame: int) -> tuple[torch.Tensor, ...]:
+    """Images, K, T_cam_lidar; point among those in range, camera and pixel of each pair."""
     sample = _log(log).sample("street", frame)
+    pairs = point_pixel_pairs(sample, tuple(range(len(sample.cameras)))).keep_points(
+        inside_range(sample.points_lidar, VOXELS)
+    )
     images, K, T = zip(*((view.image, view.K, sample.T_cam_lidar(view)) for view in sample.cameras), strict=True)
     return (
         torch.from_numpy(np.stack(images)).movedim(-1, 1).contiguous(),
         torch.from_numpy(np.stack(K).astype(np.float32)),
         torch.from_numpy(np.stack(T).astype(np.float32)),
+        torch.from_numpy(pairs.point),
+        torch.from_numpy(pairs.camera),
+        torch.from_numpy(pairs.uv.astype(np.float32)),
     )
 
 

@@ -22,7 +22,7 @@ from engine.distributed import World
 from engine.errors import CheckpointError
 from launchers.evaluation.networks import open_source
 from launchers.finetuning.init import check_fits, fill
-from launchers.finetuning.run import assemble_detector
+from launchers.finetuning.run import assemble_network
 from launchers.finetuning.sources import Start, sha256_of
 from launchers.runs.settings import setting_of_tree
 from launchers.training.continuing import Continued
@@ -236,11 +236,11 @@ def test_the_run_goes_on_without_its_source_and_not_with_another(tmp_path: Path)
     settings = config(str(folder))
     state = {"fingerprint": {"init": sha256_of(str(folder))}}
     before = Continued(state=state, resolved={}, config=settings, changes=())
-    assert assemble_detector(settings, before, ALONE).fingerprint == {"init": sha256_of(str(folder))}
+    assert assemble_network(settings, before, ALONE).fingerprint == {"init": sha256_of(str(folder))}
     gone = config(str(tmp_path / "gone"))
-    assert assemble_detector(gone, before, ALONE).fingerprint == {"init": sha256_of(str(folder))}
+    assert assemble_network(gone, before, ALONE).fingerprint == {"init": sha256_of(str(folder))}
     with pytest.raises(CheckpointError, match=r"init=random: here was built with other weights \("):
-        assemble_detector(config("random"), before, ALONE)
+        assemble_network(config("random"), before, ALONE)
 
 
 # ---- several towers
@@ -353,3 +353,27 @@ def test_a_chosen_tower_is_part_of_the_setting_and_none_is_not() -> None:
     before = {name: value for name, value in tree.items() if name != "init_towers"}
     assert setting_of_tree(before) == setting_of_tree(tree)
     assert setting_of_tree({**tree, "init_towers": ["backbone"]}) != setting_of_tree(tree)
+
+
+def test_fusion_leaves_the_first_layer_of_the_3d_network_random(tmp_path: Path) -> None:
+    """It takes fused points; features of voxels are then of no concern, another grid still is."""
+    fpn = {**FPN, "channels": 8}
+    tree = {"run_dir": "here", "data": {"shards": "none", "voxel": GRID}, "init": str(tmp_path / "run")}
+    fusion = {"widths": [8], "lateral_channels": 8, "channels": 16}
+    backbone = {**SECOND["backbone"], "in_channels": 16}
+    model = {**SECOND, "name": "mvx_net", "backbone": backbone, "image_backbone": fpn, "fusion": fusion}
+    settings = read_run(None, defaults={**tree, "model": model})
+    assert isinstance(settings, FinetuneConfig)
+    pretrained(tmp_path / "run", voxel={**GRID, "reduce": "first"})
+    fresh, detector, start = filled(settings)
+    assert start.filled == ("backbone.bev_backbone", "backbone.encoder")
+    assert start.random == ("backbone.encoder.layers.0", "image_backbone", "voxel_encoder", "dense_head")
+    assert equal(fresh, detector, "backbone.encoder.layers.0")
+    assert not equal(fresh, detector, "backbone.encoder.layers.1")
+    assert start.grid is not None
+    # Whole where the other detector is the same; its 3D network alone does nothing.
+    write_checkpoint(tmp_path / "same", 2, fresh.state_dict(), dump_run(settings))
+    again = dataclasses.replace(settings, init=str(tmp_path / "same"))
+    assert equal(filled(again)[1], fresh, "backbone.encoder.layers.0")
+    assert settings.has_tower("image_backbone")
+    assert not settings.has_tower("backbone")

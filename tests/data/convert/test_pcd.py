@@ -269,27 +269,6 @@ def test_times_of_points_are_kept_before_the_sweep(source: Path) -> None:
     assert read(source)[0].times_s is None
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.uint32])
-def test_colours_of_points_are_unpacked(source: Path, kind: type) -> None:
-    colours = RNG.integers(0, 256, (100_000, 3)).astype(np.uint32)
-    colours[0] = 255, 255, 255  # as a float: no number
-    packed = colours[:, 0] << 16 | colours[:, 1] << 8 | colours[:, 2]
-    rewrite(source, rgb=packed.view(np.float32) if kind is np.float32 else packed)
-    sample = read(source, keep_colors=True)[0]
-    assert sample.colors is not None
-    np.testing.assert_array_equal(sample.colors, colours[: len(sample.colors)])
-    assert read(source)[0].colors is None
-
-
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [("shade", "has no field rgb or rgba; it has x, y, z"), ("rgb", "rgb as uint16, expected 4 bytes a point")],
-)
-def test_fields_that_are_no_packed_colours_are_named(source: Path, name: str, said: str) -> None:
-    rewrite(source, **{name: np.zeros(100_000, np.uint16)})
-    assert said in skipped(source, keep_colors=True)
-
-
 def test_motion_is_taken_out_by_times_and_poses(source: Path, truth: list[Sample]) -> None:
     """Every second point was seen when the camera took its image, 10 ms before the sweep's time."""
     then, now = truth[1].cameras[0], truth[1]

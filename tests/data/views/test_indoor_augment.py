@@ -5,8 +5,6 @@ from __future__ import annotations
 import colorsys
 import dataclasses
 import math
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,15 +13,13 @@ from hypothesis import strategies as st
 
 from data.batch_spec import BatchSpec, VoxelConfig
 from data.geometry import transform
-from data.loading.loader import DataConfig, ShardLoader, build_loader
 from data.order import SampleDraws
 from data.storage.damage import DamagedError
-from data.storage.object_database import cloud_of, columns_of
 from data.views.augment import AugmentConfig, PointAugmentConfig, draw_cloud_transform, draw_elastic
 from data.views.elastic import elastic_distortion
 from data.views.point_colour import PointColourConfig, draw_point_colours
 from data.views.view import ViewConfig, make_view
-from tests.helpers.samples import CLASS_NAMES, make_sample, write_toy_set
+from tests.helpers.samples import make_sample
 
 COLORS = np.random.default_rng(5).integers(0, 256, (300, 3)).astype(np.uint8)
 
@@ -175,31 +171,3 @@ def test_a_tilt_by_hand() -> None:
     # About x: (0, -sin, cos); then about y.
     forward = math.cos(about_x) * math.sin(about_y)
     np.testing.assert_allclose(up, [[forward, -math.sin(about_x), math.cos(about_x) * math.cos(about_y)]], atol=1e-12)
-
-
-@pytest.mark.parametrize("setting", [{"tilt_rad": 0.05}, {"elastic_m": ((0.2, 0.4),)}], ids=["tilt", "elastic"])
-def test_what_would_part_points_from_boxes_is_refused(tmp_path: Path, setting: dict[str, Any]) -> None:
-    config = DataConfig(
-        shards=write_toy_set(tmp_path, num_logs=2, frames_per_log=1),
-        augment=AugmentConfig(points=PointAugmentConfig(**setting)),
-    )
-
-    def load(spec: BatchSpec) -> ShardLoader:
-        return build_loader(config, spec=spec, seed=0, rank=0, world_size=1)
-
-    with pytest.raises(ValueError, match="out of their boxes, which stay upright; set tilt_rad=0 and elastic_m"):
-        load(BatchSpec(images=False, boxes=(CLASS_NAMES[2],)))
-    assert load(BatchSpec(images=False)).samples_per_epoch == 1
-
-
-# ---- objects that are put into other sweeps
-def test_points_of_objects_keep_their_colours() -> None:
-    sample = dataclasses.replace(make_sample(rng(), num_points=300), colors=COLORS, labels=None, instances=None)
-    fields = sample.point_fields()
-    columns, cloud = columns_of(fields), cloud_of(fields)
-    assert columns == ("x", "y", "z", "intensity", "red", "green", "blue")
-    assert cloud.shape == (300, 7)
-    np.testing.assert_array_equal(cloud[:, 4:], COLORS)
-    bare = dataclasses.replace(sample, colors=None).point_fields()
-    assert columns_of(bare) == ("x", "y", "z", "intensity")
-    assert cloud_of(bare).shape == (300, 4)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from configs.detection import TOWERS
 from data.batch_spec import VoxelConfig
 from data.sample import Batch
 from models.detection import DETECTORS
@@ -55,6 +56,7 @@ def without_points(batch: Batch) -> Batch:
         point_voxel=batch.point_voxel[:0],
         voxel_coords=batch.voxel_coords[:0],
         voxel_features=batch.voxel_features[:0],
+        pairs=None if batch.pairs is None else batch.pairs.select(slice(0)),
     )
 
 
@@ -156,7 +158,9 @@ def test_odd_batches_train_and_are_looked_at(name: str, case: str) -> None:
     check_detections(found, batch)
 
 
-@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d", "vote_net"])
+@pytest.mark.parametrize(
+    "name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d", "vote_net", "mvx_net"]
+)
 def test_heads_compute_in_float32_under_autocast(name: str) -> None:
     batch, model = batch_for(name), build(name)
     plain = float(check_step(model, batch).total.detach())
@@ -165,7 +169,9 @@ def test_heads_compute_in_float32_under_autocast(name: str) -> None:
     assert float(short.total.detach()) == pytest.approx(plain, rel=0.2)
 
 
-@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d", "vote_net"])
+@pytest.mark.parametrize(
+    "name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d", "vote_net", "mvx_net"]
+)
 def test_diverged_weights_give_a_loss_and_no_detections(name: str) -> None:
     """The engine skips and counts such updates by their loss; an error on the way would end the run instead."""
     model, batch = build(name), batch_for(name)
@@ -176,7 +182,9 @@ def test_diverged_weights_give_a_loss_and_no_detections(name: str) -> None:
         assert len(model.eval().detect(batch).scores) == 0
 
 
-@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d", "vote_net"])
+@pytest.mark.parametrize(
+    "name", ["pointpillars", "centerpoint_pillars", "pv_rcnn", "point_rcnn", "fcos3d", "vote_net", "mvx_net"]
+)
 def test_the_samples_of_a_batch_do_not_meet(name: str) -> None:
     """In evaluation mode each sample is what it is alone."""
     model, both = build(name).eval(), batch_for(name)
@@ -227,13 +235,15 @@ def test_names_of_the_network_are_those_of_pre_training() -> None:
     heads = {"pv_rcnn": {"dense_head", "set_abstraction", "keypoint_head", "refiner"}}
     heads |= {"point_rcnn": {"point_class", "point_box", "refiner"}, "fcos3d": {"pyramid", "dense_head"}}
     heads |= {"vote_net": {"seed", "voting", "gathering", "head"}}
+    heads |= {"mvx_net": {"voxel_encoder", "dense_head"}}
     for name, config in TINY.items():
         model = config.build()
         own = {n.partition(".")[0] for n, _ in model.named_parameters()}
-        tower = "image_backbone" if model.LOOKS_AT_IMAGES else "backbone"
-        assert own == {tower, *heads.get(name, {"dense_head"})}
-        alone = config.tower(tower).build()  # type: ignore[union-attr]
-        assert set(model.get_submodule(tower).state_dict()) == set(alone.state_dict())
+        towers = [tower for tower in TOWERS if config.tower(tower) is not None]
+        assert own == {*towers, *heads.get(name, {"dense_head"})}
+        for tower in towers:
+            alone = config.tower(tower).build()  # type: ignore[union-attr]
+            assert set(model.get_submodule(tower).state_dict()) == set(alone.state_dict())
 
 
 def _loss_and_gradients(name: str, samples: tuple[tuple[int, int], ...]) -> tuple[Tensor, dict[str, Tensor | None]]:
@@ -254,7 +264,7 @@ SAMPLES = ((0, 0), (1, 3))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "fcos3d", "vote_net"])
+@pytest.mark.parametrize("name", ["pointpillars", "centerpoint_pillars", "fcos3d", "vote_net", "mvx_net"])
 def test_two_processes_equal_one_with_both_samples(name: str) -> None:
     ranks = run_distributed(_of_rank, 2, name)
     assert_mean_of_ranks(ranks, _loss_and_gradients(name, SAMPLES), loss=(1e-5, 1e-6), gradient=(1e-3, 1e-5))
