@@ -71,6 +71,8 @@ EXPLAINED = {
     "point_features": "Features of the points as colours: what has one colour is alike to the network.",
     "detections_above": "The scan from above, x axis up; the line in a box points to its front.",
     "detections_over_images": "The edges of the same boxes as the cameras see them.",
+    "segments_above": "The scan from above, x axis up: classes, and below them a colour for each object of things.",
+    "segments_over_images": "The points that each camera sees, by whether their class is right; grey: unlabelled.",
     "pixel_features": "Images, and below them the features of their pixels in the colours of the points.",
 }
 """Last word of a picture's title -> what it shows."""
