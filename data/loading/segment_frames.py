@@ -44,12 +44,11 @@ class SegmentFrames:
 
     Attributes:
         truths: of each frame, in order.
-        batch: all points of those of the frames that have any, in the same order (`Batch.keys` names them), also those
-            outside the grid, which are in the nearest voxel inside; None where none has.
+        batch: all their points, in the same order, also those outside the grid, which are in the nearest voxel inside.
     """
 
     truths: tuple[PointTruth, ...]
-    batch: Batch | None
+    batch: Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +68,8 @@ class _Frames(SequentialBatches[tuple[View, PointTruth]]):
         )
         return view, _truth(sample, index)
 
-    def collate(self, parts: Sequence[tuple[View, PointTruth]]) -> Batch | None:
-        views = [view for view, _ in parts if len(view.points)]
-        return collate(views) if views else None
+    def collate(self, parts: Sequence[tuple[View, PointTruth]]) -> Batch:
+        return collate([view for view, _ in parts])
 
     def notes(self, parts: Sequence[tuple[View, PointTruth]]) -> tuple[PointTruth, ...]:
         return tuple(truth for _, truth in parts)
@@ -95,7 +93,7 @@ def segment_frames(
     """
     frames = _Frames(reader=reader, indices=indices, batch_size=batch_size, voxel=voxel)
     for loaded in frames.run_loaded(num_workers, max_skip_share):
-        if loaded.notes:
+        if loaded.batch is not None:
             yield SegmentFrames(truths=loaded.notes, batch=loaded.batch)
 
 

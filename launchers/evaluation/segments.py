@@ -61,8 +61,8 @@ def segmented(
         batch_size: frames at a time.
         device: of the segmenter.
         go_on: asked before every batch, ceil(n / batch_size) times; False ends it.
-        equal_passes: make a forward pass for every batch, also for one without points, as ranks that share weights
-            must.
+        equal_passes: make a forward pass for every batch, also in place of one whose frames are all damaged, as ranks
+            that share weights must.
 
     Yields:
         A frame each; at last None where it was ended.
@@ -83,28 +83,28 @@ def segmented(
             yield None
             return
         part = next(frames, None)
-        batch = None if part is None else part.batch
-        if batch is None and equal_passes:
+        if part is not None:
+            yield from zip(part.truths, _of_frames(segmenter.segment(part.batch.to(device)), part.batch), strict=True)
+        elif equal_passes:
             segmenter.segment(no_points(config).to(device))
-        found = {} if batch is None else _by_key(segmenter.segment(batch.to(device)), batch)
-        for truth in () if part is None else part.truths:
-            yield truth, found.get(truth.frame.key) or nothing_found(truth.num_points)
 
 
-def _by_key(segments: Segments, batch: Batch) -> dict[str, FoundSegments]:
+def _of_frames(segments: Segments, batch: Batch) -> list[FoundSegments]:
     """Of each sample, its objects numbered from 0."""
     classes, objects = segments.point_class.cpu().numpy(), segments.point_object.cpu().numpy()
     object_class, score = segments.object_class.cpu().numpy(), segments.object_score.cpu().double().numpy()
     ends = np.cumsum(np.bincount(batch.point_sample.numpy(), minlength=batch.num_samples))
-    found, first = {}, 0
-    for key, start, end in zip(batch.keys, [0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+    found, first = [], 0
+    for start, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
         own = objects[start:end]
         last = max(first, int(own.max(initial=-1)) + 1)
-        found[key] = FoundSegments(
-            found_class=classes[start:end].astype(np.int64),
-            found_object=np.where(own < 0, -1, own - first).astype(np.int64),
-            object_class=object_class[first:last].astype(np.int64),
-            object_score=score[first:last],
+        found.append(
+            FoundSegments(
+                found_class=classes[start:end].astype(np.int64),
+                found_object=np.where(own < 0, -1, own - first).astype(np.int64),
+                object_class=object_class[first:last].astype(np.int64),
+                object_score=score[first:last],
+            )
         )
         first = last
     return found
