@@ -102,8 +102,9 @@ def _jpeg(rng: np.random.Generator) -> bytes:
 
 
 def _ego(time_ns: int) -> np.ndarray:
-    seconds = (time_ns - _T0_NS) / 1e9
-    return rigid(yaw_rotation(0.05 * seconds), np.array([10.0 * seconds, 0.0, 0.0]))
+    """On a circle of 200 m at 10 m/s: who drives another way than he looks is refused."""
+    yaw = 0.05 * (time_ns - _T0_NS) / 1e9
+    return rigid(yaw_rotation(yaw), 200.0 * np.array([np.sin(yaw), 1 - np.cos(yaw), 0.0]))
 
 
 # ---- what is measured

@@ -26,8 +26,9 @@ from engine.downstream.runner import TOWER_TITLES, Initialisation, Tower
 from launchers.evaluation.networks import describe_origin, random_network
 from launchers.runs.files import CONFIG_FILE
 from models.image.resnet import NETWORK_PREFIX, ResNetName
-from models.layouts.back_in import first_kernel, stated, taken, unwrapped
-from models.layouts.base import Layout
+from models.layouts.back_in import stated, taken, unwrapped
+from models.layouts.base import Fed, Layout
+from models.layouts.intensity import with_intensity_times
 from models.layouts.known import LAYOUTS
 from models.lidar.backbones import BACKBONES
 from models.lidar.base import BackboneConfig
@@ -282,9 +283,9 @@ def _theirs(path: Path, layout: str, by_hand: StatedByHand) -> FileContent:
     if not isinstance(preset, str):
         raise ValueError(f"weights: {path}: no preset of the network is stated; expected --like CONFIG")
     scale, offset = by_hand.intensity_scale or 1.0, by_hand.intensity_offset or 0.0
-    fed = dataclasses.replace(
-        PointInput.of(load(VoxelConfig, None, defaults=voxels)), intensity_scale=scale, intensity_offset=offset
-    )
+    read = load(VoxelConfig, None, defaults=voxels)
+    points = dataclasses.replace(PointInput.of(read), intensity_scale=scale, intensity_offset=offset)
+    fed = Fed(points=points, voxels=read)
     state = functools.partial(_theirs_as_ours, LAYOUTS[layout], theirs, fed)
     return FileContent(
         tower="backbone",
@@ -297,19 +298,10 @@ def _theirs(path: Path, layout: str, by_hand: StatedByHand) -> FileContent:
     )
 
 
-def _theirs_as_ours(
-    layout: Layout, theirs: Mapping[str, Tensor], fed: PointInput, network: nn.Module
-) -> Mapping[str, Tensor]:
+def _theirs_as_ours(layout: Layout, theirs: Mapping[str, Tensor], fed: Fed, network: nn.Module) -> Mapping[str, Tensor]:
     state = taken(layout, theirs, network).state
-    if fed.intensity_scale == 1:
-        return state
-    first = first_kernel(network)
-    if first is None:
-        raise ValueError(
-            f"--intensity-scale {fed.intensity_scale:g}: of a {type(network).__name__} it cannot be folded into the "
-            "first layer, which is no sparse convolution"
-        )
-    return {**state, first: fed.fold(state[first], fed.intensity_scale)} if first in state else state
+    scale = fed.points.intensity_scale
+    return state if scale == 1 else with_intensity_times(state, network, fed, scale)
 
 
 def like_config(text: str) -> RunConfig:

@@ -52,7 +52,9 @@ def rejudge(
     submission: Path | None = None,
     tables: Path | None = None,
 ) -> Rejudged:
-    """Look at all frames of a split with a checkpoint, judge, write.
+    """Look at the frames of a split with a checkpoint, judge, write.
+
+    Those that `judge.limit` leaves, and all of them for a submission, unless an override says otherwise.
 
     Args:
         source: a run's folder (its newest checkpoint) or a checkpoint's.
@@ -70,6 +72,8 @@ def rejudge(
     wrong = [text for text in overrides if not text.startswith(("judge.", "data.shards=", "data.cache."))]
     if wrong:
         raise ConfigError(f"override {wrong[0]!r}: the network is trained already; only judge.* can change")
+    if submission is not None and not any(text.startswith("judge.limit=") for text in overrides):
+        overrides = [*overrides, "judge.limit=null"]  # the run's is for looking now and then while it trains
     checkpoint = find_checkpoint_folder(source)
     config = read_run(checkpoint / CHECKPOINT_CONFIG, overrides)
     if not isinstance(config, FinetuneConfig):

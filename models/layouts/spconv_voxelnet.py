@@ -53,6 +53,8 @@ state = torch.load("FILE", weights_only=True)["state_dict"]
 - A kernel is [C_out, kz, ky, kx, C_in], without bias.
 - A convolution is followed by BatchNorm (eps {_EPS:g}) and ReLU. In a residual block, the block's input is added
   behind the second BatchNorm, before the ReLU.
+- Names count as `SparseSequential(conv, norm, relu)` does: `.0` a convolution, `.1` its BatchNorm; a residual block has
+  `conv1`, `bn1`, `conv2`, `bn2`; of a row of dense convolutions each takes three numbers, `.0` and `.1`, `.3` and `.4`.
 - Behind the last sparse layer, `x.dense()` is [B, C, z, y, x]; C and z joined are the channels of the map.
 
 {_lines(network)}

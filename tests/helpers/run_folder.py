@@ -56,12 +56,19 @@ def run_config(run_dir: Path, shards: str) -> PretrainConfig:
     )
 
 
-def write_toy_run(run_dir: Path, shards: str, *, step: int = STEP, records: PretrainConfig | None = None) -> Objective:
+def write_toy_run(
+    run_dir: Path,
+    shards: str,
+    *,
+    step: int = STEP,
+    records: PretrainConfig | None = None,
+    config: PretrainConfig | None = None,
+) -> Objective:
     """Writes the folder; returns the objective whose weights are in it.
 
-    `records`: config that its files state, in place of that of the toy networks.
+    `records`: config that its files state, in place of that of the networks. `config`: of other networks.
     """
-    config = run_config(run_dir, shards)
+    config = config or run_config(run_dir, shards)
     torch.manual_seed(3)
     objective = config.method.build().eval()
     text = dump(records or config, choices=PRETRAIN_CHOICES)

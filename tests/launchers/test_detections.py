@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,10 @@ from launchers.evaluation.detections import (
     true_objects,
 )
 from launchers.evaluation.submission import write_submission
+from launchers.finetuning import rejudge as rejudge_module
 from launchers.finetuning.judged_set import JudgedSet
 from launchers.finetuning.judging import judge_frames, record_of
+from launchers.finetuning.kinds import to_be_judged
 from launchers.finetuning.rejudge import rejudge
 
 
@@ -180,9 +183,32 @@ def test_once_results_are_named_by_frame_ids(street_set: str, tmp_path: Path) ->
 
 def test_what_cannot_be_judged_is_named(street_set: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"judge.benchmarks: got 'coco', expected any of "):
-        JudgedSet.of(config(street_set, "judge.benchmarks=[coco]"))
-    with pytest.raises(ConfigError, match=r"override 'optim.lr=1': the detector is trained already"):
+        to_be_judged(config(street_set, "judge.benchmarks=[coco]"))
+    with pytest.raises(ConfigError, match=r"override 'optim.lr=1': the network is trained already"):
         rejudge(tmp_path, ["optim.lr=1"])
+
+
+@pytest.mark.parametrize(
+    ("given", "submission", "read"),
+    [
+        ((), True, ("judge.limit=null",)),
+        (("judge.limit=3",), True, ("judge.limit=3",)),
+        ((), False, ()),
+    ],
+)
+def test_a_submission_is_of_all_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: tuple[str, ...], submission: bool, read: tuple[str, ...]
+) -> None:
+    """A run's `judge.limit` is for looking now and then while it trains."""
+
+    def stop(path: Path, overrides: Sequence[str]) -> None:
+        assert tuple(overrides) == read
+        raise ConfigError("as far as this")
+
+    monkeypatch.setattr(rejudge_module, "find_checkpoint_folder", lambda source: source)
+    monkeypatch.setattr(rejudge_module, "read_run", stop)
+    with pytest.raises(ConfigError, match="as far as this"):
+        rejudge(tmp_path, given, submission=tmp_path / "out" if submission else None)
 
 
 def test_kittis_metric_refuses_smaller_images(street_set: str) -> None:

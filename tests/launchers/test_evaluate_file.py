@@ -18,11 +18,12 @@ from launchers.options.evaluate import LAYOUTS, LEAKS
 from models.layouts import known as layouts
 from models.layouts.base import to_theirs
 from models.lidar.minkowski import to_minkowski
+from models.lidar.pillars import PillarsConfig
 from models.lidar.res16unet import Res16UNetConfig
 from models.lidar.voxelnet import VoxelNetConfig
 from models.weights import IMAGE_FORMATS
 from tests.helpers.image_run import write_image_run
-from tests.helpers.run_folder import write_toy_run
+from tests.helpers.run_folder import run_config, write_toy_run
 from tests.helpers.samples import write_toy_set
 from tests.helpers.weight_layouts import GRID_MAX, GRID_MIN, fed, stirred
 
@@ -227,3 +228,42 @@ def test_a_network_of_another_project(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "a 3D network in the layout of OpenPCDet 0.6:\n  voxelnet, preset second_tiny, 4 features of a voxel" in said
     assert f"tandem finetune CONFIG init=openpcdet:{file}" in said
     assert "what it is fed is not stated; --like CONFIG says it" in said
+
+
+@pytest.mark.slow
+def test_a_foreign_file_gets_the_numbers_of_its_run(folder: Path, tmp_path: Path) -> None:
+    """Pillars as OpenPCDet has them, fed 0 to 255, with nothing of ours in the file: from the run and back."""
+    shards = str(folder / "set")
+    plain = run_config(tmp_path / "run", shards)
+    pillars = PillarsConfig(
+        preset="pillars_tiny", pillar_size_m=0.5, range_min_m=(-16.0, -16.0, -4.0), range_max_m=(16.0, 16.0, 4.0)
+    )
+    voxels = dataclasses.replace(
+        plain.data.voxel,
+        features="xyz_intensity",
+        size=(0.5, 0.5, 0.5),
+        range_min=pillars.range_min_m,
+        range_max=pillars.range_max_m,
+    )
+    config = dataclasses.replace(
+        plain,
+        data=dataclasses.replace(plain.data, voxel=voxels),
+        method=dataclasses.replace(plain.method, backbone=pillars),
+    )
+    write_toy_run(tmp_path / "run", shards, config=config)
+    protocols = str(folder / "protocols.yaml")
+    assert tandem(["evaluate", str(tmp_path / "run"), protocols, *POINTS]) == 0
+    file = tmp_path / "theirs.pth"
+    scale = ("--intensity-scale", "255")
+    assert tandem(["export", str(tmp_path / "run"), str(file), "--format", "openpcdet", *scale]) == 0
+    torch.save({"model_state": torch.load(file, weights_only=True)["model_state"]}, file)
+    like = ("--like", str(tmp_path / "run"))
+    for out, more in (("out", scale), ("unscaled", ())):
+        assert evaluate(folder, file, "openpcdet", tmp_path / out, *POINTS, *like, *more) == 0
+    ours, theirs, unscaled = (
+        numbers(read_results(tmp_path / name / "results.json"), pretrained=True) for name in ("run", "out", "unscaled")
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        assert one[:2] == other[:2]
+        assert other[2] == pytest.approx(one[2], abs=1.0)
+    assert unscaled != theirs

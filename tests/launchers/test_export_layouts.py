@@ -14,6 +14,7 @@ from launchers.exporting.scale import scaled
 from launchers.options.export import SUFFIXES
 from models.detection.point_rcnn import PointRcnnConfig
 from models.detection.second import SecondConfig
+from models.layouts.intensity import with_intensity_times
 from models.layouts.known import LAYOUTS
 from models.layouts.openpcdet import OpenPcdet
 from models.layouts.result import result
@@ -96,6 +97,22 @@ def test_a_factor_of_intensity_goes_into_the_first_layers(name: str) -> None:
     unscaled = result(other, (coords[rows], features[rows], num_samples))
     assert (expected - unscaled).abs().max() > 1e-4 * expected.abs().max()
     assert "Intensity runs from 0 to 255" in LAYOUTS["openpcdet"].instructions(other, input_there)
+
+
+@pytest.mark.parametrize("name", ["voxelnet", "pillars", "pointnet2"])
+def test_a_factor_of_intensity_is_undone_by_its_inverse(name: str) -> None:
+    networks = {
+        "voxelnet": lambda: small_voxelnet("second_tiny").build(),
+        "pillars": lambda: small_pillars("pillars_tiny").build(),
+        "pointnet2": lambda: PointNet2Config().build(),
+    }
+    network = networks[name]()
+    there = scaled(network, fed(), 256.0)[0].state_dict()
+    back = with_intensity_times(there, network, fed(), 256.0)
+    assert all(torch.equal(back[key], value) for key, value in network.state_dict().items())
+    assert sum(not torch.equal(there[key], value) for key, value in network.state_dict().items()) >= 1
+    foreign = {key: torch.zeros(3) for key in there}  # of another network: left for a report
+    assert with_intensity_times(foreign, network, fed(), 256.0) == foreign
 
 
 def test_heads_that_stay_behind_are_named() -> None:
