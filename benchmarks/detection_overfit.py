@@ -122,8 +122,10 @@ _SUNRGBD = (
     "judge.split=val",
     "judge.limit=4",
     "model.backbone.preset=res16unet_tiny",
+    "model.backbone.bn_momentum=0.1",
     "model.channels=64",
     "model.proposal_channels=64",
+    "optim.lr=0.01",
     "optim.weight_decay=0.01",
     "schedule.kind=onecycle",
     "schedule.drop_at=[]",
@@ -220,7 +222,7 @@ CASES = {
         updates=400,
         overrides=(*_NUSCENES, *_NUSCENES_VOXELS),
     ),
-    "vote_net, SUN RGB-D": Case(config="sunrgbd_votenet", frames="sunrgbd", updates=200, overrides=_SUNRGBD),
+    "vote_net, SUN RGB-D": Case(config="sunrgbd_votenet", frames="sunrgbd", updates=160, overrides=_SUNRGBD),
 }
 """Title -> case."""
 

@@ -92,6 +92,25 @@ def test_boxes_on_the_map_lie_as_far_from_the_vehicle(street_set: str) -> None:
     assert set(found.attributes) <= {"vehicle.moving", "vehicle.parked", "pedestrian.moving", "pedestrian.standing"}
 
 
+def test_rooms_are_judged_by_the_detectors_classes_and_kinds_without_a_name_are_nobodys(street_set: str) -> None:
+    """Categories of -1 are kinds that the set has no name for, not its last one."""
+    settings = config(street_set, "judge.benchmarks=[indoor]")
+    judged = JudgedSet.of(settings)
+    frames = frames_of(judged, settings.model.classes)
+    scores = judge_frames(frames, judged, settings)["indoor"]
+    assert scores.headline == pytest.approx({"mAP@0.25": 100, "mAP@0.5": 100})
+    assert {row.category for row in scores.rows} == {*settings.model.classes, "mean"}
+    (frame, *_) = frames
+    boxes = frame.truth.boxes
+    assert boxes is not None
+    categories = np.where(np.arange(len(boxes.classes)) % 2 == 0, -1, 1)
+    odd = dataclasses.replace(frame.truth, boxes=dataclasses.replace(boxes, categories=categories))
+    named = dataclasses.replace(judged.manifest, box_categories=("bed", "chair"))
+    true = true_objects(odd, named, "indoor")
+    assert true is not None
+    assert true.categories[:2] == ("", "chair")
+
+
 def test_what_is_written_for_a_benchmark_is_what_was_found(street_set: str, tmp_path: Path) -> None:
     settings = config(street_set)
     judged = JudgedSet.of(settings)
