@@ -17,6 +17,7 @@ from common.nearby import nearest
 from common.ranges import at_least
 from configs.find import PACKAGED, config_names
 from configs.load import ConfigError, load
+from data.convert.set_help import HELP
 
 Verb = Literal["prepare", "pretrain", "finetune", "evaluate"]
 
@@ -39,7 +40,7 @@ class StepConfig:
 
     Attributes:
         verb: of `tandem`.
-        config: name of the config that comes with Tandem.
+        config: name of the config that comes with Tandem; of `prepare` also that of a set.
         overrides: settings behind it. `{weights:FILE}` stands for the path of a published file of weights in a setting,
             with its format before it; `{run:STEP}` for the folder of another step's run; `{data:NAME}` for a folder of
             raw data.
@@ -70,7 +71,7 @@ class StepConfig:
             if not getattr(self, name):
                 raise ValueError(f"{name}: no value given, expected one for verb {self.verb!r}")
         known = config_names(FOLDERS[self.verb])
-        if self.config not in known:
+        if self.config not in known and not (self.verb == "prepare" and self.config in HELP):
             raise ValueError(
                 f"config: got {self.config!r}, no file of configs/{FOLDERS[self.verb]}{nearest(self.config, known)}"
             )

@@ -9,15 +9,17 @@ from pathlib import Path
 import pytest
 
 from benchmarks.common import REPOSITORY
+from configs.detection import FinetuneConfig
 from configs.find import PACKAGED
-from configs.load import ConfigError, load
+from configs.load import ConfigError
 from configs.reproduce import ReproduceConfig, asked, load_paper, papers
-from configs.schema import EvaluateConfig
-from engine.detection.judge import BENCHMARKS
+from configs.schema import PretrainConfig
+from engine.detection.judge import BENCHMARKS as BOX_BENCHMARKS
 from engine.downstream.metrics import METRICS
 from engine.downstream.protocols import PROTOCOLS
+from engine.segmentation.judge import BENCHMARKS as SEGMENT_BENCHMARKS
+from launchers.cli import main as tandem
 from launchers.finetuning.init import check_fits
-from launchers.prepare import _CHOICES, PrepareRunConfig
 from launchers.reproducing.page import page
 from launchers.reproducing.steps import Places, Step, published_file, steps_of
 from launchers.training.train import load_any_run
@@ -50,7 +52,7 @@ def test_each_step_serves_a_table_and_each_name_means_something(name: str) -> No
             assert first in PROTOCOLS, (row, column)
             assert not second or second in METRICS, (row, column)
         else:
-            assert first in BENCHMARKS, (row, column)
+            assert first in {*BOX_BENCHMARKS, *SEGMENT_BENCHMARKS}, (row, column)
 
 
 def test_prepared_sets_of_one_name_are_the_same_in_all_papers() -> None:
@@ -73,21 +75,22 @@ def test_slidrs_figures_stand_in_the_headers_of_its_recipes_too() -> None:
 
 @pytest.mark.slow
 @every_paper
-def test_every_step_loads_and_every_run_fills_the_detector_that_starts_from_it(name: str) -> None:
+def test_every_command_is_understood_and_every_run_fills_the_detector_that_starts_from_it(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs, fitted = {}, set()
     for step in steps(name):
-        verb, start = step.config.verb, step.config.start
-        if verb == "prepare":
-            load(PrepareRunConfig, step.config.config, ["set.source=x", *step.settings], choices=_CHOICES)
-        elif verb == "evaluate":
-            load(EvaluateConfig, step.config.config, step.settings)
-        else:
-            runs[step.name] = config = load_any_run(step.config.config, step.settings)
-            assert config.engine.accumulation_steps == 1, "the number of GPUs would not give the batch"
-            if verb == "finetune" and start and (step.config.config, start) not in fitted:
-                fitted.add((step.config.config, start))
-                backbone = runs[start].method.tower("backbone")  # type: ignore[union-attr]
-                check_fits(backbone, runs[start].data.voxel, config)  # type: ignore[arg-type]
+        start = step.config.start
+        assert tandem([*step.arguments, "--show-config"]) == 0, (step.name, capsys.readouterr().err)
+        if not step.trains:
+            continue
+        runs[step.name] = config = load_any_run(step.config.config, step.settings)
+        assert config.engine.accumulation_steps == 1, "the number of GPUs would not give the batch"
+        if isinstance(config, FinetuneConfig) and start and (step.config.config, start) not in fitted:
+            fitted.add((step.config.config, start))
+            run = runs[start]
+            assert isinstance(run, PretrainConfig)
+            check_fits(run.method, run.data.voxel, config)
 
 
 LONG = {"nclr", "slidr"}
