@@ -17,8 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from configs.load import ConfigError
-from configs.reproduce import GENERATED, PLACEHOLDER, Asked, ReproduceConfig, StepConfig
+from configs.reproduce import GENERATED, PLACEHOLDER, Asked, ReproduceConfig, StepConfig, packaged_file
 from data.storage.store import is_url
 from launchers.runs.files import BASELINES, EVALUATIONS
 from models.image.published import PAGE, PUBLISHED, PublishedWeights
@@ -164,7 +166,8 @@ def _step(asked: Asked, name: str, places: Places, most: int | None) -> Step:
         if config.verb == "finetune":
             settings.insert(1, f"init={_setting(own / config.start) if config.start else 'random'}")
         if processes < config.processes:
-            settings.insert(1, f"engine.accumulation_steps={config.processes // processes}")
+            parts = config.processes // processes * _accumulation(config)
+            settings.insert(1, f"engine.accumulation_steps={parts}")
     if config.shards:
         settings[:0] = [f"data.shards={_setting(_shards(config.shards, places))}"]
     return Step(
@@ -177,6 +180,12 @@ def _step(asked: Asked, name: str, places: Places, most: int | None) -> Step:
         folder=folder,
         missing=tuple(missing),
     )
+
+
+def _accumulation(config: StepConfig) -> int:
+    """Parts of an update that the step's config has already."""
+    tree = yaml.safe_load(packaged_file(config).read_text(encoding="utf-8"))
+    return int((tree.get("engine") or {}).get("accumulation_steps", 1))
 
 
 def _shards(step: str, places: Places) -> Path:

@@ -124,6 +124,9 @@ def test_fewer_gpus_keep_the_batch() -> None:
     assert not any("accumulation" in setting for setting in published.settings)
     assert fewer.words[2] == "2"
     assert "engine.accumulation_steps=2" in fewer.settings
+    own = steps_of(part_of("nclr", "panoptic-nuscenes", ()), Places(), 2)
+    panoptic = next(step for step in own if step.name == "panoptic-nuscenes-random")
+    assert "engine.accumulation_steps=8" in panoptic.settings, "the config has 4 parts of its own"
     with pytest.raises(ConfigError, match="--gpus: got 3, expected a divisor of 4"):
         steps_of(part, Places(), 3)
 
