@@ -12,7 +12,6 @@ from jaxtyping import Bool, Int64, UInt8
 
 from data.sample import IGNORE_LABEL, CameraView, Sample
 from data.views.pairs import point_pixel_pairs
-from engine.scores import FrameErrors
 from engine.segmentation.frames import SegmentedFrame, SegmentNames
 from launchers.drawing import canvas
 from launchers.drawing.canvas import RgbImage
@@ -34,14 +33,12 @@ class MarkedPoints:
         sample: with its points and images.
         frame: what was found, and the truth; -1 for every point of a frame that nobody has labelled.
         names: of the classes.
-        errors: which segments are right, as a benchmark says; None where none does.
     """
 
     key: str
     sample: Sample
     frame: SegmentedFrame
     names: SegmentNames
-    errors: FrameErrors | None = None
 
 
 def segment_views(marked: MarkedPoints, title: str) -> dict[str, RgbImage]:

@@ -27,7 +27,7 @@ from launchers.finetuning.verdict import BenchmarkVerdict
 from models.detection.base import Detector
 
 
-class Boxes:
+class BoxKind:
     """Of detectors."""
 
     name, shown = "detection", "found and labelled boxes"

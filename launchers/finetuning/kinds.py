@@ -19,9 +19,9 @@ from configs.load import ConfigError
 from engine.scores import Scores
 from launchers.drawing.canvas import RgbImage
 from launchers.drawing.page import TextTable
-from launchers.finetuning.boxes import Boxes
+from launchers.finetuning.boxes import BoxKind
 from launchers.finetuning.judged_set import JudgedSet
-from launchers.finetuning.segments import Segments
+from launchers.finetuning.segments import SegmentKind
 from launchers.finetuning.verdict import BenchmarkVerdict
 from models.detection.base import DetectorConfig
 from models.segmentation.base import SegmenterConfig
@@ -146,7 +146,7 @@ class Kind(Protocol):
         ...
 
 
-_KINDS: Mapping[type, Kind] = {DetectorConfig: Boxes(), SegmenterConfig: Segments()}
+_KINDS: Mapping[type, Kind] = {DetectorConfig: BoxKind(), SegmenterConfig: SegmentKind()}
 
 
 def kind_of(config: FinetuneConfig) -> Kind:

@@ -48,7 +48,7 @@ class KeptFrame:
     kept: Mapping[str, Any] = field(default_factory=dict)
 
 
-class Segments:
+class SegmentKind:
     """Of segmenters."""
 
     name, shown = "segmentation", "found and true classes and objects"
@@ -149,7 +149,7 @@ class Segments:
         *,
         judged: BenchmarkVerdict | None = None,
     ) -> MarkedPoints:
-        """See `Kind`."""
+        """See `Kind`; what is wrong is seen point by point, without a benchmark."""
         assert isinstance(network, Segmenter)
         reader, names = SampleReader(shown.manifest), _names(config, shown.manifest)
         sample = reader.read(index, superpixels=False)
@@ -157,8 +157,7 @@ class Segments:
         frames = segmented(network, reader, np.array([index]), shown.data, batch_size=1, device=device)
         truth, found = next(frame for frame in frames if frame is not None)
         frame = _frame(truth, found, names, shown.manifest)
-        errors = None if judged is None else judged.errors_of(sample.key)
-        return MarkedPoints(key=sample.key, sample=sample, frame=frame, names=names, errors=errors)
+        return MarkedPoints(key=sample.key, sample=sample, frame=frame, names=names)
 
     def views(self, marked: MarkedPoints, title: str) -> dict[str, RgbImage]:
         """See `Kind`."""
