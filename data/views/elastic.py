@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
-from scipy import ndimage
 
 from data.storage.damage import DamagedError
 
@@ -35,6 +34,8 @@ def elastic_distortion(
     Raises:
         DamagedError: the cloud has too many cells of this size for any memory.
     """
+    from scipy import ndimage  # not before it is needed: it takes most of a second
+
     if len(points) == 0:
         return points
     low = points.min(axis=0).astype(np.float64)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float64, Int64
-from scipy.spatial import cKDTree
 
 _MAX_ROUNDS = 300
 _STOP = 1e-3
@@ -31,6 +30,8 @@ def mean_shift(points: Float64[np.ndarray, "N 3"], bandwidth: float) -> Int64[np
         points: finite.
         bandwidth: radius of the kernel.
     """
+    from scipy.spatial import cKDTree  # not before it is needed: it takes long
+
     if len(points) == 0:
         return np.zeros(0, dtype=np.int64)
     cells = np.round(points / bandwidth)
@@ -66,6 +67,8 @@ def _apart(
     centres: Float64[np.ndarray, "S 3"], weights: Int64[np.ndarray, " S"], bandwidth: float
 ) -> Float64[np.ndarray, "C 3"]:
     """The centres that stay, that of most points first."""
+    from scipy.spatial import cKDTree
+
     order = np.lexsort((centres[:, 2], centres[:, 1], centres[:, 0], weights))[::-1]
     ranked = centres[order]
     stays = np.ones(len(ranked), dtype=np.bool_)
