@@ -27,13 +27,21 @@ def mean_shift(points: Float64[np.ndarray, "N 3"], bandwidth: float) -> Int64[np
     (of equally many, the one of greater coordinates). Each point belongs to the nearest centre.
 
     Args:
-        points: finite.
+        points: places.
         bandwidth: radius of the kernel.
+
+    Raises:
+        ValueError: a place is not finite.
     """
     from scipy.spatial import cKDTree  # not before it is needed: it takes long
 
     if len(points) == 0:
         return np.zeros(0, dtype=np.int64)
+    if not np.isfinite(points).all():
+        raise ValueError(
+            "mean shift: got places that are not finite: the network's offsets have diverged, so lower optim.lr and "
+            "start from an earlier checkpoint"
+        )
     cells = np.round(points / bandwidth)
     bins = np.unique(cells, axis=0)
     # In single precision, as there; where no two points share a cell, the points themselves are the seeds.

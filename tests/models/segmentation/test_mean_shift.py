@@ -36,6 +36,11 @@ def test_few_points(points: np.ndarray, expected: list[int]) -> None:
     assert mean_shift(points, 1.2).tolist() == expected
 
 
+def test_places_that_are_not_finite_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"have diverged, so lower optim\.lr"):
+        mean_shift(np.array([[0.0, 0, 0], [np.nan, 0, 0]]), 1.2)
+
+
 def test_it_moves_with_the_points_by_whole_cells() -> None:
     points = np.random.default_rng(0).normal(0, 3, (200, 3))
     moved = points + np.array([24.0, -12, 6])
