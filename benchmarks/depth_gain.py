@@ -68,7 +68,7 @@ SETTINGS: dict[str, Setting] = {
 
 
 def probe_table(families: dict[str, Family], shards: str, root: Path, config: EvaluateConfig) -> str:
-    """What the place says, and R2 by head."""
+    """What the place says, R2 by head, and ranks."""
     rows, text = [], ""
     for name, family in families.items():
         job = job_for(family, shards, config, root / "probe" / name)
@@ -76,10 +76,14 @@ def probe_table(families: dict[str, Family], shards: str, root: Path, config: Ev
         text = text or ", ".join(f"{key} {value:.3f}" for key, value in places.metrics(job).items())
         for init in (family.random, family.pretrained):
             values = probe(job, init, places)
-            cells = (", ".join(f"{v[head]:.2f}" for v in values) for head in range(len(HEADS)))
-            rows.append([name if init.pretrained else f"random, as {name}", *cells])
+            cells = (", ".join(f"{one.explained[head]:.2f}" for one in values) for head in range(len(HEADS)))
+            ranks = "; ".join(", ".join(f"{rank:.0f}" for rank in one.ranks) for one in values)
+            of = ", ".join(map(str, values[0].channels))
+            rows.append([name if init.pretrained else f"random, as {name}", *cells, f"{ranks} of {of}"])
             print(rows[-1], flush=True)
-    return f"Mean of the place: {text}\n\n" + markdown(["R2 by the features of", *HEADS], rows)
+    return f"Mean of the place: {text}\n\n" + markdown(
+        ["R2 by the features of", *HEADS, "effective rank of maps"], rows
+    )
 
 
 def train_table(families: dict[str, Family], shards: str, root: Path, chosen: Sequence[str], own: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.depth_probe import CELL_PX, Pixels, Places, ridge
+from benchmarks.depth_probe import CELL_PX, Pixels, Places, effective_rank, ridge
 from data.sample import Cameras
 from engine.downstream.depth import START_DEPTH_M
 from tests.helpers.toy_dense import toy_images
@@ -49,3 +49,10 @@ def test_places_are_means_of_cameras_cells() -> None:
         both = depth[[image % 2, image % 2 + 2], row : row + CELL_PX, column : column + CELL_PX]
         expected = np.log(both[both > 0].double().numpy() / START_DEPTH_M).mean()
         assert float(maps[image, v, u]) == pytest.approx(expected, abs=1e-5)
+
+
+def test_effective_rank_counts_directions() -> None:
+    rows = torch.randn(5000, 4, generator=torch.Generator().manual_seed(0))
+    assert effective_rank(rows) == pytest.approx(4, abs=0.02)
+    assert effective_rank(rows @ torch.diag(torch.tensor([1.0, 1.0, 0.0, 0.0]))) == pytest.approx(2, abs=0.02)
+    assert effective_rank(rows[:, :1] @ torch.ones(1, 4)) == pytest.approx(1, abs=1e-6)
