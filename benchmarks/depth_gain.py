@@ -38,6 +38,8 @@ CONFIG = REPOSITORY / "configs" / "downstream" / "street_depth.yaml"
 TABLE = "depth_gain.md"
 SMALL = ("images.size=[64,128]", "depth.steps=100")
 """A fifth of the cost of the config as it is."""
+LOW = "depth.lrs=[0.0001,0.0003,0.001]"
+"""Of frozen networks, whose best rate is the least of the config's."""
 FEW = ("fraction.kind=random", "fraction.count=8")
 
 
@@ -54,6 +56,9 @@ SETTINGS: dict[str, Setting] = {
     "small": Setting(overrides=SMALL, about="100 updates, 64 x 128 pixels"),
     "frozen": Setting(overrides=(*SMALL, "protocols=[depth_frozen]"), about="small, the network frozen"),
     "few": Setting(overrides=(*SMALL, *FEW), about="small, 8 labelled frames"),
+    "few_frozen": Setting(
+        overrides=(*SMALL, *FEW, "protocols=[depth_frozen]", LOW), about="small, frozen, 8 labelled frames"
+    ),
     "gentle": Setting(
         overrides=(*SMALL, "depth.decoder_lr_scale=30", "depth.lrs=[0.00003,0.0001,0.0003]"),
         about="small, the network's rates a tenth, the decoder's the same",

@@ -31,7 +31,7 @@ from data.views.colour import ColourConfig, ToneConfig, draw_colour
 
 DepthArea = Literal["all", "garg", "eigen", "nyu"]
 """Part of the stored image whose depth counts. KITTI's LiDAR sees nothing above and little at the sides; NYU's images
-have a white border."""
+have a border without picture."""
 
 _AREAS: dict[DepthArea, tuple[float, float, float, float]] = {
     "all": (0.0, 1.0, 0.0, 1.0),
