@@ -13,7 +13,7 @@ from engine.detection.nuscenes_rules import CLASS_OF
 from launchers.cli import main as tandem
 from launchers.evaluation.submission import write_submission
 from launchers.finetuning.judged_set import JudgedSet
-from launchers.options.score import BENCHMARKS, HEIGHT_RULES, parser
+from launchers.options.score import BENCHMARKS, HEIGHT_RULES, OF_POINTS, parser
 from launchers.score import _BENCHMARKS
 from tests.engine.detection.test_argoverse2_format import annotations, found
 from tests.engine.detection.test_waymo_format import BOX, truth_message
@@ -153,7 +153,7 @@ def test_options_that_would_change_nothing_are_refused(
 
 
 def test_options_name_what_there_is() -> None:
-    assert set(BENCHMARKS) == set(_BENCHMARKS)
+    assert set(BENCHMARKS) == {*_BENCHMARKS, *OF_POINTS}
     for rule in HEIGHT_RULES:
         KittiSettings(height_rule=rule)  # type: ignore[arg-type]
     assert parser().parse_args(["kitti", "a", "b"]).height_rule == KittiSettings().height_rule
