@@ -55,6 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         p.error(f"--image-size: got {options.image_size}, expected two numbers of pixels")
     checkpoint = find_checkpoint_folder(Path(options.source))
     config = load_run_config(checkpoint)
+    if "backbone" in config.method.FED_BY_METHOD and (options.format != IMAGES and options.part != "image_backbone"):
+        raise CheckpointError(
+            f"{checkpoint} could not be exported as {options.format}: its 3D network is fed with what the rest of "
+            f"{type(config.method).__name__} makes of points, and no file holds that; expected --format {IMAGES}, "
+            f"or --format {ONNX} --part image_backbone: its image network"
+        )
     objective = build_objective(checkpoint, config)
     try:
         if options.format == ONNX:

@@ -137,19 +137,20 @@ def check_alike(sources: Sequence[Source]) -> None:
 
 
 def check_tower(config: RunConfig, tower: Tower, protocols: Sequence[str]) -> None:
-    """Refuse protocols that measure a network that the run's method does not have.
+    """Refuse protocols that measure a network that the run's method does not have, or that does nothing without it.
 
     Raises:
         ConfigError: names the protocols, what they need, and those that would do.
     """
-    if _section(config, tower) is not None:
+    if config.has_tower(tower):
         return
     there = [t for t in TOWER_TITLES if t != "objective" and config.has_tower(t)]
     possible = ", ".join(p for t in there for p in of_tower(PROTOCOLS, t))
     have = " and ".join(f"{'an' if TOWER_TITLES[t][0] == 'i' else 'a'} {TOWER_TITLES[t]}" for t in there) or "none"
     raise ConfigError(
         f"protocols: {', '.join(of_tower(protocols, tower))} measure the method's {TOWER_TITLES[tower]}, but "
-        f"{type(config.method).__name__} has no section `{tower}` (it has {have}); expected any of {possible or 'none'}"
+        f"{type(config.method).__name__} has no section `{tower}` that works alone (it has {have}); expected any of "
+        f"{possible or 'none'}"
     )
 
 

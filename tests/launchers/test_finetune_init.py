@@ -20,7 +20,8 @@ from configs.runs import dump_run, read_run
 from engine.checkpoint import save_checkpoint
 from engine.distributed import World
 from engine.errors import CheckpointError
-from launchers.evaluation.networks import open_source
+from launchers import export
+from launchers.evaluation.networks import check_tower, open_source
 from launchers.finetuning.init import check_fits, fill
 from launchers.finetuning.run import assemble_network
 from launchers.finetuning.sources import Start, sha256_of
@@ -376,4 +377,7 @@ def test_fusion_leaves_the_first_layer_of_the_3d_network_random(tmp_path: Path) 
     again = dataclasses.replace(settings, init=str(tmp_path / "same"))
     assert equal(filled(again)[1], fresh, "backbone.encoder.layers.0")
     assert settings.has_tower("image_backbone")
-    assert not settings.has_tower("backbone")
+    with pytest.raises(ConfigError, match=r"MvxNetConfig has no section `backbone` that works alone \(it has an image"):
+        check_tower(settings, "backbone", ["knn"])
+    with pytest.raises(CheckpointError, match=r"fed with what the rest of MvxNetConfig makes of points"):
+        export.main([str(tmp_path / "same"), str(tmp_path / "out.safetensors")])
