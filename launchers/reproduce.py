@@ -39,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if options.gpus is not None and options.gpus < 1:
         raise ConfigError(f"--gpus: got {options.gpus}, expected at least 1")
+    if other := [text for text in options.overrides if not text.startswith("cluster.")]:
+        raise ConfigError(
+            f"{other[0]}: the steps of a table have the settings of its file; expected cluster.field=value, or change "
+            "a copy of configs/reproduce/<paper>.yaml and give that"
+        )
     part = asked(options.paper, options.table, tuple(options.row))
     places = places_of(options)
     steps = steps_of(part, places, options.gpus)

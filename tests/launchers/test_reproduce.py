@@ -31,7 +31,7 @@ TINY = """
 title: Tiny
 paper: none
 steps:
-  set: {verb: prepare, config: street, data: synthetic, overrides: [set.num_logs=4, set.frames_per_log=3]}
+  set: {verb: prepare, config: street, data: synthetic, overrides: [set.num_logs=10, set.frames_per_log=1]}
   run:
     verb: pretrain
     config: slidr_street
@@ -137,6 +137,7 @@ def test_fewer_gpus_keep_the_batch() -> None:
         (["slidr", "--gpus", "0"], "--gpus: got 0, expected at least 1"),
         (["slidr", "--data", "nuscenes"], "--data: got 'nuscenes', expected NAME=FOLDER"),
         (["slidr", "--table", "9"], "--table: got '9'"),
+        (["slidr", "optim.lr=1"], "optim.lr=1: the steps of a table have the settings of its file"),
         (["slidrr"], "no such config file; did you mean 'slidr'?"),
         (["slidr", "--table", "4", "--debug"], "runs on 4 GPUs as published, and here it has 1: --gpus 1 keeps"),
     ],
