@@ -149,7 +149,7 @@ def test_every_sweep_config_makes_its_points(path: Path, monkeypatch: pytest.Mon
     monkeypatch.chdir(CONFIGS.parents[1])
     sweep = load(SweepConfig, path)
     made = points(sweep, ["data.shards=a", *([] if sweep.runs else ["method.teacher.weights=random"])])
-    assert len(made) == len({point.run_dir for point in made}) >= 4
+    assert len(made) == len({point.run_dir for point in made}) >= 3
 
 
 @pytest.mark.parametrize("path", CLUSTERS, ids=lambda path: path.stem)
