@@ -4,9 +4,9 @@
     python -m benchmarks.detection_overfit --kitti KITTI_OBJECT --only second point_rcnn --out runs/overfit
 
 Four frames of KITTI object, one of nuScenes and four of SUN RGB-D in their official layouts go through `tandem prepare`
-and `tandem finetune` with the shipped configs of `configs/finetune`, a narrow 3D network and coarser voxels for the
-CPU, no augmentation and no objects of other sweeps; then the last checkpoint is judged on the frames that it was
-trained on.
+and `tandem finetune` with the shipped configs of `configs/finetune`, a narrow network and coarser voxels or images
+for the CPU, no augmentation and no objects of other sweeps; then the last checkpoint is judged on the frames that it
+was trained on.
 
 KITTI's R40 gives n true objects no more than (n - 1) / 40, so the frames and what was found in them are judged 41 times
 over: every object counts 41 times, and 100 is what a detector without errors gets. Other sets' AP needs no such thing.
@@ -113,6 +113,18 @@ _NUSCENES_VOXELS = (
     "model.backbone.grid_min=[-512,-640,-25]",
     "model.backbone.grid_max=[1024,640,15]",
     "model.backbone.voxel_size_m=[0.05,0.05,0.2]",
+)
+_IMAGES = (
+    "data.augment.image.enabled=false",
+    "model.image_backbone.preset=resnet10_tiny",
+    "model.frozen_stages=null",
+    "model.head.channels=64",
+    "model.head.groups=8",
+    "model.head.deformable=false",
+    "model.head.depth_unit_m=15",
+    "optim.name=adamw",
+    "schedule.kind=onecycle",
+    "schedule.warmup_steps=0",
 )
 
 _SUNRGBD = (
@@ -223,6 +235,19 @@ CASES = {
         overrides=(*_NUSCENES, *_NUSCENES_VOXELS),
     ),
     "vote_net, SUN RGB-D": Case(config="sunrgbd_votenet", frames="sunrgbd", updates=160, overrides=_SUNRGBD),
+    "vote_net, SUN RGB-D": Case(config="sunrgbd_votenet", frames="sunrgbd", updates=200, overrides=_SUNRGBD),
+    "fcos3d": Case(
+        config="kitti_fcos3d",
+        frames="kitti",
+        updates=400,
+        overrides=(*_IMAGES, "data.micro_batch_size=4", "data.image_size=[192,640]"),
+    ),
+    "fcos3d, nuScenes": Case(
+        config="nuscenes_fcos3d",
+        frames="nuscenes",
+        updates=400,
+        overrides=(*_IMAGES, *_NUSCENES[:5], "data.cameras_per_sample=null", "data.image_size=[288,512]"),
+    ),
 }
 """Title -> case."""
 
