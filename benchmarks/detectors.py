@@ -35,6 +35,7 @@ from engine.monitor import peak_rss_gib
 from models.detection.anchor_head import AnchorHead
 from models.detection.base import Detector
 from models.detection.centre_head import CentreHead
+from models.detection.fcos3d_head import Fcos3dHead
 
 HEADER = ("config", "M parameters", "ms a step", "GiB", "network, ms a frame", "decode + NMS", "at score 0")
 CONFIGS = REPOSITORY / "configs" / "finetune"
@@ -123,7 +124,7 @@ def _frame_ms(model: Detector, config: FinetuneConfig, args: argparse.Namespace)
 def _split(model: Detector, frame: Batch) -> tuple[float, float]:
     """Seconds of the network, and of decoding with suppression."""
     watch = CallTimer()
-    with watch.over({"head": [(AnchorHead, "detect"), (CentreHead, "detect")]}):
+    with watch.over({"head": [(head, "detect") for head in (AnchorHead, CentreHead, Fcos3dHead)]}):
         total = seconds_of(lambda: model.detect(frame))
     return total - watch.seconds["head"], watch.seconds["head"]
 

@@ -58,10 +58,13 @@ def test_every_config_is_whole(path: Path, tmp_path: Path) -> None:
     kinds = dict.fromkeys(ROOMS, "steps") | dict.fromkeys(SIMIPU, "cosine")
     assert config.schedule.kind == kinds.get(path.stem, "onecycle")
     assert config.optim.name == "adamw"
+    of_images = path.stem.endswith("_fcos3d")
+    assert config.schedule.kind == ("cosine" if of_images else "onecycle")
+    assert config.optim.name == ("sgd" if of_images else "adamw")
 
 
 def test_published_recipes_are_card_for_card() -> None:
-    """Peak rate, epochs, samples a GPU, clipping: as OpenPCDet's configurations state them."""
+    """Peak rate, epochs, samples a GPU, clipping: as OpenPCDet's and MMDetection3D's configurations state them."""
     values = {
         path.stem: (
             config.optim.lr,
@@ -82,6 +85,8 @@ def test_published_recipes_are_card_for_card() -> None:
         "once_centerpoint": (0.003, 80, 4, 35.0),
         "kitti_mvx_net": (0.003, 80, 2, 35.0),
         "waymo_mvx_net": (0.003, 24, 2, 35.0),
+        "nuscenes_fcos3d": (0.002, 72, 2, 35.0),
+        "kitti_fcos3d": (0.002, 60, 2, 35.0),
     }
     assert values == expected
 
