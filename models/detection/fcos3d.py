@@ -112,8 +112,7 @@ class Fcos3d(Detector):
     def outputs(self, batch: Batch) -> Fcos3dOutputs:
         """What the head says of the images."""
         maps = self.image_backbone.pyramid(batch.need("images", by="FCOS3D"))
-        outputs: Fcos3dOutputs = self.dense_head(self.pyramid(maps))
-        return outputs
+        return self.dense_head.forward(self.pyramid.forward(maps))
 
     def detect(self, batch: Batch) -> Detections:
         """See `Detector.detect`; nothing is found in a sample without images."""

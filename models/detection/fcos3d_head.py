@@ -168,7 +168,7 @@ class Fcos3dHead(nn.Module):
         if config.velocity:
             branches["velocity"] = nn.Conv2d(width, 2, 1)
         self.branches = nn.ModuleDict(branches)
-        self.scales = nn.Parameter(torch.ones(len(self.strides), 3))  # of offset, depth and size
+        self.scales = nn.ModuleList(_Scale() for _ in self.strides)
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d) and not name.endswith(".offset"):
                 nn.init.normal_(module.weight, std=_STD)
@@ -194,14 +194,15 @@ class Fcos3dHead(nn.Module):
             logits=logits, codes=codes, directions=directions, centreness=central.squeeze(2), locations=locations
         )
 
-    def _level(self, level: Float[Tensor, "I F h w"], scale: Float[Tensor, " 3"]) -> tuple[Float[Tensor, "I _ _"], ...]:
+    def _level(self, level: Float[Tensor, "I F h w"], scale: nn.Module) -> tuple[Float[Tensor, "I _ _"], ...]:
         """Logits, codes, directions and centreness of a level's cells."""
         of_class, of_box = self.class_tower(level), self.box_tower(level)
         maps = {name: _rows(branch(of_box)) for name, branch in self.branches.items()}
+        scaled = scale(torch.cat([maps["offset"], maps["depth"], maps["size"]], dim=2))
         codes = [
-            scale[0] * maps["offset"],
-            self.config.depth_unit_m * (scale[1] * maps["depth"]).exp(),
-            (scale[2] * maps["size"]).exp() + _LEAST_SIZE_M,
+            scaled[..., :2],
+            self.config.depth_unit_m * scaled[..., 2:3].exp(),
+            scaled[..., 3:].exp() + _LEAST_SIZE_M,
             maps["angle"],
             *([maps["velocity"]] if self.config.velocity else []),
         ]
@@ -354,6 +355,19 @@ class Fcos3dHead(nn.Module):
         )
         boxes, velocities = from_camera(seen, optics.at(torch.full_like(location, image)))
         return boxes.to(codes.dtype), velocities.to(codes.dtype)
+
+
+class _Scale(nn.Module):
+    """What a level's offsets, depths and sizes are multiplied by before anything else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors = nn.Parameter(torch.ones(3))
+
+    def forward(self, codes: Float[Tensor, "I L 6"]) -> Float[Tensor, "I L 6"]:
+        """Offset, depth and size of each location."""
+        offset, depth, size = self.factors.split(1)
+        return codes * torch.cat([offset.expand(2), depth, size.expand(3)])
 
 
 def _rows(maps: Float[Tensor, "I D h w"]) -> Float[Tensor, "I L D"]:
