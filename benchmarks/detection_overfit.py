@@ -245,8 +245,8 @@ CASES = {
     "fcos3d, nuScenes": Case(
         config="nuscenes_fcos3d",
         frames="nuscenes",
-        updates=400,
-        overrides=(*_IMAGES, *_NUSCENES[:5], "data.cameras_per_sample=null", "data.image_size=[288,512]"),
+        updates=300,
+        overrides=(*_IMAGES, *_NUSCENES[:5], "data.cameras_per_sample=null", "data.image_size=[192,352]"),
     ),
 }
 """Title -> case."""
