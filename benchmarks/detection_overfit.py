@@ -125,6 +125,7 @@ _IMAGES = (
     "optim.name=adamw",
     "schedule.kind=onecycle",
     "schedule.warmup_steps=0",
+    "schedule.drop_at=[]",
 )
 
 _SUNRGBD = (

@@ -24,6 +24,9 @@ from models.segmentation.panoptic import PanopticConfig
 
 ROOMS = ("scannet_votenet", "sunrgbd_votenet")
 
+IMAGES = ("nuscenes_fcos3d", "kitti_fcos3d")
+"""As MMDetection3D does."""
+
 SIMIPU = ("kitti_mvx_net", "waymo_mvx_net")
 """Trained as SimIPU trains them; all others as OpenPCDet does."""
 
@@ -55,12 +58,9 @@ def test_every_config_is_whole(path: Path, tmp_path: Path) -> None:
     assert config.judge.benchmarks
     with torch.device("meta"):
         config.model.build()
-    kinds = dict.fromkeys(ROOMS, "steps") | dict.fromkeys(SIMIPU, "cosine")
+    kinds = dict.fromkeys((*ROOMS, *IMAGES), "steps") | dict.fromkeys(SIMIPU, "cosine")
     assert config.schedule.kind == kinds.get(path.stem, "onecycle")
-    assert config.optim.name == "adamw"
-    of_images = path.stem.endswith("_fcos3d")
-    assert config.schedule.kind == ("cosine" if of_images else "onecycle")
-    assert config.optim.name == ("sgd" if of_images else "adamw")
+    assert config.optim.name == ("sgd" if path.stem in IMAGES else "adamw")
 
 
 def test_published_recipes_are_card_for_card() -> None:
