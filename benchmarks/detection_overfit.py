@@ -236,18 +236,11 @@ CASES = {
         overrides=(*_NUSCENES, *_NUSCENES_VOXELS),
     ),
     "vote_net, SUN RGB-D": Case(config="sunrgbd_votenet", frames="sunrgbd", updates=160, overrides=_SUNRGBD),
-    "vote_net, SUN RGB-D": Case(config="sunrgbd_votenet", frames="sunrgbd", updates=200, overrides=_SUNRGBD),
     "fcos3d": Case(
         config="kitti_fcos3d",
         frames="kitti",
         updates=400,
         overrides=(*_IMAGES, "data.micro_batch_size=4", "data.image_size=[192,640]"),
-    ),
-    "fcos3d, nuScenes": Case(
-        config="nuscenes_fcos3d",
-        frames="nuscenes",
-        updates=300,
-        overrides=(*_IMAGES, *_NUSCENES[:5], "data.cameras_per_sample=null", "data.image_size=[192,352]"),
     ),
 }
 """Title -> case."""

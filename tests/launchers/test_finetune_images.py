@@ -11,7 +11,7 @@ import torch
 from configs.detection import FinetuneConfig
 from data.storage.reader import SampleReader
 from engine.distributed import World
-from launchers.evaluation.detections import _nothing, detect
+from launchers.evaluation.detections import detect, no_points
 from launchers.finetuning.judging import JudgedSet
 from launchers.finetuning.run import train_run
 from launchers.training.train import load_any_run
@@ -64,7 +64,7 @@ def test_frames_without_points_in_the_grid_are_looked_at(street_set: str, one_th
         assert frames is not None
         assert [len(frame.found.scores) for frame in frames] == [15, 15]  # three images of 5 each
         # What a rank looks at whose frames are all damaged.
-        found = detector.detect(_nothing(judged.data, images=True))
+        found = detector.detect(no_points(judged.data, images=True))
     assert (found.sample == 0).all()
 
 
