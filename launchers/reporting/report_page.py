@@ -76,7 +76,7 @@ def by_kind(runs: Sequence[RunReport]) -> dict[str, list[RunReport]]:
     """Runs of pre-training apart from the trainings of detectors, by what each kind is called."""
     kinds = {
         "Pre-training": [run for run in runs if run.detection is None],
-        "Training of detectors": [run for run in runs if run.detection is not None],
+        "Training with labels": [run for run in runs if run.detection is not None],
     }
     return {kind: group for kind, group in kinds.items() if group}
 

@@ -31,8 +31,8 @@ _TEXTS = ("teacher", "labels seen in pre-training")
 _NUMBERS_WIDTH = 61
 """Columns of the terminal that the numbers and the gaps take, with two learning rates and a mark."""
 _LEAST_NAME_WIDTH = 19
-DETECTION_TITLE = "Detection: method x detector x labels"
-DETECTION_HEADER = ("detector", "labels", "initialisation", "metric", "value", "over random", "runs", "learnt from")
+DETECTION_TITLE = "Trained with labels: start x network x labels"
+DETECTION_HEADER = ("network", "labels", "initialisation", "metric", "value", "over random", "runs", "learnt from")
 DETECTION_NUMERIC = (4, 5, 6)
 _DOUBTFUL, _UNEQUAL = "?", "‡"
 """Marks behind a gain: may be chance; over other seeds than the two means that stand in the table."""
@@ -186,7 +186,7 @@ def notes(results: Sequence[Result]) -> list[str]:
     if any(group.leader for group in made if not is_detection(group)):
         lines.append("Bold: better than every other row of its group by more than chance.")
     if any(beyond for _, beyond in detection_rows(made)):
-        lines.append("Bold in the table of detection: better than random initialisation by more than chance.")
+        lines.append("Bold in the table of networks trained with labels: better than random initialisation by more than chance.")
     gains = [row[2] for group in made for row in group.rows]
     if any(_DOUBTFUL in gain for gain in gains):
         lines.append(

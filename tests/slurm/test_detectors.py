@@ -44,7 +44,7 @@ def test_a_detector_and_segmentation_follow_by_themselves(cluster: SlurmCluster,
     assert [row.split(" | ")[2] for row in rows] == ["random", "segcontrast"], text
     assert "kNN" in text
     training = text[text.index("## Pre-training") :]
-    pretrained, detectors = training.split("## Training of detectors")
+    pretrained, detectors = training.split("## Training with labels")
     assert "seed_0" in pretrained
     assert name not in pretrained
     assert name in detectors
