@@ -123,8 +123,9 @@ def find_config(text: str | Path, folder: str | None) -> Path:
         return packaged
     beside = sorted(str(path) for path in given.parent.glob("*.yaml"))
     longer = [name for name in config_names(folder) if name.startswith(f"{given.stem}_")]
-    hint = f"; did you mean {' or '.join(longer)}?" if longer else ""
-    hint = hint or nearest(str(text), [*beside, *(config_names(folder) if bare else ())], cutoff=0.4)
+    if longer:  # nearer than one of this very name of another kind
+        raise FileNotFoundError(f"{text}: no such config file; did you mean {' or '.join(longer)}?")
+    hint = nearest(str(text), [*beside, *(config_names(folder) if bare else ())], cutoff=0.4)
     hint = hint or nearest(given.stem, config_names(folder), cutoff=0.4)
     known = "" if folder is None else f"; expected a path, or one of {', '.join(config_names(folder))}"
     hint = hint or (known if given.parent == Path(".") else _around(given))

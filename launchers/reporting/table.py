@@ -186,7 +186,9 @@ def notes(results: Sequence[Result]) -> list[str]:
     if any(group.leader for group in made if not is_detection(group)):
         lines.append("Bold: better than every other row of its group by more than chance.")
     if any(beyond for _, beyond in detection_rows(made)):
-        lines.append("Bold in the table of networks trained with labels: better than random initialisation by more than chance.")
+        lines.append(
+            "Bold in the table of networks trained with labels: better than random initialisation by more than chance."
+        )
     gains = [row[2] for group in made for row in group.rows]
     if any(_DOUBTFUL in gain for gain in gains):
         lines.append(

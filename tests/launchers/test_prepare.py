@@ -94,7 +94,7 @@ def test_each_file_of_configs_prepares_its_set(tmp_path, capsys, path):
         command += ["num_logs=1", "set.frames_per_log=1", "cameras.image_size=[32,64]"]
     else:
         source.mkdir()
-        SOURCES[name](source)
+        SOURCES["scannet meshes" if resolved["set"].get("meshes") else name](source)
     assert main(command) == 0
     manifest = load_manifest(out)
     assert manifest.set_name == name

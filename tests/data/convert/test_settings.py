@@ -45,7 +45,7 @@ def test_later_settings_are_not_named_at_their_defaults(tmp_path: Path, name: st
     named = kind(source=str(tmp_path)).settings()
     assert not set(kind._later) & set(named)
     for setting in kind._later:
-        own = {"columns": ("x", "y", "z"), "min_depth_m": 0.3, "num_sweeps": 10, "depth": "annotated"}
+        own = {"columns": ("x", "y", "z"), "min_depth_m": 0.3, "num_sweeps": 10, "depth": "annotated", "meshes": True}
         if setting in ("train_list", "val_list"):
             own[setting] = str(tmp_path / "list.txt")
             (tmp_path / "list.txt").write_text("2011_09_26/2011_09_26_drive_0002_sync 69 l\n")

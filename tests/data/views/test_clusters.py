@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from common import components as components_module
 from common.components import components
 from data.batch_spec import GroundConfig, PointClusterConfig
 from data.street.config import StreetConfig
 from data.street.log import LogRenderer
-from data.views import clusters as module
 from data.views.clusters import clusters
 from data.views.ground import ground_mask
 from tests.reference.segments import dbscan_loop, radius_clusters_loop
@@ -52,7 +52,7 @@ def test_dbscan_equals_the_slow_reference(seed: int, radius: float, min_points: 
 def test_cells_that_are_settled_in_parts_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     points = _cloud(0, 3000)
     whole = clusters(points, PointClusterConfig(radius_m=0.2))
-    monkeypatch.setattr(module, "_PAIRS_AT_A_TIME", 50)
+    monkeypatch.setattr(components_module, "_PAIRS_AT_A_TIME", 50)
     np.testing.assert_array_equal(clusters(points, PointClusterConfig(radius_m=0.2)), whole)
 
 

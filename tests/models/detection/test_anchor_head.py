@@ -261,7 +261,9 @@ def test_refused_anchors(settings: dict[str, object], message: str) -> None:
 def test_refused_settings() -> None:
     config = AnchorHeadConfig()
     object.__setattr__(config, "anchor_set", "nuscenes")  # the type is checked as well where it is made
-    with pytest.raises(ValueError, match="anchor_set: got 'nuscenes', expected one of kitti, street"):
+    with pytest.raises(
+        ValueError, match="anchor_set: got 'nuscenes', expected one of kitti, kitti_fusion, waymo, street"
+    ):
         config.__post_init__()
     with pytest.raises(ValueError, match="rotations: got"):
         AnchorHeadConfig(rotations=())
