@@ -95,7 +95,9 @@ class FinetuneConfig(PretrainSettings):
             raise ConfigError(f"init: got '', expected {RANDOM!r}, a run's folder or a file of weights")
         different(self, "init_towers")
         there = [name for name in TOWERS if self.model.tower(name) is not None]
-        expect(self, "init_towers", {*self.init_towers} <= {*there}, f"of {', '.join(there)}, which the detector has")
+        expect(
+            self, "init_towers", {*self.init_towers} <= {*there}, f"some of {', '.join(there)}, which the network has"
+        )
         check_waits(self.engine, self.data)
         check_inputs("model", self.model, self.data)
 

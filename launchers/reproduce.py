@@ -30,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_intermixed_args(argv)
     console = terminal()
     if options.paper is None:
+        _check_alone(options)
         list_papers(console)
         return 0
     if options.markdown:
@@ -53,17 +54,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DamagedFileError as error:
         raise ConfigError(f"{error}; remove the file, if no job of it is queued") from error
     states = {step.name: state_of(step, jobs.get(step.name)) for step in steps}
+    where = where_of(options)
+    cluster = load_cluster(options.cluster, options.overrides, nodes=None, where=where)
     if options.dry_run:
         show_tables(part, steps, console)
         show_steps(steps, states)
         return 0
-    where = where_of(options)
     _check_gpus(steps, states, where)
-    cluster = load_cluster(options.cluster, options.overrides, nodes=None, where=where)
     good = run_steps(steps, states, folder, cluster, where)
     if where != "slurm":
         show_tables(part, steps, console)
     return 0 if good else FAILURE
+
+
+def _check_alone(options: argparse.Namespace) -> None:
+    """Refuse options that say something of a paper where none is named."""
+    without = vars(parser().parse_args([]))
+    for name, value in vars(options).items():
+        if value != without[name]:
+            option = f"--{name.replace('_', '-')}"
+            raise ConfigError(f"{option}: expected the name of a paper before it, one of {', '.join(papers())}")
 
 
 def places_of(options: argparse.Namespace) -> Places:

@@ -30,6 +30,7 @@ from models.image.base import ImageEncoderConfig
 from models.image.teacher import TeacherConfig
 from models.lidar.base import BackboneConfig
 from models.methods.base import MethodConfig
+from models.segmentation.base import SegmenterConfig
 from models.weights import OWN_FORMAT, own_weights_file
 
 Section = MethodConfig | BackboneConfig | ImageEncoderConfig
@@ -239,7 +240,8 @@ def pretrained_network(source: Source, tower: Tower) -> nn.Module:
 def origin_of(run: RunConfig) -> tuple[str, LeakLevel]:
     """What a run's networks learnt from beside the data; a detector's from labels."""
     if isinstance(run, FinetuneConfig):
-        return "labels of boxes", "supervised-teacher"
+        labelled = "points" if isinstance(run.model, SegmenterConfig) else "boxes"
+        return f"labels of {labelled}", "supervised-teacher"
     return describe_origin(run.method)
 
 

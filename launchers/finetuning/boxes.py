@@ -57,6 +57,10 @@ class BoxKind:
             except JudgeError as error:
                 raise ConfigError(f"judge.benchmarks={name}, judge.split={config.judge.split}: {error}") from error
 
+    def labelled(self, reader: SampleReader, index: int) -> bool:
+        """See `Kind`."""
+        return frame_truth(reader, index).boxes is not None
+
     def find(
         self,
         network: nn.Module,

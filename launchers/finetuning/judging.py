@@ -25,7 +25,7 @@ from engine.errors import CheckpointError
 from engine.log_files import MetricsFile
 from engine.scores import JudgeError, Scores
 from launchers.finetuning.judged_set import JudgedSet
-from launchers.finetuning.kinds import kind_of, to_be_judged
+from launchers.finetuning.kinds import check_labelled, kind_of, to_be_judged
 from launchers.finetuning.verdict import write_verdict
 from launchers.runs.files import DETECTIONS_FILE
 
@@ -111,11 +111,12 @@ class Judging:
         """Open the set.
 
         Raises:
-            ConfigError, ShardError: see `launchers.finetuning.kinds.to_be_judged`.
+            ConfigError, ShardError: see `launchers.finetuning.kinds.to_be_judged` and `check_labelled`.
             CheckpointError: see `judged_steps`.
         """
         self._config, self._world, self._steps_per_epoch = config, world, steps_per_epoch
         self._judged = to_be_judged(config)
+        check_labelled(self._judged, config)
         self._steps: Iterable[int] = told_by_main(lambda: judged_steps(Path(config.run_dir)), world)
         self._file: MetricsFile | None = None
         self._begun = 0

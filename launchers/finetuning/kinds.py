@@ -16,6 +16,7 @@ from torch import nn
 
 from configs.detection import FinetuneConfig
 from configs.load import ConfigError
+from data.storage.reader import SampleError, SampleReader
 from engine.scores import Scores
 from launchers.drawing.canvas import RgbImage
 from launchers.drawing.page import TextTable
@@ -65,6 +66,14 @@ class Kind(Protocol):
 
         Raises:
             ConfigError: a benchmark judges nothing that the network tells apart, or the set lacks what it needs.
+        """
+        ...
+
+    def labelled(self, reader: SampleReader, index: int) -> bool:
+        """Whether somebody has labelled a frame of a set.
+
+        Raises:
+            SampleError: the frame is damaged.
         """
         ...
 
@@ -177,3 +186,26 @@ def to_be_judged(config: FinetuneConfig) -> JudgedSet:
     judged = JudgedSet.of(config)
     kind_of(config).check(judged, config)
     return judged
+
+
+def check_labelled(judged: JudgedSet, config: FinetuneConfig) -> None:
+    """Refuse to train what could not be judged: reads frames until one is labelled, mostly the first.
+
+    Raises:
+        ConfigError: nobody has labelled any of them.
+        ShardError: their storage is away.
+    """
+    kind, reader = kind_of(config), SampleReader(judged.manifest)
+    if not any(_readably_labelled(kind, reader, int(index)) for index in judged.indices):
+        raise ConfigError(
+            f"judge.split={config.judge.split}: none of its {len(judged.indices)} frames in {judged.manifest.root} is "
+            f"labelled, as judge.benchmarks={list(config.judge.benchmarks)} needs; choose another split, another set "
+            "(judge.shards), or judge nothing (judge.benchmarks=[])"
+        )
+
+
+def _readably_labelled(kind: Kind, reader: SampleReader, index: int) -> bool:
+    try:
+        return kind.labelled(reader, index)
+    except SampleError:
+        return False

@@ -78,6 +78,10 @@ class SegmentKind:
         if truth is not None:
             _kept(truth, nothing_found(truth.num_points), config.judge.benchmarks, names, judged.manifest)
 
+    def labelled(self, reader: SampleReader, index: int) -> bool:
+        """See `Kind`."""
+        return point_truth(reader, index).labels is not None
+
     def find(
         self,
         network: nn.Module,

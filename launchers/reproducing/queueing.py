@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common.files import replace_file
 from common.printable import say
-from common.small_files import read_json
+from common.small_files import DamagedFileError, read_json, shown
 from configs.dump import dump
 from configs.load import ConfigError
 from configs.runs import dump_run
@@ -59,7 +59,12 @@ def queued_jobs(folder: Path) -> dict[str, str]:
     Raises:
         DamagedFileError: the file is something else.
     """
-    return dict(read_json(folder / QUEUED_FILE, {}) or {})
+    path = folder / QUEUED_FILE
+    jobs = dict(read_json(path, {}) or {})
+    wrong = next((step for step, job in jobs.items() if not isinstance(job, str)), None)
+    if wrong is not None:
+        raise DamagedFileError(f"{path}: {wrong}: expected the id of a job as text, got {shown(jobs[wrong])}")
+    return jobs
 
 
 def known_jobs(folder: Path) -> dict[str, slurm.JobInfo]:

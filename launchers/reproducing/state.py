@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from common.run_files import RESULTS_FILE, json_lines
-from common.small_files import DamagedFileError, read_text
+from common.small_files import DamagedFileError, checked, read_text
 from configs.load import ConfigError, load
 from configs.reproduce import CellConfig
 from configs.schema import EvaluateConfig
@@ -119,22 +119,29 @@ def _measured(cell: CellConfig, step: Step) -> float | None:
 
 
 def _score(cell: CellConfig, run_dir: Path) -> float | None:
-    """A headline figure of the last verdict of a finished training."""
+    """A headline figure of the last verdict of a finished training.
+
+    Raises:
+        ConfigError: verdicts that cannot be read, or do not have what the cell asks for.
+    """
     if not is_finished(run_dir):
         return None
-    try:
-        lines = list(json_lines((read_text(run_dir / DETECTIONS_FILE) or "").splitlines()))
-    except DamagedFileError as error:
-        raise ConfigError(str(error)) from error
-    verdicts: Mapping[str, Any] = lines[-1].get("benchmarks", {}) if lines else {}
+    path = run_dir / DETECTIONS_FILE
     benchmark, _, title = cell.measure.partition(":")
-    verdict = verdicts.get(benchmark or next(iter(verdicts), ""))
-    if not verdict:
-        return None
-    headline = verdict["headline"]
-    name = title or next(iter(headline))
+    try:
+        lines = list(json_lines((read_text(path) or "").splitlines()))
+        verdicts = checked(lines[-1], {"benchmarks": "mapping"}, {})["benchmarks"] if lines else {}
+        verdict = verdicts.get(benchmark or next(iter(verdicts), ""))
+        if verdict is None:
+            return None
+        headline = checked(verdict, {"headline": "mapping", "unit": "text"}, {})["headline"]
+        checked(headline, {}, dict.fromkeys(headline, "number"))
+    except (DamagedFileError, ValueError) as error:
+        where = error if isinstance(error, DamagedFileError) else f"{path}: {error}"
+        raise ConfigError(f"{where}; move it away, and the step's command judges the run again") from error
+    name = title or next(iter(headline), "")
     if name not in headline:
-        raise ConfigError(f"{cell.measure}: {run_dir / DETECTIONS_FILE} has {', '.join(headline)}")
+        raise ConfigError(f"{cell.measure}: {path} has {', '.join(headline)}")
     value: float | None = headline[name]
     return value if value is None or verdict["unit"] == "%" else 100 * value
 

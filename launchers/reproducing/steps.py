@@ -19,6 +19,7 @@ from pathlib import Path
 
 import yaml
 
+from common.nearby import nearest
 from configs.load import ConfigError
 from configs.reproduce import GENERATED, PLACEHOLDER, Asked, ReproduceConfig, StepConfig, packaged_file
 from data.storage.store import is_url
@@ -139,7 +140,8 @@ def _check_names(config: ReproduceConfig, places: Places) -> None:
     for option, given, known in (("--data", places.data, sets), ("--shards", places.shards, prepares)):
         for name in given:
             if name not in known:
-                raise ConfigError(f"{option}: got {name!r}, expected one of {', '.join(sorted(known))}")
+                expected = f"one of {', '.join(sorted(known))}{nearest(name, known)}"
+                raise ConfigError(f"{option}: got {name!r}, expected {expected}")
 
 
 def _step(asked: Asked, name: str, places: Places, most: int | None) -> Step:

@@ -304,7 +304,7 @@ def test_no_tower_in_common_names_those_of_both(tmp_path: Path) -> None:
         filled(config(images))
     with pytest.raises(ConfigError, match=r"expected a run with `backbone` \(3D network\), or init_towers without"):
         filled(two_towers(images, "backbone"))
-    with pytest.raises(ValueError, match=r"init_towers.*of backbone, which the detector has"):
+    with pytest.raises(ValueError, match=r"init_towers.*some of backbone, which the network has"):
         config("random", "init_towers=[image_backbone]")
     with pytest.raises(ConfigError, match=r"a file of weights fills `backbone` \(3D network\), the detector Two"):
         filled(two_towers("slidr:model.pt", "image_backbone"))

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from configs.detection import FinetuneConfig
+from configs.load import ConfigError
+from data.storage.manifest import SetInfo
+from data.storage.shard_writer import join_manifest, write_shard
+from data.street.classes import CLASS_NAMES
 from engine.distributed import World
 from launchers.finetuning.judging import Judging
+from launchers.finetuning.kinds import check_labelled, to_be_judged
 from launchers.runs.files import DETECTIONS_FILE
 from launchers.training.train import load_any_run
 from tests.helpers.pretrain_run import CONFIGS
+from tests.helpers.street_logs import street_log
 
 STEPS_PER_EPOCH = 2.5
 LAST = 12
@@ -58,3 +65,43 @@ def test_what_was_judged_before_the_run_went_on_is_not_judged_again(
     judging = _judging(tmp_path, street_set, world, (0, 5))
     judging.begin(10)
     assert _due(judging, 5) == [12]
+
+
+def _partly_labelled(root: Path, labelled: tuple[bool, ...]) -> str:
+    """A set of one split "val"; nobody has labelled the frames that are False."""
+    frames = street_log(("front",), frames=len(labelled))
+    nothing = {"labels": None, "instances": None, "boxes": None}
+    root.mkdir()
+    samples = [
+        known if kept else dataclasses.replace(known, **nothing)  # type: ignore[arg-type]
+        for known, kept in zip(frames, labelled, strict=True)
+    ]
+    table = write_shard(root / "shard-000000.tar", samples)
+    info = SetInfo(
+        set_name="synthetic",
+        camera_names=("front",),
+        class_names=CLASS_NAMES,
+        box_categories=CLASS_NAMES,
+        logs=(samples[0].log,),
+        splits=("val",),
+        superpixels=None,
+    )
+    join_manifest(str(root), info, [table])
+    return str(root)
+
+
+@pytest.mark.parametrize("network", ["centerpoint", "panoptic"])
+def test_a_split_that_nobody_has_labelled_is_refused_before_the_training(network: str, tmp_path: Path) -> None:
+    """One labelled frame is enough, wherever it is: some sets label every tenth."""
+    path = str(CONFIGS.parent / "finetune" / f"{network}_street.yaml")
+    for name, labelled in {"none": (False, False), "last": (False, True)}.items():
+        shards = _partly_labelled(tmp_path / name, labelled)
+        config = load_any_run(path, [f"run_dir={tmp_path}", f"data.shards={shards}"], kind=FinetuneConfig)
+        judged = to_be_judged(config)
+        if name == "last":
+            check_labelled(judged, config)
+            continue
+        with pytest.raises(
+            ConfigError, match=r"judge\.split=val: none of its 2 frames .*choose another split.*judge\.sh"
+        ):
+            check_labelled(judged, config)

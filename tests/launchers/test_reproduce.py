@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from common.small_files import DamagedFileError
 from configs.load import ConfigError
 from configs.reproduce import CellConfig, asked
 from configs.schema import SlurmConfig
@@ -138,6 +139,9 @@ def test_fewer_gpus_keep_the_batch() -> None:
         (["slidr", "--data", "nuscenes"], "--data: got 'nuscenes', expected NAME=FOLDER"),
         (["slidr", "--table", "9"], "--table: got '9'"),
         (["slidr", "optim.lr=1"], "optim.lr=1: the steps of a table have the settings of its file"),
+        (["--table", "2"], "--table: expected the name of a paper before it, one of contrastive_units,"),
+        (["street", "--dry-run", "cluster.node=2"], "node: unknown name"),
+        (["slidr", "--data", "nuscens=x"], "expected one of kitti_object, nuscenes, semantickitti; did you mean"),
         (["slidrr"], "no such config file; did you mean 'slidr'?"),
         (["slidr", "--table", "4", "--debug"], "runs on 4 GPUs as published, and here it has 1: --gpus 1 keeps"),
     ],
@@ -217,6 +221,30 @@ def test_a_detectors_figure_is_that_of_its_last_verdict(unit: str, expected: flo
     assert figure(CellConfig(measure="kitti:AP"), run) == figure(CellConfig(), run) == expected
     with pytest.raises(ConfigError, match="has AP, other"):
         figure(CellConfig(measure="kitti:mAP"), run)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"benchmarks": [1]}, "benchmarks: expected a mapping, got a list of 1"),
+        ({"benchmarks": {"kitti": 1}}, "expected a mapping of headline, unit, got 1"),
+        ({"benchmarks": {"kitti": {"headline": 5, "unit": "%"}}}, "headline: expected a mapping, got 5"),
+        ({"benchmarks": {"kitti": {"headline": {"AP": "x"}, "unit": "%"}}}, "AP: expected a number, got"),
+        ({"benchmarks": {"kitti": {"headline": {}, "unit": "%"}}}, "has $"),
+    ],
+)
+def test_damaged_verdicts_are_named(line: dict[str, Any], message: str, tmp_path: Path) -> None:
+    run = next(step for step in steps(table="4", root=tmp_path) if step.name == "slidr-det-5")
+    begin(run.folder, 1).end("finished", step=9)
+    (run.folder / "detections.jsonl").write_text(json.dumps(line))
+    with pytest.raises(ConfigError, match=message):
+        figure(CellConfig(measure="kitti"), run)
+
+
+def test_ids_of_jobs_are_texts(tmp_path: Path) -> None:
+    (tmp_path / "queued.json").write_text('{"slidr": "17", "knn": 5}')
+    with pytest.raises(DamagedFileError, match="knn: expected the id of a job as text, got 5"):
+        queued_jobs(tmp_path)
 
 
 # ---- queueing
