@@ -58,6 +58,7 @@ def test_what_counts_as_a_deviation(paper: object, here: object, deviates: bool)
     assert Value("setting", paper, here).deviates == deviates
 
 
+@pytest.mark.slow
 def test_the_table_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["recipes", "ppkt_nuscenes"]) == 0
     printed = capsys.readouterr().out

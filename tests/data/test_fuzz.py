@@ -85,6 +85,7 @@ def assert_all_good(found: list[Line], number: int) -> None:
     assert {outcome for outcomes in by_target.values() for outcome in outcomes} == GOOD
 
 
+@pytest.mark.slow
 def test_a_few_mutations(tmp_path: Path) -> None:
     assert_all_good(strikes(tmp_path, SEED, 120), 120)
 

@@ -276,6 +276,7 @@ def assert_continues(cut: Path, whole: Path) -> float:
     return max(abs(a / b - 1) for a, b in zip(losses(cut), losses(whole), strict=True))
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_as_one(world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """At each stage, and from each stage to another; a window of metrics that spans the change."""
     moves = [(stage, stage) for stage in STAGES] + [(0, 3), (3, 0), (1, 3), (3, 2), (2, 1)]

@@ -49,6 +49,7 @@ def own_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_an_own_method_trains_and_its_weights_serve_plain_torch(own_run, tmp_path):
     exported = tmp_path / "backbone.safetensors"
     run("own_method.py", "export", own_run / "run", exported)

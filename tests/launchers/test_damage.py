@@ -58,6 +58,7 @@ def test_too_much_damage_stops_the_run(damaged: Damaged, num_workers: int, world
         pretrain_here(tmp_path, damaged[0], *UNCACHED, LENGTH, f"data.num_workers={num_workers}")
 
 
+@pytest.mark.slow
 def test_at_the_command_line(damaged: Damaged, tmp_path: Path) -> None:
     """Exit code 1, no traceback; the message says how many, which, where, and what to do."""
     root, where = damaged

@@ -251,6 +251,7 @@ def test_unlabelled_set_is_refused(run: Path, tmp_path: Path, capsys: object) ->
     assert "has no point labels" in capsys.readouterr().err  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_sweeps_without_classes_are_passed_over(run: Path, shards: str, tmp_path: Path) -> None:
     partly = write_toy_set(tmp_path / "partly", num_logs=6, frames_per_log=3, bare_frames=2)
     config = yaml_of(tmp_path)

@@ -75,6 +75,7 @@ def numbers(results: list[Result], *, pretrained: bool) -> list[tuple[str, str, 
     return [(r.protocol, r.fingerprint, r.values) for r in results if r.pretrained == pretrained]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "run", "leak"),
     [
@@ -199,6 +200,7 @@ def test_the_words_of_options_are_those_of_the_code() -> None:
     assert {*LAYOUTS} == {"tandem", *layouts.LAYOUTS, *IMAGE_FORMATS}
 
 
+@pytest.mark.slow
 def test_a_network_of_another_project(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its file says nothing of its input: a config does, and the scale of intensity by hand."""
     network = stirred(VoxelNetConfig(preset="second_tiny", in_channels=4, grid_min=GRID_MIN, grid_max=GRID_MAX).build())

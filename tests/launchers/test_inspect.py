@@ -293,6 +293,7 @@ def test_a_damaged_checkpoint_is_told_and_passed_over(
         find_checkpoint_folder(weights.parent)
 
 
+@pytest.mark.slow
 def test_a_config_of_another_version_is_named(tmp_path: Path, shards: str) -> None:
     write_toy_run(tmp_path, shards)
     folder = find_checkpoint_folder(tmp_path)

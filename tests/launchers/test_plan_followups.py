@@ -182,6 +182,7 @@ def test_elements_give_the_numbers_of_one_call(run: Path, shards: str, tmp_path:
     assert (run / "report.html").is_file()
 
 
+@pytest.mark.slow
 def test_best_and_last_are_measured_where_they_differ(
     run: Path, shards: str, protocols: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ def check_resume(
     assert all(torch.equal(got[name], expected[name]) for name in expected)
 
 
+@pytest.mark.slow
 def test_killed_once(toy_set: str, world: World, one_thread: None, tmp_path: Path) -> None:
     """With the teacher in every step, image augmentation on, and a worker that is left behind."""
     kills = (random.randint(EVERY, STEPS - 2),)

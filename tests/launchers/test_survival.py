@@ -127,6 +127,7 @@ def test_a_signal_to_the_group_at_any_moment(
 # ---- clocks
 
 
+@pytest.mark.slow
 def test_skewed_clocks_between_attempts(
     toy_set: str,
     world: World,

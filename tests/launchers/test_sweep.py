@@ -257,6 +257,7 @@ def test_show_config_prints_what_can_be_given_as_a_config(
     assert ("# nodes: 3\n" in shown) == (line[0] == "submit")
 
 
+@pytest.mark.slow
 def test_a_table_of_methods_that_never_ran_is_an_error_and_makes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -70,6 +70,7 @@ def caches(shards: str) -> set[str]:
     return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
 
 
+@pytest.mark.slow
 def test_each_image_is_seen_once_and_the_run_trains(
     shards: str, pooled: list[str], world: World, one_thread: None, tmp_path: Path
 ) -> None:

@@ -170,6 +170,7 @@ class OneLogInverted(ToyConverter):
             yield with_cameras(item, np.linalg.inv) if log == self.wrong else item
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples_per_shard", [2, 64])
 def test_a_log_with_other_extrinsics_than_the_rest_is_named(tmp_path, samples_per_shard):
     converter = OneLogInverted(frames_by_log=(4,) * 10, wrong="log-006")

@@ -56,6 +56,7 @@ def make_share(root: str, number: int, count: int) -> None:
     prepare_share(ToyConverter(delay_s=0.02), root, CONFIG, Share(number=number, count=count))
 
 
+@pytest.mark.slow
 def test_shares_work_side_by_side(tmp_path, plain):
     context = multiprocessing.get_context("spawn")
     processes = [context.Process(target=make_share, args=(str(tmp_path), number, 3)) for number in range(3)]
@@ -146,6 +147,7 @@ def test_damaged_frames_are_weighed_when_joining(tmp_path):
     assert len(join_shares(damaged, str(tmp_path), lenient).manifest) == 22
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tmp_path, capsys):
     out = str(tmp_path / "set")
     command = ["synthetic", "-", out, "--workers", "1", "--samples-per-shard", "2", "--no-superpixels"]

@@ -24,6 +24,7 @@ spconv = pytest.importorskip("spconv.pytorch")
 LAYOUT = SpconvPlain()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["voxelbackbone8x", "second_tiny", "centerpoint"])
 def test_a_network_rebuilt_from_its_file_gives_its_features(preset: str, tmp_path: Path) -> None:
     network = stirred(small_voxelnet(preset).build())

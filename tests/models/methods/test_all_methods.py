@@ -106,6 +106,7 @@ def test_what_the_config_says_of_its_networks_is_what_is_built(name: str, street
     assert all(small == small.toy() for small in config.toy().point_networks().values())
 
 
+@pytest.mark.slow
 @every_method
 def test_all_that_trains_learns_and_nothing_else(name: str, street_set: str) -> None:
     """Over two updates, so that what starts at zero has begun to move. Nor does an update leave memory behind."""

@@ -349,6 +349,7 @@ def _whole(shares: list[list[int]], settings: dict) -> tuple:
     return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one_with_the_global_batch():
     shares = [[0], [1, 2]]
     ranks = run_distributed(_rank_steps, 2, shares)

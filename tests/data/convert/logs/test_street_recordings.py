@@ -117,6 +117,7 @@ def test_lossless_images_keep_every_pixel(street: tuple[Manifest, list[Sample]],
             np.testing.assert_array_equal(view.image, like.image)
 
 
+@pytest.mark.slow
 def test_several_workers_and_a_restart_make_the_same_set(
     street: tuple[Manifest, list[Sample]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
