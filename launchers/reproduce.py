@@ -15,7 +15,7 @@ from rich.table import Table
 
 from common.small_files import DamagedFileError
 from configs.load import ConfigError
-from configs.reproduce import Asked, asked, load_paper, papers
+from configs.paper_tables import Asked, asked, load_paper, papers
 from launchers.cli import FAILURE, guarded
 from launchers.options.reproduce import parser
 from launchers.reproducing.queueing import check_ready, known_jobs, run_steps

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from configs.find import find_config
 from configs.load import load, required_settings
-from configs.reproduce import FOLDERS, GENERATED, PLACEHOLDER, Asked, TableConfig, Verb, asked
+from configs.paper_tables import FOLDERS, GENERATED, PLACEHOLDER, Asked, TableConfig, Verb, asked
 from configs.schema import EvaluateConfig
 from engine.downstream.protocols import PROTOCOLS
 from engine.schedule import total_steps

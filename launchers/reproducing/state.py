@@ -10,7 +10,7 @@ from typing import Literal
 from common.run_files import RESULTS_FILE, json_lines
 from common.small_files import DamagedFileError, checked, read_text
 from configs.load import ConfigError, load
-from configs.reproduce import CellConfig
+from configs.paper_tables import CellConfig
 from configs.schema import EvaluateConfig
 from data.preparing.shard_task import RECORDS
 from data.storage.store import MANIFEST_NAME, is_url

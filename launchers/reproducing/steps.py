@@ -21,7 +21,7 @@ import yaml
 
 from common.nearby import nearest
 from configs.load import ConfigError
-from configs.reproduce import GENERATED, PLACEHOLDER, Asked, ReproduceConfig, StepConfig, packaged_file
+from configs.paper_tables import GENERATED, PLACEHOLDER, Asked, ReproduceConfig, StepConfig, packaged_file
 from data.storage.store import is_url
 from launchers.runs.files import BASELINES, EVALUATIONS
 from models.image.published import PAGE, PUBLISHED, PublishedWeights

@@ -12,7 +12,7 @@ from benchmarks.common import REPOSITORY
 from configs.detection import FinetuneConfig
 from configs.find import PACKAGED
 from configs.load import ConfigError
-from configs.reproduce import ReproduceConfig, asked, load_paper, papers
+from configs.paper_tables import ReproduceConfig, asked, load_paper, papers
 from configs.schema import PretrainConfig
 from engine.detection.judge import BENCHMARKS as BOX_BENCHMARKS
 from engine.downstream.metrics import METRICS

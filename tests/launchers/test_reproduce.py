@@ -13,7 +13,7 @@ import pytest
 
 from common.small_files import DamagedFileError
 from configs.load import ConfigError
-from configs.reproduce import CellConfig, asked
+from configs.paper_tables import CellConfig, asked
 from configs.schema import SlurmConfig
 from engine.downstream.results import Result, write_results
 from launchers.cli import main as tandem
