@@ -39,6 +39,9 @@ def toy_overrides(path: Path) -> tuple[str, ...]:
         found |= _BOUNDED
     if config.data.augment.points.keep_share != (1.0, 1.0):
         found["data.augment.points.keep_share"] = [1.0, 1.0]
+    if "rgb" in config.data.voxel.features:  # the toy sets have no colours
+        found["data.voxel.features"] = "xyz_intensity"
+        found |= {f"method.{name}.in_channels": 4 for name in config.method.point_networks()}
     if config.data.expected_superpixels is not None:
         found["data.expected_superpixels"] = None  # the toy sets have their own
     if config.first is not None:
