@@ -21,11 +21,12 @@ from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 from tests.data.convert.test_custom import edit_calibration
 from tests.data.convert.test_kitti import write_object
+from tests.helpers.fuzz_sources import OWN_SETTINGS
 from tests.helpers.fuzz_targets import SOURCES, _items
 from tests.helpers.layouts import custom, semantickitti
 from tests.helpers.street_logs import street_log
 
-LIDAR = sorted(set(SOURCES) - {"7scenes", "nyu", "sunrgbd", "scannet", "s3dis"})
+LIDAR = sorted(set(SOURCES) - {"7scenes", "nyu", "sunrgbd", "scannet", "scannet meshes", "s3dis"})
 RNG = np.random.default_rng(0)
 TYPICAL = RNG.beta(1, 4, 2000).astype(np.float32)
 """0 to 1, most of it dark, as a sweep's reflectances are."""
@@ -140,6 +141,6 @@ def test_every_lidar_set_looks(tmp_path: Path, name: str, monkeypatch: pytest.Mo
     SOURCES[name](tmp_path)
     monkeypatch.setattr(data.convert.intensity, "MOST_CLIPPED", -1.0)
     monkeypatch.setattr(data.convert.intensity, "FEW_POINTS", 0)
-    items = list(_items(SETTINGS[name.split()[0]](source=str(tmp_path))))
+    items = list(_items(SETTINGS[name.split()[0]](source=str(tmp_path), **OWN_SETTINGS.get(name, {}))))
     assert {item.reason for item in items if isinstance(item, Skipped)} == {"intensity-range"}
     assert all(isinstance(item, Skipped) for item in items)
