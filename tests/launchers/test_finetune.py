@@ -99,7 +99,8 @@ def test_two_one_and_three_processes_at_any_stage(
     common = of_kind(kind, *common, "engine.zero3_persistent_numel=0", "data.augment.points.enabled=false")
     run = tmp_path / "elastic"
     micro = "data.micro_batch_size=3"
-    for processes, stage, steps in ((2, 2, 2), (1, 0, 4), (3, 3, 6)):
+    last = 3 if kind == "detector" else 1  # segmenters refuse ZeRO-3
+    for processes, stage, steps in ((2, 2, 2), (1, 0, 4), (3, last, 6)):
         own = (micro, f"engine.zero_stage={stage}", f"schedule.steps={steps}", "schedule.kind=constant")
         own += ("schedule.momentum_range=null",)
         if processes == 1:
