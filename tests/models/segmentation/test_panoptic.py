@@ -220,3 +220,9 @@ def test_things_are_needed() -> None:
         PanopticConfig(classes=("road", "car"))
     with pytest.raises(ValueError, match="negative_slope"):
         PanopticConfig(classes=("road", "car"), things=("car",), negative_slope=1.5)
+
+
+def test_stage_three_is_refused(network: PanopticNetwork) -> None:
+    network.check_engine(zero_stage=2, precision="fp32")
+    with pytest.raises(ValueError, match="zero_stage: got 3"):
+        network.check_engine(zero_stage=3, precision="fp32")
