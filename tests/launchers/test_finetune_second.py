@@ -44,7 +44,8 @@ SETTINGS = (
 )
 OWN = {
     "second_street": ("data.sampling.counts={car: 3, pedestrian: 3}", "data.sampling.fill_up=false"),
-    "mvx_net_street": (),
+    # At the preset's rates rounding grows a thousandfold in six updates through BatchNorm of so few images.
+    "mvx_net_street": ("optim.lr=0.001", "optim.towers.image_backbone.lr=0.0001"),
 }
 """Config -> its own settings."""
 
@@ -69,7 +70,7 @@ def test_killed_and_on_other_numbers_of_processes(
     kill_after(ranks[0], cut, EVERY + 1)
     ranks[1].kill()
     ranks[1].communicate()
-    samples_objects = bool(OWN[config])
+    samples_objects = config == "second_street"
     assert (tmp_path / "objects").exists() == samples_objects
     assert len(metrics(cut)) < STEPS
 
