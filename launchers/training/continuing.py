@@ -16,10 +16,11 @@ from common.run_files import step_of
 from configs.runs import RunConfig
 from engine import metric_names as names
 from engine.checkpoint import find_checkpoint, peek
+from engine.checkpoint_writer import software_versions
 from engine.distributed import World
 from engine.errors import CheckpointError
 from engine.monitor import peak_rss_gib
-from engine.pretrain import PretrainSummary, software_versions
+from engine.pretrain import PretrainSummary
 from engine.reshard import global_batch
 from engine.schedule import total_steps
 from launchers.runs.changes import Change, changes, check_samples, listed, saved_config
