@@ -20,6 +20,8 @@ from torch import nn
 
 from common.ranges import at_least, between, one_of, positive
 
+Precision = Literal["auto", "fp32", "bf16", "bf16_native", "fp16"]
+
 BUCKET_NUMEL = 50_000_000
 """Elements that ZeRO reduces or gathers at a time. DeepSpeed's default of 5e8 asks for a 2 GB buffer a rank."""
 
@@ -35,7 +37,8 @@ class EngineConfig:
     Attributes:
         zero_stage: what DeepSpeed splits over ranks: 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights.
         precision: "fp32"; "bf16" or "fp16" = fp32 weights, products in 16 bits (fp16 with loss scaling, GPU only);
-            "bf16_native" = the whole module in bf16 with fp32 master weights (stage 1-3, no BatchNorm).
+            "bf16_native" = the whole module in bf16 with fp32 master weights (stage 1-3, no BatchNorm); "auto" = the
+            faster of bf16 and fp32 where the run begins (`engine.precision`), and that of its checkpoints from then on.
         accumulation_steps: micro-batches of one update.
         clip_norm: gradients are scaled down to this L2 norm; 0 = never.
         sync_bn: BatchNorm statistics over all ranks.
@@ -51,7 +54,7 @@ class EngineConfig:
     """
 
     zero_stage: int = 0
-    precision: Literal["fp32", "bf16", "bf16_native", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     accumulation_steps: int = 1
     clip_norm: float = 0.0
     sync_bn: bool = True
@@ -78,6 +81,8 @@ def check_precision(config: EngineConfig, module: nn.Module, device: torch.devic
     Raises:
         ValueError: names the setting, the reason and the fix.
     """
+    if config.precision == "auto":
+        raise ValueError("engine.precision=auto is for configs; give the engine what `engine.precision` makes of it")
     if config.precision == "fp16" and device.type == "cpu":
         raise ValueError(
             "engine.precision=fp16 needs a GPU, and this run is on the CPU; set engine.precision=bf16 or fp32"

@@ -40,6 +40,7 @@ from engine.heap import map_large_tensors
 from engine.interfaces import BatchLike, BatchSource, ChecksEngine, CountsSkips, FollowsUpdates
 from engine.measuring import Measurement, Measuring, owed
 from engine.monitor import Monitor, Stopwatch, mean_of_each, peak_rss_gib
+from engine.precision import bf16_units
 from engine.preempt import StopSignals, name_of
 from engine.rng import seed_everything
 from engine.run_state import Plan, RunState
@@ -227,6 +228,11 @@ def pretrain(
 def _check_engine(config: EngineConfig, objective: nn.Module, world: World) -> None:
     """Refuse a stage or precision that the machine or the objective cannot do."""
     check_precision(config, objective, world.device)
+    if config.precision == "bf16" and world.is_main and not bf16_units(world.device):
+        logger.warning(
+            "engine.precision=bf16 is emulated on this device, and slower than fp32, with image networks by far; "
+            "engine.precision=auto takes what is faster where a run begins"
+        )
     if isinstance(objective, ChecksEngine):
         objective.check_engine(zero_stage=config.zero_stage, precision=config.precision)
 

@@ -16,7 +16,6 @@ from launchers.machine.packages import install_line
 
 TOLERANCE = 1e-3
 """Between two ways to compute one sum of some hundred products of numbers near 1; TF32 included."""
-_BF16_CAPABILITY = (8, 0)
 _SOURCES = ("data/views/pairs.c", "data/preparing/fast_slic.c", "data/preparing/slic.c")
 """C sources that preparing and loading use, beside the kernels of sparse convolution."""
 _CHOICES = "what settings would run"
@@ -215,17 +214,15 @@ def _deepspeed(torch: Any) -> Iterator[Finding]:
 
 def _precisions(torch: Any) -> Iterator[Finding]:
     """The device, and each precision on it."""
+    from engine.precision import bf16_units
+
     cuda = torch.cuda.is_available()
     device = f"CUDA, {torch.cuda.device_count()} process(es) on this machine at most" if cuda else "the CPU"
     yield Finding(section=_CHOICES, name="engine.device=auto", value=device)
-    fast = cuda and torch.cuda.get_device_capability() >= _BF16_CAPABILITY
-    if cuda:
-        bf16 = "in hardware" if fast else "emulated, slower than fp16 on this GPU"
-    else:
-        # The processor's own answer; torch has it by these names since 2.4.
-        names = {"_is_avx512_bf16_supported": "AVX-512 BF16", "_is_amx_tile_supported": "AMX"}
-        found = [title for name, title in names.items() if getattr(torch.cpu, name, bool)()]
-        bf16 = f"in hardware ({', '.join(found)})" if found else "emulated, slower than fp32 on this processor"
+    units = bf16_units(torch.device("cuda" if cuda else "cpu"))
+    emulated = "emulated, slower than fp16 on this GPU" if cuda else "emulated, slower than fp32 on this processor"
+    bf16 = f"in hardware ({', '.join(units)})" if units else emulated
+    yield Finding(section=_CHOICES, name="engine.precision=auto", value="bf16" if units else "fp32")
     yield Finding(section=_CHOICES, name="engine.precision=fp32", value="yes (the default)")
     yield Finding(section=_CHOICES, name="engine.precision=bf16", value=bf16)
     fp16 = "yes" if cuda else "no: needs a GPU"

@@ -21,6 +21,7 @@ from configs.runs import RunConfig, dump_run, read_run
 from data.loading.in_use import NEWEST_ORDER
 from data.loading.loader import samples_fingerprint
 from data.storage.shard import ShardError
+from engine.deepspeed_config import Precision
 from engine.errors import CheckpointError
 
 Kind = Literal["free", "recorded", "refused"]
@@ -134,19 +135,25 @@ def saved_config(resolved: Mapping[str, Any], where: Path) -> RunConfig:
         ) from error
 
 
-def begun_with(now: RunConfig, before: RunConfig | None) -> RunConfig:
-    """The config with a version of the order of samples: its own, else that of the run it continues, else the newest.
+def begun_with(now: RunConfig, before: RunConfig | None, precision: Precision = "auto") -> RunConfig:
+    """The config with what it may leave open: the order of samples, and the precision.
 
-    Old runs go on with the order that they began with; which it is, is in the config of their checkpoint.
+    Each is its own, else that of the run it continues, else the newest order, and `precision`. Old runs go on with the
+    order that they began with; which it is, is in the config of their checkpoint.
     """
     order = now.data.order or (before and before.data.order) or NEWEST_ORDER
-    return replace(now, data=replace(now.data, order=order))
+    if now.engine.precision != "auto":
+        precision = now.engine.precision
+    elif before is not None:
+        precision = before.engine.precision
+    engine = replace(now.engine, precision=precision)
+    return replace(now, data=replace(now.data, order=order), engine=engine)
 
 
 def changes(before: RunConfig, now: RunConfig) -> list[Change]:
     """The settings that differ, names of methods and networks first, without those that are free to.
 
-    Where `now` leaves the order of samples open, it is that of `before`.
+    Where `now` leaves the order of samples or the precision open, it is that of `before`.
     """
     was, is_now = flat_config(begun_with(before, None)), flat_config(begun_with(now, before))
     absent = object()

@@ -30,6 +30,7 @@ from engine.checkpoint import told_by_main
 from engine.distributed import World
 from engine.errors import CheckpointError
 from engine.measuring import Measurement
+from engine.precision import fastest_precision
 from engine.pretrain import Pictures, PretrainSummary, pretrain
 from launchers.drawing.training_pictures import pictures_of_set
 from launchers.runs.changes import begun_with
@@ -140,7 +141,10 @@ def train(config: RunConfig, parts: RunParts = PRETRAINING) -> PretrainSummary:
             run.record.keep(ENVIRONMENT_FILE, provenance[ENVIRONMENT_FILE])
         # Before anything is built from a config that may be another run's.
         before = continued(config, world)
-        config = begun_with(config, None if before is None else before.config)
+        if before is not None:
+            config = begun_with(config, before.config)
+        else:
+            config = begun_with(config, None, fastest_precision(world))
         resolved = yaml.safe_load(resolved_yaml(config))
         if run.record is not None:
             provenance[CONFIG_FILE] = resolved_yaml(config)

@@ -385,6 +385,19 @@ def test_bf16_autocast_keeps_fp32_weights(world: World, tmp_path: Path, stage: i
     assert not torch.equal(stored, stored.bfloat16().float())
 
 
+@pytest.mark.parametrize("units", [(), ("AMX",)])
+def test_bf16_without_units_for_it_is_said_to_be_slow(
+    units: tuple[str, ...],
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr("engine.pretrain.bf16_units", lambda _: units)
+    run_toy(job(tmp_path, engine={"precision": "bf16"}, steps=1))
+    assert ("engine.precision=bf16 is emulated" in caplog.text) == (not units)
+
+
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bf16_native_saves_and_resumes_its_master_weights(world: World, tmp_path: Path, stage: int) -> None:
     more: dict[str, Any] = {

@@ -106,3 +106,16 @@ def test_the_order_of_samples_is_part_of_the_setting() -> None:
     assert changes(was, left_open) == []
     assert [str(change) for change in changes(was, second)] == ["data.order: 1 -> 2"]
     assert changes(left_open, second) == []
+
+
+def test_a_precision_that_is_left_open_is_that_of_the_run_before() -> None:
+    """Also of runs of before, whose preset said bf16 where it now leaves it open."""
+    left_open = load_run(str(CONFIGS / "slidr_street.yaml"))
+    assert left_open.engine.precision == "auto"
+    for precision in ("fp32", "bf16"):
+        was = load_run(str(CONFIGS / "slidr_street.yaml"), [f"engine.precision={precision}"])
+        assert changes(was, left_open) == []
+        assert begun_with(left_open, was, "fp32").engine.precision == precision
+        assert begun_with(left_open, None, precision).engine.precision == precision
+        other = load_run(str(CONFIGS / "slidr_street.yaml"), ["engine.precision=fp16"])
+        assert [str(change) for change in changes(was, other)] == [f"engine.precision: {precision} -> fp16"]
