@@ -30,7 +30,7 @@ import torch
 import data.storage.decode
 import data.storage.reader
 import data.views.augment
-import data.views.view
+import data.views.making
 from benchmarks.common import CallTimer, markdown, seconds_of, setting
 from benchmarks.ordinary import OfficialFrames, ordinary_sample, street_frames, write_copies, write_frames
 from data.batch_spec import BatchSpec, VoxelConfig
@@ -48,7 +48,7 @@ from data.storage.reader import SampleReader
 from data.storage.shard_writer import join_manifest, write_shard
 from data.storage.teacher_cache import TeacherCache, TeacherCacheWriter
 from data.views.augment import AugmentConfig, ImageAugmentConfig
-from data.views.view import read_view
+from data.views.reading import read_view
 
 _SPEC = BatchSpec(superpixels=True)
 _SEED = 0
@@ -57,13 +57,13 @@ _STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "checksum": ((zlib, "crc32"),),
     "points, calibration": ((data.storage.reader, "decode_sample"), (data.storage.reader, "_members")),
     "superpixels": ((data.storage.decode, "_decode_superpixels"),),
-    "pairs": ((data.views.view, "point_pixel_pairs"),),
-    "augment the cloud": ((data.views.view, "_draw_cloud"),),
-    "draw crops": ((data.views.view, "draw_pixel_transform"),),
-    "decode JPEG": ((data.views.view, "decode_jpeg"),),
+    "pairs": ((data.views.making, "point_pixel_pairs"),),
+    "augment the cloud": ((data.views.making, "_draw_cloud"),),
+    "draw crops": ((data.views.making, "draw_pixel_transform"),),
+    "decode JPEG": ((data.views.making, "decode_jpeg"),),
     "resize, mirror": ((data.views.augment.PixelTransform, "image"),),
-    "cut superpixels, look up pairs": ((data.views.view, "_assemble"),),
-    "voxelise": ((data.views.view, "voxelize"),),
+    "cut superpixels, look up pairs": ((data.views.making, "_assemble"),),
+    "voxelise": ((data.views.making, "voxelize"),),
 }
 """Functions whose own time (without that of other stages that they call) is a stage's."""
 

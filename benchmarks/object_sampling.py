@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 import torch
 
+import data.views.making
 import data.views.object_sampling
-import data.views.view
 from benchmarks.common import CallTimer, markdown, seconds_of, setting
 from data.batch_spec import BatchSpec, VoxelConfig
 from data.loading.objects import open_objects
@@ -28,15 +28,16 @@ from data.storage.reader import SampleReader
 from data.views.augment import AugmentConfig, PointAugmentConfig
 from data.views.boxes import BoxConfig, class_numbers, wanted_boxes
 from data.views.object_sampling import ObjectSampler, ObjectSamplingConfig
-from data.views.view import ViewConfig, read_view
+from data.views.reading import read_view
+from data.views.view import ViewConfig
 
 _SEED = 0
 _STAGES = {
     "draw, collisions": ((ObjectSampler, "put_into"),),
     "cut the scene, join the points": ((ObjectSampler, "_with_points"),),
     "read": ((SampleReader, "read_parts"),),
-    "voxelise": ((data.views.view, "voxelize"),),
-    "move, count points in boxes": ((data.views.view, "_with_boxes"),),
+    "voxelise": ((data.views.making, "voxelize"),),
+    "move, count points in boxes": ((data.views.making, "_with_boxes"),),
 }
 
 

@@ -32,7 +32,7 @@ def collate(views: Sequence[View]) -> Batch:
     seconds = _each(views, lambda view: view.second)
     if seconds is None:
         return batch
-    # The very same arrays, not equal ones: a part that is drawn again never shares them (`data.views.view.make_view`).
+    # The very same arrays, not equal ones: a part that is drawn again never shares them (`making.make_view`).
     same_points = seconds[0].points is views[0].points
     same_pixels = seconds[0].images is views[0].images
     second = _with_images(batch if same_points else _points(seconds), seconds, batch if same_pixels else None)

@@ -19,8 +19,9 @@ from data.sample import Batch
 from data.storage.decode import Images
 from data.storage.reader import SampleError, SampleReader
 from data.views.augment import NO_AUGMENTATION
+from data.views.reading import view_of
 from data.views.truth import FrameTruth
-from data.views.view import View, ViewConfig, view_of
+from data.views.view import View, ViewConfig
 
 _NOTHING_TO_SEE = ("no-points", "zero-pairs", "no-images")
 """Reasons of sound samples that lack what a network looks at."""

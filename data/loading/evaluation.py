@@ -29,8 +29,9 @@ from data.views.augment import (
     draw_jitter,
     draw_thinning,
 )
+from data.views.reading import partners_for, read_view
 from data.views.second_sweep import PartnerFinder
-from data.views.view import View, ViewConfig, partners_for, read_view
+from data.views.view import View, ViewConfig
 from data.views.voxelize import measured_of, voxelize
 
 

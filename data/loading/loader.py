@@ -33,8 +33,9 @@ from data.storage.remote.shard_cache import CacheConfig
 from data.storage.shard import ShardError
 from data.storage.teacher_cache import TeacherCache
 from data.views.object_sampling import ObjectSampler
+from data.views.reading import partners_for, read_view
 from data.views.second_sweep import PartnerFinder
-from data.views.view import View, ViewConfig, partners_for, read_view
+from data.views.view import View, ViewConfig
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ import data.loading.image_evaluation
 import data.preparing.verify
 import data.storage.reader
 import data.storage.shard_writer
-import data.views.view
+import data.views.making
 import data.views.voxelize
 from data.batch_spec import BatchSpec, VoxelConfig
 from data.loading.evaluation import image_batches, load_batch, point_batches
@@ -85,8 +85,8 @@ def keys_of(source: ShardLoader, count: int) -> set[str]:
 def test_training_goes_on_without_the_sample(
     root: str, error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wrong = failing(data.views.view.point_pixel_pairs, error)
-    monkeypatch.setattr(data.views.view, "point_pixel_pairs", wrong)
+    wrong = failing(data.views.making.point_pixel_pairs, error)
+    monkeypatch.setattr(data.views.making, "point_pixel_pairs", wrong)
     source = loader(root)
     assert BAD not in keys_of(source, 8)  # two epochs
     assert source.counters == {"error": 1}
@@ -100,8 +100,8 @@ def test_training_goes_on_without_the_sample(
 
 
 def test_an_error_in_a_worker_is_no_dead_worker(root: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    wrong = failing(data.views.view.point_pixel_pairs, MemoryError())
-    monkeypatch.setattr(data.views.view, "point_pixel_pairs", wrong)
+    wrong = failing(data.views.making.point_pixel_pairs, MemoryError())
+    monkeypatch.setattr(data.views.making, "point_pixel_pairs", wrong)
     source = loader(root, num_workers=1, start_method="fork")
     assert BAD not in keys_of(source, 5)
     assert source.counters == {"error": 1}
@@ -110,7 +110,7 @@ def test_an_error_in_a_worker_is_no_dead_worker(root: str, monkeypatch: pytest.M
 def test_a_mistake_in_the_code_ends_the_run_and_is_shown(
     root: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(data.views.view, "voxelize", failing(int, TypeError("takes 2 arguments"), bad=None))
+    monkeypatch.setattr(data.views.making, "voxelize", failing(int, TypeError("takes 2 arguments"), bad=None))
     with pytest.raises(ShardError, match=r"(?s)error: \d+, e\.g\. .*TypeError: takes 2 arguments.*please report"):
         keys_of(loader(root), 3)
     assert sum("Traceback" in record.getMessage() for record in caplog.records) == 1
@@ -128,8 +128,8 @@ def test_other_loaders_count_it_too(root: str, monkeypatch: pytest.MonkeyPatch) 
         assert len(points) == 15
         assert [(p.reason, p.key) for p in verify(root).problems] == [("error", BAD)]
     with monkeypatch.context() as patch:
-        wrong = failing(data.views.view.point_pixel_pairs, KeyError("front"))
-        patch.setattr(data.views.view, "point_pixel_pairs", wrong)
+        wrong = failing(data.views.making.point_pixel_pairs, KeyError("front"))
+        patch.setattr(data.views.making, "point_pixel_pairs", wrong)
         config = DataConfig(shards=root, image_size=(40, 72), num_workers=0)
         images = image_batches(reader, np.arange(16), config, spec=BatchSpec(), batch_size=4)
         assert sum(len(indices) for indices, _ in images) == 15

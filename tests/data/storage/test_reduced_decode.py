@@ -18,7 +18,8 @@ from data.storage.manifest import SetInfo, load_manifest
 from data.storage.reader import SampleError, SampleReader
 from data.storage.shard_writer import join_manifest, write_shard
 from data.views.augment import AugmentConfig, ImageAugmentConfig, PixelTransform, draw_pixel_transform
-from data.views.view import ViewConfig, read_view
+from data.views.reading import read_view
+from data.views.view import ViewConfig
 from tests.helpers.samples import CAMERA_NAMES, make_sample
 
 SIZE, OUT = (480, 800), (56, 96)

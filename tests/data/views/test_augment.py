@@ -22,7 +22,8 @@ from data.views.augment import (
     draw_pixel_transform,
     draw_thinning,
 )
-from data.views.view import View, ViewConfig, make_view
+from data.views.making import make_view
+from data.views.view import View, ViewConfig
 from tests.helpers.samples import make_sample
 
 IMAGE_SIZE = (40, 70)

@@ -25,7 +25,8 @@ from data.views.augment import AugmentConfig, ImageAugmentConfig, PointAugmentCo
 from data.views.clusters import clusters
 from data.views.colour import ColourConfig
 from data.views.ground import ground_mask
-from data.views.view import View, ViewConfig, make_view
+from data.views.making import make_view
+from data.views.view import View, ViewConfig
 from tests.helpers.samples import make_sample, write_toy_set
 
 GROUND = GroundConfig(kind="plane", distance_m=0.6)
@@ -217,7 +218,7 @@ def test_without_images_nothing_is_decoded_and_no_pair_is_needed(root: str, monk
     for name in (
         "data.storage.decode.check_jpeg",
         "data.storage.decode._decode_superpixels",
-        "data.views.view.decode_jpeg",
+        "data.views.making.decode_jpeg",
     ):
         monkeypatch.setattr(name, None)
     config = DataConfig(shards=root, augment=AugmentConfig(min_pairs=20), num_workers=0)

@@ -21,8 +21,9 @@ from data.storage.reader import SampleError, SampleReader
 from data.storage.shard import ShardError
 from data.views.augment import NO_AUGMENTATION, AugmentConfig, PointAugmentConfig
 from data.views.boxes import BoxConfig, ViewBoxes, class_numbers, num_points_inside, rows_inside, wanted_boxes
+from data.views.making import make_view
 from data.views.pairs import cut_to_cameras, point_pixel_pairs
-from data.views.view import ViewConfig, make_view
+from data.views.view import ViewConfig
 from tests.helpers.samples import CLASS_NAMES, make_sample, write_toy_set
 
 POINTS = BatchSpec(images=False)

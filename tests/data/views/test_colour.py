@@ -9,7 +9,8 @@ from data.batch_spec import BatchSpec
 from data.order import SampleDraws
 from data.views.augment import AugmentConfig, ImageAugmentConfig
 from data.views.colour import ColourChange, ColourConfig, brighten, contrast, draw_colour, saturate, turn_hue
-from data.views.view import ViewConfig, make_view
+from data.views.making import make_view
+from data.views.view import ViewConfig
 from tests.helpers.samples import make_sample
 
 ALWAYS = ColourConfig(enabled=True, jitter_probability=1.0, grey_probability=0.0, blur_probability=0.0)

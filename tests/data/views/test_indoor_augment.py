@@ -17,8 +17,9 @@ from data.order import SampleDraws
 from data.storage.damage import DamagedError
 from data.views.augment import AugmentConfig, PointAugmentConfig, draw_cloud_transform, draw_elastic
 from data.views.elastic import elastic_distortion
+from data.views.making import make_view
 from data.views.point_colour import PointColourConfig, draw_point_colours
-from data.views.view import ViewConfig, make_view
+from data.views.view import ViewConfig
 from tests.helpers.samples import make_sample
 
 COLORS = np.random.default_rng(5).integers(0, 256, (300, 3)).astype(np.uint8)

@@ -9,7 +9,8 @@ import pytest
 from data.batch_spec import BatchSpec, VoxelConfig
 from data.order import SampleDraws
 from data.storage.shard import ShardError
-from data.views.view import ViewConfig, make_view
+from data.views.making import make_view
+from data.views.view import ViewConfig
 from data.views.voxelize import inside_range, measured_of, voxelize
 from tests.helpers.samples import make_sample
 

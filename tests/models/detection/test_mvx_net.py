@@ -18,7 +18,8 @@ from data.street.config import StreetCameraConfig, StreetConfig, StreetLidarConf
 from data.street.log import LogRenderer
 from data.views.augment import AugmentConfig, ImageAugmentConfig, PointAugmentConfig
 from data.views.boxes import ViewBoxes
-from data.views.view import ViewConfig, make_view
+from data.views.making import make_view
+from data.views.view import ViewConfig
 from models.detection.anchor_head import AnchorConfig, AnchorHeadConfig
 from models.detection.base import Detections
 from models.detection.mvx_net import MvxNet, MvxNetConfig
