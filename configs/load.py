@@ -1,4 +1,4 @@
-"""YAML + dotted overrides -> one frozen, typed dataclass. With `configs.text`, the only user of OmegaConf.
+"""YAML + dotted overrides -> one frozen, typed dataclass. OmegaConf is used here and in three modules beside this one.
 
 A mistake is a `ConfigError` that gives the dotted path, the value, what was expected and the nearest valid name.
 Sections that can be one of several dataclasses (`method`, `method.backbone`) are chosen by their `name` key from an
@@ -8,11 +8,10 @@ explicit table.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import io
 import re
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +23,9 @@ from common.nearby import nearest
 from common.ranges import RangeError
 from common.small_files import DamagedFileError, read_text, shown
 from common.trees import leaves
+from configs.explain import explained
 from configs.find import KINDS, find_config, kind_of
+from configs.older import bring_up_to_date, section_at
 from configs.text import keep_text
 from models.image.published import HELP
 
@@ -91,9 +92,7 @@ def _load(
         name, _, value = override.partition("=")
         keep_text(source, value, schema, path=tuple(name.split(".")))
     for source in sources:
-        _drop_retired(source)
-        _drop_teachers_of_old(source, schema)
-        _fill_added(source, schema, (choices or {}).get("method", {}))
+        bring_up_to_date(source, schema, (choices or {}).get("method", {}))
     for number, override in enumerate(overrides, start=2):
         _empty(sources[:number], sources[number], override.partition("=")[0])
     asked_for: set[str] = set()
@@ -107,7 +106,7 @@ def _load(
         try:
             schema = OmegaConf.merge(schema, given)
         except OmegaConfBaseException as error:
-            raise _explain(error, schema, given, choices or {}) from error
+            raise ConfigError(explained(error, schema, given, choices or {})) from error
         missing = sorted(OmegaConf.missing_keys(schema) | asked_for)
         if missing:
             others = f", nor for {', '.join(missing[1:])}" if missing[1:] else ""
@@ -149,68 +148,8 @@ def _is_about(error: ConfigError, source: DictConfig) -> bool:
     return re.fullmatch(r"[\w.-]+", name) is not None and _gives(source, name)
 
 
-_RETIRED: Mapping[str, object] = {"data.superpixels": True}
-"""Settings of older versions, with the one value that still means what happens today; files of old runs hold them."""
-
-
-def _drop_retired(source: DictConfig) -> None:
-    for dotted, value in _RETIRED.items():
-        *outer, last = dotted.split(".")
-        section = _section(source, outer)
-        if section is not None and section.get(last) == value:
-            del section[last]
-
-
-ONCE_OF_ALL_TEACHERS = ("dilated", "levels", "normalise_levels")
-"""Settings that the files of old runs hold for every teacher, though each had an effect on some families only."""
-
-
-def _drop_teachers_of_old(source: DictConfig, schema: DictConfig) -> None:
-    """Take what has no effect out of a resolved `method.teacher` of an old run.
-
-    Such a section holds all those settings. One with only some of them was written by hand: its author gets the error.
-    """
-    teacher = _section(source, ("method", "teacher"))
-    if teacher is None or not all(name in teacher for name in ONCE_OF_ALL_TEACHERS):
-        return
-    chosen = _section(schema, ("method", "teacher"))
-    for name in ONCE_OF_ALL_TEACHERS:
-        if chosen is not None and name not in chosen:
-            del teacher[name]
-
-
 UNREADABLE = (OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, RecursionError)
 """What reading YAML raises: PyYAML lets errors of Python's constructors through (no such date, thousands of digits)."""
-
-ADDED_LATER: Mapping[str, Mapping[str, object]] = {
-    "simipu": {"chunk_rows": None},
-    "contrastive_units": {"similarity": "teacher"},
-    "distill": {"only_seen": False},
-}
-"""Method -> settings that it got later, at the value that leaves all as before, whatever their default is now."""
-
-
-_DATA_ADDED_LATER: Mapping[str, object] = {"order": 1}
-"""As `ADDED_LATER`, of `data`."""
-_RESOLVED_DATA = frozenset({"num_workers", "prefetch", "start_method", "micro_batch_size", "shards_per_group"})
-"""Settings that every resolved `data` has, of any version, and no file that was written by hand has all of."""
-
-
-def _fill_added(source: DictConfig, schema: DictConfig, methods: Mapping[str, type]) -> None:
-    """Give a resolved `method` or `data` of an old run the settings that did not exist then.
-
-    Such a section holds all other settings of the method; one with only some of them was written by hand, for today.
-    """
-    data = _section(source, ("data",))
-    if data is not None and set(data) >= _RESOLVED_DATA:
-        data.update({setting: value for setting, value in _DATA_ADDED_LATER.items() if setting not in data})
-    method, chosen = _section(source, ("method",)), _section(schema, ("method",))
-    if method is None or chosen is None:
-        return
-    name = next((name for name, kind in methods.items() if kind is OmegaConf.get_type(chosen)), "")
-    added = ADDED_LATER.get(name, {})
-    if set(chosen) - set(added) <= set(method):
-        method.update({setting: value for setting, value in added.items() if setting not in method})
 
 
 def read_value(text: str) -> Any:
@@ -255,7 +194,7 @@ def _empty(weaker: Sequence[DictConfig], source: DictConfig, key: str) -> None:
         return
     *outer, last = key.split(".")
     for other in weaker:
-        section = _section(other, outer)
+        section = section_at(other, outer)
         if section is not None and last in section:
             del section[last]
 
@@ -318,10 +257,10 @@ def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources
     section's default sets and the family has, too: `teacher.name` chooses a network, the method the rest.
     """
     *outer, last = section.split(".")
-    owner = _section(schema, outer)
+    owner = section_at(schema, outer)
     if owner is None or last not in {*owner}:  # `in owner` is false for a section without a default
         return  # a name given nonetheless is refused with the section as unknown
-    given = [node for source in sources if (node := _section(source, [*outer, last])) is not None]
+    given = [node for source in sources if (node := section_at(source, [*outer, last])) is not None]
     name = next((str(node["name"]) for node in reversed(given) if "name" in node), None)  # the strongest source's
     if name is None and not OmegaConf.is_missing(owner, last):
         return
@@ -350,123 +289,11 @@ def _choose(schema: DictConfig, section: str, table: Mapping[str, type], sources
         owner[last] = chosen
 
 
-def _section(source: DictConfig, path: Sequence[str]) -> DictConfig | None:
-    """The section at a path; None where there is none, a null or something else."""
-    try:
-        node = OmegaConf.select(source, ".".join(path)) if path else source
-    except OmegaConfBaseException:  # an interpolation that leads nowhere
-        return None
-    return node if isinstance(node, DictConfig) else None
-
-
 def _allowed(owner: DictConfig, key: str) -> type:
     """The class that a field is declared with."""
     kind = OmegaConf.get_type(owner)
     hint = typing.get_type_hints(kind).get(key) if kind is not None else None
     return hint if isinstance(hint, type) else object
-
-
-def _elsewhere(key: str, table: Mapping[str, type]) -> str:
-    """Under which names of a table a setting would have an effect."""
-    owners = [name for name, kind in table.items() if key in {field.name for field in dataclasses.fields(kind)}]
-    return f", a setting of {', '.join(owners)} only" if owners else ""
-
-
-def _whole_name(key: str, schema: DictConfig, section: str) -> str:
-    """Where in other sections there is a setting of this name, or of one that ends in it (`batch_size`)."""
-    known = [name for name in _names(schema) if name.rpartition(".")[0] != section]
-    same = [name for name in known if name.rpartition(".")[2] == key]
-    found = sorted(same or [name for name in known if name.endswith(f"_{key}")], key=len)
-    return f"; did you mean {' or '.join(found[:3])}?" if found else ""
-
-
-def _like(key: str, schema: DictConfig) -> str:
-    """Where in other sections there is a setting of nearly this name."""
-    ends = {name.rpartition(".")[2]: name for name in _names(schema)}
-    close = difflib.get_close_matches(key, ends, n=1, cutoff=0.75)
-    return f"; did you mean {ends[close[0]]}?" if close else ""
-
-
-def _words(hint: Any) -> list[str]:
-    """The words that a setting of this type may be."""
-    literals = [kind for kind in (hint, *typing.get_args(hint)) if typing.get_origin(kind) is typing.Literal]
-    return [word for kind in literals for word in typing.get_args(kind) if isinstance(word, str)]
-
-
-def _names(node: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Dotted names of all settings of a structured config."""
-    hints = typing.get_type_hints(OmegaConf.get_type(node))
-    for key in map(str, node):
-        name = f"{prefix}{key}"
-        yield name
-        child = _child(node, key, hints[key])
-        if isinstance(child, DictConfig) and dataclasses.is_dataclass(OmegaConf.get_type(child)):
-            yield from _names(child, f"{name}.")
-
-
-def _child(node: DictConfig, key: str, hint: Any) -> Any:
-    """What a section holds; of a section without a default, or null by default, that which is declared."""
-    child = None if OmegaConf.is_missing(node, key) else node.get(key)
-    section = next(filter(dataclasses.is_dataclass, (hint, *typing.get_args(hint))), None)
-    return OmegaConf.structured(section) if child is None and section is not None else child
-
-
-def _explain(error: OmegaConfBaseException, schema: DictConfig, source: DictConfig, choices: Choices) -> ConfigError:
-    """Turn OmegaConf's exception into path, value, expectation and nearest name."""
-    # OmegaConf names neither the place nor the remedy: look for the first leaf that the schema does not take.
-    for path, value in leaves(OmegaConf.to_container(source)):
-        node, hint = schema, object
-        for depth, key in enumerate(path):
-            kind = OmegaConf.get_type(node)
-            dotted = ".".join(path[: depth + 1])
-            if kind is None or not dataclasses.is_dataclass(kind):
-                entry = (typing.get_args(hint) or (hint,))[-1]  # of a mapping
-                if _accepts(schema, path, value):
-                    break
-                return ConfigError(f"{'.'.join(path)}: got {value!r}, expected {_describe(entry)}")
-            names = {field.name for field in dataclasses.fields(kind)}  # class variables are no settings
-            hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name in names}
-            if key not in hints:
-                known = ", ".join(sorted(hints)) or "nothing"
-                near = _whole_name(key, schema, ".".join(path[:depth])) or nearest(key, hints)
-                near = near or _elsewhere(key, choices.get(".".join(path[:depth]), {})) or _like(key, schema)
-                return ConfigError(f"{dotted}: unknown name{near} (got {value!r}; valid here: {known})")
-            if depth + 1 == len(path) and not _accepts(schema, path, value):
-                near = nearest(value, _words(hints[key])) if isinstance(value, str) else ""
-                return ConfigError(f"{dotted}: got {value!r}, expected {_describe(hints[key])}{near}")
-            child = _child(node, key, hints[key])
-            hint = hints[key]
-            if not isinstance(child, DictConfig):
-                if depth + 1 < len(path):
-                    return ConfigError(f"{dotted}: got a section, expected {_describe(hints[key])}")
-                break
-            node = child
-    return ConfigError(str(error).splitlines()[0])
-
-
-def _accepts(schema: DictConfig, path: tuple[str, ...], value: Any) -> bool:
-    for key in reversed(path):
-        value = {key: value}
-    try:
-        OmegaConf.merge(schema, value)
-    except OmegaConfBaseException:
-        return False
-    return True
-
-
-def _describe(hint: Any) -> str:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return "one of " + ", ".join(repr(a) for a in arguments)
-    if origin is tuple:
-        if len(arguments) == 2 and arguments[1] is Ellipsis:
-            return f"a list of {_describe(arguments[0])}"
-        return f"a list of {len(arguments)}: " + ", ".join(_describe(a) for a in arguments)
-    if arguments:
-        return " or ".join("null" if a is type(None) else _describe(a) for a in arguments)
-    if dataclasses.is_dataclass(hint):
-        return "a section with " + ", ".join(f.name for f in dataclasses.fields(hint))
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
 
 
 def _entries(items: Sequence[Mapping[str, object]], kind: type[Any], path: str) -> tuple[Any, ...]:

@@ -1,7 +1,7 @@
 """What may change when a run goes on: its checkpoint's resolved config against the one that it is started with.
 
 Every checkpoint has the resolved config beside it, so runs of older versions are compared too: a setting that did not
-exist then counts as its default, or as what was done then (`configs.load.ADDED_LATER`). Paths of sets are compared by
+exist then counts as its default, or as what was done then (`configs.older.ADDED_LATER`). Paths of sets are compared by
 what they hold (`check_samples`), as the loader does.
 """
 

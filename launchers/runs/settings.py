@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from common.trees import flat as flat_names
-from configs.load import ADDED_LATER
+from configs.older import ADDED_LATER
 from configs.runs import RunConfig, dump_run, trained
 from data.loading.in_use import NEWEST_ORDER
 from data.views.point_colour import PointColourConfig

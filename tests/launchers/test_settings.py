@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from configs.dump import dump
-from configs.load import ADDED_LATER
+from configs.older import ADDED_LATER
 from configs.runs import dump_run, read_run
 from configs.schema import PRETRAIN_CHOICES
 from engine.checkpoint import check_same
