@@ -31,8 +31,10 @@ from engine.deepspeed_config import quiet_deepspeed
 from engine.distributed import World, init_distributed, shutdown
 from engine.monitor import peak_rss_gib
 from engine.optim import build_optimizer
+from engine.precision import fastest_precision
 from engine.sync_bn import convert_sync_batchnorm
 from engine.zero import ZeroEngine
+from launchers.runs.changes import begun_with
 from launchers.training.teacher_cache import open_or_build
 from launchers.training.train import load_run
 from models.lidar import sparse
@@ -68,6 +70,7 @@ def timed_neighbor_maps() -> Iterator[list[float]]:
 @contextmanager
 def training(config: PretrainConfig, world: World) -> Iterator[tuple[ZeroEngine, Iterator[Batch]]]:
     """Engine and batches of a run as `tandem pretrain` has them, for one epoch."""
+    config = begun_with(config, None, fastest_precision(world))
     torch.manual_seed(config.seed)
     objective = config.method.build()
     cache = None

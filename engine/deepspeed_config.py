@@ -81,8 +81,6 @@ def check_precision(config: EngineConfig, module: nn.Module, device: torch.devic
     Raises:
         ValueError: names the setting, the reason and the fix.
     """
-    if config.precision == "auto":
-        raise ValueError("engine.precision=auto is for configs; give the engine what `engine.precision` makes of it")
     if config.precision == "fp16" and device.type == "cpu":
         raise ValueError(
             "engine.precision=fp16 needs a GPU, and this run is on the CPU; set engine.precision=bf16 or fp32"
@@ -103,7 +101,13 @@ def check_precision(config: EngineConfig, module: nn.Module, device: torch.devic
 
 
 def deepspeed_dict(config: EngineConfig, *, micro_batch_size: int, device: torch.device) -> dict[str, Any]:
-    """DeepSpeed's configuration; it uses the size of a rank's micro-batch for book-keeping only."""
+    """DeepSpeed's configuration; it uses the size of a rank's micro-batch for book-keeping only.
+
+    Raises:
+        ValueError: the precision is left open.
+    """
+    if config.precision == "auto":
+        raise ValueError("engine.precision=auto is for configs; give the engine what `engine.precision` makes of it")
     zero: dict[str, Any] = {"stage": config.zero_stage}
     if config.zero_stage > 0:
         zero |= {"reduce_bucket_size": BUCKET_NUMEL, "allgather_bucket_size": BUCKET_NUMEL}

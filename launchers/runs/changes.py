@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 
@@ -25,6 +25,7 @@ from engine.deepspeed_config import Precision
 from engine.errors import CheckpointError
 
 Kind = Literal["free", "recorded", "refused"]
+RunT = TypeVar("RunT", bound=RunConfig)
 
 KINDS: Mapping[str, Kind] = {
     # Where things lie. Sets are compared by their samples; a first stage by its own settings and its weights.
@@ -135,7 +136,7 @@ def saved_config(resolved: Mapping[str, Any], where: Path) -> RunConfig:
         ) from error
 
 
-def begun_with(now: RunConfig, before: RunConfig | None, precision: Precision = "auto") -> RunConfig:
+def begun_with(now: RunT, before: RunConfig | None, precision: Precision = "auto") -> RunT:
     """The config with what it may leave open: the order of samples, and the precision.
 
     Each is its own, else that of the run it continues, else the newest order, and `precision`. Old runs go on with the

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from engine.deepspeed_config import EngineConfig, check_precision
+from engine.deepspeed_config import EngineConfig, deepspeed_dict
 from engine.distributed import World
 from engine.precision import bf16_units, fastest_precision
-from tests.helpers.toy_run import ToyObjective
 
 CPU = torch.device("cpu")
 UNITS = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
@@ -35,4 +34,4 @@ def test_one_rank_without_units_is_enough_for_fp32(world: World, monkeypatch: py
 
 def test_the_engine_itself_takes_no_auto() -> None:
     with pytest.raises(ValueError, match=r"engine\.precision=auto is for configs"):
-        check_precision(EngineConfig(precision="auto"), ToyObjective(), CPU)
+        deepspeed_dict(EngineConfig(precision="auto"), micro_batch_size=1, device=CPU)
