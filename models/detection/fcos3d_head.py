@@ -286,7 +286,13 @@ class Fcos3dHead(nn.Module):
             "direction": config.direction_weight * half,
             "centreness": config.centreness_weight * central,
         }
-        watch = {"positives": found / len(is_class), "depth_error_m": difference[:, 2].detach().abs().sum() / num}
+        depths = truth.codes[:, 2]
+        middle = depths.median() if len(depths) else depths.new_zeros(())
+        watch = {
+            "positives": found / len(is_class),
+            "depth_error_m": difference[:, 2].detach().abs().sum() / num,
+            "depth_spread_m": (depths - middle).abs().sum() / num,
+        }
         return LossTerms(
             total=torch.stack(list(parts.values())).sum(),
             parts={name: part.detach() for name, part in parts.items()},

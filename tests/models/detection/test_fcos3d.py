@@ -194,6 +194,7 @@ def test_losses_by_hand() -> None:
     assert float(terms.total) == pytest.approx(sum(map(float, terms.parts.values())), rel=1e-5)
     assert float(terms.watch["positives"]) == 1
     assert float(terms.watch["depth_error_m"]) == pytest.approx(1.0, rel=1e-4)
+    assert float(terms.watch["depth_spread_m"]) == 0  # of one depth
     unknown = dataclasses.replace(boxes, velocities_mps=torch.full((1, 2), torch.nan))
     without = model.loss(zero, unknown, cameras, IMAGE_SIZE).parts["box"]
     assert float(without) == pytest.approx(box - plain * 2 * 0.05, rel=1e-4)
@@ -203,6 +204,21 @@ def test_losses_by_hand() -> None:
     ideal = model.loss(dataclasses.replace(said, logits=3 * said.logits), boxes, cameras, IMAGE_SIZE)
     assert float(ideal.parts["box"]) == 0
     assert float(ideal.total) < 1e-3
+
+
+def test_depths_are_watched_beside_what_one_depth_for_all_would_miss_by() -> None:
+    batch, model, places = street_batch(images=True), head(), level_locations()
+    boxes, cameras = batch.need("boxes", by="test"), batch.need("cameras", by="test")
+    truth = model.targets(places, boxes, cameras, IMAGE_SIZE)
+    outputs = perfect(places, truth, (len(cameras.sample), len(places.strides), 5))
+    depths = truth.codes[:, 2].tolist()
+    middle = sorted(depths)[(len(depths) - 1) // 2]
+    outputs.codes[truth.image, truth.location, 2] = middle
+    watch = model.loss(outputs, boxes, cameras, IMAGE_SIZE).watch
+    wanted = sum(abs(depth - middle) for depth in depths) / len(depths)
+    assert float(watch["depth_spread_m"]) == pytest.approx(wanted, rel=1e-4)
+    assert float(watch["depth_error_m"]) == pytest.approx(wanted, rel=1e-4)
+    assert wanted > 1
 
 
 # ---- decoding
