@@ -25,6 +25,8 @@ from engine.segmentation.frames import SegmentedFrame, SegmentNames
 from engine.segmentation.semantic import absent_note
 
 _MATCH_IOU = 0.5
+_SMALL_TABLE = 1 << 16
+"""Rows that are counted through a table whatever the number of points: half a megabyte."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ def count_segments(
     # Points of the one class on both sides, by their pair of segments.
     both = (true.of_point >= 0) & (found.of_point >= 0)
     both[both] = true.classes[true.of_point[both]] == found.classes[found.of_point[both]]
-    pairs, shared = np.unique(true.of_point[both] * (len(found.sizes) + 1) + found.of_point[both], return_counts=True)
+    pairs, _, shared = _distinct(true.of_point[both] * (len(found.sizes) + 1) + found.of_point[both])
     of_true, of_found = np.divmod(pairs, len(found.sizes) + 1)
     iou = shared / (true.sizes[of_true] + found.sizes[of_found] - shared)
     matched = iou > _MATCH_IOU
@@ -148,12 +150,32 @@ class _Segments:
 
 def _segments(classes: Int64[np.ndarray, " N"], ids: Int64[np.ndarray, " N"]) -> _Segments:
     known = np.flatnonzero(classes >= 0)
-    numbers = np.unique(ids[known], return_inverse=True)[1].reshape(-1)
-    count = int(numbers.max(initial=-1)) + 1
-    keys, inverse, sizes = np.unique(classes[known] * count + numbers, return_inverse=True, return_counts=True)
+    different, numbers, _ = _distinct(ids[known])
+    count = len(different)
+    keys, inverse, sizes = _distinct(classes[known] * count + numbers)
     of_point = np.full(len(classes), -1, dtype=np.int64)
-    of_point[known] = inverse.reshape(-1)
+    of_point[known] = inverse
     return _Segments(keys // max(count, 1), sizes, of_point)
+
+
+def _distinct(
+    keys: Int64[np.ndarray, " N"],
+) -> tuple[Int64[np.ndarray, " D"], Int64[np.ndarray, " N"], Int64[np.ndarray, " D"]]:
+    """The different keys in order, which of them each key is, and how often each comes.
+
+    As `np.unique`, but without sorting where a table of all numbers between the lowest and the highest is small.
+    """
+    low = int(keys.min()) if len(keys) else 0
+    rows = int(keys.max()) - low + 1 if len(keys) else 0
+    if rows > max(4 * len(keys), _SMALL_TABLE):
+        different, inverse, counts = np.unique(keys, return_inverse=True, return_counts=True)
+        return different, inverse.reshape(-1), counts
+    shifted = keys - low
+    counts = np.bincount(shifted, minlength=rows)
+    there = np.flatnonzero(counts)
+    place = np.empty(rows, dtype=np.int64)
+    place[there] = np.arange(len(there))
+    return there + low, place[shifted], counts[there]
 
 
 def score_panoptic(parts: Mapping[str, PanopticCounts], names: SegmentNames, rules: PanopticRules) -> Scores:
