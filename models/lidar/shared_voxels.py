@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
-from models.lidar.sparse import SparseTensor, VoxelGrid, known_grids, sparse_tensor
+from models.lidar.sparse import VoxelGrid, known_grids, sparse_tensor
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,15 +28,12 @@ class SharedVoxels:
     grid: VoxelGrid
     order: Int64[Tensor, " M"] | None
 
-    def tensor(self, features: Float[Tensor, "M C"]) -> SparseTensor:
-        """Features in the caller's order as a sparse tensor."""
-        if self.order is None:
-            return SparseTensor(features, self.grid)
-        ordered = torch.empty_like(features).index_copy(0, self.order, features)
-        return SparseTensor(ordered, self.grid)
+    def sorted(self, features: Float[Tensor, "M C"]) -> Float[Tensor, "M C"]:
+        """Features in the caller's order in the grid's."""
+        return features if self.order is None else torch.empty_like(features).index_copy(0, self.order, features)
 
     def rows(self, features: Float[Tensor, "M C"]) -> Float[Tensor, "M C"]:
-        """Features of a sparse tensor in the caller's order."""
+        """Features in the grid's order in the caller's."""
         return features if self.order is None else features[self.order]
 
     def point_rows(self, point_voxel: Int[Tensor, " N"]) -> Int[Tensor, " N"]:

@@ -286,12 +286,8 @@ class SparseConvolution(nn.Module):
         return out if self.bias is None else out + self.bias.to(out.dtype)
 
 
-class SubmanifoldConv3d(SparseConvolution):
-    """Convolution of stride 1 whose output voxels are its input voxels. `kernel_size`: 1, 3, 5, ..., centred.
-
-    Source: Graham, Engelcke, van der Maaten, "3D semantic segmentation with submanifold sparse convolutional
-    networks", CVPR 2018, section 3.
-    """
+class _Submanifold(SparseConvolution):
+    """Of stride 1, on its input's voxels. `kernel_size`: 1, 3, 5, ..., centred."""
 
     def __init__(
         self,
@@ -307,9 +303,29 @@ class SubmanifoldConv3d(SparseConvolution):
         super().__init__(in_channels, out_channels, kernel_size**3, bias=bias, backend=backend)
         self.kernel_size = kernel_size
 
+
+class SubmanifoldConv3d(_Submanifold):
+    """Convolution of stride 1 whose output voxels are its input voxels. `kernel_size`: 1, 3, 5, ..., centred.
+
+    Source: Graham, Engelcke, van der Maaten, "3D semantic segmentation with submanifold sparse convolutional
+    networks", CVPR 2018, section 3.
+    """
+
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve."""
         return x.with_features(self._convolve(x.features, x.grid.submanifold_map(self.kernel_size)))
+
+
+class SubmanifoldRows(_Submanifold):
+    """The same from rows to rows of features, for layers outside of a 3D network.
+
+    ZeRO-3 gathers the weights of such a layer by the tensors that it takes and gives, and does not see those within a
+    `SparseTensor`; a 3D network is gathered as a whole.
+    """
+
+    def forward(self, features: Float[Tensor, "M C_in"], grid: VoxelGrid) -> Float[Tensor, "M C_out"]:
+        """Convolve features of the grid's voxels, in its order."""
+        return self._convolve(features, grid.submanifold_map(self.kernel_size))
 
 
 class _StridedConvolution(SparseConvolution):

@@ -42,16 +42,6 @@ class Segments:
 class Segmenter(Objective):
     """A 3D network (attribute `backbone`, which `init` fills) with the heads that make segments of its features."""
 
-    def check_engine(self, *, zero_stage: int, precision: str) -> None:
-        """Refuse ZeRO-3; see `engine.interfaces.ChecksEngine`.
-
-        Raises:
-            ValueError: at stage 3.
-        """
-        # The heads' convolutions hand on sparse tensors, whose weights ZeRO-3 does not gather for the gradient.
-        if zero_stage == 3:
-            raise ValueError("engine.zero_stage: got 3, which networks that segment points cannot use; set 2 or less")
-
     @abstractmethod
     def segment(self, batch: Batch) -> Segments:
         """Class and object of each point; called in evaluation mode without gradient."""

@@ -29,7 +29,7 @@ from models.lidar.base import BackboneConfig
 from models.lidar.layers import norm_act
 from models.lidar.res16unet import Res16UNetConfig
 from models.lidar.shared_voxels import sharing_maps
-from models.lidar.sparse import BackendName, SparseBackboneConfig, SparseTensor, SubmanifoldConv3d
+from models.lidar.sparse import BackendName, SparseBackboneConfig, SubmanifoldRows, VoxelGrid
 from models.methods.base import LossTerms
 from models.segmentation.base import Segmenter, SegmenterConfig, Segments
 from models.segmentation.mean_shift import mean_shift
@@ -78,7 +78,7 @@ class PanopticNetwork(Segmenter):
         self.config = config
         self.backbone = config.backbone.build()
         width, backend = self.backbone.num_features, backend_of(config.backbone)
-        self.class_head = SubmanifoldConv3d(width, len(config.classes) + 1, backend=backend)
+        self.class_head = SubmanifoldRows(width, len(config.classes) + 1, backend=backend)
         self.offset_head = OffsetHead(width, config)
         is_thing = torch.tensor([name in config.things for name in config.classes] + [False])
         self.register_buffer("is_thing", is_thing, persistent=False)
@@ -122,9 +122,9 @@ class PanopticNetwork(Segmenter):
         """Scores of the classes, "unlabelled" last, and offsets in metres, in single precision at least."""
         with sharing_maps(batch.voxel_coords, batch.num_samples) as voxels:
             features = self.backbone(batch.voxel_coords, batch.voxel_features, batch.num_samples)
-            x = voxels.tensor(features)
-            scores = voxels.rows(self.class_head(x).features)[batch.point_voxel]
-            offsets = self.offset_head(x, voxels.point_rows(batch.point_voxel), batch.points)
+            features = voxels.sorted(features)
+            scores = voxels.rows(self.class_head(features, voxels.grid))[batch.point_voxel]
+            offsets = self.offset_head(features, voxels.grid, voxels.point_rows(batch.point_voxel), batch.points)
         return scores.to(batch.points.dtype), offsets
 
     def _clustered(self, batch: Batch, classes: Int[Tensor, " N"], offsets: Float[Tensor, "N 3"]) -> Int[Tensor, " N"]:
@@ -147,9 +147,7 @@ class OffsetHead(nn.Module):
         super().__init__()
         backend, momentum = backend_of(config.backbone), config.backbone.bn_momentum
         widths = (width, width, *config.offset_channels)
-        self.convolutions = nn.ModuleList(
-            SubmanifoldConv3d(a, b, backend=backend) for a, b in itertools.pairwise(widths)
-        )
+        self.convolutions = nn.ModuleList(SubmanifoldRows(a, b, backend=backend) for a, b in itertools.pairwise(widths))
         self.norms = nn.ModuleList(nn.BatchNorm1d(b, momentum=momentum) for b in widths[1:])
         last = widths[-1]
         self.hidden = nn.Linear(last + 3, last)
@@ -158,22 +156,27 @@ class OffsetHead(nn.Module):
         self.negative_slope = config.negative_slope
 
     def forward(
-        self, x: SparseTensor, point_rows: Int[Tensor, " N"], points: Float[Tensor, "N 3"]
+        self,
+        features: Float[Tensor, "M C"],
+        grid: VoxelGrid,
+        point_rows: Int[Tensor, " N"],
+        points: Float[Tensor, "N 3"],
     ) -> Float[Tensor, "N 3"]:
         """Offsets in metres.
 
         Args:
-            x: features of voxels.
-            point_rows: row of `x` of each point.
+            features: of voxels.
+            grid: the voxels, in the same order.
+            point_rows: row of `features` of each point.
             points: places in metres.
         """
         for convolution, norm in zip(self.convolutions, self.norms, strict=True):
             assert isinstance(norm, nn.BatchNorm1d)
-            x = convolution(x)
-            x = x.with_features(F.leaky_relu(norm_act(norm, x.features, relu=False), self.negative_slope))
+            features = convolution(features, grid)
+            features = F.leaky_relu(norm_act(norm, features, relu=False), self.negative_slope)
         # bfloat16 has no more than 0.25 m at 50 m.
         with torch.autocast(points.device.type, enabled=False):
-            joined = torch.cat([x.features.to(points.dtype)[point_rows], points], dim=1)
+            joined = torch.cat([features.to(points.dtype)[point_rows], points], dim=1)
             offsets: Tensor = self.out(norm_act(self.hidden_norm, self.hidden(joined)))
         return offsets
 

@@ -99,8 +99,7 @@ def test_two_one_and_three_processes_at_any_stage(
     common = of_kind(kind, *common, "engine.zero3_persistent_numel=0", "data.augment.points.enabled=false")
     run = tmp_path / "elastic"
     micro = "data.micro_batch_size=3"
-    last = 3 if kind == "detector" else 1  # segmenters refuse ZeRO-3
-    for processes, stage, steps in ((2, 2, 2), (1, 0, 4), (3, last, 6)):
+    for processes, stage, steps in ((2, 2, 2), (1, 0, 4), (3, 3, 6)):
         own = (micro, f"engine.zero_stage={stage}", f"schedule.steps={steps}", "schedule.kind=constant")
         own += ("schedule.momentum_range=null",)
         if processes == 1:
@@ -120,3 +119,19 @@ def test_two_one_and_three_processes_at_any_stage(
         for benchmark, verdict in one["benchmarks"].items():
             for name, value in verdict["headline"].items():
                 assert mine["benchmarks"][benchmark]["headline"][name] == pytest.approx(value, rel=5e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["panoptic", "instance"])
+def test_segmenters_at_stage_three(name: str, street_set: str, tmp_path: Path) -> None:
+    """With every weight split over two processes: losses and judgements as with none split."""
+    common = (*SEGMENTER, "data.limit=4", "schedule.steps=3", "engine.zero3_persistent_numel=0", f"model.name={name}")
+    common += ("data.augment.points.enabled=false", "data.micro_batch_size=1")
+    runs = {stage: tmp_path / f"stage{stage}" for stage in (0, 3)}
+    jobs = [arguments(run, street_set, *common, f"engine.zero_stage={stage}") for stage, run in runs.items()]
+    finish(spawn_ranks(jobs, world_size=2), timeout_s=280)
+    assert losses(runs[3]) == pytest.approx(losses(runs[0]), rel=1e-5)
+    assert len(losses(runs[3])) == 3
+    for split, whole in zip(detections(runs[3]), detections(runs[0]), strict=True):
+        for benchmark, verdict in whole["benchmarks"].items():
+            assert split["benchmarks"][benchmark]["headline"] == pytest.approx(verdict["headline"], rel=1e-3)

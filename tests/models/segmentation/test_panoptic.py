@@ -19,7 +19,7 @@ from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
 from models.lidar.res16unet import Res16UNetConfig
 from models.lidar.shared_voxels import sharing_maps
-from models.lidar.sparse import SubmanifoldConv3d, sparse_tensor
+from models.lidar.sparse import SubmanifoldConv3d, SubmanifoldRows, sparse_tensor
 from models.segmentation.panoptic import PanopticConfig, PanopticNetwork, objects_of, offset_loss
 from models.segmentation.targets import offset_targets
 from tests.helpers.street_set import write_street_set
@@ -107,16 +107,17 @@ def test_losses_of_the_classes(batch: Batch, network: PanopticNetwork) -> None:
 def test_heads_share_the_backbones_neighbour_maps(batch: Batch) -> None:
     mixed = torch.randperm(len(batch.voxel_coords), generator=torch.Generator().manual_seed(1))
     coords, features = batch.voxel_coords[mixed], batch.voxel_features[mixed]
-    convolution = SubmanifoldConv3d(4, 5)
+    convolution, head = SubmanifoldConv3d(4, 5), SubmanifoldRows(4, 5)
+    head.load_state_dict(convolution.state_dict())
     x, rows = sparse_tensor(coords, features, 2)
     assert rows is not None
     expected = convolution(x).features[rows]
     with sharing_maps(coords, 2) as voxels:
         inside, _ = sparse_tensor(coords, features, 2)
         assert inside.grid is voxels.grid
-        torch.testing.assert_close(voxels.rows(convolution(voxels.tensor(features)).features), expected)
+        torch.testing.assert_close(voxels.rows(head(voxels.sorted(features), voxels.grid)), expected)
     of_point = torch.randint(len(coords), (30,))
-    torch.testing.assert_close(voxels.tensor(features).features[voxels.point_rows(of_point)], features[of_point])
+    torch.testing.assert_close(voxels.sorted(features)[voxels.point_rows(of_point)], features[of_point])
 
 
 def test_points_that_are_moved_together_are_an_object(
@@ -220,9 +221,3 @@ def test_things_are_needed() -> None:
         PanopticConfig(classes=("road", "car"))
     with pytest.raises(ValueError, match="negative_slope"):
         PanopticConfig(classes=("road", "car"), things=("car",), negative_slope=1.5)
-
-
-def test_stage_three_is_refused(network: PanopticNetwork) -> None:
-    network.check_engine(zero_stage=2, precision="fp32")
-    with pytest.raises(ValueError, match="zero_stage: got 3"):
-        network.check_engine(zero_stage=3, precision="fp32")
