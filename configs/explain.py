@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -34,8 +34,9 @@ def explained(
             hints = {name: hint for name, hint in typing.get_type_hints(kind).items() if name in names}
             if key not in hints:
                 known = ", ".join(sorted(hints)) or "nothing"
-                near = _whole_name(key, schema, ".".join(path[:depth])) or nearest(key, hints)
-                near = near or _elsewhere(key, choices.get(".".join(path[:depth]), {})) or _like(key, schema)
+                section = ".".join(path[:depth])
+                near = _same_name(key, schema, section) or nearest(key, hints) or _longer_name(key, schema, section)
+                near = near or _elsewhere(key, choices.get(section, {})) or _like(key, schema)
                 return f"{dotted}: unknown name{near} (got {value!r}; valid here: {known})"
             if depth + 1 == len(path) and not _accepts(schema, path, value):
                 near = nearest(value, _words(hints[key])) if isinstance(value, str) else ""
@@ -56,11 +57,20 @@ def _elsewhere(key: str, table: Mapping[str, type]) -> str:
     return f", a setting of {', '.join(owners)} only" if owners else ""
 
 
-def _whole_name(key: str, schema: DictConfig, section: str) -> str:
-    """Where in other sections there is a setting of this name, or of one that ends in it (`batch_size`)."""
-    known = [name for name in _names(schema) if name.rpartition(".")[0] != section]
-    same = [name for name in known if name.rpartition(".")[2] == key]
-    found = sorted(same or [name for name in known if name.endswith(f"_{key}")], key=len)
+def _same_name(key: str, schema: DictConfig, section: str) -> str:
+    """Where in other sections there is a setting of this name."""
+    names = (name.rpartition(".") for name in _names(schema))
+    return _meant(f"{outer}{dot}{last}" for outer, dot, last in names if last == key and outer != section)
+
+
+def _longer_name(key: str, schema: DictConfig, section: str) -> str:
+    """Where in other sections there is a setting whose name ends in this one (`batch_size`)."""
+    others = (name for name in _names(schema) if name.rpartition(".")[0] != section)
+    return _meant(name for name in others if name.endswith(f"_{key}"))
+
+
+def _meant(names: Iterable[str]) -> str:
+    found = sorted(names, key=len)
     return f"; did you mean {' or '.join(found[:3])}?" if found else ""
 
 

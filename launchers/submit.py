@@ -8,7 +8,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from configs.dump import dump
@@ -89,7 +89,7 @@ def load_cluster(path: str | None, overrides: Sequence[str], *, nodes: int | Non
     own = [o.removeprefix(_CLUSTER_PREFIX) for o in overrides if o.startswith(_CLUSTER_PREFIX)]
     # On one machine, runs side by side take each other's cores: one at a time unless asked otherwise.
     defaults = {"array_parallelism": 1} if where == "local" and path is None else {}
-    cluster = load(SlurmConfig, path, own, defaults=defaults)
+    cluster = _loaded(path, own, defaults)
     if nodes is not None:
         cluster = dataclasses.replace(cluster, nodes=nodes)
     if where == "local" and cluster.nodes > 1:
@@ -100,6 +100,21 @@ def load_cluster(path: str | None, overrides: Sequence[str], *, nodes: int | Non
     if where == "debug" and cluster.nodes * cluster.tasks > 1:
         print(f"--debug: one process instead of {cluster.nodes * cluster.tasks}", file=sys.stderr)
     return cluster
+
+
+def _loaded(path: str | None, own: Sequence[str], defaults: Mapping[str, object]) -> SlurmConfig:
+    """`load`, whose messages call an override as it was written: with the prefix, which the settings' names lack."""
+    for override in own:
+        if "=" not in override:
+            raise ConfigError(f"override {_CLUSTER_PREFIX + override!r}: expected cluster.field=value, without spaces")
+    try:
+        return load(SlurmConfig, path, own, defaults=defaults)
+    except ConfigError as error:
+        place = str(error).partition(":")[0].split(".")
+        given = [override.partition("=")[0].split(".") for override in own]
+        if any(name[: len(place)] == place[: len(name)] for name in given):
+            raise ConfigError(f"{_CLUSTER_PREFIX}{error}") from error
+        raise
 
 
 def _trained(run_dir: Path, overrides: Sequence[str]) -> Point:

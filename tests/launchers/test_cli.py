@@ -116,6 +116,9 @@ CROSSED = [
         "override '{set}': expected section.field=value, without spaces; a path belongs to",
     ),
     ("pretrain slidr", "did you mean slidr_kitti or slidr_kitti_cpu or slidr_nuscenes or slidr_street"),
+    ("submit slidr_street --local cluster.node=3", "config error: cluster.node: unknown name; did you mean 'nodes'?"),
+    ("submit slidr_street --local cluster.nodes", "override 'cluster.nodes': expected cluster.field=value"),
+    ("reproduce street --dry-run cluster.nodes=0", "config error: cluster.nodes: got 0, expected at least 1"),
     ("submit slidr_street --local sbatch.time=3", "did you mean cluster.sbatch.time=3?"),
     ("evaluate {run} street protocols=[knnn]", "image_finetune, registration; did you mean 'knn'?"),
     (
