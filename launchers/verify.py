@@ -16,7 +16,7 @@ from data.preparing.pool import Progress as ShowProgress
 from data.preparing.repair import Repaired, repair, undo_half, upgrade
 from data.preparing.verify import VerifyReport, examples, save_report, verify
 from launchers.options.verify import parser
-from launchers.runs.terminal import terminal
+from launchers.runs.terminal import drawn_late, terminal
 
 _EXAMPLES = 3
 
@@ -57,10 +57,12 @@ def progress(console: Console, unit: str, title: str) -> Iterator[ShowProgress]:
     """A bar with done of all, time taken and time left; yields what shows (done, total, left out by reason) on it."""
     counts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-    with Progress(*counts, *times, console=console) as bar:
-        task = bar.add_task(title, total=None)  # until the first report says how many
+    bar = Progress(*counts, *times, console=console)
+    task = bar.add_task(title, total=None)  # until the first report says how many
+    with drawn_late(bar) as draw:
 
         def show(done: int, total: int, skipped: Mapping[str, int]) -> None:
+            draw()
             bar.update(
                 task, completed=done, total=total, description=" ".join(filter(None, (title, skip_text(skipped))))
             )

@@ -38,6 +38,7 @@ from launchers.evaluation.networks import (
 from launchers.evaluation.registration_task import pose_parts
 from launchers.evaluation.sweeps import sweep_parts
 from launchers.evaluation.weight_file import WeightFile
+from launchers.runs.terminal import drawn_late
 
 logger = logging.getLogger("tandem.evaluate")
 
@@ -233,7 +234,13 @@ def shown_progress(console: Console) -> Iterator[Callable[[float, str], None]]:
         yield line
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("reading", total=1.0)
-        yield lambda share, text: bar.update(task, completed=share, description=text)
+    bar = Progress(*columns, console=console)
+    task = bar.add_task("reading", total=1.0)
+    with drawn_late(bar) as draw:
+
+        def show(share: float, text: str) -> None:
+            draw()
+            bar.update(task, completed=share, description=text)
+
+        yield show
         bar.update(task, completed=1.0, description="evaluated")

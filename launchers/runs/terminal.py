@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook
+from rich.progress import Progress
 from rich.segment import Segment
 
 from common.printable import printable
@@ -21,6 +23,19 @@ def terminal(*, width: int | None = None, highlight: bool = False) -> Console:
     made = Console(highlight=highlight, width=None if sys.stdout.isatty() else width)
     made.push_render_hook(_Printable())
     return made
+
+
+@contextmanager
+def drawn_late(bar: Progress) -> Iterator[Callable[[], None]]:
+    """Yields what begins to draw a bar, to be called at each report.
+
+    An error that comes before the first report is then told without an empty bar above it.
+    """
+    try:
+        yield bar.start
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 class _Printable(RenderHook):

@@ -31,6 +31,7 @@ from data.storage.teacher_cache import (
 from engine.distributed import World, agree_any, agree_signal
 from engine.errors import StopRequested
 from engine.preempt import StopSignals
+from launchers.runs.terminal import drawn_late
 from launchers.training.supervision import Supervised
 from models.methods.base import MethodConfig, PoolsTeacher
 
@@ -155,12 +156,14 @@ def _build(
     flushed = agreed_at = time.monotonic()
     not_finite: list[str] = []
     try:
-        with Progress(*columns) as progress:
-            task, done = progress.add_task("teacher features", total=len(missing)), 0
+        progress = Progress(*columns)
+        task, done = progress.add_task("teacher features", total=len(missing)), 0
+        with drawn_late(progress) as draw:
             batches = image_batches(
                 SampleReader(manifest), missing, config, spec=_PIXELS, batch_size=_SAMPLES_AT_A_TIME, among=wanted
             )
             for indices, batch in batches:
+                draw()
                 not_finite += _add(writer, indices, batch, objective.pool_teacher(batch.to(world.device)).cpu())
                 if len(not_finite) > max(1, config.max_skip_share * len(wanted)):
                     raise ShardError(

@@ -1,11 +1,14 @@
 """`tandem prepare` from the command line: a real tree to a set, mistakes answered with exit code 2 or 1."""
 
 import dataclasses
+import functools
+import io
 import json
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 
 from configs.load import ConfigError
 from data.preparing.shard_task import RECORDS
@@ -14,7 +17,9 @@ from data.storage.manifest import load_manifest
 from data.storage.reader import SampleReader
 from data.storage.superpixel_record import SuperpixelRecord
 from launchers.cli import guarded
+from launchers.evaluation.measure import shown_progress
 from launchers.prepare import main, without_pairs
+from launchers.verify import progress
 from tests.data.convert.test_kitti import write_object, write_raw
 from tests.helpers.fuzz_targets import SOURCES
 
@@ -43,6 +48,30 @@ def test_kitti_raw_end_to_end(tmp_path, capsys):
     message = capsys.readouterr().err
     assert "was begun with" in message
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize("verb", ["prepare", "evaluate"])
+def test_a_mistake_is_told_without_an_empty_bar(verb):
+    """A bar is drawn from its first report on."""
+    console = Console(file=io.StringIO(), force_terminal=True, color_system=None, width=80)
+    opened = functools.partial(progress, console, "frames", "a -> b")
+    bar, report, words = {
+        "prepare": (opened, (1, 2, {}), "1/2 frames"),
+        "evaluate": (functools.partial(shown_progress, console), (0.5, "knn"), "evaluated"),
+    }[verb]
+    with pytest.raises(ConfigError), bar():
+        raise ConfigError("no such folder")
+    assert console.file.getvalue() == ""
+    with bar() as show:
+        show(*report)
+    assert words in console.file.getvalue()
+
+
+def test_nothing_but_the_error_where_there_is_no_source(tmp_path, capsys):
+    assert guarded(main, ["kitti-raw", str(tmp_path / "nothing"), str(tmp_path / "out"), "--workers", "1"]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "nothing" in told.err
 
 
 def test_the_summary_counts_samples_without_pairs(tmp_path):
