@@ -15,6 +15,7 @@ from data.order import Order, SampleOrder, Stretch
 from data.shard_order import Blocks, ShardOrder
 from data.storage.manifest import Manifest
 from data.storage.mixture import Opened
+from data.storage.reader import SampleError
 from data.storage.shard import ShardError
 from data.views.boxes import class_numbers
 
@@ -53,6 +54,31 @@ def _add_blocks(digest: hashlib._Hash, blocks: Blocks) -> None:
     columns = (blocks.first, blocks.count, blocks.shard, *(() if blocks.rows is None else (blocks.rows,)))
     for column in columns:
         digest.update(np.ascontiguousarray(column, dtype="<i8").data)
+
+
+def check_labelled_points(opened: Opened, spec: BatchSpec) -> None:
+    """Refuse samples whose points are all unlabelled, from which nothing would be learnt.
+
+    Reads samples until a point has one of the classes that `spec` asks for, mostly the first.
+
+    Raises:
+        ShardError: none has; or the storage is away.
+    """
+    if not spec.point_classes:
+        return
+    wanted = class_numbers(opened.reader.manifest, spec.point_classes, of="points") >= 0
+    for index in opened.indices.tolist():
+        try:
+            labels = opened.reader.read(index, images=False, superpixels=False).labels
+        except SampleError:
+            return  # damaged samples are the loader's to count
+        if labels is None or wanted[labels].any():  # the loader refuses what nobody has labelled, by name
+            return
+    raise ShardError(
+        f"{opened.reader.manifest.root}: no point of its {len(opened)} samples in use is labelled with any of "
+        f"{', '.join(spec.point_classes)}, so there is nothing to learn; set model.classes to classes of its points, "
+        "choose a labelled split (data.split), or prepare the set with its labels"
+    )
 
 
 def check_suits(

@@ -18,7 +18,7 @@ from common.retry import RETRY_MIN
 from data.batch_spec import BatchSpec
 from data.loading.collate import collate
 from data.loading.fractions import FractionConfig
-from data.loading.in_use import NEWEST_ORDER, check_suits, fingerprint, order_of
+from data.loading.in_use import NEWEST_ORDER, check_labelled_points, check_suits, fingerprint, order_of
 from data.loading.labelled import class_balanced, with_fraction
 from data.loading.objects import open_objects
 from data.loading.skips import Skip, SkipLedger
@@ -299,7 +299,8 @@ def build_loader(
     call it.
 
     Raises:
-        ShardError: no prepared set, no such split, no samples, none that suits the method, or a cache of another set.
+        ShardError: no prepared set, no such split, no samples, none that suits the method or has labels for it, or a
+            cache of another set.
         ValueError: settings that exclude each other.
     """
     if not 0 <= rank < world_size:
@@ -334,6 +335,7 @@ def build_loader(
             "set tilt_rad=0 and elastic_m=[] to train on boxes"
         )
     check_suits(opened.reader.manifest, opened.values("num_pairs"), spec, config.max_skip_share)
+    check_labelled_points(opened, spec)
     chosen = fingerprint(opened, config.order)
     database = _objects(config, opened, spec)
     if database is not None and config.class_balanced:

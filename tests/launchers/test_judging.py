@@ -6,11 +6,16 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs.detection import FinetuneConfig
 from configs.load import ConfigError
+from data.batch_spec import BatchSpec
+from data.loading.loader import DataConfig, build_loader
+from data.sample import IGNORE_LABEL, Sample
 from data.storage.manifest import SetInfo
+from data.storage.shard import ShardError
 from data.storage.shard_writer import join_manifest, write_shard
 from data.street.classes import CLASS_NAMES
 from engine.distributed import World
@@ -71,11 +76,17 @@ def _partly_labelled(root: Path, labelled: tuple[bool, ...]) -> str:
     """A set of one split "val"; nobody has labelled the frames that are False."""
     frames = street_log(("front",), frames=len(labelled))
     nothing = {"labels": None, "instances": None, "boxes": None}
+    return _written(
+        root,
+        [
+            known if kept else dataclasses.replace(known, **nothing)  # type: ignore[arg-type]
+            for known, kept in zip(frames, labelled, strict=True)
+        ],
+    )
+
+
+def _written(root: Path, samples: list[Sample]) -> str:
     root.mkdir()
-    samples = [
-        known if kept else dataclasses.replace(known, **nothing)  # type: ignore[arg-type]
-        for known, kept in zip(frames, labelled, strict=True)
-    ]
     table = write_shard(root / "shard-000000.tar", samples)
     info = SetInfo(
         set_name="synthetic",
@@ -105,3 +116,21 @@ def test_a_split_that_nobody_has_labelled_is_refused_before_the_training(network
             ConfigError, match=r"judge\.split=val: none of its 2 frames .*choose another split.*judge\.sh"
         ):
             check_labelled(judged, config)
+
+
+def test_points_that_are_all_unlabelled_are_nothing_to_learn_from(tmp_path: Path) -> None:
+    """They would be trained on with a loss of 0; one labelled frame is enough."""
+    spec = BatchSpec(images=False, point_classes=("road", "car"))
+    known, other = street_log(("front",), frames=2)
+    numbers = {"none": IGNORE_LABEL, "others": CLASS_NAMES.index("pole"), "one": CLASS_NAMES.index("car")}
+    for name, last in numbers.items():
+        frames = [
+            dataclasses.replace(frame, labels=np.full(len(frame.points_lidar), number, np.uint8))
+            for frame, number in ((known, IGNORE_LABEL), (other, last))
+        ]
+        config = DataConfig(shards=_written(tmp_path / name, frames), split="val", num_workers=0)
+        if name == "one":
+            assert len(build_loader(config, spec=spec, seed=0, rank=0, world_size=1).state(0)) > 0
+            continue
+        with pytest.raises(ShardError, match="no point of its 2 samples in use is labelled with any of road, car"):
+            build_loader(config, spec=spec, seed=0, rank=0, world_size=1)
