@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections import Counter
@@ -19,6 +20,7 @@ from engine.detection.formats import once as once_files
 from engine.detection.formats import waymo as waymo_files
 from engine.detection.formats.tables import united
 from engine.detection.frames import FoundObjects, TrueObjects, paired
+from engine.detection.judge import note_of_classes
 from engine.detection.kitti import score_kitti
 from engine.detection.kitti_rules import KittiSettings
 from engine.detection.nuscenes import score_nuscenes
@@ -135,9 +137,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             known = list(benchmark.truth(ground_truth, keys, options))
         truth, found = benchmark.sides(predictions, known, keys)
         scores = benchmark.score(paired(truth, found), options)
+        said = (*scores.notes, *note_of_classes(options.benchmark, found))
     except JudgeError as error:
         raise ArgumentError(str(error)) from error
-    return _shown(scores, options.worst, out)
+    return _shown(dataclasses.replace(scores, notes=said), options.worst, out)
 
 
 def _of_points(predictions: Path, ground_truth: Path, keys: Sequence[str] | None, options: _Options) -> Scores:

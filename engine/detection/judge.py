@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from engine.detection import argoverse2
 from engine.detection.argoverse2 import score_argoverse2
@@ -41,26 +41,42 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
 nuScenes'."""
 
 
-def check_classes(benchmark: str, classes: Sequence[str]) -> None:
+def check_classes(benchmark: str, classes: Sequence[str], *, of_set: Sequence[str] = ()) -> None:
     """Refuse a detector that knows nothing of what a benchmark judges: it would have 0, however good it is.
 
     Args:
         benchmark: one of `BENCHMARKS`.
         classes: of the detector, by the benchmark's names.
+        of_set: names that the set's objects have, for a benchmark without classes of its own; (): not known.
 
     Raises:
         JudgeError: none of them is judged.
     """
-    known = CLASSES.get(benchmark)
-    if known is None:  # the set's own, or not one of ours
-        return
-    spelt = set(known) if benchmark == "nuscenes" else {name.lower() for name in known}
-    own = classes if benchmark == "nuscenes" else [name.lower() for name in classes]
-    if spelt.isdisjoint(own):
+    known = CLASSES.get(benchmark, tuple(of_set))
+    if known and not any(_judged(benchmark, known, classes)):
         raise JudgeError(
             f"none of the detector's classes ({', '.join(classes)}) is judged by {benchmark}, which knows "
             f"{', '.join(known)}; choose a benchmark of these classes"
         )
+
+
+def _judged(benchmark: str, known: Sequence[str], names: Iterable[str]) -> Iterator[bool]:
+    """Of each name, whether it is one that is known."""
+    if benchmark == "nuscenes":
+        return (name in known for name in names)
+    spelt = {name.lower() for name in known}
+    return (name.lower() in spelt for name in names)
+
+
+def note_of_classes(benchmark: str, found: Sequence[FoundObjects]) -> tuple[str, ...]:
+    """What is to be said where objects were found, and none is of a class that the benchmark judges."""
+    names = dict.fromkeys(name for frame in found for name in frame.classes)
+    known = CLASSES.get(benchmark, ())
+    if not names or not known or any(_judged(benchmark, known, names)):
+        return ()
+    return (
+        f"no found object is of a class that {benchmark} judges ({', '.join(known)}); found were {', '.join(names)}",
+    )
 
 
 def judge(benchmark: str, truth: Sequence[TrueObjects], found: Sequence[FoundObjects]) -> Scores:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,14 +29,28 @@ _CAM2_FROM_CAM0_M = (0.059849, -0.000358, 0.002746)
 hold the left colour camera's place only. Source: KITTI, calibration of 2011-09-26."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What a detector was given, which nuScenes' files tell.
+
+    Attributes:
+        points: of the LiDAR.
+        images: of the cameras.
+        pretrained: weights from elsewhere to begin with: external data.
+    """
+
+    points: bool = True
+    images: bool = False
+    pretrained: bool = False
+
+
 def write_submission(
     folder: Path,
     benchmark: str,
     frames: Sequence[JudgedFrame],
     manifest: Manifest,
     classes: Sequence[str],
-    *,
-    pretrained: bool = False,
+    given: Given = Given(),
 ) -> Path:
     """Write found objects as a benchmark takes them.
 
@@ -45,7 +60,7 @@ def write_submission(
         frames: of a split.
         manifest: of its set.
         classes: names of the detector's classes in the set.
-        pretrained: whether it began with weights from elsewhere, which nuScenes' files tell as external data.
+        given: what the detector was given.
 
     Returns:
         The file or folder to hand in.
@@ -57,7 +72,7 @@ def write_submission(
         raise ArgumentError(f"--submission: no files of {benchmark} can be written here, only of {', '.join(FORMATS)}")
     names = benchmark_classes(classes, manifest, benchmark)
     found = [found_objects(frame.found, frame.truth, names, benchmark) for frame in frames]
-    return FORMATS[benchmark](folder, found, [frame.truth for frame in frames], pretrained)
+    return FORMATS[benchmark](folder, found, [frame.truth for frame in frames], given)
 
 
 def _known(found: Sequence[FoundObjects], names: Sequence[str]) -> tuple[list[FoundObjects], dict[str, str]]:
@@ -67,7 +82,7 @@ def _known(found: Sequence[FoundObjects], names: Sequence[str]) -> tuple[list[Fo
     return known, {name: spelt[name.lower()] for frame in known for name in frame.classes}
 
 
-def _kitti(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTruth], pretrained: bool) -> Path:
+def _kitti(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTruth], given: Given) -> Path:
     known, spelt = _known(found, kitti_files.TYPES)
     kitti_files.write_found(folder / "data", known, [kitti_camera(truth) for truth in truths], names=spelt)
     return folder / "data"
@@ -91,7 +106,7 @@ def kitti_camera(frame: FrameTruth) -> kitti_files.KittiCamera:
     )
 
 
-def _nuscenes(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTruth], pretrained: bool) -> Path:
+def _nuscenes(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTruth], given: Given) -> Path:
     """The objects of highest score of each sample, as many as are allowed; velocities that are not known are 0.
 
     Sweeps between the samples have no token and are left out.
@@ -108,7 +123,8 @@ def _nuscenes(folder: Path, found: Sequence[FoundObjects], truths: Sequence[Fram
         for frame, token in zip(_known(found, tuple(CLASS_RANGE_M))[0], tokens, strict=True)
         if token
     ]
-    uses = {name: name == "use_lidar" or (pretrained and name == "use_external") for name in nuscenes_files.USES}
+    said = {"use_lidar": given.points, "use_camera": given.images, "use_external": given.pretrained}
+    uses = {name: said.get(name, False) for name in nuscenes_files.USES}
     folder.mkdir(parents=True, exist_ok=True)
     nuscenes_files.write_results(folder / "results.json", [_with_speeds(frame) for frame in best], uses)
     return folder / "results.json"
@@ -126,20 +142,20 @@ def _with_speeds(frame: FoundObjects) -> FoundObjects:
     return dataclasses.replace(frame, velocities_mps=np.nan_to_num(frame.velocities_mps))
 
 
-def _once(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTruth], pretrained: bool) -> Path:
+def _once(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTruth], given: Given) -> Path:
     known, spelt = _known(found, once_files.CLASSES)
     once_files.write_found(folder / "results.json", known, names=spelt)
     return folder / "results.json"
 
 
-def _waymo(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTruth], pretrained: bool) -> Path:
+def _waymo(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTruth], given: Given) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     known, spelt = _known(found, waymo_files.TYPES)
     waymo_files.write_found(folder / "objects.bin", _at_the_vehicle(known, truths, "waymo"), names=spelt)
     return folder / "objects.bin"
 
 
-def _argoverse2(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTruth], pretrained: bool) -> Path:
+def _argoverse2(folder: Path, found: Sequence[FoundObjects], truths: Sequence[FrameTruth], given: Given) -> Path:
     known, spelt = _known(found, ARGOVERSE2_CLASSES)
     argoverse2_files.write_found(
         folder / "detections.feather", _at_the_vehicle(known, truths, "argoverse2"), names=spelt
@@ -181,11 +197,11 @@ KEYS: Mapping[str, Callable[[FrameTruth], str | None]] = {
 """Benchmark -> what its files call a frame; None where it does not know the frame."""
 
 
-FORMATS: Mapping[str, Callable[[Path, Sequence[FoundObjects], Sequence[FrameTruth], bool], Path]] = {
+FORMATS: Mapping[str, Callable[[Path, Sequence[FoundObjects], Sequence[FrameTruth], Given], Path]] = {
     "kitti": _kitti,
     "nuscenes": _nuscenes,
     "once": _once,
     "waymo": _waymo,
     "argoverse2": _argoverse2,
 }
-"""Benchmark -> writer of its files: (folder, found objects, their frames, whether the detector was pre-trained)."""
+"""Benchmark -> writer of its files: (folder, found objects, their frames, what the detector was given)."""

@@ -20,7 +20,7 @@ from launchers.drawing.canvas import RgbImage
 from launchers.drawing.detections import MarkedFrame, detection_views
 from launchers.drawing.page import TextTable
 from launchers.evaluation.detections import NOTHING, JudgedFrame, benchmark_classes, detect
-from launchers.evaluation.submission import write_submission
+from launchers.evaluation.submission import Given, write_submission
 from launchers.finetuning.box_frames import lowest_counted, marked_frame, objects_table, verdict_of
 from launchers.finetuning.judged_set import JudgedSet
 from launchers.finetuning.verdict import BenchmarkVerdict
@@ -42,7 +42,8 @@ class BoxKind:
         names = config.judge.benchmarks
         for name in names:
             try:
-                check_classes(name, benchmark_classes(config.model.classes, judged.manifest, name))
+                own = benchmark_classes(config.model.classes, judged.manifest, name)
+                check_classes(name, own, of_set=judged.manifest.box_categories or judged.manifest.class_names)
             except JudgeError as error:
                 raise ConfigError(f"judge.benchmarks={name}: {error}") from error
         try:
@@ -101,8 +102,7 @@ class BoxKind:
         self, benchmark: str, folder: Path, frames: Sequence[JudgedFrame], judged: JudgedSet, config: FinetuneConfig
     ) -> Path:
         """See `Kind`."""
-        pretrained = config.init != RANDOM
-        return write_submission(folder, benchmark, frames, judged.manifest, config.model.classes, pretrained=pretrained)
+        return write_submission(folder, benchmark, frames, judged.manifest, config.model.classes, given_to(config))
 
     def marked(
         self,
@@ -124,3 +124,12 @@ class BoxKind:
     def table(self, marked: MarkedFrame) -> TextTable:
         """See `Kind`."""
         return objects_table(marked)
+
+
+def given_to(config: FinetuneConfig) -> Given:
+    """What a run's detector looks at, and whether it began with weights from elsewhere."""
+    return Given(
+        points=config.model.tower("backbone") is not None,
+        images=config.model.batch_spec().images,
+        pretrained=config.init != RANDOM,
+    )

@@ -27,8 +27,9 @@ from launchers.evaluation.detections import (
     found_objects,
     true_objects,
 )
-from launchers.evaluation.submission import write_submission
+from launchers.evaluation.submission import Given, write_submission
 from launchers.finetuning import rejudge as rejudge_module
+from launchers.finetuning.boxes import given_to
 from launchers.finetuning.judged_set import JudgedSet
 from launchers.finetuning.judging import judge_frames, record_of
 from launchers.finetuning.kinds import to_be_judged
@@ -164,7 +165,9 @@ def test_nuscenes_results_are_named_by_sample_tokens(street_set: str, tmp_path: 
         scores=np.linspace(0.1, 0.9, 600),
     )
     third = dataclasses.replace(first, truth=dataclasses.replace(first.truth, token="cc"), found=many)
-    place = write_submission(tmp_path, "nuscenes", [first, second, third], judged.manifest, classes, pretrained=True)
+    place = write_submission(
+        tmp_path, "nuscenes", [first, second, third], judged.manifest, classes, Given(pretrained=True)
+    )
     assert place == tmp_path / "results.json"
     back, uses = read_results(place)
     assert uses == {
@@ -184,6 +187,29 @@ def test_nuscenes_results_are_named_by_sample_tokens(street_set: str, tmp_path: 
     assert len(back[1]) == 500
     assert back[1].scores.max() == pytest.approx(many.scores[598])  # the tram is left out
     assert not back[1].velocities_mps.any()
+
+
+@pytest.mark.parametrize(
+    ("name", "points", "images"),
+    [("centerpoint", True, False), ("fcos3d", False, True), ("mvx_net", True, True)],
+)
+def test_a_submission_says_what_the_detector_was_given(
+    name: str, points: bool, images: bool, street_set: str, tmp_path: Path
+) -> None:
+    made = read_run(f"{name}_street", ["run_dir=none", f"data.shards={street_set}"])
+    assert isinstance(made, FinetuneConfig)
+    assert given_to(made) == Given(points=points, images=images)
+    started = dataclasses.replace(made, init="runs/moco")
+    judged = JudgedSet.of(made)
+    frame = frames_of(judged, made.model.classes)[0]
+    known = dataclasses.replace(frame, truth=dataclasses.replace(frame.truth, token="aa"))
+    place = write_submission(tmp_path, "nuscenes", [known], judged.manifest, made.model.classes, given_to(started))
+    uses = read_results(place)[1]
+    assert [used for used in uses if uses[used]] == [
+        *["use_camera"] * images,
+        *["use_lidar"] * points,
+        "use_external",
+    ]
 
 
 def test_once_results_are_named_by_frame_ids(street_set: str, tmp_path: Path) -> None:

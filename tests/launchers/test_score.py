@@ -64,6 +64,17 @@ def test_the_table_has_figures_and_numbers_of_objects(
     assert written["frames"][1] == {"key": "000001", "missed": [0], "false": [], "right": []}
 
 
+def test_objects_of_no_judged_class_are_not_judged_0_without_a_word(
+    kitti: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "no found object is of a class that kitti judges (Car, Pedestrian, Cyclist); found were Tram"
+    for name, said in (("Tram", True), ("Cyclist", False)):
+        for path in kitti[0].iterdir():
+            path.write_text(" ".join([name, *path.read_text().split()[1:]]) + "\n")
+        assert tandem(["score", "kitti", *map(str, kitti)]) == 0
+        assert (words in " ".join(capsys.readouterr().out.split())) == said
+
+
 def test_listed_frames_alone_are_judged(
     kitti: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 from engine.detection.frames import FoundObjects, TrueObjects
 from engine.detection.indoor import score_indoor
 from engine.detection.judge import check_classes, judge
+from engine.scores import JudgeError
 from tests.engine.detection.objects import found_frame, true_frame
 from tests.helpers.detection_scenes import scene
 from tests.reference.detection_indoor import average_precision
@@ -104,7 +105,10 @@ def test_classes_are_the_sets_own() -> None:
     assert math.isnan(scores.value("bus", "", "AP@0.25"))
     assert scores.notes == ("without true objects, and so in no mean: bus",)
     assert {row.category for row in judge("indoor", [true], [found]).rows} == {"car", "van", "mean"}
-    check_classes("indoor", ["whatever"])
+    check_classes("indoor", ["whatever"])  # of a set that is not known
+    check_classes("indoor", ["whatever", "Bed"], of_set=["bed", "chair"])
+    with pytest.raises(JudgeError, match=r"\(whatever\) is judged by indoor, which knows bed, chair"):
+        check_classes("indoor", ["whatever"], of_set=["bed", "chair"])
     nameless = dataclasses.replace(true, categories=("Car", ""))
     assert judge("indoor", [nameless], [found]).headline["mAP@0.25"] == 100
 
