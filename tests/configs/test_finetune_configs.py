@@ -19,6 +19,7 @@ from data.street.classes import CLASS_NAMES
 from engine.detection.judge import BENCHMARKS
 from engine.segmentation.judge import BENCHMARKS as SEGMENT_BENCHMARKS
 from models.detection import DETECTORS
+from models.detection.mvx_net import MvxNetConfig
 from models.detection.vote_net import VoteNetConfig
 from models.segmentation.panoptic import PanopticConfig
 
@@ -83,12 +84,23 @@ def test_published_recipes_are_card_for_card() -> None:
         "waymo_centerpoint_voxel": (0.003, 30, 4, 10.0),
         "nuscenes_centerpoint_pillar": (0.001, 20, 4, 10.0),
         "once_centerpoint": (0.003, 80, 4, 35.0),
-        "kitti_mvx_net": (0.003, 80, 2, 35.0),
+        "kitti_mvx_net": (0.003, 80, 4, 35.0),
         "waymo_mvx_net": (0.003, 24, 2, 35.0),
         "nuscenes_fcos3d": (0.002, 72, 2, 35.0),
         "kitti_fcos3d": (0.002, 60, 2, 35.0),
     }
     assert values == expected
+
+
+def test_mvx_net_on_waymo_suppresses_as_its_source() -> None:
+    """OpenPCDet's SECOND there: boxes that overlap by up to .7 stay, unlike KITTI's .01."""
+    config = load_config(next(path for path in CONFIGS if path.stem == "waymo_mvx_net"))
+    assert isinstance(config.model, MvxNetConfig)
+    nms = config.model.nms
+    assert (nms.min_score, nms.max_iou, nms.num_before, nms.num_after) == (0.1, 0.7, 4096, 500)
+    kitti = load_config(next(path for path in CONFIGS if path.stem == "kitti_mvx_net")).model
+    assert isinstance(kitti, MvxNetConfig)
+    assert (kitti.nms.max_iou, kitti.nms.num_before, kitti.nms.num_after) == (0.01, 100, 50)
 
 
 def test_published_recipes_of_rooms_are_card_for_card() -> None:
