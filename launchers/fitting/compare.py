@@ -8,14 +8,14 @@ range, which also tells streets apart.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from configs.runs import RunConfig
 from data.views.voxelize import MEASURED
-from launchers.fitting.sensors import CameraFacts, Sensors
+from launchers.fitting.sensors import Sensors
 
 LIMITS = {
     "points": 1.5,
@@ -142,10 +142,10 @@ def _range(trained: Sensors, other: Sensors) -> Difference:
 def _elevation(trained: Sensors, other: Sensors) -> Difference:
     ends = [(trained.lowest_deg, other.lowest_deg), (trained.highest_deg, other.highest_deg)]
     most, limit = max(abs(one - two) for one, two in ends), LIMITS["elevation"]
-    return Difference(
-        name="vertical field of view",
-        trained=f"{trained.lowest_deg:+.1f} to {trained.highest_deg:+.1f} deg",
-        other=f"{other.lowest_deg:+.1f} to {other.highest_deg:+.1f} deg",
+    return _told(
+        "vertical field of view",
+        lambda sensors: f"{sensors.lowest_deg:+.1f} to {sensors.highest_deg:+.1f} deg",
+        (trained, other),
         differs=f"{most:.1f} deg",
         limit=f"{limit:g} deg",
         beyond=bool(most > limit),
@@ -155,10 +155,10 @@ def _elevation(trained: Sensors, other: Sensors) -> Difference:
 
 def _width(trained: Sensors, other: Sensors) -> Difference:
     most, limit = abs(trained.width_deg - other.width_deg), LIMITS["width"]
-    return Difference(
-        name="horizontal field of view",
-        trained=f"{trained.width_deg:.0f} deg",
-        other=f"{other.width_deg:.0f} deg",
+    return _told(
+        "horizontal field of view",
+        lambda sensors: f"{sensors.width_deg:.0f} deg",
+        (trained, other),
         differs=f"{most:.0f} deg",
         limit=f"{limit:g} deg",
         beyond=bool(most > limit),
@@ -185,10 +185,10 @@ def _ground(trained: Sensors, other: Sensors, config: RunConfig) -> Difference:
         advice.append(
             f"the same slice above the road: data.voxel.range_min={_listed(low)} data.voxel.range_max={_listed(high)}"
         )
-    return Difference(
-        name="height of the ground",
-        trained=_metres(trained.ground_m),
-        other=_metres(other.ground_m),
+    return _told(
+        "height of the ground",
+        lambda sensors: f"{sensors.ground_m:+.2f} m" if math.isfinite(sensors.ground_m) else "none found",
+        (trained, other),
         differs=f"{abs(lower):.2f} m" if known else "not known",
         limit=f"{limit:g} m",
         beyond=bool(known and abs(lower) > limit),
@@ -209,10 +209,10 @@ def _intensity(trained: Sensors, other: Sensors, config: RunConfig) -> Differenc
         advice = ["none is needed: data.voxel.features=occupancy feeds no intensity"]
     else:
         advice.append("train with data.voxel.features=occupancy, which feeds no intensity")
-    return Difference(
-        name="intensity",
-        trained=f"mean {_mean(trained):.2f}, {trained.intensities[0]:.0%} under 0.05",
-        other=f"mean {_mean(other):.2f}, {other.intensities[0]:.0%} under 0.05",
+    return _told(
+        "intensity",
+        lambda sensors: f"mean {_mean(sensors):.2f}, {sensors.intensities[0]:.0%} under 0.05",
+        (trained, other),
         differs=f"{distance:.2f}",
         limit=f"{limit:g}",
         beyond=distance > limit and features != "occupancy",
@@ -242,10 +242,10 @@ def _voxels(trained: Sensors, other: Sensors, config: RunConfig) -> Iterator[Dif
 
 def _outside(trained: Sensors, other: Sensors, config: RunConfig) -> Difference:
     more, limit = other.outside - trained.outside, LIMITS["outside"]
-    return Difference(
-        name="points beyond data.voxel's limits",
-        trained=f"{trained.outside:.1%}",
-        other=f"{other.outside:.1%}",
+    return _told(
+        "points beyond data.voxel's limits",
+        lambda sensors: f"{sensors.outside:.1%}",
+        (trained, other),
         differs=f"{more:+.1%}",
         limit=f"{limit:+.0%}",
         beyond=more > limit,
@@ -275,11 +275,10 @@ def _fields(other: Sensors, config: RunConfig) -> Iterator[Difference]:
 def _rate(trained: Sensors, other: Sensors) -> Difference:
     one, two = trained.rate_hz, other.rate_hz
     if one is None or two is None:
-        texts = ["single samples" if rate is None else f"{rate:.1f} Hz" for rate in (one, two)]
-        return Difference(
-            name="samples a second",
-            trained=texts[0],
-            other=texts[1],
+        return _told(
+            "samples a second",
+            lambda sensors: "single samples" if sensors.rate_hz is None else f"{sensors.rate_hz:.1f} Hz",
+            (trained, other),
             differs="not known",
             limit=f"x {LIMITS['rate']:g}",
             beyond=False,
@@ -292,12 +291,11 @@ def _rate(trained: Sensors, other: Sensors) -> Difference:
 
 
 def _cameras(trained: Sensors, other: Sensors, config: RunConfig) -> Iterator[Difference]:
-    yield Difference(
-        name="cameras",
-        trained=_names(trained),
-        other=_names(other),
+    yield _told(
+        "cameras",
+        _names,
+        (trained, other),
         differs=f"{len(other.cameras) - len(trained.cameras):+d}",
-        limit="",
         beyond=bool(trained.cameras) and not other.cameras,
         advice=("without images only methods of points alone can train on this set (docs/methods.md)",),
     )
@@ -315,17 +313,11 @@ def _cameras(trained: Sensors, other: Sensors, config: RunConfig) -> Iterator[Di
         "in its own proportions"
     )
     yield _factor("focal", f"focal length at data.image_size={_listed(size)}", before, here, "{:.0f} px", (advice,))
-    yield Difference(
-        name="first camera",
-        trained=_camera(one),
-        other=_camera(two),
-        differs=f"{two.width_deg - one.width_deg:+.0f} deg",
-        limit="",
-        beyond=False,
-    )
+    yield _told("first camera", _camera, (trained, other), differs=f"{two.width_deg - one.width_deg:+.0f} deg")
 
 
-def _camera(camera: CameraFacts) -> str:
+def _camera(sensors: Sensors) -> str:
+    camera = sensors.cameras[0]
     height, width = camera.image_size
     rate = "" if camera.rate_hz is None else f", {camera.rate_hz:.1f} Hz"
     return f"{width} x {height} px, f {camera.focal_px:.0f} px, {camera.width_deg:.0f} deg wide{rate}"
@@ -336,6 +328,23 @@ def _names(sensors: Sensors) -> str:
 
 
 # ---- words
+
+
+def _told(
+    name: str,
+    column: Callable[[Sensors], str],
+    sensors: tuple[Sensors, Sensors],
+    *,
+    differs: str,
+    limit: str = "",
+    beyond: bool = False,
+    advice: tuple[str, ...] = (),
+) -> Difference:
+    """A comparison of the run's sensors and the other ones, each told by `column`."""
+    trained, other = map(column, sensors)
+    return Difference(
+        name=name, trained=trained, other=other, differs=differs, limit=limit, beyond=beyond, advice=advice
+    )
 
 
 def _factor(limit_name: str, name: str, one: float, two: float, form: str, advice: tuple[str, ...]) -> Difference:
@@ -349,10 +358,6 @@ def _factor(limit_name: str, name: str, one: float, two: float, form: str, advic
         beyond=not 1 / limit <= factor <= limit,
         advice=advice,
     )
-
-
-def _metres(value: float) -> str:
-    return f"{value:+.2f} m" if math.isfinite(value) else "none found"
 
 
 def _down(value: float) -> float:

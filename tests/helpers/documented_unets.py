@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import nn
 
@@ -104,19 +106,19 @@ def minkowski_unet(inputs: int, blocks: tuple[int, ...], stem: int, planes: tupl
     return shapes
 
 
+def spconv_block(name: str, width: int, out: int, *, across: str) -> Shapes:
+    """A residual block on spconv. `across`: what leads around it where it changes the width."""
+    shapes: Shapes = {f"{name}.conv1.weight": (out, 3, 3, 3, width), f"{name}.conv2.weight": (out, 3, 3, 3, out)}
+    shapes |= norm(f"{name}.bn1", out) | norm(f"{name}.bn2", out)
+    if width != out:
+        shapes |= {f"{name}.{across}.0.weight": (out, 1, 1, 1, width)} | norm(f"{name}.{across}.1", out)
+    return shapes
+
+
 def spunet(inputs: int, blocks: tuple[int, ...] = DEEP, planes: tuple[int, ...] = WIDE, base: int = 32) -> Shapes:
     """Pointcept's SpUNet-v1m1 without `final`."""
 
-    def residual(name: str, width: int, out: int) -> Shapes:
-        shapes: Shapes = {
-            f"{name}.conv1.weight": (out, 3, 3, 3, width),
-            f"{name}.conv2.weight": (out, 3, 3, 3, out),
-        }
-        shapes |= norm(f"{name}.bn1", out) | norm(f"{name}.bn2", out)
-        if width != out:
-            shapes |= {f"{name}.proj.0.weight": (out, 1, 1, 1, width)} | norm(f"{name}.proj.1", out)
-        return shapes
-
+    residual = functools.partial(spconv_block, across="proj")
     shapes: Shapes = {"conv_input.0.weight": (base, 5, 5, 5, inputs)} | norm("conv_input.1", base)
     widths = (base, *planes[:4])
     for stage in range(4):
@@ -134,16 +136,7 @@ def spunet(inputs: int, blocks: tuple[int, ...] = DEEP, planes: tuple[int, ...] 
 def mmdet3d_unet(inputs: int, blocks: tuple[int, ...], planes: tuple[int, ...] = WIDE, base: int = 32) -> Shapes:
     """mmdetection3d's MinkUNetBackbone on spconv."""
 
-    def residual(name: str, width: int, out: int) -> Shapes:
-        shapes: Shapes = {
-            f"{name}.conv1.weight": (out, 3, 3, 3, width),
-            f"{name}.conv2.weight": (out, 3, 3, 3, out),
-        }
-        shapes |= norm(f"{name}.bn1", out) | norm(f"{name}.bn2", out)
-        if width != out:
-            shapes |= {f"{name}.downsample.0.weight": (out, 1, 1, 1, width)} | norm(f"{name}.downsample.1", out)
-        return shapes
-
+    residual = functools.partial(spconv_block, across="downsample")
     shapes: Shapes = {
         "conv_input.0.0.weight": (base, 3, 3, 3, inputs),
         "conv_input.1.0.weight": (base, 3, 3, 3, base),
