@@ -125,8 +125,9 @@ def find_config(text: str | Path, folder: str | None) -> Path:
     longer = [name for name in config_names(folder) if name.startswith(f"{given.stem}_")]
     if longer:  # nearer than one of this very name of another kind
         raise FileNotFoundError(f"{text}: no such config file; did you mean {' or '.join(longer)}?")
-    hint = nearest(str(text), [*beside, *(config_names(folder) if bare else ())], cutoff=0.4)
-    hint = hint or nearest(given.stem, config_names(folder), cutoff=0.4)
+    is_name = bare and given.parent == Path(".")
+    hint = nearest(str(text), [*beside, *(config_names(folder) if is_name else ())], cutoff=0.4)
+    hint = hint or nearest(given.stem, config_names(folder), cutoff=0.4 if is_name else 0.7)
     known = "" if folder is None else f"; expected a path, or one of {', '.join(config_names(folder))}"
     hint = hint or (known if given.parent == Path(".") else _around(given))
     raise FileNotFoundError(f"{text}: no such config file{elsewhere(given.stem, folder) or hint}")

@@ -125,7 +125,7 @@ def class_numbers(manifest: Manifest, wanted: Sequence[str], *, of: str = "boxes
         near = nearest(unknown[0], names) if names else ""
         raise ShardError(
             f"{manifest.root} ({manifest.set_name}) has no class {', '.join(map(repr, unknown))} whose {of} are "
-            f"asked for; {known}{near}. Set model.classes to names of the set"
+            f"asked for; {known}{near or '.'} Set model.classes to names of the set"
         )
     numbers = np.full(max(len(names), IGNORE_LABEL + 1), -1, dtype=np.int64)
     for number, name in enumerate(wanted):

@@ -13,7 +13,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from common.files import file_sha256
-from common.run_files import SUMS_FILE, WEIGHTS_FILE
+from common.nearby import nearby
+from common.run_files import SUMS_FILE, WEIGHTS_FILE, list_checkpoints
 from configs.detection import RANDOM, TOWERS, FinetuneConfig, TowerName
 from configs.load import ConfigError, load
 from data.batch_spec import VoxelConfig
@@ -131,6 +132,13 @@ def open_init(config: FinetuneConfig, detector: Objective) -> Source:
         CheckpointError, ValueError: nothing there, damaged, or of another kind than the detector's networks.
     """
     layout, path = _named(config.init)
+    if not layout and not path.exists():
+        layouts = ", ".join(dict.fromkeys((*OWN_LAYOUTS, *LAYOUTS)))
+        raise CheckpointError(
+            f"{path} does not exist; expected {RANDOM!r}, the folder of a run or of a checkpoint, a file that tandem "
+            f"export wrote, or LAYOUT:FILE with one of the layouts {layouts}"
+            f"{nearby(path, lambda folder: bool(list_checkpoints(folder)))}"
+        )
     if layout in LAYOUTS and layout not in OWN_LAYOUTS:
         return _open_theirs(path, LAYOUTS[layout], config, detector)
     if layout or (path.is_file() and path.name != WEIGHTS_FILE):

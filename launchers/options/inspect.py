@@ -30,7 +30,7 @@ from __future__ import annotations
 import argparse
 
 from launchers.cli import verb_parser
-from launchers.options.common import completed, offer_runs
+from launchers.options.common import completed, offer_runs, whole_number
 
 DRAWN_SAMPLES = 4
 _CALIBRATION_SAMPLES = 40
@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--num",
-        type=int,
+        type=whole_number,
         metavar="N",
         help=f"samples to draw, evenly spread (default: {DRAWN_SAMPLES}); for 3D viewers a log's first (default: all)",
     )

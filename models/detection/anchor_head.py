@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from common.nearby import nearest
 from common.ranges import at_least, expect, one_of, positive, share
 from data.sample import BatchBoxes
 from models.detection.base import Detections
@@ -136,9 +137,10 @@ class AnchorHeadConfig:
         known = ANCHORS[self.anchor_set]
         for name in classes:
             if name.lower() not in known:
+                near = nearest(name.lower(), known)
                 raise ValueError(
                     f"anchor_set: {self.anchor_set!r} has no anchors for the class {name!r}, only for "
-                    f"{', '.join(known)}; give the anchors of all classes in `anchors`, or use another set"
+                    f"{', '.join(known)}{near}; give the anchors of all classes in `anchors`, or use another set"
                 )
         return tuple(known[name.lower()] for name in classes)
 

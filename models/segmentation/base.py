@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from common.nearby import nearest
 from common.ranges import different, expect
 from data.batch_spec import BatchSpec
 from data.sample import Batch
@@ -64,9 +65,9 @@ class SegmenterConfig(SupervisedConfig):
         """Check ranges; a network's own `__post_init__` calls this one."""
         expect(self, "classes", len(self.classes) > 1, "at least two names")
         different(self, "classes", "things")
-        expect(
-            self, "things", set(self.things) <= set(self.classes), f"some of the classes ({', '.join(self.classes)})"
-        )
+        unknown = [name for name in self.things if name not in self.classes]
+        near = nearest(unknown[0], self.classes) if unknown else ""
+        expect(self, "things", not unknown, f"some of the classes ({', '.join(self.classes)}){near}")
 
     def batch_spec(self) -> BatchSpec:
         """Points, their classes, and their objects where these are told apart."""

@@ -53,7 +53,9 @@ class SemanticConfig(SegmenterConfig):
         at_least(self, "0: cross-entropy alone", lovasz_weight=0)
         below(self, lovasz_weight=math.inf)
         words = (
-            "the classes whose objects are told apart" if self.TELLS_OBJECTS else "(): model.name=instance has things"
+            "the classes whose objects are told apart; model.name=semantic tells none apart"
+            if self.TELLS_OBJECTS
+            else "(): model.name=instance has things"
         )
         expect(self, "things", bool(self.things) == self.TELLS_OBJECTS, words)
 

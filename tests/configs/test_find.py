@@ -34,6 +34,7 @@ def test_a_path_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("slidr_stret", "pretrain", "did you mean 'slidr_street'?"),
         ("configs/pretrain/slidr_stret.yaml", "pretrain", "did you mean 'slidr_street'?"),
         ("semantic_kitti", "downstream", "did you mean 'semantickitti'?"),
+        ("runs/nothing", "finetune", "runs/nothing: no such config file; there is no folder runs"),
         ("zzz", "cluster", "expected a path, or one of cpu, example"),
         ("nowhere/deep/zzz.yaml", "pretrain", "nowhere/deep/zzz.yaml: no such config file; there is no folder nowhere"),
         ("shelf/dep/zzz.yaml", "pretrain", "there is no folder shelf/dep; did you mean 'shelf/deep'?"),

@@ -33,7 +33,11 @@ MISTAKES = {
         "choose a benchmark of these classes",
     ),
     "split": ("judge.split=test", "judge.split: got 'test'", "expected one of train, val"),
-    "init that is not there": ("init=/nowhere/run", "init=/nowhere/run", "does not exist"),
+    "init that is not there": (
+        "init=/nowhere/run",
+        "init=/nowhere/run",
+        "does not exist; expected 'random', the folder",
+    ),
     "init that is no weights": (f"init={STREET}", "cannot be read as safetensors", "tandem export"),
 }
 

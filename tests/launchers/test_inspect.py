@@ -163,6 +163,12 @@ def test_an_unknown_sample_is_answered_with_code_2(
     assert message in capsys.readouterr().err
 
 
+def test_fewer_samples_than_none_are_refused(shards: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([shards, "--num", "-3"])
+    assert "--num: got '-3', expected a whole number of 0 or more" in capsys.readouterr().err
+
+
 def test_damage_is_named_and_changes_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards = write_toy_set(tmp_path / "set", num_logs=2, frames_per_log=2)
     assert main([shards, "--check"]) == 0

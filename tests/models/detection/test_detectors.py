@@ -212,6 +212,8 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         dataclasses.replace(tiny, classes=("car", "car"))
     with pytest.raises(ValueError, match=r"classes: got .*, expected at least one name"):
         dataclasses.replace(tiny, classes=())
+    with pytest.raises(ValueError, match=r"for the class 'Pedestrain', .*cyclist; did you mean 'pedestrian'\?"):
+        dataclasses.replace(tiny, classes=("Pedestrain",))
     with pytest.raises(ValueError, match="'street' has no anchors for the class 'tram', only for car, truck"):
         dataclasses.replace(tiny, classes=("car", "tram"))
     head = dataclasses.replace(tiny.head, anchors=tiny.head.of_classes(("car",)))

@@ -211,8 +211,10 @@ def test_a_network_learns_a_batch_by_heart(config: SegmenterConfig) -> None:
 def test_settings_say_whether_objects_are_told_apart() -> None:
     with pytest.raises(ValueError, match=r"things: .*model.name=instance"):
         SemanticConfig(classes=CLASSES, things=THINGS, backbone=NETWORK)
-    with pytest.raises(ValueError, match=r"things: .*objects are told apart"):
+    with pytest.raises(ValueError, match=r"things: .*objects are told apart; model.name=semantic tells none apart"):
         InstanceConfig(classes=CLASSES, backbone=NETWORK)
+    with pytest.raises(ValueError, match=rf"things: .*some of the classes .*; did you mean '{THINGS[0]}'"):
+        InstanceConfig(classes=CLASSES, things=(f"{THINGS[0]}s",), backbone=NETWORK)
     with pytest.raises(ValueError, match="radius_m"):
         dataclasses.replace(INSTANCE, radius_m=0.0)
     with pytest.raises(ValueError, match="lovasz_weight"):
