@@ -46,6 +46,7 @@ class Study:
         sweep: folder of the pre-training runs, <method>_<network>-seed_<n>.
         shards: set that detectors are trained and judged on.
         out: folder of the trainings.
+        networks: keys of `DETECTORS`.
         methods: of the sweep.
         labels: numbers of labelled frames.
         rates: that are tried.
@@ -56,6 +57,7 @@ class Study:
     sweep: Path
     shards: str
     out: Path
+    networks: tuple[str, ...]
     methods: tuple[str, ...]
     labels: tuple[int, ...]
     rates: tuple[float, ...]
@@ -73,7 +75,7 @@ class Study:
 
     def cells(self) -> Iterator[tuple[str, int]]:
         """Networks and numbers of labels."""
-        return ((network, count) for network in DETECTORS for count in self.labels)
+        return ((network, count) for network in self.networks for count in self.labels)
 
     def value(
         self, network: str, count: int, start: str, rate: float, seed: int, *, run_seed: int, tuning: bool = False
@@ -178,6 +180,7 @@ def main() -> None:
     parser.add_argument("--sweep", type=Path, default=Path("runs/sweep_detectors"), help="folder of pre-training runs")
     parser.add_argument("--shards", required=True, help="a prepared street set")
     parser.add_argument("--out", type=Path, default=Path("runs/detector_rates"))
+    parser.add_argument("--networks", nargs="+", choices=sorted(DETECTORS), default=list(DETECTORS))
     parser.add_argument("--methods", nargs="+", default=["slidr", "contrastive_units", "segcontrast"])
     parser.add_argument("--labels", nargs="+", type=int, default=[10, 50], help="numbers of labelled frames")
     parser.add_argument("--rates", nargs="+", type=float, default=[0.001, 0.003, 0.01])
@@ -188,6 +191,7 @@ def main() -> None:
         sweep=args.sweep.absolute(),
         shards=str(Path(args.shards).absolute()),
         out=args.out,
+        networks=tuple(args.networks),
         methods=tuple(args.methods),
         labels=tuple(args.labels),
         rates=tuple(args.rates),
