@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int
 from torch import nn
 
+from common.nearby import nearest
 from configs.detection import FinetuneConfig
 from configs.load import ConfigError
 from data.storage.reader import SampleError, SampleReader
@@ -172,7 +173,10 @@ def check_benchmarks(config: FinetuneConfig) -> None:
     known = kind_of(config).benchmarks
     unknown = [name for name in config.judge.benchmarks if name not in known]
     if unknown:
-        raise ConfigError(f"judge.benchmarks: got {unknown[0]!r}, expected any of {', '.join(known)}")
+        others = [kind.name for kind in _KINDS.values() if unknown[0] in kind.benchmarks]
+        near = f"; it judges {others[0]}, and the network does {kind_of(config).name}" if others else ""
+        near = near or nearest(unknown[0], known)
+        raise ConfigError(f"judge.benchmarks: got {unknown[0]!r}, expected any of {', '.join(known)}{near}")
 
 
 def to_be_judged(config: FinetuneConfig) -> JudgedSet:

@@ -26,7 +26,12 @@ MISTAKES = {
         "data.fraction: count is 100",
         "only 9 samples",
     ),
-    "benchmark": ("judge.benchmarks=[kity]", "judge.benchmarks: got 'kity'", "expected any of"),
+    "benchmark": ("judge.benchmarks=[kity]", "judge.benchmarks: got 'kity', expected any of", "did you mean 'kitti'?"),
+    "benchmark of points": (
+        "judge.benchmarks=[panoptic_nuscenes]",
+        "judge.benchmarks: got 'panoptic_nuscenes', expected any of",
+        "it judges segmentation, and the network does detection",
+    ),
     "benchmark of other classes": (
         "model.classes=[building]",
         "judge.benchmarks=kitti: none of the detector's classes (building) is judged by kitti",
