@@ -1,25 +1,28 @@
 """Preparing recordings: frames a second and core by stage, beside `rosbags` alone; peak memory at two sizes; the disk.
 
-    python -m benchmarks.recordings                    # 0.5 GiB, some minutes
-    python -m benchmarks.recordings --gib 20 --folder /data/tmp
+    python -m benchmarks.recordings                                 # 0.5 GiB, some minutes
+    python -m benchmarks.recordings --gib 20 --folder /data/tmp     # reads all of it, prepares its first frames
+    python -m benchmarks.recordings --gib 0 --memory 0.5 2          # peak memory alone, each format
 
 A ROS 2 bag of MCAP is generated as a vehicle would record it: one LiDAR of 120,000 points at 10 Hz (x, y, z, intensity,
 time, float32), three cameras of 1280 x 800 as JPEG at 10 Hz with camera info, odometry at 100 Hz. Sweeps and images
 repeat after a second. Rates are processor time of one process and one thread, which a busy machine shifts less than a
-clock's; what reads is warm. Rows:
+clock's; what reads is warm as far as the file fits in memory. Rows:
 
 - rosbags alone: `AnyReader` reads and decodes every message of the topics that are used, and nothing is made of it;
 - read: the same by `data.convert.logs`;
 - convert: samples, JPEGs decoded: read, and clouds, poses and pairs by time; with deskew: each point moved as well;
 - prepare: shards without and with superpixels.
 
-The disk's rate is that of reading the file once after the system was asked to forget it.
+The disk's rate is that of reading the file once after the system was asked to forget it. Peak memory is that of a
+process of its own that prepares a whole recording without superpixels. Rows are said as soon as they are measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -37,7 +40,7 @@ from data.geometry import rigid, yaw_rotation
 from data.preparing.prepare import PrepareConfig, prepare
 from data.preparing.superpixels import SuperpixelConfig
 from data.sample import Sample
-from tests.helpers.recordings import Entry, write_ros2
+from tests.helpers.recordings import Entry, write_mcap, write_ros1, write_ros2
 
 _GIB = 1 << 30
 _T0_NS = 1_700_000_000_000_000_000
@@ -141,18 +144,26 @@ def prepare_frames(bag: Path, frames: int, superpixels: SuperpixelConfig | None)
     forget_reader()
 
 
-def peak_mib(bag: Path) -> float:
+def peak_mib(set_name: str, source: Path) -> float:
     """Largest resident memory of a process that prepares a whole recording without superpixels."""
-    with tempfile.TemporaryDirectory(dir=bag.parent) as folder:
-        words = ["rosbag", str(bag), f"{folder}/set", "--workers", "1", "--no-superpixels"]
+    with tempfile.TemporaryDirectory(dir=source.parent) as folder:
+        words = [set_name, str(source), f"{folder}/set", "--workers", "1", "--no-superpixels"]
         code = (
             "import sys; from launchers.prepare import main; code = main(sys.argv[1:]); "
             "peak = [line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')]; "
             "print('peak', *peak); sys.exit(code)"  # getrusage's is that of the parent, where that has more
         )
         command = [sys.executable, "-c", code, *words]
-        done = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.rpartition("peak ")[2]) / 1024
+
+
+FORMATS: dict[str, tuple[str, Callable[[Path, Iterator[Entry]], Path]]] = {
+    "MCAP with protobuf": ("mcap", lambda folder, entries: write_mcap(folder / "drive.mcap", entries)),
+    "ROS 1 bag": ("rosbag", lambda folder, entries: write_ros1(folder / "drive.bag", entries)),
+    "ROS 2 database": ("rosbag", lambda folder, entries: write_ros2(folder / "drive", entries)),
+}
+"""Format -> the set that prepares it, and what writes one into a folder."""
 
 
 def disk_rate(file: Path) -> float:
@@ -169,52 +180,75 @@ def disk_rate(file: Path) -> float:
         os.close(descriptor)
 
 
+def rates(bag: Path, most_frames: int) -> None:
+    """Print frames a second by stage, beside the disk's rate."""
+    (file,) = bag.glob("*.mcap")
+    disk = disk_rate(file)
+    with open_recording(bag) as recording:
+        topics = [topic.name for topic in recording.topics.values()]
+        sweeps = recording.topics["/lidar/points"].count
+    num_bytes = file.stat().st_size
+    frames = min(most_frames, sweeps - 4)  # those at the ends have no poses around them
+    index_s = seconds_of(lambda: RosbagConverter(source=str(bag)).logs())
+    reads: dict[str, Callable[[], object]] = {
+        "rosbags alone": lambda: rosbags_alone(bag, topics),
+        "read": lambda: ours_alone(bag, topics),
+    }
+    of_frames: dict[str, Callable[[], object]] = {
+        "convert": lambda: convert(bag, frames, deskew=False),
+        "convert, deskew": lambda: convert(bag, frames, deskew=True),
+        "prepare, no superpixels": lambda: prepare_frames(bag, frames, None),
+        "prepare": lambda: prepare_frames(bag, frames, SuperpixelConfig()),
+    }
+    rows = []
+    for calls, count in ((reads, sweeps), (of_frames, frames)):
+        for name, call in calls.items():
+            rate = count / seconds_of(call)
+            share = rate * num_bytes / sweeps / disk
+            rows.append([name, str(count), f"{rate:.1f}", f"{1e3 / rate:.1f}", f"{share:.1%}"])
+            print(*rows[-1], file=sys.stderr, flush=True)
+    print(
+        f"{num_bytes / _GIB:.2f} GiB, {sweeps} sweeps, {num_bytes / sweeps / 1e6:.2f} MB a sweep with its images; disk "
+        f"{disk / 1e6:.0f} MB/s; counting and choosing sweeps {index_s:.1f} s"
+    )
+    print(markdown(["", "frames", "frames/s a core", "ms a frame", "of the disk's rate"], rows), flush=True)
+
+
+def memory(folder: Path, sizes_gib: Sequence[float]) -> None:
+    """Print peak memory of preparing recordings of each format in several sizes."""
+    rows = []
+    for name, (set_name, write) in FORMATS.items():
+        peaks = []
+        for size in sizes_gib:
+            with tempfile.TemporaryDirectory(dir=folder) as temporary:
+                source = write(Path(temporary), entries(int(size * _GIB)))
+                peaks.append(f"{peak_mib(set_name, source):.0f}")
+            print(name, size, peaks[-1], file=sys.stderr, flush=True)
+        rows.append([name, *peaks])
+    print(markdown(["peak MiB", *(f"{size:g} GiB" for size in sizes_gib)], rows))
+
+
 def main() -> None:
     """Generate, measure, print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gib", type=float, default=0.5, help="of the larger recording (default: %(default)s)")
-    parser.add_argument("--frames", type=int, default=100, help="that rates are measured on (default: %(default)s)")
+    parser.add_argument("--gib", type=float, default=0.5, help="rates are measured on; 0: none (default: %(default)s)")
+    parser.add_argument(
+        "--frames", type=int, default=100, help="that are converted and prepared (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--memory", type=float, nargs="+", default=[], metavar="GIB", help="measure peak memory at these"
+    )
     parser.add_argument("--folder", help="for the recordings, on the disk to be judged (default: a temporary one)")
     args = parser.parse_args()
     cv2.setNumThreads(1)
     print(setting(0), file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
-        bags = {share: write_ros2(Path(temporary) / f"part{share}", entries(int(args.gib * _GIB / share)), "mcap")
-                for share in (4, 1)}  # fmt: skip
-        whole = bags[1]
-        (file,) = whole.glob("*.mcap")
-        disk = disk_rate(file)
-        with open_recording(whole) as recording:
-            topics = [topic.name for topic in recording.topics.values()]
-            sweeps = recording.topics["/lidar/points"].count
-        num_bytes, frames = (
-            file.stat().st_size,
-            min(args.frames, sweeps - 4),
-        )  # those at the ends have no poses around them
-        reads: dict[str, Callable[[], object]] = {
-            "rosbags alone": lambda: rosbags_alone(whole, topics),
-            "read": lambda: ours_alone(whole, topics),
-        }
-        of_frames: dict[str, Callable[[], object]] = {
-            "convert": lambda: convert(whole, frames, deskew=False),
-            "convert, deskew": lambda: convert(whole, frames, deskew=True),
-            "prepare, no superpixels": lambda: prepare_frames(whole, frames, None),
-            "prepare": lambda: prepare_frames(whole, frames, SuperpixelConfig()),
-        }
-        rows = []
-        for calls, count in ((reads, sweeps), (of_frames, frames)):
-            for name, call in calls.items():
-                rate = count / seconds_of(call)
-                share = rate * num_bytes / sweeps / disk
-                rows.append([name, f"{rate:.1f}", f"{1e3 / rate:.1f}", f"{share:.1%}"])
-        print(f"{sweeps} sweeps, {num_bytes / sweeps / 1e6:.2f} MB a sweep with its images; disk {disk / 1e6:.0f} MB/s")
-        print(markdown(["", "frames/s a core", "ms a frame", "of the disk's rate"], rows))
-        sizes = [[f"{_size(bag) / _GIB:.2f}", f"{peak_mib(bag):.0f}"] for bag in bags.values()]
-        print(markdown(["GiB of recording", "peak MiB"], sizes))
-
-
-def _size(bag: Path) -> int:
-    return sum(path.stat().st_size for path in bag.iterdir())
+        if args.gib:
+            bag = write_ros2(Path(temporary) / "drive", entries(int(args.gib * _GIB)), "mcap")
+            rates(bag, args.frames)
+            shutil.rmtree(bag)
+        if args.memory:
+            memory(Path(temporary), args.memory)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Topics: /tf, /lidar/<cloud> (PointCloud), /lidar/boxes (SceneUpdate), and for each camera /camera/<name>/image
 (CompressedImage), /calibration (CameraCalibration), /pairs (ImageAnnotations) and /superpixels, the image with their
-borders. Times are those of the sensors.
+borders. Times are those of the sensors. Every field that is a message is there, also where it holds zeros alone:
+Foxglove's JSON schemas require them, and readers that go by those get nothing of a field that protobuf left out.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class _Writer:
     def _cloud(self, cloud: Cloud, time_us: int) -> Any:
         message = self._schemas["PointCloud"](frame_id="lidar")
         _stamp(message.timestamp, time_us)
+        message.pose.position.SetInParent()
         message.pose.orientation.w = 1.0
         numbers = self._schemas["PackedElementField"]
         columns: list[tuple[str, str]] = [(name, "<f4") for name in ("x", "y", "z", *cloud.values)]
@@ -120,6 +122,7 @@ class _Writer:
         # One entity of a fixed name: the next one replaces it, also where that has no boxes.
         entity = message.entities.add(id="boxes", frame_id="lidar", frame_locked=True)
         _stamp(entity.timestamp, time_us)
+        entity.lifetime.SetInParent()  # 0: until it is replaced
         for number, name in enumerate(boxes.names):
             cube, text = entity.cubes.add(), entity.texts.add(text=name, billboard=True, font_size=0.6)
             x, y, z = boxes.centers_m[number].tolist()
@@ -163,10 +166,13 @@ class _Writer:
     def _pairs(self, camera: SceneCamera) -> Any:
         message = self._schemas["ImageAnnotations"]()
         points = message.points.add(type=self._schemas["PointsAnnotation"].POINTS, thickness=3.0)
-        _stamp(points.timestamp, camera.time_us)
-        for (u, v), colour in zip((camera.pairs_uv + _PIXEL_CORNER).tolist(), camera.pairs_colours, strict=True):
+        for stamp in (message.timestamp, points.timestamp):
+            _stamp(stamp, camera.time_us)
+        for colour in (points.outline_color, points.fill_color):  # each point has its own
+            colour.SetInParent()
+        for (u, v), rgb in zip((camera.pairs_uv + _PIXEL_CORNER).tolist(), camera.pairs_colours, strict=True):
             points.points.add(x=u, y=v)
-            _colour(points.outline_colors.add(), colour)
+            _colour(points.outline_colors.add(), rgb)
         return message
 
 

@@ -15,6 +15,8 @@ from launchers.drawing.scene_description import Scene, SceneCamera, SceneFrame, 
 TIMELINE = "time"
 _PIXEL_CORNER = 0.5
 """Rerun counts from the corner of the top-left pixel."""
+_POINT_SIZE = 1.5
+"""Of a sweep's points, on the screen: in metres they vanish when a whole street is seen."""
 
 
 def import_rerun() -> ModuleType:
@@ -66,7 +68,8 @@ def _write_frame(rr: Any, stream: Any, frame: SceneFrame) -> None:
     stream.log("world/ego/lidar", _transform(rr, frame.T_ego_lidar))
     stream.log("sample", rr.TextLog(frame.key))
     for cloud in frame.clouds:
-        stream.log(f"world/ego/lidar/{cloud.name}", rr.Points3D(cloud.points, colors=cloud.colours, radii=0.03))
+        points = rr.Points3D(cloud.points, colors=cloud.colours, radii=rr.Radius.ui_points(_POINT_SIZE))
+        stream.log(f"world/ego/lidar/{cloud.name}", points)
     if frame.boxes is not None:
         boxes = frame.boxes
         turned = [[0.0, 0.0, np.sin(yaw / 2), np.cos(yaw / 2)] for yaw in boxes.yaws.tolist()]
@@ -95,9 +98,9 @@ def _write_camera(rr: Any, stream: Any, camera: SceneCamera) -> None:
     stream.log(f"{place}/image", rr.EncodedImage(contents=camera.jpeg, media_type="image/jpeg"))
     if camera.superpixels is not None:
         segments = camera.superpixels.astype(np.uint16)
-        stream.log(f"{place}/image/superpixels", rr.SegmentationImage(segments, opacity=0.4))
+        stream.log(f"{place}/image/superpixels", rr.SegmentationImage(segments, opacity=0.25))
     uv = camera.pairs_uv + _PIXEL_CORNER
-    stream.log(f"{place}/image/pairs", rr.Points2D(uv, colors=camera.pairs_colours, radii=1.5))
+    stream.log(f"{place}/image/pairs", rr.Points2D(uv, colors=camera.pairs_colours, radii=1.0))
 
 
 def _at(stream: Any, time_us: int) -> None:

@@ -25,7 +25,7 @@ _USES = {
     "logs": "recordings: ROS bags, MCAP, PCD, LAS",
     "rerun": "tandem inspect --rerun",
     "foxglove": "tandem inspect --foxglove",
-    "video": "recordings with H.264 and H.265 images",
+    "video": "recordings with videos (H.264, H.265, VP9, AV1)",
     "onnx": "tandem export to ONNX",
 }
 """What an extra is for; one that is not named here is listed without."""

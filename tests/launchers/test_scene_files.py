@@ -168,6 +168,27 @@ def test_images_are_copied(messages: dict[str, list[tuple[int, Any]]], samples: 
             assert borders.data != image.data
 
 
+def without_a_field(message: Any) -> list[str]:
+    """Fields of messages, at any depth, that are not there."""
+    missing = []
+    for field in message.DESCRIPTOR.fields:
+        if field.message_type is not None:
+            inside = getattr(message, field.name)
+            if hasattr(inside, "add"):  # repeated
+                missing += [name for one in inside for name in without_a_field(one)]
+            else:
+                missing += [*([] if message.HasField(field.name) else [field.name]), *without_a_field(inside)]
+    return missing
+
+
+def test_no_field_is_left_out_that_the_schemas_require(messages: dict[str, list[tuple[int, Any]]]) -> None:
+    for topic, sent in messages.items():
+        for time, message in sent:
+            assert without_a_field(message) == [], topic
+            if topic.endswith("/pairs"):
+                assert message.timestamp.ToNanoseconds() == message.points[0].timestamp.ToNanoseconds() == time
+
+
 # ---- Rerun
 
 

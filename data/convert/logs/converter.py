@@ -21,8 +21,9 @@ from common.ranges import at_least, expect, one_of, positive
 from data.convert.base import NO_CAMERA, Converter, Skipped, unique_logs
 from data.convert.custom.formats import LogCalibration, read_calibration
 from data.convert.logs.base import LogSettings, Recording
-from data.convert.logs.by_type import found_by_type
+from data.convert.logs.first_settings import guess
 from data.convert.logs.open import find_recordings, open_recording
+from data.convert.logs.overview import look_over
 from data.convert.logs.pairing import ReadSettings
 from data.convert.logs.reader import LogReader, frame_key
 from data.convert.logs.survey import Survey, survey
@@ -119,9 +120,14 @@ class RecordingConverter(Converter):
 
     def _survey(self, name: str, paths: tuple[Path, ...]) -> Survey:
         with open_recording(paths) as recording:
-            topics = self._named_topics if self.topics else found_by_type(recording, paths[0])
+            if self.topics:
+                topics, left_out = self._named_topics, list[str]()
+            else:
+                first = guess(look_over(recording))
+                topics, left_out = first.without_choice(paths[0]), first.left_out()
             check_topics(topics, recording.topics, self.topics or paths[0])
-            return survey(name, paths, recording, self._chosen(topics, name), self._read_settings(), self.every)
+            found = survey(name, paths, recording, self._chosen(topics, name), self._read_settings(), self.every)
+            return dataclasses.replace(found, notes=(*(f"{name}: {said}" for said in left_out), *found.notes))
 
     def _chosen(self, topics: LogSettings, log: str) -> LogSettings:
         """The topics with those cameras only that are read."""

@@ -1,18 +1,19 @@
-"""A first guess at which topics of a recording are what, to be looked over by a person."""
+"""Which topics of a recording are what: a guess for a person to look over, or to go by where it leaves no choice."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from data.convert.logs.base import LogSettings
-from data.convert.logs.by_type import camera_name
 from data.convert.logs.overview import Overview, TopicFacts
+from data.convert.logs.pictures import why_no_picture
+from data.convert.logs.topic_names import camera_name, derived, no_picture
 from data.convert.logs.topics_file import topics_text
+from data.storage.shard import ShardError
 
-_NO_PICTURES = ("depth", "theora", "disparity", "thermal")
-"""Words in names of topics whose images are not taken for a camera's."""
 _COMPRESSED = ("CompressedImage", "CompressedVideo")
 """Last word of a type: the best first."""
 _WORLDS = ("odom", "map", "world")
@@ -26,31 +27,65 @@ class FirstSettings:
 
     Attributes:
         settings: the guess; None where there is no LiDAR.
-        notes: field -> remarks on it: what else it could be, what is missing.
+        notes: field -> remarks on it: what else it could be, what was left out, what is missing.
+        choices: what there are several of, and their topics: the guess took the first, or all.
     """
 
     settings: LogSettings | None
     notes: Mapping[str, tuple[str, ...]]
+    choices: Mapping[str, tuple[str, ...]]
+
+    def without_choice(self, where: Path) -> LogSettings:
+        """The guess where nothing had to be chosen: one LiDAR, one topic a camera, one way to the vehicle's pose.
+
+        Raises:
+            ShardError: there are several of something, and somebody has to choose; or no LiDAR.
+        """
+        several = dict(self.choices) if self.settings is not None else {"LiDAR topics": ()}
+        for what, found in several.items():
+            named = f" ({', '.join(found)})" if found else ""
+            remedy = "tandem inspect RECORDING --settings FILE.yaml writes a file to choose in; then topics=FILE.yaml"
+            raise ShardError(f"{where} has {len(found)} {what}{named}, expected one: {remedy}")
+        assert self.settings is not None
+        return self.settings
+
+    def left_out(self) -> list[str]:
+        """Topics of a sensor's type that were not taken, each with the reason."""
+        return [f"{field}: {note}" for field, notes in self.notes.items() for note in notes if note.startswith(_NOT)]
+
+
+_NOT = "not "
+"""How remarks on topics that were left out begin."""
+
+
+class _Remarks:
+    """What a guess has to say, gathered on the way."""
+
+    def __init__(self) -> None:
+        self.notes: dict[str, list[str]] = {}
+        self.choices: dict[str, tuple[str, ...]] = {}
+
+    def note(self, field: str, said: str) -> None:
+        self.notes.setdefault(field, []).append(said)
+
+    def choose(self, what: str, found: Iterable[str]) -> None:
+        self.choices[what] = tuple(sorted({*self.choices.get(what, ()), *found}))
 
 
 def guess(overview: Overview) -> FirstSettings:
     """Topics by their types; cameras and their calibrations by namespace or frame."""
-    notes: dict[str, list[str]] = {}
-    lidars = _lidars(overview, notes)
-    cameras = _cameras(overview, notes)
+    remarks = _Remarks()
+    lidars = _lidars(overview, remarks)
+    cameras = _cameras(overview, remarks)
     infos = {name: _info(overview, topic) for name, topic in cameras.items()}
     for name, found in infos.items():
         if not found:
-            notes.setdefault("camera_infos", []).append(f"{name}: no topic of its calibration was found")
-    odometry = _odometry(overview, notes)
+            remarks.note("camera_infos", f"{name}: no topic of its calibration was found")
+    odometry = _odometry(overview, lidars, remarks)
     ego_frame = _ego_frame(overview, odometry, lidars)
     world_frame = "" if odometry else _world_frame(overview, ego_frame)
     if not odometry and not world_frame:
-        notes.setdefault("world_frame", []).append(
-            "nothing says how the vehicle moves: sweeps cannot be compared with each other"
-        )
-    if not lidars:
-        return FirstSettings(settings=None, notes={name: tuple(said) for name, said in notes.items()})
+        remarks.note("world_frame", "nothing says how the vehicle moves: sweeps cannot be compared with each other")
     settings = LogSettings(
         lidars=tuple(lidars),
         cameras=cameras,
@@ -60,7 +95,8 @@ def guess(overview: Overview) -> FirstSettings:
         ego_frame=ego_frame,
         world_frame=world_frame,
     )
-    return FirstSettings(settings=settings, notes={name: tuple(said) for name, said in notes.items()})
+    notes = {field: tuple(said) for field, said in remarks.notes.items()}
+    return FirstSettings(settings=settings if lidars else None, notes=notes, choices=remarks.choices)
 
 
 _HEAD = (
@@ -91,38 +127,59 @@ def first_text(first: FirstSettings, source: str) -> str:
     return topics_text(first.settings, [line.format(source=source) for line in _HEAD], notes)
 
 
-def _lidars(overview: Overview, notes: dict[str, list[str]]) -> list[str]:
+def _lidars(overview: Overview, remarks: _Remarks) -> list[str]:
     """One topic of each frame, that with the most bytes first: several of one frame are one sensor's."""
-    most = sorted(overview.of_kind("lidar"), key=lambda facts: (-(facts.num_bytes or 0), facts.topic.name))
+    found = overview.of_kind("lidar")
+    measured = [facts for facts in found if not derived(facts.topic.name)] or found
+    for facts in found:
+        if facts not in measured:
+            word = derived(facts.topic.name)
+            remarks.note("lidars", f"{_NOT}{facts.topic.name}: by its name ({word}) made of a sensor's points")
     chosen: dict[str, TopicFacts] = {}
-    for facts in most:
+    for facts in sorted(measured, key=lambda facts: (-(facts.num_bytes or 0), facts.topic.name)):
         taken = chosen.setdefault(facts.frame, facts)
         if taken is not facts:
-            said = f"not {facts.topic.name}: it has the frame of {taken.topic.name} ({facts.frame!r}) and fewer bytes"
-            notes.setdefault("lidars", []).append(said)
+            what = f"has the frame of {taken.topic.name} ({facts.frame!r}) and fewer bytes"
+            remarks.note("lidars", f"{_NOT}{facts.topic.name}: it {what}")
     if len(chosen) > 1:
-        notes.setdefault("lidars", []).append("the first one's sweeps are the samples; the others are merged into them")
+        remarks.note("lidars", "the first one's sweeps are the samples; the others are merged into them")
+    if len(measured) > 1:
+        remarks.choose("LiDAR topics", (facts.topic.name for facts in measured))
     return [facts.topic.name for facts in chosen.values()]
 
 
-def _cameras(overview: Overview, notes: dict[str, list[str]]) -> dict[str, str]:
-    """One topic of each camera: compressed images before videos before raw ones."""
+def _cameras(overview: Overview, remarks: _Remarks) -> dict[str, str]:
+    """One topic of each camera: compressed images before videos before raw ones.
 
-    def order(facts: TopicFacts) -> tuple[int, int, str]:
+    A topic without a calibration of its own in the frame of one that has one shows what was made of that one's images.
+    """
+    calibrated = {camera_name(facts.topic.name) for facts in overview.of_kind("camera_info")}
+
+    def order(facts: TopicFacts) -> tuple[bool, int, int, str]:
         word = facts.topic.type.replace(".", "/").rpartition("/")[2]
         rank = _COMPRESSED.index(word) if word in _COMPRESSED else len(_COMPRESSED)
-        return rank, len(facts.topic.name), facts.topic.name
+        name = facts.topic.name
+        return camera_name(name) not in calibrated, rank, len(name), name
 
     chosen: dict[str, str] = {}
+    of_frame: dict[str, str] = {}
     for facts in sorted(overview.of_kind("camera"), key=order):
         topic, name = facts.topic.name, camera_name(facts.topic.name)
-        word = next((word for word in _NO_PICTURES if word in topic.lower()), None)
-        if word:
-            notes.setdefault("cameras", []).append(f"not {topic}: by its name ({word}) no picture")
+        own = name in calibrated
+        if word := no_picture(topic):
+            remarks.note("cameras", f"{_NOT}{topic}: by its name ({word}) no picture")
+        elif why := why_no_picture(facts.form):
+            remarks.note("cameras", f"{_NOT}{topic}: {why}")
         elif name in chosen:
-            notes.setdefault("cameras", []).append(f"{name}: also {topic} ({facts.topic.type})")
+            remarks.note("cameras", f"{name}: also {topic} ({facts.topic.type})")
+            remarks.choose(f"topics of camera {name}", (chosen[name], topic))
+        elif not own and facts.frame in of_frame:
+            what = f"has the frame of {of_frame[facts.frame]} ({facts.frame!r}) and no calibration of its own"
+            remarks.note("cameras", f"{_NOT}{topic}: it {what}")
         else:
             chosen[name] = topic
+            if own and facts.frame:
+                of_frame.setdefault(facts.frame, topic)
     return dict(sorted(chosen.items()))
 
 
@@ -143,24 +200,28 @@ def _shared(one: str, other: str) -> int:
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
-def _odometry(overview: Overview, notes: dict[str, list[str]]) -> str:
+def _odometry(overview: Overview, lidars: Iterable[str], remarks: _Remarks) -> str:
     """Odometry that says what it is of before poses; of several that with the most messages."""
 
     def order(facts: TopicFacts) -> tuple[bool, int, str]:
-        return not facts.topic.type.endswith("Odometry"), -facts.topic.count, facts.topic.name
+        return not _says_of_what(facts), -facts.topic.count, facts.topic.name
 
     found = sorted(overview.of_kind("odometry"), key=order)
-    if not found or (
-        not found[0].topic.type.endswith("Odometry") and any(edge.moves for edge in overview.edges.values())
-    ):
+    if not found:
+        return ""
+    if not _says_of_what(found[0]) and _moves(overview, _ego_frame(overview, "", lidars)):
         for facts in found:  # a pose that does not say what it is of: an aim, or a place on a map
-            notes.setdefault("odometry", []).append(
-                f"not {facts.topic.name} ({facts.topic.type}): frames move without it"
-            )
+            remarks.note("odometry", f"{_NOT}{facts.topic.name} ({facts.topic.type}): transforms move the vehicle")
         return ""
     for facts in found[1:]:
-        notes.setdefault("odometry", []).append(f"also {facts.topic.name} ({facts.topic.type})")
+        remarks.note("odometry", f"also {facts.topic.name} ({facts.topic.type})")
+    if len(found) > 1:
+        remarks.choose("topics of odometry", (facts.topic.name for facts in found))
     return found[0].topic.name
+
+
+def _says_of_what(facts: TopicFacts) -> bool:
+    return facts.topic.type.endswith("Odometry")
 
 
 def _ego_frame(overview: Overview, odometry: str, lidars: Iterable[str]) -> str:
@@ -177,14 +238,24 @@ def _ego_frame(overview: Overview, odometry: str, lidars: Iterable[str]) -> str:
     return frame or "base_link"
 
 
+def _above(overview: Overview, frame: str) -> list[str]:
+    """A frame, and those above it in the tree."""
+    above = [frame]
+    while above[-1] in overview.edges and overview.edges[above[-1]].parent not in above:
+        above.append(overview.edges[above[-1]].parent)
+    return above
+
+
+def _moves(overview: Overview, frame: str) -> bool:
+    """Whether a frame moves in the one at the top of its tree."""
+    return any(overview.edges[one].moves for one in _above(overview, frame) if one in overview.edges)
+
+
 def _world_frame(overview: Overview, ego_frame: str) -> str:
-    """A frame above the vehicle's in which it moves; "" without one."""
-    above: list[str] = []
-    frame, moves = ego_frame, False
-    while frame in overview.edges and overview.edges[frame].parent not in above:
-        moves = moves or overview.edges[frame].moves
-        frame = overview.edges[frame].parent
-        above.append(frame)
-    if not moves:
-        return ""
-    return next((name for name in _WORLDS if name in above), above[-1])
+    """A frame above the vehicle's that is called as one that stands still, else the top one if the vehicle moves in it.
+
+    The name alone will do: a vehicle may stand still in all messages that were looked at.
+    """
+    above = _above(overview, ego_frame)[1:]
+    named = next((name for name in _WORLDS if name in above), "")
+    return named or (above[-1] if above and _moves(overview, ego_frame) else "")

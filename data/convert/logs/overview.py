@@ -39,6 +39,7 @@ class TopicFacts:
         offset_s: of a header's stamp from the time of writing, median; None where there is no header.
         frame: that the header names; "" without one.
         child: frame that odometry is of; "" where it is not said.
+        form: of an image, its encoding or format as the last message has it; "" of anything else.
         unread: why its messages cannot be read; "" where they can.
     """
 
@@ -50,6 +51,7 @@ class TopicFacts:
     offset_s: float | None = None
     frame: str = ""
     child: str = ""
+    form: str = ""
     unread: str = ""
 
 
@@ -137,7 +139,7 @@ def _facts(recording: FilesRecording, topic: Topic, times: Int64[np.ndarray, " n
         gap_s, gap_at_s = float(gaps[longest]) * _NS, float(times[longest] - start_ns) * _NS
     sizes: list[int] = []
     offsets: list[float] = []
-    frame = child = unread = ""
+    frame = child = form = unread = ""
     wanted = times[np.unique(np.linspace(0, len(times) - 1, _SAMPLES).round().astype(np.int64))].tolist()
     for written_ns in dict.fromkeys(wanted):
         for _, _, data in recording.raw_messages([topic.name], written_ns, written_ns + 1):
@@ -147,6 +149,7 @@ def _facts(recording: FilesRecording, topic: Topic, times: Int64[np.ndarray, " n
                 message = Message(topic=topic.name, written_ns=written_ns, content=content)
                 _, stamp_ns, frame = header_of(message)
                 child = str(getattr(content, "child_frame_id", child))
+                form = str(getattr(content, "encoding", getattr(content, "format", form)))
                 offsets.append((stamp_ns - written_ns) * _NS)
             except DamagedError:
                 pass  # without a header: nothing that every message has
@@ -164,6 +167,7 @@ def _facts(recording: FilesRecording, topic: Topic, times: Int64[np.ndarray, " n
         offset_s=float(np.median(offsets)) if offsets else None,
         frame=frame,
         child=child.removeprefix("/"),
+        form=form if topic.kind == "camera" else "",
         unread=unread,
     )
 

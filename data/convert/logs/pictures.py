@@ -41,7 +41,8 @@ _CHANNELS = {
 _PLANAR = {"nv12": cv2.COLOR_YUV2RGB_NV12, "nv21": cv2.COLOR_YUV2RGB_NV21}
 """Encoding with a plane of brightness over one of colours of half its height."""
 _DEEP = ("mono16",)
-_DEPTH = ("16uc1", "32fc1")
+_DEPTH = ("16uc1", "32fc1", "compresseddepth")
+"""Encodings of raw depth images, and image_transport's word for compressed ones."""
 _COLOUR = ("rgb", "bgr")
 """Beginnings of encodings with colours in the format of a compressed image."""
 
@@ -61,15 +62,21 @@ def read_picture(topic: Topic, message: Message, *, white: float | None = None) 
     return reader_of(topic, PICTURE_TYPES, "images")(message, white)
 
 
+def why_no_picture(form: str) -> str:
+    """Why images of an encoding, or a compressed image's format, are none that a camera took; "" where they may be."""
+    words = form.lower().replace(";", " ").split()
+    depth = any(word in _DEPTH for word in words)
+    return f"its messages are depth images ({form}), no pictures of a camera" if depth else ""
+
+
 # ---- compressed
 def _compressed(message: Message, white: float | None) -> Picture:
     """`format` is "<codec>" or "<encoding>; <codec> compressed <order>"; what the data are, their first bytes say."""
     where, stamp_ns, frame = header_of(message)
     said = str(field_of(where, message.content, "format"))
     data = bytes_of(where, field_of(where, message.content, "data")).tobytes()
-    words = said.lower().replace(";", " ").split()
-    if "compresseddepth" in words:
-        raise DamagedError("image-broken", f"{where} has the format {said!r}: a depth image, no picture of a camera")
+    if why := why_no_picture(said):
+        raise DamagedError("image-broken", f"{where}: {why}; leave the topic out of cameras")
     if codec_of(said):
         raise DamagedError("image-broken", f"{where} has the format {said!r}: a video, which is read in order")
     where = f"{where} (format {said!r})"
@@ -134,9 +141,9 @@ def _raw(message: Message, white: float | None) -> Picture:
     content = message.content
     said = str(field_of(where, content, "encoding"))
     encoding = said.lower()
+    if why := why_no_picture(said):
+        raise DamagedError("image-broken", f"{where}: {why}; leave the topic out of cameras")
     where = f"{where} (encoding {said!r})"
-    if encoding in _DEPTH:
-        raise DamagedError("image-broken", f"{where} is a depth image, no picture of a camera")
     size = whole(where, content, "height"), whole(where, content, "width")
     if min(size) < 1:
         raise DamagedError("image-size", f"{where} is {size[0]}x{size[1]} (height x width)")

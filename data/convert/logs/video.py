@@ -1,7 +1,10 @@
-"""Topics whose messages are frames of one H.264 or H.265 stream, decoded one after the other by PyAV (extra `[video]`).
+"""Topics whose messages are frames of one video (H.264, H.265, VP9, AV1), decoded in their order by PyAV ([video]).
 
 A frame that is no key frame needs those before it, back to the last key frame: who wants pictures from some time on
 begins reading a few seconds before it, and gets them from the first key frame on.
+
+Sources: ITU-T H.264 and H.265, Annex B; the VP9 bitstream, 6.2; AV1, 5.3 (OBUs with their sizes) and 5.9.2; Foxglove's
+CompressedVideo says what a message holds.
 """
 
 from __future__ import annotations
@@ -16,8 +19,13 @@ from data.convert.logs.fields import bytes_of, field_of, header_of
 from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 
-CODECS = {"h264": "h264", "avc": "h264", "avc1": "h264", "h265": "hevc", "hevc": "hevc"}
+CODECS = {
+    **{"h264": "h264", "avc": "h264", "avc1": "h264", "h265": "hevc", "hevc": "hevc"},
+    **{"vp9": "vp9", "av1": "av1"},
+}
 """What a message calls its stream -> the codec."""
+_DECODERS = {"h264": "h264", "hevc": "hevc", "vp9": "vp9", "av1": "libdav1d"}
+"""Codec -> FFmpeg's decoder; its own of AV1 needs a GPU."""
 VIDEO_TYPES = ("foxglove.CompressedVideo", "foxglove_msgs/msg/CompressedVideo")
 """Types of messages that are always parts of a video; sensor_msgs/msg/CompressedImage is by its `format`."""
 
@@ -25,10 +33,12 @@ _START = b"\x00\x00\x01"
 """Before each unit of a stream in Annex B's form."""
 _KEY_UNITS = {"h264": frozenset((5,)), "hevc": frozenset(range(16, 22))}
 """Types of the units that a decoder can begin at: IDR, and H.265's random access points."""
+_AV1_SEQUENCE, _AV1_FRAMES = 1, (3, 6)
+"""Types of AV1's OBUs: sequence header; frame header, frame."""
 
 
 def codec_of(said: str) -> str | None:
-    """The codec that a message's `format` names, "h264" or "hevc"; None for images."""
+    """The codec that a message's `format` names, of `CODECS`; None for images."""
     words = said.lower().replace(";", " ").split()
     return next((CODECS[word] for word in words if word in CODECS), None)
 
@@ -39,13 +49,46 @@ def is_video(topic: Topic, message: Message) -> bool:
 
 
 def is_key_frame(codec: str, data: bytes) -> bool:
-    """Whether a decoder can begin at a message of an Annex B stream: "h264" or "hevc"."""
+    """Whether a decoder can begin at a message: of an Annex B stream, of VP9, or of AV1's OBUs."""
+    if codec == "vp9":
+        return _is_vp9_key(data)
+    if codec == "av1":
+        return _is_av1_key(data)
     position = data.find(_START)
     while 0 <= position < len(data) - 3:
         unit = data[position + 3]
         if (unit & 0x1F if codec == "h264" else unit >> 1 & 0x3F) in _KEY_UNITS[codec]:
             return True
         position = data.find(_START, position + 3)
+    return False
+
+
+def _is_vp9_key(data: bytes) -> bool:
+    """Two bits of marker and two of profile (and one more of profile 3); then: not shown again, and a key frame."""
+    if not data or data[0] >> 6 != 0b10:
+        return False
+    return not data[0] & (0b0110 if data[0] & 0b110000 == 0b110000 else 0b1100)
+
+
+def _is_av1_key(data: bytes) -> bool:
+    """A sequence header, and behind it a frame that begins: not shown again, and a key frame."""
+    at, defined = 0, False
+    while at < len(data):
+        kind, extended, sized = data[at] >> 3 & 15, data[at] >> 2 & 1, data[at] >> 1 & 1
+        at += 1 + extended
+        length, shift = 0, 0
+        while sized and at < len(data):
+            length |= (data[at] & 0x7F) << shift
+            shift, at, more = shift + 7, at + 1, data[at] & 0x80
+            if not more:
+                break
+        if kind == _AV1_SEQUENCE:
+            defined = True
+        elif kind in _AV1_FRAMES:
+            return defined and at < len(data) and not data[at] & 0b11100000
+        if not sized:
+            return False
+        at += length
     return False
 
 
@@ -111,6 +154,10 @@ class VideoDecoder:
             raise DamagedError("image-broken", f"{where}: {error}") from error
         pictures = []
         for frame in frames:
+            if frame.pts not in self._headers:
+                self._context = None
+                self._headers.clear()
+                raise DamagedError("image-broken", f"{where}: it holds more than one picture, expected one a message")
             stamp_ns, name = self._headers.pop(frame.pts)
             rgb = np.ascontiguousarray(frame.to_ndarray(format="rgb24"))
             pictures.append(Picture(stamp_ns=stamp_ns, frame=name, rgb=rgb))
@@ -122,6 +169,10 @@ def _decoder(codec: str) -> Any:
         import av
     except ImportError as error:
         raise ShardError(f"videos need PyAV ({error}): pip install 'tandem-pretrain[video]'") from error
-    context = av.CodecContext.create(codec, "r")
+    try:
+        context = av.CodecContext.create(_DECODERS[codec], "r")
+    except av.codec.codec.UnknownCodecError as error:
+        remedy = "install PyAV's wheel, which has it: pip install --only-binary :all: 'tandem-pretrain[video]'"
+        raise ShardError(f"this PyAV has no decoder {_DECODERS[codec]!r} of {codec}; {remedy}") from error
     context.thread_count = 1  # several would hold pictures back; whoever reads has a process a core
     return context

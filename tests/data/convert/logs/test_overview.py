@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from data.convert.logs.base import LogSettings
-from data.convert.logs.by_type import camera_name
 from data.convert.logs.first_settings import first_text, guess
 from data.convert.logs.open import open_recording
 from data.convert.logs.overview import Edge, Overview, look_over
+from data.convert.logs.topic_names import camera_name
 from data.convert.logs.topics_file import check_topics, read_topics
 from launchers.drawing.recording_tables import recording_doubts, recording_tables, tree_lines
 from tests.helpers.log_files import (
@@ -19,6 +19,7 @@ from tests.helpers.log_files import (
     ROS2,
     START_NS,
     Entry,
+    pose,
     protobuf_entries,
     write_protobuf,
     write_ros1,
@@ -130,6 +131,41 @@ def test_what_else_a_topic_could_be_is_noted(tmp_path: Path) -> None:
         "not /camera/front/depth/image: by its name (depth) no picture",
         "camera_front: also /camera/front/image_raw (sensor_msgs/msg/Image)",
     }
+
+
+def test_what_was_made_of_a_sensors_data_is_no_sensor(tmp_path: Path) -> None:
+    """By name, by what images say that they are, by a frame that has a calibrated camera already."""
+    depth = image(ROS2, START_NS, "rear")
+    depth.encoding = "16UC1"
+    more = [
+        ("/lidar/classes", START_NS, cloud(ROS2, START_NS, "lidar", 1000)),
+        ("/camera/front/superpixels", START_NS, image(ROS2, START_NS, "front")),
+        ("/detector/labelMasks", START_NS, image(ROS2, START_NS, "other")),
+        ("/range", START_NS, depth),
+        ("/detector/shown", START_NS, image(ROS2, START_NS, "front")),
+        ("/depthai/image_raw", START_NS, image(ROS2, START_NS, "oak")),  # a camera's maker
+    ]
+    first = guess(drive(tmp_path, more))
+    assert first.settings is not None
+    assert first.settings.lidars == (POINTS,)
+    assert first.settings.cameras == {"camera_front": FRONT, "camera_rear": REAR, "depthai": "/depthai/image_raw"}
+    assert sorted(first.left_out()) == [
+        "cameras: not /camera/front/superpixels: by its name (superpixels) no picture",
+        "cameras: not /detector/labelMasks: by its name (label) no picture",
+        f"cameras: not /detector/shown: it has the frame of {FRONT} ('front') and no calibration of its own",
+        "cameras: not /range: its messages are depth images (16UC1), no pictures of a camera",
+        "lidars: not /lidar/classes: by its name (classes) made of a sensor's points",
+    ]
+    assert first.choices == {}
+    assert first.without_choice(tmp_path) == first.settings
+
+
+def test_poses_that_do_not_say_of_what_give_way_to_transforms_that_move_the_vehicle(tmp_path: Path) -> None:
+    aim = [("/aim", START_NS, pose(ROS2, START_NS, 1.0))]
+    first = guess(drive(tmp_path, aim, odometry_too=False))
+    assert first.settings is not None
+    assert (first.settings.odometry, first.settings.world_frame) == ("", "odom")
+    assert first.notes["odometry"] == ("not /aim (geometry_msgs/msg/PoseStamped): transforms move the vehicle",)
 
 
 def test_doubts_are_said(tmp_path: Path) -> None:

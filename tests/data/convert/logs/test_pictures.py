@@ -118,8 +118,13 @@ def test_sixteen_bits_need_a_white(big_endian: int) -> None:
 @pytest.mark.parametrize(
     ("encoding", "rows", "changed", "said"),
     [
-        ("16UC1", GREY.astype("<u2"), {}, "(encoding '16UC1') is a depth image, no picture of a camera"),
-        ("32FC1", GREY.astype("<f4"), {}, "(encoding '32FC1') is a depth image"),
+        (
+            "16UC1",
+            GREY.astype("<u2"),
+            {},
+            "its messages are depth images (16UC1), no pictures of a camera; leave the topic out of cameras",
+        ),
+        ("32FC1", GREY.astype("<f4"), {}, "its messages are depth images (32FC1)"),
         ("rgb16", RGB.astype("<u2"), {}, "(encoding 'rgb16') is none of those that are read: rgb8, bgr8"),
         ("rgb8", RGB, {"step": 10}, "step is 10, a row has 24 bytes"),
         ("rgb8", RGB, {"height": 7}, "144 bytes of data, 7 rows need 168"),
@@ -217,8 +222,12 @@ def test_pngs_of_sixteen_bits_need_a_white() -> None:
 @pytest.mark.parametrize(
     ("said", "data", "expected"),
     [
-        ("16UC1; compressedDepth png", bytes(20), "(16UC1; compressedDepth png|depth image)"),
-        ("32FC1; compressedDepth", bytes(20), "a depth image, no picture of a camera"),
+        ("16UC1; compressedDepth png", bytes(20), "depth images .16UC1; compressedDepth png."),
+        (
+            "32FC1; compressedDepth",
+            bytes(20),
+            r"depth images \(32FC1; compressedDepth\), no pictures of a camera; leave the topic out of cameras",
+        ),
         ("h264", b"\x00\x00\x00\x01\x65", "has the format 'h264': a video, which is read in order"),
         ("tiff", b"II*\x00" + bytes(20), "begins with 49 49 2a 00"),
         ("jpeg", packed(".jpg", BGR)[:-40], "ends before its end-of-image mark"),

@@ -1,4 +1,4 @@
-"""H.264 and H.265 streams made by PyAV's encoders, message by message as cameras publish them."""
+"""Videos of all codecs that are read, made by PyAV's encoders, message by message as cameras publish them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 
 from data.convert.logs.base import Message, Topic
-from data.convert.logs.video import VideoDecoder, is_key_frame, is_video
+from data.convert.logs.video import VideoDecoder, codec_of, is_key_frame, is_video
 from data.storage.damage import DamagedError
 from data.storage.shard import ShardError
 from tests.helpers.log_messages import STAMP_NS, from_json, header, made, recorded
 
 FRAMES, EVERY_KEY, SIDE = 7, 4, 64
-ENCODERS = {"h264": "libx264", "h265": "libx265"}
+ENCODERS = {"h264": "libx264", "h265": "libx265", "vp9": "libvpx-vp9", "av1": "libsvtav1"}
 OPTIONS = {
     "h264": {"preset": "ultrafast", "tune": "zerolatency", "qp": "10"},
     "h265": {
@@ -25,6 +25,8 @@ OPTIONS = {
         "tune": "zerolatency",
         "x265-params": "log-level=none:qp=10:pools=1:repeat-headers=1",
     },
+    "vp9": {"deadline": "realtime", "cpu-used": "8", "lag-in-frames": "0", "crf": "10", "b": "0"},
+    "av1": {"preset": "12", "crf": "10", "svtav1-params": "pred-struct=1:lp=1"},
 }
 
 
@@ -71,10 +73,10 @@ def message(codec: str, data: bytes, number: int) -> tuple[Topic, Message]:
     return from_json("foxglove.CompressedVideo", fields)
 
 
-@pytest.mark.parametrize("codec", ["h264", "h265"])
+@pytest.mark.parametrize("codec", ENCODERS)
 def test_each_message_gives_its_own_picture(codec: str) -> None:
     packets = stream(codec)
-    assert [is_key_frame("hevc" if codec == "h265" else codec, data) for data in packets] == [
+    assert [is_key_frame(str(codec_of(codec)), data) for data in packets] == [
         number % EVERY_KEY == 0 for number in range(FRAMES)
     ]
     decoder = VideoDecoder(message(codec, b"", 0)[0])
@@ -135,10 +137,10 @@ def test_compressed_images_may_be_a_video() -> None:
 
 
 def test_other_streams_are_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    topic, vp9 = message("vp9", b"", 0)
-    assert is_video(topic, vp9)
-    with pytest.raises(DamagedError, match="has the format 'vp9', expected one of h264"):
-        VideoDecoder(topic).read(vp9)
+    topic, vp8 = message("vp8", b"", 0)
+    assert is_video(topic, vp8)
+    with pytest.raises(DamagedError, match=r"has the format 'vp8', expected one of h264, .*, vp9, av1"):
+        VideoDecoder(topic).read(vp8)
     decoder = VideoDecoder(topic)
     decoder.read(message("h264", stream("h264")[0], 0)[1])
     with pytest.raises(DamagedError, match="has the format 'h265', those before it are h264"):
