@@ -15,8 +15,8 @@ from launchers.drawing.scene_description import Scene, SceneCamera, SceneFrame, 
 TIMELINE = "time"
 _PIXEL_CORNER = 0.5
 """Rerun counts from the corner of the top-left pixel."""
-_POINT_SIZE = 1.5
-"""Of a sweep's points, on the screen: in metres they vanish when a whole street is seen."""
+_POINT_SIZE = 1.0
+"""Radius of a sweep's points, pixels of the screen: in metres they vanish when a whole street is seen."""
 
 
 def import_rerun() -> ModuleType:
