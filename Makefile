@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 # Threads that wait spin: see launchers/__init__.py.
 export GOMP_SPINCOUNT ?= 10000
 export OPENBLAS_NUM_THREADS ?= 1
+# The tests start hundreds of processes: where Python keeps no compiled modules, each compiles Tandem's anew.
+unexport PYTHONDONTWRITEBYTECODE
 # Triggers a re-install when what the project needs has changed.
 STAMP := $(VENV)/.installed
 
