@@ -122,7 +122,7 @@ class NuscenesLayout:
 
 def _moved(sample: Sample) -> Sample:
     def shift(T: np.ndarray) -> np.ndarray:
-        moved = T.copy()
+        moved: np.ndarray = T.copy()
         moved[:3, 3] += _EAST_M
         return moved
 
@@ -315,7 +315,8 @@ def raw_labels(sample: Sample) -> np.ndarray:
     """Category of each point."""
     assert sample.labels is not None
     number = np.array([CATEGORIES.index(STREET_CATEGORY[name]) for name in CLASS_NAMES])
-    return number[sample.labels].astype(np.uint8)
+    raw: np.ndarray = number[sample.labels].astype(np.uint8)
+    return raw
 
 
 def _write_labels(
