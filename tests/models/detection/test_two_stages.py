@@ -211,7 +211,7 @@ def test_settings_that_do_not_fit_are_refused() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "steps"), [("pv_rcnn", 40), ("point_rcnn", 140)])
+@pytest.mark.parametrize(("name", "steps"), [("pv_rcnn", 70), ("point_rcnn", 140)])
 def test_two_sweeps_can_be_learnt_by_heart(name: str, steps: int) -> None:
     """Nearly all objects with ten points and more."""
     batch = street_batch(((0, 0), (1, 3)), min_points=10)
