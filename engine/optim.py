@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from common.ranges import at_least
+from engine.eager_optim import SGD, AdamW, leave_dynamo_out
 from engine.interfaces import HasParamGroups
 from engine.tower_optim import (
     NUMBERS,
@@ -125,17 +126,18 @@ def build_optimizer(objective: nn.Module, config: OptimConfig, lr: float) -> tor
         ValueError: see `param_groups`.
     """
     groups = param_groups(objective, config)
+    leave_dynamo_out()
     if config.towers:
         return TowersOptimizer(groups, lr)
     if config.name == "adamw":
         return adamw(groups, lr=lr, betas=config.betas, eps=config.eps)
-    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, dampening=config.dampening)
+    return SGD(groups, lr=lr, momentum=config.momentum, dampening=config.dampening)
 
 
 def adamw(groups: Sequence[dict[str, Any]], **numbers: Any) -> torch.optim.AdamW:
     """AdamW of torch, fused where its parameters are on the CPU; `numbers` are its own."""
     fuse = fused([p for group in groups for p in _listed(group["params"])])
-    optimizer = torch.optim.AdamW(groups, fused=fuse or None, **numbers)
+    optimizer = AdamW(groups, fused=fuse or None, **numbers)
     if fuse:
         optimizer.register_step_pre_hook(_lay_gradients)
     return optimizer

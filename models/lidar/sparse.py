@@ -43,6 +43,7 @@ from models.lidar.neighbors import (
 BackendName = Literal["auto", "torch", "spconv", "triton", "native"]
 
 _AUTO_ORDER = ("spconv", "triton", "native", "torch")
+_ON_GPUS_ALONE = ("spconv", "triton")
 _EXTRAS = {"spconv": "[cu126] or [cu120]", "triton": "[triton], beside a torch for CUDA or ROCm"}
 
 
@@ -87,6 +88,8 @@ def load_backend(name: str, device_type: str) -> Backend:
                 f"{_EXTRAS[name]}, or use backend='auto'"
             ) from error
     for candidate in _AUTO_ORDER:
+        if candidate in _ON_GPUS_ALONE and device_type != "cuda":
+            continue  # spconv takes half a second to import
         try:
             backend = cast(Backend, importlib.import_module(f"models.lidar.backend_{candidate}"))
         except ImportError:
