@@ -114,7 +114,7 @@ def _cameras(overview: Overview, settings: LogSettings) -> TextTable:
 
 def recording_doubts(overview: Overview, first: FirstSettings) -> list[str]:
     """What may spoil a preparation, in words."""
-    doubts = [f"{field}: {note}" for field, notes in first.notes.items() for note in notes]
+    doubts = [f"{field}: {note}" for field, notes in first.remarks().items() for note in notes]
     if first.settings is None:
         doubts.append("no LiDAR: no topic has messages of a type of point clouds that is read")
     for facts in overview.topics.values():

@@ -121,10 +121,11 @@ class RecordingConverter(Converter):
     def _survey(self, name: str, paths: tuple[Path, ...]) -> Survey:
         with open_recording(paths) as recording:
             if self.topics:
-                topics, left_out = self._named_topics, list[str]()
+                topics, left_out = self._named_topics, tuple[str, ...]()
             else:
                 first = guess(look_over(recording))
-                topics, left_out = first.without_choice(paths[0]), first.left_out()
+                topics = first.without_choice(paths[0])
+                left_out = tuple(f"{field}: {said}" for field, several in first.left_out.items() for said in several)
             check_topics(topics, recording.topics, self.topics or paths[0])
             found = survey(name, paths, recording, self._chosen(topics, name), self._read_settings(), self.every)
             return dataclasses.replace(found, notes=(*(f"{name}: {said}" for said in left_out), *found.notes))

@@ -27,12 +27,14 @@ class FirstSettings:
 
     Attributes:
         settings: the guess; None where there is no LiDAR.
-        notes: field -> remarks on it: what else it could be, what was left out, what is missing.
+        notes: field -> remarks on it: what else it could be, what is missing.
+        left_out: field -> topics of its kind that were not taken, each with the reason.
         choices: what there are several of, and their topics: the guess took the first, or all.
     """
 
     settings: LogSettings | None
     notes: Mapping[str, tuple[str, ...]]
+    left_out: Mapping[str, tuple[str, ...]]
     choices: Mapping[str, tuple[str, ...]]
 
     def without_choice(self, where: Path) -> LogSettings:
@@ -41,21 +43,18 @@ class FirstSettings:
         Raises:
             ShardError: there are several of something, and somebody has to choose; or no LiDAR.
         """
-        several = dict(self.choices) if self.settings is not None else {"LiDAR topics": ()}
-        for what, found in several.items():
-            named = f" ({', '.join(found)})" if found else ""
-            remedy = "tandem inspect RECORDING --settings FILE.yaml writes a file to choose in; then topics=FILE.yaml"
-            raise ShardError(f"{where} has {len(found)} {what}{named}, expected one: {remedy}")
-        assert self.settings is not None
+        remedy = "tandem inspect RECORDING --settings FILE.yaml writes a file to choose in; then topics=FILE.yaml"
+        if self.settings is None:
+            raise ShardError(f"{where} has 0 LiDAR topics, expected one: {remedy}")
+        if self.choices:
+            what, found = next(iter(self.choices.items()))
+            raise ShardError(f"{where} has {len(found)} {what} ({', '.join(found)}), expected one: {remedy}")
         return self.settings
 
-    def left_out(self) -> list[str]:
-        """Topics of a sensor's type that were not taken, each with the reason."""
-        return [f"{field}: {note}" for field, notes in self.notes.items() for note in notes if note.startswith(_NOT)]
-
-
-_NOT = "not "
-"""How remarks on topics that were left out begin."""
+    def remarks(self) -> dict[str, tuple[str, ...]]:
+        """All that is said, by field; what was left out first."""
+        fields = dict.fromkeys((*self.left_out, *self.notes))
+        return {field: (*self.left_out.get(field, ()), *self.notes.get(field, ())) for field in fields}
 
 
 class _Remarks:
@@ -63,10 +62,14 @@ class _Remarks:
 
     def __init__(self) -> None:
         self.notes: dict[str, list[str]] = {}
+        self.left_out: dict[str, list[str]] = {}
         self.choices: dict[str, tuple[str, ...]] = {}
 
     def note(self, field: str, said: str) -> None:
         self.notes.setdefault(field, []).append(said)
+
+    def leave_out(self, field: str, topic: str, why: str) -> None:
+        self.left_out.setdefault(field, []).append(f"not {topic}: {why}")
 
     def choose(self, what: str, found: Iterable[str]) -> None:
         self.choices[what] = tuple(sorted({*self.choices.get(what, ()), *found}))
@@ -95,8 +98,12 @@ def guess(overview: Overview) -> FirstSettings:
         ego_frame=ego_frame,
         world_frame=world_frame,
     )
-    notes = {field: tuple(said) for field, said in remarks.notes.items()}
-    return FirstSettings(settings=settings if lidars else None, notes=notes, choices=remarks.choices)
+    return FirstSettings(
+        settings=settings if lidars else None,
+        notes={field: tuple(said) for field, said in remarks.notes.items()},
+        left_out={field: tuple(said) for field, said in remarks.left_out.items()},
+        choices=remarks.choices,
+    )
 
 
 _HEAD = (
@@ -123,7 +130,8 @@ def first_text(first: FirstSettings, source: str) -> str:
         source: the recording.
     """
     assert first.settings is not None
-    notes = {field: (said, *first.notes.get(field, ())) for field, said in _EXPLAINED.items()}
+    remarks = first.remarks()
+    notes = {field: (said, *remarks.get(field, ())) for field, said in _EXPLAINED.items()}
     return topics_text(first.settings, [line.format(source=source) for line in _HEAD], notes)
 
 
@@ -134,13 +142,13 @@ def _lidars(overview: Overview, remarks: _Remarks) -> list[str]:
     for facts in found:
         if facts not in measured:
             word = derived(facts.topic.name)
-            remarks.note("lidars", f"{_NOT}{facts.topic.name}: by its name ({word}) made of a sensor's points")
+            remarks.leave_out("lidars", facts.topic.name, f"by its name ({word}) made of a sensor's points")
     chosen: dict[str, TopicFacts] = {}
     for facts in sorted(measured, key=lambda facts: (-(facts.num_bytes or 0), facts.topic.name)):
         taken = chosen.setdefault(facts.frame, facts)
         if taken is not facts:
-            what = f"has the frame of {taken.topic.name} ({facts.frame!r}) and fewer bytes"
-            remarks.note("lidars", f"{_NOT}{facts.topic.name}: it {what}")
+            why = f"it has the frame of {taken.topic.name} ({facts.frame!r}) and fewer bytes"
+            remarks.leave_out("lidars", facts.topic.name, why)
     if len(chosen) > 1:
         remarks.note("lidars", "the first one's sweeps are the samples; the others are merged into them")
     if len(measured) > 1:
@@ -167,15 +175,15 @@ def _cameras(overview: Overview, remarks: _Remarks) -> dict[str, str]:
         topic, name = facts.topic.name, camera_name(facts.topic.name)
         own = name in calibrated
         if word := no_picture(topic):
-            remarks.note("cameras", f"{_NOT}{topic}: by its name ({word}) no picture")
+            remarks.leave_out("cameras", topic, f"by its name ({word}) no picture")
         elif why := why_no_picture(facts.form):
-            remarks.note("cameras", f"{_NOT}{topic}: {why}")
+            remarks.leave_out("cameras", topic, why)
         elif name in chosen:
             remarks.note("cameras", f"{name}: also {topic} ({facts.topic.type})")
             remarks.choose(f"topics of camera {name}", (chosen[name], topic))
         elif not own and facts.frame in of_frame:
-            what = f"has the frame of {of_frame[facts.frame]} ({facts.frame!r}) and no calibration of its own"
-            remarks.note("cameras", f"{_NOT}{topic}: it {what}")
+            why = f"it has the frame of {of_frame[facts.frame]} ({facts.frame!r}) and no calibration of its own"
+            remarks.leave_out("cameras", topic, why)
         else:
             chosen[name] = topic
             if own and facts.frame:
@@ -211,7 +219,7 @@ def _odometry(overview: Overview, lidars: Iterable[str], remarks: _Remarks) -> s
         return ""
     if not _says_of_what(found[0]) and _moves(overview, _ego_frame(overview, "", lidars)):
         for facts in found:  # a pose that does not say what it is of: an aim, or a place on a map
-            remarks.note("odometry", f"{_NOT}{facts.topic.name} ({facts.topic.type}): transforms move the vehicle")
+            remarks.leave_out("odometry", facts.topic.name, f"{facts.topic.type}, and transforms move the vehicle")
         return ""
     for facts in found[1:]:
         remarks.note("odometry", f"also {facts.topic.name} ({facts.topic.type})")

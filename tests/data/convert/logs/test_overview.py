@@ -13,6 +13,7 @@ from data.convert.logs.open import open_recording
 from data.convert.logs.overview import Edge, Overview, look_over
 from data.convert.logs.topic_names import camera_name
 from data.convert.logs.topics_file import check_topics, read_topics
+from data.storage.shard import ShardError
 from launchers.drawing.recording_tables import recording_doubts, recording_tables, tree_lines
 from tests.helpers.log_files import (
     ROS1,
@@ -123,14 +124,16 @@ def test_what_else_a_topic_could_be_is_noted(tmp_path: Path) -> None:
     assert first.settings is not None
     assert first.settings.lidars == (POINTS, "/side/points")
     assert first.settings.cameras == {"camera_front": FRONT, "camera_rear": REAR}
-    assert first.notes["lidars"] == (
-        "not /lidar/filtered: it has the frame of /lidar/points ('lidar') and fewer bytes",
-        "the first one's sweeps are the samples; the others are merged into them",
-    )
-    assert set(first.notes["cameras"]) == {
-        "not /camera/front/depth/image: by its name (depth) no picture",
-        "camera_front: also /camera/front/image_raw (sensor_msgs/msg/Image)",
+    assert first.left_out == {
+        "lidars": ("not /lidar/filtered: it has the frame of /lidar/points ('lidar') and fewer bytes",),
+        "cameras": ("not /camera/front/depth/image: by its name (depth) no picture",),
     }
+    merged = "the first one's sweeps are the samples; the others are merged into them"
+    also = "camera_front: also /camera/front/image_raw (sensor_msgs/msg/Image)"
+    assert first.notes == {"lidars": (merged,), "cameras": (also,)}
+    assert first.remarks()["lidars"] == (*first.left_out["lidars"], merged)
+    with pytest.raises(ShardError, match=r"has 3 LiDAR topics \(/lidar/filtered, /lidar/points, /side/points\)"):
+        first.without_choice(tmp_path)
 
 
 def test_what_was_made_of_a_sensors_data_is_no_sensor(tmp_path: Path) -> None:
@@ -149,13 +152,15 @@ def test_what_was_made_of_a_sensors_data_is_no_sensor(tmp_path: Path) -> None:
     assert first.settings is not None
     assert first.settings.lidars == (POINTS,)
     assert first.settings.cameras == {"camera_front": FRONT, "camera_rear": REAR, "depthai": "/depthai/image_raw"}
-    assert sorted(first.left_out()) == [
-        "cameras: not /camera/front/superpixels: by its name (superpixels) no picture",
-        "cameras: not /detector/labelMasks: by its name (label) no picture",
-        f"cameras: not /detector/shown: it has the frame of {FRONT} ('front') and no calibration of its own",
-        "cameras: not /range: its messages are depth images (16UC1), no pictures of a camera",
-        "lidars: not /lidar/classes: by its name (classes) made of a sensor's points",
-    ]
+    assert {field: sorted(said) for field, said in first.left_out.items()} == {
+        "cameras": [
+            "not /camera/front/superpixels: by its name (superpixels) no picture",
+            "not /detector/labelMasks: by its name (label) no picture",
+            f"not /detector/shown: it has the frame of {FRONT} ('front') and no calibration of its own",
+            "not /range: its messages are depth images (16UC1), no pictures of a camera",
+        ],
+        "lidars": ["not /lidar/classes: by its name (classes) made of a sensor's points"],
+    }
     assert first.choices == {}
     assert first.without_choice(tmp_path) == first.settings
 
@@ -165,7 +170,8 @@ def test_poses_that_do_not_say_of_what_give_way_to_transforms_that_move_the_vehi
     first = guess(drive(tmp_path, aim, odometry_too=False))
     assert first.settings is not None
     assert (first.settings.odometry, first.settings.world_frame) == ("", "odom")
-    assert first.notes["odometry"] == ("not /aim (geometry_msgs/msg/PoseStamped): transforms move the vehicle",)
+    why = "not /aim: geometry_msgs/msg/PoseStamped, and transforms move the vehicle"
+    assert first.left_out["odometry"] == (why,)
 
 
 def test_doubts_are_said(tmp_path: Path) -> None:
@@ -190,6 +196,8 @@ def test_a_recording_without_a_lidar_has_no_settings(tmp_path: Path) -> None:
     overview = look(write_protobuf(tmp_path / "drive.mcap", protobuf_entries()))
     first = guess(overview)
     assert first.settings is None
+    with pytest.raises(ShardError, match="has 0 LiDAR topics, expected one: tandem inspect"):
+        first.without_choice(tmp_path)
     assert "no LiDAR: no topic has messages of a type of point clouds that is read" in recording_doubts(overview, first)
 
 
