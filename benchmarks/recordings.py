@@ -1,28 +1,31 @@
-"""Preparing recordings: frames a second and core by stage, beside `rosbags` alone; peak memory at two sizes; the disk.
+"""Preparing recordings: frames a second and core by stage, beside `rosbags` alone; peak memory by size; the disk.
 
-    python -m benchmarks.recordings                                 # 0.5 GiB, some minutes
-    python -m benchmarks.recordings --gib 20 --folder /data/tmp     # reads all of it, prepares its first frames
-    python -m benchmarks.recordings --gib 0 --memory 0.5 2          # peak memory alone, each format
+    python -m benchmarks.recordings                            # 0.5 GiB, some minutes
+    python -m benchmarks.recordings --gib 0 --memory 0.5 2     # peak memory alone, each format
+    python -m benchmarks.recordings --gib 20 --memory 20 --formats MCAP --folder /data/tmp  # reads, prepares all of it
 
-A ROS 2 bag of MCAP is generated as a vehicle would record it: one LiDAR of 120,000 points at 10 Hz (x, y, z, intensity,
-time, float32), three cameras of 1280 x 800 as JPEG at 10 Hz with camera info, odometry at 100 Hz. Sweeps and images
-repeat after a second. Rates are processor time of one process and one thread, which a busy machine shifts less than a
-clock's; what reads is warm as far as the file fits in memory. Rows:
+A bag is generated as a vehicle would record it: one LiDAR of 120,000 points at 10 Hz (x, y, z, intensity, time,
+float32), three cameras of 1280 x 800 as JPEG at 10 Hz with camera info, odometry at 100 Hz. The vehicle drives in a
+circle, once a minute: the messages of the first minute are made once and written again and again with their times and
+the stamps of their headers moved on; sweeps and images repeat after a second. MCAP has the chunks of ROS 2's recorder.
+Rates are processor time of one process and one thread, which a busy machine shifts less than a clock's; what reads is
+warm as far as the file fits in memory. Rows:
 
 - rosbags alone: `AnyReader` reads and decodes every message of the topics that are used, and nothing is made of it;
-- read: the same by `data.convert.logs`;
+- read raw: the messages' bytes by `data.convert.logs`; read: the same, decoded;
 - convert: samples, JPEGs decoded: read, and clouds, poses and pairs by time; with deskew: each point moved as well;
 - prepare: shards without and with superpixels.
 
 The disk's rate is that of reading the file once after the system was asked to forget it. Peak memory is that of a
-process of its own that prepares a whole recording without superpixels. Rows are said as soon as they are measured.
+process of its own that prepares a recording from end to end without superpixels. Rows are said as soon as they are measured.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
-import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -32,6 +35,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+from mcap.writer import CompressionType, Writer
 
 from benchmarks.common import REPOSITORY, markdown, seconds_of, setting
 from data.convert.logs.converter import RosbagConverter, forget_reader
@@ -40,48 +44,68 @@ from data.geometry import rigid, yaw_rotation
 from data.preparing.prepare import PrepareConfig, prepare
 from data.preparing.superpixels import SuperpixelConfig
 from data.sample import Sample
-from tests.helpers.recordings import Entry, write_mcap, write_ros1, write_ros2
+from tests.helpers.recordings import Entry, Raw, Ros, in_order, raw_of, typestore, write_raw_ros1, write_raw_ros2
 
 _GIB = 1 << 30
 _T0_NS = 1_700_000_000_000_000_000
 _PERIOD_NS = 100_000_000
+_LAP = 600
+"""Sweeps of a round."""
 _REPEAT = 10
 _POINTS = 120_000
 _SIZE = (800, 1280)
+_CHUNK_BYTES = 768 << 10
+"""Of ROS 2's recorder (rosbag2_storage_mcap), by default."""
 _YAWS = {"front": 0.0, "left": 1.0, "right": -1.0}
 
 
 # ---- the recording
-def entries(num_bytes: int) -> Iterator[Entry]:
-    """Messages of about so many bytes in all, by the time of writing, one sweep's period after the other."""
+def messages(ros: int, num_bytes: int) -> Iterator[Raw]:
+    """Messages of ROS 1 or 2 of about so many bytes in all, by the time of writing."""
+    made = Ros(ros)
+    yield from raw_of(ros, [_static()])
+    lap = in_order(_lap())
+    known: dict[tuple[str, int], bytes] = {}  # by topic and value, of which entries share some
+    written = 0
+    for later_ns in itertools.count(0, _LAP * _PERIOD_NS):
+        for entry in lap:
+            key = (entry.topic, id(entry.value))
+            data = known[key] if key in known else known.setdefault(key, made.bytes_of(entry))
+            stamp = struct.pack("<II", *divmod(entry.stamp_ns + later_ns, 10**9))
+            # ROS 1 has a sequence number before the stamp, ROS 2 four bytes that say how numbers are laid out.
+            moved_on = b"".join((data[:4], stamp, memoryview(data)[12:]))
+            yield Raw(entry.topic, made.TYPES[entry.kind], entry.written_ns + later_ns, moved_on)
+            written += len(data)
+            if written >= num_bytes:
+                return
+
+
+def _static() -> Entry:
+    optical = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
+    frames = [("base_link", "lidar", rigid(np.eye(3), np.array([0.0, 0, 1.8])))]
+    frames += [
+        ("base_link", f"{camera}_optical", rigid(yaw_rotation(yaw) @ optical, np.array([1.0, 0, 1.5])))
+        for camera, yaw in _YAWS.items()
+    ]
+    return Entry.of("/tf_static", "transforms", _T0_NS - _PERIOD_NS, "", frames)
+
+
+def _lap() -> Iterator[Entry]:
+    """Of one round of the circle, one sweep's period after the other."""
     rng = np.random.default_rng(0)
     sweeps = [_sweep(rng) for _ in range(_REPEAT)]
     images = {camera: [_jpeg(rng) for _ in range(_REPEAT)] for camera in _YAWS}
     K = np.array([[700.0, 0, 639.5], [0, 700.0, 399.5], [0, 0, 1]])
-    optical = np.array([[0.0, 0, 1], [-1, 0, 0], [0, -1, 0]])
-    static = [("base_link", "lidar", rigid(np.eye(3), np.array([0.0, 0, 1.8])))]
-    static += [
-        ("base_link", f"{camera}_optical", rigid(yaw_rotation(yaw) @ optical, np.array([1.0, 0, 1.5])))
-        for camera, yaw in _YAWS.items()
-    ]
-    yield Entry.of("/tf_static", "transforms", _T0_NS - _PERIOD_NS, "", static)
-    written = number = 0
-    while written < num_bytes:
+    info = (K, _SIZE, "plumb_bob", ())
+    for number in range(_LAP):
         start_ns = _T0_NS + number * _PERIOD_NS
-        sweep = sweeps[number % _REPEAT]
-        several = [Entry.of("/lidar/points", "cloud", start_ns, "lidar", sweep)]
+        yield Entry.of("/lidar/points", "cloud", start_ns, "lidar", sweeps[number % _REPEAT])
         for camera, jpegs in images.items():
-            frame, jpeg = f"{camera}_optical", jpegs[number % _REPEAT]
-            several.append(Entry.of(f"/{camera}/image/compressed", "jpeg", start_ns + 10_000_000, frame, jpeg))
-            several.append(
-                Entry.of(f"/{camera}/camera_info", "info", start_ns + 10_000_000, frame, (K, _SIZE, "plumb_bob", ()))
-            )
-            written += len(jpeg)
+            frame, stamp_ns = f"{camera}_optical", start_ns + 10_000_000
+            yield Entry.of(f"/{camera}/image/compressed", "jpeg", stamp_ns, frame, jpegs[number % _REPEAT])
+            yield Entry.of(f"/{camera}/camera_info", "info", stamp_ns, frame, info)
         for time_ns in range(start_ns - _PERIOD_NS // 2, start_ns + _PERIOD_NS // 2, 10_000_000):
-            several.append(Entry.of("/odometry", "odometry", time_ns, "odom", ("odom", "base_link", _ego(time_ns))))
-        yield from sorted(several, key=lambda entry: entry.written_ns)
-        written += 4 * len(sweep) * _POINTS
-        number += 1
+            yield Entry.of("/odometry", "odometry", time_ns, "odom", ("odom", "base_link", _ego(time_ns)))
 
 
 def _sweep(rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -105,9 +129,35 @@ def _jpeg(rng: np.random.Generator) -> bytes:
 
 
 def _ego(time_ns: int) -> np.ndarray:
-    """On a circle of 200 m at 10 m/s: who drives another way than he looks is refused."""
-    yaw = 0.05 * (time_ns - _T0_NS) / 1e9
-    return rigid(yaw_rotation(yaw), 200.0 * np.array([np.sin(yaw), 1 - np.cos(yaw), 0.0]))
+    """On a circle at 10 m/s: who drives another way than he looks is refused."""
+    rate = 2 * np.pi / (_LAP * _PERIOD_NS)
+    yaw = rate * (time_ns - _T0_NS)
+    return rigid(yaw_rotation(yaw), 10e-9 / rate * np.array([np.sin(yaw), 1 - np.cos(yaw), 0.0]))
+
+
+def _write_mcap(folder: Path, num_bytes: int) -> Path:
+    """Of ROS 2, in the chunks that its recorder writes if nobody asks for others: not compressed, with CRCs."""
+    path, store = folder / "drive.mcap", typestore(2)
+    channels: dict[str, int] = {}
+    with path.open("wb") as file:
+        writer = Writer(file, chunk_size=_CHUNK_BYTES, compression=CompressionType.NONE)
+        writer.start("ros2")
+        for topic, kind, written_ns, data in messages(2, num_bytes):
+            if topic not in channels:
+                definition, _ = store.generate_msgdef(kind, ros_version=2)
+                schema = writer.register_schema(kind, "ros2msg", definition.encode())
+                channels[topic] = writer.register_channel(topic, "cdr", schema, {"offered_qos_profiles": ""})
+            writer.add_message(channels[topic], written_ns, data, written_ns)
+        writer.finish()
+    return path
+
+
+FORMATS: dict[str, Callable[[Path, int], Path]] = {
+    "MCAP": _write_mcap,
+    "ROS1": lambda folder, num_bytes: write_raw_ros1(folder / "drive.bag", messages(1, num_bytes)),
+    "SQLite": lambda folder, num_bytes: write_raw_ros2(folder / "drive", messages(2, num_bytes)),
+}
+"""Format -> what writes a recording of about so many bytes into a folder."""
 
 
 # ---- what is measured
@@ -120,8 +170,14 @@ def rosbags_alone(bag: Path, topics: Sequence[str]) -> int:
         return sum(reader.deserialize(data, one.msgtype) is not None for one, _, data in reader.messages(connections))
 
 
+def raw_alone(bag: Path, topics: Sequence[str]) -> int:
+    """Their bytes by the reader that is used here; how many messages there are."""
+    with open_recording(bag) as recording:
+        return sum(1 for _ in recording.raw_messages(topics))
+
+
 def ours_alone(bag: Path, topics: Sequence[str]) -> int:
-    """The same by the reader that is used here."""
+    """The same, decoded."""
     with open_recording(bag) as recording:
         return sum(message.content is not None for message in recording.messages(topics))
 
@@ -144,10 +200,10 @@ def prepare_frames(bag: Path, frames: int, superpixels: SuperpixelConfig | None)
     forget_reader()
 
 
-def peak_mib(set_name: str, source: Path) -> float:
-    """Largest resident memory of a process that prepares a whole recording without superpixels."""
+def peak_mib(source: Path, every: int) -> float:
+    """Largest resident memory of a process that prepares each n-th sweep of a recording without superpixels."""
     with tempfile.TemporaryDirectory(dir=source.parent) as folder:
-        words = [set_name, str(source), f"{folder}/set", "--workers", "1", "--no-superpixels"]
+        words = ["rosbag", str(source), f"{folder}/set", "--workers", "1", "--no-superpixels", f"every={every}"]
         code = (
             "import sys; from launchers.prepare import main; code = main(sys.argv[1:]); "
             "peak = [line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')]; "
@@ -156,14 +212,6 @@ def peak_mib(set_name: str, source: Path) -> float:
         command = [sys.executable, "-c", code, *words]
         done = subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True)
     return float(done.stdout.rpartition("peak ")[2]) / 1024
-
-
-FORMATS: dict[str, tuple[str, Callable[[Path, Iterator[Entry]], Path]]] = {
-    "MCAP with protobuf": ("mcap", lambda folder, entries: write_mcap(folder / "drive.mcap", entries)),
-    "ROS 1 bag": ("rosbag", lambda folder, entries: write_ros1(folder / "drive.bag", entries)),
-    "ROS 2 database": ("rosbag", lambda folder, entries: write_ros2(folder / "drive", entries)),
-}
-"""Format -> the set that prepares it, and what writes one into a folder."""
 
 
 def disk_rate(file: Path) -> float:
@@ -182,16 +230,16 @@ def disk_rate(file: Path) -> float:
 
 def rates(bag: Path, most_frames: int) -> None:
     """Print frames a second by stage, beside the disk's rate."""
-    (file,) = bag.glob("*.mcap")
-    disk = disk_rate(file)
+    disk = disk_rate(bag)
     with open_recording(bag) as recording:
         topics = [topic.name for topic in recording.topics.values()]
         sweeps = recording.topics["/lidar/points"].count
-    num_bytes = file.stat().st_size
+    num_bytes = bag.stat().st_size
     frames = min(most_frames, sweeps - 4)  # those at the ends have no poses around them
     index_s = seconds_of(lambda: RosbagConverter(source=str(bag)).logs())
     reads: dict[str, Callable[[], object]] = {
         "rosbags alone": lambda: rosbags_alone(bag, topics),
+        "read raw": lambda: raw_alone(bag, topics),
         "read": lambda: ours_alone(bag, topics),
     }
     of_frames: dict[str, Callable[[], object]] = {
@@ -214,18 +262,26 @@ def rates(bag: Path, most_frames: int) -> None:
     print(markdown(["", "frames", "frames/s a core", "ms a frame", "of the disk's rate"], rows), flush=True)
 
 
-def memory(folder: Path, sizes_gib: Sequence[float]) -> None:
-    """Print peak memory of preparing recordings of each format in several sizes."""
-    rows = []
-    for name, (set_name, write) in FORMATS.items():
-        peaks = []
-        for size in sizes_gib:
+def measure(args: argparse.Namespace) -> None:
+    """Print the rates of an MCAP file, and peak memory by format and size; each recording is written once."""
+    folder, formats, gib, memory_gib = args.folder or tempfile.gettempdir(), args.formats, args.gib, args.memory
+    peaks: dict[str, dict[float, str]] = {name: {} for name in formats}
+    for name in formats:
+        for size in sorted({*memory_gib, *([gib] if name == "MCAP" and gib else [])}):
             with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                source = write(Path(temporary), entries(int(size * _GIB)))
-                peaks.append(f"{peak_mib(set_name, source):.0f}")
-            print(name, size, peaks[-1], file=sys.stderr, flush=True)
-        rows.append([name, *peaks])
-    print(markdown(["peak MiB", *(f"{size:g} GiB" for size in sizes_gib)], rows))
+                began = time.perf_counter()
+                bag = FORMATS[name](Path(temporary), int(size * _GIB))
+                print(
+                    f"{name}, {size:g} GiB: written in {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True
+                )
+                if name == "MCAP" and size == gib:
+                    rates(bag, args.frames)
+                if size in memory_gib:
+                    peaks[name][size] = f"{peak_mib(bag, args.every):.0f}"
+                    print(name, size, peaks[name][size], file=sys.stderr, flush=True)
+    if memory_gib:
+        rows = [[name, *found.values()] for name, found in peaks.items()]
+        print(markdown(["peak MiB", *(f"{size:g} GiB" for size in sorted(memory_gib))], rows))
 
 
 def main() -> None:
@@ -238,17 +294,13 @@ def main() -> None:
     parser.add_argument(
         "--memory", type=float, nargs="+", default=[], metavar="GIB", help="measure peak memory at these"
     )
+    parser.add_argument("--every", type=int, default=1, help="of sweeps, for peak memory (default: %(default)s)")
+    parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS, help="(default: all)")
     parser.add_argument("--folder", help="for the recordings, on the disk to be judged (default: a temporary one)")
     args = parser.parse_args()
     cv2.setNumThreads(1)
     print(setting(0), file=sys.stderr)
-    with tempfile.TemporaryDirectory(dir=args.folder) as temporary:
-        if args.gib:
-            bag = write_ros2(Path(temporary) / "drive", entries(int(args.gib * _GIB)), "mcap")
-            rates(bag, args.frames)
-            shutil.rmtree(bag)
-        if args.memory:
-            memory(Path(temporary), args.memory)
+    measure(args)
 
 
 if __name__ == "__main__":

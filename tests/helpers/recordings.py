@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import cv2
 import numpy as np
@@ -139,7 +139,7 @@ def typestore(ros: int) -> Any:
     return store
 
 
-class _Ros:
+class Ros:
     """Entries as objects of ROS' types."""
 
     TYPES: ClassVar[dict[str, str]] = {
@@ -254,28 +254,61 @@ class _Ros:
         )
 
 
+class Raw(NamedTuple):
+    """A message as a recorder of ROS gets it.
+
+    Attributes:
+        topic: its topic.
+        type: of ROS, such as sensor_msgs/msg/Image.
+        written_ns: when it is written.
+        data: its bytes.
+    """
+
+    topic: str
+    type: str
+    written_ns: int
+    data: bytes
+
+
+def raw_of(ros: int, entries: Iterable[Entry]) -> Iterator[Raw]:
+    """Messages of ROS 1 or 2, one by one."""
+    made = Ros(ros)
+    for entry in entries:
+        yield Raw(entry.topic, made.TYPES[entry.kind], entry.written_ns, made.bytes_of(entry))
+
+
 def write_ros1(path: Path, entries: Iterable[Entry]) -> Path:
     """A .bag."""
-    with Rosbag1Writer(path) as writer:
-        _write_ros(writer, _Ros(1), entries)
-    return path
+    return write_raw_ros1(path, raw_of(1, entries))
 
 
 def write_ros2(path: Path, entries: Iterable[Entry], storage: str = "sqlite3") -> Path:
     """A bag's folder, of "sqlite3" or "mcap"."""
-    plugin = StoragePlugin.SQLITE3 if storage == "sqlite3" else StoragePlugin.MCAP
-    with Rosbag2Writer(path, version=9, storage_plugin=plugin) as writer:
-        _write_ros(writer, _Ros(2), entries)
+    return write_raw_ros2(path, raw_of(2, entries), storage)
+
+
+def write_raw_ros1(path: Path, messages: Iterable[Raw]) -> Path:
+    """A .bag of what `raw_of(1, ...)` gives."""
+    with Rosbag1Writer(path) as writer:
+        _write_raw(writer, 1, messages)
     return path
 
 
-def _write_ros(writer: Any, ros: _Ros, entries: Iterable[Entry]) -> None:
+def write_raw_ros2(path: Path, messages: Iterable[Raw], storage: str = "sqlite3") -> Path:
+    """A bag's folder of what `raw_of(2, ...)` gives."""
+    plugin = StoragePlugin.SQLITE3 if storage == "sqlite3" else StoragePlugin.MCAP
+    with Rosbag2Writer(path, version=9, storage_plugin=plugin) as writer:
+        _write_raw(writer, 2, messages)
+    return path
+
+
+def _write_raw(writer: Any, ros: int, messages: Iterable[Raw]) -> None:
     connections: dict[str, Any] = {}
-    for entry in entries:
-        if entry.topic not in connections:
-            name = ros.TYPES[entry.kind]
-            connections[entry.topic] = writer.add_connection(entry.topic, name, typestore=ros.store)
-        writer.write(connections[entry.topic], entry.written_ns, ros.bytes_of(entry))
+    for message in messages:
+        if message.topic not in connections:
+            added = writer.add_connection(message.topic, message.type, typestore=typestore(ros))
+            connections[message.topic] = added
+        writer.write(connections[message.topic], message.written_ns, message.data)
 
 
 # ---- MCAP with Foxglove's protobuf

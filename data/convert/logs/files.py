@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -97,7 +97,7 @@ class LogFile(ABC):
         """Let go of the file."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Piece:
     """A part of a file that is read at once: a chunk, or messages in a row that are in none.
 
@@ -135,6 +135,7 @@ class ChunkedFile(LogFile):
             self.size = path.stat().st_size
             self.pieces: list[Piece] = []
             self.extents: dict[int, Extent] = {}
+            self._alike: dict[frozenset[int], frozenset[int]] = {}
             self._open()
         except BaseException:
             self.file.close()
@@ -161,6 +162,11 @@ class ChunkedFile(LogFile):
             return b""
         self.file.seek(offset)
         return self.file.read(min(length, self.size - offset))
+
+    def alike(self, channels: Iterable[int]) -> frozenset[int]:
+        """A set of channels, one for all that are equal: long recordings have millions of pieces and few such sets."""
+        found = frozenset(channels)
+        return self._alike.setdefault(found, found)
 
     def define(self, channel: Channel) -> None:
         """Take in a channel; one that is known stays what it is."""
@@ -194,7 +200,7 @@ class ChunkedFile(LogFile):
             for channel, written in times.items():
                 self.extents[channel] = self.extents.get(channel, Extent()).joined(Extent.of(written))
             first, last = min(int(one.min()) for one in times.values()), max(int(one.max()) for one in times.values())
-            looked.append(replace(piece, channels=frozenset(times), first_ns=first, last_ns=last))
+            looked.append(replace(piece, channels=self.alike(times), first_ns=first, last_ns=last))
         return looked
 
     def extent(self, channel: int) -> Extent:

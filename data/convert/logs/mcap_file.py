@@ -12,7 +12,6 @@ import io
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,20 +46,13 @@ _BARE_BYTES = 4 << 20
 _ENCODINGS = {"ros1": "ros1", "cdr": "cdr", "protobuf": "protobuf", "json": "json"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Indexed:
-    """What `Piece` does not say of a chunk: where the times of its messages are."""
-
-    start: int
-    length: int
-
-
 class McapFile(ChunkedFile):
     """An MCAP file."""
 
     def __init__(self, path: Path, report: Report) -> None:
         self._schemas: dict[int, Any] = {}
-        self._indexes: dict[int, _Indexed] = {}
+        self._indexes: dict[int, int] = {}
+        """Where a chunk begins -> bytes of the indexes of messages that follow it."""
         super().__init__(path, report)
 
     def _open(self) -> None:
@@ -91,33 +83,30 @@ class McapFile(ChunkedFile):
         from mcap.records import ChunkIndex, Statistics
 
         statistics: Any = None
-        chunks: list[Any] = []
+        unindexed = False
         for kind, record in _records(memoryview(summary)):
             if kind in (_SCHEMA, _CHANNEL):
                 self._define(kind, record)
             elif kind == _STATISTICS:
                 statistics = Statistics.read(_stream(record))
             elif kind == _CHUNK_INDEX:
-                chunks.append(ChunkIndex.read(_stream(record)))
-        if statistics is None or statistics.chunk_count != len(chunks):
+                chunk = ChunkIndex.read(_stream(record))
+                unindexed |= bool(not chunk.message_index_offsets and chunk.message_end_time)
+                self._indexes[chunk.chunk_start_offset] = chunk.message_index_length
+                piece = Piece(
+                    offset=chunk.chunk_start_offset,
+                    length=chunk.chunk_length,
+                    first_ns=chunk.message_start_time,
+                    last_ns=chunk.message_end_time,
+                    channels=self.alike(chunk.message_index_offsets),
+                )
+                self.pieces.append(piece)
+        if unindexed or statistics is None or statistics.chunk_count != len(self.pieces):
             return False
-        if statistics.channel_count > len(self.channels) or (statistics.message_count and not chunks):
+        if statistics.channel_count > len(self.channels) or (statistics.message_count and not self.pieces):
             return False  # definitions are in the chunks only, or messages are in none
-        if any(not chunk.message_index_offsets and chunk.message_end_time for chunk in chunks):
-            return False
+        self.pieces.sort(key=lambda piece: piece.offset)
         self.extents = {id_: Extent(count=count) for id_, count in statistics.channel_message_counts.items()}
-        for chunk in sorted(chunks, key=lambda one: int(one.chunk_start_offset)):
-            self._indexes[chunk.chunk_start_offset] = _Indexed(
-                start=chunk.chunk_start_offset + chunk.chunk_length, length=chunk.message_index_length
-            )
-            piece = Piece(
-                offset=chunk.chunk_start_offset,
-                length=chunk.chunk_length,
-                first_ns=chunk.message_start_time,
-                last_ns=chunk.message_end_time,
-                channels=frozenset(chunk.message_index_offsets),
-            )
-            self.pieces.append(piece)
         return True
 
     def _define(self, kind: int, record: memoryview) -> None:
@@ -165,10 +154,9 @@ class McapFile(ChunkedFile):
                 self._define(kind, memoryview(self.at(at + _HEAD.size, length)))
             elif kind == _CHUNK_OF_MESSAGES:
                 pieces.append(self._scanned_chunk(at, min(end, self.size), cut=end > self.size))
-                self._indexes[at] = _Indexed(start=end, length=0)
+                self._indexes[at] = 0
             elif kind == _MESSAGE_INDEX and pieces and not pieces[-1].bare:
-                index = self._indexes[pieces[-1].offset]
-                self._indexes[pieces[-1].offset] = _Indexed(start=index.start, length=end - index.start)
+                self._indexes[pieces[-1].offset] = end - (pieces[-1].offset + pieces[-1].length)
             complete = kind == _DATA_END
             at = min(end, self.size)
         pieces += bare.rest()
@@ -187,11 +175,11 @@ class McapFile(ChunkedFile):
 
     def piece_times(self, piece: Piece) -> dict[int, Int64[np.ndarray, " n"]] | None:
         """From the message indexes that follow a chunk."""
-        where = self._indexes.get(piece.offset)
-        if where is None or not where.length:
+        length = self._indexes.get(piece.offset)
+        if not length:
             return None
         times: dict[int, Int64[np.ndarray, " n"]] = {}
-        for kind, record in _records(memoryview(self.at(where.start, where.length))):
+        for kind, record in _records(memoryview(self.at(piece.offset + piece.length, length))):
             if kind == _MESSAGE_INDEX and len(record) >= 6:
                 channel, size = struct.unpack_from("<HI", record)
                 entries = np.frombuffer(record[6 : 6 + size // 16 * 16], "<u8").reshape(-1, 2)

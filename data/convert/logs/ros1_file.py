@@ -86,7 +86,7 @@ class Ros1File(ChunkedFile):
             if entries:
                 offset = _number(fields, b"chunk_pos")
                 first, last = (_time(fields.get(name, b"")) for name in (b"start_time", b"end_time"))
-                channels = frozenset(channel for channel, _ in entries)
+                channels = self.alike(channel for channel, _ in entries)
                 pieces.append(Piece(offset=offset, length=0, first_ns=first, last_ns=last, channels=channels))
         pieces.sort(key=lambda piece: piece.offset)
         self.pieces = pieces
