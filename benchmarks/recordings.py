@@ -17,7 +17,7 @@ warm as far as the file fits in memory. Rows:
 - prepare: shards without and with superpixels.
 
 The disk's rate is that of reading the file once after the system was asked to forget it. Peak memory is that of a
-process of its own that prepares a recording from end to end without superpixels. Rows are said as soon as they are measured.
+process of its own that prepares a recording from end to end without superpixels. Rows are said when they are measured.
 """
 
 from __future__ import annotations

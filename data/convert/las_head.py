@@ -1,7 +1,8 @@
 """Sizes that the head of a LAS or LAZ file states, compared with the file, before a library takes memory for them.
 
 laspy reads as many records as the header counts, also behind the end of the file, and lazrs takes the memory that a
-chunk states for each of its layers: a few damaged bytes would cost gigabytes and minutes.
+chunk states for each of its layers, and unpacks as many points as the header counts, be it from layers without a byte:
+a few damaged bytes would cost gigabytes and minutes.
 
 Source: ASPRS, LAS specification 1.4 R15, public header block and variable length records; M. Isenburg, LASzip: lossless
 compression of LiDAR data (2013), chunk table, and laszip's record 22204.
@@ -35,6 +36,8 @@ _ITEM = struct.Struct("<HHH")
 """Kind, bytes, version."""
 _LAYERED = 3
 """The compressor that packs each property of a chunk's points for itself."""
+_MOST_POINTS = 1000
+"""Of a byte: points that are all equal were seen to take 1/118 of one (format 0, a chunk of 50,000)."""
 _LAYERS = {10: 9, 11: 1, 12: 2, 13: 1}
 """Kind of item -> its layers; of 14, bytes of anyone's own, each byte is one."""
 _EXTRA_BYTES = 14
@@ -93,7 +96,10 @@ def _checked(path: Path, file: BinaryIO, size: int) -> int:
         stated = f"{point_bytes} bytes in its header, {packing.point_bytes} where it says how it is packed"
         raise DamagedError("array-broken", f"{path}: points of {stated}")
     if count:
-        _check_chunks(path, file, packing, points_at, size)
+        points = _points_in_chunks(path, file, packing, points_at, size)
+        if count > min(points, _MOST_POINTS * (size - points_at)):
+            detail = f"{path}: {count:,} points, its chunks hold {points:,} in {size - points_at:,} bytes"
+            raise DamagedError("array-broken", detail)
     return int(point_bytes)
 
 
@@ -113,8 +119,8 @@ def _packing(path: Path, data: bytes, records: int) -> _Packing:
     raise DamagedError("array-broken", f"{path} is compressed and does not say how (record 22204 is missing)")
 
 
-def _check_chunks(path: Path, file: BinaryIO, packing: _Packing, points_at: int, size: int) -> None:
-    """Chunks within the file, and the layers of each within it."""
+def _points_in_chunks(path: Path, file: BinaryIO, packing: _Packing, points_at: int, size: int) -> int:
+    """Points that the chunks have room for; all lie within the file, and the layers of each within it."""
     first, table_at = points_at + 8, _table_at(file, points_at, size)
     if not first <= table_at <= size - 8:
         raise DamagedError("array-broken", f"{path}: its table of chunks is at byte {table_at:,} of {size:,}")
@@ -122,18 +128,20 @@ def _check_chunks(path: Path, file: BinaryIO, packing: _Packing, points_at: int,
     _, chunks = struct.unpack("<II", file.read(8))
     if chunks * max(packing.point_bytes, 1) > table_at - first:
         raise DamagedError("array-broken", f"{path}: {chunks:,} chunks in {table_at - first:,} bytes")
-    at = first
-    for length in _chunk_bytes(file, packing, points_at):
+    at, room = first, 0
+    for points, length in _chunks(file, packing, points_at):
         if at + length > table_at:
             detail = f"{path}: a chunk of {length:,} bytes from byte {at:,} on, chunks end at {table_at:,}"
             raise DamagedError("array-broken", detail)
-        file.seek(at + packing.point_bytes + 4)  # behind the first point and the number of points
-        layers = file.read(4 * packing.layers)
-        stated = sum(struct.unpack(f"<{packing.layers}I", layers))
-        if packing.point_bytes + 4 + len(layers) + stated > length and packing.layers:
-            detail = f"{path}: the chunk at byte {at:,} has {length:,} bytes and states layers of {stated:,}"
-            raise DamagedError("array-broken", detail)
-        at += length
+        if packing.layers:
+            file.seek(at + packing.point_bytes)
+            own, *layers = struct.unpack(f"<{1 + packing.layers}I", file.read(4 + 4 * packing.layers))
+            if packing.point_bytes + 4 + 4 * packing.layers + sum(layers) > length:
+                detail = f"{path}: the chunk at byte {at:,} has {length:,} bytes and states layers of {sum(layers):,}"
+                raise DamagedError("array-broken", detail)
+            points = min(points, own)
+        at, room = at + length, room + points
+    return room
 
 
 def _table_at(file: BinaryIO, points_at: int, size: int) -> int:
@@ -146,9 +154,10 @@ def _table_at(file: BinaryIO, points_at: int, size: int) -> int:
     return int(at)
 
 
-def _chunk_bytes(file: BinaryIO, packing: _Packing, points_at: int) -> Iterator[int]:
+def _chunks(file: BinaryIO, packing: _Packing, points_at: int) -> Iterator[tuple[int, int]]:
+    """Points that a chunk has at most, and its bytes."""
     import lazrs
 
     file.seek(points_at)
-    for _, length in lazrs.read_chunk_table(file, lazrs.LazVlr(packing.data)):
-        yield int(length)
+    for points, length in lazrs.read_chunk_table(file, lazrs.LazVlr(packing.data)):
+        yield int(points), int(length)

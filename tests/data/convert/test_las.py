@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data.convert import las as las_module
+from data.convert import las_head
 from data.convert.base import Skipped
 from data.convert.las import LasConverter
 from data.convert.las_file import read_las
@@ -227,6 +228,8 @@ FIRST_CHUNK = 469 + 8
         (".laz", 375 + 2, "<5s", b"nobod", "does not say how (record 22204 is missing)"),
         (".laz", 469, "<q", 120_000_000, "its table of chunks is at byte 120,000,000 of"),
         (".laz", FIRST_CHUNK + 30 + 4 + 4, "<I", 99_999, "states layers of"),
+        (".laz", FIRST_CHUNK + 30, "<I", 3999, "4,000 points, its chunks hold 3,999 in"),
+        (".laz", COUNT_AT, "<Q", 4001, "4,001 points, its chunks hold 4,000 in"),
     ],
 )
 def test_a_file_that_states_more_than_it_holds_is_named(
@@ -241,6 +244,22 @@ def test_a_file_that_states_more_than_it_holds_is_named(
     (skipped,) = LasConverter(source=str(path)).frames("a", 0, 1)
     assert isinstance(skipped, Skipped)
     assert (skipped.reason, said in skipped.detail) == ("array-broken", True), skipped.detail
+
+
+def test_points_of_next_to_no_bytes_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.laz", survey(100))
+    monkeypatch.setattr(las_head, "_MOST_POINTS", 0)
+    (skipped,) = LasConverter(source=str(tmp_path)).frames("a", 0, 1)
+    assert isinstance(skipped, Skipped)
+    assert "100 points, its chunks hold 100 in" in skipped.detail
+
+
+def test_points_that_are_all_equal_are_read(tmp_path: Path) -> None:
+    """They take the fewest bytes that there are."""
+    columns = {name: np.full_like(column, column[0]) for name, column in survey(100_000).items()}
+    write(tmp_path / "a.laz", columns)
+    assert (tmp_path / "a.laz").stat().st_size < 3000
+    assert len(read_las(tmp_path / "a.laz")["x"]) == 100_000
 
 
 def test_a_table_of_more_chunks_than_fit_is_named(tmp_path: Path) -> None:
