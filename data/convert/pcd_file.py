@@ -28,6 +28,8 @@ _TYPES = {
 """TYPE and SIZE -> numpy's type."""
 _KEYS = ("VERSION", "FIELDS", "SIZE", "TYPE", "COUNT", "WIDTH", "HEIGHT", "VIEWPOINT", "POINTS", "DATA")
 _MAX_HEADER = 1 << 16
+_MOST_UNPACKED = 88
+"""Bytes that come of one: LZF's longest match is 264 bytes, in 3. Source: LibLZF 3.6, lzf_c.c (MAX_REF)."""
 _ENCODINGS = ("ascii", "binary", "binary_compressed")
 
 
@@ -205,6 +207,8 @@ def _unpacked(where: str, body: bytes, header: _Header, stride: int) -> Columns:
         raise DamagedError("array-broken", detail)
     if len(body) < 8 + packed:
         raise DamagedError("array-broken", f"{where} ends {8 + packed - len(body)} bytes before its compressed data do")
+    if size > _MOST_UNPACKED * packed:  # before memory is taken for it
+        raise DamagedError("array-broken", f"{where}: {size:,} bytes when unpacked, {packed:,} cannot become so many")
     data = b""
     if size:
         try:

@@ -48,6 +48,7 @@ class SceneCamera:
     Attributes:
         time_us: when it was taken.
         T_world_cam: where from.
+        T_world_ego: where the vehicle was then.
         K: pinhole intrinsics, pixels.
         image_size: height, width.
         jpeg: the image as the set stores it.
@@ -59,6 +60,7 @@ class SceneCamera:
     name: str
     time_us: int
     T_world_cam: Float[np.ndarray, "4 4"]
+    T_world_ego: Float[np.ndarray, "4 4"]
     K: Float[np.ndarray, "3 3"]
     image_size: tuple[int, int]
     jpeg: bytes
@@ -190,10 +192,12 @@ def _camera(
     seen = sample.points_lidar[pairs.point[here]].astype(np.float64)
     T_cam_lidar = sample.T_cam_lidar(view)
     depth_m = seen @ T_cam_lidar[2, :3] + T_cam_lidar[2, 3]
+    T_world_ego = T_scene_world @ view.T_world_ego
     return SceneCamera(
         name=view.name,
         time_us=view.timestamp_us,
-        T_world_cam=T_scene_world @ view.T_world_ego @ np.linalg.inv(view.T_cam_ego),
+        T_world_cam=T_world_ego @ np.linalg.inv(view.T_cam_ego),
+        T_world_ego=T_world_ego,
         K=view.K,
         image_size=view.image_size,
         jpeg=view.jpeg,

@@ -68,11 +68,12 @@ class _Writer:
 
     def __init__(self, writer: Any, schemas: Mapping[str, Any]) -> None:
         self._writer, self._schemas, self._sent = writer, schemas, 0
+        self._posed: set[int] = set()
 
     def write(self, frame: SceneFrame) -> None:
         """All of a frame."""
         tf = self._schemas["FrameTransforms"]()
-        self._transform(tf, frame.time_us, "world", "ego", frame.T_world_ego)
+        self._pose(tf, frame.time_us, frame.T_world_ego)
         self._transform(tf, frame.time_us, "ego", "lidar", frame.T_ego_lidar)
         self._send("/tf", tf, frame.time_us)
         for cloud in frame.clouds:
@@ -87,6 +88,12 @@ class _Writer:
             topic, message, log_time=time_us * 1000, publish_time=time_us * 1000, sequence=self._sent
         )
         self._sent += 1
+
+    def _pose(self, tf: Any, time_us: int, T_world_ego: np.ndarray) -> None:
+        """Where the vehicle is; the first one of each time, since two that differ are no pose to who reads them."""
+        if time_us not in self._posed:
+            self._posed.add(time_us)
+            self._transform(tf, time_us, "world", "ego", T_world_ego)
 
     def _transform(self, tf: Any, time_us: int, parent: str, child: str, T: np.ndarray) -> None:
         one = tf.transforms.add(parent_frame_id=parent, child_frame_id=child)
@@ -140,6 +147,7 @@ class _Writer:
     def _camera(self, camera: SceneCamera) -> None:
         frame_id, at = f"camera/{camera.name}", camera.time_us
         tf = self._schemas["FrameTransforms"]()
+        self._pose(tf, at, camera.T_world_ego)
         self._transform(tf, at, "world", frame_id, camera.T_world_cam)
         self._send("/tf", tf, at)
         height, width = camera.image_size

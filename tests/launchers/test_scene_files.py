@@ -14,6 +14,7 @@ import pytest
 from torch import Tensor, nn
 
 import launchers.reporting.scene_files as scene_files
+from data.convert.logs.converter import McapConverter
 from data.sample import Batch, Sample
 from data.storage.decode import DecodeSpec
 from data.storage.manifest import load_manifest
@@ -68,15 +69,20 @@ def matrix(xyz: Any, xyzw: Any) -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def messages(root: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[tuple[int, Any]]]:
+def drive(root: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("foxglove") / "deeper" / "toy.mcap"
+    assert tandem(["inspect", root, "--log", LOG, "--foxglove", str(file)]) == 0
+    return file
+
+
+@pytest.fixture(scope="module")
+def messages(drive: Path) -> dict[str, list[tuple[int, Any]]]:
     """Topic -> time in nanoseconds and decoded message of each."""
     from mcap.reader import make_reader
     from mcap_protobuf.decoder import DecoderFactory
 
-    file = tmp_path_factory.mktemp("foxglove") / "deeper" / "toy.mcap"
-    assert tandem(["inspect", root, "--log", LOG, "--foxglove", str(file)]) == 0
     found: dict[str, list[tuple[int, Any]]] = {}
-    with file.open("rb") as opened:
+    with drive.open("rb") as opened:
         for schema, channel, message, decoded in make_reader(
             opened, decoder_factories=[DecoderFactory()]
         ).iter_decoded_messages():
@@ -166,6 +172,22 @@ def test_images_are_copied(messages: dict[str, list[tuple[int, Any]]], samples: 
             borders = messages[f"/camera/{view.name}/superpixels"][number][1]
             assert borders.data[:2] == b"\xff\xd8"
             assert borders.data != image.data
+
+
+def test_the_file_is_a_recording_of_all_samples(drive: Path, samples: list[Sample]) -> None:
+    """Also of the first and the last one: the file has the vehicle's pose at each image's time."""
+    found = list(McapConverter(source=str(drive), intensity_max=1.0, drives_forward=False).frames("toy", 0, FRAMES))
+    for got, sample in zip(found, in_scene(samples), strict=True):
+        assert isinstance(got, Sample), got
+        assert got.timestamp_us == sample.timestamp_us
+        np.testing.assert_array_equal(got.points_lidar, sample.points_lidar)
+        np.testing.assert_allclose(got.T_world_ego, sample.T_world_ego, atol=1e-9)
+        views = {view.name: view for view in got.cameras}
+        for view in sample.cameras:
+            np.testing.assert_allclose(
+                got.T_cam_lidar(views[f"camera_{view.name}"]), sample.T_cam_lidar(view), atol=1e-9
+            )
+            assert views[f"camera_{view.name}"].timestamp_us == view.timestamp_us
 
 
 def without_a_field(message: Any) -> list[str]:

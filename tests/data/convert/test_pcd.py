@@ -159,6 +159,11 @@ COMPRESSED = {"DATA": "binary_compressed"}
         (COMPRESSED, struct.pack("<II", 8, 25) + bytes(8), "25 bytes when unpacked, 2 points of 12 bytes need 24"),
         (COMPRESSED, struct.pack("<II", 50, 24) + bytes(8), "ends 42 bytes before its compressed data do"),
         (COMPRESSED, struct.pack("<II", 3, 24) + b"\x01ab", "the compressed data give"),
+        (
+            {**COMPRESSED, "WIDTH": "100", "POINTS": "100"},
+            struct.pack("<II", 13, 1200) + bytes(13),
+            "1,200 bytes when unpacked, 13 cannot become so many",
+        ),
     ],
 )
 def test_files_that_contradict_themselves_say_where(tmp_path: Path, entries, body, said) -> None:
@@ -166,6 +171,14 @@ def test_files_that_contradict_themselves_say_where(tmp_path: Path, entries, bod
     path.write_bytes(header(**entries) + body)
     with pytest.raises(DamagedError, match=f"a.pcd.*{re.escape(said)}"):
         read_pcd(path)
+
+
+def test_points_that_are_all_equal_are_read(tmp_path: Path) -> None:
+    """Compressed, they take the fewest bytes that there are."""
+    small = lzf.compress(bytes(12 * 10_000))
+    entries = {**COMPRESSED, "WIDTH": "10000", "POINTS": "10000"}
+    (tmp_path / "a.pcd").write_bytes(header(**entries) + struct.pack("<II", len(small), 12 * 10_000) + small)
+    assert not read_pcd(tmp_path / "a.pcd").columns["z"].any()
 
 
 def test_compressed_files_need_their_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

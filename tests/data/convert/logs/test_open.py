@@ -108,6 +108,8 @@ def test_a_range_of_time_reads_its_chunks_only(name: str, tmp_path: Path, monkey
         start = START_NS + 50 * STEP_NS
         assert len(list(recording.messages([POSE], start, start + STEP_NS))) == 1
         assert 1 <= len(loaded) <= 2 < len(file.pieces)
+        sets = {id(piece.channels) for piece in file.pieces}  # equal ones are one: files have millions
+        assert len(sets) == len({piece.channels for piece in file.pieces})
         first = next(recording.messages([POSE]))  # lazily: not more than it takes
         assert first.written_ns == START_NS
         assert len(loaded) <= 2 + 2
