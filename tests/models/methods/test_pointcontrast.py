@@ -200,10 +200,15 @@ def test_with_the_real_network_under_autocast(loss: str):
 
 
 def test_it_learns_a_batch_by_heart():
+    """The second view is the first one mirrored: of unrelated views so small a network learns a third, by luck."""
     model, batch = _model(embedding_dim=16), _one_to_one(toy_points([0, 1], second=True))
-    first, terms = learn_by_heart(model, batch, steps=400, lr=1e-2)
+    of_first, of_second = batch.point_voxel[batch.matches.first], batch.second.point_voxel[batch.matches.second]
+    mirrored = batch.second.voxel_features.clone()
+    mirrored[of_second] = batch.voxel_features[of_first] * torch.tensor([-1.0, 1.0, 1.0])
+    batch = dataclasses.replace(batch, second=dataclasses.replace(batch.second, voxel_features=mirrored))
+    first, terms = learn_by_heart(model, batch, steps=80, lr=1e-2)
     assert terms.total < 0.5 * first.total
-    assert terms.watch["contrastive_accuracy"] > first.watch["contrastive_accuracy"] + 0.15
+    assert terms.watch["contrastive_accuracy"] > first.watch["contrastive_accuracy"] + 0.5
 
 
 # ---- two processes
