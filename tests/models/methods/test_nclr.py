@@ -366,7 +366,8 @@ def test_with_the_real_networks():
 
 
 def test_it_learns_a_batch_by_heart():
-    model, batch = _nclr(match_temperature=0.02), _batch([0, 1])
+    # At a weight of 1 the pose's metres leave the contrast little of the clipped gradient: what it learns is luck.
+    model, batch = _nclr(match_temperature=0.02, translation_weight=0.1), _batch([0, 1])
     # A point's own pixels tell it: its input is the pixel's colour, which changes smoothly over the image.
     ramp = torch.stack(torch.meshgrid(torch.arange(32) * 8, torch.arange(48) * 5, indexing="ij"))
     images = torch.stack([ramp[0], ramp[1], (ramp[0] + ramp[1]) // 2]).to(torch.uint8)[None].expand(2, -1, -1, -1)
@@ -377,9 +378,10 @@ def test_it_learns_a_batch_by_heart():
     features = torch.zeros_like(batch.voxel_features)
     features[tokens.voxel.flatten(), :2] = tokens.uv.flatten(0, 1) / 24 - 1
     batch = dataclasses.replace(batch, voxel_features=features)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95))
     first = model(batch)
-    for _ in range(80):
+    for step in range(60):
+        optimizer.param_groups[0]["lr"] = 5e-3 * min(1.0, 2 * (60 - step) / 60)
         terms = model(batch)
         optimizer.zero_grad()
         terms.total.backward()
