@@ -6,7 +6,6 @@ import json
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import torch
 from common.run_files import damage, list_checkpoints
 from engine.distributed import World
 from tests.helpers.toy_run import finish, losses, metrics, run_toy, spawn, weights
+from tests.helpers.warm import Child
 
 STAGES = (0, 1, 2, 3)
 
@@ -95,7 +95,7 @@ def test_two_ranks_resume_bit_identically(tmp_path: Path) -> None:
         assert all(torch.equal(cut[name], whole[name]) for name in whole)
 
 
-def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen[str]) -> None:
+def wait_for_step(run_dir: Path, step: int, process: Child) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         path = run_dir / "metrics.jsonl"

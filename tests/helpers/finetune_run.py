@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from launchers.finetuning.run import train_run
 from launchers.training.train import load_any_run
 from tests.helpers.pretrain_run import child
 from tests.helpers.toy_detector import known
+from tests.helpers.warm import Child
 
 SMALL = {
     "model": {"name": "toy"},
@@ -56,7 +56,7 @@ def finetune_here(run_dir: Path | str, shards: str, *overrides: str) -> Pretrain
         return train_run(load_any_run(path, rest, kind=FinetuneConfig))
 
 
-def spawn_ranks(jobs: Sequence[Sequence[str]], *, world_size: int = 1) -> list[subprocess.Popen[str]]:
+def spawn_ranks(jobs: Sequence[Sequence[str]], *, world_size: int = 1) -> list[Child]:
     """The jobs on ranks that talk through gloo; see `tests.helpers.toy_run.finish`."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
     ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]

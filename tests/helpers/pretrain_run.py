@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,8 +17,8 @@ import torch
 from engine.distributed import free_port, shutdown
 from engine.pretrain import PretrainSummary
 from launchers.training.train import load_run, train
+from tests.helpers.warm import REPOSITORY, Child
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 CONFIGS = REPOSITORY / "configs" / "pretrain"
 STREET = CONFIGS / "slidr_street.yaml"
 
@@ -60,21 +59,14 @@ def pretrain_here(run_dir: Path | str, shards: str, *overrides: str, config: Pat
     return train(load_run(path, rest))
 
 
-def child(module: str, *argv: str, env: dict[str, str] | None = None, new_group: bool = False) -> subprocess.Popen[str]:
+def child(module: str, *argv: str, env: dict[str, str] | None = None, new_group: bool = False) -> Child:
     """`python -m module ARGV`, one thread, output (both streams) piped; `new_group`: to signal all of it."""
     outside = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"}}
-    return subprocess.Popen(
-        [sys.executable, "-m", module, *argv],
-        env=outside | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | (env or {}),
-        cwd=REPOSITORY,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=new_group,
-    )
+    whole = outside | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | (env or {})
+    return Child(module, argv, whole, new_group=new_group)
 
 
-def spawn_ranks(jobs: Sequence[Sequence[str]], *, world_size: int) -> list[subprocess.Popen[str]]:
+def spawn_ranks(jobs: Sequence[Sequence[str]], *, world_size: int) -> list[Child]:
     """The jobs on ranks that talk through gloo; see `tests.helpers.toy_run.finish`."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
     return [

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -23,8 +22,7 @@ from launchers.cli import guarded
 from tests.helpers import toy_run
 from tests.helpers.toy_objective import ToyBatch
 from tests.helpers.toy_run import metrics, run_toy
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.helpers.warm import Child
 
 
 class Ranks:
@@ -34,17 +32,9 @@ class Ranks:
         self.run_dir = Path(job["run_dir"])
         shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
         shared |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        self.processes = [
-            subprocess.Popen(
-                [sys.executable, "-m", "tests.helpers.survival_run", json.dumps(job)],
-                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                cwd=REPOSITORY,
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-            for rank in range(world_size)
-        ]
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
+        command = [json.dumps(job)]
+        self.processes = [Child("tests.helpers.survival_run", command, os.environ | shared | rank) for rank in ranks]
 
     def __enter__(self) -> Ranks:
         return self

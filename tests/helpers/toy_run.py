@@ -10,10 +10,9 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from engine.settings import PretrainSettings
 from engine.tower_optim import TowerOptimConfig
 from tests.helpers.toy_follower import ToyFollower
 from tests.helpers.toy_objective import ToyBatch, ToyObjective, ToySource
+from tests.helpers.warm import Child
 
 PARTS = {
     "engine": EngineConfig,
@@ -86,7 +86,7 @@ def decode_source(source: dict[str, Any]) -> dict[str, Any]:
     return source | {"trouble": {int(k): v for k, v in source.get("trouble", {}).items()}}
 
 
-def spawn(jobs: list[dict[str, Any]], *, world_size: int = 1) -> list[subprocess.Popen[str]]:
+def spawn(jobs: list[dict[str, Any]], *, world_size: int = 1) -> list[Child]:
     """Real processes, one a rank, that run the jobs one after another."""
     port = str(free_port())
     processes = []
@@ -94,15 +94,11 @@ def spawn(jobs: list[dict[str, Any]], *, world_size: int = 1) -> list[subprocess
         env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         env |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command = [sys.executable, "-m", "tests.helpers.toy_run", json.dumps(jobs)]
-        root = Path(__file__).resolve().parents[2]
-        processes.append(
-            subprocess.Popen(command, env=env, cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        )
+        processes.append(Child("tests.helpers.toy_run", [json.dumps(jobs)], env))
     return processes
 
 
-def finish(processes: list[subprocess.Popen[str]], *, timeout_s: float = 120.0) -> list[str]:
+def finish(processes: Sequence[Child], *, timeout_s: float = 120.0) -> list[str]:
     """Outputs of processes that all have to succeed."""
     outputs = [p.communicate(timeout=timeout_s)[0] for p in processes]
     for process, output in zip(processes, outputs, strict=True):

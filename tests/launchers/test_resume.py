@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import re
-import subprocess
 import time
 from pathlib import Path
 
@@ -20,12 +19,13 @@ from engine.errors import CheckpointError
 from launchers.runs.attempts import is_finished, read_attempts
 from tests.helpers.pretrain_run import CONFIGS, UNCACHED, arguments, child, pretrain_here
 from tests.helpers.toy_run import losses, metrics, stop_at, weights
+from tests.helpers.warm import Child
 
 STEPS, EVERY = 12, 4
 CACHED = ("data.augment.image.enabled=false",)
 
 
-def kill_after(process: subprocess.Popen[str], run_dir: Path, step: int) -> None:
+def kill_after(process: Child, run_dir: Path, step: int) -> None:
     """SIGKILL as soon as the step is in the log."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
