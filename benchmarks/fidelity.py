@@ -16,6 +16,7 @@ on the intensities it learnt from, 0 to 255, and on ours, 0 to 1, before and aft
 from __future__ import annotations
 
 import argparse
+import functools
 import math
 import re
 import sys
@@ -89,13 +90,20 @@ class Recipe:
     values: tuple[Value, ...]
 
 
-def recipes() -> dict[str, Recipe]:
-    """Config -> what its paper says.
+@functools.cache
+def papers() -> dict[str, Any]:
+    """Config -> what its paper says, as it stands in `PAPERS`."""
+    return dict(yaml.safe_load(PAPERS.read_text(encoding="utf-8")))
+
+
+@functools.cache
+def recipe_of(config: str) -> Recipe:
+    """What a config's paper says.
 
     Raises:
         AttributeError, KeyError: a name in `PAPERS` is no setting of the config.
     """
-    return {name: _recipe(name, paper) for name, paper in yaml.safe_load(PAPERS.read_text(encoding="utf-8")).items()}
+    return _recipe(config, papers()[config])
 
 
 def paper_config(name: str) -> PretrainConfig:
@@ -162,14 +170,13 @@ def _text(value: object) -> str:
 
 
 def recipe_tables(names: Sequence[str]) -> str:
-    """The tables of `recipes`, as markdown; all of them without names.
+    """The tables of papers' runs, as markdown; all of them without names.
 
     Raises:
         KeyError: a name is that of no paper's run.
     """
-    known = recipes()
     parts = []
-    for recipe in (known[name] for name in names or known):
+    for recipe in map(recipe_of, names or papers()):
         why = reasons(recipe.method)
         figures = ", ".join(f"{name} {value:g}" for name, value in recipe.figures.items())
         parts += [f"## {recipe.config}\n", recipe.source]
@@ -236,9 +243,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if given.command != "recipes":
         print(metric_edges() if given.command == "metrics" else intensity_scales())
         return 0
-    unknown = sorted(set(given.configs) - set(recipes()))
+    unknown = sorted(set(given.configs) - set(papers()))
     if unknown:
-        parser.error(f"{unknown[0]}: no paper's run; expected one of {', '.join(recipes())}")
+        parser.error(f"{unknown[0]}: no paper's run; expected one of {', '.join(papers())}")
     print(recipe_tables(given.configs))
     return 0
 

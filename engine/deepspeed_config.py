@@ -140,8 +140,8 @@ def import_deepspeed(device_type: str) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device_type)
     with quiet_deepspeed():
         import deepspeed
-    # The shared-memory all-reduce is for inference only, and building it takes a C++ compiler and 27 s. The table is given
-    # here because asking for it makes DeepSpeed 0.19.8 try its compilers, in every process.
+    # The shared-memory all-reduce is for inference only, and building it takes a C++ compiler and 27 s. The
+    # table is made here because asking DeepSpeed 0.19.8 for it has its compilers tried, in every process.
     vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     logger = logging.getLogger("DeepSpeed")
     if not any(isinstance(f, _DropKnownNoise) for f in logger.filters):

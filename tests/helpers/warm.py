@@ -31,7 +31,7 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 _IMPORTED = ("launchers.cli", "launchers.pretrain", "launchers.finetune", "launchers.evaluate", "tests.helpers.toy_run")
-_BYTES = 1 << 17  # of a message: command line and environment
+_BYTES = 1 << 18  # of a message: command line and environment
 _HEADER = b"%d\n"
 
 
@@ -164,9 +164,10 @@ def _serve(line: socket.socket) -> dict[str, Any] | None:
             _report_ends(statuses)
         if line not in ready:
             continue
-        asked, (output, status), *_ = socket.recv_fds(line, _BYTES, 2) if _asks(line) else (b"", (-1, -1))
+        asked, descriptors, *_ = socket.recv_fds(line, _BYTES, 2)
         if not asked:
             return None
+        output, status = descriptors
         pid = os.fork()
         if pid == 0:
             signal.set_wakeup_fd(-1)
@@ -177,10 +178,6 @@ def _serve(line: socket.socket) -> dict[str, Any] | None:
         os.close(output)
         os.write(status, _HEADER % pid)
         statuses[pid] = status
-
-
-def _asks(line: socket.socket) -> bool:
-    return bool(line.recv(1, socket.MSG_PEEK))
 
 
 def _report_ends(statuses: dict[int, int]) -> None:
