@@ -62,7 +62,7 @@ def _topics(overview: Overview) -> TextTable:
     """Topics, those that are used first."""
     order = [*_KINDS, "other"]
     facts = sorted(overview.topics.values(), key=lambda one: (order.index(one.topic.kind), one.topic.name))
-    header = ("topic", "is", "type", "messages", "rate", "longest gap", "size", "stamp - written", "frame")
+    header = ("topic", "is", "type", "messages", "rate", "longest gap", "a message", "stamp - written", "frame")
     return TextTable(title="topics", header=header, rows=tuple(map(_row, facts)), numeric=(3, 4, 5, 6, 7))
 
 
