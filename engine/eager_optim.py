@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from typing import Any
 
 import torch
 
@@ -31,10 +32,20 @@ def leave_dynamo_out() -> None:
 class AdamW(torch.optim.AdamW):
     """`torch.optim.AdamW`."""
 
+    def __init__(self, *args: Any, **numbers: Any) -> None:
+        """As torch's."""
+        leave_dynamo_out()
+        super().__init__(*args, **numbers)
+
     step = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
 
 
 class SGD(torch.optim.SGD):
     """`torch.optim.SGD`."""
+
+    def __init__(self, *args: Any, **numbers: Any) -> None:
+        """As torch's."""
+        leave_dynamo_out()
+        super().__init__(*args, **numbers)
 
     step = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))

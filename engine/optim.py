@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from common.ranges import at_least
-from engine.eager_optim import SGD, AdamW, leave_dynamo_out
+from engine.eager_optim import SGD, AdamW
 from engine.interfaces import HasParamGroups
 from engine.tower_optim import (
     NUMBERS,
@@ -126,7 +126,6 @@ def build_optimizer(objective: nn.Module, config: OptimConfig, lr: float) -> tor
         ValueError: see `param_groups`.
     """
     groups = param_groups(objective, config)
-    leave_dynamo_out()
     if config.towers:
         return TowersOptimizer(groups, lr)
     if config.name == "adamw":

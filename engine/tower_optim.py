@@ -21,6 +21,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from common.ranges import above, at_least, at_most, below, positive
+from engine.eager_optim import leave_dynamo_out
 from engine.interfaces import HasLayers
 
 Kind = Literal["sgd", "adamw"]
@@ -181,6 +182,7 @@ class TowersOptimizer(torch.optim.Optimizer):
             missing = [key for key in ("weight_decay", *NUMBERS[kind]) if key not in group]
             if missing:
                 raise ValueError(f"a parameter group of kind {kind!r} lacks {', '.join(missing)}")
+        leave_dynamo_out()
         super().__init__(groups, {"lr": lr})
 
     @torch.no_grad()

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Library: DeepSpeed 0.19.8 on torch 2.13.0, CPU. Seen: 2026-12-01.
 # Surprise: init_distributed over gloo builds a C++ extension, the all-reduce in shared memory, which training does not call.
-# Whether it can be built is asked of a table in which it stands as compatible on any Linux: where no compiler is installed,
+# Whether it can be built is asked of a table in which it stands as compatible without a compiler, too: where none is installed,
 # joining a group of processes fails with "Error building extension". The table itself is made by running a compiler (gcc
 # with -laio, for another extension), anew in every process.
 # Why it matters: on CPU nodes and in slim containers, where everything is installed from wheels, DeepSpeed imports, and then no

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common.ranges import at_least, below, positive
 from engine.downstream.common import Reader, Samples, Truth, check_rates, check_seeds
-from engine.eager_optim import SGD, leave_dynamo_out
+from engine.eager_optim import SGD
 from engine.errors import DivergenceError
 from engine.interfaces import BatchT
 from engine.optim import adamw, momentum_of
@@ -74,7 +74,6 @@ class TrainingConfig:
 
     def build(self, groups: Sequence[dict[str, Any]]) -> torch.optim.Optimizer:
         """The optimizer over groups that state their rates."""
-        leave_dynamo_out()
         if self.optimizer == "adamw":
             return adamw(groups, weight_decay=self.weight_decay)
         return SGD(groups, momentum=self.momentum, dampening=self.dampening, weight_decay=self.weight_decay)

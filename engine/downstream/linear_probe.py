@@ -22,7 +22,7 @@ from common.ranges import at_least
 from engine.downstream.common import SegmentationTask, Tuned, check_rates, check_seeds, tune_rate
 from engine.downstream.features import FeatureBank
 from engine.downstream.losses import SegmentationLossConfig, class_weights, segmentation_loss
-from engine.eager_optim import AdamW, leave_dynamo_out
+from engine.eager_optim import AdamW
 from engine.errors import DivergenceError
 
 
@@ -99,7 +99,6 @@ def fit_linear(
     weights = None
     if config.loss.class_balance > 0.0:
         weights = class_weights(bank.class_counts(task.num_classes), config.loss.class_balance).to(device)
-    leave_dynamo_out()
     optimizer = AdamW(head.parameters(), lr=lr, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
     for _ in range(config.steps):

@@ -14,13 +14,12 @@ import torch
 import yaml
 
 from configs.detection import FinetuneConfig
-from engine.distributed import free_port, shutdown
+from engine.distributed import shutdown
 from engine.pretrain import PretrainSummary
 from launchers.finetuning.run import train_run
 from launchers.training.train import load_any_run
-from tests.helpers.pretrain_run import child
 from tests.helpers.toy_detector import known
-from tests.helpers.warm import Child
+from tests.helpers.warm import Child, rank_variables
 
 SMALL = {
     "model": {"name": "toy"},
@@ -58,11 +57,8 @@ def finetune_here(run_dir: Path | str, shards: str, *overrides: str) -> Pretrain
 
 def spawn_ranks(jobs: Sequence[Sequence[str]], *, world_size: int = 1) -> list[Child]:
     """The jobs on ranks that talk through gloo; see `tests.helpers.toy_run.finish`."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
-    ranks = [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
-    return [
-        child("tests.helpers.finetune_run", json.dumps(jobs), env=rank if world_size > 1 else None) for rank in ranks
-    ]
+    ranks = rank_variables(world_size) if world_size > 1 else [None]
+    return [Child("tests.helpers.finetune_run", json.dumps(jobs), env=rank) for rank in ranks]
 
 
 def main() -> None:

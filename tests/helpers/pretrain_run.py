@@ -7,17 +7,16 @@ one process, since starting one costs more than a toy run.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from engine.distributed import free_port, shutdown
+from engine.distributed import shutdown
 from engine.pretrain import PretrainSummary
 from launchers.training.train import load_run, train
-from tests.helpers.warm import REPOSITORY, Child
+from tests.helpers.warm import REPOSITORY, Child, rank_variables
 
 CONFIGS = REPOSITORY / "configs" / "pretrain"
 STREET = CONFIGS / "slidr_street.yaml"
@@ -59,20 +58,9 @@ def pretrain_here(run_dir: Path | str, shards: str, *overrides: str, config: Pat
     return train(load_run(path, rest))
 
 
-def child(module: str, *argv: str, env: dict[str, str] | None = None, new_group: bool = False) -> Child:
-    """`python -m module ARGV`, one thread, output (both streams) piped; `new_group`: to signal all of it."""
-    outside = {k: v for k, v in os.environ.items() if k not in {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"}}
-    whole = outside | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | (env or {})
-    return Child(module, argv, whole, new_group=new_group)
-
-
 def spawn_ranks(jobs: Sequence[Sequence[str]], *, world_size: int) -> list[Child]:
     """The jobs on ranks that talk through gloo; see `tests.helpers.toy_run.finish`."""
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(world_size)}
-    return [
-        child("tests.helpers.pretrain_run", json.dumps(jobs), env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(world_size)
-    ]
+    return [Child("tests.helpers.pretrain_run", json.dumps(jobs), env=rank) for rank in rank_variables(world_size)]
 
 
 def main() -> None:

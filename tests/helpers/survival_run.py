@@ -8,7 +8,6 @@ seconds that its clock is wrong by).
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -17,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from data.storage.shard import ShardError
-from engine.distributed import free_port, init_distributed
+from engine.distributed import init_distributed
 from launchers.cli import guarded
 from tests.helpers import toy_run
 from tests.helpers.toy_objective import ToyBatch
 from tests.helpers.toy_run import metrics, run_toy
-from tests.helpers.warm import Child
+from tests.helpers.warm import Child, rank_variables
 
 
 class Ranks:
@@ -30,11 +29,8 @@ class Ranks:
 
     def __init__(self, job: dict[str, Any], *, world_size: int = 2) -> None:
         self.run_dir = Path(job["run_dir"])
-        shared = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-        shared |= {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
-        command = [json.dumps(job)]
-        self.processes = [Child("tests.helpers.survival_run", command, os.environ | shared | rank) for rank in ranks]
+        ranks = rank_variables(world_size)
+        self.processes = [Child("tests.helpers.survival_run", json.dumps(job), env=rank) for rank in ranks]
 
     def __enter__(self) -> Ranks:
         return self

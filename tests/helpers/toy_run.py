@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import sys
 import time
@@ -21,7 +20,7 @@ import torch
 from common.run_files import list_checkpoints, step_of
 from engine.checkpoint import CheckpointConfig, load_weights
 from engine.deepspeed_config import EngineConfig
-from engine.distributed import free_port, init_distributed, shutdown
+from engine.distributed import init_distributed, shutdown
 from engine.monitor import MonitorConfig
 from engine.optim import OptimConfig
 from engine.pretrain import PretrainSummary, pretrain
@@ -30,7 +29,7 @@ from engine.settings import PretrainSettings
 from engine.tower_optim import TowerOptimConfig
 from tests.helpers.toy_follower import ToyFollower
 from tests.helpers.toy_objective import ToyBatch, ToyObjective, ToySource
-from tests.helpers.warm import Child
+from tests.helpers.warm import Child, rank_variables
 
 PARTS = {
     "engine": EngineConfig,
@@ -88,14 +87,7 @@ def decode_source(source: dict[str, Any]) -> dict[str, Any]:
 
 def spawn(jobs: list[dict[str, Any]], *, world_size: int = 1) -> list[Child]:
     """Real processes, one a rank, that run the jobs one after another."""
-    port = str(free_port())
-    processes = []
-    for rank in range(world_size):
-        env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        env |= {"RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": str(rank)}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        processes.append(Child("tests.helpers.toy_run", [json.dumps(jobs)], env))
-    return processes
+    return [Child("tests.helpers.toy_run", json.dumps(jobs), env=rank) for rank in rank_variables(world_size)]
 
 
 def finish(processes: Sequence[Child], *, timeout_s: float = 120.0) -> list[str]:

@@ -23,28 +23,34 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from engine.distributed import free_port
+from launchers.cluster.work import LAUNCH_VARIABLES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 _IMPORTED = ("launchers.cli", "launchers.pretrain", "launchers.finetune", "launchers.evaluate", "tests.helpers.toy_run")
 _BYTES = 1 << 18  # of a message: command line and environment
-_HEADER = b"%d\n"
+_NUMBER = b"%d\n"  # a process's own, and at its end its status
 
 
 class Child:
-    """`python -m MODULE ARGV` with both outputs in one pipe of text, used like `subprocess.Popen`."""
+    """`python -m MODULE ARGV`, one thread, both outputs in one pipe of text; used like `subprocess.Popen`."""
 
-    def __init__(self, module: str, argv: Sequence[str], env: Mapping[str, str], *, new_group: bool = False) -> None:
+    def __init__(self, module: str, *argv: str, env: Mapping[str, str] | None = None, new_group: bool = False) -> None:
+        """Start it; `env`: beside this process's variables, but for its rank; `new_group`: to signal all of it."""
+        outside = {k: v for k, v in os.environ.items() if k not in LAUNCH_VARIABLES}
+        whole = outside | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | dict(env or {})
         self.args = (module, *argv)
         self.returncode: int | None = None
         self._printed: list[bytes] = []
         output, output_there = os.pipe()
         self._status, status_there = os.pipe()
-        asked = json.dumps({"module": module, "argv": list(argv), "env": dict(env), "new_group": new_group})
+        asked = json.dumps({"module": module, "argv": argv, "env": whole, "new_group": new_group})
         socket.send_fds(_server(), [asked.encode()], [output_there, status_there])
         os.close(output_there)
         os.close(status_there)
@@ -102,6 +108,7 @@ class Child:
         return b"".join(self._printed).decode(errors="replace"), None
 
     def send_signal(self, number: int) -> None:
+        """Nothing is sent to a process that has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
@@ -110,6 +117,12 @@ class Child:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
+
+
+def rank_variables(world_size: int, port: int | None = None) -> list[dict[str, str]]:
+    """Of each rank of a group that meets on this machine, at a free port if none is given, as `torchrun` sets them."""
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port or free_port()), "WORLD_SIZE": str(world_size)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(world_size)]
 
 
 @functools.cache
@@ -176,7 +189,7 @@ def _serve(line: socket.socket) -> dict[str, Any] | None:
             line.detach()
             return json.loads(asked) | {"output": output}
         os.close(output)
-        os.write(status, _HEADER % pid)
+        os.write(status, _NUMBER % pid)
         statuses[pid] = status
 
 
@@ -188,7 +201,7 @@ def _report_ends(statuses: dict[int, int]) -> None:
                 return
             line = statuses.pop(pid)
             with suppress(BrokenPipeError):  # nobody waits for it
-                os.write(line, _HEADER % status)
+                os.write(line, _NUMBER % status)
             os.close(line)
 
 

@@ -17,10 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from engine.distributed import World
 from launchers.cli import main as tandem
-from tests.helpers.pretrain_run import arguments, child, pretrain_here
+from tests.helpers.pretrain_run import arguments, pretrain_here
 from tests.helpers.run_folder import QUICK, STREET_PROTOCOLS, write_toy_run
 from tests.helpers.samples import write_toy_set
 from tests.helpers.toy_run import losses, metrics, weights
+from tests.helpers.warm import Child
 
 STEPS = 8
 RUN = (
@@ -40,7 +41,7 @@ _CLOCK = ("perf/", "time/", "mem/")
 
 def kill_when(ready: Callable[[], bool], verb: str, argv: list[str], delay_s: float) -> None:
     """Start a verb, and kill it a moment after a sign of its progress; it may have ended by then."""
-    process = child(f"launchers.{verb}", *argv)
+    process = Child(f"launchers.{verb}", *argv)
     deadline = time.monotonic() + 120
     while process.poll() is None and not ready() and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -12,7 +12,8 @@ import pytest
 from common.files import replacing
 from launchers.cli import VERBS, guarded
 from launchers.cli import main as tandem
-from tests.helpers.pretrain_run import CONFIGS, STREET, arguments, child
+from tests.helpers.pretrain_run import CONFIGS, STREET, arguments
+from tests.helpers.warm import Child
 
 MISTAKES = [
     (["optim.lrr=0.1"], ["optim.lrr", "unknown name", "did you mean 'lr'", "0.1"]),
@@ -167,8 +168,8 @@ def test_folders_near_the_one_that_was_meant(tmp_path: Path, capsys: pytest.Capt
 def test_as_a_module_the_same_answers(tmp_path: Path) -> None:
     """Found while the run is set up, by the engine: precision and machine do not fit."""
     processes = [
-        child("launchers.pretrain", str(STREET), "optim.lrr=1"),
-        child("launchers.pretrain", *arguments(tmp_path / "run", str(tmp_path / "nothing"))),
+        Child("launchers.pretrain", str(STREET), "optim.lrr=1"),
+        Child("launchers.pretrain", *arguments(tmp_path / "run", str(tmp_path / "nothing"))),
     ]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [2, 1], outputs
@@ -189,7 +190,7 @@ def test_as_a_module_the_same_answers(tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_that_only_the_run_can_see(override: str, word: str, toy_set: str, tmp_path: Path) -> None:
-    process = child("launchers.pretrain", *arguments(tmp_path, toy_set, override, "schedule.steps=1"))
+    process = Child("launchers.pretrain", *arguments(tmp_path, toy_set, override, "schedule.steps=1"))
     output = process.communicate(timeout=120)[0]
     assert process.returncode in (1, 2), output
     assert word in output
@@ -199,7 +200,7 @@ def test_mistakes_that_only_the_run_can_see(override: str, word: str, toy_set: s
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_explains_itself(verb: str) -> None:
-    processes = [child(f"launchers.{verb}", "--help"), child("launchers.cli", verb, "--help")]
+    processes = [Child(f"launchers.{verb}", "--help"), Child("launchers.cli", verb, "--help")]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0] == outputs[1]

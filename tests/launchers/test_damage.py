@@ -13,8 +13,9 @@ import pytest
 from data.storage.shard import ShardError
 from engine.distributed import World
 from tests.helpers.damaged_set import write_damaged_set
-from tests.helpers.pretrain_run import UNCACHED, arguments, child, pretrain_here
+from tests.helpers.pretrain_run import UNCACHED, arguments, pretrain_here
 from tests.helpers.toy_run import losses
+from tests.helpers.warm import Child
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -62,7 +63,7 @@ def test_too_much_damage_stops_the_run(damaged: Damaged, num_workers: int, world
 def test_at_the_command_line(damaged: Damaged, tmp_path: Path) -> None:
     """Exit code 1, no traceback; the message says how many, which, where, and what to do."""
     root, where = damaged
-    process = child("launchers.cli", "pretrain", *arguments(tmp_path, root, *UNCACHED, LENGTH, "data.num_workers=1"))
+    process = Child("launchers.cli", "pretrain", *arguments(tmp_path, root, *UNCACHED, LENGTH, "data.num_workers=1"))
     output = process.communicate(timeout=100)[0]
     assert process.returncode == 1, output
     assert "Traceback" not in output

@@ -18,7 +18,7 @@ from data.storage.manifest import load_manifest
 from data.storage.manifest_writer import write_manifest
 from data.storage.superpixel_record import SuperpixelRecord
 from engine.checkpoint import newest_intact, read_rank_state
-from engine.distributed import World, free_port
+from engine.distributed import World
 from launchers.cli import main as tandem
 from launchers.plan import model_sizes, parser, run_settings
 from launchers.planning import arithmetic, storage
@@ -28,9 +28,10 @@ from launchers.planning.measure import measured_writing
 from launchers.planning.tables import spoken
 from launchers.planning.warnings import warnings
 from launchers.training.train import load_run
-from tests.helpers.pretrain_run import CONFIGS, UNCACHED, arguments, child, pretrain_here, spawn_ranks
+from tests.helpers.pretrain_run import CONFIGS, UNCACHED, arguments, pretrain_here, spawn_ranks
 from tests.helpers.samples import write_toy_set
 from tests.helpers.toy_run import finish
+from tests.helpers.warm import Child, rank_variables
 
 NUSCENES = CONFIGS / "slidr_nuscenes.yaml"
 
@@ -128,12 +129,7 @@ def test_predicted_shares_of_two_processes(toy_set: str, tmp_path: Path) -> None
 
 @pytest.mark.slow
 def test_predicted_traffic_is_what_two_processes_send() -> None:
-    processes = []
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    for rank in (0, 1):
-        env = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(child("tests.helpers.traffic_run", env=env))
-    output, _ = finish(processes)
+    output, _ = finish([Child("tests.helpers.traffic_run", env=rank) for rank in rank_variables(2)])
     found = json.loads(output.splitlines()[-1])
     assert len(found) == 8
     for stage, accumulation_steps, trainable, received, _ in found:
@@ -342,7 +338,7 @@ def test_spoken(seconds: float, text: str) -> None:
 @pytest.mark.slow
 def test_a_plan_that_measures_here(toy_set: str, tmp_path: Path) -> None:
     argv = arguments(tmp_path / "run", toy_set, *UNCACHED)
-    (output,) = finish([child("launchers.plan", *argv, "--measure", "--json")])
+    (output,) = finish([Child("launchers.plan", *argv, "--measure", "--json")])
     figures = json.loads(output[output.index("\n{\n") :])
     assert 0.01 < figures["time"]["an update"] < 60
     assert not (tmp_path / "run").exists()

@@ -17,7 +17,7 @@ from common.run_files import SUMS_FILE, list_checkpoints
 from engine.distributed import World
 from engine.errors import CheckpointError
 from launchers.runs.attempts import is_finished, read_attempts
-from tests.helpers.pretrain_run import CONFIGS, UNCACHED, arguments, child, pretrain_here
+from tests.helpers.pretrain_run import CONFIGS, UNCACHED, arguments, pretrain_here
 from tests.helpers.toy_run import losses, metrics, stop_at, weights
 from tests.helpers.warm import Child
 
@@ -49,10 +49,10 @@ def check_resume(
     pretrain_here(whole, toy_set, *common)
     command = ["pretrain", *arguments(cut, toy_set, *common)]
     for step in kills:
-        kill_after(child("launchers.cli", *command), cut, step)
+        kill_after(Child("launchers.cli", *command), cut, step)
         assert len(metrics(cut)) < STEPS
     if ends_in_a_child:
-        last = child("launchers.cli", *command)
+        last = Child("launchers.cli", *command)
         output = last.communicate(timeout=200)[0]
         assert last.returncode == 0, output
         assert f"finished at step {STEPS} of {STEPS}" in output

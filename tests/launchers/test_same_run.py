@@ -15,15 +15,16 @@ import torch
 
 from configs.schema import PretrainConfig
 from data.storage.shard import ShardError
-from engine.distributed import Launch, free_port
+from engine.distributed import Launch
 from engine.errors import PeerFailedError, RunLockedError, StopRequested
 from engine.meeting import Meeting, Refusal, Statement, judge
 from launchers.runs import provenance
 from launchers.runs.attempts import read_attempts
 from launchers.training import same_run, supervision
 from launchers.training.train import load_run
-from tests.helpers.pretrain_run import UNCACHED, arguments, child
+from tests.helpers.pretrain_run import UNCACHED, arguments
 from tests.helpers.samples import write_toy_set
+from tests.helpers.warm import Child, rank_variables
 
 LAUNCH = Launch(launcher="torchrun", rank=0, world_size=2, local_rank=0, master_addr="127.0.0.1", master_port=1)
 
@@ -172,13 +173,9 @@ def test_every_setting_but_those_of_a_machine_is_compared(toy_set: str, tmp_path
 
 def ends(*ranks: list[str], stranger: socket.socket | None = None) -> list[tuple[int, str]]:
     """Exit code and output of each rank; the seconds until the last one had ended are below 30."""
-    port = free_port() if stranger is None else stranger.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(len(ranks))}
+    variables = rank_variables(len(ranks), None if stranger is None else stranger.getsockname()[1])
     began = time.monotonic()
-    processes = [
-        child("launchers.pretrain", *command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank, command in enumerate(ranks)
-    ]
+    processes = [Child("launchers.pretrain", *ranks[rank], env=own) for rank, own in enumerate(variables)]
     outputs = [process.communicate(timeout=120)[0] for process in processes]
     assert time.monotonic() - began < 60  # 30 on a machine of their own
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.distributed import World, free_port
+from engine.distributed import World
 from engine.errors import CheckpointError, DivergenceError, RunLockedError
 from engine.run_lock import RunLock
 from launchers.runs.attempts import read_attempts
-from tests.helpers.pretrain_run import UNCACHED, arguments, child, pretrain_here
+from tests.helpers.pretrain_run import UNCACHED, arguments, pretrain_here
 from tests.helpers.toy_run import losses, metrics
+from tests.helpers.warm import Child, rank_variables
 
 STEPS = 6
 SHORT = (*UNCACHED, f"schedule.steps={STEPS}", "checkpoint.every_steps=2")
@@ -77,8 +78,8 @@ def test_a_second_job_in_the_folder_is_refused_and_touches_nothing(
 
 @pytest.mark.slow
 def test_two_jobs_started_at_once(toy_set: str, tmp_path: Path, undisturbed: list[float]) -> None:
-    jobs = [child("launchers.pretrain", *arguments(tmp_path, toy_set, *SHORT, "checkpoint.lock_wait_s=0"))]
-    jobs.append(child("launchers.pretrain", *arguments(tmp_path, toy_set, *SHORT, "checkpoint.lock_wait_s=0")))
+    jobs = [Child("launchers.pretrain", *arguments(tmp_path, toy_set, *SHORT, "checkpoint.lock_wait_s=0"))]
+    jobs.append(Child("launchers.pretrain", *arguments(tmp_path, toy_set, *SHORT, "checkpoint.lock_wait_s=0")))
     outputs = [job.communicate(timeout=200)[0] for job in jobs]
     codes = [job.returncode for job in jobs]
     if codes == [0, 0]:
@@ -106,7 +107,7 @@ def test_a_signal_to_the_group_at_any_moment(
 ) -> None:
     """While python starts, torch is imported, workers start, or (None) after an update: code 75; goes on."""
     command = arguments(tmp_path, toy_set, *SHORT, "data.num_workers=2")
-    process = child("launchers.pretrain", *command, new_group=True)
+    process = Child("launchers.pretrain", *command, new_group=True)
     if after_s is None:
         log = tmp_path / "metrics.jsonl"
         while process.poll() is None and not (log.is_file() and log.read_text()):
@@ -138,7 +139,7 @@ def test_skewed_clocks_between_attempts(
 ) -> None:
     """The second node's clock is an hour behind, and an old checkpoint seems the newest: the right one is taken."""
     part = arguments(tmp_path, toy_set, *SHORT, "monitor.tensorboard=true")
-    process = child("launchers.pretrain", *part)
+    process = Child("launchers.pretrain", *part)
     while not (tmp_path / "checkpoints" / "step_00000004").exists() and process.poll() is None:
         time.sleep(0.01)
     process.kill()
@@ -159,14 +160,12 @@ def test_skewed_clocks_between_attempts(
 
 @pytest.mark.slow
 def test_a_killed_rank_is_noted_and_the_run_goes_on(toy_set: str, tmp_path: Path) -> None:
-    def start(run_dir: Path) -> list:  # type: ignore[type-arg]
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+    def start(run_dir: Path) -> list[Child]:
         command = arguments(
             run_dir, toy_set, *SHORT, "schedule.steps=6", "data.num_workers=1", "data.micro_batch_size=2",
             "engine.heartbeat_s=5",
         )  # fmt: skip
-        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-        return [child("launchers.pretrain", *command, env=shared | rank) for rank in ranks]
+        return [Child("launchers.pretrain", *command, env=rank) for rank in rank_variables(2)]
 
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for process in start(whole):

@@ -309,7 +309,7 @@ def test_it_learns_a_batch_by_heart():
     model, batch = _model(image_backbone=dataclasses.replace(TINY, dilated=True)), _batch([0, 1])
     first, terms = learn_by_heart(model, batch, steps=60, lr=3e-3)
     for part in ("intra", "inter"):
-        assert terms.parts[part] < 0.7 * first.parts[part], part
+        assert terms.parts[part] < 0.6 * first.parts[part], part
     assert terms.watch["contrastive_accuracy"] > first.watch["contrastive_accuracy"] + 0.2
 
 
